@@ -1,0 +1,155 @@
+"""One hospital's side of the federation: its images, its model, and how it answers a request."""
+
+import time
+
+import numpy as np
+import torch
+from pydantic import ValidationError
+
+from ept_fed.config import TrainingSettings
+from ept_fed.data.datasets import CachedDataset, SiteData
+from ept_fed.evaluation.metrics import Array, classification_metrics
+from ept_fed.evaluation.prediction import predict_probabilities
+from ept_fed.models.payload import export_payload, import_payload, payload_layout
+from ept_fed.models.vit import PromptedViT
+from ept_fed.protocol.layout import Vector
+from ept_fed.protocol.messages import EVALUATE_METRICS, Header, MessageRefusedError, RoundReply, RoundRequest
+from ept_fed.training.loop import RoundScope, train_round, use_bfloat16
+from ept_fed.training.optimizer import build_optimizer
+
+__all__ = ["Site"]
+
+
+class Site:
+    """A site: train and evaluate on request, keep the head, the columns' shape and the optimiser's state at home.
+
+    Attributes:
+        name: the site's registered name.
+        data: its splits.
+        model: prompts, tokens and head of this site around the (possibly shared) frozen backbone.
+        layout: of the payload this site sends and accepts.
+    """
+
+    def __init__(
+        self,
+        data: SiteData,
+        model: PromptedViT,
+        *,
+        run: str,
+        seed: int,
+        share: str = "prompts",
+        payload: str = "folded",
+        evaluation_batch: int = 32,
+        precision: str = "auto",
+    ) -> None:
+        """Set a site up for one run; `share` and `payload` as in `FederationSettings`."""
+        self.name = data.name
+        self.data = data
+        self.model = model
+        self.layout = payload_layout(model, share=share, payload=payload)
+        self._run, self._seed = run, seed
+        self._share, self._payload = share, payload
+        self._evaluation_batch = evaluation_batch
+        self._bfloat16 = use_bfloat16(precision, model.prompts.device)
+        self._optimizer: torch.optim.Optimizer | None = None
+        self._optimizer_settings: TrainingSettings | None = None
+
+    def train(self, request: RoundRequest) -> RoundReply:
+        """Take over the global payload, train one round, and return the own payload.
+
+        Raises:
+            MessageRefusedError: for a request of another run, backbone, layout or version, or with unfit settings.
+            TrainingDivergedError: if the loss stops being a number; prompts and head are then as before the round.
+        """
+        self._require(request)
+        try:
+            settings = TrainingSettings.model_validate_json(request.settings)
+        except ValidationError as error:
+            raise MessageRefusedError(f"training settings are refused: {error.error_count()} are invalid") from error
+        started = time.perf_counter()
+        self.adopt(request.payload)
+        loss = self.fit(settings, request.header.round, request.rounds)
+        return RoundReply(
+            header=request.header,
+            phase="train",
+            payload=export_payload(self.model, share=self._share, payload=self._payload),
+            examples=len(self.data.train),
+            metrics={"loss": loss, "seconds": time.perf_counter() - started},
+        )
+
+    def evaluate(self, request: RoundRequest) -> RoundReply:
+        """Evaluate the global payload with the own head on one of the own splits; trains nothing.
+
+        Raises:
+            MessageRefusedError: for a request of another run, backbone, layout or version, or a split without images.
+        """
+        self._require(request)
+        if not len(self.split(request.split)):
+            raise MessageRefusedError(f"this site has no {request.split} images")
+        started = time.perf_counter()
+        self.adopt(request.payload)
+        _, metrics = self.assess(self.split(request.split))
+        return RoundReply(
+            header=request.header,
+            phase="evaluate",
+            payload=None,
+            examples=len(self.split(request.split)),
+            metrics={**metrics, "seconds": time.perf_counter() - started},
+        )
+
+    def fit(self, settings: TrainingSettings, round_number: int, rounds: int) -> float:
+        """Train one round from where the model stands, without any exchange; return the mean loss."""
+        optimizer = self._optimizer_for(settings)
+        before = self._snapshot()
+        scope = RoundScope(self._seed, self.name, round_number, rounds)
+        try:
+            return train_round(self.model, optimizer, self.data.train, settings, scope)
+        except BaseException:
+            self._restore(before)
+            raise
+
+    def adopt(self, payload: Vector) -> None:
+        """Take over a payload; the own columns keep their shape, and the head stays unless the payload holds one.
+
+        Raises:
+            PayloadMismatchError: if it does not fit this site's layout.
+        """
+        import_payload(self.model, payload, self.layout)
+
+    def assess(self, images: CachedDataset) -> tuple[Array, dict[str, float]]:
+        """Return probabilities (n, C) of the model as it stands, and all of `EVALUATE_METRICS` but the seconds."""
+        probabilities = predict_probabilities(
+            self.model, images, batch_size=self._evaluation_batch, bfloat16=self._bfloat16
+        )
+        metrics = classification_metrics(images.labels.numpy(), probabilities, images.task)
+        return probabilities, {key: metrics[key] for key in EVALUATE_METRICS if key != "seconds"}
+
+    def split(self, name: str) -> CachedDataset:
+        """Return a split by name: train, validation or test."""
+        return {"train": self.data.train, "validation": self.data.validation, "test": self.data.test}[name]
+
+    def _require(self, request: RoundRequest) -> None:
+        round_number = request.header.round
+        mine = Header(self._run, round_number, self.model.backbone.digest, self.layout.hash)
+        request.header.require(mine)
+        if not 1 <= round_number <= request.rounds:
+            raise MessageRefusedError(f"round {round_number} of {request.rounds} does not exist")
+        self.layout.check(np.asarray(request.payload))
+
+    def _optimizer_for(self, settings: TrainingSettings) -> torch.optim.Optimizer:
+        stale = self._optimizer_settings != settings or settings.optimizer_state == "reset"
+        if self._optimizer is None or stale:
+            self._optimizer, self._optimizer_settings = build_optimizer(self.model, settings), settings
+        return self._optimizer
+
+    def _snapshot(self) -> list[torch.Tensor]:
+        return [parameter.detach().clone() for parameter in self._trainable()]
+
+    @torch.no_grad()
+    def _restore(self, before: list[torch.Tensor]) -> None:
+        for parameter, value in zip(self._trainable(), before, strict=True):
+            parameter.copy_(value)
+        self._optimizer = None
+
+    def _trainable(self) -> list[torch.nn.Parameter]:
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]

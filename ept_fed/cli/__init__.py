@@ -1,0 +1,1 @@
+"""The command line: one file per verb; heavy imports wait until a verb runs."""

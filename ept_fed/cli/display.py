@@ -1,0 +1,132 @@
+"""The live display of a simulation, and the table at its end."""
+
+import math
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from ept_fed.config import Experiment
+
+__all__ = ["LiveDisplay", "print_comparison"]
+
+
+class LiveDisplay:
+    """Shows stage, round, each site's loss and validation AUC, and the time left; plain lines without a terminal."""
+
+    def __init__(self, experiment: Experiment, console: Console | None = None) -> None:
+        """Prepare a display; it starts with `with`."""
+        self._console = console or Console()
+        self._experiment = experiment
+        self._stage = "loading backbone and images"
+        self._sites: dict[str, dict[str, float]] = {}
+        self._round, self._rounds, self._done_seconds = 0, 0, 0.0
+        self._stage_started = time.perf_counter()
+        self._live = Live(self, console=self._console, refresh_per_second=4, transient=True)
+
+    def __enter__(self) -> "LiveDisplay":
+        """Start, and say what this run will do."""
+        experiment = self._experiment
+        federation, baselines = experiment.federation, experiment.evaluation.baselines
+        self._console.print(
+            f"[bold]{experiment.name}[/]: {federation.rounds} rounds of {federation.strategy} over EPT "
+            f"{federation.share} in {experiment.model.backbone}; compared with: {', '.join(baselines) or 'nothing'}",
+            highlight=False,
+        )
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop the live part."""
+        self._live.stop()
+
+    def __rich__(self) -> RenderableType:
+        """Draw the current state."""
+        head = Text(f"{self._stage}  round {self._round}/{self._rounds}  {self._time_left()}", style="bold")
+        if not self._sites:
+            return head
+        table = Table(box=None, padding=(0, 2))
+        table.add_column("site")
+        for column in ("train loss", "validation AUC"):
+            table.add_column(column, justify="right")
+        for site, numbers in self._sites.items():
+            table.add_row(site, _number(numbers.get("loss")), _number(numbers.get("auc")))
+        return Group(head, table)
+
+    def on_note(self, sentence: str) -> None:
+        """Print a note above the live part."""
+        self._console.print(f"note: {sentence}", style="yellow", markup=False, highlight=False)
+
+    def on_stage(self, stage: str, sites: tuple[str, ...], rounds: int) -> None:
+        """Start a stage with a clean table."""
+        self._stage, self._rounds, self._round = stage, rounds, 0
+        self._sites = {site: {} for site in sites}
+        self._stage_started = time.perf_counter()
+
+    def on_site(self, round_number: int, site: str, numbers: Mapping[str, float]) -> None:
+        """Update one site's row."""
+        self._round = round_number
+        self._sites[site].update(numbers)
+
+    def on_round(self, round_number: int, seconds: float) -> None:
+        """Print one line per round where there is no terminal to redraw."""
+        self._round, self._done_seconds = round_number, time.perf_counter() - self._stage_started
+        if not self._console.is_terminal:
+            losses = " ".join(
+                f"{site} loss={_number(n.get('loss'))}" + (f" auc={_number(n.get('auc'))}" if "auc" in n else "")
+                for site, n in self._sites.items()
+            )
+            self._console.print(
+                f"{self._stage} {round_number}/{self._rounds} {seconds:.1f}s {losses}",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )
+
+    def _time_left(self) -> str:
+        finished = self._round if self._done_seconds else 0
+        if not finished or not self._rounds:
+            return ""
+        left = self._done_seconds / finished * (self._rounds - finished)
+        return f"{int(left // 60)}:{int(left % 60):02d} left in this stage"
+
+
+def print_comparison(report: Mapping[str, Any], console: Console | None = None) -> None:
+    """Print the table of a finished run: per site, macro AUC and balanced accuracy on its own test split."""
+    console = console or Console()
+    settings = report["settings"]
+    table = Table(title="macro AUC / balanced accuracy on each site's own test images")
+    table.add_column("site")
+    table.add_column("test", justify="right")
+    for setting in settings:
+        table.add_column(setting, justify="right")
+    if "local" in settings:
+        table.add_column("federated - local", justify="right")
+    table.add_column("sent by site", justify="right")
+    for row in report["rows"]:
+        cells = [row["site"], str(row["test_images"])]
+        cells += [f"{_number(row[f'{s}_auc'])} / {_number(row[f'{s}_balanced_accuracy'])}" for s in settings]
+        if "local" in settings:
+            cells.append(f"{row['federated_auc'] - row['local_auc']:+.3f}")
+        cells.append(f"{row['bytes_from_site'] / 1000:.1f} kB")
+        table.add_row(*cells, end_section=row is report["rows"][-2])
+    console.print(table)
+    largest = max(traffic["largest_update"] for traffic in report["traffic"].values())
+    console.print(
+        f"An update is {report['payload']['bytes']:,} bytes of prompts; with its envelope at most {largest:,} bytes. "
+        f"{report['seconds']:.0f} s in all.\nRun folder: {report['folder']}",
+        markup=False,
+        highlight=False,
+    )
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None or math.isnan(value) else f"{value:.3f}"

@@ -1,0 +1,38 @@
+"""`ept-fed`: verbs, exit codes, and how refusals look.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage or configuration.
+"""
+
+import sys
+from typing import Annotated
+
+import typer
+
+import ept_fed
+from ept_fed.cli import simulate
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="ept-fed",
+    help="Tune the prompts of one frozen vision transformer across hospitals; no image leaves a site.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_show_locals=False,
+)
+app.command(epilog=simulate.EXAMPLES)(simulate.simulate)
+
+
+@app.callback(epilog="Examples:\n\n  ept-fed simulate configs/demo.yaml\n\n  ept-fed simulate --help")
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"ept-fed {ept_fed.__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line."""
+    sys.exit(app())

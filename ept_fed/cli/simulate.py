@@ -1,0 +1,52 @@
+"""`ept-fed simulate`: a whole federation on this machine."""
+
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ept_fed.cli.engines import load_engine
+from ept_fed.cli.refusals import DONE, FAILED, exit_on_refusal
+
+__all__ = ["EXAMPLES", "simulate"]
+
+EXAMPLES = (
+    "Examples:\n\n  ept-fed simulate configs/demo.yaml\n\n"
+    "  ept-fed simulate configs/ham10000.yaml --set data.root=DIR --set model.weights=FILE --set data.shots=5"
+)
+
+
+def simulate(
+    config: Annotated[Path, typer.Argument(help="Experiment in YAML; copy one from configs/ and edit it.")],
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one setting; repeatable.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; must be new. Default: runs/<name>-<time>.")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the report as one JSON document and nothing else.")
+    ] = False,
+) -> None:
+    """Tune prompts across virtual sites in one process, and compare with every site alone.
+
+    The run folder holds the resolved settings, a line per round, the prompts after each round, each site's predictions
+    and the report. Exit code 0: done; 1: no round could be averaged; 2: something has to be corrected first.
+    """
+    with exit_on_refusal(as_json=as_json):
+        from ept_fed.experiment_file import load_experiment
+
+        experiment = load_experiment(config, overrides or [])
+        folder = out or Path("runs") / f"{experiment.name}-{datetime.now():%Y%m%d-%H%M%S}"
+        if as_json:
+            from ept_fed.reports.progress import Silent
+
+            report = load_engine("simulate")(experiment, folder, Silent())
+            typer.echo(json.dumps(report, default=str))
+        else:
+            from ept_fed.cli.display import LiveDisplay, print_comparison
+
+            with LiveDisplay(experiment) as display:
+                report = load_engine("simulate")(experiment, folder, display)
+            print_comparison(report)
+    raise typer.Exit(DONE if report["status"] == "done" else FAILED)

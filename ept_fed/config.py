@@ -1,0 +1,203 @@
+"""Experiment settings: typed and immutable; an unknown key is refused.
+
+`ept_fed.experiment_file` reads them from YAML; paths are relative to the folder the command runs in.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = [
+    "AnyDataSettings",
+    "AugmentationSettings",
+    "DataSettings",
+    "EvaluationSettings",
+    "Experiment",
+    "FederationSettings",
+    "ManifestColumns",
+    "ManifestSettings",
+    "MedMNISTSettings",
+    "ModelSettings",
+    "PhantomSettings",
+    "TrainingSettings",
+]
+
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Settings(BaseModel):
+    """Base of every section: immutable, and an unknown key is an error, not a surprise."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class AugmentationSettings(Settings):
+    """Training-time augmentation of the paper (section 4.1): random resized crop and horizontal flip."""
+
+    crop_scale: tuple[Fraction, Annotated[float, Field(gt=0.0, le=1.0)]] = Field(
+        (0.08, 1.0), description="smallest and largest share of the image area that a crop covers"
+    )
+    flip: bool = Field(True, description="mirror half of the training images left to right")
+
+
+class DataSettings(Settings):
+    """What every source shares: classes, splits by group, and the few-shot sample."""
+
+    root: Path = Field(Path("."), description="folder that the source's other paths start from")
+    task: Literal["single_label", "multi_label"] = Field(
+        "single_label", description="one class per image (cross entropy) or any number (binary cross entropy)"
+    )
+    classes: tuple[str, ...] | None = Field(None, description="class names in order; null takes them from the data")
+    sites: tuple[str, ...] | None = Field(None, description="keep only these sites; null keeps all")
+    virtual_sites: Count | None = Field(
+        None,
+        description="split a source without a site column at random into so many sites, groups kept whole",
+    )
+    shots: Count | None = Field(
+        None,
+        description="training images per class and site (K-shot); null trains on the whole training split",
+    )
+    scarce_classes: Literal["refuse", "use_all"] = Field(
+        "refuse",
+        description="a class with fewer than `shots` images at a site: refuse to start, or use all it has",
+    )
+    test_fraction: Fraction = Field(0.2, description="share of the groups held out for the final report")
+    validation_fraction: Fraction = Field(0.1, description="share of the groups held out for tuning and live display")
+    validation_shots: Count | None = Field(10, description="validation images per class and site; null uses all")
+    max_unreadable: Fraction = Field(
+        0.0, description="largest share of missing or unreadable images that is dropped instead of refused"
+    )
+    augmentation: AugmentationSettings = AugmentationSettings()
+
+
+class ManifestColumns(Settings):
+    """Which column of the manifest holds what."""
+
+    image: str = "image"
+    label: str | None = Field("label", description="column with the class name (single label)")
+    labels: tuple[str, ...] | None = Field(None, description="one 0/1 column per class (multi-label or one-hot)")
+    site: str | None = "site"
+    split: str | None = Field(None, description="column with train, validation or test; null splits by group")
+    group: str | None = Field(None, description="patient or lesion; images of one group never straddle a split")
+
+
+class ManifestSettings(DataSettings):
+    """A CSV with one row per image, and a folder or .zip with the images."""
+
+    source: Literal["manifest"] = "manifest"
+    manifest: Path = Field(Path("manifest.csv"), description="the CSV, below root")
+    images: Path = Field(Path("images"), description="a folder or a .zip with the images, below root")
+    image_name: str = Field(
+        "{image}", description="path inside `images`, made from the image column, e.g. 'jpg/{image}.jpg'"
+    )
+    columns: ManifestColumns = ManifestColumns()
+
+
+class MedMNISTSettings(DataSettings):
+    """A MedMNIST archive: {train,val,test}_{images,labels} in one .npz."""
+
+    source: Literal["medmnist"] = "medmnist"
+    archive: Path = Field(Path("medmnist.npz"), description="the .npz, below root")
+
+
+class PhantomSettings(DataSettings):
+    """Generated images: no files needed; `root` is not used."""
+
+    source: Literal["phantoms"] = "phantoms"
+    size: Annotated[int, Field(ge=64, le=512)] = Field(64, description="width and height in pixels")
+    phantom_sites: Annotated[int, Field(ge=1, le=64)] = Field(5, description="sites, each with its own scanner")
+    patients_per_class: Count = Field(60, description="patients per class and site")
+    images_per_patient: Annotated[int, Field(ge=1, le=16)] = 2
+
+
+AnyDataSettings = Annotated[ManifestSettings | MedMNISTSettings | PhantomSettings, Field(discriminator="source")]
+
+
+class ModelSettings(Settings):
+    """The frozen backbone and the prompts inside it."""
+
+    backbone: str = Field("vit_small_patch14_dinov2", description="a timm name, or hf-hub:… of a timm repository")
+    weights: str | None = Field(
+        None, description="null for random weights, 'pretrained' for timm's own, or a .safetensors/.pth path"
+    )
+    image_size: Count | None = Field(None, description="pixels per side; null keeps the backbone's own size")
+    prompt_length: Count = Field(100, description="M, prompt columns per token; starts the sink at about log M")
+    prompt_layers: Literal["deep", "shallow"] | tuple[int, ...] = Field(
+        "deep", description="all layers, the first only, or a list of layer indices"
+    )
+    tokens: Annotated[int, Field(ge=0, le=200)] = Field(
+        0, description="T, context tokens per prompted layer, each with a sink; T·(D+1) more numbers travel"
+    )
+    embedding: Literal["concat", "add", "multiply", "multiply_concat"] = Field(
+        "concat", description="how prompts enter the attention logits (Fig. 5); only concat folds"
+    )
+    init: Literal["normal", "uniform", "zero", "kaiming"] = "normal"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+class TrainingSettings(Settings):
+    """What one site does in one round. These settings travel with every train request."""
+
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    prompt_lr: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = Field(
+        0.1,
+        description="on prompts, hundreds of times the paper's 6e-4: see facts on the effective rate of a sink",
+    )
+    token_lr: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.003
+    head_lr: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.002
+    weight_decay: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 1e-4
+    momentum: Fraction = Field(0.9, description="used by sgd")
+    schedule: Literal["cosine", "constant"] = Field("cosine", description="over all rounds of the run, not within one")
+    epochs: Annotated[int, Field(ge=1, le=1000)] = Field(1, description="passes over the training images per round")
+    batch_size: Annotated[int, Field(ge=1, le=4096)] = 8
+    class_balanced: bool = Field(False, description="draw every class equally often")
+    optimizer_state: Literal["keep", "reset"] = Field("keep", description="momentum across rounds at a site")
+    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 on CUDA only")
+
+
+class FederationSettings(Settings):
+    """What is shared, how often, and how it is averaged."""
+
+    rounds: Count = 8
+    share: Literal["prompts", "prompts+head"] = Field(
+        "prompts", description="prompts keeps the head at the site; prompts+head sends it too"
+    )
+    payload: Literal["folded", "raw"] = Field(
+        "folded", description="folded: one number per layer and token; raw: all M columns, for ablations"
+    )
+    strategy: Literal["fedavg"] = "fedavg"
+
+
+class EvaluationSettings(Settings):
+    """What the final table compares against, on each site's own test split."""
+
+    baselines: tuple[Literal["local", "centralised"], ...] = ("local",)
+    batch_size: Annotated[int, Field(ge=1, le=4096)] = 32
+
+
+class Experiment(Settings):
+    """One whole experiment; the root of a YAML file."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = "experiment"
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    data: AnyDataSettings
+    model: ModelSettings = ModelSettings()
+    training: TrainingSettings = TrainingSettings()
+    federation: FederationSettings = FederationSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+
+    @property
+    def run_id(self) -> str:
+        """Name of the run: 16 hex digits of the SHA-256 of all settings, so equal settings give equal artefacts."""
+        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+    def to_yaml(self) -> str:
+        """Return the resolved settings, defaults included, as YAML that `load_experiment` reads back."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

@@ -1,0 +1,84 @@
+"""Settings that are each valid but do not fit together, or name paths that are not there."""
+
+from pathlib import Path
+
+from ept_fed.config import Experiment, ManifestSettings, MedMNISTSettings
+from ept_fed.problems import Problem
+
+__all__ = ["find_contradictions"]
+
+
+def find_contradictions(experiment: Experiment) -> list[Problem]:
+    """Check the sections against each other and the paths against the disk; return what is wrong."""
+    data, model, training, federation = (
+        experiment.data,
+        experiment.model,
+        experiment.training,
+        experiment.federation,
+    )
+    found = []
+    if model.embedding != "concat" and federation.payload == "folded":
+        found.append(
+            Problem(
+                "federation.payload",
+                "folded",
+                f"model.embedding = '{model.embedding}' has no fold, because only columns of plain 'concat' enter the "
+                "softmax as a constant sum of exponentials; set federation.payload=raw or model.embedding=concat",
+            )
+        )
+    if data.test_fraction + data.validation_fraction >= 1.0:
+        total = f"{data.test_fraction} + {data.validation_fraction}"
+        found.append(Problem("data.test_fraction", total, "test and validation leave nothing to train on; lower one"))
+    if data.augmentation.crop_scale[0] > data.augmentation.crop_scale[1]:
+        found.append(Problem("data.augmentation.crop_scale", data.augmentation.crop_scale, "put the smaller first"))
+    if data.classes is not None and len(set(data.classes)) != len(data.classes):
+        found.append(Problem("data.classes", list(data.classes), "name each class once"))
+    if data.classes is not None and len(data.classes) < 2 and data.task == "single_label":
+        found.append(Problem("data.classes", list(data.classes), "single-label needs at least two classes"))
+    if data.task == "multi_label" and training.class_balanced:
+        found.append(
+            Problem("training.class_balanced", True, "is defined for data.task=single_label only; set it to false")
+        )
+    if isinstance(model.prompt_layers, tuple) and len(set(model.prompt_layers)) != len(model.prompt_layers):
+        found.append(Problem("model.prompt_layers", list(model.prompt_layers), "name each layer once"))
+    if isinstance(data, ManifestSettings):
+        found += _check_manifest(data)
+    elif isinstance(data, MedMNISTSettings):
+        found += _check_exists("data.archive", data.root / data.archive)
+    if model.weights not in (None, "pretrained"):
+        found += _check_exists("model.weights", Path(str(model.weights)))
+    return found
+
+
+def _check_manifest(data: ManifestSettings) -> list[Problem]:
+    found = []
+    columns = data.columns
+    if (columns.label is None) == (columns.labels is None):
+        found.append(
+            Problem(
+                "data.columns",
+                {"label": columns.label, "labels": columns.labels},
+                "set one of label and labels",
+            )
+        )
+    if data.task == "multi_label" and columns.labels is None:
+        found.append(Problem("data.columns.labels", None, "multi_label needs one 0/1 column per class; list them"))
+    if columns.site is not None and data.virtual_sites is not None:
+        found.append(
+            Problem(
+                "data.virtual_sites",
+                data.virtual_sites,
+                "the manifest has real sites; set it or columns.site null",
+            )
+        )
+    if columns.site is None and data.virtual_sites is None:
+        found.append(Problem("data.columns.site", None, "name the site column, or set data.virtual_sites"))
+    if "{image}" not in data.image_name:
+        found.append(Problem("data.image_name", data.image_name, "must contain {image}"))
+    found += _check_exists("data.manifest", data.root / data.manifest)
+    found += _check_exists("data.images", data.root / data.images)
+    return found
+
+
+def _check_exists(field: str, path: Path) -> list[Problem]:
+    return [] if path.exists() else [Problem(field, str(path), "no such file or folder; correct the path")]

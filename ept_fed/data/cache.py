@@ -1,0 +1,154 @@
+"""Images in memory: decoded once, batched many times."""
+
+import copy
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ept_fed.data.images import ImageStore
+from ept_fed.data.records import ImageRecord
+from ept_fed.seeds import derive_seed
+
+if TYPE_CHECKING:
+    from ept_fed.data.transforms import Pipelines
+
+__all__ = ["CachedDataset", "load_image", "pool"]
+
+
+class CachedDataset:
+    """Images and labels of some records, cached as uint8 (a quarter of float32) and normalised batch by
+    batch.
+
+    Attributes:
+        records: the n images.
+        labels: (n,) int64 class indices for single_label; (n, C) float32 of 0 and 1 for multi_label.
+        classes: the C class names.
+        task: "single_label" or "multi_label".
+
+    Args:
+        images: n tensors (3, H, W) uint8, of any sizes; `load_image` makes them.
+        pipelines: see `ept_fed.data.transforms`.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[ImageRecord],
+        images: Sequence[Tensor],
+        *,
+        classes: tuple[str, ...],
+        task: str,
+        pipelines: "Pipelines",
+    ) -> None:
+        if len(records) != len(images):
+            raise ValueError(f"{len(records)} records but {len(images)} images")
+        self.records = tuple(records)
+        self.classes = classes
+        self.task = task
+        self.labels = _stack_labels(self.records, len(classes), task)
+        self._images = tuple(images)
+        self._pipelines = pipelines
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def batches(
+        self, batch_size: int, *, order: Sequence[int] | None = None, augment_seed: int | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield (B, 3, size, size) float32 images with their labels; the last batch may be smaller.
+
+        Args:
+            batch_size: B, at least 1.
+            order: indices of the images to go through, repeats allowed; None is 0 … n - 1.
+            augment_seed: runs the random pipeline. What it draws for an item depends on this seed and on the
+                item's position in `order` only, whatever the batch size or the thread. None runs the
+                evaluation pipeline.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size = {batch_size}: must be at least 1")
+        indices = range(len(self)) if order is None else order
+        make = self._evaluate if augment_seed is None else _Augmenter(self._pipelines, augment_seed)
+        for start in range(0, len(indices), batch_size):
+            chosen = [int(index) for index in indices[start : start + batch_size]]
+            yield make(start, [self._images[index] for index in chosen]), self.labels[chosen]
+
+    def _evaluate(self, _start: int, images: Sequence[Tensor]) -> Tensor:
+        from ept_fed.data.transforms import NORMALISE, RESIZE
+
+        evaluation = self._pipelines.evaluation
+        resized = [evaluation({"image": image}, start=RESIZE, end=NORMALISE)["image"] for image in images]
+        batch: Tensor = evaluation({"image": torch.stack(resized)}, start=NORMALISE)["image"]
+        return batch
+
+    @classmethod
+    def _join(cls, parts: Sequence["CachedDataset"]) -> "CachedDataset":
+        first = parts[0]
+        return cls(
+            [record for part in parts for record in part.records],
+            [image for part in parts for image in part._images],
+            classes=first.classes,
+            task=first.task,
+            pipelines=first._pipelines,
+        )
+
+
+class _Augmenter:
+    """Runs a copy of the random pipeline, reseeded for every position of an epoch.
+
+    A copy, because MONAI keeps the random state inside the transforms, and two sites may train in two
+    threads.
+    """
+
+    def __init__(self, pipelines: "Pipelines", seed: int) -> None:
+        self._random = copy.deepcopy(pipelines.random)
+        # The last step runs once per batch: per image, torch's threads cost more than the arithmetic.
+        self._normalise = len(self._random.transforms) - 1
+        self._seed = seed
+
+    def __call__(self, start: int, images: Sequence[Tensor]) -> Tensor:
+        augmented = []
+        for position, image in enumerate(images, start):
+            self._random.set_random_state(seed=derive_seed(self._seed, "augment", position) % 2**32)
+            augmented.append(self._random({"image": image}, end=self._normalise)["image"])
+        batch: Tensor = self._random({"image": torch.stack(augmented)}, start=self._normalise)["image"]
+        return batch
+
+
+def load_image(image: str, store: ImageStore, pipelines: "Pipelines", *, training: bool) -> Tensor:
+    """Read one image and do what never changes, giving (3, H, W) uint8.
+
+    For training its short side is at most twice the input size; otherwise it has the input size.
+
+    Raises:
+        UnreadableImageError: from the store.
+    """
+    from ept_fed.data.transforms import NORMALISE
+
+    item = {"image": store.read(image)}
+    item = pipelines.deterministic(item) if training else pipelines.evaluation(item, end=NORMALISE)
+    cached: Tensor = item["image"]
+    return cached
+
+
+def pool(sites: Iterable[CachedDataset]) -> CachedDataset:
+    """Concatenate datasets, for the centralised baseline; the images are shared, not copied.
+
+    Raises:
+        ValueError: for no dataset, or datasets of different classes or tasks.
+    """
+    parts = list(sites)
+    kinds = Counter((part.classes, part.task) for part in parts)
+    if len(kinds) != 1:
+        raise ValueError(f"can pool datasets of one task and one list of classes, not of {len(kinds)}")
+    return CachedDataset._join(parts)
+
+
+def _stack_labels(records: Sequence[ImageRecord], num_classes: int, task: str) -> Tensor:
+    if task == "single_label":
+        return torch.tensor([record.labels[0] for record in records], dtype=torch.int64)
+    labels = torch.zeros(len(records), num_classes, dtype=torch.float32)
+    for row, record in enumerate(records):
+        labels[row, list(record.labels)] = 1.0
+    return labels

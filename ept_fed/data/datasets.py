@@ -1,0 +1,165 @@
+"""From settings to tensors: `prepare_data` gives every site its training, validation and test images."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from ept_fed.config import AnyDataSettings
+from ept_fed.data.cache import CachedDataset, load_image, pool
+from ept_fed.data.images import ImageStore, UnreadableImageError
+from ept_fed.data.input_spec import InputSpec
+from ept_fed.data.partition import keep_sites, partition_iid
+from ept_fed.data.records import SPLITS, ImageRecord
+from ept_fed.data.selection import describe_scarcity, find_empty_splits, select_records
+from ept_fed.data.sources import open_catalog
+from ept_fed.data.splits import assign_splits
+from ept_fed.problems import InputRefusedError, Problem
+
+if TYPE_CHECKING:
+    from ept_fed.data.transforms import Pipelines
+
+__all__ = ["CachedDataset", "PreparedData", "SiteData", "pool", "prepare_data"]
+
+_NAMED = 10
+
+
+@dataclass(frozen=True)
+class SiteData:
+    """The three datasets of one site; validation may be empty."""
+
+    name: str
+    classes: tuple[str, ...]
+    task: str
+    train: CachedDataset
+    validation: CachedDataset
+    test: CachedDataset
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """All sites of this machine.
+
+    Attributes:
+        sites: by name, sorted.
+        classes: class names, in the order that labels index.
+        task: "single_label" or "multi_label".
+        notes: sentences that a person should see: absent classes, dropped images.
+    """
+
+    sites: dict[str, SiteData]
+    classes: tuple[str, ...]
+    task: str
+    notes: tuple[str, ...]
+
+    def summary(self) -> list[dict[str, str | int]]:
+        """Count per site, split and class, zeros included: rows of site, split, class, images, groups."""
+        rows: list[dict[str, str | int]] = []
+        for name, site in self.sites.items():
+            for split, dataset in zip(SPLITS, (site.train, site.validation, site.test), strict=True):
+                for label, label_name in enumerate(self.classes):
+                    groups = Counter(record.group for record in dataset.records if label in record.labels)
+                    rows.append(
+                        {
+                            "site": name,
+                            "split": split,
+                            "class": label_name,
+                            "images": groups.total(),
+                            "groups": len(groups),
+                        }
+                    )
+        return rows
+
+
+def prepare_data(settings: AnyDataSettings, spec: InputSpec, seed: int) -> PreparedData:
+    """Open the source, deal virtual sites, split by group, draw the K-shot samples, and cache the images.
+
+    Splits are assigned before `settings.sites` is applied, so a machine that holds one site of a shared
+    manifest draws what a simulation of all sites draws.
+
+    Args:
+        settings: the data section of an experiment.
+        spec: what the backbone expects.
+        seed: the run's seed.
+
+    Raises:
+        InputRefusedError: with all problems of all sites: a site without training or test images, classes
+            with fewer than K images where `scarce_classes` is "refuse", more unreadable images than
+            `max_unreadable`.
+    """
+    from ept_fed.data.transforms import build_pipelines
+
+    catalog = open_catalog(settings, seed)
+    records = catalog.records
+    if settings.virtual_sites is not None:
+        records = partition_iid(records, settings.virtual_sites, seed)
+    records = assign_splits(
+        records,
+        test_fraction=settings.test_fraction,
+        validation_fraction=settings.validation_fraction,
+        seed=seed,
+    )
+    records = keep_sites(records, settings.sites)
+    selected, problems = select_records(records, catalog.classes, settings, seed)
+    pipelines = build_pipelines(spec, settings.augmentation)
+    images, failures = _load_images(selected, catalog.store, pipelines)
+    problems += _judge_failures(failures, len(selected), settings.max_unreadable)
+    if problems:
+        raise InputRefusedError(problems)
+
+    kept = [record for record in selected if record.image in images]
+    names = sorted({record.site for record in selected})
+    problems = find_empty_splits(kept, names)
+    if problems:
+        raise InputRefusedError(problems)
+
+    def cache(site: str, split: str) -> CachedDataset:
+        chosen = [record for record in kept if record.site == site and record.split == split]
+        return CachedDataset(
+            chosen,
+            [images[record.image] for record in chosen],
+            classes=catalog.classes,
+            task=catalog.task,
+            pipelines=pipelines,
+        )
+
+    sites = {
+        name: SiteData(name, catalog.classes, catalog.task, *(cache(name, split) for split in SPLITS)) for name in names
+    }
+    notes = (*describe_scarcity(kept, catalog.classes, settings.shots), *_describe_failures(failures))
+    return PreparedData(sites, catalog.classes, catalog.task, notes)
+
+
+def _load_images(
+    records: Sequence[ImageRecord], store: ImageStore, pipelines: "Pipelines"
+) -> tuple[dict[str, Tensor], list[UnreadableImageError]]:
+    """Return the cached part of every readable image, and what went wrong with the others."""
+    images, failures = {}, []
+    for record in records:
+        try:
+            images[record.image] = load_image(record.image, store, pipelines, training=record.split == "train")
+        except UnreadableImageError as error:
+            failures.append(error)
+    return images, failures
+
+
+def _judge_failures(failures: Sequence[UnreadableImageError], total: int, allowed: float) -> list[Problem]:
+    if not failures or len(failures) <= allowed * total:
+        return []
+    share = math.ceil(1000 * len(failures) / total) / 1000
+    drop = f", or set data.max_unreadable={share} to drop them" if share < 1 else ""
+    counts = f"{len(failures)} of {total} selected images cannot be used"
+    fix = f"{counts}: {_list_failures(failures)}; restore them{drop}"
+    return [Problem("data.max_unreadable", allowed, fix)]
+
+
+def _describe_failures(failures: Sequence[UnreadableImageError]) -> list[str]:
+    return [f"{len(failures)} image(s) dropped: {_list_failures(failures)}"] if failures else []
+
+
+def _list_failures(failures: Sequence[UnreadableImageError]) -> str:
+    more = f", and {len(failures) - _NAMED} more" if len(failures) > _NAMED else ""
+    return ", ".join(f"{error.image} {error.reason}" for error in failures[:_NAMED]) + more

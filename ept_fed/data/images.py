@@ -1,0 +1,161 @@
+"""Where images are kept: a folder, a .zip, or arrays in memory, behind one interface."""
+
+import zipfile
+import zlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Protocol
+
+import numpy as np
+
+from ept_fed.data.decode import UnreadableImageError, decode_image
+from ept_fed.problems import InputRefusedError, Problem
+
+__all__ = ["ArrayImages", "FolderImages", "ImageStore", "UnreadableImageError", "ZipImages", "open_images"]
+
+_MAX_FILE_BYTES = 1 << 30
+
+
+class ImageStore(Protocol):
+    """Reads images by key."""
+
+    def read(self, image: str) -> np.ndarray:
+        """Return the image as (H, W, 3) uint8 RGB.
+
+        Raises:
+            UnreadableImageError: when it is missing, truncated or cannot be decoded.
+        """
+        ...
+
+    def find_missing(self, images: Iterable[str]) -> list[str]:
+        """Return those of `images` that the store does not hold, in their order; nothing is decoded."""
+        ...
+
+
+class FolderImages:
+    """Image files below a folder; keys are paths relative to it, with forward slashes."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def read(self, image: str) -> np.ndarray:
+        """Read and decode one file; see `ImageStore.read`. A key that leaves the folder is refused."""
+        _check_inside(image)
+        path = self._folder / image
+        try:
+            if path.stat().st_size > _MAX_FILE_BYTES:
+                raise UnreadableImageError(image, "is a file of more than 1 GiB")
+            content = path.read_bytes()
+        except FileNotFoundError as error:
+            raise UnreadableImageError(image, "is missing") from error
+        except (OSError, ValueError) as error:
+            raise UnreadableImageError(image, f"cannot be read ({type(error).__name__})") from error
+        return decode_image(image, content)
+
+    def find_missing(self, images: Iterable[str]) -> list[str]:
+        """Return the keys without a file, and those that leave the folder."""
+        return [image for image in images if _escapes(image) or not (self._folder / image).is_file()]
+
+
+class ZipImages:
+    """Image files in a .zip; keys are the names inside.
+
+    The archive is opened at the first use and kept open; `zipfile` serialises reads, so threads may share a
+    store.
+    """
+
+    def __init__(self, archive: Path) -> None:
+        self._archive = archive
+        self._handle: zipfile.ZipFile | None = None
+
+    def read(self, image: str) -> np.ndarray:
+        """Read and decode one member; see `ImageStore.read`. A key that climbs out is refused."""
+        _check_inside(image)
+        try:
+            handle = self._open()
+            member = handle.getinfo(image)
+            if member.file_size > _MAX_FILE_BYTES:
+                raise UnreadableImageError(image, "is a file of more than 1 GiB")
+            content = handle.read(member)
+        except KeyError as error:
+            raise UnreadableImageError(image, "is missing") from error
+        except RuntimeError as error:  # NotImplementedError included: an unknown compression
+            raise UnreadableImageError(image, "is encrypted or packed in a way that cannot be read") from error
+        except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+            raise UnreadableImageError(image, f"cannot be unpacked ({type(error).__name__})") from error
+        return decode_image(image, content)
+
+    def find_missing(self, images: Iterable[str]) -> list[str]:
+        """Return the keys that the archive's own list does not name, and those that would leave it."""
+        held = set(self._open().namelist())
+        return [image for image in images if image not in held or _escapes(image)]
+
+    def _open(self) -> zipfile.ZipFile:
+        if self._handle is None:
+            self._handle = zipfile.ZipFile(self._archive)
+        return self._handle
+
+
+class ArrayImages:
+    """Images in memory; the key of row 12 of the array "train" is "train/12".
+
+    Args:
+        arrays: uint8 arrays (n, H, W) for grayscale or (n, H, W, 3) for RGB. Grayscale is repeated on
+            reading.
+    """
+
+    def __init__(self, arrays: Mapping[str, np.ndarray]) -> None:
+        for name, array in arrays.items():
+            if array.dtype != np.uint8 or not (array.ndim == 3 or (array.ndim == 4 and array.shape[3] == 3)):
+                shape = f"{array.dtype} {array.shape}"
+                raise ValueError(f"{name} is {shape}; need uint8 (n, H, W) or (n, H, W, 3)")
+        self._arrays = dict(arrays)
+
+    def read(self, image: str) -> np.ndarray:
+        """Return one row as RGB, a copy; see `ImageStore.read`."""
+        if self.find_missing([image]):
+            raise UnreadableImageError(image, "is missing")
+        name, _, index = image.rpartition("/")
+        row = self._arrays[name][int(index)]
+        return np.repeat(row[:, :, None], 3, axis=2) if row.ndim == 2 else row.copy()
+
+    def find_missing(self, images: Iterable[str]) -> list[str]:
+        """Return the keys that name no array or no row of it."""
+        return [image for image in images if not self._holds(image)]
+
+    def _holds(self, image: str) -> bool:
+        name, _, index = image.rpartition("/")
+        return name in self._arrays and index.isdecimal() and int(index) < len(self._arrays[name])
+
+
+def open_images(path: Path) -> ImageStore:
+    """Open a folder or a .zip.
+
+    Raises:
+        InputRefusedError: when the path is neither.
+    """
+    if path.is_dir():
+        return FolderImages(path)
+    if not path.is_file():
+        raise InputRefusedError([Problem("data.images", str(path), "no such file or folder; correct the path")])
+    try:
+        with zipfile.ZipFile(path):
+            pass
+    except (OSError, zipfile.BadZipFile) as error:
+        fix = "is neither a folder nor a readable .zip; unpack it, or correct the path"
+        raise InputRefusedError([Problem("data.images", str(path), fix)]) from error
+    return ZipImages(path)
+
+
+def _escapes(image: str) -> bool:
+    """Whether a key is absolute or climbs out, by the rules of POSIX or of Windows."""
+    return (
+        PurePosixPath(image).is_absolute()
+        or bool(PureWindowsPath(image).anchor)
+        or ".." in PureWindowsPath(image).parts
+    )
+
+
+def _check_inside(image: str) -> None:
+    if _escapes(image):
+        raise UnreadableImageError(image, "names a place outside the image store")

@@ -1,0 +1,39 @@
+"""What a source knows before any image is opened: one record per image, and the catalog that holds them."""
+
+from dataclasses import dataclass
+
+from ept_fed.data.images import ImageStore
+
+__all__ = ["ONE_SITE", "SPLITS", "Catalog", "ImageRecord"]
+
+SPLITS = ("train", "validation", "test")
+ONE_SITE = "all"
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """One image of one site.
+
+    Attributes:
+        image: key in the catalog's image store; unique in a catalog.
+        labels: class indices, ascending; exactly one for single_label, any number for multi_label.
+        site: name of the site; `ONE_SITE` until virtual sites are dealt.
+        group: patient or lesion; the images of one group never straddle a split.
+        split: one of `SPLITS`, or None while not yet assigned.
+    """
+
+    image: str
+    labels: tuple[int, ...]
+    site: str
+    group: str
+    split: str | None
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """All records of a source, the classes that labels index, and the store of the images."""
+
+    records: tuple[ImageRecord, ...]
+    classes: tuple[str, ...]
+    task: str
+    store: ImageStore

@@ -1,0 +1,93 @@
+"""Which images each site uses, and what is wrong or thin about them, in words."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from ept_fed.config import DataSettings
+from ept_fed.data.fewshot import find_shortages, sample_shots
+from ept_fed.data.records import ImageRecord
+from ept_fed.problems import Problem
+from ept_fed.seeds import derive_seed
+
+__all__ = ["describe_scarcity", "find_empty_splits", "select_records"]
+
+_REMEDIES = {
+    "train": "give it images, lower the fractions held out, or leave it out of data.sites",
+    "test": "give it images, raise data.test_fraction, or leave it out of data.sites",
+}
+
+
+def select_records(
+    records: Sequence[ImageRecord], classes: tuple[str, ...], settings: DataSettings, seed: int
+) -> tuple[tuple[ImageRecord, ...], list[Problem]]:
+    """Draw every site's K-shot samples; test images are all used.
+
+    Args:
+        records: of all sites to use, each with a split.
+        classes: C class names.
+        settings: `shots`, `validation_shots` and `scarce_classes` are read.
+        seed: the run's seed; each site and split draws with its own.
+
+    Returns:
+        The selected records, sorted by site and image; and a problem for every site without training or test
+        images, and for every class and site with too few training images where `scarce_classes` is "refuse".
+    """
+    sites = sorted({record.site for record in records})
+    problems = find_empty_splits(records, sites)
+    shots = {"train": settings.shots, "validation": settings.validation_shots, "test": None}
+    selected: list[ImageRecord] = []
+    shortages: list[tuple[str, str, int]] = []
+    for site in sites:
+        for split, count in shots.items():
+            candidates = [record for record in records if record.site == site and record.split == split]
+            if count is None:
+                selected += candidates
+                continue
+            scope = derive_seed(seed, site, split, "shots")
+            sample = sample_shots(candidates, shots=count, num_classes=len(classes), seed=scope)
+            selected += sample.records
+            if split == "train" and settings.scarce_classes == "refuse" and candidates:
+                short = find_shortages(sample, count)
+                shortages += [(site, classes[label], have) for label, have in short.items()]
+    problems += _refuse_shortages(shortages, settings.shots)
+    return tuple(sorted(selected, key=lambda record: (record.site, record.image))), problems
+
+
+def find_empty_splits(records: Iterable[ImageRecord], sites: Iterable[str]) -> list[Problem]:
+    """Return a problem for every site that has no training or no test images."""
+    there = {(record.site, record.split) for record in records}
+    names = {"train": "training", "test": "test"}
+    return [
+        Problem("data.sites", site, f"has no {names[split]} images; {remedy}")
+        for site in sites
+        for split, remedy in _REMEDIES.items()
+        if (site, split) not in there
+    ]
+
+
+def describe_scarcity(records: Sequence[ImageRecord], classes: tuple[str, ...], shots: int | None) -> tuple[str, ...]:
+    """Say which classes a site lacks or has fewer than K training images of, and which its test images
+    lack."""
+    counts = Counter((record.site, record.split, label) for record in records for label in record.labels)
+    notes = []
+    for site in sorted({record.site for record in records}):
+        trained = {name: counts[site, "train", label] for label, name in enumerate(classes)}
+        absent = [name for name, have in trained.items() if have == 0]
+        scarce = [f"{have} of {name}" for name, have in trained.items() if 0 < have < (shots or 0)]
+        untested = [name for label, name in enumerate(classes) if counts[site, "test", label] == 0]
+        if absent:
+            notes.append(f"{site} has no {', '.join(absent)} to train on")
+        if scarce:
+            notes.append(f"{site} has fewer than {shots} training images per class: {', '.join(scarce)}")
+        if untested:
+            notes.append(f"{site} has no {', '.join(untested)} to test on")
+    return tuple(notes)
+
+
+def _refuse_shortages(shortages: Sequence[tuple[str, str, int]], shots: int | None) -> list[Problem]:
+    most = min((have for _, _, have in shortages), default=0)
+    remedy = "set data.scarce_classes=use_all" + (f", or lower data.shots to at most {most}" if most else "")
+    return [
+        Problem("data.shots", shots, f"site '{site}' has {have} training image(s) of '{name}'; {remedy}")
+        for site, name, have in shortages
+    ]

@@ -1,0 +1,26 @@
+"""Probabilities of a model on a set of images."""
+
+import numpy as np
+import torch
+
+from ept_fed.data.datasets import CachedDataset
+from ept_fed.evaluation.metrics import Array
+from ept_fed.models.vit import PromptedViT
+
+__all__ = ["predict_probabilities"]
+
+
+@torch.inference_mode()
+def predict_probabilities(model: PromptedViT, images: CachedDataset, *, batch_size: int, bfloat16: bool) -> Array:
+    """Return probabilities (n, C) in float32: softmax over classes, or a sigmoid each for multi-label."""
+    device = model.prompts.device
+    model.eval()
+    parts = []
+    for batch, _ in images.batches(batch_size):
+        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+            logits = model(batch.to(device)).float()
+        probabilities = logits.softmax(-1) if images.task == "single_label" else logits.sigmoid()
+        parts.append(probabilities.cpu().numpy())
+    if not parts:
+        return np.empty((0, model.head.out_features), dtype=np.float32)
+    return np.concatenate(parts)

@@ -1,0 +1,141 @@
+"""Read an experiment from YAML and overrides, and report everything wrong with it at once."""
+
+import difflib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from ept_fed.config import Experiment, ManifestSettings, MedMNISTSettings, PhantomSettings
+from ept_fed.contradictions import find_contradictions
+from ept_fed.problems import InputRefusedError, Problem
+
+__all__ = ["load_experiment"]
+
+
+def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
+    """Read and validate an experiment.
+
+    Args:
+        path: YAML file.
+        overrides: `key.path=value` strings; values are read as YAML (`8`, `null`, `[0, 1]`).
+
+    Raises:
+        InputRefusedError: with every problem of the file, the overrides and the paths they name.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise InputRefusedError([Problem("config", str(path), f"cannot be read as YAML ({reason})")]) from error
+    if not isinstance(raw, dict):
+        raise InputRefusedError([Problem("config", str(path), "must be a mapping with a 'data' section")])
+    problems = _apply_overrides(raw, overrides)
+    experiment, invalid = _validate(raw)
+    problems += invalid
+    if experiment is not None:
+        problems += find_contradictions(experiment)
+    if problems or experiment is None:
+        raise InputRefusedError(problems)
+    return experiment
+
+
+def _apply_overrides(raw: dict[str, Any], overrides: Sequence[str]) -> list[Problem]:
+    found = []
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator or not all(key.split(".")):
+            found.append(Problem("--set", override, "write key.path=value"))
+            continue
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            found.append(Problem(key, text, "is not valid YAML; quote it"))
+            continue
+        node = raw
+        *parents, last = key.split(".")
+        for parent in parents:
+            child = node.setdefault(parent, {})
+            if not isinstance(child, dict):
+                found.append(Problem(key, text, f"'{parent}' is not a section"))
+                break
+            node = child
+        else:
+            node[last] = value
+    return found
+
+
+def _validate(raw: dict[str, Any]) -> tuple[Experiment | None, list[Problem]]:
+    """Validate; on errors also report the contradictions that remain once each bad value falls back to its default."""
+    data = raw.get("data")
+    if isinstance(data, dict):
+        data.setdefault("source", "manifest")
+    try:
+        return Experiment.model_validate(raw), []
+    except ValidationError as error:
+        problems = [_describe(raw, dict(item)) for item in error.errors(include_url=False)]
+        repaired = json.loads(json.dumps(raw, default=str))
+        for item in error.errors(include_url=False):
+            _remove(repaired, _location(raw, item["loc"]))
+    try:
+        rest = find_contradictions(Experiment.model_validate(repaired))
+    except ValidationError:
+        return None, problems
+    named = {problem.field for problem in problems}
+    return None, problems + [problem for problem in rest if problem.field not in named]
+
+
+def _location(raw: dict[str, Any], loc: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    """Drop the parts that pydantic adds for unions, keeping those that are keys of the document."""
+    node: Any = raw
+    kept: list[int | str] = []
+    for index, part in enumerate(loc):
+        children = dict(enumerate(node)) if isinstance(node, list) else node
+        if isinstance(children, dict) and part in children:
+            node = children[part]
+            kept.append(part)
+        elif index == len(loc) - 1 and isinstance(node, dict):
+            kept.append(part)
+    return tuple(kept)
+
+
+def _describe(raw: dict[str, Any], item: dict[str, Any]) -> Problem:
+    location = _location(raw, item["loc"])
+    field = ".".join(str(part) for part in location) or "config"
+    kind = item["type"]
+    if kind == "extra_forbidden":
+        known = _known_keys(location[:-1], raw)
+        near = difflib.get_close_matches(str(location[-1]), known, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(known)}"
+        return Problem(field, item["input"], f"unknown setting; remove it, or {hint}")
+    if kind == "missing":
+        return Problem(field, None, "is required; add it")
+    message = str(item["msg"])
+    return Problem(field, item["input"], message[0].lower() + message[1:])
+
+
+def _known_keys(section: tuple[int | str, ...], raw: dict[str, Any]) -> list[str]:
+    sources: dict[str, type[BaseModel]] = {"medmnist": MedMNISTSettings, "phantoms": PhantomSettings}
+    model: type[BaseModel] = Experiment
+    for part in section:
+        if model is Experiment and part == "data":
+            model = sources.get(str(raw["data"].get("source")), ManifestSettings)
+            continue
+        annotation = model.model_fields[str(part)].annotation
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        model = annotation
+    return sorted(model.model_fields)
+
+
+def _remove(document: Any, location: tuple[int | str, ...]) -> None:
+    for part in location[:-1]:
+        if isinstance(document, dict) and part in document:
+            document = document[part]
+        else:
+            return
+    if isinstance(document, dict) and location:
+        document.pop(location[-1], None)

@@ -1,0 +1,213 @@
+"""Protocol values as Flower records, and back. The only library file that imports flwr.
+
+A message is three records: `arrays` with one array `payload`, `metrics`, and `config` with the header. Whatever comes
+in is checked claim by claim before it is decoded: array shapes and dtypes in a record are only the sender's word.
+"""
+
+import io
+from typing import Any, cast
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.supercore.inflatable.inflatable_object import InflatableObject, get_all_nested_objects
+from flwr.supercore.task_identity import TaskIdentity
+
+from ept_fed.protocol.layout import PayloadLayout, Vector
+from ept_fed.protocol.messages import (
+    SPLITS,
+    Header,
+    MessageRefusedError,
+    Phase,
+    RoundReply,
+    RoundRequest,
+    Split,
+    require_type,
+)
+
+__all__ = [
+    "EXAMPLES_KEY",
+    "SITE_FAILED",
+    "SITE_REFUSED",
+    "copy_over_wire",
+    "count_bytes",
+    "decode_reply",
+    "decode_request",
+    "encode_payload",
+    "encode_reply",
+    "encode_request_config",
+    "set_task_identity",
+]
+
+ARRAYS, METRICS, CONFIG = "arrays", "metrics", "config"
+PAYLOAD = "payload"
+EXAMPLES_KEY = "num-examples"
+SITE_REFUSED, SITE_FAILED = 101, 102
+_NPY_HEADER_LIMIT = 256
+_HEADER_TYPES: dict[str, type] = {
+    "run": str,
+    "round": int,
+    "backbone_digest": str,
+    "layout_hash": str,
+    "protocol": int,
+    "code": str,
+}
+
+
+def set_task_identity(run_id: int) -> None:
+    """Name this process as the server of a run; flwr 1.41 refuses to make a Message without it (a private class)."""
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, run_id, 1
+
+
+def count_bytes(message: Message) -> int:
+    """Return the serialised bytes of a message: every object that Flower's transport would push, payload included."""
+    return sum(len(nested.deflate()) for nested in get_all_nested_objects(message).values())
+
+
+def copy_over_wire(message: Message) -> Message:
+    """Return what the other side would receive: every part serialised and read back, nothing shared."""
+
+    def reread(part: InflatableObject) -> InflatableObject:
+        children = {identifier: reread(child) for identifier, child in (part.children or {}).items()}
+        return type(part).inflate(part.deflate(), children)
+
+    return cast(Message, reread(message))
+
+
+def encode_payload(vector: Vector) -> ArrayRecord:
+    """Return a payload vector as the one array of an ArrayRecord."""
+    return ArrayRecord({PAYLOAD: Array(np.ascontiguousarray(vector, dtype=np.float32))})
+
+
+def encode_request_config(request: RoundRequest) -> ConfigRecord:
+    """Return everything of a request but its payload, as a ConfigRecord."""
+    return ConfigRecord(
+        {
+            **_encode_header(request.header),
+            "rounds": request.rounds,
+            "split": request.split,
+            "settings": request.settings,
+        }
+    )
+
+
+def decode_request(message: Message, phase: Phase, layout: PayloadLayout) -> RoundRequest:
+    """Read a request at the site.
+
+    Raises:
+        MessageRefusedError, PayloadMismatchError: for anything that is not a well-formed request.
+    """
+    content = _content(message)
+    config = _only(content.config_records, CONFIG)
+    split = require_type(config.get("split"), str, "split")
+    if split not in SPLITS:
+        raise MessageRefusedError(f"'split' is '{split}', not one of {', '.join(SPLITS)}")
+    rounds = require_type(config.get("rounds"), int, "rounds")
+    return RoundRequest(
+        header=_decode_header(config),
+        phase=phase,
+        rounds=rounds,
+        payload=_decode_payload(_only(content.array_records, ARRAYS), layout),
+        split=cast(Split, split),
+        settings=require_type(config.get("settings"), str, "settings"),
+    )
+
+
+def encode_reply(reply: RoundReply, request: Message) -> Message:
+    """Return a site's reply as the answer to the request's message."""
+    records: dict[str, Any] = {
+        METRICS: MetricRecord({EXAMPLES_KEY: reply.examples, **{key: float(v) for key, v in reply.metrics.items()}}),
+        CONFIG: ConfigRecord(_encode_header(reply.header)),
+    }
+    if reply.payload is not None:
+        records[ARRAYS] = encode_payload(reply.payload)
+    return Message(RecordDict(records), reply_to=request)
+
+
+def decode_reply(message: Message, phase: Phase, request: Header, layout: PayloadLayout) -> RoundReply:
+    """Read and check a reply at the server.
+
+    Raises:
+        MessageRefusedError, PayloadMismatchError: for an error reply or anything that does not answer the request.
+    """
+    if message.has_error():
+        raise MessageRefusedError(_explain_error(message.error))
+    content = _content(message)
+    metrics = _only(content.metric_records, METRICS)
+    payload = None
+    if phase == "train":
+        payload = _decode_payload(_only(content.array_records, ARRAYS), layout)
+    elif content.array_records:
+        raise MessageRefusedError("an evaluate reply must not carry a payload")
+    reply = RoundReply(
+        header=_decode_header(_only(content.config_records, CONFIG)),
+        phase=phase,
+        payload=payload,
+        examples=require_type(metrics.get(EXAMPLES_KEY), int, EXAMPLES_KEY),
+        metrics={key: require_type(value, float, key) for key, value in metrics.items() if key != EXAMPLES_KEY},
+    )
+    reply.check(request, layout)
+    return reply
+
+
+def _explain_error(error: Error) -> str:
+    """Say what an error reply means; its text came over a wire, so it is cut and stripped of control characters."""
+    reason = "".join(character if character.isprintable() else " " for character in str(error.reason or ""))[:300]
+    if error.code == SITE_REFUSED:
+        return f"the site refused: {reason}"
+    if error.code == SITE_FAILED:
+        return "the site failed; its own log says why"
+    return f"Flower reports error {error.code}: {reason}"
+
+
+def _content(message: Message) -> RecordDict:
+    if not message.has_content():
+        raise MessageRefusedError("the message has no content")
+    return message.content
+
+
+def _only(records: Any, name: str) -> Any:
+    if list(records) != [name]:
+        raise MessageRefusedError(f"records are {list(records)}; exactly ['{name}'] is expected")
+    return records[name]
+
+
+def _encode_header(header: Header) -> dict[str, str | int]:
+    return {name: getattr(header, name) for name in _HEADER_TYPES}
+
+
+def _decode_header(config: ConfigRecord) -> Header:
+    values = {name: require_type(config.get(name), kind, name) for name, kind in _HEADER_TYPES.items()}
+    return Header(**values)
+
+
+def _decode_payload(arrays: ArrayRecord, layout: PayloadLayout) -> Vector:
+    """Check the claim, then the size, then the npy header (in `Array.numpy`, without pickle), then the content."""
+    if list(arrays) != [PAYLOAD]:
+        raise MessageRefusedError(f"arrays are {list(arrays)[:5]}; exactly ['{PAYLOAD}'] is expected")
+    array = arrays[PAYLOAD]
+    if (array.dtype, tuple(array.shape), array.stype) != ("float32", (layout.size,), "numpy.ndarray"):
+        raise MessageRefusedError(
+            f"payload claims {array.dtype} {tuple(array.shape)} as {array.stype}; "
+            f"expected float32 ({layout.size},) as numpy.ndarray"
+        )
+    vector = _read_npy(array.data, layout.size)
+    layout.check(vector)
+    return vector
+
+
+def _read_npy(data: bytes, size: int) -> Vector:
+    """Read the bytes of a little-endian float32 .npy of shape (size,); its header is compared before any allocation."""
+    stream = io.BytesIO(data[:_NPY_HEADER_LIMIT])
+    try:
+        version = np.lib.format.read_magic(stream)
+        if version != (1, 0):
+            raise MessageRefusedError(f"payload is npy version {version}, not (1, 0)")
+        shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(stream)
+    except (ValueError, EOFError, SyntaxError, TypeError, UnicodeDecodeError) as error:
+        raise MessageRefusedError("payload is not a readable npy array") from error
+    body = data[stream.tell() :]
+    if (shape, fortran_order, dtype.str, len(body)) != ((size,), False, "<f4", 4 * size):
+        raise MessageRefusedError(
+            f"payload's own header says {dtype.str} {shape} with {len(body)} bytes; expected <f4 ({size},)"
+        )
+    return np.frombuffer(body, dtype=np.float32).copy()

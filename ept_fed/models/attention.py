@@ -1,0 +1,178 @@
+"""Prompted attention: exact, differentiable, at the cost of plain attention.
+
+Embedded Prompt Tuning concatenates M prompt columns P (N, M) to the scaled attention logits A (B, H, N, N), takes the
+softmax over all N + M columns and drops the prompt columns again (Zu et al. 2024, Eq. 5). Only the log-sum-exp of the
+columns survives. With the sink s = logsumexp(P, -1) and lse(A) over the N real columns,
+
+    out = softmax(A) v · sigmoid(lse(A) - s).
+
+Flash kernels return (out, lse), so the forward pass is theirs times one factor per query. Their backward pass rebuilds
+the attention weights from lse; given lse' = logaddexp(lse, s) and the scaled output in place of the stock pair it
+yields the exact dq, dk, dv, and the sink's gradient is ds = -exp(s - lse') · <d out, out> summed over d.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+__all__ = ["Kernel", "find_kernel", "prompted_attention"]
+
+_aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A pair of stock flash-attention kernels that expose the log-sum-exp of the logits.
+
+    `forward(q, k, v)` returns out (B, H, N, d), lse (B, H, N) in float32 or wider, and whatever its backward needs;
+    `backward(grad, q, k, v, out, lse, extras)` returns dq, dk, dv.
+    """
+
+    name: str
+    forward: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, tuple[Any, ...]]]
+    backward: Callable[..., tuple[Tensor, Tensor, Tensor]]
+
+
+def prompted_attention(
+    q: Tensor, k: Tensor, v: Tensor, sink: Tensor, *, backend: Literal["auto", "portable"] = "auto"
+) -> Tensor:
+    """Attend with one learnable, value-less logit per query token.
+
+    Args:
+        q, k, v: (B, H, N, d), one floating dtype and device.
+        sink: (N,), (B, N), or broadcastable to (B, H, N); kept in its own dtype, best float32 or wider.
+        backend: "auto" takes a flash kernel where there is one; "portable" works wherever
+            `scaled_dot_product_attention` does and can be differentiated twice.
+
+    Returns:
+        (B, H, N, d) in the dtype of q; exact, and differentiable in q, k, v and sink.
+
+    Raises:
+        ValueError: if the shapes do not fit.
+    """
+    sink = _as_bhn(sink, q)
+    kernel = find_kernel(q) if backend == "auto" else None
+    if kernel is None:
+        return _portable(q, k, v, sink)
+    out: Tensor = _SinkAttention.apply(q, k, v, sink, kernel)
+    return out
+
+
+def find_kernel(q: Tensor) -> Kernel | None:
+    """Return the flash kernel for queries q (B, H, N, d), or None where only the portable path is exact."""
+    head_dim = q.shape[-1]
+    if q.device.type == "cpu" and q.dtype in (torch.float32, torch.bfloat16, torch.float16):
+        return _CPU_FLASH
+    if q.device.type == "cuda" and q.dtype in (torch.bfloat16, torch.float16) and head_dim % 8 == 0 and head_dim <= 256:
+        return _CUDA_FLASH
+    if q.device.type == "cuda" and q.dtype == torch.float32 and head_dim % 4 == 0:
+        return _CUDA_EFFICIENT
+    return None
+
+
+def _as_bhn(sink: Tensor, q: Tensor) -> Tensor:
+    B, H, N, _ = q.shape
+    shaped = sink.unsqueeze(1) if sink.dim() == 2 else sink
+    fits = 1 <= shaped.dim() <= 3 and all(
+        have in (1, want) for have, want in zip(reversed(shaped.shape), (N, H, B), strict=False)
+    )
+    if not fits or shaped.shape[-1] != N:
+        raise ValueError(
+            f"sink has shape {tuple(sink.shape)}; for queries {tuple(q.shape)} it must be ({N},), ({B}, {N}) "
+            f"or broadcastable to ({B}, {H}, {N})"
+        )
+    return shaped
+
+
+class _SinkAttention(torch.autograd.Function):
+    """Softmax over N keys plus one value-less key whose logit is the sink."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, sink: Tensor, kernel: Kernel) -> Tensor:
+        out, lse, extras = kernel.forward(q, k, v)
+        total = torch.logaddexp(lse, sink.to(lse.dtype))
+        out.mul_(torch.exp(lse - total).unsqueeze(-1))
+        ctx.save_for_backward(q, k, v, out, total, sink)
+        ctx.kernel, ctx.extras = kernel, extras
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, out, total, sink = ctx.saved_tensors
+        dsink = None
+        if ctx.needs_input_grad[3]:
+            # Before the kernel runs, so that this product's memory is free again when dq, dk and dv need theirs.
+            aligned = torch.linalg.vecdot(grad, out).to(total.dtype)
+            dsink = aligned.mul_(torch.exp(sink.to(total.dtype) - total)).neg_()
+            dsink = dsink.sum_to_size(sink.shape).to(sink.dtype)
+        if not any(ctx.needs_input_grad[:3]):
+            return None, None, None, dsink, None
+        dq, dk, dv = ctx.kernel.backward(grad, q, k, v, out, total, ctx.extras)
+        return dq, dk, dv, dsink, None
+
+
+def _portable(q: Tensor, k: Tensor, v: Tensor, sink: Tensor) -> Tensor:
+    """One extra key and value of zeros, and an additive bias column that holds the sink."""
+    B, H, N, _ = q.shape
+    extra_logit = sink.to(q.dtype).unsqueeze(-1)
+    bias = torch.cat([extra_logit.new_zeros(*extra_logit.shape[:-1], k.shape[-2]), extra_logit], dim=-1)
+    return F.scaled_dot_product_attention(
+        q, F.pad(k, (0, 0, 0, 1)), F.pad(v, (0, 0, 0, 1)), attn_mask=bias.expand(B, H, N, -1)
+    )
+
+
+def _cpu_flash_forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, tuple[Any, ...]]:
+    out, lse = _aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)
+    return out, lse, ()
+
+
+def _cpu_flash_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, _extras: tuple[Any, ...]
+) -> tuple[Tensor, Tensor, Tensor]:
+    gradients: tuple[Tensor, Tensor, Tensor] = _aten._scaled_dot_product_flash_attention_for_cpu_backward(
+        grad, q, k, v, out, lse, 0.0, False
+    )
+    return gradients
+
+
+def _cuda_flash_forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, tuple[Any, ...]]:
+    out, lse, cum_q, cum_k, max_q, max_k, rng_state, unused, _ = _aten._scaled_dot_product_flash_attention(q, k, v)
+    return out, lse, (cum_q, cum_k, max_q, max_k, rng_state, unused)
+
+
+def _cuda_flash_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, extras: tuple[Any, ...]
+) -> tuple[Tensor, Tensor, Tensor]:
+    cum_q, cum_k, max_q, max_k, rng_state, unused = extras
+    gradients: tuple[Tensor, Tensor, Tensor] = _aten._scaled_dot_product_flash_attention_backward(
+        grad, q, k, v, out, lse, cum_q, cum_k, max_q, max_k, 0.0, False, rng_state, unused
+    )
+    return gradients
+
+
+def _cuda_efficient_forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, tuple[Any, ...]]:
+    out, padded_lse, seed, offset = _aten._scaled_dot_product_efficient_attention(q, k, v, None, True)
+    return out, padded_lse[..., : q.shape[-2]], (seed, offset, padded_lse.shape[-1])
+
+
+def _cuda_efficient_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, extras: tuple[Any, ...]
+) -> tuple[Tensor, Tensor, Tensor]:
+    seed, offset, padded_length = extras
+    # The kernel reads its log-sum-exp in blocks of 32 queries; +inf in the padding means weight zero there.
+    padded_lse = F.pad(lse, (0, padded_length - lse.shape[-1]), value=torch.inf)
+    dq, dk, dv, _ = _aten._scaled_dot_product_efficient_attention_backward(
+        grad, q, k, v, None, out, padded_lse, seed, offset, 0.0, [True, True, True, False]
+    )
+    return dq, dk, dv
+
+
+_CPU_FLASH = Kernel("cpu flash", _cpu_flash_forward, _cpu_flash_backward)
+_CUDA_FLASH = Kernel("cuda flash", _cuda_flash_forward, _cuda_flash_backward)
+_CUDA_EFFICIENT = Kernel("cuda memory-efficient", _cuda_efficient_forward, _cuda_efficient_backward)

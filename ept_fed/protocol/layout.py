@@ -1,0 +1,104 @@
+"""The payload's layout: which tensors, in which order and shape, make up one flat float32 vector."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["PAYLOAD_NAMES", "PayloadLayout", "PayloadMismatchError", "Vector"]
+
+Vector = npt.NDArray[np.float32]
+
+PAYLOAD_NAMES = ("sinks", "prompts", "tokens", "head.weight", "head.bias")
+
+
+class PayloadMismatchError(ValueError):
+    """A payload that does not have the shape, dtype or content its layout promises."""
+
+
+@dataclass(frozen=True)
+class PayloadLayout:
+    """Names and shapes, in the order in which the tensors lie in the vector.
+
+    Attributes:
+        shapes: pairs of name and shape, e.g. (("sinks", (12, 197)), ("tokens", (12, 1, 768))).
+    """
+
+    shapes: tuple[tuple[str, tuple[int, ...]], ...]
+
+    def __post_init__(self) -> None:
+        names = [name for name, _ in self.shapes]
+        if not names or len(set(names)) != len(names):
+            raise PayloadMismatchError(f"a layout needs distinct tensor names, not {names}")
+        for name, shape in self.shapes:
+            if name not in PAYLOAD_NAMES:
+                raise PayloadMismatchError(f"tensor '{name}' never travels; known are {', '.join(PAYLOAD_NAMES)}")
+            if not shape or any(not isinstance(axis, int) or axis < 1 for axis in shape):
+                raise PayloadMismatchError(f"tensor '{name}' has shape {shape}; every axis must be a positive integer")
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, npt.NDArray[Any]]) -> "PayloadLayout":
+        """Return the layout of these tensors, in their order."""
+        return cls(tuple((name, tuple(int(axis) for axis in tensor.shape)) for name, tensor in tensors.items()))
+
+    @cached_property
+    def size(self) -> int:
+        """Number of float32 values in the vector."""
+        return sum(prod(shape) for _, shape in self.shapes)
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256, in hex, of names, shapes and order: two sites with one hash read a vector the same way."""
+        return hashlib.sha256(json.dumps(self.to_json(), separators=(",", ":")).encode()).hexdigest()
+
+    def to_json(self) -> list[list[Any]]:
+        """Return a JSON-ready list of [name, shape]."""
+        return [[name, list(shape)] for name, shape in self.shapes]
+
+    def flatten(self, tensors: Mapping[str, npt.NDArray[Any]]) -> Vector:
+        """Concatenate tensors into one float32 vector (size,).
+
+        Raises:
+            PayloadMismatchError: if a name, the order's set of names, or a shape differs from the layout.
+        """
+        if list(tensors) != [name for name, _ in self.shapes]:
+            raise PayloadMismatchError(f"tensors {list(tensors)} do not match {[name for name, _ in self.shapes]}")
+        parts = []
+        for name, shape in self.shapes:
+            if tensors[name].shape != shape:
+                raise PayloadMismatchError(f"'{name}' has shape {tensors[name].shape}; the layout says {shape}")
+            parts.append(np.asarray(tensors[name], dtype=np.float32).reshape(-1))
+        return np.concatenate(parts)
+
+    def unflatten(self, vector: npt.NDArray[Any]) -> dict[str, Vector]:
+        """Split a vector (size,) into tensors by name, as copies.
+
+        Raises:
+            PayloadMismatchError: if it is not a finite float32 vector of the layout's size.
+        """
+        self.check(vector)
+        tensors, start = {}, 0
+        for name, shape in self.shapes:
+            stop = start + prod(shape)
+            tensors[name] = vector[start:stop].reshape(shape).copy()
+            start = stop
+        return tensors
+
+    def check(self, vector: npt.NDArray[Any]) -> None:
+        """Refuse what is not a finite float32 vector of the layout's size.
+
+        Raises:
+            PayloadMismatchError: saying what differs.
+        """
+        if vector.dtype != np.float32 or vector.shape != (self.size,):
+            raise PayloadMismatchError(
+                f"payload is {vector.dtype} {vector.shape}; the layout says float32 ({self.size},)"
+            )
+        if not np.isfinite(vector).all():
+            raise PayloadMismatchError(f"payload holds {int((~np.isfinite(vector)).sum())} values that are not finite")

@@ -1,0 +1,156 @@
+"""Requests and replies of one round, as values without any transport.
+
+Every message carries a header; a receiver compares it with its own and refuses a difference with a sentence that names
+both sides. Metrics are a fixed key set per phase: undefined is NaN, never missing.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+import numpy as np
+
+import ept_fed
+from ept_fed.protocol.layout import PayloadLayout, Vector
+
+__all__ = [
+    "EVALUATE_METRICS",
+    "PROTOCOL_VERSION",
+    "SPLITS",
+    "TRAIN_METRICS",
+    "Header",
+    "MessageRefusedError",
+    "Phase",
+    "RoundReply",
+    "RoundRequest",
+    "Split",
+    "metric_keys",
+]
+
+PROTOCOL_VERSION = 1
+Phase = Literal["train", "evaluate"]
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+
+TRAIN_METRICS = ("loss", "seconds")
+EVALUATE_METRICS = (
+    "loss",
+    "auc",
+    "accuracy",
+    "balanced_accuracy",
+    "average_precision",
+    "classes_present",
+    "seconds",
+)
+
+
+class MessageRefusedError(ValueError):
+    """A message that does not belong here, or is not what it claims; the text says why."""
+
+
+def metric_keys(phase: Phase) -> tuple[str, ...]:
+    """Return the metric names that every reply of this phase carries, no more and no fewer."""
+    return TRAIN_METRICS if phase == "train" else EVALUATE_METRICS
+
+
+@dataclass(frozen=True)
+class Header:
+    """What both sides must agree on before a payload is looked at."""
+
+    run: str
+    round: int
+    backbone_digest: str
+    layout_hash: str
+    protocol: int = PROTOCOL_VERSION
+    code: str = ept_fed.__version__
+
+    def require(self, mine: "Header") -> None:
+        """Refuse this received header unless it equals what the receiver expects.
+
+        Raises:
+            MessageRefusedError: naming every field that differs, and both values.
+        """
+        names = {"code": "code version", "protocol": "protocol version"}
+        differing = [
+            f"{names.get(field.name, field.name.replace('_', ' '))}: theirs {getattr(self, field.name)}, "
+            f"ours {getattr(mine, field.name)}"
+            for field in fields(self)
+            if getattr(self, field.name) != getattr(mine, field.name)
+        ]
+        if differing:
+            raise MessageRefusedError("message refused; " + "; ".join(differing))
+
+
+@dataclass(frozen=True)
+class RoundRequest:
+    """The server asks a site to train or evaluate.
+
+    Attributes:
+        header: versions and identities.
+        phase: train or evaluate.
+        rounds: rounds in the whole run; the learning-rate schedule spans them.
+        payload: global vector, layout.size float32.
+        split: which split to evaluate; "train" for the train phase.
+        settings: JSON of the training settings; empty for the evaluate phase.
+    """
+
+    header: Header
+    phase: Phase
+    rounds: int
+    payload: Vector
+    split: Split
+    settings: str = ""
+
+
+@dataclass(frozen=True)
+class RoundReply:
+    """A site answers.
+
+    Attributes:
+        header: the request's, as seen by the site.
+        phase: train or evaluate.
+        payload: the site's vector after training; None for evaluate.
+        examples: images trained on or evaluated.
+        metrics: exactly the keys of `metric_keys(phase)`.
+    """
+
+    header: Header
+    phase: Phase
+    payload: Vector | None
+    examples: int
+    metrics: Mapping[str, float]
+
+    def check(self, request: Header, layout: PayloadLayout) -> None:
+        """Refuse a reply that does not answer this request.
+
+        Raises:
+            MessageRefusedError: for another header, wrong metric keys, an impossible sample count or value.
+            PayloadMismatchError: for a payload that does not fit the layout.
+        """
+        self.header.require(request)
+        if set(self.metrics) != set(metric_keys(self.phase)):
+            raise MessageRefusedError(
+                f"metrics are {sorted(self.metrics)}; {self.phase} replies carry {sorted(metric_keys(self.phase))}"
+            )
+        if not 1 <= self.examples <= 10**9:
+            raise MessageRefusedError(f"sample count {self.examples} is not between 1 and 10^9")
+        infinite = [key for key, value in self.metrics.items() if np.isinf(value)]
+        if infinite:
+            raise MessageRefusedError(f"metrics {infinite} are infinite")
+        if self.phase == "train":
+            if self.payload is None:
+                raise MessageRefusedError("a train reply without a payload")
+            layout.check(self.payload)
+        elif self.payload is not None:
+            raise MessageRefusedError("an evaluate reply must not carry a payload")
+
+
+def require_type(value: Any, kind: type, name: str) -> Any:
+    """Return value if it is exactly of this kind (bool is not int).
+
+    Raises:
+        MessageRefusedError: naming the field.
+    """
+    if type(value) is not kind:
+        raise MessageRefusedError(f"'{name}' is {type(value).__name__}, not {kind.__name__}")
+    return value

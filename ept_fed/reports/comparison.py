@@ -1,0 +1,69 @@
+"""The table at the end: per site, local only against federated (and centralised), on the site's own test split."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+__all__ = ["METRICS", "Comparison", "SiteTraffic"]
+
+METRICS = ("auc", "balanced_accuracy", "accuracy", "average_precision", "loss")
+
+
+@dataclass(frozen=True)
+class SiteTraffic:
+    """Serialised bytes of one site over the whole run, both directions, and of its training replies alone."""
+
+    sent_to_site: int
+    received_from_site: int
+    largest_update: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Metrics by setting and site.
+
+    Attributes:
+        settings: in the order in which they are shown, e.g. ("local", "federated").
+        metrics: setting -> site -> metric -> value.
+        test_images: site -> number of test images.
+        traffic: site -> bytes.
+    """
+
+    settings: tuple[str, ...]
+    metrics: Mapping[str, Mapping[str, Mapping[str, float]]]
+    test_images: Mapping[str, int]
+    traffic: Mapping[str, SiteTraffic]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return one row per site, and a last one with the unweighted mean over sites."""
+        rows = []
+        for site, images in self.test_images.items():
+            row: dict[str, Any] = {"site": site, "test_images": images}
+            for setting in self.settings:
+                row |= {f"{setting}_{metric}": self.metrics[setting][site][metric] for metric in METRICS}
+            traffic = self.traffic[site]
+            row |= {"bytes_to_site": traffic.sent_to_site, "bytes_from_site": traffic.received_from_site}
+            rows.append(row)
+        mean: dict[str, Any] = {"site": "mean over sites"}
+        mean |= {key: _mean([row[key] for row in rows]) for key in rows[0] if key != "site"}
+        mean |= {key: sum(row[key] for row in rows) for key in ("test_images", "bytes_to_site", "bytes_from_site")}
+        return [*rows, mean]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the same numbers by setting and site."""
+        return {
+            "settings": list(self.settings),
+            "test": {
+                setting: {site: dict(values) for site, values in self.metrics[setting].items()}
+                for setting in self.settings
+            },
+            "test_images": dict(self.test_images),
+            "traffic": {site: dict(vars(traffic)) for site, traffic in self.traffic.items()},
+        }
+
+
+def _mean(values: Sequence[float]) -> float:
+    defined = [value for value in values if not np.isnan(value)]
+    return float(np.mean(defined)) if defined else float("nan")

@@ -1,0 +1,89 @@
+"""The folder of a run: settings, rounds, prompts and results, each file written whole or not at all.
+
+config.yaml                     the resolved settings
+rounds.jsonl                    one line per round
+prompts/round-NNN.safetensors   the global payload after each round, by tensor name
+sites/<site>/predictions.csv    the site's own test images under each setting
+report.json, report.csv         the table at the end
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from safetensors.numpy import save
+
+from ept_fed.artefacts import append_json_line, write_bytes, write_csv, write_json, write_text
+from ept_fed.problems import InputRefusedError, Problem
+from ept_fed.protocol.layout import Vector
+from ept_fed.protocol.plan import Plan
+from ept_fed.reports.predictions import prediction_columns
+
+__all__ = ["RunFolder", "site_folder"]
+
+
+def site_folder(site: str) -> str:
+    """Return a folder name for a site: itself where it is plain, percent-encoded where it is not."""
+    encoded = quote(site, safe=" ")
+    return encoded.replace(".", "%2E") if not encoded.strip(". ") else encoded
+
+
+class RunFolder:
+    """Creates and fills one run's folder."""
+
+    def __init__(self, path: Path) -> None:
+        """Take a path; nothing is written before `create`."""
+        self.path = path
+
+    def check_free(self) -> list[Problem]:
+        """Return a problem if something is already there."""
+        if self.path.is_file() or (self.path.is_dir() and any(self.path.iterdir())):
+            return [Problem("--out", str(self.path), "already exists and is not empty; name another folder")]
+        return []
+
+    def create(self, config_yaml: str) -> None:
+        """Make the folder and write the resolved settings.
+
+        Raises:
+            InputRefusedError: if the path is taken or cannot be written.
+        """
+        problems = self.check_free()
+        if problems:
+            raise InputRefusedError(problems)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_text(self.path / "config.yaml", config_yaml)
+        except OSError as error:
+            raise InputRefusedError(
+                [Problem("--out", str(self.path), f"cannot be written ({error.strerror})")]
+            ) from error
+
+    def write_round(self, record: Mapping[str, Any]) -> None:
+        """Append one round's line to rounds.jsonl."""
+        append_json_line(self.path / "rounds.jsonl", record)
+
+    def write_prompts(self, plan: Plan, round_number: int, payload: Vector) -> Path:
+        """Write the global payload after a round, split into its named tensors."""
+        about = {
+            "schema": 1,
+            "run": plan.run,
+            "round": round_number,
+            "backbone_digest": plan.backbone_digest,
+            "layout_hash": plan.layout.hash,
+        }
+        path = self.path / "prompts" / f"round-{round_number:03d}.safetensors"
+        # One key only: safetensors writes several in a random order, and equal runs shall give equal bytes.
+        write_bytes(path, save(plan.layout.unflatten(payload), metadata={"ept_fed": json.dumps(about)}))
+        return path
+
+    def write_predictions(self, site: str, rows: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> None:
+        """Write a site's predictions, as listed by `list_predictions`."""
+        write_csv(self.path / "sites" / site_folder(site) / "predictions.csv", rows, prediction_columns(classes))
+
+    def write_report(self, report: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write report.json and the same table as report.csv."""
+        write_json(self.path / "report.json", report)
+        if rows:
+            write_csv(self.path / "report.csv", rows, list(rows[0]))

@@ -1,0 +1,86 @@
+"""The local loop: what one site does with its own images between two messages."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ept_fed.config import TrainingSettings
+from ept_fed.data.datasets import CachedDataset
+from ept_fed.models.vit import PromptedViT
+from ept_fed.seeds import derive_seed, numpy_generator
+from ept_fed.training.losses import LOSSES
+from ept_fed.training.optimizer import set_learning_rates
+from ept_fed.training.sampling import draw_order
+from ept_fed.training.schedule import schedule_factor
+
+__all__ = ["RoundScope", "TrainingDivergedError", "train_round", "use_bfloat16"]
+
+
+class TrainingDivergedError(RuntimeError):
+    """The loss stopped being a number; the site keeps what it had before the round."""
+
+
+@dataclass(frozen=True)
+class RoundScope:
+    """Where a round stands: everything its random choices and its learning rate depend on."""
+
+    seed: int
+    site: str
+    round: int
+    rounds: int
+
+
+def train_round(
+    model: PromptedViT,
+    optimizer: torch.optim.Optimizer,
+    images: CachedDataset,
+    settings: TrainingSettings,
+    scope: RoundScope,
+) -> float:
+    """Train prompts, tokens and head for one round in place.
+
+    Args:
+        model: trained in place, on its own device.
+        optimizer: from `build_optimizer`; keeps its momentum across rounds.
+        images: the site's training images.
+        settings: epochs, batch size, learning rates, schedule.
+        scope: seeds the order and the augmentation, and places the round on the schedule.
+
+    Returns:
+        mean training loss per image over the round.
+
+    Raises:
+        TrainingDivergedError: if the loss is not finite.
+    """
+    device = model.prompts.device
+    loss_of = LOSSES[images.task]
+    steps = settings.epochs * math.ceil(len(images) / settings.batch_size)
+    balanced = images.labels.numpy() if settings.class_balanced else None
+    total, seen, step = 0.0, 0, 0
+    model.train()
+    for epoch in range(settings.epochs):
+        rng = numpy_generator(scope.seed, scope.site, scope.round, epoch, "order")
+        order = draw_order(balanced, len(images), rng)
+        augment_seed = derive_seed(scope.seed, scope.site, scope.round, epoch, "augmentation")
+        for batch, labels in images.batches(settings.batch_size, order=order.tolist(), augment_seed=augment_seed):
+            progress = (scope.round - 1 + step / steps) / scope.rounds
+            set_learning_rates(optimizer, schedule_factor(settings.schedule, progress))
+            with torch.autocast(device.type, torch.bfloat16, enabled=use_bfloat16(settings.precision, device)):
+                logits = model(batch.to(device))
+            loss = loss_of(logits.float(), labels.to(device))
+            if not np.isfinite(value := loss.item()):
+                raise TrainingDivergedError(f"loss is {value} in round {scope.round}; lower the learning rates")
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            total += value * len(labels)
+            seen += len(labels)
+            step += 1
+    return total / seen
+
+
+def use_bfloat16(precision: str, device: torch.device) -> bool:
+    """Tell whether to compute in bfloat16: where asked, or on CUDA when left to 'auto'."""
+    return precision == "bfloat16" or (precision == "auto" and device.type == "cuda")

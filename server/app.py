@@ -1,0 +1,24 @@
+"""The ServerApp: a plan, a strategy and the round loop."""
+
+from collections.abc import Callable
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from ept_fed.protocol.plan import Plan
+from server.rounds import FederationResult, RoundObserver, run_rounds
+from server.strategies import create_strategy
+
+__all__ = ["create_server_app"]
+
+
+def create_server_app(plan: Plan, observer: RoundObserver, on_result: Callable[[FederationResult], None]) -> ServerApp:
+    """Return a ServerApp that runs `plan` over whatever Grid it is given and hands the result to `on_result`."""
+    app = ServerApp()
+
+    @app.main()
+    def main(grid: Grid, _context: Context) -> None:
+        strategy = create_strategy(plan.strategy, len(list(grid.get_node_ids())))
+        on_result(run_rounds(grid, plan, strategy, observer))
+
+    return app

@@ -1,0 +1,1 @@
+"""Virtual sites in one process, for research, tests and benchmarks."""

@@ -1,0 +1,36 @@
+"""What a federation is measured against: every site alone, and all images in one place."""
+
+import time
+from collections.abc import Mapping
+
+from client.site import Site
+from ept_fed.reports.progress import Progress
+from simulations.virtual_sites import POOLED_SITE, VirtualFederation
+
+__all__ = ["train_centralised", "train_local"]
+
+
+def train_local(federation: VirtualFederation, progress: Progress) -> Mapping[str, Site]:
+    """Train every site alone: the same rounds, seeds, schedule and start as in the federation, but no exchange."""
+    sites = {name: federation.create_site(data) for name, data in federation.data.sites.items()}
+    _train_alone(sites, "local", federation, progress)
+    return sites
+
+
+def train_centralised(federation: VirtualFederation, progress: Progress) -> Site:
+    """Train one model on all sites' training images pooled: the bound that privacy forbids."""
+    site = federation.create_site(federation.pooled())
+    _train_alone({POOLED_SITE: site}, "centralised", federation, progress)
+    return site
+
+
+def _train_alone(sites: Mapping[str, Site], stage: str, federation: VirtualFederation, progress: Progress) -> None:
+    experiment = federation.experiment
+    rounds = experiment.federation.rounds
+    progress.on_stage(stage, tuple(sites), rounds)
+    for round_number in range(1, rounds + 1):
+        started = time.perf_counter()
+        for name, site in sites.items():
+            loss = site.fit(experiment.training, round_number, rounds)
+            progress.on_site(round_number, name, {"loss": loss})
+        progress.on_round(round_number, time.perf_counter() - started)

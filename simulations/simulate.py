@@ -1,0 +1,168 @@
+"""`ept-fed simulate`: one federation over virtual sites in this process, its baselines, and the comparison."""
+
+import logging
+import platform
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from flwr.app import Context
+
+import ept_fed
+from client.app import create_client_app
+from client.site import Site
+from ept_fed.config import Experiment
+from ept_fed.problems import InputRefusedError
+from ept_fed.protocol.layout import Vector
+from ept_fed.protocol.messages import Phase
+from ept_fed.protocol.plan import Plan
+from ept_fed.reports.comparison import Comparison, SiteTraffic
+from ept_fed.reports.predictions import list_predictions
+from ept_fed.reports.progress import Progress
+from ept_fed.reports.run_folder import RunFolder
+from server.app import create_server_app
+from server.rounds import FederationResult, RoundRecord
+from simulations.baselines import train_centralised, train_local
+from simulations.local_grid import run_locally
+from simulations.virtual_sites import VirtualFederation, prepare_federation
+
+__all__ = ["simulate"]
+
+
+def simulate(experiment: Experiment, out: Path, progress: Progress) -> Mapping[str, Any]:
+    """Run an experiment into the folder `out` and return its report.
+
+    Args:
+        experiment: validated settings.
+        out: run folder; must not hold anything yet. It is created only once everything that can be refused was checked.
+        progress: told what happens.
+
+    Returns:
+        the content of report.json; `status` is "failed" if no round averaged anything.
+
+    Raises:
+        InputRefusedError: with every problem of data, model and folder.
+    """
+    # Flower logs each phase at INFO; the run's own display says the same in the consortium's words.
+    logging.getLogger("flwr").setLevel(logging.WARNING)
+    started = time.perf_counter()
+    folder = RunFolder(out)
+    federation = _prepare(experiment, folder)
+    folder.create(experiment.to_yaml())
+    for note in federation.data.notes:
+        progress.on_note(note)
+    plan = federation.plan()
+    sites = {name: federation.create_site(data) for name, data in federation.data.sites.items()}
+    result = _federate(plan, sites, folder, progress)
+    for site in sites.values():
+        site.adopt(result.payload)
+    settings: dict[str, Mapping[str, Site]] = {"federated": sites}
+    if "local" in experiment.evaluation.baselines:
+        settings = {"local": train_local(federation, progress), **settings}
+    if "centralised" in experiment.evaluation.baselines:
+        central = train_centralised(federation, progress)
+        settings["centralised"] = dict.fromkeys(sites, central)
+    comparison = _compare(federation, settings, result, folder)
+    report = {
+        "schema": 1,
+        "status": "done" if result.aggregated_anything else "failed",
+        "name": experiment.name,
+        "run": plan.run,
+        "seed": plan.seed,
+        "rounds": plan.rounds,
+        "share": experiment.federation.share,
+        "strategy": plan.strategy,
+        "classes": list(federation.data.classes),
+        "backbone": {"name": federation.backbone.name, "digest": plan.backbone_digest},
+        "payload": {"layout": plan.layout.to_json(), "hash": plan.layout.hash, "bytes": 4 * plan.layout.size},
+        "data": federation.data.summary(),
+        "notes": list(federation.data.notes),
+        **comparison.to_json(),
+        "seconds": round(time.perf_counter() - started, 1),
+        "versions": {
+            "ept_fed": ept_fed.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+        "device": str(federation.device),
+    }
+    rows = comparison.rows()
+    folder.write_report(report, rows)
+    return {**report, "rows": rows, "folder": str(out)}
+
+
+def _prepare(experiment: Experiment, folder: RunFolder) -> VirtualFederation:
+    problems = folder.check_free()
+    try:
+        federation = prepare_federation(experiment)
+    except InputRefusedError as refusal:
+        raise InputRefusedError([*problems, *refusal.problems]) from refusal
+    if problems:
+        raise InputRefusedError(problems)
+    return federation
+
+
+def _federate(plan: Plan, sites: Mapping[str, Site], folder: RunFolder, progress: Progress) -> FederationResult:
+    results: list[FederationResult] = []
+
+    def find_site(context: Context) -> Site:
+        return sites[str(context.node_config["site"])]
+
+    progress.on_stage("federated", tuple(sites), plan.rounds)
+    folder.write_prompts(plan, 0, plan.initial)
+    recorder = _Recorder(plan, folder, progress)
+    run_locally(create_server_app(plan, recorder, results.append), create_client_app(find_site), tuple(sites))
+    (result,) = results
+    return result
+
+
+class _Recorder:
+    """Writes each round into the run folder and passes its numbers on to the display."""
+
+    def __init__(self, plan: Plan, folder: RunFolder, progress: Progress) -> None:
+        self._plan, self._folder, self._progress = plan, folder, progress
+
+    def on_site(self, round_number: int, site: str, phase: Phase, metrics: Mapping[str, float]) -> None:
+        shown = {"loss": metrics["loss"]} if phase == "train" else {"auc": metrics["auc"]}
+        self._progress.on_site(round_number, site, shown)
+
+    def on_round(self, record: RoundRecord, payload: Vector) -> None:
+        self._folder.write_prompts(self._plan, record.round, payload)
+        self._folder.write_round(record.to_json())
+        self._progress.on_round(record.round, record.seconds)
+        for refusal in record.refused:
+            self._progress.on_note(f"{refusal.site} was left out of round {record.round}: {refusal.reason}")
+
+
+def _compare(
+    federation: VirtualFederation,
+    settings: Mapping[str, Mapping[str, Site]],
+    result: FederationResult,
+    folder: RunFolder,
+) -> Comparison:
+    """Evaluate every setting on every site's own test images, and write the predictions."""
+    metrics: dict[str, dict[str, Mapping[str, float]]] = {name: {} for name in settings}
+    for site, data in federation.data.sites.items():
+        rows: list[Mapping[str, Any]] = []
+        for setting, models in settings.items():
+            probabilities, measured = models[site].assess(data.test)
+            metrics[setting][site] = measured
+            rows += list_predictions(data.test, setting, probabilities)
+        folder.write_predictions(site, rows, federation.data.classes)
+    return Comparison(
+        settings=tuple(settings),
+        metrics=metrics,
+        test_images={site: len(data.test) for site, data in federation.data.sites.items()},
+        traffic={site: _traffic(site, result.rounds) for site in federation.data.sites},
+    )
+
+
+def _traffic(site: str, rounds: tuple[RoundRecord, ...]) -> SiteTraffic:
+    exchanges = [record.sites[site] for record in rounds]
+    return SiteTraffic(
+        sent_to_site=sum(exchange.bytes_sent for exchange in exchanges),
+        received_from_site=sum(exchange.bytes_received for exchange in exchanges),
+        largest_update=max(exchange.train_bytes_received for exchange in exchanges),
+    )

@@ -1,0 +1,134 @@
+"""Virtual sites: real data split as in life, and one frozen backbone in memory for all of them."""
+
+import json
+from dataclasses import dataclass
+
+import torch
+
+from client.site import Site
+from ept_fed.config import Experiment
+from ept_fed.data.datasets import PreparedData, SiteData, pool, prepare_data
+from ept_fed.data.input_spec import InputSpec
+from ept_fed.models.backbones import Backbone, create_backbone
+from ept_fed.models.payload import export_payload, payload_layout
+from ept_fed.models.vit import PromptedViT
+from ept_fed.problems import InputRefusedError, Problem
+from ept_fed.protocol.plan import Plan
+from ept_fed.seeds import derive_seed
+
+__all__ = ["POOLED_SITE", "VirtualFederation", "prepare_federation"]
+
+POOLED_SITE = "all sites pooled"
+_FALLBACK_SPEC = InputSpec(size=32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), interpolation="bilinear")
+
+
+@dataclass(frozen=True)
+class VirtualFederation:
+    """Everything a simulation needs, checked and loaded.
+
+    Attributes:
+        experiment: the settings.
+        backbone: shared by every model that `create_site` makes.
+        data: each site's splits.
+        device: where models live.
+    """
+
+    experiment: Experiment
+    backbone: Backbone
+    data: PreparedData
+    device: torch.device
+
+    def create_site(self, data: SiteData) -> Site:
+        """Return a fresh site: the run's initial prompts and head, around the shared backbone."""
+        federation, evaluation = self.experiment.federation, self.experiment.evaluation
+        return Site(
+            data,
+            self._create_model(),
+            run=self.experiment.run_id,
+            seed=self.experiment.seed,
+            share=federation.share,
+            payload=federation.payload,
+            evaluation_batch=evaluation.batch_size,
+            precision=self.experiment.training.precision,
+        )
+
+    def pooled(self) -> SiteData:
+        """Return all sites' splits as one site's: what a central collection of the images would allow."""
+        sites = self.data.sites.values()
+        return SiteData(
+            name=POOLED_SITE,
+            classes=self.data.classes,
+            task=self.data.task,
+            train=pool(site.train for site in sites),
+            validation=pool(site.validation for site in sites),
+            test=pool(site.test for site in sites),
+        )
+
+    def plan(self) -> Plan:
+        """Return what the server needs, with the initial payload that every site starts from."""
+        federation = self.experiment.federation
+        model = self._create_model()
+        return Plan(
+            run=self.experiment.run_id,
+            seed=self.experiment.seed,
+            backbone_digest=self.backbone.digest,
+            layout=payload_layout(model, share=federation.share, payload=federation.payload),
+            initial=export_payload(model, share=federation.share, payload=federation.payload),
+            rounds=federation.rounds,
+            strategy=federation.strategy,
+            training=json.dumps(self.experiment.training.model_dump(), separators=(",", ":")),
+        )
+
+    def _create_model(self) -> PromptedViT:
+        model = self.experiment.model
+        return PromptedViT(
+            self.backbone,
+            num_classes=len(self.data.classes),
+            prompt_length=model.prompt_length,
+            prompt_layers=model.prompt_layers,
+            tokens=model.tokens,
+            embedding=model.embedding,
+            init=model.init,
+            seed=derive_seed(self.experiment.seed, "model"),
+        ).to(self.device)
+
+
+def prepare_federation(experiment: Experiment) -> VirtualFederation:
+    """Load backbone and data, and find out everything that stands in the way before anything is written.
+
+    Raises:
+        InputRefusedError: with the problems of model and data together.
+    """
+    problems: list[Problem] = []
+    device = _choose_device(experiment.model.device, problems)
+    backbone = None
+    try:
+        backbone = create_backbone(
+            experiment.model.backbone,
+            weights=experiment.model.weights,
+            image_size=experiment.model.image_size,
+            seed=derive_seed(experiment.seed, "backbone"),
+        )
+    except InputRefusedError as refusal:
+        problems += refusal.problems
+    data = None
+    try:
+        data = prepare_data(experiment.data, backbone.input if backbone else _FALLBACK_SPEC, experiment.seed)
+    except InputRefusedError as refusal:
+        problems += refusal.problems
+    if backbone is not None and data is not None and not problems:
+        federation = VirtualFederation(experiment, backbone, data, device)
+        try:
+            federation.plan()
+        except InputRefusedError as refusal:
+            problems += refusal.problems
+        else:
+            return federation
+    raise InputRefusedError(problems)
+
+
+def _choose_device(wanted: str, problems: list[Problem]) -> torch.device:
+    available = torch.cuda.is_available()
+    if wanted == "cuda" and not available:
+        problems.append(Problem("model.device", "cuda", "torch sees no CUDA device here; use cpu or auto"))
+    return torch.device("cuda" if available and wanted != "cpu" else "cpu")
