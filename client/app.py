@@ -10,6 +10,7 @@ from client.site import Site
 from ept_fed.flower import SITE_FAILED, SITE_REFUSED, decode_request, encode_reply
 from ept_fed.protocol.layout import PayloadMismatchError
 from ept_fed.protocol.messages import MessageRefusedError, Phase
+from ept_fed.training.loop import TrainingDivergedError
 
 __all__ = ["create_client_app"]
 
@@ -19,9 +20,9 @@ _log = logging.getLogger(__name__)
 def create_client_app(find_site: Callable[[Context], Site]) -> ClientApp:
     """Return a ClientApp whose train and evaluate are answered by `find_site(context)`.
 
-    A refused request is answered with SITE_REFUSED and the sentence that says why, which names versions and shapes
-    only. Any other failure is answered with SITE_FAILED and no detail: exception texts hold paths and file names, so
-    they stay in the site's own log.
+    A declined request is answered with SITE_REFUSED and the sentence that says why, which names versions, shapes and
+    the loss only. Any other failure is answered with SITE_FAILED and no detail: exception texts hold paths and file
+    names, so they stay in the site's own log.
     """
     app = ClientApp()
 
@@ -31,8 +32,8 @@ def create_client_app(find_site: Callable[[Context], Site]) -> ClientApp:
             request = decode_request(message, phase, site.layout)
             reply = site.train(request) if phase == "train" else site.evaluate(request)
             return encode_reply(reply, message)
-        except (MessageRefusedError, PayloadMismatchError) as refusal:
-            _log.warning("refused a %s request: %s", phase, refusal)
+        except (MessageRefusedError, PayloadMismatchError, TrainingDivergedError) as refusal:
+            _log.warning("declined a %s request: %s", phase, refusal)
             return Message(Error(code=SITE_REFUSED, reason=str(refusal)), reply_to=message)
         except Exception:  # noqa: BLE001 - whatever it is, its text must not leave the site
             _log.exception("failed on a %s request", phase)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ept_fed.config import Experiment, ManifestSettings, MedMNISTSettings
+from ept_fed.config import Experiment, ManifestSettings, MedMNISTSettings, PhantomSettings
 from ept_fed.problems import Problem
 
 __all__ = ["find_contradictions"]
@@ -41,12 +41,23 @@ def find_contradictions(experiment: Experiment) -> list[Problem]:
         )
     if isinstance(model.prompt_layers, tuple) and len(set(model.prompt_layers)) != len(model.prompt_layers):
         found.append(Problem("model.prompt_layers", list(model.prompt_layers), "name each layer once"))
-    if isinstance(data, ManifestSettings):
+    if isinstance(data, PhantomSettings):
+        found += _check_phantoms(data)
+    elif isinstance(data, ManifestSettings):
         found += _check_manifest(data)
     elif isinstance(data, MedMNISTSettings):
         found += _check_exists("data.archive", data.root / data.archive)
     if model.weights not in (None, "pretrained"):
         found += _check_exists("model.weights", Path(str(model.weights)))
+    return found
+
+
+def _check_phantoms(data: PhantomSettings) -> list[Problem]:
+    found = []
+    if data.virtual_sites is not None:
+        found.append(Problem("data.virtual_sites", data.virtual_sites, "phantoms have sites; set data.phantom_sites"))
+    if data.task != "single_label":
+        found.append(Problem("data.task", data.task, "a phantom shows one structure; use single_label"))
     return found
 
 

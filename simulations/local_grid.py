@@ -25,7 +25,8 @@ class LocalGrid(Grid):
     """Hands each message to a ClientApp in this process, in the order in which messages were sent.
 
     Replies are made one at a time, when the caller asks for the next, so a caller that shows progress sees each site as
-    it finishes. Messages are serialised and read back in both directions, as on a wire: neither side can change what the other holds.
+    it finishes. Messages are serialised and read back in both directions, as on a wire: neither side can change what
+    the other holds.
     """
 
     def __init__(self, client_app: ClientApp, sites: Sequence[str], *, run_id: int = 1) -> None:

@@ -22,6 +22,7 @@ from ept_fed.reports.comparison import Comparison, SiteTraffic
 from ept_fed.reports.predictions import list_predictions
 from ept_fed.reports.progress import Progress
 from ept_fed.reports.run_folder import RunFolder
+from ept_fed.reports.run_log import log_to_file
 from server.app import create_server_app
 from server.rounds import FederationResult, RoundRecord
 from simulations.baselines import train_centralised, train_local
@@ -51,19 +52,22 @@ def simulate(experiment: Experiment, out: Path, progress: Progress) -> Mapping[s
     folder = RunFolder(out)
     federation = _prepare(experiment, folder)
     folder.create(experiment.to_yaml())
+    with log_to_file(out / "run.log"):
+        report, rows = _run(federation, folder, progress)
+    report = {**report, "seconds": round(time.perf_counter() - started, 1)}
+    folder.write_report(report, rows)
+    return {**report, "rows": rows, "folder": str(out)}
+
+
+def _run(
+    federation: VirtualFederation, folder: RunFolder, progress: Progress
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     for note in federation.data.notes:
         progress.on_note(note)
-    plan = federation.plan()
+    experiment, plan = federation.experiment, federation.plan()
     sites = {name: federation.create_site(data) for name, data in federation.data.sites.items()}
     result = _federate(plan, sites, folder, progress)
-    for site in sites.values():
-        site.adopt(result.payload)
-    settings: dict[str, Mapping[str, Site]] = {"federated": sites}
-    if "local" in experiment.evaluation.baselines:
-        settings = {"local": train_local(federation, progress), **settings}
-    if "centralised" in experiment.evaluation.baselines:
-        central = train_centralised(federation, progress)
-        settings["centralised"] = dict.fromkeys(sites, central)
+    settings = _train_settings(federation, sites, result, progress) if result.aggregated_anything else {}
     comparison = _compare(federation, settings, result, folder)
     report = {
         "schema": 1,
@@ -80,17 +84,26 @@ def simulate(experiment: Experiment, out: Path, progress: Progress) -> Mapping[s
         "data": federation.data.summary(),
         "notes": list(federation.data.notes),
         **comparison.to_json(),
-        "seconds": round(time.perf_counter() - started, 1),
-        "versions": {
-            "ept_fed": ept_fed.__version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
+        "versions": {"ept_fed": ept_fed.__version__, "torch": torch.__version__, "python": platform.python_version()},
         "device": str(federation.device),
     }
-    rows = comparison.rows()
-    folder.write_report(report, rows)
-    return {**report, "rows": rows, "folder": str(out)}
+    return report, comparison.rows()
+
+
+def _train_settings(
+    federation: VirtualFederation, sites: Mapping[str, Site], result: FederationResult, progress: Progress
+) -> dict[str, Mapping[str, Site]]:
+    """Return each setting's models by site, in the order of the table."""
+    baselines = federation.experiment.evaluation.baselines
+    for site in sites.values():
+        site.adopt(result.payload)
+    settings: dict[str, Mapping[str, Site]] = {}
+    if "local" in baselines:
+        settings["local"] = train_local(federation, progress)
+    settings["federated"] = sites
+    if "centralised" in baselines:
+        settings["centralised"] = dict.fromkeys(sites, train_centralised(federation, progress))
+    return settings
 
 
 def _prepare(experiment: Experiment, folder: RunFolder) -> VirtualFederation:

@@ -100,29 +100,31 @@ class LiveDisplay:
 
 
 def print_comparison(report: Mapping[str, Any], console: Console | None = None) -> None:
-    """Print the table of a finished run: per site, macro AUC and balanced accuracy on its own test split."""
+    """Print the table of a finished run: per site, macro AUC on its own test split; report.csv has the rest."""
     console = console or Console()
+    if report["status"] == "failed":
+        console.print("[bold red]failed[/]: no round could be averaged; the notes above and run.log say why")
+        console.print(f"Run folder: {report['folder']}", markup=False, highlight=False)
+        return
     settings = report["settings"]
-    table = Table(title="macro AUC / balanced accuracy on each site's own test images")
-    table.add_column("site")
-    table.add_column("test", justify="right")
-    for setting in settings:
-        table.add_column(setting, justify="right")
-    if "local" in settings:
-        table.add_column("federated - local", justify="right")
-    table.add_column("sent by site", justify="right")
+    table = Table(title="macro AUC on each site's own test images")
+    table.add_column("site", no_wrap=True)
+    for heading in ("images", *settings, *(["Δ AUC"] if "local" in settings else []), "sent"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in report["rows"]:
         cells = [row["site"], str(row["test_images"])]
-        cells += [f"{_number(row[f'{s}_auc'])} / {_number(row[f'{s}_balanced_accuracy'])}" for s in settings]
+        cells += [_number(row[f"{setting}_auc"]) for setting in settings]
         if "local" in settings:
             cells.append(f"{row['federated_auc'] - row['local_auc']:+.3f}")
-        cells.append(f"{row['bytes_from_site'] / 1000:.1f} kB")
+        cells.append(f"{row['bytes_from_site'] / 1000:.0f} kB")
         table.add_row(*cells, end_section=row is report["rows"][-2])
     console.print(table)
     largest = max(traffic["largest_update"] for traffic in report["traffic"].values())
+    if "local" in settings:
+        console.print("Δ AUC is federated - local: one seed, no intervals.", markup=False, highlight=False)
     console.print(
         f"An update is {report['payload']['bytes']:,} bytes of prompts; with its envelope at most {largest:,} bytes. "
-        f"{report['seconds']:.0f} s in all.\nRun folder: {report['folder']}",
+        f"{report['seconds']:.0f} s in all.\nOther metrics: report.csv. Run folder: {report['folder']}",
         markup=False,
         highlight=False,
     )

@@ -24,13 +24,19 @@ app = typer.Typer(
 app.command(epilog=simulate.EXAMPLES)(simulate.simulate)
 
 
-@app.callback(epilog="Examples:\n\n  ept-fed simulate configs/demo.yaml\n\n  ept-fed simulate --help")
-def _options(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
-) -> None:
-    if version:
+def _print_version(wanted: bool) -> None:
+    if wanted:
         typer.echo(f"ept-fed {ept_fed.__version__}")
         raise typer.Exit
+
+
+@app.callback(epilog="Examples:\n\n  ept-fed simulate configs/demo.yaml\n\n  ept-fed simulate --help")
+def _options(
+    _version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Hold the options that come before a verb."""
 
 
 def main() -> None:

@@ -1,0 +1,165 @@
+"""A site: what it answers, what it refuses, and what never leaves it."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Context, Message, RecordDict
+
+from client.app import create_client_app
+from client.site import Site
+from ept_fed.config import Experiment
+from ept_fed.flower import (
+    SITE_FAILED,
+    SITE_REFUSED,
+    encode_payload,
+    encode_request_config,
+    set_task_identity,
+)
+from ept_fed.protocol.layout import PayloadMismatchError
+from ept_fed.protocol.messages import EVALUATE_METRICS, TRAIN_METRICS, MessageRefusedError, RoundRequest
+from ept_fed.protocol.plan import Plan
+from ept_fed.training.loop import TrainingDivergedError
+from simulations.virtual_sites import prepare_federation
+
+
+@pytest.fixture
+def plan_and_site(micro: Callable[..., Experiment]) -> tuple[Plan, Site]:
+    federation = prepare_federation(micro("model.tokens=1"))
+    return federation.plan(), federation.create_site(federation.data.sites["site-1"])
+
+
+def train_request(plan: Plan, **changes: object) -> RoundRequest:
+    request = RoundRequest(plan.header(1), "train", plan.rounds, plan.initial, "train", plan.training)
+    return dataclasses.replace(request, **changes)
+
+
+def test_a_trained_site_replies_with_its_payload_and_fixed_metrics(plan_and_site: tuple[Plan, Site]) -> None:
+    plan, site = plan_and_site
+    reply = site.train(train_request(plan))
+    reply.check(plan.header(1), plan.layout)
+    assert set(reply.metrics) == set(TRAIN_METRICS)
+    assert reply.examples == len(site.data.train)
+    assert not np.array_equal(reply.payload, plan.initial)
+
+
+def test_evaluating_trains_nothing(plan_and_site: tuple[Plan, Site]) -> None:
+    plan, site = plan_and_site
+    request = train_request(plan, phase="evaluate", split="test", settings="")
+    before = [parameter.clone() for parameter in site.model.parameters()]
+    first, second = site.evaluate(request), site.evaluate(request)
+    assert set(first.metrics) == set(EVALUATE_METRICS)
+    assert {k: v for k, v in first.metrics.items() if k != "seconds"} == pytest.approx(
+        {k: v for k, v in second.metrics.items() if k != "seconds"}, nan_ok=True
+    )
+    after = list(site.model.parameters())
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(before, after, strict=True))
+
+
+def test_training_again_from_the_same_state_gives_the_same_payload(
+    micro: Callable[..., Experiment],
+) -> None:
+    federation = prepare_federation(micro("model.tokens=1"))
+    plan = federation.plan()
+    replies = [
+        federation.create_site(federation.data.sites["site-1"]).train(train_request(plan)).payload for _ in range(2)
+    ]
+    assert np.array_equal(*replies)
+
+
+def test_adopting_a_payload_keeps_the_shape_of_the_own_columns(plan_and_site: tuple[Plan, Site]) -> None:
+    plan, site = plan_and_site
+    site.fit(json_settings(plan), 1, 1)
+    shape = site.model.prompts - site.model.prompts[..., :1]
+    site.adopt(plan.initial)
+    torch.testing.assert_close(site.model.prompts - site.model.prompts[..., :1], shape, rtol=1e-4, atol=1e-5)
+    sinks = torch.from_numpy(plan.layout.unflatten(plan.initial)["sinks"])
+    torch.testing.assert_close(site.model.fold().detach(), sinks, rtol=1e-6, atol=1e-6)
+
+
+def json_settings(plan: Plan):
+    from ept_fed.config import TrainingSettings
+
+    return TrainingSettings.model_validate_json(plan.training)
+
+
+@pytest.mark.parametrize("field", ["run", "backbone_digest", "layout_hash", "code", "protocol"])
+def test_a_request_of_another_world_is_refused_with_both_sides(plan_and_site: tuple[Plan, Site], field: str) -> None:
+    plan, site = plan_and_site
+    header = plan.header(1)
+    other = dataclasses.replace(header, **{field: 99 if field == "protocol" else "other"})
+    with pytest.raises(MessageRefusedError, match=r"theirs .*, ours "):
+        site.train(train_request(plan, header=other))
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"settings": json.dumps({"epochs": 10_000})}, MessageRefusedError),
+        ({"settings": json.dumps({"exfiltrate": True})}, MessageRefusedError),
+        ({"settings": "not json"}, MessageRefusedError),
+        ({"rounds": 0}, MessageRefusedError),
+        ({"payload": np.zeros(3, np.float32)}, PayloadMismatchError),
+    ],
+)
+def test_requests_out_of_range_are_refused(plan_and_site: tuple[Plan, Site], changes, error) -> None:
+    plan, site = plan_and_site
+    with pytest.raises(error):
+        site.train(train_request(plan, **changes))
+
+
+def test_a_payload_that_is_not_finite_never_reaches_the_model(plan_and_site: tuple[Plan, Site]) -> None:
+    plan, site = plan_and_site
+    poisoned = plan.initial.copy()
+    poisoned[3] = np.nan
+    with pytest.raises(PayloadMismatchError, match="not finite"):
+        site.train(train_request(plan, payload=poisoned))
+    assert torch.isfinite(site.model.prompts).all()
+
+
+def test_a_diverged_round_leaves_the_site_as_it_was_before_training(plan_and_site: tuple[Plan, Site]) -> None:
+    plan, site = plan_and_site
+    site.adopt(plan.initial)
+    before = [parameter.clone() for parameter in site.model.parameters()]
+    wild = json.dumps({**json.loads(plan.training), "head_lr": 1e30, "epochs": 5})
+    with pytest.raises(TrainingDivergedError, match="lower the learning rates"):
+        site.train(train_request(plan, settings=wild))
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(before, site.model.parameters(), strict=True))
+
+
+def as_message(request: RoundRequest) -> Message:
+    set_task_identity(1)
+    records = RecordDict({"arrays": encode_payload(request.payload), "config": encode_request_config(request)})
+    return Message(records, 7, request.phase)
+
+
+def context() -> Context:
+    return Context(run_id=1, node_id=7, node_config={"site": "site-1"}, state=RecordDict(), run_config={})
+
+
+def test_a_refusal_travels_as_its_sentence_and_a_failure_as_no_detail(plan_and_site: tuple[Plan, Site]) -> None:
+    plan, site = plan_and_site
+    other = dataclasses.replace(plan.header(1), backbone_digest="poisoned")
+    refused = create_client_app(lambda _: site)(as_message(train_request(plan, header=other)), context())
+    assert refused.error.code == SITE_REFUSED
+    assert "theirs poisoned" in refused.error.reason
+
+    def fail(_: Context) -> Site:
+        raise FileNotFoundError("/data/patient_007.dcm")
+
+    failed = create_client_app(fail)(as_message(train_request(plan)), context())
+    assert failed.error.code == SITE_FAILED
+    assert "patient" not in failed.error.reason
+
+
+def test_nothing_of_the_head_or_the_columns_is_in_a_prompts_only_reply(plan_and_site: tuple[Plan, Site]) -> None:
+    plan, site = plan_and_site
+    reply = create_client_app(lambda _: site)(as_message(train_request(plan)), context())
+    (array,) = reply.content["arrays"].values()
+    L, T, D = len(site.model.layers), 1, site.model.vit.embed_dim
+    tokens = site.model.backbone.num_tokens + T
+    assert array.shape == (L * tokens + L * T * D,)
+    assert site.model.head.weight.detach().numpy().tobytes() not in array.data

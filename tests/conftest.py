@@ -1,0 +1,53 @@
+"""Settings of a federation small enough to run in a second or two."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from ept_fed.config import Experiment
+from ept_fed.experiment_file import load_experiment
+
+MICRO: dict[str, Any] = {
+    "name": "micro",
+    "data": {
+        "source": "phantoms",
+        "phantom_sites": 3,
+        "patients_per_class": 8,
+        "shots": 2,
+        "validation_shots": 2,
+        "validation_fraction": 0.2,
+    },
+    "model": {"backbone": "test_vit", "image_size": 64, "prompt_length": 3},
+    "training": {"batch_size": 4},
+    "federation": {"rounds": 2},
+}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _two_threads() -> Iterator[None]:
+    """Keep reductions in one order: bit-for-bit claims hold for one thread count."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def micro_file(tmp_path: Path) -> Path:
+    path = tmp_path / "micro.yaml"
+    path.write_text(yaml.safe_dump(MICRO))
+    return path
+
+
+@pytest.fixture
+def micro(micro_file: Path) -> Callable[..., Experiment]:
+    """Return a micro experiment with `key.path=value` overrides."""
+
+    def build(*overrides: str) -> Experiment:
+        return load_experiment(micro_file, overrides)
+
+    return build

@@ -1,0 +1,204 @@
+"""Protocol values through Flower messages: what is sound passes unchanged, what is not is refused by name."""
+
+import dataclasses
+import io
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ept_fed.flower import (
+    EXAMPLES_KEY,
+    SITE_FAILED,
+    SITE_REFUSED,
+    copy_over_wire,
+    count_bytes,
+    decode_reply,
+    decode_request,
+    encode_payload,
+    encode_reply,
+    encode_request_config,
+    set_task_identity,
+)
+from ept_fed.protocol.layout import PayloadLayout, PayloadMismatchError
+from ept_fed.protocol.messages import (
+    EVALUATE_METRICS,
+    TRAIN_METRICS,
+    Header,
+    MessageRefusedError,
+    RoundReply,
+    RoundRequest,
+)
+
+LAYOUT = PayloadLayout((("sinks", (3, 5)),))
+HEADER = Header(run="r", round=2, backbone_digest="d", layout_hash=LAYOUT.hash)
+VECTOR = np.arange(15, dtype=np.float32)
+REQUEST = RoundRequest(HEADER, "train", 8, VECTOR, "train", "{}")
+REPLY = RoundReply(HEADER, "train", VECTOR, 40, {"loss": 1.5, "seconds": 2.0})
+REFUSALS = (MessageRefusedError, PayloadMismatchError)
+
+
+@pytest.fixture(autouse=True)
+def _identity() -> None:
+    set_task_identity(1)
+
+
+def request_message(request: RoundRequest = REQUEST) -> Message:
+    records = RecordDict({"arrays": encode_payload(request.payload), "config": encode_request_config(request)})
+    return Message(records, 7, request.phase)
+
+
+def reply_message(**records: object) -> Message:
+    """A sound reply, with records replaced (or dropped, where None)."""
+    sound = encode_reply(REPLY, request_message()).content
+    content = RecordDict(
+        {**{name: sound[name] for name in sound}, **{k: v for k, v in records.items() if v is not None}}
+    )
+    for name, record in records.items():
+        if record is None:
+            del content[name]
+    return Message(content, reply_to=request_message())
+
+
+def decode(message: Message) -> RoundReply:
+    return decode_reply(copy_over_wire(message), "train", HEADER, LAYOUT)
+
+
+def test_a_request_arrives_as_it_was_sent() -> None:
+    received = decode_request(copy_over_wire(request_message()), "train", LAYOUT)
+    assert np.array_equal(received.payload, VECTOR)
+    assert dataclasses.replace(received, payload=VECTOR) == REQUEST
+
+
+def test_a_reply_arrives_as_it_was_sent() -> None:
+    received = decode(reply_message())
+    assert np.array_equal(received.payload, VECTOR)
+    assert dataclasses.replace(received, payload=VECTOR) == REPLY
+
+
+def test_an_undefined_metric_arrives_as_nan_and_not_as_absent() -> None:
+    metrics = dict.fromkeys(EVALUATE_METRICS, float("nan"))
+    message = encode_reply(RoundReply(HEADER, "evaluate", None, 3, metrics), request_message())
+    received = decode_reply(copy_over_wire(message), "evaluate", HEADER, LAYOUT)
+    assert set(received.metrics) == set(EVALUATE_METRICS)
+    assert all(np.isnan(value) for value in received.metrics.values())
+
+
+def test_a_copy_over_the_wire_shares_nothing() -> None:
+    message = request_message()
+    received = copy_over_wire(message)
+    received.content["config"]["run"] = "other"
+    assert message.content["config"]["run"] == "r"
+
+
+@pytest.mark.parametrize("floats", [1, 780, 2364, 236_400])
+def test_the_envelope_stays_below_two_kilobytes_whatever_the_payload(floats: int) -> None:
+    layout = PayloadLayout((("sinks", (1, floats)),))
+    header = Header(run="0" * 16, round=999, backbone_digest="0" * 64, layout_hash=layout.hash)
+    metrics = dict.fromkeys(TRAIN_METRICS, 1.0)
+    reply = RoundReply(header, "train", np.random.default_rng(0).random(floats, np.float32), 10**6, metrics)
+    assert 0 < count_bytes(encode_reply(reply, request_message())) - 4 * floats <= 2000
+
+
+def npy(array: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, array)
+    return stream.getvalue()
+
+
+def arrays_with(data: bytes, shape: tuple[int, ...] = (15,), dtype: str = "float32") -> ArrayRecord:
+    return ArrayRecord({"payload": Array(dtype, shape, "numpy.ndarray", data)})
+
+
+BAD_RECORDS = {
+    "no arrays": {"arrays": None},
+    "no metrics": {"metrics": None},
+    "no header": {"config": None},
+    "a second array record": {"more": ArrayRecord({"payload": Array(VECTOR)})},
+    "another array name": {"arrays": ArrayRecord({"weights": Array(VECTOR)})},
+    "two arrays": {"arrays": ArrayRecord({"payload": Array(VECTOR), "image": Array(VECTOR)})},
+    "too short": {"arrays": ArrayRecord({"payload": Array(VECTOR[:-1])})},
+    "broadcastable": {"arrays": ArrayRecord({"payload": Array(VECTOR[:1])})},
+    "two axes": {"arrays": ArrayRecord({"payload": Array(VECTOR[None])})},
+    "float64": {"arrays": ArrayRecord({"payload": Array(VECTOR.astype(np.float64))})},
+    "int32": {"arrays": ArrayRecord({"payload": Array(VECTOR.astype(np.int32))})},
+    "NaN": {"arrays": ArrayRecord({"payload": Array(np.full(15, np.nan, np.float32))})},
+    "infinity": {"arrays": ArrayRecord({"payload": Array(np.full(15, np.inf, np.float32))})},
+    "a claim that its bytes do not keep": {"arrays": arrays_with(npy(VECTOR[:-1]))},
+    "a dtype that its bytes do not have": {"arrays": arrays_with(npy(VECTOR.astype(np.float64)))},
+    "big-endian bytes": {"arrays": arrays_with(npy(VECTOR.astype(">f4")))},
+    "a header of a huge array": {"arrays": arrays_with(npy(VECTOR).replace(b"(15,)", b"(9**9,)"))},
+    "no bytes": {"arrays": arrays_with(b"")},
+    "cut bytes": {"arrays": arrays_with(npy(VECTOR)[:-3])},
+    "bytes behind the array": {"arrays": arrays_with(npy(VECTOR) + b"secret")},
+    "pickled": {"arrays": arrays_with(b"\x80\x04K\x01.")},
+    "metric missing": {"metrics": MetricRecord({EXAMPLES_KEY: 40, "loss": 1.0})},
+    "extra metric": {"metrics": MetricRecord({EXAMPLES_KEY: 40, "loss": 1.0, "seconds": 1.0, "age": 71.0})},
+    "metric list": {"metrics": MetricRecord({EXAMPLES_KEY: 40, "loss": [1.0], "seconds": 1.0})},
+    "metric infinite": {"metrics": MetricRecord({EXAMPLES_KEY: 40, "loss": float("inf"), "seconds": 1.0})},
+    "no sample count": {"metrics": MetricRecord({"loss": 1.0, "seconds": 1.0})},
+    "no samples": {"metrics": MetricRecord({EXAMPLES_KEY: 0, "loss": 1.0, "seconds": 1.0})},
+    "negative samples": {"metrics": MetricRecord({EXAMPLES_KEY: -10, "loss": 1.0, "seconds": 1.0})},
+    "fractional samples": {"metrics": MetricRecord({EXAMPLES_KEY: 40.0, "loss": 1.0, "seconds": 1.0})},
+    "absurdly many samples": {"metrics": MetricRecord({EXAMPLES_KEY: 10**12, "loss": 1.0, "seconds": 1.0})},
+    "header of another type": {"config": ConfigRecord({"run": 1})},
+}
+
+
+@pytest.mark.parametrize("records", BAD_RECORDS.values(), ids=BAD_RECORDS)
+def test_a_malformed_reply_is_refused(records: dict[str, object]) -> None:
+    with pytest.raises(REFUSALS):
+        decode(reply_message(**records))
+
+
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Header)])
+def test_a_header_that_differs_is_refused_with_both_sides(field: str) -> None:
+    value = getattr(HEADER, field)
+    other = dataclasses.replace(HEADER, **{field: value + (1 if isinstance(value, int) else "x")})
+    message = encode_reply(dataclasses.replace(REPLY, header=other), request_message())
+    with pytest.raises(MessageRefusedError, match=f"theirs {getattr(other, field)}, ours {value}"):
+        decode(message)
+
+
+def test_an_error_reply_is_refused_with_what_may_be_said() -> None:
+    for code, said in ((SITE_REFUSED, "refused: bad\x1b[31m"), (SITE_FAILED, "own log"), (13, "13")):
+        message = Message(Error(code=code, reason="bad\x1b[31m/data/patient_007.dcm"), reply_to=request_message())
+        with pytest.raises(MessageRefusedError) as refusal:
+            decode_reply(message, "train", HEADER, LAYOUT)
+        assert "\x1b" not in str(refusal.value)
+        assert said.split("\x1b")[0] in str(refusal.value)
+    with pytest.raises(MessageRefusedError) as refusal:
+        message = Message(Error(code=SITE_FAILED, reason="/data/patient_007.dcm"), reply_to=request_message())
+        decode_reply(message, "train", HEADER, LAYOUT)
+    assert "patient" not in str(refusal.value)
+
+
+@settings(max_examples=300, deadline=None)
+@given(position=st.integers(0, 10_000), byte=st.integers(0, 255), cut=st.integers(0, 40))
+def test_no_altered_payload_passes_as_something_it_is_not(position: int, byte: int, cut: int) -> None:
+    """Flip one byte or cut the end: either we refuse it, or a finite vector of the right size comes out."""
+    data = bytearray(npy(VECTOR))
+    data[position % len(data)] = byte
+    message = reply_message(arrays=arrays_with(bytes(data[: len(data) - cut])))
+    try:
+        payload = decode(message).payload
+    except REFUSALS:
+        return
+    assert cut == 0
+    assert payload is not None
+    assert payload.shape == (15,)
+    assert payload.dtype == np.float32
+    assert np.isfinite(payload).all()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("split", "holdout"), ("split", 1), ("rounds", "8"), ("settings", 3), ("round", True)]
+)
+def test_a_malformed_request_is_refused(key: str, value: object) -> None:
+    config = encode_request_config(REQUEST)
+    config[key] = value
+    message = Message(RecordDict({"arrays": encode_payload(VECTOR), "config": config}), 7, "train")
+    with pytest.raises(MessageRefusedError, match=key):
+        decode_request(message, "train", LAYOUT)

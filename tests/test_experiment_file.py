@@ -1,0 +1,137 @@
+"""Settings: everything wrong at once, nothing unknown accepted."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ept_fed.config import Experiment
+from ept_fed.experiment_file import load_experiment
+from ept_fed.problems import InputRefusedError
+
+ROOT = Path(__file__).resolve().parents[1]
+PHANTOMS = {"data": {"source": "phantoms"}}
+
+
+def write(tmp_path: Path, document: object) -> Path:
+    path = tmp_path / "experiment.yaml"
+    path.write_text(yaml.safe_dump(document))
+    return path
+
+
+def problems(path: Path, *overrides: str) -> dict[str, str]:
+    """Field -> fix of everything refused."""
+    with pytest.raises(InputRefusedError) as refusal:
+        load_experiment(path, overrides)
+    return {problem.field: problem.fix for problem in refusal.value.problems}
+
+
+def test_all_problems_are_listed_at_once_with_field_value_and_fix(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        {
+            "data": {"root": str(tmp_path / "nowhere"), "shots": 0, "shotz": 3},
+            "model": {"embedding": "add", "prompt_layers": [1, 1], "tokens": -2},
+            "modle": {},
+            "federation": {"rounds": "many"},
+        },
+    )
+    found = problems(path, "seed=abc", "model.weights=/nowhere/w.safetensors", "noise")
+    assert set(found) == {
+        "--set",
+        "seed",
+        "data.shots",
+        "data.shotz",
+        "data.manifest",
+        "data.images",
+        "model.tokens",
+        "model.prompt_layers",
+        "model.weights",
+        "modle",
+        "federation.rounds",
+        "federation.payload",
+    }
+    assert "did you mean 'shots'?" in found["data.shotz"]
+    assert "did you mean 'model'?" in found["modle"]
+    assert "has no fold" in found["federation.payload"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "field"),
+    [
+        (("model.embedding=multiply_concat",), "federation.payload"),
+        (("data.test_fraction=0.6", "data.validation_fraction=0.5"), "data.test_fraction"),
+        (("data.augmentation.crop_scale=[0.9, 0.1]",), "data.augmentation.crop_scale"),
+        (("data.classes=[a, a]",), "data.classes"),
+        (("data.classes=[a]",), "data.classes"),
+        (("data.task=multi_label", "training.class_balanced=true"), "training.class_balanced"),
+        (("model.prompt_layers=[0, 0]",), "model.prompt_layers"),
+        (("data={source: medmnist, archive: none.npz}",), "data.archive"),
+        (("data={source: manifest, columns: {label: null}}",), "data.columns"),
+        (("data={source: manifest, virtual_sites: 3}",), "data.virtual_sites"),
+        (("data={source: manifest, columns: {site: null}}",), "data.columns.site"),
+        (("data={source: manifest, image_name: x.png}",), "data.image_name"),
+        (("data={source: manifest, task: multi_label}",), "data.columns.labels"),
+        (("data.virtual_sites=3",), "data.virtual_sites"),
+    ],
+)
+def test_contradictions_are_refused(tmp_path: Path, overrides: tuple[str, ...], field: str) -> None:
+    assert field in problems(write(tmp_path, PHANTOMS), *overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "field"),
+    [
+        (("data.source=dicom",), "data"),
+        (("training.prompt_lr=.nan",), "training.prompt_lr"),
+        (("training.head_lr=.inf",), "training.head_lr"),
+        (("name=../escape",), "name"),
+        (("federation.strategy=fedmagic",), "federation.strategy"),
+        (("federation.share=everything",), "federation.share"),
+        (("seed=-1",), "seed"),
+        (("data.columns.image=x",), "data.columns"),
+        (("seed.more=1",), "seed.more"),
+        (("=1",), "--set"),
+        (("model.image_size={",), "model.image_size"),
+    ],
+)
+def test_values_that_cannot_be_are_refused(tmp_path: Path, overrides: tuple[str, ...], field: str) -> None:
+    assert field in problems(write(tmp_path, {**PHANTOMS, "seed": 0}), *overrides)
+
+
+@pytest.mark.parametrize("content", ["", "[1, 2]", "data: [", "\x00", "just text"])
+def test_a_file_that_is_no_experiment_is_refused(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "experiment.yaml"
+    path.write_text(content)
+    assert "config" in problems(path)
+
+
+def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    assert "config" in problems(tmp_path / "absent.yaml")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
+def test_shipped_configs_say_their_command_and_have_no_unknown_keys(path: Path) -> None:
+    assert path.read_text().startswith(f"# ept-fed simulate configs/{path.name}")
+    try:
+        load_experiment(path)
+    except InputRefusedError as refusal:
+        assert {problem.field for problem in refusal.problems} <= {"data.manifest", "data.images", "model.weights"}
+
+
+def test_resolved_settings_read_back_as_they_were(tmp_path: Path) -> None:
+    experiment = load_experiment(write(tmp_path, PHANTOMS), ["model.prompt_layers=[3, 1]", "federation.rounds=3"])
+    (tmp_path / "resolved.yaml").write_text(experiment.to_yaml())
+    assert load_experiment(tmp_path / "resolved.yaml") == experiment
+
+
+@settings(max_examples=40, deadline=None)
+@given(first=st.integers(0, 5), second=st.integers(0, 5), rounds=st.sampled_from([1, 8]))
+def test_equal_settings_and_only_they_have_one_run_id(first: int, second: int, rounds: int) -> None:
+    runs = [
+        Experiment.model_validate({**PHANTOMS, "seed": seed, "federation": {"rounds": rounds}})
+        for seed in (first, second)
+    ]
+    assert (runs[0].run_id == runs[1].run_id) == (first == second)
