@@ -1,13 +1,17 @@
 """One hospital's side of the federation: its images, its model, and how it answers a request."""
 
 import time
+from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 import torch
 from pydantic import ValidationError
 
+import ept_fed
 from ept_fed.config import TrainingSettings
 from ept_fed.data.datasets import CachedDataset, SiteData
+from ept_fed.evaluation.calibration import fit_temperature
 from ept_fed.evaluation.metrics import Array, classification_metrics
 from ept_fed.evaluation.prediction import predict_probabilities
 from ept_fed.models.payload import export_payload, import_payload, payload_layout
@@ -115,6 +119,33 @@ class Site:
             PayloadMismatchError: if it does not fit this site's layout.
         """
         import_payload(self.model, payload, self.layout)
+
+    def release(self) -> tuple[dict[str, Vector], dict[str, Any]]:
+        """Return the model as it stands, for prediction at this site: tensors by name, and a description.
+
+        The tensors are the payload's and this site's own head. The description holds what turns an image into
+        probabilities again: backbone and digest, input, layers, embedding, classes, and the temperature fitted on the
+        site's validation images.
+        """
+        model = self.model
+        tensors = model.payload_tensors(share="prompts+head", payload=self._payload)
+        probabilities, _ = self.assess(self.data.validation)
+        labels = self.data.validation.labels.numpy()
+        about = {
+            "schema": 1,
+            "run": self._run,
+            "site": self.name,
+            "backbone": {"name": model.backbone.name, "digest": model.backbone.digest},
+            "input": asdict(model.backbone.input),
+            "prompt_layers": list(model.layers),
+            "embedding": model.embedding,
+            "classes": list(self.data.classes),
+            "task": self.data.task,
+            "temperature": fit_temperature(labels, probabilities, self.data.task),
+            "validation_images": len(self.data.validation),
+            "code": ept_fed.__version__,
+        }
+        return {name: tensor.float().cpu().numpy() for name, tensor in tensors.items()}, about
 
     def assess(self, images: CachedDataset) -> tuple[Array, dict[str, float]]:
         """Return probabilities (n, C) of the model as it stands, and all of `EVALUATE_METRICS` but the seconds."""

@@ -67,7 +67,12 @@ def _run(
     experiment, plan = federation.experiment, federation.plan()
     sites = {name: federation.create_site(data) for name, data in federation.data.sites.items()}
     result = _federate(plan, sites, folder, progress)
-    settings = _train_settings(federation, sites, result, progress) if result.aggregated_anything else {}
+    settings = {}
+    if result.aggregated_anything:
+        for name, site in sites.items():
+            site.adopt(result.payload)
+            folder.write_site_model(name, *site.release())
+        settings = _train_settings(federation, sites, progress)
     comparison = _compare(federation, settings, result, folder)
     report = {
         "schema": 1,
@@ -91,12 +96,10 @@ def _run(
 
 
 def _train_settings(
-    federation: VirtualFederation, sites: Mapping[str, Site], result: FederationResult, progress: Progress
+    federation: VirtualFederation, sites: Mapping[str, Site], progress: Progress
 ) -> dict[str, Mapping[str, Site]]:
     """Return each setting's models by site, in the order of the table."""
     baselines = federation.experiment.evaluation.baselines
-    for site in sites.values():
-        site.adopt(result.payload)
     settings: dict[str, Mapping[str, Site]] = {}
     if "local" in baselines:
         settings["local"] = train_local(federation, progress)

@@ -16,6 +16,7 @@ from timm.layers.attention import Attention
 from timm.models.vision_transformer import Block, VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
+import ept_fed.models.demo_backbone  # noqa: F401 - registers the name with timm
 from ept_fed.data.input_spec import InputSpec
 from ept_fed.problems import InputRefusedError, Problem
 

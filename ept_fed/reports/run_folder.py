@@ -4,7 +4,9 @@ config.yaml                     the resolved settings
 rounds.jsonl                    one line per round
 prompts/round-NNN.safetensors   the global payload after each round, by tensor name
 sites/<site>/predictions.csv    the site's own test images under each setting
+sites/<site>/model.safetensors  the site's federated model: sinks, tokens, its own head, and what they need
 report.json, report.csv         the table at the end
+run.log                         what the code logged, tracebacks of failed sites included
 """
 
 import json
@@ -81,6 +83,11 @@ class RunFolder:
     def write_predictions(self, site: str, rows: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> None:
         """Write a site's predictions, as listed by `list_predictions`."""
         write_csv(self.path / "sites" / site_folder(site) / "predictions.csv", rows, prediction_columns(classes))
+
+    def write_site_model(self, site: str, tensors: Mapping[str, Vector], about: Mapping[str, Any]) -> None:
+        """Write what a site would predict with: payload tensors, its head, and a description; it stays at the site."""
+        path = self.path / "sites" / site_folder(site) / "model.safetensors"
+        write_bytes(path, save(dict(tensors), metadata={"ept_fed": json.dumps(about)}))
 
     def write_report(self, report: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
         """Write report.json and the same table as report.csv."""

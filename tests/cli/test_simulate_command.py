@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-COMMAND = [sys.executable, "-c", "from ept_fed.cli.main import main; main()"]
+COMMAND = [sys.executable, "-m", "ept_fed.cli"]
 
 
 def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:

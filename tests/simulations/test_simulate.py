@@ -56,6 +56,11 @@ def test_a_run_leaves_everything_it_promises(micro: Micro, tmp_path: Path) -> No
     rows = (out / "sites" / "site-2" / "predictions.csv").read_text().splitlines()
     assert len(rows) == 1 + 3 * written["test_images"]["site-2"]
     assert not [path for path in out.rglob("*") if path.name.startswith(".")]
+    with safe_open(out / "sites" / "site-1" / "model.safetensors", "numpy") as file:
+        about = json.loads(file.metadata()["ept_fed"])
+        assert set(file.keys()) == {"sinks", "tokens", "head.weight", "head.bias"}
+    assert about["backbone"]["digest"] == report["backbone"]["digest"]
+    assert about["temperature"] > 0
 
 
 def test_equal_seeds_give_equal_prompts_byte_for_byte_and_other_seeds_do_not(micro: Micro, tmp_path: Path) -> None:

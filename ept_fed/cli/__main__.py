@@ -1,0 +1,5 @@
+"""`python -m ept_fed.cli`: the command line without an installed script."""
+
+from ept_fed.cli.main import main
+
+main()
