@@ -12,7 +12,7 @@ $(READY): pyproject.toml
 	touch $(READY)
 
 demo: $(READY)
-	$(BIN)/ept-fed simulate configs/demo.yaml
+	$(BIN)/ept-fed simulate
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

@@ -76,7 +76,7 @@ class Site:
         return RoundReply(
             header=request.header,
             phase="train",
-            payload=export_payload(self.model, share=self._share, payload=self._payload),
+            payload=self.export(),
             examples=len(self.data.train),
             metrics={"loss": loss, "seconds": time.perf_counter() - started},
         )
@@ -119,6 +119,10 @@ class Site:
             PayloadMismatchError: if it does not fit this site's layout.
         """
         import_payload(self.model, payload, self.layout)
+
+    def export(self) -> Vector:
+        """Return what this site would send: the payload of the model as it stands."""
+        return export_payload(self.model, share=self._share, payload=self._payload)
 
     def release(self) -> tuple[dict[str, Vector], dict[str, Any]]:
         """Return the model as it stands, for prediction at this site: tensors by name, and a description.

@@ -18,6 +18,7 @@ __all__ = [
     "EvaluationSettings",
     "Experiment",
     "FederationSettings",
+    "ImageFolderSettings",
     "ManifestColumns",
     "ManifestSettings",
     "MedMNISTSettings",
@@ -99,6 +100,16 @@ class ManifestSettings(DataSettings):
     columns: ManifestColumns = ManifestColumns()
 
 
+class ImageFolderSettings(DataSettings):
+    """Images sorted into folders named after site and class; no list to write."""
+
+    source: Literal["folder"] = "folder"
+    images: Path = Field(Path("images"), description="a folder or a .zip, below root")
+    levels: Literal["class", "class/group", "site/class", "site/class/group"] = Field(
+        "site/class", description="what the nested folders are called after; a group is a patient or a lesion"
+    )
+
+
 class MedMNISTSettings(DataSettings):
     """A MedMNIST archive: {train,val,test}_{images,labels} in one .npz."""
 
@@ -116,7 +127,9 @@ class PhantomSettings(DataSettings):
     images_per_patient: Annotated[int, Field(ge=1, le=16)] = 2
 
 
-AnyDataSettings = Annotated[ManifestSettings | MedMNISTSettings | PhantomSettings, Field(discriminator="source")]
+AnyDataSettings = Annotated[
+    ManifestSettings | ImageFolderSettings | MedMNISTSettings | PhantomSettings, Field(discriminator="source")
+]
 
 
 class ModelSettings(Settings):

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ept_fed.config import Experiment, ManifestSettings, MedMNISTSettings, PhantomSettings
+from ept_fed.config import Experiment, ImageFolderSettings, ManifestSettings, MedMNISTSettings, PhantomSettings
 from ept_fed.problems import Problem
 
 __all__ = ["find_contradictions"]
@@ -41,7 +41,9 @@ def find_contradictions(experiment: Experiment) -> list[Problem]:
         )
     if isinstance(model.prompt_layers, tuple) and len(set(model.prompt_layers)) != len(model.prompt_layers):
         found.append(Problem("model.prompt_layers", list(model.prompt_layers), "name each layer once"))
-    if isinstance(data, PhantomSettings):
+    if isinstance(data, ImageFolderSettings):
+        found += _check_image_folder(data)
+    elif isinstance(data, PhantomSettings):
         found += _check_phantoms(data)
     elif isinstance(data, ManifestSettings):
         found += _check_manifest(data)
@@ -49,6 +51,16 @@ def find_contradictions(experiment: Experiment) -> list[Problem]:
         found += _check_exists("data.archive", data.root / data.archive)
     if model.weights not in (None, "pretrained"):
         found += _check_exists("model.weights", Path(str(model.weights)))
+    return found
+
+
+def _check_image_folder(data: ImageFolderSettings) -> list[Problem]:
+    found = _check_exists("data.images", data.root / data.images)
+    if data.levels.startswith("site") and data.virtual_sites is not None:
+        fix = f"data.levels = '{data.levels}' names real sites; set virtual_sites to null, or levels to class"
+        found.append(Problem("data.virtual_sites", data.virtual_sites, fix))
+    if data.task != "single_label":
+        found.append(Problem("data.task", data.task, "a folder gives one class; use a manifest for several"))
     return found
 
 

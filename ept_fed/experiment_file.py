@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from ept_fed.config import Experiment, ManifestSettings, MedMNISTSettings, PhantomSettings
+from ept_fed.config import Experiment, ImageFolderSettings, ManifestSettings, MedMNISTSettings, PhantomSettings
 from ept_fed.contradictions import find_contradictions
 from ept_fed.problems import InputRefusedError, Problem
 
@@ -118,7 +118,11 @@ def _describe(raw: dict[str, Any], item: dict[str, Any]) -> Problem:
 
 
 def _known_keys(section: tuple[int | str, ...], raw: dict[str, Any]) -> list[str]:
-    sources: dict[str, type[BaseModel]] = {"medmnist": MedMNISTSettings, "phantoms": PhantomSettings}
+    sources: dict[str, type[BaseModel]] = {
+        "folder": ImageFolderSettings,
+        "medmnist": MedMNISTSettings,
+        "phantoms": PhantomSettings,
+    }
     model: type[BaseModel] = Experiment
     for part in section:
         if model is Experiment and part == "data":

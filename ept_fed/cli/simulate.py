@@ -10,16 +10,21 @@ import typer
 from ept_fed.cli.engines import load_engine
 from ept_fed.cli.refusals import DONE, FAILED, exit_on_refusal
 
-__all__ = ["EXAMPLES", "simulate"]
+__all__ = ["DEMO_CONFIG", "EXAMPLES", "simulate"]
+
+DEMO_CONFIG = Path(__file__).resolve().parents[2] / "configs" / "demo.yaml"
 
 EXAMPLES = (
-    "Examples:\n\n  ept-fed simulate configs/demo.yaml\n\n"
+    "Examples:\n\n  ept-fed simulate\n\n"
     "  ept-fed simulate configs/ham10000.yaml --set data.root=DIR --set model.weights=FILE --set data.shots=5"
 )
 
 
 def simulate(
-    config: Annotated[Path, typer.Argument(help="Experiment in YAML; copy one from configs/ and edit it.")],
+    config: Annotated[
+        Path | None,
+        typer.Argument(help="Experiment in YAML; copy one from configs/ and edit it. Without one: the offline demo."),
+    ] = None,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one setting; repeatable.")
     ] = None,
@@ -36,7 +41,7 @@ def simulate(
     with exit_on_refusal(as_json=as_json):
         from ept_fed.experiment_file import load_experiment
 
-        experiment = load_experiment(config, overrides or [])
+        experiment = load_experiment(config or DEMO_CONFIG, overrides or [])
         folder = out or Path("runs") / f"{experiment.name}-{datetime.now():%Y%m%d-%H%M%S}"
         if as_json:
             from ept_fed.reports.progress import Silent

@@ -53,7 +53,7 @@ def test_a_failed_run_exits_with_1(micro_file: Path, tmp_path: Path) -> None:
     assert "lower the learning rates" in failed.stdout
 
 
-@pytest.mark.parametrize("arguments", [("simulate",), ("simulate", "x.yaml", "--nonsense"), ("conquer",)])
+@pytest.mark.parametrize("arguments", [("simulate", "x.yaml", "--nonsense"), ("simulate", "absent.yaml"), ("conquer",)])
 def test_wrong_usage_exits_with_2(arguments: tuple[str, ...], tmp_path: Path) -> None:
     assert run(*arguments, cwd=tmp_path).returncode == 2
 

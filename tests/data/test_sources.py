@@ -4,8 +4,16 @@ from typing import get_args
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from ept_fed.config import AnyDataSettings, DataSettings, ManifestSettings, MedMNISTSettings, PhantomSettings
+from ept_fed.config import (
+    AnyDataSettings,
+    DataSettings,
+    ImageFolderSettings,
+    ManifestSettings,
+    MedMNISTSettings,
+    PhantomSettings,
+)
 from ept_fed.data.datasets import prepare_data
 from ept_fed.data.input_spec import InputSpec
 from ept_fed.data.sources import SOURCES, open_catalog
@@ -19,6 +27,13 @@ def settings(
         return write_hospital(shots=2)
     if request.param == "phantoms":
         return PhantomSettings(phantom_sites=2, patients_per_class=6, shots=2)
+    if request.param == "folder":
+        for number in range(24):
+            folder = tmp_path / "images" / "xy"[number % 2] / "ab"[number // 2 % 2]
+            folder.mkdir(parents=True, exist_ok=True)
+            pixels = np.random.default_rng(number).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"{number}.png")
+        return ImageFolderSettings(root=tmp_path, shots=2)
     assert request.param == "medmnist", "give a new source settings here, so that the sweep covers it"
     arrays = {}
     for split in ("train", "val", "test"):

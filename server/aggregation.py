@@ -1,0 +1,188 @@
+"""Aggregation rules as pure functions over arrays: no Flower, no files, no sockets.
+
+S sites answered with payloads y (S, n); x (n,) is the global payload they started from, w (S,) their weights. Sums run
+in float64 and in the order of the rows, so equal inputs in equal order give equal bits; results are float32.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from ept_fed.protocol.layout import PayloadLayout, Vector
+
+__all__ = [
+    "AggregationError",
+    "FedDynStep",
+    "ScaffoldStep",
+    "feddyn",
+    "fednova",
+    "geometric_median",
+    "log_mean_exp",
+    "scaffold",
+    "site_weights",
+    "weighted_mean",
+]
+
+Matrix = npt.NDArray[np.floating]
+Weights = npt.NDArray[np.float64]
+
+
+class AggregationError(ValueError):
+    """Inputs for which the rule is undefined; the text says which."""
+
+
+def site_weights(
+    examples: npt.NDArray[np.int64], rule: Literal["examples", "uniform", "capped"], cap: int | None = None
+) -> Weights:
+    """Return normalised weights (S,) from sample counts (S,).
+
+    examples: proportional to the counts (McMahan et al. 2017). uniform: 1/S, which differential privacy and robust
+    rules presume. capped: proportional to min(count, cap), so that no site buys the model with its size.
+    """
+    if not len(examples) or (np.asarray(examples) < 1).any():
+        raise AggregationError(f"sample counts {list(examples)} must all be at least 1")
+    if rule == "uniform":
+        counts = np.ones(len(examples))
+    elif rule == "capped":
+        if cap is None or cap < 1:
+            raise AggregationError(f"cap {cap} must be at least 1")
+        counts = np.minimum(examples, cap).astype(np.float64)
+    else:
+        counts = np.asarray(examples, dtype=np.float64)
+    return counts / counts.sum()
+
+
+def weighted_mean(payloads: Matrix, weights: Weights) -> Vector:
+    """Return Σ w y: the mean of folds for folded payloads, the mean of raw prompts for raw ones."""
+    _check(payloads, weights)
+    total = np.zeros(payloads.shape[1])
+    for weight, payload in zip(weights, payloads, strict=True):
+        total += weight * payload.astype(np.float64)
+    return total.astype(np.float32)
+
+
+def log_mean_exp(payloads: Matrix, weights: Weights, layout: PayloadLayout) -> Vector:
+    """Return log Σ w exp(y) on the sinks, and the weighted mean on everything else.
+
+    Up to log S this is the sink of all sites' prompt columns concatenated, where the mean of folds is their geometric
+    mean.
+    """
+    mean = weighted_mean(payloads, weights)
+    start = 0
+    for name, shape in layout.shapes:
+        stop = start + int(np.prod(shape))
+        if name == "sinks":
+            sinks = payloads[:, start:stop].astype(np.float64)
+            top = sinks.max(axis=0)
+            total = np.zeros(stop - start)
+            for weight, row in zip(weights, sinks, strict=True):
+                total += weight * np.exp(row - top)
+            mean[start:stop] = (np.log(total) + top).astype(np.float32)
+        start = stop
+    return mean
+
+
+def geometric_median(
+    payloads: Matrix, weights: Weights, *, smoothing: float = 1e-6, tolerance: float = 1e-7, steps: int = 200
+) -> Vector:
+    """Return the weighted geometric median by the smoothed Weiszfeld algorithm (RFA, Pillutla et al. 2022, Algorithm
+    2).
+
+    It minimises Σ w ||z - y||; up to half of the weight can be arbitrary without dragging it off. Stops when the
+    objective falls by less than `tolerance` of itself.
+    """
+    _check(payloads, weights)
+    points = payloads.astype(np.float64)
+    centre = weights @ points
+    objective = np.inf
+    for _ in range(steps):
+        distances = np.linalg.norm(points - centre, axis=1)
+        new_objective = float(weights @ distances)
+        if objective - new_objective <= tolerance * max(new_objective, smoothing):
+            break
+        objective = new_objective
+        pull = weights / np.maximum(distances, smoothing)
+        centre = (pull / pull.sum()) @ points
+    return centre.astype(np.float32)
+
+
+def fednova(x: Vector, payloads: Matrix, weights: Weights, steps: npt.NDArray[np.int64]) -> Vector:
+    """Return x - τ Σ w (x - y) / τᵢ with τ = Σ w τᵢ (FedNova, Wang et al. 2020, Eq. 6 with plain SGD's aᵢ = τᵢ).
+
+    Sites that took more local steps no longer pull harder. With equal steps everywhere it is the weighted mean. Under
+    momentum or AdamW the exact normaliser is another; this one then only balances the numbers of steps.
+    """
+    _check(payloads, weights)
+    if len(steps) != len(payloads) or (np.asarray(steps) < 1).any():
+        raise AggregationError(f"local steps {list(steps)} must be at least 1 for each of {len(payloads)} sites")
+    start = x.astype(np.float64)
+    effective = float(weights @ steps)
+    direction = np.zeros(len(x))
+    for weight, payload, taken in zip(weights, payloads, steps, strict=True):
+        direction += weight * (start - payload.astype(np.float64)) / taken
+    return (start - effective * direction).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class ScaffoldStep:
+    """The server's side of SCAFFOLD after a round: new payload x and new control variate c."""
+
+    payload: Vector
+    control: Vector
+
+
+def scaffold(
+    x: Vector, c: Vector, payloads: Matrix, control_changes: Matrix, *, total_sites: int, server_lr: float = 1.0
+) -> ScaffoldStep:
+    """Return SCAFFOLD's server update (Karimireddy et al. 2020, Algorithm 1, lines 16 and 17).
+
+    x + lr · mean(y - x), and c + |S|/N · mean(Δcᵢ) with |S| sites that answered out of N = `total_sites`. Uniform
+    weights, as in the paper.
+    """
+    uniform = np.full(len(payloads), 1.0 / len(payloads))
+    _check(payloads, uniform)
+    _check(control_changes, uniform)
+    if total_sites < len(payloads):
+        raise AggregationError(f"{len(payloads)} sites answered, but only {total_sites} exist")
+    moved = weighted_mean(payloads - x.astype(np.float64), uniform)
+    drift = weighted_mean(control_changes, uniform)
+    return ScaffoldStep(
+        payload=(x + np.float32(server_lr) * moved).astype(np.float32),
+        control=(c + np.float32(len(payloads) / total_sites) * drift).astype(np.float32),
+    )
+
+
+@dataclass(frozen=True)
+class FedDynStep:
+    """The server's side of FedDyn after a round: new payload x and new correction h."""
+
+    payload: Vector
+    correction: Vector
+
+
+def feddyn(x: Vector, h: Vector, payloads: Matrix, *, alpha: float, total_sites: int) -> FedDynStep:
+    """Return FedDyn's server update (Acar et al. 2021, Algorithm 1).
+
+    h - α/N Σ (y - x), then mean(y) - h/α: the correction removes what local optima disagree on. Uniform weights.
+    """
+    if alpha <= 0:
+        raise AggregationError(f"alpha {alpha} must be positive")
+    uniform = np.full(len(payloads), 1.0 / len(payloads))
+    _check(payloads, uniform)
+    if total_sites < len(payloads):
+        raise AggregationError(f"{len(payloads)} sites answered, but only {total_sites} exist")
+    moved = (payloads.astype(np.float64) - x).sum(axis=0)
+    correction = h.astype(np.float64) - alpha / total_sites * moved
+    payload = payloads.astype(np.float64).mean(axis=0) - correction / alpha
+    return FedDynStep(payload.astype(np.float32), correction.astype(np.float32))
+
+
+def _check(payloads: Matrix, weights: Weights) -> None:
+    if payloads.ndim != 2 or not len(payloads):
+        raise AggregationError(f"payloads have shape {payloads.shape}; at least one row of n values is needed")
+    if weights.shape != (len(payloads),) or not np.isclose(weights.sum(), 1.0) or (weights < 0).any():
+        raise AggregationError(f"weights {weights} must be {len(payloads)} shares that sum to one")
+    if not np.isfinite(payloads).all():
+        raise AggregationError("payloads must be finite")

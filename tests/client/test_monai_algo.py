@@ -1,0 +1,65 @@
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from monai.fl.client.client_algo import ClientAlgo
+from monai.fl.utils.constants import ExtraItems
+from monai.fl.utils.exchange_object import ExchangeObject
+
+from client.monai_algo import EPTClientAlgo
+from client.site import Site
+from ept_fed.config import Experiment
+from ept_fed.protocol.layout import PayloadMismatchError
+from simulations.virtual_sites import VirtualFederation, prepare_federation
+
+
+@pytest.fixture
+def federation(micro: Callable[..., Experiment]) -> VirtualFederation:
+    return prepare_federation(micro("model.tokens=1"))
+
+
+def make(federation: VirtualFederation, rounds: int = 2) -> tuple[EPTClientAlgo, Site]:
+    site = federation.create_site(federation.data.sites["site-1"])
+    return EPTClientAlgo(site, federation.experiment.training, rounds=rounds), site
+
+
+def weights(federation: VirtualFederation) -> ExchangeObject:
+    plan = federation.plan()
+    return ExchangeObject(weights=plan.layout.unflatten(plan.initial))
+
+
+def test_training_through_monai_is_training_through_the_site(federation: VirtualFederation) -> None:
+    algo, site = make(federation)
+    assert isinstance(algo, ClientAlgo)
+    algo.initialize({ExtraItems.CLIENT_NAME: "site-1"})
+    algo.train(weights(federation))
+    other = federation.create_site(federation.data.sites["site-1"])
+    other.adopt(federation.plan().initial)
+    other.fit(federation.experiment.training, 1, 2)
+    sent = algo.get_weights()
+    assert set(sent.weights) == {"sinks", "tokens"}
+    assert np.array_equal(site.layout.flatten(sent.weights), other.export())
+
+
+def test_evaluation_returns_metrics_and_trains_nothing(federation: VirtualFederation) -> None:
+    algo, site = make(federation)
+    site.adopt(federation.plan().initial)
+    before = site.export()
+    assert "auc" in algo.evaluate(weights(federation)).metrics
+    np.testing.assert_allclose(site.export(), before, atol=1e-6)
+
+
+def test_weights_that_do_not_fit_are_refused(federation: VirtualFederation) -> None:
+    algo, _ = make(federation)
+    for sent in ({}, {"backbone": np.zeros(3)}, {"sinks": np.zeros((1, 1)), "tokens": np.zeros((1, 1, 1))}):
+        with pytest.raises(PayloadMismatchError):
+            algo.train(ExchangeObject(weights=sent))
+
+
+def test_another_client_and_a_round_too_many_are_refused(federation: VirtualFederation) -> None:
+    algo, _ = make(federation, rounds=1)
+    with pytest.raises(ValueError, match="site-1"):
+        algo.initialize({ExtraItems.CLIENT_NAME: "site-2"})
+    algo.train(weights(federation))
+    with pytest.raises(RuntimeError, match="all 1 rounds"):
+        algo.train(weights(federation))
