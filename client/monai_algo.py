@@ -61,7 +61,7 @@ class EPTClientAlgo(ClientAlgo):
         return ExchangeObject(
             weights=self.site.layout.unflatten(self.site.export()),
             weight_type=WeightType.WEIGHTS,
-            statistics={FlStatistics.NUM_EXECUTED_ITERATIONS: len(self.site.data.train)},
+            statistics={FlStatistics.DATA_COUNT: len(self.site.data.train)},
         )
 
     def evaluate(self, data: ExchangeObject, extra: dict[str, Any] | None = None) -> ExchangeObject:

@@ -17,8 +17,8 @@ from ept_fed.evaluation.prediction import predict_probabilities
 from ept_fed.models.payload import export_payload, import_payload, payload_layout
 from ept_fed.models.vit import PromptedViT
 from ept_fed.protocol.layout import Vector
-from ept_fed.protocol.messages import EVALUATE_METRICS, Header, MessageRefusedError, RoundReply, RoundRequest
-from ept_fed.training.loop import RoundScope, train_round, use_bfloat16
+from ept_fed.protocol.messages import QUALITY_METRICS, Header, MessageRefusedError, RoundReply, RoundRequest
+from ept_fed.training.loop import RoundScope, TrainingOutcome, train_round, use_bfloat16
 from ept_fed.training.optimizer import build_optimizer
 
 __all__ = ["Site"]
@@ -50,7 +50,7 @@ class Site:
         self.name = data.name
         self.data = data
         self.model = model
-        self.layout = payload_layout(model, share=share, payload=payload)
+        self.layout = payload_layout(model, share=share, payload=payload, classes=data.classes)
         self._run, self._seed = run, seed
         self._share, self._payload = share, payload
         self._evaluation_batch = evaluation_batch
@@ -59,7 +59,7 @@ class Site:
         self._optimizer_settings: TrainingSettings | None = None
 
     def train(self, request: RoundRequest) -> RoundReply:
-        """Take over the global payload, train one round, and return the own payload.
+        """Take over the global payload, evaluate it on the validation images, train one round, return the own payload.
 
         Raises:
             MessageRefusedError: for a request of another run, backbone, layout or version, or with unfit settings.
@@ -72,24 +72,28 @@ class Site:
             raise MessageRefusedError(f"training settings are refused: {error.error_count()} are invalid") from error
         started = time.perf_counter()
         self.adopt(request.payload)
-        loss = self.fit(settings, request.header.round, request.rounds)
+        _, received = self.assess(self.data.validation)
+        trained = self.fit(settings, request.header.round, request.rounds)
         return RoundReply(
             header=request.header,
             phase="train",
             payload=self.export(),
             examples=len(self.data.train),
-            metrics={"loss": loss, "seconds": time.perf_counter() - started},
+            metrics={
+                "loss": trained.loss,
+                "steps": float(trained.steps),
+                "seconds": time.perf_counter() - started,
+                **{f"validation_{name}": value for name, value in received.items()},
+            },
         )
 
     def evaluate(self, request: RoundRequest) -> RoundReply:
         """Evaluate the global payload with the own head on one of the own splits; trains nothing.
 
         Raises:
-            MessageRefusedError: for a request of another run, backbone, layout or version, or a split without images.
+            MessageRefusedError: for a request of another run, backbone, layout or version.
         """
         self._require(request)
-        if not len(self.split(request.split)):
-            raise MessageRefusedError(f"this site has no {request.split} images")
         started = time.perf_counter()
         self.adopt(request.payload)
         _, metrics = self.assess(self.split(request.split))
@@ -101,13 +105,19 @@ class Site:
             metrics={**metrics, "seconds": time.perf_counter() - started},
         )
 
-    def fit(self, settings: TrainingSettings, round_number: int, rounds: int) -> float:
-        """Train one round from where the model stands, without any exchange; return the mean loss."""
+    def fit(self, settings: TrainingSettings, round_number: int, rounds: int) -> TrainingOutcome:
+        """Train one round from where the model stands, without any exchange.
+
+        Raises:
+            TrainingDivergedError: the model is then as before the round, and the optimiser starts anew.
+        """
         optimizer = self._optimizer_for(settings)
         before = self._snapshot()
         scope = RoundScope(self._seed, self.name, round_number, rounds)
         try:
-            return train_round(self.model, optimizer, self.data.train, settings, scope)
+            return train_round(
+                self.model, optimizer, self.data.train, settings, scope, shared=(self._share, self._payload)
+            )
         except BaseException:
             self._restore(before)
             raise
@@ -122,7 +132,7 @@ class Site:
 
     def export(self) -> Vector:
         """Return what this site would send: the payload of the model as it stands."""
-        return export_payload(self.model, share=self._share, payload=self._payload)
+        return export_payload(self.model, self.layout)
 
     def release(self) -> tuple[dict[str, Vector], dict[str, Any]]:
         """Return the model as it stands, for prediction at this site: tensors by name, and a description.
@@ -152,12 +162,12 @@ class Site:
         return {name: tensor.float().cpu().numpy() for name, tensor in tensors.items()}, about
 
     def assess(self, images: CachedDataset) -> tuple[Array, dict[str, float]]:
-        """Return probabilities (n, C) of the model as it stands, and all of `EVALUATE_METRICS` but the seconds."""
+        """Return probabilities (n, C) of the model as it stands, and `QUALITY_METRICS`."""
         probabilities = predict_probabilities(
             self.model, images, batch_size=self._evaluation_batch, bfloat16=self._bfloat16
         )
         metrics = classification_metrics(images.labels.numpy(), probabilities, images.task)
-        return probabilities, {key: metrics[key] for key in EVALUATE_METRICS if key != "seconds"}
+        return probabilities, {key: metrics[key] for key in QUALITY_METRICS}
 
     def split(self, name: str) -> CachedDataset:
         """Return a split by name: train, validation or test."""

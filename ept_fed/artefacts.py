@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["append_json_line", "write_bytes", "write_csv", "write_json", "write_text"]
+__all__ = ["append_json_line", "dump_json", "write_bytes", "write_csv", "write_json", "write_text"]
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -34,16 +34,21 @@ def write_text(path: Path, content: str) -> None:
     write_bytes(path, content.encode())
 
 
+def dump_json(document: Mapping[str, Any], *, indent: int | None = None) -> str:
+    """Return a document as JSON; undefined numbers (NaN) become null, as JSON has no NaN."""
+    return json.dumps(_without_nan(document), indent=indent, allow_nan=False)
+
+
 def write_json(path: Path, document: Mapping[str, Any]) -> None:
-    """Write one JSON document atomically; undefined numbers (NaN) become null, as JSON has no NaN."""
-    write_text(path, json.dumps(_without_nan(document), indent=2, sort_keys=False, allow_nan=False) + "\n")
+    """Write one JSON document atomically; see `dump_json`."""
+    write_text(path, dump_json(document, indent=2) + "\n")
 
 
 def append_json_line(path: Path, document: Mapping[str, Any]) -> None:
     """Append one line to a JSON-lines file and flush it to disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(_without_nan(document), allow_nan=False) + "\n")
+        file.write(dump_json(document) + "\n")
         file.flush()
         os.fsync(file.fileno())
 

@@ -6,7 +6,7 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
@@ -41,7 +41,7 @@ class Settings(BaseModel):
 class AugmentationSettings(Settings):
     """Training-time augmentation of the paper (section 4.1): random resized crop and horizontal flip."""
 
-    crop_scale: tuple[Fraction, Annotated[float, Field(gt=0.0, le=1.0)]] = Field(
+    crop_scale: tuple[Annotated[float, Field(gt=0.0, le=1.0)], Annotated[float, Field(gt=0.0, le=1.0)]] = Field(
         (0.08, 1.0), description="smallest and largest share of the image area that a crop covers"
     )
     flip: bool = Field(True, description="mirror half of the training images left to right")
@@ -55,7 +55,9 @@ class DataSettings(Settings):
         "single_label", description="one class per image (cross entropy) or any number (binary cross entropy)"
     )
     classes: tuple[str, ...] | None = Field(None, description="class names in order; null takes them from the data")
-    sites: tuple[str, ...] | None = Field(None, description="keep only these sites; null keeps all")
+    sites: Annotated[tuple[str, ...], Field(min_length=1)] | None = Field(
+        None, description="keep only these sites; null keeps all"
+    )
     virtual_sites: Count | None = Field(
         None,
         description="split a source without a site column at random into so many sites, groups kept whole",
@@ -82,10 +84,16 @@ class ManifestColumns(Settings):
 
     image: str = "image"
     label: str | None = Field("label", description="column with the class name (single label)")
-    labels: tuple[str, ...] | None = Field(None, description="one 0/1 column per class (multi-label or one-hot)")
+    labels: Annotated[tuple[str, ...], Field(min_length=1)] | None = Field(
+        None, description="one 0/1 column per class (multi-label or one-hot)"
+    )
     site: str | None = "site"
     split: str | None = Field(None, description="column with train, validation or test; null splits by group")
     group: str | None = Field(None, description="patient or lesion; images of one group never straddle a split")
+    group_scope: Literal["site", "everywhere"] = Field(
+        "site",
+        description="site: equal names at two sites are two groups; everywhere: they are one, and share a split",
+    )
 
 
 class ManifestSettings(DataSettings):
@@ -140,7 +148,9 @@ class ModelSettings(Settings):
         None, description="null for random weights, 'pretrained' for timm's own, or a .safetensors/.pth path"
     )
     image_size: Count | None = Field(None, description="pixels per side; null keeps the backbone's own size")
-    prompt_length: Count = Field(100, description="M, prompt columns per token; starts the sink at about log M")
+    prompt_length: Annotated[int, Field(ge=1, le=100_000)] = Field(
+        100, description="M, prompt columns per token; starts the sink at about log M"
+    )
     prompt_layers: Literal["deep", "shallow"] | tuple[int, ...] = Field(
         "deep", description="all layers, the first only, or a list of layer indices"
     )
@@ -172,6 +182,9 @@ class TrainingSettings(Settings):
     class_balanced: bool = Field(False, description="draw every class equally often")
     optimizer_state: Literal["keep", "reset"] = Field("keep", description="momentum across rounds at a site")
     precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 on CUDA only")
+    proximal_mu: Annotated[float, Field(ge=0.0, le=1000.0)] = Field(
+        0.0, description="set by federation.strategy=fedprox; leave it at 0"
+    )
 
 
 class FederationSettings(Settings):
@@ -184,7 +197,26 @@ class FederationSettings(Settings):
     payload: Literal["folded", "raw"] = Field(
         "folded", description="folded: one number per layer and token; raw: all M columns, for ablations"
     )
-    strategy: Literal["fedavg"] = "fedavg"
+    strategy: str = Field("fedavg", description="a name of docs/strategies.md")
+    options: dict[str, float] = Field({}, description="the strategy's own numbers; see docs/strategies.md")
+    averaging: Literal["mean", "log_mean_exp"] = Field(
+        "mean", description="of folds: their mean, or the fold of all sites' columns together (fedavg only)"
+    )
+    weights: Literal["examples", "uniform", "capped"] = Field(
+        "examples", description="sites count by training images, equally, or by images up to weight_cap"
+    )
+    weight_cap: Count | None = Field(None, description="for weights: capped")
+    sites_per_round: Annotated[float, Field(gt=0.0)] = Field(
+        1.0, description="share of the sites drawn for each round, or their number if above 1"
+    )
+    quorum: Count | None = Field(
+        None, description="fewest sound replies that are averaged; null asks for half of the sites asked"
+    )
+    deadline: Positive = Field(3600.0, description="seconds after which a silent site is left out of the round")
+    patience: Count | None = Field(None, description="stop after so many rounds without a better validation AUC")
+    target_auc: Annotated[float, Field(gt=0.0, le=1.0)] | None = Field(
+        None, description="stop once the mean validation AUC over sites reaches this"
+    )
 
 
 class EvaluationSettings(Settings):
@@ -207,8 +239,18 @@ class Experiment(Settings):
 
     @property
     def run_id(self) -> str:
-        """Name of the run: 16 hex digits of the SHA-256 of all settings, so equal settings give equal artefacts."""
-        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        """Name of the run: 16 hex digits of the SHA-256 of the settings that its prompts depend on.
+
+        Where files lie, the device and the baselines are left out: a site with another folder is in the same run, and
+        moving the data changes nothing.
+        """
+        local: dict[str, Any] = {
+            "data": {"root", "manifest", "images", "archive", "image_name", "columns", "sites"},
+            "model": {"weights", "device"},
+            "evaluation": True,
+            "name": True,
+        }
+        canonical = json.dumps(self.model_dump(mode="json", exclude=local), sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
     def to_yaml(self) -> str:

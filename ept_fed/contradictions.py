@@ -1,9 +1,18 @@
 """Settings that are each valid but do not fit together, or name paths that are not there."""
 
+import difflib
 from pathlib import Path
 
-from ept_fed.config import Experiment, ImageFolderSettings, ManifestSettings, MedMNISTSettings, PhantomSettings
+from ept_fed.config import (
+    Experiment,
+    FederationSettings,
+    ImageFolderSettings,
+    ManifestSettings,
+    MedMNISTSettings,
+    PhantomSettings,
+)
 from ept_fed.problems import Problem
+from ept_fed.strategies import STRATEGIES
 
 __all__ = ["find_contradictions"]
 
@@ -16,7 +25,7 @@ def find_contradictions(experiment: Experiment) -> list[Problem]:
         experiment.training,
         experiment.federation,
     )
-    found = []
+    found = _check_classes(data.classes, data.task)
     if model.embedding != "concat" and federation.payload == "folded":
         found.append(
             Problem(
@@ -31,10 +40,6 @@ def find_contradictions(experiment: Experiment) -> list[Problem]:
         found.append(Problem("data.test_fraction", total, "test and validation leave nothing to train on; lower one"))
     if data.augmentation.crop_scale[0] > data.augmentation.crop_scale[1]:
         found.append(Problem("data.augmentation.crop_scale", data.augmentation.crop_scale, "put the smaller first"))
-    if data.classes is not None and len(set(data.classes)) != len(data.classes):
-        found.append(Problem("data.classes", list(data.classes), "name each class once"))
-    if data.classes is not None and len(data.classes) < 2 and data.task == "single_label":
-        found.append(Problem("data.classes", list(data.classes), "single-label needs at least two classes"))
     if data.task == "multi_label" and training.class_balanced:
         found.append(
             Problem("training.class_balanced", True, "is defined for data.task=single_label only; set it to false")
@@ -51,6 +56,56 @@ def find_contradictions(experiment: Experiment) -> list[Problem]:
         found += _check_exists("data.archive", data.root / data.archive)
     if model.weights not in (None, "pretrained"):
         found += _check_exists("model.weights", Path(str(model.weights)))
+    if training.proximal_mu:
+        fix = "is set by the server; use federation.strategy=fedprox and federation.options.proximal_mu"
+        found.append(Problem("training.proximal_mu", training.proximal_mu, fix))
+    return found + _check_strategy(federation)
+
+
+def _check_classes(classes: tuple[str, ...] | None, task: str) -> list[Problem]:
+    if classes is None:
+        return []
+    if len(set(classes)) != len(classes):
+        return [Problem("data.classes", list(classes), "name each class once")]
+    if len(classes) < 2 and task == "single_label":
+        return [Problem("data.classes", list(classes), "single-label needs at least two classes")]
+    return []
+
+
+def _check_strategy(federation: FederationSettings) -> list[Problem]:
+    found = []
+    strategy = STRATEGIES.get(federation.strategy)
+    if strategy is None:
+        near = difflib.get_close_matches(federation.strategy, STRATEGIES, n=1)
+        hint = f"did you mean '{near[0]}'? " if near else ""
+        found.append(
+            Problem("federation.strategy", federation.strategy, f"{hint}known are {', '.join(sorted(STRATEGIES))}")
+        )
+    else:
+        for name, value in federation.options.items():
+            option = strategy.options.get(name)
+            if option is None:
+                known = ", ".join(strategy.options) or "none"
+                fix = f"{federation.strategy} has no such option; it has: {known}"
+                found.append(Problem(f"federation.options.{name}", value, fix))
+            elif not option.allows(value):
+                kind = "a whole number" if option.whole else "a number"
+                fix = f"must be {kind} from {option.low:g} to {option.high:g}: {option.meaning}"
+                found.append(Problem(f"federation.options.{name}", value, fix))
+    if (federation.weights == "capped") != (federation.weight_cap is not None):
+        found.append(
+            Problem("federation.weight_cap", federation.weight_cap, "set it together with federation.weights=capped")
+        )
+    if federation.averaging == "log_mean_exp":
+        if federation.strategy != "fedavg":
+            fix = f"'{federation.strategy}' averages in its own way; use mean, or federation.strategy=fedavg"
+            found.append(Problem("federation.averaging", federation.averaging, fix))
+        if federation.payload == "raw":
+            fix = "is an average of folds; use mean, or federation.payload=folded"
+            found.append(Problem("federation.averaging", federation.averaging, fix))
+    if federation.sites_per_round > 1 and not federation.sites_per_round.is_integer():
+        fix = "must be a share up to 1, or a whole number of sites"
+        found.append(Problem("federation.sites_per_round", federation.sites_per_round, fix))
     return found
 
 
@@ -104,4 +159,8 @@ def _check_manifest(data: ManifestSettings) -> list[Problem]:
 
 
 def _check_exists(field: str, path: Path) -> list[Problem]:
-    return [] if path.exists() else [Problem(field, str(path), "no such file or folder; correct the path")]
+    try:
+        there = path.exists()
+    except (OSError, ValueError):
+        there = False
+    return [] if there else [Problem(field, str(path), "no such file or folder; correct the path")]

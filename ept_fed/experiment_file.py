@@ -1,7 +1,7 @@
 """Read an experiment from YAML and overrides, and report everything wrong with it at once."""
 
+import copy
 import difflib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,27 @@ from ept_fed.problems import InputRefusedError, Problem
 __all__ = ["load_experiment"]
 
 
+class _StrictLoader(yaml.SafeLoader):
+    """YAML's safe loader, but a key given twice, or one that is no text, is an error instead of the last one
+    winning."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Build one mapping.
+
+        Raises:
+            yaml.constructor.ConstructorError: naming the key and its line.
+        """
+        seen: set[str] = set()
+        for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode) or key_node.tag != "tag:yaml.org,2002:str":
+                raise yaml.constructor.ConstructorError(None, None, "a key must be text", key_node.start_mark)
+            if key_node.value in seen:
+                text = f"'{key_node.value}' is given twice; keep one"
+                raise yaml.constructor.ConstructorError(None, None, text, key_node.start_mark)
+            seen.add(key_node.value)
+        return super().construct_mapping(node, deep=deep)
+
+
 def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
     """Read and validate an experiment.
 
@@ -27,8 +48,8 @@ def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
         InputRefusedError: with every problem of the file, the overrides and the paths they name.
     """
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
+    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise InputRefusedError([Problem("config", str(path), f"cannot be read as YAML ({reason})")]) from error
     if not isinstance(raw, dict):
@@ -51,8 +72,8 @@ def _apply_overrides(raw: dict[str, Any], overrides: Sequence[str]) -> list[Prob
             found.append(Problem("--set", override, "write key.path=value"))
             continue
         try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
+            value = yaml.load(text, Loader=_StrictLoader)
+        except (RecursionError, yaml.YAMLError):
             found.append(Problem(key, text, "is not valid YAML; quote it"))
             continue
         node = raw
@@ -77,7 +98,7 @@ def _validate(raw: dict[str, Any]) -> tuple[Experiment | None, list[Problem]]:
         return Experiment.model_validate(raw), []
     except ValidationError as error:
         problems = [_describe(raw, dict(item)) for item in error.errors(include_url=False)]
-        repaired = json.loads(json.dumps(raw, default=str))
+        repaired = copy.deepcopy(raw)
         for item in error.errors(include_url=False):
             _remove(repaired, _location(raw, item["loc"]))
     try:

@@ -10,7 +10,11 @@ from typing import Any, cast
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
-from flwr.supercore.inflatable.inflatable_object import InflatableObject, get_all_nested_objects
+from flwr.supercore.inflatable.inflatable_object import (
+    InflatableObject,
+    get_all_nested_objects,
+    no_object_id_recompute,
+)
 from flwr.supercore.task_identity import TaskIdentity
 
 from ept_fed.protocol.layout import PayloadLayout, Vector
@@ -26,6 +30,8 @@ from ept_fed.protocol.messages import (
 )
 
 __all__ = [
+    "ARRAYS",
+    "CONFIG",
     "EXAMPLES_KEY",
     "SITE_FAILED",
     "SITE_REFUSED",
@@ -36,6 +42,7 @@ __all__ = [
     "encode_payload",
     "encode_reply",
     "encode_request_config",
+    "name_message",
     "set_task_identity",
 ]
 
@@ -58,9 +65,15 @@ def set_task_identity(run_id: int) -> None:
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, run_id, 1
 
 
+def name_message(message: Message, identifier: str) -> None:
+    """Give a message its id, as the SuperLink does on the way; flwr 1.41 has no public way to."""
+    message.metadata.__dict__["_message_id"] = identifier
+
+
 def count_bytes(message: Message) -> int:
     """Return the serialised bytes of a message: every object that Flower's transport would push, payload included."""
-    return sum(len(nested.deflate()) for nested in get_all_nested_objects(message).values())
+    with no_object_id_recompute():
+        return sum(len(nested.deflate()) for nested in get_all_nested_objects(message).values())
 
 
 def copy_over_wire(message: Message) -> Message:
@@ -70,7 +83,8 @@ def copy_over_wire(message: Message) -> Message:
         children = {identifier: reread(child) for identifier, child in (part.children or {}).items()}
         return type(part).inflate(part.deflate(), children)
 
-    return cast(Message, reread(message))
+    with no_object_id_recompute():
+        return cast(Message, reread(message))
 
 
 def encode_payload(vector: Vector) -> ArrayRecord:

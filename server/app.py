@@ -1,4 +1,4 @@
-"""The ServerApp: a plan, a strategy and the round loop."""
+"""The ServerApp: a plan, its aggregator and the round loop."""
 
 from collections.abc import Callable
 
@@ -7,7 +7,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from ept_fed.protocol.plan import Plan
 from server.rounds import FederationResult, RoundObserver, run_rounds
-from server.strategies import create_strategy
+from server.strategies import create_aggregator
 
 __all__ = ["create_server_app"]
 
@@ -18,7 +18,6 @@ def create_server_app(plan: Plan, observer: RoundObserver, on_result: Callable[[
 
     @app.main()
     def main(grid: Grid, _context: Context) -> None:
-        strategy = create_strategy(plan.strategy, len(list(grid.get_node_ids())))
-        on_result(run_rounds(grid, plan, strategy, observer))
+        on_result(run_rounds(grid, plan, create_aggregator(plan), observer))
 
     return app

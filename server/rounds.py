@@ -1,33 +1,32 @@
-"""The round loop: ask every site to train, average what is sound, ask every site to evaluate."""
+"""The round loop: one exchange a round, with a deadline and a quorum, and nothing a single site can break.
+
+Each exchange costs seconds in deployment, so a round has one: a site that is asked to train first evaluates the payload
+it received on its validation images. What round r left is therefore evaluated in round r + 1, and what the last round
+left in one exchange more.
+"""
 
 import logging
+import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Strategy
 
-from ept_fed.flower import count_bytes, decode_reply, encode_payload, encode_request_config
 from ept_fed.protocol.layout import PayloadMismatchError, Vector
-from ept_fed.protocol.messages import MessageRefusedError, Phase, RoundReply, RoundRequest, Split
+from ept_fed.protocol.messages import Phase, RoundReply
 from ept_fed.protocol.plan import Plan
+from ept_fed.seeds import numpy_generator
+from ept_fed.strategies import STRATEGIES
+from server.exchange import Accepted, Exchange, Refusal
+from server.strategies import Aggregator, Update
 
-__all__ = ["FederationResult", "Refusal", "RoundObserver", "RoundRecord", "SiteExchange", "run_rounds"]
+__all__ = ["FederationResult", "RoundObserver", "RoundRecord", "SiteExchange", "run_rounds"]
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """A reply that was left out, and why."""
-
-    site: str
-    phase: Phase
-    reason: str
+_POLL_SECONDS = 1.0
 
 
 @dataclass
@@ -42,15 +41,23 @@ class SiteExchange:
     train_bytes_received: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass
 class RoundRecord:
-    """One round, as it goes into rounds.jsonl."""
+    """One round, as it goes into rounds.jsonl.
+
+    Attributes:
+        aggregated: sites whose updates made the payload that this round left; empty if it left the old one.
+        outcome: why nothing was aggregated, or "aggregated".
+        sites: `evaluation` is of the payload that this round left.
+    """
 
     round: int
     seconds: float
+    asked: tuple[str, ...]
     aggregated: tuple[str, ...]
-    sites: Mapping[str, SiteExchange]
-    refused: tuple[Refusal, ...]
+    outcome: str
+    sites: dict[str, SiteExchange]
+    refused: list[Refusal]
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-ready document with its schema version."""
@@ -58,7 +65,9 @@ class RoundRecord:
             "schema": 1,
             "round": self.round,
             "seconds": round(self.seconds, 3),
+            "asked": list(self.asked),
             "aggregated": list(self.aggregated),
+            "outcome": self.outcome,
             "sites": {name: dict(vars(exchange)) for name, exchange in self.sites.items()},
             "refused": [dict(vars(refusal)) for refusal in self.refused],
         }
@@ -66,10 +75,17 @@ class RoundRecord:
 
 @dataclass(frozen=True)
 class FederationResult:
-    """The end of a run: the last payload and every round."""
+    """The end of a run.
+
+    Attributes:
+        payload: what the last aggregated round left.
+        rounds: all that were run.
+        ended: "all rounds", or which early stop ended it.
+    """
 
     payload: Vector
     rounds: tuple[RoundRecord, ...]
+    ended: str
 
     @property
     def aggregated_anything(self) -> bool:
@@ -83,129 +99,151 @@ class RoundObserver(Protocol):
     def on_site(self, round_number: int, site: str, phase: Phase, metrics: Mapping[str, float]) -> None:
         """Handle one accepted reply of a site."""
 
-    def on_round(self, record: RoundRecord, payload: Vector) -> None:
-        """Handle a finished round and the payload that it leaves."""
+    def on_payload(self, round_number: int, payload: Vector, seconds: float) -> None:
+        """Handle the payload that a round leaves, as soon as it is there."""
+
+    def on_round(self, record: RoundRecord) -> None:
+        """Handle a round's record, once what it left has been evaluated."""
 
 
-def run_rounds(grid: Grid, plan: Plan, strategy: Strategy, observer: RoundObserver) -> FederationResult:
+def run_rounds(grid: Grid, plan: Plan, aggregator: Aggregator, observer: RoundObserver) -> FederationResult:
     """Run a whole federation.
 
-    Every round sends the global payload to every site, averages the sound replies in the order of the sites' names (so
-    the last bits do not depend on who answered first), and evaluates the average on each site's validation split. Test
-    images play no part here: each site reports on its own once the run is over.
+    Sound updates are averaged in the order of the sites' names, so the last bits do not depend on who answered first.
+    A round with fewer of them than the quorum, or than the strategy's assumption needs, leaves the old payload.
+    Validation images decide about early stopping; test images play no part here.
 
     Args:
-        grid: Flower's connection to the sites; its nodes carry the sites' names.
+        grid: Flower's connection to the sites; its nodes carry the sites' registered names.
         plan: what to run.
-        strategy: a Flower strategy; its `configure_*` and `aggregate_train` do the sampling and the arithmetic.
-        observer: told about every reply and round.
+        aggregator: from `create_aggregator`.
+        observer: told about every reply, payload and round.
     """
-    names = {node.node_id: node.name or str(node.node_id) for node in grid.get_nodes()}
-    payload = plan.initial
-    records = []
+    records: list[RoundRecord] = []
+    payload, stop = plan.initial, _EarlyStop(plan)
     for round_number in range(1, plan.rounds + 1):
         started = time.perf_counter()
-        exchange = _Exchange(grid, plan, strategy, names, round_number, observer)
-        trained = exchange.run("train", payload, "train")
-        payload = _average(strategy, round_number, trained, payload, plan)
-        evaluated = exchange.run("evaluate", payload, "validation")
+        nodes, absent = _select_sites(grid, plan, round_number)
+        exchange = Exchange(grid, plan, nodes, round_number, observer.on_site)
+        trained = exchange.run("train", payload)
+        if records:
+            _finish(records[-1], trained, observer)
+            if ended := stop.check(records[-1]):
+                return FederationResult(payload, tuple(records), ended)
         record = RoundRecord(
             round=round_number,
-            seconds=time.perf_counter() - started,
-            aggregated=tuple(site for site, _, _ in trained),
-            sites=exchange.sites,
-            refused=tuple(exchange.refused),
+            seconds=0.0,
+            asked=tuple(sorted(nodes.values())),
+            aggregated=(),
+            outcome="",
+            sites={name: SiteExchange() for name in plan.sites},
+            refused=[*absent, *exchange.refused],
         )
-        _log.info("round %d: %d trained, %d evaluated", round_number, len(trained), len(evaluated))
+        _note_training(record, exchange, trained)
+        payload, record.outcome = _aggregate(aggregator, plan, record, trained, payload)
+        record.seconds = time.perf_counter() - started
+        _log.info("round %d: %s", round_number, record.outcome)
+        observer.on_payload(round_number, payload, record.seconds)
         records.append(record)
-        observer.on_round(record, payload)
-    return FederationResult(payload, tuple(records))
+    nodes, absent = _select_sites(grid, plan, None)
+    exchange = Exchange(grid, plan, nodes, plan.rounds, observer.on_site)
+    evaluated = exchange.run("evaluate", payload)
+    records[-1].refused += [*absent, *exchange.refused]
+    for site, traffic in exchange.traffic.items():
+        records[-1].sites[site].bytes_sent += traffic.sent
+        records[-1].sites[site].bytes_received += traffic.received
+    _finish(records[-1], evaluated, observer)
+    return FederationResult(payload, tuple(records), "all rounds")
 
 
-_Accepted = tuple[str, RoundReply, Message]
+def _select_sites(grid: Grid, plan: Plan, round_number: int | None) -> tuple[dict[int, str], list[Refusal]]:
+    """Return the nodes to ask, by id, and the sites that are not online before the deadline.
+
+    A round's sites are drawn from (seed, round) among the plan's names; None asks all of them.
+    """
+    wanted = list(plan.sites)
+    if round_number is not None:
+        count = min(len(wanted), max(1, _count(plan.sites_per_round, len(wanted))))
+        rng = numpy_generator(plan.seed, round_number, "sites")
+        wanted = [wanted[index] for index in sorted(rng.permutation(len(wanted))[:count])]
+    deadline = time.monotonic() + plan.deadline
+    while True:
+        online = {node.name: node.node_id for node in grid.get_nodes() if node.name in wanted}
+        if len(online) == len(wanted) or time.monotonic() >= deadline:
+            break
+        time.sleep(min(_POLL_SECONDS, max(0.0, deadline - time.monotonic())))
+    absent = [Refusal(name, "train", "is not online") for name in wanted if name not in online]
+    return {node: name for name, node in sorted(online.items())}, absent
 
 
-class _Exchange:
-    """One round's messages: sends a phase to the sites, and keeps what came back and what was refused."""
+def _count(sites_per_round: float, total: int) -> int:
+    return round(sites_per_round * total) if sites_per_round <= 1 else int(sites_per_round)
 
-    def __init__(
-        self,
-        grid: Grid,
-        plan: Plan,
-        strategy: Strategy,
-        names: Mapping[int, str],
-        round_number: int,
-        observer: RoundObserver,
-    ) -> None:
-        self.sites = {name: SiteExchange() for name in sorted(names.values())}
-        self.refused: list[Refusal] = []
-        self._grid, self._plan, self._strategy, self._names = grid, plan, strategy, names
-        self._round, self._observer = round_number, observer
 
-    def run(self, phase: Phase, payload: Vector, split: Split) -> list[_Accepted]:
-        """Send one phase to the sites and return the sound replies, sorted by site."""
-        request = RoundRequest(
-            header=self._plan.header(self._round),
-            phase=phase,
-            rounds=self._plan.rounds,
-            payload=payload,
-            split=split,
-            settings=self._plan.training if phase == "train" else "",
-        )
-        sent = self._address(request)
-        for message in sent:
-            self.sites[self._names[message.metadata.dst_node_id]].bytes_sent += count_bytes(message)
-        recipients = {message.metadata.dst_node_id for message in sent}
-        accepted = []
-        for message in self._grid.send_and_receive(sent):
-            site = self._names.get(message.metadata.src_node_id)
-            if site is None or message.metadata.src_node_id not in recipients:
-                self.refused.append(Refusal(str(message.metadata.src_node_id), phase, "was not asked"))
-                continue
-            recipients.discard(message.metadata.src_node_id)
-            reply = self._admit(site, message, request)
-            if reply is not None:
-                accepted.append((site, reply, message))
-        self.refused += [Refusal(self._names[node], phase, "did not answer") for node in sorted(recipients)]
-        return sorted(accepted, key=lambda item: item[0])
+def _note_training(record: RoundRecord, exchange: Exchange, trained: Sequence[Accepted]) -> None:
+    for site, traffic in exchange.traffic.items():
+        record.sites[site].bytes_sent = traffic.sent
+        record.sites[site].bytes_received = traffic.received
+    for site, reply in trained:
+        entry = record.sites[site]
+        entry.examples = reply.examples
+        entry.train = {key: value for key, value in reply.metrics.items() if not key.startswith("validation_")}
+        entry.train_bytes_received = exchange.traffic[site].received
 
-    def _address(self, request: RoundRequest) -> list[Message]:
-        configure = self._strategy.configure_train if request.phase == "train" else self._strategy.configure_evaluate
-        arrays: ArrayRecord = encode_payload(request.payload)
-        config: ConfigRecord = encode_request_config(request)
-        messages: Iterable[Message] = configure(self._round, arrays, config, self._grid)
-        return sorted(messages, key=lambda message: self._names[message.metadata.dst_node_id])
 
-    def _admit(self, site: str, message: Message, request: RoundRequest) -> RoundReply | None:
-        exchange = self.sites[site]
-        size = count_bytes(message)
-        exchange.bytes_received += size
-        try:
-            reply = decode_reply(message, request.phase, request.header, self._plan.layout)
-        except (MessageRefusedError, PayloadMismatchError) as refusal:
-            _log.warning("%s: %s", site, refusal)
-            self.refused.append(Refusal(site, request.phase, str(refusal)))
+def _aggregate(
+    aggregator: Aggregator, plan: Plan, record: RoundRecord, trained: Sequence[Accepted], payload: Vector
+) -> tuple[Vector, str]:
+    needed = max(plan.quorum or math.ceil(len(record.asked) / 2), STRATEGIES[plan.strategy].minimum_sites(plan.options))
+    if len(trained) < max(1, needed):
+        return payload, f"kept the old prompts: {len(trained)} sound replies, {needed} needed"
+    updates = [_as_update(site, reply) for site, reply in trained]
+    averaged = aggregator.aggregate(record.round, payload, updates)
+    try:
+        plan.layout.check(averaged)
+    except PayloadMismatchError as mismatch:
+        return payload, f"kept the old prompts: {plan.strategy} returned a payload that does not fit ({mismatch})"
+    record.aggregated = tuple(site for site, _ in trained)
+    return averaged, "aggregated"
+
+
+def _as_update(site: str, reply: RoundReply) -> Update:
+    if reply.payload is None:
+        raise ValueError("an admitted train reply carries a payload")
+    return Update(site, reply.payload, reply.examples, reply.metrics["loss"], int(reply.metrics["steps"]))
+
+
+def _finish(record: RoundRecord, replies: Sequence[Accepted], observer: RoundObserver) -> None:
+    """Enter the evaluation of what this round left, which came with a later exchange, and hand the record out."""
+    for site, reply in replies:
+        record.sites[site].evaluation = {
+            key.removeprefix("validation_"): value
+            for key, value in reply.metrics.items()
+            if reply.phase == "evaluate" or key.startswith("validation_")
+        }
+    observer.on_round(record)
+
+
+class _EarlyStop:
+    """Watches the mean validation AUC over sites."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._patience, self._target = plan.patience, plan.target_auc
+        self._best, self._since = -math.inf, 0
+
+    def check(self, record: RoundRecord) -> str | None:
+        """Return why to stop after this round, or None."""
+        values = [site.evaluation["auc"] for site in record.sites.values() if "auc" in site.evaluation]
+        defined = [value for value in values if not math.isnan(value)]
+        if not defined:
             return None
-        if request.phase == "train":
-            exchange.examples, exchange.train, exchange.train_bytes_received = (
-                reply.examples,
-                reply.metrics,
-                size,
-            )
+        mean = float(np.mean(defined))
+        if self._target is not None and mean >= self._target:
+            return f"target AUC reached in round {record.round}"
+        if mean > self._best:
+            self._best, self._since = mean, 0
         else:
-            exchange.evaluation = reply.metrics
-        self._observer.on_site(self._round, site, request.phase, reply.metrics)
-        return reply
-
-
-def _average(strategy: Strategy, round_number: int, trained: list[_Accepted], payload: Vector, plan: Plan) -> Vector:
-    """Return the new global payload; the old one if no reply was sound."""
-    if not trained:
-        return payload
-    arrays, _ = strategy.aggregate_train(round_number, [message for _, _, message in trained])
-    if arrays is None:
-        return payload
-    (array,) = arrays.values()
-    averaged: Vector = np.ascontiguousarray(array.numpy(), dtype=np.float32)
-    plan.layout.check(averaged)
-    return averaged
+            self._since += 1
+        if self._patience is not None and self._since >= self._patience:
+            return f"no better validation AUC for {self._patience} rounds, at round {record.round}"
+        return None

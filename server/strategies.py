@@ -1,33 +1,222 @@
-"""Aggregation strategies by the name used in `federation.strategy`."""
+"""Aggregators by the name used in `federation.strategy`: Flower's own strategies where they exist, ours elsewhere.
 
-from collections.abc import Callable
+An `Aggregator` sees only sound updates, sorted by site, and returns the next global payload. Flower's strategies do
+their arithmetic behind the same interface: they are given fresh messages, because some of them consume what they
+average.
+"""
 
-from flwr.serverapp.strategy import FedAvg, Strategy
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
 
-from ept_fed.flower import EXAMPLES_KEY
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp import strategy as flower
 
-__all__ = ["STRATEGIES", "create_strategy"]
+from ept_fed.flower import encode_payload
+from ept_fed.protocol.layout import Vector
+from ept_fed.protocol.plan import Plan
+from ept_fed.strategies import STRATEGIES
+from server.aggregation import fednova, geometric_median, log_mean_exp, site_weights
 
+__all__ = ["AGGREGATORS", "Aggregator", "FlowerAggregator", "Update", "create_aggregator"]
 
-def _fedavg(num_sites: int) -> Strategy:
-    """McMahan et al. 2017: the mean of the sites' payloads, weighted by their numbers of training images."""
-    return FedAvg(
-        min_train_nodes=num_sites,
-        min_evaluate_nodes=num_sites,
-        min_available_nodes=num_sites,
-        weighted_by_key=EXAMPLES_KEY,
-    )
-
-
-STRATEGIES: dict[str, Callable[[int], Strategy]] = {"fedavg": _fedavg}
+_ARRAYS, _CONFIG, _METRICS, _WEIGHT, _LOSS = "arrays", "config", "metrics", "weight", "loss"
 
 
-def create_strategy(name: str, num_sites: int) -> Strategy:
-    """Return the strategy for a federation of `num_sites` sites.
+@dataclass(frozen=True)
+class Update:
+    """What one site sent in a round, after admission."""
+
+    site: str
+    payload: Vector
+    examples: int
+    loss: float
+    steps: int
+
+
+class Aggregator(ABC):
+    """Turns a round's updates into the next global payload, and can say and take back what it remembers."""
+
+    @abstractmethod
+    def aggregate(self, round_number: int, payload: Vector, updates: Sequence[Update]) -> Vector:
+        """Return the next payload (n,) from the current one and at least one update, sorted by site."""
+
+    def state(self) -> dict[str, Vector]:
+        """Return what must be remembered between rounds, by name."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Vector], payload: Vector) -> None:
+        """Take back what `state` returned, and the payload that belongs to it.
+
+        Raises:
+            ValueError: for a state of another strategy.
+        """
+        del payload
+        if state:
+            raise ValueError(f"{type(self).__name__} remembers nothing, but was given {sorted(state)}")
+
+
+class FlowerAggregator(Aggregator):
+    """One of Flower's strategies behind our interface.
+
+    Args:
+        strategy: any `flwr.serverapp.strategy.Strategy` that averages ArrayRecords.
+        memory: the strategy's attributes that outlive a round (dicts or lists of arrays).
+        weigh: from sample counts (S,) to weights (S,).
+    """
+
+    def __init__(
+        self, strategy: flower.Strategy, *, memory: Sequence[str], weigh: Callable[[np.ndarray], np.ndarray]
+    ) -> None:
+        self._strategy, self._memory, self._weigh = strategy, tuple(memory), weigh
+
+    def aggregate(self, round_number: int, payload: Vector, updates: Sequence[Update]) -> Vector:
+        """Run the strategy's public hooks on messages made for it; the result is cast back to float32."""
+        weights = self._weigh(np.array([update.examples for update in updates]))
+        grid = cast(Grid, _Nodes(len(updates)))
+        requests = sorted(
+            self._strategy.configure_train(round_number, encode_payload(payload), ConfigRecord(), grid),
+            key=lambda request: request.metadata.dst_node_id,
+        )
+        replies = [
+            _as_reply(request, update, float(weight))
+            for request, update, weight in zip(requests, updates, weights, strict=True)
+        ]
+        arrays, _ = self._strategy.aggregate_train(round_number, replies)
+        if arrays is None:
+            return payload
+        (array,) = arrays.values()
+        return np.ascontiguousarray(array.numpy(), dtype=np.float32)
+
+    def state(self) -> dict[str, Vector]:
+        """Return moments or momentum, flattened; empty before the first round."""
+        state = {}
+        for name in self._memory:
+            value = getattr(self._strategy, name)
+            if value is not None:
+                (array,) = value.values() if isinstance(value, dict) else value
+                state[name] = np.asarray(array)
+        return state
+
+    def load_state(self, state: Mapping[str, Vector], payload: Vector) -> None:
+        """Set the strategy's attributes; see `Aggregator.load_state`."""
+        unknown = set(state) - set(self._memory)
+        if unknown:
+            raise ValueError(f"{type(self._strategy).__name__} does not remember {sorted(unknown)}")
+        if hasattr(self._strategy, "current_arrays"):
+            self._strategy.current_arrays = encode_payload(payload)
+        (key,) = encode_payload(payload)
+        for name, value in state.items():
+            held: Any = [np.array(value)] if name == "momentum_vector" else {key: np.array(value)}
+            setattr(self._strategy, name, held)
+
+
+class _Averager(Aggregator):
+    """A rule without memory, given as a function of this round's updates alone."""
+
+    def __init__(self, rule: Callable[[Vector, Sequence[Update]], Vector]) -> None:
+        self._rule = rule
+
+    def aggregate(self, round_number: int, payload: Vector, updates: Sequence[Update]) -> Vector:
+        """Apply the rule."""
+        del round_number
+        return self._rule(payload, updates)
+
+
+class _Nodes:
+    """All that Flower's `configure_train` asks of a Grid: its node ids, here 1 to `count`."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    def get_node_ids(self) -> list[int]:
+        return list(range(1, self._count + 1))
+
+
+def create_aggregator(plan: Plan) -> Aggregator:
+    """Return the aggregator of a plan.
 
     Raises:
         ValueError: for an unknown name; the message lists the known ones.
     """
-    if name not in STRATEGIES:
-        raise ValueError(f"federation.strategy = '{name}': choose one of {', '.join(STRATEGIES)}")
-    return STRATEGIES[name](num_sites)
+    if plan.strategy not in AGGREGATORS:
+        raise ValueError(f"federation.strategy = '{plan.strategy}': choose one of {', '.join(sorted(AGGREGATORS))}")
+    return AGGREGATORS[plan.strategy](plan)
+
+
+def _weigh(plan: Plan) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda examples: site_weights(examples, plan.weights, plan.weight_cap)
+
+
+def _flower(name: str, *memory: str) -> Callable[[Plan], Aggregator]:
+    def create(plan: Plan) -> Aggregator:
+        kind = getattr(flower, name)
+        options = {
+            key: int(value) if STRATEGIES[plan.strategy].options[key].whole else value
+            for key, value in plan.options.items()
+        }
+        extra = {"train_loss_key": _LOSS} if name == "QFedAvg" else {}
+        strategy = kind(
+            min_train_nodes=1,
+            min_evaluate_nodes=1,
+            min_available_nodes=1,
+            weighted_by_key=_WEIGHT,
+            arrayrecord_key=_ARRAYS,
+            configrecord_key=_CONFIG,
+            **options,
+            **extra,
+        )
+        return FlowerAggregator(strategy, memory=memory, weigh=_weigh(plan))
+
+    return create
+
+
+def _fedavg(plan: Plan) -> Aggregator:
+    if plan.averaging == "mean":
+        return _flower("FedAvg")(plan)
+    weigh = _weigh(plan)
+    return _Averager(lambda _x, updates: log_mean_exp(*_stack(updates, weigh), plan.layout))
+
+
+def _geometric_median(plan: Plan) -> Aggregator:
+    weigh = _weigh(plan)
+    return _Averager(lambda _x, updates: geometric_median(*_stack(updates, weigh)))
+
+
+def _fednova(plan: Plan) -> Aggregator:
+    weigh = _weigh(plan)
+    return _Averager(
+        lambda x, updates: fednova(x, *_stack(updates, weigh), np.array([update.steps for update in updates]))
+    )
+
+
+AGGREGATORS: dict[str, Callable[[Plan], Aggregator]] = {
+    "fedavg": _fedavg,
+    "fedavgm": _flower("FedAvgM", "momentum_vector"),
+    "fedprox": _flower("FedProx"),
+    "fedadam": _flower("FedAdam", "m_t", "v_t"),
+    "fedyogi": _flower("FedYogi", "m_t", "v_t"),
+    "fedadagrad": _flower("FedAdagrad", "m_t", "v_t"),
+    "fedmedian": _flower("FedMedian"),
+    "fedtrimmedavg": _flower("FedTrimmedAvg"),
+    "krum": _flower("Krum"),
+    "multikrum": _flower("MultiKrum"),
+    "bulyan": _flower("Bulyan"),
+    "qfedavg": _flower("QFedAvg"),
+    "geometric_median": _geometric_median,
+    "fednova": _fednova,
+}
+
+
+def _stack(updates: Sequence[Update], weigh: Callable[[np.ndarray], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    payloads = np.stack([update.payload for update in updates])
+    return payloads, weigh(np.array([update.examples for update in updates]))
+
+
+def _as_reply(request: Message, update: Update, weight: float) -> Message:
+    metrics = MetricRecord({_WEIGHT: weight, _LOSS: update.loss})
+    arrays = ArrayRecord({"payload": Array(update.payload)})
+    return Message(RecordDict({_ARRAYS: arrays, _METRICS: metrics}), reply_to=request)

@@ -12,7 +12,7 @@ from flwr.serverapp import Grid, ServerApp
 # Grid.get_nodes returns this type, which flwr 1.41 exports nowhere else.
 from flwr.proto.node_pb2 import NodeInfo  # isort: skip
 
-from ept_fed.flower import copy_over_wire, set_task_identity
+from ept_fed.flower import copy_over_wire, name_message, set_task_identity
 
 __all__ = ["LocalGrid", "run_locally"]
 
@@ -74,6 +74,7 @@ class LocalGrid(Grid):
         identifiers = []
         for message in messages:
             identifier = uuid.uuid4().hex
+            name_message(message, identifier)
             self._pending[identifier] = message
             identifiers.append(identifier)
         return identifiers
@@ -93,7 +94,9 @@ class LocalGrid(Grid):
     def _answer(self, message: Message) -> Message:
         context = self._contexts[message.metadata.dst_node_id]
         try:
-            return copy_over_wire(self._client_app(copy_over_wire(message), context))
+            received = copy_over_wire(message)
+            name_message(received, message.metadata.message_id)
+            return copy_over_wire(self._client_app(received, context))
         except Exception as error:  # noqa: BLE001 - Flower's own runtime turns any exception of an app into this reply
             _log.exception("the ClientApp of %s raised", self._nodes[message.metadata.dst_node_id])
             return Message(Error(code=_CLIENT_APP_RAISED, reason=type(error).__name__), reply_to=message)

@@ -83,6 +83,7 @@ def _run(
         "rounds": plan.rounds,
         "share": experiment.federation.share,
         "strategy": plan.strategy,
+        "ended": result.ended,
         "classes": list(federation.data.classes),
         "backbone": {"name": federation.backbone.name, "digest": plan.backbone_digest},
         "payload": {"layout": plan.layout.to_json(), "hash": plan.layout.hash, "bytes": 4 * plan.layout.size},
@@ -141,15 +142,23 @@ class _Recorder:
         self._plan, self._folder, self._progress = plan, folder, progress
 
     def on_site(self, round_number: int, site: str, phase: Phase, metrics: Mapping[str, float]) -> None:
-        shown = {"loss": metrics["loss"]} if phase == "train" else {"auc": metrics["auc"]}
+        if phase == "train":
+            shown = {"loss": metrics["loss"], "auc": metrics["validation_auc"]}
+        else:
+            shown = {"auc": metrics["auc"]}
         self._progress.on_site(round_number, site, shown)
 
-    def on_round(self, record: RoundRecord, payload: Vector) -> None:
-        self._folder.write_prompts(self._plan, record.round, payload)
+    def on_payload(self, round_number: int, payload: Vector, seconds: float) -> None:
+        self._folder.write_prompts(self._plan, round_number, payload)
+        self._progress.on_round(round_number, seconds)
+
+    def on_round(self, record: RoundRecord) -> None:
         self._folder.write_round(record.to_json())
-        self._progress.on_round(record.round, record.seconds)
         for refusal in record.refused:
-            self._progress.on_note(f"{refusal.site} was left out of round {record.round}: {refusal.reason}")
+            what = "trained nothing in" if refusal.phase == "train" else "did not evaluate"
+            self._progress.on_note(f"{refusal.site} {what} round {record.round}: {refusal.reason}")
+        if not record.aggregated:
+            self._progress.on_note(f"round {record.round} {record.outcome}")
 
 
 def _compare(

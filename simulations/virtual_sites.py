@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from client.site import Site
-from ept_fed.config import Experiment
+from ept_fed.config import Experiment, FederationSettings
 from ept_fed.data.datasets import PreparedData, SiteData, pool, prepare_data
 from ept_fed.data.input_spec import InputSpec
 from ept_fed.models.backbones import Backbone, create_backbone
@@ -15,6 +15,7 @@ from ept_fed.models.vit import PromptedViT
 from ept_fed.problems import InputRefusedError, Problem
 from ept_fed.protocol.plan import Plan
 from ept_fed.seeds import derive_seed
+from ept_fed.strategies import STRATEGIES, resolve_options
 
 __all__ = ["POOLED_SITE", "VirtualFederation", "prepare_federation"]
 
@@ -68,15 +69,32 @@ class VirtualFederation:
         """Return what the server needs, with the initial payload that every site starts from."""
         federation = self.experiment.federation
         model = self._create_model()
+        options = resolve_options(federation.strategy, federation.options)
+        training = self.experiment.training.model_dump() | {"proximal_mu": options.get("proximal_mu", 0.0)}
+        layout = payload_layout(model, share=federation.share, payload=federation.payload, classes=self.data.classes)
         return Plan(
             run=self.experiment.run_id,
             seed=self.experiment.seed,
             backbone_digest=self.backbone.digest,
-            layout=payload_layout(model, share=federation.share, payload=federation.payload),
-            initial=export_payload(model, share=federation.share, payload=federation.payload),
+            layout=layout,
+            initial=export_payload(model, layout),
             rounds=federation.rounds,
+            sites=tuple(self.data.sites),
+            training=json.dumps(training, separators=(",", ":")),
             strategy=federation.strategy,
-            training=json.dumps(self.experiment.training.model_dump(), separators=(",", ":")),
+            options=options,
+            **federation.model_dump(
+                include={
+                    "averaging",
+                    "weights",
+                    "weight_cap",
+                    "sites_per_round",
+                    "quorum",
+                    "deadline",
+                    "patience",
+                    "target_auc",
+                }
+            ),
         )
 
     def _create_model(self) -> PromptedViT:
@@ -116,6 +134,8 @@ def prepare_federation(experiment: Experiment) -> VirtualFederation:
         data = prepare_data(experiment.data, backbone.input if backbone else _FALLBACK_SPEC, experiment.seed)
     except InputRefusedError as refusal:
         problems += refusal.problems
+    if data is not None:
+        problems += _check_sites(experiment.federation, len(data.sites))
     if backbone is not None and data is not None and not problems:
         federation = VirtualFederation(experiment, backbone, data, device)
         try:
@@ -125,6 +145,23 @@ def prepare_federation(experiment: Experiment) -> VirtualFederation:
         else:
             return federation
     raise InputRefusedError(problems)
+
+
+def _check_sites(federation: FederationSettings, sites: int) -> list[Problem]:
+    """Return what the number of sites makes impossible."""
+    found = []
+    needed = STRATEGIES[federation.strategy].minimum_sites(resolve_options(federation.strategy, federation.options))
+    drawn = sites if federation.sites_per_round == 1 else federation.sites_per_round
+    asked = min(sites, drawn if drawn > 1 else max(1, round(drawn * sites)))
+    if asked < needed:
+        fix = f"needs {needed} sites in every round, and {asked:g} are asked; take another strategy or other options"
+        found.append(Problem("federation.strategy", federation.strategy, fix))
+    if federation.quorum is not None and federation.quorum > asked:
+        fix = f"only {asked:g} sites are asked in a round; lower it"
+        found.append(Problem("federation.quorum", federation.quorum, fix))
+    if federation.sites_per_round > sites:
+        found.append(Problem("federation.sites_per_round", federation.sites_per_round, f"there are {sites} sites"))
+    return found
 
 
 def _choose_device(wanted: str, problems: list[Problem]) -> torch.device:

@@ -75,6 +75,19 @@ def test_all_problems_are_listed_at_once_with_field_value_and_fix(tmp_path: Path
         (("data={source: manifest, image_name: x.png}",), "data.image_name"),
         (("data={source: manifest, task: multi_label}",), "data.columns.labels"),
         (("data.virtual_sites=3",), "data.virtual_sites"),
+        (("federation.options={mu: 1}",), "federation.options.mu"),
+        (("federation.strategy=fedprox", "federation.options={proximal_mu: -1}"), "federation.options.proximal_mu"),
+        (
+            ("federation.strategy=krum", "federation.options={num_malicious_nodes: 1.5}"),
+            "federation.options.num_malicious_nodes",
+        ),
+        (("federation.weights=capped",), "federation.weight_cap"),
+        (("federation.weight_cap=10",), "federation.weight_cap"),
+        (("federation.averaging=log_mean_exp", "federation.strategy=krum"), "federation.averaging"),
+        (("federation.averaging=log_mean_exp", "federation.payload=raw"), "federation.averaging"),
+        (("federation.sites_per_round=2.5",), "federation.sites_per_round"),
+        (("training.proximal_mu=1",), "training.proximal_mu"),
+        (("data.sites=[]",), "data.sites"),
     ],
 )
 def test_contradictions_are_refused(tmp_path: Path, overrides: tuple[str, ...], field: str) -> None:
@@ -99,6 +112,31 @@ def test_contradictions_are_refused(tmp_path: Path, overrides: tuple[str, ...], 
 )
 def test_values_that_cannot_be_are_refused(tmp_path: Path, overrides: tuple[str, ...], field: str) -> None:
     assert field in problems(write(tmp_path, {**PHANTOMS, "seed": 0}), *overrides)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "data: {source: phantoms}\nseed: 1\nseed: 2\n",
+        "data: {source: phantoms}\nfederation: {rounds: 1, rounds: 2}\n",
+        "data: {source: phantoms}\n2026-01-01: x\n",
+        "data: &loop {source: phantoms, more: *loop}\n",
+        "[" * 20_000,
+    ],
+    ids=["seed twice", "rounds twice", "a date as key", "a loop", "too deep"],
+)
+def test_yaml_that_contradicts_or_chases_itself_is_refused(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "experiment.yaml"
+    path.write_text(content)
+    with pytest.raises(InputRefusedError):
+        load_experiment(path)
+
+
+def test_where_files_lie_is_not_part_of_the_run(tmp_path: Path) -> None:
+    path = write(tmp_path, PHANTOMS)
+    same = {load_experiment(path, [change]).run_id for change in ("name=a", "data.root=/x", "model.device=cpu")}
+    assert same == {load_experiment(path).run_id}
+    assert load_experiment(path, ["training.head_lr=0.5"]).run_id not in same
 
 
 @pytest.mark.parametrize("content", ["", "[1, 2]", "data: [", "\x00", "just text"])

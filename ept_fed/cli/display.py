@@ -25,7 +25,7 @@ class LiveDisplay:
         self._experiment = experiment
         self._stage = "loading backbone and images"
         self._sites: dict[str, dict[str, float]] = {}
-        self._round, self._rounds, self._done_seconds = 0, 0, 0.0
+        self._round, self._finished, self._rounds, self._done_seconds = 0, 0, 0, 0.0
         self._stage_started = time.perf_counter()
         self._live = Live(self, console=self._console, refresh_per_second=4, transient=True)
 
@@ -34,8 +34,9 @@ class LiveDisplay:
         experiment = self._experiment
         federation, baselines = experiment.federation, experiment.evaluation.baselines
         self._console.print(
-            f"[bold]{experiment.name}[/]: {federation.rounds} rounds of {federation.strategy} over EPT "
-            f"{federation.share} in {experiment.model.backbone}; compared with: {', '.join(baselines) or 'nothing'}",
+            f"{experiment.name}: {federation.rounds} rounds of {federation.strategy} over EPT {federation.share} in "
+            f"{experiment.model.backbone}; compared with: {', '.join(baselines) or 'nothing'}",
+            markup=False,
             highlight=False,
         )
         if self._console.is_terminal:
@@ -58,7 +59,7 @@ class LiveDisplay:
         for column in ("train loss", "validation AUC"):
             table.add_column(column, justify="right")
         for site, numbers in self._sites.items():
-            table.add_row(site, _number(numbers.get("loss")), _number(numbers.get("auc")))
+            table.add_row(Text(site), _number(numbers.get("loss")), _number(numbers.get("auc")))
         return Group(head, table)
 
     def on_note(self, sentence: str) -> None:
@@ -67,7 +68,7 @@ class LiveDisplay:
 
     def on_stage(self, stage: str, sites: tuple[str, ...], rounds: int) -> None:
         """Start a stage with a clean table."""
-        self._stage, self._rounds, self._round = stage, rounds, 0
+        self._stage, self._rounds, self._round, self._finished = stage, rounds, 0, 0
         self._sites = {site: {} for site in sites}
         self._stage_started = time.perf_counter()
 
@@ -78,7 +79,7 @@ class LiveDisplay:
 
     def on_round(self, round_number: int, seconds: float) -> None:
         """Print one line per round where there is no terminal to redraw."""
-        self._round, self._done_seconds = round_number, time.perf_counter() - self._stage_started
+        self._finished, self._done_seconds = round_number, time.perf_counter() - self._stage_started
         if not self._console.is_terminal:
             losses = " ".join(
                 f"{site} loss={_number(n.get('loss'))}" + (f" auc={_number(n.get('auc'))}" if "auc" in n else "")
@@ -92,10 +93,9 @@ class LiveDisplay:
             )
 
     def _time_left(self) -> str:
-        finished = self._round if self._done_seconds else 0
-        if not finished or not self._rounds:
+        if not self._finished:
             return ""
-        left = self._done_seconds / finished * (self._rounds - finished)
+        left = self._done_seconds / self._finished * (self._rounds - self._finished)
         return f"{int(left // 60)}:{int(left % 60):02d} left in this stage"
 
 
@@ -108,14 +108,14 @@ def print_comparison(report: Mapping[str, Any], console: Console | None = None) 
         return
     settings = report["settings"]
     table = Table(title="macro AUC on each site's own test images")
-    table.add_column("site", no_wrap=True)
+    table.add_column("site", overflow="fold")
     for heading in ("images", *settings, *(["Δ AUC"] if "local" in settings else []), "sent"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in report["rows"]:
-        cells = [row["site"], str(row["test_images"])]
+        cells: list[str | Text] = [Text(row["site"]), str(row["test_images"])]
         cells += [_number(row[f"{setting}_auc"]) for setting in settings]
         if "local" in settings:
-            cells.append(f"{row['federated_auc'] - row['local_auc']:+.3f}")
+            cells.append(_number(row["federated_auc"] - row["local_auc"], sign="+"))
         cells.append(f"{row['bytes_from_site'] / 1000:.0f} kB")
         table.add_row(*cells, end_section=row is report["rows"][-2])
     console.print(table)
@@ -130,5 +130,5 @@ def print_comparison(report: Mapping[str, Any], console: Console | None = None) 
     )
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None or math.isnan(value) else f"{value:.3f}"
+def _number(value: float | None, *, sign: str = "") -> str:
+    return "-" if value is None or math.isnan(value) else f"{value:{sign}.3f}"

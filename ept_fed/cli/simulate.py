@@ -1,6 +1,5 @@
 """`ept-fed simulate`: a whole federation on this machine."""
 
-import json
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated
@@ -39,6 +38,7 @@ def simulate(
     and the report. Exit code 0: done; 1: no round could be averaged; 2: something has to be corrected first.
     """
     with exit_on_refusal(as_json=as_json):
+        from ept_fed.artefacts import dump_json
         from ept_fed.experiment_file import load_experiment
 
         experiment = load_experiment(config or DEMO_CONFIG, overrides or [])
@@ -47,7 +47,7 @@ def simulate(
             from ept_fed.reports.progress import Silent
 
             report = load_engine("simulate")(experiment, folder, Silent())
-            typer.echo(json.dumps(report, default=str))
+            typer.echo(dump_json(report))
         else:
             from ept_fed.cli.display import LiveDisplay, print_comparison
 

@@ -14,7 +14,7 @@ from ept_fed.data.images import ImageStore, UnreadableImageError
 from ept_fed.data.input_spec import InputSpec
 from ept_fed.data.partition import keep_sites, partition_iid
 from ept_fed.data.records import SPLITS, ImageRecord
-from ept_fed.data.selection import describe_scarcity, find_empty_splits, select_records
+from ept_fed.data.selection import describe_scarcity, find_empty_splits, find_lost_shots, select_records
 from ept_fed.data.sources import open_catalog
 from ept_fed.data.splits import assign_splits
 from ept_fed.problems import InputRefusedError, Problem
@@ -113,6 +113,8 @@ def prepare_data(settings: AnyDataSettings, spec: InputSpec, seed: int) -> Prepa
     kept = [record for record in selected if record.image in images]
     names = sorted({record.site for record in selected})
     problems = find_empty_splits(kept, names)
+    if failures and settings.scarce_classes == "refuse":
+        problems += find_lost_shots(selected, kept, catalog.classes, settings.shots)
     if problems:
         raise InputRefusedError(problems)
 

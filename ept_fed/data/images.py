@@ -141,7 +141,7 @@ def open_images(path: Path) -> ImageStore:
     try:
         with zipfile.ZipFile(path):
             pass
-    except (OSError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile) as error:
         fix = "is neither a folder nor a readable .zip; unpack it, or correct the path"
         raise InputRefusedError([Problem("data.images", str(path), fix)]) from error
     return ZipImages(path)

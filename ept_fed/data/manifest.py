@@ -86,12 +86,14 @@ def read_manifest(settings: ManifestSettings) -> Catalog:
             else _read_label(settings, row, index, findings)
         )
         image = _require(row, "data.columns.image", columns.image, findings)
+        site = _require(row, "data.columns.site", columns.site, findings) if columns.site else ONE_SITE
+        group = _require(row, "data.columns.group", columns.group, findings) if columns.group else image
         records.append(
             ImageRecord(
                 image=settings.image_name.replace("{image}", image),
                 labels=labels,
-                site=_require(row, "data.columns.site", columns.site, findings) if columns.site else ONE_SITE,
-                group=_require(row, "data.columns.group", columns.group, findings) if columns.group else image,
+                site=site,
+                group=f"{site}/{group}" if columns.group and columns.group_scope == "site" else group,
                 split=_read_split(row, columns.split, findings) if columns.split else None,
             )
         )

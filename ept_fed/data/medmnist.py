@@ -32,7 +32,7 @@ def read_medmnist(settings: MedMNISTSettings) -> Catalog:
     problems = _check_shapes(path, arrays, settings.task)
     if problems:
         raise InputRefusedError(problems)
-    labels = {split: arrays[f"{split}_labels"].reshape(len(arrays[f"{split}_labels"]), -1) for split in _SPLITS}
+    labels = {split: _as_columns(arrays[f"{split}_labels"]) for split in _SPLITS}
     classes = settings.classes or _name_classes(labels, settings.task)
     problems = _check_labels(labels, classes, settings.task)
     if problems:
@@ -76,7 +76,7 @@ def _check_shapes(path: Path, arrays: dict[str, np.ndarray], task: str) -> list[
         if images.dtype != np.uint8 or not (images.ndim == 3 or (images.ndim == 4 and images.shape[3] == 3)):
             fix = f"{split}_images is {images.dtype} {images.shape}; need uint8 (n, H, W) or (n, H, W, 3)"
             problems.append(Problem("data.archive", str(path), fix))
-        if len(images) != len(labels):
+        if images.ndim and labels.ndim and len(images) != len(labels):
             fix = f"{split} has {len(images)} images but {len(labels)} labels"
             problems.append(Problem("data.archive", str(path), fix))
         if labels.dtype.kind not in "iub" or labels.ndim not in (1, 2):
@@ -117,6 +117,10 @@ def _check_labels(labels: dict[str, np.ndarray], classes: tuple[str, ...], task:
             fix = f"{split}_labels holds {outside[:5].tolist()}, not only {allowed[0]} to {allowed[-1]}"
             problems.append(Problem("data.classes", list(classes), fix))
     return problems
+
+
+def _as_columns(labels: np.ndarray) -> np.ndarray:
+    return labels[:, None] if labels.ndim == 1 else labels
 
 
 def _to_indices(values: np.ndarray, task: str) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ from ept_fed.data.records import ImageRecord
 from ept_fed.problems import Problem
 from ept_fed.seeds import derive_seed
 
-__all__ = ["describe_scarcity", "find_empty_splits", "select_records"]
+__all__ = ["describe_scarcity", "find_empty_splits", "find_lost_shots", "select_records"]
 
 _REMEDIES = {
     "train": "give it images, lower the fractions held out, or leave it out of data.sites",
@@ -63,6 +63,24 @@ def find_empty_splits(records: Iterable[ImageRecord], sites: Iterable[str]) -> l
         for split, remedy in _REMEDIES.items()
         if (site, split) not in there
     ]
+
+
+def find_lost_shots(
+    selected: Sequence[ImageRecord], kept: Sequence[ImageRecord], classes: tuple[str, ...], shots: int | None
+) -> list[Problem]:
+    """Return a problem for every site and class that unreadable images left with fewer training images than drawn."""
+    if shots is None:
+        return []
+    before, after = (
+        Counter((record.site, label) for record in records if record.split == "train" for label in record.labels)
+        for records in (selected, kept)
+    )
+    short = [
+        (site, classes[label], after[site, label])
+        for site, label in sorted(before)
+        if after[site, label] < min(shots, before[site, label])
+    ]
+    return _refuse_shortages(short, shots)
 
 
 def describe_scarcity(records: Sequence[ImageRecord], classes: tuple[str, ...], shots: int | None) -> tuple[str, ...]:

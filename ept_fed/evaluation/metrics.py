@@ -29,7 +29,7 @@ def classification_metrics(labels: Array, scores: Array, task: str) -> Mapping[s
           specificity averaged, where both are defined);
         * average_precision: mean over the classes present (the paper's mAP for multi-label);
         * classes_present: classes with at least one image.
-        Every value is NaN when there is no image.
+        Every value but the count is NaN when there is no image, or a score is not finite (a diverged model).
     """
     n, C = scores.shape
     if len(labels) != n:
@@ -39,7 +39,7 @@ def classification_metrics(labels: Array, scores: Array, task: str) -> Mapping[s
         raise ValueError(f"labels {labels.shape} do not fit scores {scores.shape} for {task}")
     present = hot.any(axis=0)
     metrics = {"classes_present": float(present.sum())}
-    if n == 0:
+    if n == 0 or not np.isfinite(scores).all():
         undefined = ("loss", "auc", "accuracy", "balanced_accuracy", "average_precision")
         return metrics | dict.fromkeys(undefined, float("nan"))
     clipped = np.clip(scores.astype(np.float64), 1e-12, 1.0)

@@ -63,8 +63,16 @@ def create_backbone(name: str, *, weights: str | None, image_size: int | None, s
             or an image size that the patches do not divide.
     """
     vit = _create(name, pretrained=weights == "pretrained", seed=seed)
-    if weights is not None and weights != "pretrained":
-        _load_weights(vit, Path(weights))
+    problems: list[Problem] = []
+    if image_size is not None:
+        problems += _check_size(vit, image_size)
+    try:
+        if weights is not None and weights != "pretrained":
+            _load_weights(vit, Path(weights))
+    except InputRefusedError as refusal:
+        problems += refusal.problems
+    if problems:
+        raise InputRefusedError(problems)
     not_finite = [key for key, tensor in frozen_tensors(vit).items() if not torch.isfinite(tensor).all()]
     if not_finite:
         shown = ", ".join(not_finite[:5])
@@ -103,8 +111,8 @@ def _create(name: str, *, pretrained: bool, seed: int) -> VisionTransformer:
         try:
             vit = timm.create_model(name, pretrained=pretrained, num_classes=0)
         except (OSError, RuntimeError, ValueError) as error:
-            cause = str(error).splitlines()[0]
-            raise _refusal("backbone", name, f"timm could not create it ({cause}); give a local file") from error
+            fix = f"timm could not create it ({_first_line(error)}); give a local file"
+            raise _refusal("backbone", name, fix) from error
     unsupported = _why_unsupported(vit)
     if unsupported:
         raise _refusal("backbone", name, unsupported)
@@ -134,7 +142,7 @@ def _load_weights(vit: VisionTransformer, path: Path) -> None:
             else torch.load(path, map_location="cpu", weights_only=True)
         )
     except (OSError, SafetensorError, RuntimeError, ValueError, EOFError) as error:
-        raise _refusal("weights", str(path), f"cannot be read ({str(error).splitlines()[0]})") from error
+        raise _refusal("weights", str(path), f"cannot be read ({_first_line(error)})") from error
     except (pickle.UnpicklingError, AttributeError, IndexError, KeyError) as error:
         advice = "is not a plain weights file; convert it to .safetensors where you trust it"
         raise _refusal("weights", str(path), advice) from error
@@ -142,7 +150,11 @@ def _load_weights(vit: VisionTransformer, path: Path) -> None:
     if state is None:
         raise _refusal("weights", str(path), "holds no mapping from names to tensors")
     wanted = frozen_tensors(vit)
-    state = {key: tensor.float() for key, tensor in checkpoint_filter_fn(state, vit).items()}
+    try:
+        state = {key: tensor.float() for key, tensor in checkpoint_filter_fn(state, vit).items()}
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        fix = f"has tensors of other shapes than a ViT's ({_first_line(error)}); check model.backbone"
+        raise _refusal("weights", str(path), fix) from error
     spare = [key for key in state if key not in wanted and not key.startswith(_CLASSIFIER_PREFIXES)]
     missing = [key for key in wanted if key not in state]
     shapes = [
@@ -153,6 +165,10 @@ def _load_weights(vit: VisionTransformer, path: Path) -> None:
     if spare or missing or shapes:
         raise _refusal("weights", str(path), _explain_misfit(missing, spare, shapes))
     vit.load_state_dict({key: state[key] for key in wanted}, strict=True)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _unwrap(loaded: Any) -> dict[str, Tensor] | None:
@@ -177,12 +193,16 @@ def _explain_misfit(missing: Iterable[str], spare: Iterable[str], shapes: Iterab
     return f"does not fit this backbone: {'; '.join(parts)}; check model.backbone"
 
 
-def _resize(vit: VisionTransformer, image_size: int) -> None:
+def _check_size(vit: VisionTransformer, image_size: int) -> list[Problem]:
     patch = vit.patch_embed.patch_size[0]
-    if image_size % patch:
-        below, above = image_size // patch * patch, (image_size // patch + 1) * patch
-        near = f"{below} or {above}" if below else f"{above}"
-        raise _refusal("image_size", image_size, f"must be a multiple of the patch size {patch}; use {near}")
+    if image_size % patch == 0:
+        return []
+    below, above = image_size // patch * patch, (image_size // patch + 1) * patch
+    near = f"{below} or {above}" if below else f"{above}"
+    return [Problem("model.image_size", image_size, f"must be a multiple of the patch size {patch}; use {near}")]
+
+
+def _resize(vit: VisionTransformer, image_size: int) -> None:
     if (image_size, image_size) != tuple(vit.patch_embed.img_size):
         vit.set_input_size(img_size=image_size)
 

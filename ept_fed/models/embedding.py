@@ -11,6 +11,8 @@ q kᵀ / √d.
 """
 
 from collections.abc import Callable
+from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -18,19 +20,20 @@ from torch import Tensor
 from ept_fed.models.attention import prompted_attention
 from ept_fed.models.prompts import fold
 
-__all__ = ["EMBEDDINGS", "FOLDABLE", "needs_square_prompt", "refuse_folding"]
+__all__ = ["EMBEDDINGS", "FOLDABLE", "PORTABLE_EMBEDDINGS", "needs_square_prompt", "refuse_folding"]
 
 Embedding = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+Backend = Literal["auto", "portable"]
 
 
-def _concat(q: Tensor, k: Tensor, v: Tensor, P: Tensor) -> Tensor:
-    return prompted_attention(q, k, v, fold(P))
+def _concat(q: Tensor, k: Tensor, v: Tensor, P: Tensor, backend: Backend = "auto") -> Tensor:
+    return prompted_attention(q, k, v, fold(P), backend=backend)
 
 
-def _multiply_concat(q: Tensor, k: Tensor, v: Tensor, P: Tensor) -> Tensor:
+def _multiply_concat(q: Tensor, k: Tensor, v: Tensor, P: Tensor, backend: Backend = "auto") -> Tensor:
     A = _logits(q, k)
     spread = A.amax(dim=-1) - A.amin(dim=-1)
-    return prompted_attention(q, k, v, fold(spread.unsqueeze(-1) * P))
+    return prompted_attention(q, k, v, fold(spread.unsqueeze(-1) * P), backend=backend)
 
 
 def _add(q: Tensor, k: Tensor, v: Tensor, P: Tensor) -> Tensor:
@@ -50,6 +53,11 @@ EMBEDDINGS: dict[str, Embedding] = {
     "multiply_concat": _multiply_concat,
     "add": _add,
     "multiply": _multiply,
+}
+# The same functions in operations that every exporter and runtime knows.
+PORTABLE_EMBEDDINGS: dict[str, Embedding] = EMBEDDINGS | {
+    "concat": partial(_concat, backend="portable"),
+    "multiply_concat": partial(_multiply_concat, backend="portable"),
 }
 FOLDABLE = frozenset({"concat"})
 

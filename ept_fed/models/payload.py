@@ -1,5 +1,7 @@
 """Between a model's tensors and the flat vector that travels."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
@@ -9,17 +11,25 @@ from ept_fed.protocol.layout import PayloadLayout, Vector
 __all__ = ["export_payload", "import_payload", "payload_layout"]
 
 
-def payload_layout(model: PromptedViT, *, share: str, payload: str) -> PayloadLayout:
-    """Return the layout of what this model would send; see `PromptedViT.payload_tensors`."""
+def payload_layout(model: PromptedViT, *, share: str, payload: str, classes: Sequence[str]) -> PayloadLayout:
+    """Return the layout of what this model would send; see `PromptedViT.payload_tensors`.
+
+    Layers and embedding are part of its meaning, and so are the classes, in order, where the head is shared.
+    """
     tensors = model.payload_tensors(share=share, payload=payload)
-    return PayloadLayout(tuple((name, tuple(tensor.shape)) for name, tensor in tensors.items()))
+    meaning = [f"embedding {model.embedding}", *(f"layer {layer}" for layer in model.layers)]
+    if share == "prompts+head":
+        meaning += [f"class {name}" for name in classes]
+    shapes = tuple((name, tuple(tensor.shape)) for name, tensor in tensors.items())
+    return PayloadLayout(shapes, tuple(meaning))
 
 
-def export_payload(model: PromptedViT, *, share: str, payload: str) -> Vector:
-    """Return what travels as one float32 vector (layout.size,)."""
-    tensors = model.payload_tensors(share=share, payload=payload)
-    arrays = {name: tensor.float().cpu().numpy() for name, tensor in tensors.items()}
-    return PayloadLayout.of(arrays).flatten(arrays)
+def export_payload(model: PromptedViT, layout: PayloadLayout) -> Vector:
+    """Return the tensors of the layout as one float32 vector (layout.size,)."""
+    names = [name for name, _ in layout.shapes]
+    share = "prompts+head" if "head.weight" in names else "prompts"
+    tensors = model.payload_tensors(share=share, payload="raw" if "prompts" in names else "folded")
+    return layout.flatten({name: tensor.float().cpu().numpy() for name, tensor in tensors.items()})
 
 
 def import_payload(model: PromptedViT, vector: Vector, layout: PayloadLayout) -> None:

@@ -9,7 +9,14 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from ept_fed.models.backbones import Backbone, create_backbone
-from ept_fed.models.embedding import EMBEDDINGS, FOLDABLE, Embedding, needs_square_prompt, refuse_folding
+from ept_fed.models.embedding import (
+    EMBEDDINGS,
+    FOLDABLE,
+    PORTABLE_EMBEDDINGS,
+    Embedding,
+    needs_square_prompt,
+    refuse_folding,
+)
 from ept_fed.models.prompts import EmbeddedPrompts, Init
 from ept_fed.problems import InputRefusedError, Problem
 from ept_fed.seeds import derive_seed
@@ -29,6 +36,7 @@ class PromptedViT(nn.Module):
         tokens: (L, T, D) or None.
         head: linear, D -> C, on the backbone's own pooling (the cls token for the paper's models).
         layers: indices of the prompted layers.
+        portable: attend in operations that exporters know (TorchScript, ONNX), without our flash kernels.
     """
 
     def __init__(
@@ -50,6 +58,7 @@ class PromptedViT(nn.Module):
         self.vit = vit
         self.layers = _resolve_layers(prompt_layers, len(vit.blocks))
         self.embedding = embedding
+        self.portable = False
         context_length = backbone.num_tokens + tokens
         if needs_square_prompt(embedding) and prompt_length != context_length:
             fix = f"embedding '{embedding}' needs one entry per key; set prompt_length to {context_length}"
@@ -150,7 +159,7 @@ class PromptedViT(nn.Module):
                 f"images {tuple(images.shape)} give {x.shape[1]} tokens, but the prompts have "
                 f"{self.backbone.num_tokens}; resize them to {side}×{side}"
             )
-        embed = EMBEDDINGS[self.embedding]
+        embed = (PORTABLE_EMBEDDINGS if self.portable else EMBEDDINGS)[self.embedding]
         position = {layer: index for index, layer in enumerate(self.layers)}
         context = 0
         for layer, block in enumerate(vit.blocks):
@@ -167,22 +176,23 @@ class PromptedViT(nn.Module):
         features: Tensor = vit.forward_head(vit.norm(x), pre_logits=True)
         return features
 
-    def payload_tensors(self, *, share: str, payload: str) -> dict[str, Tensor]:
-        """Return what would travel, detached.
+    def payload_tensors(self, *, share: str, payload: str, detach: bool = True) -> dict[str, Tensor]:
+        """Return what would travel.
 
         Args:
             share: "prompts", or "prompts+head".
             payload: "folded" gives `sinks` (L, N + T); "raw" gives `prompts` (L, N + T, M).
+            detach: False keeps the graph, for terms of a loss.
 
         Returns:
             tensors by name, in the order of the layout; `tokens` (L, T, D) if T > 0, then the head's if shared.
         """
-        tensors = {"sinks": self.fold().detach()} if payload == "folded" else {"prompts": self.prompts.detach()}
+        tensors: dict[str, Tensor] = {"sinks": self.fold()} if payload == "folded" else {"prompts": self.prompts}
         if self.tokens is not None:
-            tensors["tokens"] = self.tokens.detach()
+            tensors["tokens"] = self.tokens
         if share == "prompts+head":
-            tensors |= {"head.weight": self.head.weight.detach(), "head.bias": self.head.bias.detach()}
-        return tensors
+            tensors |= {"head.weight": self.head.weight, "head.bias": self.head.bias}
+        return {name: tensor.detach() for name, tensor in tensors.items()} if detach else tensors
 
     @torch.no_grad()
     def load_payload(self, tensors: Mapping[str, Tensor]) -> None:
@@ -234,7 +244,7 @@ def _attend(attn: Attention, x: Tensor, prompt: Tensor, embed: Embedding) -> Ten
     B, N, _ = x.shape
     qkv = attn.qkv(x).reshape(B, N, 3, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4)
     q, k, v = qkv.unbind(0)
-    out = embed(attn.q_norm(q), attn.k_norm(k), v, prompt)
+    out = embed(attn.q_norm(q).to(v.dtype), attn.k_norm(k).to(v.dtype), v, prompt)
     out = attn.norm(out.transpose(1, 2).reshape(B, N, attn.attn_dim))
     if attn.gate is not None:
         out = out * attn.gate(x).sigmoid()

@@ -24,13 +24,16 @@ class PayloadMismatchError(ValueError):
 
 @dataclass(frozen=True)
 class PayloadLayout:
-    """Names and shapes, in the order in which the tensors lie in the vector.
+    """Names and shapes, in the order in which the tensors lie in the vector, and what they mean.
 
     Attributes:
         shapes: pairs of name and shape, e.g. (("sinks", (12, 197)), ("tokens", (12, 1, 768))).
+        meaning: what shapes alone do not say, e.g. which layers the sinks belong to and, for a shared head, which class
+            each row is. Without it, prompts of layers 0 and 1 would be averaged with those of layers 2 and 3.
     """
 
     shapes: tuple[tuple[str, tuple[int, ...]], ...]
+    meaning: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         names = [name for name, _ in self.shapes]
@@ -42,11 +45,6 @@ class PayloadLayout:
             if not shape or any(not isinstance(axis, int) or axis < 1 for axis in shape):
                 raise PayloadMismatchError(f"tensor '{name}' has shape {shape}; every axis must be a positive integer")
 
-    @classmethod
-    def of(cls, tensors: Mapping[str, npt.NDArray[Any]]) -> "PayloadLayout":
-        """Return the layout of these tensors, in their order."""
-        return cls(tuple((name, tuple(int(axis) for axis in tensor.shape)) for name, tensor in tensors.items()))
-
     @cached_property
     def size(self) -> int:
         """Number of float32 values in the vector."""
@@ -54,8 +52,9 @@ class PayloadLayout:
 
     @cached_property
     def hash(self) -> str:
-        """SHA-256, in hex, of names, shapes and order: two sites with one hash read a vector the same way."""
-        return hashlib.sha256(json.dumps(self.to_json(), separators=(",", ":")).encode()).hexdigest()
+        """SHA-256, in hex, of names, shapes, order and meaning: two sites with one hash read a vector the same way."""
+        identity = {"shapes": self.to_json(), "meaning": list(self.meaning)}
+        return hashlib.sha256(json.dumps(identity, separators=(",", ":")).encode()).hexdigest()
 
     def to_json(self) -> list[list[Any]]:
         """Return a JSON-ready list of [name, shape]."""

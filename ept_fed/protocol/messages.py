@@ -16,6 +16,7 @@ from ept_fed.protocol.layout import PayloadLayout, Vector
 __all__ = [
     "EVALUATE_METRICS",
     "PROTOCOL_VERSION",
+    "QUALITY_METRICS",
     "SPLITS",
     "TRAIN_METRICS",
     "Header",
@@ -32,16 +33,9 @@ Phase = Literal["train", "evaluate"]
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
-TRAIN_METRICS = ("loss", "seconds")
-EVALUATE_METRICS = (
-    "loss",
-    "auc",
-    "accuracy",
-    "balanced_accuracy",
-    "average_precision",
-    "classes_present",
-    "seconds",
-)
+QUALITY_METRICS = ("loss", "auc", "accuracy", "balanced_accuracy", "average_precision", "classes_present")
+EVALUATE_METRICS = (*QUALITY_METRICS, "seconds")
+TRAIN_METRICS = ("loss", "steps", "seconds", *(f"validation_{name}" for name in QUALITY_METRICS))
 
 
 class MessageRefusedError(ValueError):
@@ -110,7 +104,7 @@ class RoundReply:
         header: the request's, as seen by the site.
         phase: train or evaluate.
         payload: the site's vector after training; None for evaluate.
-        examples: images trained on or evaluated.
+        examples: images trained on or evaluated; an empty split evaluates to NaN with 0 examples.
         metrics: exactly the keys of `metric_keys(phase)`.
     """
 
@@ -132,12 +126,15 @@ class RoundReply:
             raise MessageRefusedError(
                 f"metrics are {sorted(self.metrics)}; {self.phase} replies carry {sorted(metric_keys(self.phase))}"
             )
-        if not 1 <= self.examples <= 10**9:
-            raise MessageRefusedError(f"sample count {self.examples} is not between 1 and 10^9")
+        fewest = 1 if self.phase == "train" else 0
+        if not fewest <= self.examples <= 10**9:
+            raise MessageRefusedError(f"sample count {self.examples} is not between {fewest} and 10^9")
         infinite = [key for key, value in self.metrics.items() if np.isinf(value)]
         if infinite:
             raise MessageRefusedError(f"metrics {infinite} are infinite")
         if self.phase == "train":
+            if not (np.isfinite(self.metrics["loss"]) and self.metrics["steps"] >= 1):
+                raise MessageRefusedError("a train reply needs a finite loss and at least one step")
             if self.payload is None:
                 raise MessageRefusedError("a train reply without a payload")
             layout.check(self.payload)

@@ -3,7 +3,9 @@
 Whoever has the backbone makes the plan (`ept-fed simulate` does); the server reads it with numpy alone.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
 
 from ept_fed.protocol.layout import PayloadLayout, Vector
 from ept_fed.protocol.messages import Header
@@ -22,7 +24,11 @@ class Plan:
         layout: of the payload.
         initial: the payload of round 0, layout.size float32.
         rounds: how many.
-        strategy: how replies are averaged.
+        sites: registered names of the sites that take part, sorted.
+        strategy: a name of `ept_fed.strategies`.
+        options: every option of the strategy.
+        averaging, weights, weight_cap, sites_per_round, quorum, deadline, patience, target_auc: as in
+            `FederationSettings`.
         training: JSON of the training settings, sent with each train request.
     """
 
@@ -32,8 +38,18 @@ class Plan:
     layout: PayloadLayout
     initial: Vector
     rounds: int
-    strategy: str
+    sites: tuple[str, ...]
     training: str
+    strategy: str = "fedavg"
+    options: Mapping[str, float] = field(default_factory=dict)
+    averaging: Literal["mean", "log_mean_exp"] = "mean"
+    weights: Literal["examples", "uniform", "capped"] = "examples"
+    weight_cap: int | None = None
+    sites_per_round: float = 1.0
+    quorum: int | None = None
+    deadline: float = 3600.0
+    patience: int | None = None
+    target_auc: float | None = None
 
     def header(self, round_number: int) -> Header:
         """Return the header of this run's messages in a round (1-based)."""

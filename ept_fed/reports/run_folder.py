@@ -9,6 +9,7 @@ report.json, report.csv         the table at the end
 run.log                         what the code logged, tracebacks of failed sites included
 """
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,9 +27,14 @@ from ept_fed.reports.predictions import prediction_columns
 __all__ = ["RunFolder", "site_folder"]
 
 
+_LONGEST_FOLDER = 150
+
+
 def site_folder(site: str) -> str:
-    """Return a folder name for a site: itself where it is plain, percent-encoded where it is not."""
+    """Return a folder name for a site: itself where it is plain, percent-encoded or shortened where it is not."""
     encoded = quote(site, safe=" ")
+    if len(encoded) > _LONGEST_FOLDER:
+        return f"{encoded[:100]}-{hashlib.sha256(site.encode()).hexdigest()[:16]}"
     return encoded.replace(".", "%2E") if not encoded.strip(". ") else encoded
 
 
@@ -41,7 +47,11 @@ class RunFolder:
 
     def check_free(self) -> list[Problem]:
         """Return a problem if something is already there."""
-        if self.path.is_file() or (self.path.is_dir() and any(self.path.iterdir())):
+        try:
+            taken = self.path.is_file() or (self.path.is_dir() and any(self.path.iterdir()))
+        except OSError as error:
+            return [Problem("--out", str(self.path), f"cannot be used ({error.strerror}); name another folder")]
+        if taken:
             return [Problem("--out", str(self.path), "already exists and is not empty; name another folder")]
         return []
 

@@ -12,14 +12,23 @@ from ept_fed.models.vit import PromptedViT
 from ept_fed.seeds import derive_seed, numpy_generator
 from ept_fed.training.losses import LOSSES
 from ept_fed.training.optimizer import set_learning_rates
+from ept_fed.training.proximal import ProximalTerm
 from ept_fed.training.sampling import draw_order
 from ept_fed.training.schedule import schedule_factor
 
-__all__ = ["RoundScope", "TrainingDivergedError", "train_round", "use_bfloat16"]
+__all__ = ["RoundScope", "TrainingDivergedError", "TrainingOutcome", "train_round", "use_bfloat16"]
 
 
 class TrainingDivergedError(RuntimeError):
     """The loss stopped being a number; the site keeps what it had before the round."""
+
+
+@dataclass(frozen=True)
+class TrainingOutcome:
+    """What a round of training came to: mean loss per image, and optimiser steps."""
+
+    loss: float
+    steps: int
 
 
 @dataclass(frozen=True)
@@ -38,7 +47,9 @@ def train_round(
     images: CachedDataset,
     settings: TrainingSettings,
     scope: RoundScope,
-) -> float:
+    *,
+    shared: tuple[str, str],
+) -> TrainingOutcome:
     """Train prompts, tokens and head for one round in place.
 
     Args:
@@ -47,18 +58,20 @@ def train_round(
         images: the site's training images.
         settings: epochs, batch size, learning rates, schedule.
         scope: seeds the order and the augmentation, and places the round on the schedule.
+        shared: `share` and `payload` of the federation: which tensors a proximal term holds near their start.
 
     Returns:
-        mean training loss per image over the round.
+        mean training loss per image over the round, without the proximal term, and the steps taken.
 
     Raises:
-        TrainingDivergedError: if the loss is not finite.
+        TrainingDivergedError: if the loss, or a parameter after the last step, is not finite.
     """
     device = model.prompts.device
     loss_of = LOSSES[images.task]
     steps = settings.epochs * math.ceil(len(images) / settings.batch_size)
     balanced = images.labels.numpy() if settings.class_balanced else None
     total, seen, step = 0.0, 0, 0
+    pull = ProximalTerm(model, settings.proximal_mu, shared) if settings.proximal_mu else None
     model.train()
     for epoch in range(settings.epochs):
         rng = numpy_generator(scope.seed, scope.site, scope.round, epoch, "order")
@@ -73,14 +86,18 @@ def train_round(
             if not np.isfinite(value := loss.item()):
                 raise TrainingDivergedError(f"loss is {value} in round {scope.round}; lower the learning rates")
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            (loss if pull is None else loss + pull()).backward()
             optimizer.step()
             total += value * len(labels)
             seen += len(labels)
             step += 1
-    return total / seen
+    if not all(torch.isfinite(p).all() for group in optimizer.param_groups for p in group["params"]):
+        raise TrainingDivergedError(f"the last step of round {scope.round} left the numbers; lower the learning rates")
+    return TrainingOutcome(total / seen, step)
 
 
 def use_bfloat16(precision: str, device: torch.device) -> bool:
-    """Tell whether to compute in bfloat16: where asked, or on CUDA when left to 'auto'."""
-    return precision == "bfloat16" or (precision == "auto" and device.type == "cuda")
+    """Tell whether to compute in bfloat16: where asked, or under 'auto' on a CUDA device with bfloat16 hardware."""
+    if precision == "auto":
+        return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return precision == "bfloat16"

@@ -26,7 +26,7 @@ def test_a_run_prints_rounds_table_and_where_to_look(micro_file: Path, tmp_path:
 def test_json_is_one_document_and_nothing_else(micro_file: Path, tmp_path: Path) -> None:
     done = run("simulate", str(micro_file), "--json", "--set", "evaluation.baselines=[]", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
+    report = json.loads(done.stdout, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     assert report["status"] == "done"
     assert Path(tmp_path / report["folder"] / "rounds.jsonl").exists()
 

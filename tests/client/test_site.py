@@ -127,6 +127,10 @@ def test_a_diverged_round_leaves_the_site_as_it_was_before_training(plan_and_sit
     wild = json.dumps({**json.loads(plan.training), "head_lr": 1e30, "epochs": 5})
     with pytest.raises(TrainingDivergedError, match="lower the learning rates"):
         site.train(train_request(plan, settings=wild))
+    last_step = {"head_lr": 3e38, "optimizer": "sgd", "weight_decay": 1e38, "batch_size": 4096}
+    one_step = json.dumps({**json.loads(plan.training), **last_step})
+    with pytest.raises(TrainingDivergedError, match="the last step"):
+        site.train(train_request(plan, settings=one_step))
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(before, site.model.parameters(), strict=True))
 
 

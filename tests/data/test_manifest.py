@@ -36,9 +36,9 @@ def test_rows_become_records(write: Read) -> None:
     catalog = read_manifest(write(text, columns=columns, image_name="jpg/{image}.jpg"))
     assert catalog.classes == ("a", "b")
     assert catalog.records == (
-        ImageRecord("jpg/1.jpg", (1,), "x", "p", "train"),
-        ImageRecord("jpg/2.jpg", (0,), "y", "q", "validation"),
-        ImageRecord("jpg/3.jpg", (1,), "y", "r", "test"),
+        ImageRecord("jpg/1.jpg", (1,), "x", "x/p", "train"),
+        ImageRecord("jpg/2.jpg", (0,), "y", "y/q", "validation"),
+        ImageRecord("jpg/3.jpg", (1,), "y", "y/r", "test"),
     )
 
 
@@ -118,10 +118,17 @@ def test_unknown_split_is_refused(write: Read) -> None:
     assert problem.value == ["holdout", ""]
 
 
+def test_a_name_at_two_sites_is_two_groups_unless_groups_are_everywhere(write: Read) -> None:
+    text = "image,label,site,who\n1,a,x,p\n2,b,y,p\n"
+    for scope, groups in (("site", ["x/p", "y/p"]), ("everywhere", ["p", "p"])):
+        catalog = read_manifest(write(text, columns=ManifestColumns(group="who", group_scope=scope)))
+        assert [record.group for record in catalog.records] == groups
+
+
 def test_straddling_group_is_refused(write: Read) -> None:
     text = "image,label,site,split,who\n1,a,x,train,p\n2,b,x,test,p\n"
     (problem,) = _refuse(write(text, columns=ManifestColumns(split="split", group="who")))
-    assert (problem.field, problem.value) == ("data.columns.split", ["p"])
+    assert (problem.field, problem.value) == ("data.columns.split", ["x/p"])
 
 
 def test_missing_files_are_refused_together(tmp_path: Path) -> None:

@@ -171,8 +171,8 @@ def test_a_payload_carries_what_it_says_and_nothing_else(payload: str, share: st
     )
     with torch.no_grad():
         sender.prompts.add_(1.5)
-    layout = payload_layout(sender, share=share, payload=payload)
-    vector = export_payload(sender, share=share, payload=payload)
+    layout = payload_layout(sender, share=share, payload=payload, classes="abcde")
+    vector = export_payload(sender, layout)
     import_payload(receiver, vector, layout)
     torch.testing.assert_close(receiver.fold(), sender.fold())
     assert torch.equal(receiver.head.weight, sender.head.weight) == (share == "prompts+head")
@@ -181,6 +181,19 @@ def test_a_payload_carries_what_it_says_and_nothing_else(payload: str, share: st
     sinks = L * (N + tokens) * (M if payload == "raw" else 1)
     head = CLASSES * (D + 1) if share == "prompts+head" else 0
     assert vector.size == layout.size == sinks + L * tokens * D + head
+
+
+def test_the_layouts_hash_knows_layers_embedding_and_shared_classes() -> None:
+    backbone = micro_backbone()
+
+    def digest(share: str = "prompts", classes: str = "abcde", **options: object) -> str:
+        model = PromptedViT(backbone, num_classes=CLASSES, prompt_length=1 + NUM_PATCHES, **options)
+        return payload_layout(model, share=share, payload="raw", classes=classes).hash
+
+    assert digest(prompt_layers=[0, 1]) != digest(prompt_layers=[1, 2])
+    assert digest(embedding="concat") != digest(embedding="multiply_concat")
+    assert digest(classes="abcde") == digest(classes="edcba")
+    assert digest("prompts+head", classes="abcde") != digest("prompts+head", classes="edcba")
 
 
 def test_images_of_another_size_are_refused_with_the_right_one() -> None:

@@ -36,7 +36,8 @@ LAYOUT = PayloadLayout((("sinks", (3, 5)),))
 HEADER = Header(run="r", round=2, backbone_digest="d", layout_hash=LAYOUT.hash)
 VECTOR = np.arange(15, dtype=np.float32)
 REQUEST = RoundRequest(HEADER, "train", 8, VECTOR, "train", "{}")
-REPLY = RoundReply(HEADER, "train", VECTOR, 40, {"loss": 1.5, "seconds": 2.0})
+METRICS = {**dict.fromkeys(TRAIN_METRICS, 1.0), "loss": 1.5, "seconds": 2.0}
+REPLY = RoundReply(HEADER, "train", VECTOR, 40, METRICS)
 REFUSALS = (MessageRefusedError, PayloadMismatchError)
 
 
@@ -134,15 +135,15 @@ BAD_RECORDS = {
     "cut bytes": {"arrays": arrays_with(npy(VECTOR)[:-3])},
     "bytes behind the array": {"arrays": arrays_with(npy(VECTOR) + b"secret")},
     "pickled": {"arrays": arrays_with(b"\x80\x04K\x01.")},
-    "metric missing": {"metrics": MetricRecord({EXAMPLES_KEY: 40, "loss": 1.0})},
-    "extra metric": {"metrics": MetricRecord({EXAMPLES_KEY: 40, "loss": 1.0, "seconds": 1.0, "age": 71.0})},
-    "metric list": {"metrics": MetricRecord({EXAMPLES_KEY: 40, "loss": [1.0], "seconds": 1.0})},
-    "metric infinite": {"metrics": MetricRecord({EXAMPLES_KEY: 40, "loss": float("inf"), "seconds": 1.0})},
-    "no sample count": {"metrics": MetricRecord({"loss": 1.0, "seconds": 1.0})},
-    "no samples": {"metrics": MetricRecord({EXAMPLES_KEY: 0, "loss": 1.0, "seconds": 1.0})},
-    "negative samples": {"metrics": MetricRecord({EXAMPLES_KEY: -10, "loss": 1.0, "seconds": 1.0})},
-    "fractional samples": {"metrics": MetricRecord({EXAMPLES_KEY: 40.0, "loss": 1.0, "seconds": 1.0})},
-    "absurdly many samples": {"metrics": MetricRecord({EXAMPLES_KEY: 10**12, "loss": 1.0, "seconds": 1.0})},
+    "metric missing": {"metrics": MetricRecord({EXAMPLES_KEY: 40, **{key: METRICS[key] for key in list(METRICS)[1:]}})},
+    "extra metric": {"metrics": MetricRecord({EXAMPLES_KEY: 40, **METRICS, "age": 71.0})},
+    "metric list": {"metrics": MetricRecord({EXAMPLES_KEY: 40, **METRICS, "loss": [1.0]})},
+    "metric infinite": {"metrics": MetricRecord({EXAMPLES_KEY: 40, **METRICS, "loss": float("inf")})},
+    "no sample count": {"metrics": MetricRecord(METRICS)},
+    "no samples": {"metrics": MetricRecord({EXAMPLES_KEY: 0, **METRICS})},
+    "negative samples": {"metrics": MetricRecord({EXAMPLES_KEY: -10, **METRICS})},
+    "fractional samples": {"metrics": MetricRecord({EXAMPLES_KEY: 40.0, **METRICS})},
+    "absurdly many samples": {"metrics": MetricRecord({EXAMPLES_KEY: 10**12, **METRICS})},
     "header of another type": {"config": ConfigRecord({"run": 1})},
 }
 

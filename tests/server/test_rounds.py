@@ -1,26 +1,29 @@
 """The round loop over LocalGrid with sites that only add numbers: no model, no images."""
 
+import dataclasses
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from ept_fed.flower import EXAMPLES_KEY, decode_request, encode_reply
 from ept_fed.protocol.layout import PayloadLayout, Vector
-from ept_fed.protocol.messages import EVALUATE_METRICS, Phase, RoundReply
+from ept_fed.protocol.messages import EVALUATE_METRICS, TRAIN_METRICS, Phase, RoundReply
 from ept_fed.protocol.plan import Plan
+from ept_fed.strategies import STRATEGIES, resolve_options
 from server.app import create_server_app
 from server.rounds import FederationResult, RoundRecord
-from server.strategies import create_strategy
+from server.strategies import AGGREGATORS, create_aggregator
 from simulations.local_grid import LocalGrid, run_locally
 
 LAYOUT = PayloadLayout((("sinks", (3, 5)),))
-SITES = ("north", "east", "south")
-STEP = {"north": 1.0, "east": 2.0, "south": 6.0}
-EXAMPLES = {"north": 10, "east": 20, "south": 30}
+SITES = tuple(f"site-{number:02d}" for number in range(1, 10))
+BAD = "site-05"
+EXAMPLES = {site: 10 * (number + 1) for number, site in enumerate(SITES)}
 Sabotage = Callable[[Message, Message], Message | None]
 
 
@@ -29,34 +32,54 @@ def _quiet_flower() -> None:
     logging.getLogger("flwr").setLevel(logging.ERROR)
 
 
-def plan(rounds: int = 2) -> Plan:
-    return Plan("r", 0, "digest", LAYOUT, np.zeros(15, np.float32), rounds, "fedavg", "{}")
+def make_plan(sites: tuple[str, ...] = SITES, strategy: str = "fedavg", **changes: object) -> Plan:
+    plan = Plan(
+        run="r",
+        seed=0,
+        backbone_digest="digest",
+        layout=LAYOUT,
+        initial=np.zeros(15, np.float32),
+        rounds=2,
+        sites=sites,
+        training="{}",
+        strategy=strategy,
+        options=resolve_options(strategy, {}),
+        deadline=0.1,
+    )
+    return dataclasses.replace(plan, **changes)
 
 
-def adding_app(sabotage: Mapping[str, Sabotage]) -> ClientApp:
-    """Sites that add their own step to the payload; a sabotaged one alters or drops its train reply."""
+def step_of(site: str) -> Vector:
+    """What a site adds each round: a direction of its own."""
+    return np.random.default_rng(SITES.index(site)).normal(1, 0.2, 15).astype(np.float32)
+
+
+def adding_app(sabotage: Mapping[str, Sabotage], phase: Phase = "train") -> ClientApp:
+    """Sites that add their own step to the payload; a sabotaged one alters or drops its reply in one phase."""
     app = ClientApp()
+
+    def finish(answer: Message, message: Message, site: str, this: Phase) -> Message:
+        if site not in sabotage or this != phase:
+            return answer
+        altered = sabotage[site](answer, message)
+        if altered is None:
+            raise RuntimeError("/data/patient_007.dcm")
+        return altered
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
         site = str(context.node_config["site"])
         request = decode_request(message, "train", LAYOUT)
-        reply = RoundReply(
-            request.header, "train", request.payload + STEP[site], EXAMPLES[site], {"loss": 1.0, "seconds": 0.0}
-        )
-        answer = encode_reply(reply, message)
-        if site in sabotage:
-            altered = sabotage[site](answer, message)
-            if altered is None:
-                raise RuntimeError("/data/patient_007.dcm")
-            return altered
-        return answer
+        metrics = dict.fromkeys(TRAIN_METRICS, 1.0) | {"validation_auc": float(request.payload.mean())}
+        reply = RoundReply(request.header, "train", request.payload + step_of(site), EXAMPLES[site], metrics)
+        return finish(encode_reply(reply, message), message, site, "train")
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
         request = decode_request(message, "evaluate", LAYOUT)
         metrics = dict.fromkeys(EVALUATE_METRICS, float(request.payload.mean()))
-        return encode_reply(RoundReply(request.header, "evaluate", None, 5, metrics), message)
+        reply = RoundReply(request.header, "evaluate", None, 5, metrics)
+        return finish(encode_reply(reply, message), message, str(context.node_config["site"]), "evaluate")
 
     return app
 
@@ -69,47 +92,76 @@ class Observer:
     def on_site(self, round_number: int, site: str, phase: Phase, metrics: Mapping[str, float]) -> None:
         pass
 
-    def on_round(self, record: RoundRecord, payload: Vector) -> None:
-        self.records.append(record)
+    def on_payload(self, round_number: int, payload: Vector, seconds: float) -> None:
         self.payloads.append(payload)
 
+    def on_round(self, record: RoundRecord) -> None:
+        self.records.append(record)
 
-def run(sabotage: Mapping[str, Sabotage] | None = None, rounds: int = 2) -> tuple[FederationResult, Observer]:
+
+def run(
+    plan: Plan, sabotage: Mapping[str, Sabotage] | None = None, phase: Phase = "train"
+) -> tuple[FederationResult, Observer]:
     results: list[FederationResult] = []
     observer = Observer()
-    run_locally(create_server_app(plan(rounds), observer, results.append), adding_app(sabotage or {}), SITES)
+    app = adding_app(sabotage or {}, phase)
+    run_locally(create_server_app(plan, observer, results.append), app, plan.sites)
     return results[0], observer
 
 
-def mean_step(*sites: str) -> float:
-    return float(np.average([STEP[site] for site in sites], weights=[EXAMPLES[site] for site in sites]))
+def mean_step(*sites: str) -> Vector:
+    steps, weights = [step_of(site) for site in sites], [EXAMPLES[site] for site in sites]
+    return np.average(steps, axis=0, weights=weights)
 
 
 def test_fedavg_weighs_sites_by_their_examples() -> None:
-    result, observer = run()
-    np.testing.assert_allclose(result.payload, 2 * mean_step(*SITES), rtol=1e-6)
+    result, observer = run(make_plan())
+    np.testing.assert_allclose(result.payload, 2 * mean_step(*SITES), rtol=1e-5)
     assert result.payload.dtype == np.float32
-    assert [record.round for record in observer.records] == [1, 2]
-    assert result.aggregated_anything
-    np.testing.assert_allclose(observer.payloads[0], mean_step(*SITES), rtol=1e-6)
+    assert result.ended == "all rounds"
+    np.testing.assert_allclose(observer.payloads[0], mean_step(*SITES), rtol=1e-5)
 
 
 def test_sites_are_averaged_in_the_order_of_their_names() -> None:
-    result, _ = run()
-    assert result.rounds[0].aggregated == ("east", "north", "south")
+    shuffled = run(make_plan(sites=SITES))[0]
+    assert shuffled.rounds[0].aggregated == SITES
 
 
-def test_the_average_is_what_sites_evaluate() -> None:
-    _, observer = run(rounds=1)
-    for exchange in observer.records[0].sites.values():
-        assert exchange.evaluation["auc"] == pytest.approx(mean_step(*SITES))
+def test_each_record_evaluates_what_its_own_round_left() -> None:
+    _, observer = run(make_plan())
+    for record, payload in zip(observer.records, observer.payloads, strict=True):
+        for exchange in record.sites.values():
+            assert exchange.evaluation["auc"] == pytest.approx(float(payload.mean()), rel=1e-5)
+
+
+def test_a_run_needs_one_exchange_a_round_and_one_more() -> None:
+    asked: list[str] = []
+
+    class CountingGrid(LocalGrid):
+        def send_and_receive(self, messages, *, timeout=None):  # type: ignore[no-untyped-def]
+            messages = list(messages)
+            asked.append(messages[0].metadata.message_type)
+            return super().send_and_receive(messages, timeout=timeout)
+
+    grid_run(CountingGrid, make_plan(rounds=3))
+    assert asked == ["train", "train", "train", "evaluate"]
+
+
+def grid_run(grid: type[LocalGrid], plan: Plan) -> tuple[FederationResult, Observer]:
+    results: list[FederationResult] = []
+    observer = Observer()
+    context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config={})
+    create_server_app(plan, observer, results.append)(grid(adding_app({}), plan.sites), context)
+    return results[0], observer
 
 
 def test_every_byte_is_counted_in_both_directions() -> None:
-    _, observer = run(rounds=1)
+    _, observer = run(make_plan())
     for exchange in observer.records[0].sites.values():
-        assert 4 * 15 < exchange.train_bytes_received < exchange.bytes_received
-        assert exchange.bytes_sent > 2 * 4 * 15
+        assert 4 * 15 < exchange.train_bytes_received == exchange.bytes_received
+        assert exchange.bytes_sent > 4 * 15
+    for exchange in observer.records[1].sites.values():
+        assert exchange.bytes_received > exchange.train_bytes_received
 
 
 def with_array(value: np.ndarray) -> Sabotage:
@@ -120,13 +172,34 @@ def with_array(value: np.ndarray) -> Sabotage:
     return alter
 
 
-def with_examples(count: int) -> Sabotage:
+def with_metrics(**changes: float) -> Sabotage:
     def alter(answer: Message, request: Message) -> Message:
-        metrics = dict(answer.content["metrics"])
-        answer.content["metrics"] = MetricRecord({**metrics, EXAMPLES_KEY: count})
+        renamed = {EXAMPLES_KEY if key == "examples" else key: value for key, value in changes.items()}
+        answer.content["metrics"] = MetricRecord({**dict(answer.content["metrics"]), **renamed})
         return answer
 
     return alter
+
+
+def with_config(**changes: str | int) -> Sabotage:
+    def alter(answer: Message, request: Message) -> Message:
+        answer.content["config"] = ConfigRecord({**dict(answer.content["config"]), **changes})
+        return answer
+
+    return alter
+
+
+def without(record: str) -> Sabotage:
+    def alter(answer: Message, request: Message) -> Message:
+        del answer.content[record]
+        return answer
+
+    return alter
+
+
+def with_extra_record(answer: Message, request: Message) -> Message:
+    answer.content["images"] = ArrayRecord({"patient": Array(np.zeros(3))})
+    return answer
 
 
 SABOTAGES: dict[str, Sabotage] = {
@@ -134,54 +207,161 @@ SABOTAGES: dict[str, Sabotage] = {
     "error": lambda answer, request: Message(Error(code=7, reason="x"), reply_to=request),
     "empty": lambda answer, request: Message(RecordDict(), reply_to=request),
     "NaN": with_array(np.full(15, np.nan, np.float32)),
+    "infinity": with_array(np.full(15, np.inf, np.float32)),
     "short": with_array(np.zeros(14, np.float32)),
     "broadcastable": with_array(np.zeros(1, np.float32)),
+    "huge": with_array(np.zeros(10**6, np.float32)),
     "float64": with_array(np.zeros(15)),
-    "no examples": with_examples(0),
-    "negative examples": with_examples(-10),
-    "absurd examples": with_examples(10**12),
+    "int": with_array(np.zeros(15, np.int32)),
+    "no arrays": without("arrays"),
+    "no metrics": without("metrics"),
+    "no header": without("config"),
+    "extra record": with_extra_record,
+    "extra metric": with_metrics(age=71.0),
+    "NaN loss": with_metrics(loss=float("nan")),
+    "no steps": with_metrics(steps=0.0),
+    "no examples": with_metrics(examples=0),
+    "negative examples": with_metrics(examples=-10),
+    "absurd examples": with_metrics(examples=10**12),
+    "another round": with_config(round=1_000),
+    "another backbone": with_config(backbone_digest="other"),
+    "another run": with_config(run="other"),
+    "another code version": with_config(code="0.0.0"),
 }
 
 
+@cache
+def clean_payload(strategy: str, sites: tuple[str, ...]) -> Vector:
+    return run(make_plan(sites=sites, strategy=strategy))[0].payload
+
+
+@pytest.mark.parametrize("strategy", sorted(AGGREGATORS))
 @pytest.mark.parametrize("sabotage", SABOTAGES.values(), ids=SABOTAGES)
-def test_one_bad_site_changes_nothing_for_the_others(sabotage: Sabotage) -> None:
-    result, observer = run({"east": sabotage})
-    np.testing.assert_allclose(result.payload, 2 * mean_step("north", "south"), rtol=1e-6)
+def test_one_bad_site_leaves_what_the_others_would_have_made(sabotage: Sabotage, strategy: str) -> None:
+    others = tuple(site for site in SITES if site != BAD)
+    attacked, observer = run(make_plan(strategy=strategy), {BAD: sabotage})
+    assert np.array_equal(attacked.payload, clean_payload(strategy, others))
     for record in observer.records:
-        assert record.aggregated == ("north", "south")
-        assert [(refusal.site, refusal.phase) for refusal in record.refused] == [("east", "train")]
+        assert record.aggregated == others
+        assert {(refusal.site, refusal.phase) for refusal in record.refused} == {(BAD, "train")}
         assert "patient" not in str(record.to_json())
 
 
+def test_a_bad_evaluation_is_refused_and_changes_no_prompt() -> None:
+    for sabotage in (SABOTAGES["extra metric"], SABOTAGES["raises"], with_array(np.zeros(15, np.float32))):
+        result, observer = run(make_plan(), {BAD: sabotage}, "evaluate")
+        assert np.array_equal(result.payload, run(make_plan())[0].payload)
+        assert [(refusal.site, refusal.phase) for refusal in observer.records[-1].refused] == [(BAD, "evaluate")]
+        assert "auc" not in observer.records[-1].sites[BAD].evaluation
+
+
 def test_a_run_that_averaged_nothing_keeps_its_prompts_and_has_failed() -> None:
-    bad = SABOTAGES["NaN"]
-    result, observer = run(dict.fromkeys(SITES, bad))
+    result, observer = run(make_plan(), dict.fromkeys(SITES, SABOTAGES["NaN"]))
     assert not result.aggregated_anything
     assert not result.payload.any()
-    assert len(observer.records[0].refused) == 3
+    assert len(observer.records[0].refused) == len(SITES)
+    assert observer.records[0].outcome == "kept the old prompts: 0 sound replies, 5 needed"
+
+
+@pytest.mark.parametrize(("quorum", "aggregates"), [(None, True), (7, True), (8, False)])
+def test_below_the_quorum_the_old_prompts_stay(quorum: int | None, aggregates: bool) -> None:
+    bad = dict.fromkeys(SITES[:2], SABOTAGES["NaN"])
+    result, _ = run(make_plan(quorum=quorum), bad)
+    assert result.aggregated_anything == aggregates
+
+
+def test_below_the_strategys_assumption_the_old_prompts_stay() -> None:
+    result, observer = run(make_plan(strategy="bulyan"), dict.fromkeys(SITES[:3], SABOTAGES["NaN"]))
+    assert not result.aggregated_anything
+    assert observer.records[0].outcome == "kept the old prompts: 6 sound replies, 7 needed"
 
 
 class SilentGrid(LocalGrid):
-    """A grid on which one site never answers and a stranger does."""
+    """A grid on which one site never answers, a stranger does, and another answers twice."""
 
-    def send_and_receive(self, messages, *, timeout=None):  # type: ignore[no-untyped-def]
+    def send_and_receive(self, messages, *, timeout=None) -> Iterator[Message]:  # type: ignore[no-untyped-def]
         for message in super().send_and_receive(messages, timeout=timeout):
             if message.metadata.src_node_id == 1:
                 message.metadata.__dict__["_src_node_id"] = 99
             yield message
+            if message.metadata.src_node_id == 2:
+                yield message
 
 
-def test_a_silent_site_and_a_stranger_are_named() -> None:
-    results: list[FederationResult] = []
-    observer = Observer()
-    app = create_server_app(plan(1), observer, results.append)
-    context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config={})
-    app(SilentGrid(adding_app({}), SITES), context)
-    reasons = {(refusal.site, refusal.reason) for refusal in observer.records[0].refused}
-    assert reasons == {("north", "did not answer"), ("99", "was not asked")}
-    np.testing.assert_allclose(results[0].payload, mean_step("east", "south"), rtol=1e-6)
+def test_silent_sites_strangers_and_repeaters_are_named_and_ignored() -> None:
+    result, observer = grid_run(SilentGrid, make_plan(rounds=1))
+    reasons = {(refusal.site, refusal.reason) for refusal in observer.records[0].refused if refusal.phase == "train"}
+    assert reasons == {
+        ("site-01", "did not answer in time"),
+        ("99", "was not asked"),
+        ("site-02", "answered twice"),
+    }
+    np.testing.assert_allclose(result.payload, mean_step(*SITES[1:]), rtol=1e-5)
+
+
+class LinkErrorGrid(LocalGrid):
+    """A grid whose SuperLink answers for an absent node, under its own id 1, as Flower 1.41 does."""
+
+    def send_and_receive(self, messages, *, timeout=None) -> Iterator[Message]:  # type: ignore[no-untyped-def]
+        for request, reply in zip(messages, super().send_and_receive(messages, timeout=timeout), strict=True):
+            if reply.metadata.src_node_id == 4:
+                reply = Message(Error(code=3, reason="Node Unavailable"), reply_to=request)  # noqa: PLW2901
+                reply.metadata.__dict__["_src_node_id"] = 1
+            yield reply
+
+
+def test_an_error_that_the_superlink_made_is_laid_at_the_right_door() -> None:
+    result, observer = grid_run(LinkErrorGrid, make_plan(rounds=1))
+    (refusal,) = [refusal for refusal in observer.records[0].refused if refusal.phase == "train"]
+    assert refusal.site == "site-04"
+    assert "Node Unavailable" in refusal.reason
+    assert result.rounds[0].aggregated == tuple(site for site in SITES if site != "site-04")
+
+
+def test_a_site_that_is_not_online_is_named_after_the_deadline_and_the_others_go_on() -> None:
+    class Shrunk(LocalGrid):
+        def get_nodes(self):  # type: ignore[no-untyped-def]
+            return super().get_nodes()[1:]
+
+    result, observer = grid_run(Shrunk, make_plan(rounds=1))
+    assert ("site-01", "is not online") in {(refusal.site, refusal.reason) for refusal in observer.records[0].refused}
+    np.testing.assert_allclose(result.payload, mean_step(*SITES[1:]), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("per_round", "count"), [(1.0, 9), (0.5, 4), (0.01, 1), (3, 3), (9, 9)])
+def test_a_rounds_sites_are_drawn_by_seed_and_round(per_round: float, count: int) -> None:
+    plan = make_plan(sites_per_round=per_round, rounds=4)
+    first, again = run(plan)[0], run(plan)[0]
+    asked = [record.asked for record in first.rounds]
+    assert all(len(sites) == count for sites in asked)
+    assert asked == [record.asked for record in again.rounds]
+    assert np.array_equal(first.payload, again.payload)
+    if count in (3, 4):
+        assert len(set(asked)) > 1
+        assert asked != [record.asked for record in run(dataclasses.replace(plan, seed=1))[0].rounds]
+
+
+def test_a_target_ends_the_run_with_the_prompts_that_reached_it() -> None:
+    result, observer = run(make_plan(rounds=10, target_auc=1.5))
+    assert result.ended == "target AUC reached in round 2"
+    assert len(result.rounds) == 2
+    assert np.array_equal(result.payload, observer.payloads[1])
+
+
+def test_patience_ends_a_run_that_no_longer_improves() -> None:
+    standing_still = with_array(np.zeros(15, np.float32))
+    result, _ = run(make_plan(rounds=10, patience=2), dict.fromkeys(SITES, standing_still))
+    assert result.ended == "no better validation AUC for 2 rounds, at round 3"
+
+
+def test_the_catalogue_and_the_aggregators_are_one_list() -> None:
+    assert set(AGGREGATORS) == set(STRATEGIES)
+    for info in STRATEGIES.values():
+        assert info.paper
+        assert info.summary.endswith(".")
+        assert info.caveat.endswith(".")
 
 
 def test_an_unknown_strategy_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="choose one of fedavg"):
-        create_strategy("fedmagic", 3)
+    with pytest.raises(ValueError, match="choose one of bulyan"):
+        create_aggregator(dataclasses.replace(make_plan(), strategy="fedmagic"))

@@ -99,6 +99,6 @@ def test_bfloat16_training_follows_float32(micro: Callable[..., Experiment]) -> 
         experiment = micro(f"training.precision={precision}")
         federation = prepare_federation(experiment)
         site = federation.create_site(federation.data.sites["site-1"])
-        losses.append(site.fit(experiment.training, 1, 1))
+        losses.append(site.fit(experiment.training, 1, 1).loss)
         assert site.model.prompts.dtype == torch.float32
     assert losses[0] == pytest.approx(losses[1], rel=0.05)

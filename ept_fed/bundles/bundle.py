@@ -1,0 +1,107 @@
+"""A release bundle: a folder with bundle.json, model.safetensors and signature.json.
+
+signature.json signs the bytes of bundle.json, and bundle.json holds the SHA-256 of model.safetensors; so one changed
+byte in any of the three is refused. Other files in the folder are never read.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric import ec
+from safetensors import SafetensorError
+from safetensors.numpy import load
+
+from ept_fed.bundles.description import Description, parse_description
+from ept_fed.bundles.signing import verify
+from ept_fed.problems import InputRefusedError, Problem
+from ept_fed.protocol.layout import Vector
+
+__all__ = ["DESCRIPTION", "MODEL", "SIGNATURE", "Bundle", "check_tensors", "open_bundle", "read_bundle"]
+
+DESCRIPTION, MODEL, SIGNATURE = "bundle.json", "model.safetensors", "signature.json"
+_MAX_BYTES = {DESCRIPTION: 1 << 20, MODEL: 1 << 30, SIGNATURE: 1 << 16}
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle that passed every check.
+
+    Attributes:
+        description: what bundle.json says.
+        tensors: float32 by name: `sinks` (L, N + T) or `prompts` (L, N + T, M), `tokens` (L, T, D) if T > 0,
+            `head.weight` (C, D), `head.bias` (C,).
+        fingerprint: SHA-256 of the key that signed it.
+        trusted: whether that key was the one asked for.
+    """
+
+    description: Description
+    tensors: Mapping[str, Vector]
+    fingerprint: str
+    trusted: bool
+
+
+def read_bundle(folder: Path, trusted: ec.EllipticCurvePublicKey | None = None) -> Bundle:
+    """Read a bundle from its folder.
+
+    Args:
+        folder: made by `ept-fed export`.
+        trusted: the only key to accept; None accepts any.
+
+    Raises:
+        InputRefusedError: if a file is missing, too large, altered, of another schema, or signed by another key.
+    """
+    if not folder.is_dir():
+        raise InputRefusedError([Problem("BUNDLE", str(folder), "is not a folder; ept-fed export makes one")])
+    files, problems = {}, []
+    for name, most in _MAX_BYTES.items():
+        try:
+            with (folder / name).open("rb") as file:
+                files[name] = file.read(most + 1)
+        except OSError as error:
+            problems.append(Problem(f"BUNDLE/{name}", str(folder / name), f"cannot be read ({error.strerror})"))
+            continue
+        if len(files[name]) > most:
+            problems.append(Problem(f"BUNDLE/{name}", str(folder / name), f"is larger than {most:,} bytes"))
+    if problems:
+        raise InputRefusedError(problems)
+    return open_bundle(files, trusted)
+
+
+def open_bundle(files: Mapping[str, bytes], trusted: ec.EllipticCurvePublicKey | None) -> Bundle:
+    """Check a bundle's three files, the signature before anything else is believed; see `read_bundle`."""
+    signer = verify(files[DESCRIPTION], files[SIGNATURE], trusted)
+    description = parse_description(files[DESCRIPTION])
+    digest = hashlib.sha256(files[MODEL]).hexdigest()
+    if digest != description.model_sha256:
+        fix = f"is not what bundle.json describes ({description.model_sha256}); get an unaltered copy"
+        raise InputRefusedError([Problem(f"{MODEL}: SHA-256", digest, fix)])
+    return Bundle(description, check_tensors(files[MODEL], description.tensors), signer, trusted is not None)
+
+
+def check_tensors(content: bytes, shapes: Mapping[str, tuple[int, ...]] | None) -> dict[str, Vector]:
+    """Parse model.safetensors and require finite float32 tensors of these names and shapes (None: any).
+
+    Raises:
+        InputRefusedError: naming each tensor that is missing, unknown or unfit.
+    """
+    try:
+        tensors = load(content)
+    except (SafetensorError, ValueError, TypeError, KeyError) as error:
+        fix = f"is not a safetensors file ({' '.join(str(error).split())}); get an unaltered copy"
+        raise InputRefusedError([Problem(MODEL, f"{len(content):,} bytes", fix)]) from error
+    shapes = {name: tensor.shape for name, tensor in tensors.items()} if shapes is None else shapes
+    problems = [Problem(MODEL, name, "is missing") for name in shapes if name not in tensors]
+    for name, tensor in tensors.items():
+        if name not in shapes:
+            problems.append(Problem(MODEL, name, "is not in bundle.json"))
+        elif tensor.shape != tuple(shapes[name]) or tensor.dtype != np.float32:
+            need = f"need float32 {tuple(shapes[name])}"
+            problems.append(Problem(f"{MODEL}: {name}", f"{tensor.dtype} {tensor.shape}", need))
+        elif not np.isfinite(tensor).all():
+            problems.append(Problem(f"{MODEL}: {name}", "NaN or infinity", "every number must be finite"))
+    if problems:
+        raise InputRefusedError(problems)
+    return tensors

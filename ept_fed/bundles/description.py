@@ -1,0 +1,125 @@
+"""What bundle.json says: all that turns an image into probabilities again, but the backbone and the tensors."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ept_fed.bundles.canonical import parse_canonical, spell_canonical
+from ept_fed.data.input_spec import InputSpec
+from ept_fed.problems import InputRefusedError, Problem
+
+__all__ = ["BackboneIdentity", "Description", "InputDescription", "parse_description", "spell_description"]
+
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Name = Annotated[str, Field(min_length=1, max_length=1000)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0)]
+Extent = Annotated[int, Field(ge=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class BackboneIdentity(_Section):
+    """The frozen backbone: its timm name, and the SHA-256 of its tensors."""
+
+    name: Name
+    digest: Digest
+
+
+class InputDescription(_Section):
+    """See `InputSpec`."""
+
+    size: Annotated[int, Field(ge=1, le=4096)]
+    mean: tuple[Finite, Finite, Finite]
+    std: tuple[Positive, Positive, Positive]
+    interpolation: Literal["bicubic", "bilinear"]
+
+    def to_spec(self) -> InputSpec:
+        """Return the transforms' own form."""
+        return InputSpec(self.size, self.mean, self.std, self.interpolation)
+
+
+class Description(_Section):
+    """The content of bundle.json, schema 1. No date: equal runs give equal bundles.
+
+    Attributes:
+        intended_use: one sentence for whoever opens the file.
+        experiment: name of the run's settings; `run` identifies them, `rounds` counts those that were averaged.
+        tokens: T context tokens per prompted layer.
+        temperature: logits are divided by it; fitted on `validation_images` images of the site.
+        tensors: shape by name of what model.safetensors holds; `model_sha256` is the digest of that file.
+        versions: of this package, where the model was trained (`site`) and exported (`export`).
+    """
+
+    schema_version: Annotated[Literal[1], Field(alias="schema")] = 1
+    intended_use: Name
+    experiment: Name
+    run: Name
+    rounds: Count
+    site: Name
+    classes: Annotated[tuple[Name, ...], Field(min_length=1)]
+    task: Literal["single_label", "multi_label"]
+    backbone: BackboneIdentity
+    input: InputDescription
+    prompt_layers: Annotated[tuple[Count, ...], Field(min_length=1)]
+    embedding: Literal["concat", "add", "multiply", "multiply_concat"]
+    tokens: Count
+    temperature: Positive
+    validation_images: Count
+    tensors: dict[str, tuple[Extent, ...]]
+    model_sha256: Digest
+    versions: dict[Literal["site", "export"], Name]
+
+    @model_validator(mode="after")
+    def _agree(self) -> "Description":
+        """Check what the fields say about each other."""
+        prompts = "sinks" if "sinks" in self.tensors else "prompts"
+        wanted = {prompts, "head.weight", "head.bias"} | ({"tokens"} if self.tokens else set())
+        if len(set(self.classes)) != len(self.classes):
+            raise ValueError("classes must differ")
+        if set(self.tensors) != wanted:
+            raise ValueError(f"tensors are {sorted(self.tensors)}, need {sorted(wanted)}")
+        L, C = len(self.prompt_layers), len(self.classes)
+        firsts = {prompts: L, "tokens": L, "head.weight": C, "head.bias": C}
+        dimensions = {"sinks": 2, "prompts": 3, "tokens": 3, "head.weight": 2, "head.bias": 1}
+        for name, shape in self.tensors.items():
+            if len(shape) != dimensions[name] or shape[0] != firsts[name]:
+                raise ValueError(f"{name} has shape {shape}, which does not fit {L} layers and {C} classes")
+        if self.tokens and self.tensors["tokens"][1] != self.tokens:
+            raise ValueError(f"tokens has shape {self.tensors['tokens']}, need {self.tokens} per layer")
+        return self
+
+
+def spell_description(description: Description) -> bytes:
+    """Return the bytes of bundle.json."""
+    return spell_canonical(description.model_dump(mode="json", by_alias=True))
+
+
+def parse_description(content: bytes) -> Description:
+    """Read the bytes of bundle.json.
+
+    Raises:
+        InputRefusedError: with everything that is wrong with it.
+    """
+    document = parse_canonical("bundle.json", content)
+    if document.get("schema") != 1:
+        fix = "this version of ept-fed reads schema 1; update ept-fed, or export the bundle again"
+        raise InputRefusedError([Problem("bundle.json: schema", document.get("schema"), fix)])
+    try:
+        return Description.model_validate_json(content)
+    except ValidationError as error:
+        problems = [
+            Problem(
+                f"bundle.json: {'.'.join(map(str, each['loc'])) or 'content'}", _shorten(each["input"]), each["msg"]
+            )
+            for each in error.errors()
+        ]
+        raise InputRefusedError(problems) from error
+
+
+def _shorten(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 80 else f"{text[:79]}…"

@@ -1,0 +1,133 @@
+"""From a run folder and a site to a release bundle: everything is checked in memory before anything is written."""
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric import ec
+
+import ept_fed
+from ept_fed.artefacts import write_bytes
+from ept_fed.bundles.bundle import DESCRIPTION, MODEL, SIGNATURE, Bundle, open_bundle
+from ept_fed.bundles.description import Description, spell_description
+from ept_fed.bundles.release import Release, read_release
+from ept_fed.bundles.signing import read_private_key, sign, write_key
+from ept_fed.problems import InputRefusedError, Problem
+from ept_fed.reports.run_folder import site_folder
+
+__all__ = ["PreparedBundle", "prepare_bundle"]
+
+_USE = (
+    "Research use at {site}: class probabilities for images of the kind it trained on, from its own devices. "
+    "Not a medical device; not validated for diagnosis."
+)
+
+
+@dataclass(frozen=True)
+class PreparedBundle:
+    """A bundle that passed its own reader's checks and waits to be written.
+
+    Attributes:
+        bundle: as `read_bundle` will see it.
+        files: content by file name.
+        folder: where it will go; nothing is there yet.
+        key: where the private key is, or will be.
+        new_key: the key to write there, or None if it is there already.
+    """
+
+    bundle: Bundle
+    files: Mapping[str, bytes]
+    folder: Path
+    key: Path
+    new_key: ec.EllipticCurvePrivateKey | None
+
+    def write(self) -> None:
+        """Write the key if it is new, then the folder: under a temporary name first, so it appears whole or not at all.
+
+        Raises:
+            InputRefusedError: if the disk does not let us.
+        """
+        try:
+            if self.new_key is not None:
+                write_key(self.key, self.new_key)
+            _write_folder(self.folder, self.files)
+        except OSError as error:
+            fix = f"cannot be written ({error.strerror})"
+            raise InputRefusedError([Problem("--out", str(self.folder), fix)]) from error
+
+
+def prepare_bundle(run: Path, site: str, *, out: Path | None = None, key: Path | None = None) -> PreparedBundle:
+    """Check a run's site, describe and sign its model.
+
+    Args:
+        run: folder of a finished run.
+        site: name of one of its sites.
+        out: folder to make; None is RUN/sites/<site>/bundle.
+        key: existing private key; None uses RUN/sites/<site>/signing-key.pem, which is made if it is not there.
+
+    Raises:
+        InputRefusedError: with the problems of run, site, folder and key together.
+    """
+    problems: list[Problem] = []
+    home = run / "sites" / site_folder(site)
+    folder, key_path = out or home / "bundle", key or home / "signing-key.pem"
+    if folder.exists() or folder.is_symlink():
+        problems.append(Problem("--out", str(folder), "already exists; name another folder, or delete it"))
+    release, private, is_new = None, None, key is None and not key_path.exists()
+    try:
+        release = read_release(run, site)
+    except InputRefusedError as refusal:
+        problems += refusal.problems
+    try:
+        private = ec.generate_private_key(ec.SECP384R1()) if is_new else read_private_key(key_path)
+    except InputRefusedError as refusal:
+        problems += refusal.problems
+    if problems or release is None or private is None:
+        raise InputRefusedError(problems)
+    description = spell_description(_describe(release))
+    files = {DESCRIPTION: description, MODEL: release.content, SIGNATURE: sign(description, private)}
+    bundle = open_bundle(files, private.public_key())
+    return PreparedBundle(bundle, files, folder, key_path, private if is_new else None)
+
+
+def _describe(release: Release) -> Description:
+    about = release.about
+    tokens = release.tensors.get("tokens")
+    # Not validated here: `open_bundle` reads the spelled form back and refuses what does not fit.
+    return Description.model_construct(
+        schema_version=1,
+        intended_use=_USE.format(site=about.site),
+        experiment=release.experiment,
+        run=about.run,
+        rounds=release.rounds,
+        site=about.site,
+        classes=about.classes,
+        task=about.task,
+        backbone=about.backbone,
+        input=about.input,
+        prompt_layers=about.prompt_layers,
+        embedding=about.embedding,
+        tokens=0 if tokens is None else int(tokens.shape[1]),
+        temperature=about.temperature,
+        validation_images=about.validation_images,
+        tensors={name: tensor.shape for name, tensor in sorted(release.tensors.items())},
+        model_sha256=hashlib.sha256(release.content).hexdigest(),
+        versions={"site": about.code, "export": ept_fed.__version__},
+    )
+
+
+def _write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        for name, content in files.items():
+            write_bytes(temporary / name, content)
+        temporary.chmod(0o755)
+        os.rename(temporary, folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise

@@ -1,0 +1,125 @@
+"""What a finished run left for one site: the model that the site released, and what it says about itself."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+from urllib.parse import unquote
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ept_fed.bundles.bundle import MODEL, check_tensors
+from ept_fed.bundles.description import BackboneIdentity, InputDescription
+from ept_fed.problems import InputRefusedError, Problem
+from ept_fed.protocol.layout import Vector
+from ept_fed.reports.run_folder import site_folder
+
+__all__ = ["About", "Release", "read_release"]
+
+
+class About(BaseModel):
+    """The metadata of sites/<site>/model.safetensors, as the site's `release` writes it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    schema_version: Annotated[Literal[1], Field(alias="schema")]
+    run: str
+    site: str
+    backbone: BackboneIdentity
+    input: InputDescription
+    prompt_layers: tuple[int, ...]
+    embedding: Literal["concat", "add", "multiply", "multiply_concat"]
+    classes: tuple[str, ...]
+    task: Literal["single_label", "multi_label"]
+    temperature: float
+    validation_images: int
+    code: str
+
+
+@dataclass(frozen=True)
+class Release:
+    """One site's model of a run.
+
+    Attributes:
+        content: the bytes of model.safetensors.
+        tensors: what they hold.
+        about: what the site wrote about them.
+        experiment: name of the run's settings.
+        rounds: how many rounds were averaged.
+    """
+
+    content: bytes
+    tensors: dict[str, Vector]
+    about: About
+    experiment: str
+    rounds: int
+
+
+def read_release(run: Path, site: str) -> Release:
+    """Read a site's model from a run folder.
+
+    Raises:
+        InputRefusedError: if the folder is missing, unfinished or of a failed run, or has no sound model of this site.
+    """
+    report = _read_report(run)
+    path = run / "sites" / site_folder(site) / MODEL
+    if not path.is_file():
+        known = sorted(unquote(found.parent.name) for found in run.glob(f"sites/*/{MODEL}"))
+        fix = f"this run has models of: {', '.join(known)}" if known else "no site of this run left a model"
+        raise _refusal("--site", site, fix)
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise _refusal("RUN", str(path), f"cannot be read ({error.strerror})") from error
+    tensors = check_tensors(content, None)
+    about = _read_about(content, path)
+    problems = [
+        Problem(f"{MODEL}: {name}", have, f"but the run folder says '{want}'; this model was put here from elsewhere")
+        for name, have, want in (("site", about.site, site), ("run", about.run, report["run"]))
+        if have != want
+    ]
+    if problems:
+        raise InputRefusedError(problems)
+    return Release(content, tensors, about, report["name"], _count_rounds(run))
+
+
+def _read_report(run: Path) -> dict[str, str]:
+    """Return status, run and name of a run's report.json."""
+    if not run.is_dir():
+        raise _refusal("RUN", str(run), "no such folder; name the folder of a finished run")
+    try:
+        report = json.loads((run / "report.json").read_text(encoding="utf-8"))
+        report = {key: str(report[key]) for key in ("status", "run", "name")}
+    except FileNotFoundError as error:
+        raise _refusal("RUN", str(run), "has no report.json: not a run folder, or the run has not finished") from error
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise _refusal("RUN", str(run / "report.json"), f"cannot be used ({type(error).__name__})") from error
+    if report["status"] != "done":
+        fix = f"the run ended as '{report['status']}', so there is nothing to release; see its run.log"
+        raise _refusal("RUN", str(run), fix)
+    return report
+
+
+def _read_about(content: bytes, path: Path) -> About:
+    """Read the metadata key of a safetensors file that `check_tensors` accepted: 8 bytes of length, then JSON."""
+    length = int.from_bytes(content[:8], "little")
+    try:
+        return About.model_validate_json(json.loads(content[8 : 8 + length])["__metadata__"]["ept_fed"])
+    except ValidationError as error:
+        found = [Problem(f"{MODEL}: {'.'.join(map(str, e['loc']))}", str(path), e["msg"]) for e in error.errors()]
+        raise InputRefusedError(found) from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise _refusal(MODEL, str(path), "does not say what it is; run the simulation again") from error
+
+
+def _count_rounds(run: Path) -> int:
+    """Count the rounds that changed the model: those with at least one site in the average."""
+    try:
+        lines = (run / "rounds.jsonl").read_text(encoding="utf-8").splitlines()
+        return sum(bool(json.loads(line)["aggregated"]) for line in lines)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise _refusal("RUN", str(run / "rounds.jsonl"), f"cannot be used ({type(error).__name__})") from error
+
+
+def _refusal(field: str, value: object, fix: str) -> InputRefusedError:
+    return InputRefusedError([Problem(field, value, fix)])

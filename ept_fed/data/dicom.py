@@ -1,0 +1,154 @@
+"""From the bytes of one DICOM file to RGB pixels, through pydicom (optional: pip install 'ept-fed[dicom]').
+
+Of all that the file says, only the pixels and what is needed to show them leave this module. VOI lookup tables and
+overlays are not applied; nor is an ICC profile.
+"""
+
+import io
+import logging
+import struct
+import warnings
+from typing import Any
+
+import numpy as np
+
+from ept_fed.data.decode import MAX_SIDE, UnreadableImageError
+
+__all__ = ["DICOM_SUFFIXES", "apply_window", "is_dicom", "read_dicom"]
+
+DICOM_SUFFIXES = frozenset({".dcm", ".dicom"})
+
+_GRAYSCALE = ("MONOCHROME1", "MONOCHROME2")
+_COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
+
+# What pydicom and its decoders raise on damaged files (tests/data/test_dicom.py damages some).
+_READER_ERRORS = (
+    OSError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    LookupError,
+    NotImplementedError,
+    RuntimeError,
+    OverflowError,
+    MemoryError,
+    EOFError,
+    struct.error,
+)
+
+
+def is_dicom(content: bytes) -> bool:
+    """Tell by the mark that follows the 128 bytes of preamble, whatever the file is called."""
+    return content[128:132] == b"DICM"
+
+
+def read_dicom(image: str, content: bytes) -> np.ndarray:
+    """Decode one DICOM image to (H, W, 3) uint8 RGB.
+
+    Grayscale: the modality's rescale (or lookup table), then the first window (LINEAR, LINEAR_EXACT or SIGMOID), or
+    from minimum to maximum where there is none, padding left out; MONOCHROME1 is inverted. Colour is converted to RGB.
+
+    Args:
+        image: key of the image, for the error.
+        content: the whole file.
+
+    Raises:
+        UnreadableImageError: without pydicom or a decoder for the compression; for several frames, no pixels, more than
+            `MAX_SIDE` pixels a side, another photometric interpretation, or damage.
+    """
+    try:
+        import pydicom
+    except ImportError as error:
+        raise UnreadableImageError(image, "is DICOM, which needs pydicom; run: pip install 'ept-fed[dicom]'") from error
+    try:
+        # What pydicom says of a damaged file quotes it, patient's name included: nothing of that is logged or told.
+        logging.getLogger("pydicom").setLevel(logging.CRITICAL)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            dataset = pydicom.dcmread(io.BytesIO(content))
+            _check(image, dataset)
+            return _to_rgb(dataset)
+    except (pydicom.errors.InvalidDicomError, pydicom.errors.BytesLengthException, *_READER_ERRORS) as error:
+        raise UnreadableImageError(image, f"is a DICOM file that cannot be decoded ({type(error).__name__})") from error
+
+
+def apply_window(values: np.ndarray, centre: float, width: float, function: str = "LINEAR") -> np.ndarray:
+    """Map values (H, W) to 0–1 through a window, as DICOM PS3.3 C.11.2.1.2 and C.11.2.1.3 define it.
+
+    Raises:
+        ValueError: for an unknown function, or a width below 1 (LINEAR) or not positive (the others).
+    """
+    if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
+        raise ValueError(f"window function '{function}' is unknown")
+    if width <= 0 or (function == "LINEAR" and width < 1):
+        raise ValueError(f"window width {width} is too small")
+    if function == "SIGMOID":
+        return np.asarray(1.0 / (1.0 + np.exp(np.clip(-4.0 * (values - centre) / width, -700.0, 700.0))))
+    if function == "LINEAR":
+        # PS3.3 puts half a step of integer pixels on either side; width 1 is a threshold.
+        centre, width = centre - 0.5, max(width - 1.0, np.finfo(np.float64).tiny)
+    with np.errstate(over="ignore"):
+        return np.clip((values - centre) / width + 0.5, 0.0, 1.0)
+
+
+def _check(image: str, dataset: Any) -> None:
+    frames = int(dataset.get("NumberOfFrames") or 1)
+    if frames > 1:
+        raise UnreadableImageError(image, f"holds {frames} frames; save the one to predict on as a file of its own")
+    if not any(name in dataset for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
+        raise UnreadableImageError(image, "is a DICOM file without pixel data")
+    rows, columns = int(dataset.Rows), int(dataset.Columns)
+    if max(rows, columns) > MAX_SIDE:
+        raise UnreadableImageError(image, f"is {columns} by {rows} pixels, more than {MAX_SIDE:,} a side")
+    kind = dataset.PhotometricInterpretation
+    if kind not in (*_GRAYSCALE, *_COLOUR, "PALETTE COLOR"):
+        known = ", ".join((*_GRAYSCALE, *_COLOUR, "PALETTE COLOR"))
+        raise UnreadableImageError(image, f"has an unknown photometric interpretation; known are {known}")
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if syntax.is_compressed and not _can_decode(syntax):
+        advice = "install a decoder (pip install 'pydicom[pixeldata]') or export it uncompressed"
+        raise UnreadableImageError(image, f"is compressed as {syntax.name}, which cannot be decoded here; {advice}")
+
+
+def _can_decode(syntax: Any) -> bool:
+    from pydicom.pixels import get_decoder
+
+    try:
+        return bool(get_decoder(syntax).is_available)
+    except NotImplementedError:
+        return False
+
+
+def _to_rgb(dataset: Any) -> np.ndarray:
+    from pydicom.pixels import apply_color_lut, apply_modality_lut
+
+    pixels = dataset.pixel_array
+    kind = dataset.PhotometricInterpretation
+    if kind in _GRAYSCALE:
+        shown = _show(np.asarray(apply_modality_lut(pixels, dataset), np.float64), pixels, dataset)
+        shown = 1.0 - shown if kind == "MONOCHROME1" else shown
+        return np.repeat(np.round(255.0 * shown).astype(np.uint8)[:, :, None], 3, axis=2)
+    if kind == "PALETTE COLOR":
+        pixels = apply_color_lut(pixels, dataset)[:, :, :3]
+    most = float(np.iinfo(pixels.dtype).max) if kind == "PALETTE COLOR" else 2.0 ** int(dataset.BitsStored) - 1.0
+    return np.round(np.clip(pixels * (255.0 / most), 0.0, 255.0)).astype(np.uint8)
+
+
+def _show(values: np.ndarray, stored: np.ndarray, dataset: Any) -> np.ndarray:
+    """Map rescaled values (H, W) to 0–1; `stored` are the pixels before rescaling, which padding refers to."""
+    if not np.isfinite(values).all():
+        raise ValueError("pixels are not finite")
+    centre, width = _first(dataset.get("WindowCenter")), _first(dataset.get("WindowWidth"))
+    if centre is not None and width is not None:
+        return apply_window(values, centre, width, str(dataset.get("VOILUTFunction") or "LINEAR"))
+    padding = dataset.get("PixelPaddingValue")
+    real = values[stored != padding] if padding is not None and (stored != padding).any() else values
+    low, high = float(real.min()), float(real.max())
+    return np.clip((values - low) / max(high - low, np.finfo(np.float64).tiny), 0.0, 1.0)
+
+
+def _first(value: Any) -> float | None:
+    """Return the first of one or several numbers; the standard allows several windows, the first is the default."""
+    if value is None or value == "":
+        return None
+    return float(value if isinstance(value, (int, float, str)) else next(iter(value)))

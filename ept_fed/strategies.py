@@ -1,0 +1,165 @@
+"""The catalogue of strategies: what each is called, where it is from, what it takes, and when not to use it.
+
+Pure data, shared by the settings (which refuse unknown names and options), the server (which runs them) and the docs.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+__all__ = ["STRATEGIES", "Option", "StrategyInfo", "resolve_options"]
+
+
+@dataclass(frozen=True)
+class Option:
+    """A number that a strategy takes: default and inclusive range; whole numbers only if `whole`."""
+
+    default: float
+    low: float
+    high: float
+    meaning: str
+    whole: bool = False
+
+    def allows(self, value: float) -> bool:
+        """Tell whether the value is in range (NaN is not)."""
+        return self.low <= value <= self.high and (not self.whole or float(value).is_integer())
+
+
+@dataclass(frozen=True)
+class StrategyInfo:
+    """One strategy.
+
+    Attributes:
+        paper: where it was published.
+        summary: what it does, in a sentence.
+        caveat: when not to use it.
+        options: by name.
+        minimum_sites: sites needed for its assumption, given the options.
+    """
+
+    paper: str
+    summary: str
+    caveat: str
+    options: Mapping[str, Option] = field(default_factory=dict)
+    minimum_sites: Callable[[Mapping[str, float]], int] = lambda _options: 1
+
+
+_FAULTY = Option(1, 0, 1000, "f, faulty or hostile sites to survive", whole=True)
+_ETA = Option(0.1, 1e-6, 10, "server learning rate")
+_TAU = Option(1e-3, 1e-12, 1, "adaptivity: smaller adapts more")
+_BETAS = {
+    "beta_1": Option(0.9, 0, 0.9999, "decay of the first moment"),
+    "beta_2": Option(0.99, 0, 0.9999, "decay of the second moment"),
+}
+_ADAPTIVE = "Its step size does not shrink with the update, so with few rounds tune eta on validation data first."
+_ROBUST = "With honest sites it throws information away, the more so the more the sites' images differ."
+
+STRATEGIES: dict[str, StrategyInfo] = {
+    "fedavg": StrategyInfo(
+        "McMahan et al. 2017, arXiv 1602.05629",
+        "The weighted mean of the sites' payloads.",
+        "One hostile site can move it anywhere.",
+    ),
+    "fedavgm": StrategyInfo(
+        "Hsu et al. 2019, arXiv 1909.06335",
+        "FedAvg with momentum on the server.",
+        "Momentum carries a bad round into the next ones.",
+        {
+            "server_learning_rate": Option(1.0, 1e-6, 10, "step along the averaged update"),
+            "server_momentum": Option(0.9, 0, 0.9999, "share of the last step that is repeated"),
+        },
+    ),
+    "fedprox": StrategyInfo(
+        "Li et al. 2020, arXiv 1812.06127",
+        "FedAvg whose sites are held near the global payload by mu/2 times the squared distance.",
+        "Too large a mu stops the sites from learning at all.",
+        {"proximal_mu": Option(0.01, 0, 1000, "strength of the pull towards the global payload")},
+    ),
+    "fedadam": StrategyInfo(
+        "Reddi et al. 2021, arXiv 2003.00295",
+        "Adam on the server, with the averaged update as its gradient.",
+        _ADAPTIVE,
+        {"eta": _ETA, "tau": _TAU, **_BETAS},
+    ),
+    "fedyogi": StrategyInfo(
+        "Reddi et al. 2021, arXiv 2003.00295",
+        "Yogi on the server: Adam with a second moment that grows additively.",
+        _ADAPTIVE,
+        {"eta": _ETA, "tau": _TAU, **_BETAS},
+    ),
+    "fedadagrad": StrategyInfo(
+        "Reddi et al. 2021, arXiv 2003.00295",
+        "Adagrad on the server.",
+        _ADAPTIVE,
+        {"eta": _ETA, "tau": _TAU},
+    ),
+    "fedmedian": StrategyInfo(
+        "Yin et al. 2018, arXiv 1803.01498",
+        "The median of the sites' payloads, coordinate by coordinate.",
+        _ROBUST + " Sample counts are ignored.",
+        minimum_sites=lambda _options: 3,
+    ),
+    "fedtrimmedavg": StrategyInfo(
+        "Yin et al. 2018, arXiv 1803.01498",
+        "The mean after cutting the largest and smallest share beta of every coordinate.",
+        _ROBUST + " Sample counts are ignored.",
+        {"beta": Option(0.2, 0, 0.49, "share cut at each end")},
+        minimum_sites=lambda options: max(3, _smallest_trimming(options["beta"])),
+    ),
+    "krum": StrategyInfo(
+        "Blanchard et al. 2017, NeurIPS",
+        "The one payload that lies closest to its neighbours.",
+        _ROBUST + " It follows a single site.",
+        {"num_malicious_nodes": _FAULTY},
+        minimum_sites=lambda options: 2 * int(options["num_malicious_nodes"]) + 3,
+    ),
+    "multikrum": StrategyInfo(
+        "Blanchard et al. 2017, NeurIPS",
+        "The mean of the payloads that lie closest to their neighbours.",
+        _ROBUST,
+        {
+            "num_malicious_nodes": _FAULTY,
+            "num_nodes_to_select": Option(2, 1, 1000, "payloads to keep and average", whole=True),
+        },
+        minimum_sites=lambda options: max(
+            2 * int(options["num_malicious_nodes"]) + 3, int(options["num_nodes_to_select"])
+        ),
+    ),
+    "bulyan": StrategyInfo(
+        "El Mhamdi et al. 2018, arXiv 1802.07927",
+        "Krum again and again to select payloads, then a trimmed mean of the selected.",
+        _ROBUST + " It needs many sites.",
+        {"num_malicious_nodes": _FAULTY},
+        minimum_sites=lambda options: 4 * int(options["num_malicious_nodes"]) + 3,
+    ),
+    "qfedavg": StrategyInfo(
+        "Li et al. 2020, arXiv 1905.10497",
+        "Sites with a higher loss weigh more, the more so the larger q.",
+        "It trusts the losses that sites report, and sample counts are ignored.",
+        {
+            "q": Option(0.1, 0, 10, "fairness; 0 is the plain mean"),
+            "client_learning_rate": Option(0.1, 1e-6, 10, "the sites' learning rate in the estimate of curvature"),
+        },
+    ),
+    "geometric_median": StrategyInfo(
+        "Pillutla et al. 2022, arXiv 1912.13445 (RFA)",
+        "The point with the least weighted distance to all payloads; up to half of the weight may be arbitrary.",
+        _ROBUST,
+        minimum_sites=lambda _options: 3,
+    ),
+    "fednova": StrategyInfo(
+        "Wang et al. 2020, arXiv 2007.07481",
+        "Updates divided by the sites' own numbers of steps before they are averaged.",
+        "The normaliser is exact for plain SGD only; under AdamW it merely balances the numbers of steps.",
+    ),
+}
+
+
+def resolve_options(strategy: str, given: Mapping[str, float]) -> dict[str, float]:
+    """Return every option of a known strategy, with defaults where none was given."""
+    options = STRATEGIES[strategy].options
+    return {name: given.get(name, option.default) for name, option in options.items()}
+
+
+def _smallest_trimming(beta: float) -> int:
+    """Return the fewest sites of which a share beta is at least one whole site."""
+    return 1 if beta == 0 else int(-(-1 // beta))

@@ -1,0 +1,110 @@
+"""One exchange with the sites: send a request to each, admit what is sound, name whoever is silent or refused."""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+
+from ept_fed.flower import ARRAYS, CONFIG, count_bytes, decode_reply, encode_payload, encode_request_config
+from ept_fed.protocol.layout import PayloadMismatchError, Vector
+from ept_fed.protocol.messages import MessageRefusedError, Phase, RoundReply, RoundRequest
+from ept_fed.protocol.plan import Plan
+
+__all__ = ["Accepted", "Exchange", "Refusal", "Traffic"]
+
+_log = logging.getLogger(__name__)
+
+Accepted = tuple[str, RoundReply]
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A site that was left out of an exchange, and why."""
+
+    site: str
+    phase: Phase
+    reason: str
+
+
+@dataclass
+class Traffic:
+    """Serialised bytes of one site's messages."""
+
+    sent: int = 0
+    received: int = 0
+
+
+class Exchange:
+    """Sends one phase to the given nodes, and keeps what came back and what was refused.
+
+    Attributes:
+        refused: replies left out, strangers, and sites that did not answer before the deadline.
+        traffic: bytes by site; a refused reply counts too.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        plan: Plan,
+        nodes: Mapping[int, str],
+        round_number: int,
+        on_site: Callable[[int, str, Phase, Mapping[str, float]], None],
+    ) -> None:
+        """Prepare an exchange of a round with `nodes`, the sites' names by node id."""
+        self.refused: list[Refusal] = []
+        self.traffic = {name: Traffic() for name in nodes.values()}
+        self._grid, self._plan, self._nodes, self._round, self._on_site = grid, plan, nodes, round_number, on_site
+
+    def run(self, phase: Phase, payload: Vector) -> list[Accepted]:
+        """Send the phase and return the sound replies, sorted by site."""
+        request = RoundRequest(
+            header=self._plan.header(self._round),
+            phase=phase,
+            rounds=self._plan.rounds,
+            payload=payload,
+            split="train" if phase == "train" else "validation",
+            settings=self._plan.training if phase == "train" else "",
+        )
+        messages = [self._address(request, node) for node in self._nodes]
+        waiting = set(self._nodes)
+        accepted: list[Accepted] = []
+        for reply in self._grid.send_and_receive(messages, timeout=self._plan.deadline):
+            node = self._sender(reply, messages)
+            if node not in waiting:
+                reason = "answered twice" if node in self._nodes else "was not asked"
+                self.refused.append(Refusal(self._nodes.get(node, str(node)), phase, reason))
+                continue
+            waiting.discard(node)
+            admitted = self._admit(self._nodes[node], reply, request)
+            if admitted is not None:
+                accepted.append((self._nodes[node], admitted))
+        self.refused += [Refusal(self._nodes[node], phase, "did not answer in time") for node in sorted(waiting)]
+        return sorted(accepted, key=lambda item: item[0])
+
+    def _address(self, request: RoundRequest, node: int) -> Message:
+        content = RecordDict({ARRAYS: encode_payload(request.payload), CONFIG: encode_request_config(request)})
+        message = Message(content, node, request.phase, group_id=str(self._round), ttl=self._plan.deadline)
+        self.traffic[self._nodes[node]].sent += count_bytes(message)
+        return message
+
+    @staticmethod
+    def _sender(reply: Message, messages: list[Message]) -> int:
+        """Return whose reply this is; an error that the SuperLink made for an absent node carries its own id."""
+        asked = reply.metadata.reply_to_message_id
+        for message in messages:
+            if asked and message.metadata.message_id == asked and reply.has_error():
+                return message.metadata.dst_node_id
+        return reply.metadata.src_node_id
+
+    def _admit(self, site: str, message: Message, request: RoundRequest) -> RoundReply | None:
+        self.traffic[site].received += count_bytes(message)
+        try:
+            reply = decode_reply(message, request.phase, request.header, self._plan.layout)
+        except (MessageRefusedError, PayloadMismatchError) as refusal:
+            _log.warning("%s: %s", site, refusal)
+            self.refused.append(Refusal(site, request.phase, str(refusal)))
+            return None
+        self._on_site(self._round, site, request.phase, reply.metrics)
+        return reply

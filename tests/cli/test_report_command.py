@@ -1,0 +1,69 @@
+"""`ept-fed report` as a person types it."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from ept_fed.cli.main import app
+from ept_fed.config import Experiment
+from ept_fed.reports.progress import Silent
+
+RUNNER = CliRunner()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from simulations.simulate import simulate
+
+    settings = {
+        "data": {"source": "phantoms", "phantom_sites": 2, "patients_per_class": 8, "shots": 2},
+        "model": {"backbone": "test_vit", "image_size": 64, "prompt_length": 2},
+        "federation": {"rounds": 1},
+    }
+    made = tmp_path_factory.mktemp("report") / "run"
+    simulate(Experiment.model_validate(settings), made, Silent())
+    return made
+
+
+def test_it_says_for_each_site_whether_joining_helped(folder: Path) -> None:
+    done = RUNNER.invoke(app, ["report", str(folder)])
+    assert done.exit_code == 0, done.output
+    assert "site-1: " in done.stdout
+    assert "site-2: " in done.stdout
+    assert (folder / "report.html").exists()
+
+
+def test_json_is_one_document_and_nothing_else(folder: Path) -> None:
+    done = RUNNER.invoke(app, ["report", str(folder), "--json", "--format", "json"])
+    document = json.loads(done.stdout)
+    assert document["status"] == "done"
+    assert set(document["verdicts"]) == {"site-1", "site-2"}
+    assert all(Path(path).name == "report.json" for path in document["files"])
+
+
+def test_csv_has_a_row_for_every_number(folder: Path) -> None:
+    assert RUNNER.invoke(app, ["report", str(folder), "--format", "csv", "--site", "site-1"]).exit_code == 0
+    lines = (folder / "sites" / "site-1" / "report.csv").read_text().splitlines()
+    assert lines[0] == "site,class,metric,setting,value,low,high,verdict"
+    assert any(line.startswith("site-1,,auc,federated - local,") for line in lines)
+
+
+def test_an_unknown_site_is_refused_with_the_known_ones(folder: Path) -> None:
+    refused = RUNNER.invoke(app, ["report", str(folder), "--site", "nowhere"])
+    assert refused.exit_code == 2
+    assert "site-1, site-2" in refused.stderr
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    refused = RUNNER.invoke(app, ["report", str(tmp_path), "--json"])
+    assert refused.exit_code == 2
+    assert json.loads(refused.stdout)["status"] == "refused"
+
+
+def test_without_a_browser_a_pdf_is_one_sentence(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    failed = RUNNER.invoke(app, ["report", str(folder), "--format", "pdf"])
+    assert failed.exit_code == 1
+    assert "PDF needs Chromium" in failed.stderr
