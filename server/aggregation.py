@@ -4,7 +4,6 @@ S sites answered with payloads y (S, n); x (n,) is the global payload they start
 in float64 and in the order of the rows, so equal inputs in equal order give equal bits; results are float32.
 """
 
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -14,13 +13,9 @@ from ept_fed.protocol.layout import PayloadLayout, Vector
 
 __all__ = [
     "AggregationError",
-    "FedDynStep",
-    "ScaffoldStep",
-    "feddyn",
     "fednova",
     "geometric_median",
     "log_mean_exp",
-    "scaffold",
     "site_weights",
     "weighted_mean",
 ]
@@ -123,60 +118,6 @@ def fednova(x: Vector, payloads: Matrix, weights: Weights, steps: npt.NDArray[np
     for weight, payload, taken in zip(weights, payloads, steps, strict=True):
         direction += weight * (start - payload.astype(np.float64)) / taken
     return (start - effective * direction).astype(np.float32)
-
-
-@dataclass(frozen=True)
-class ScaffoldStep:
-    """The server's side of SCAFFOLD after a round: new payload x and new control variate c."""
-
-    payload: Vector
-    control: Vector
-
-
-def scaffold(
-    x: Vector, c: Vector, payloads: Matrix, control_changes: Matrix, *, total_sites: int, server_lr: float = 1.0
-) -> ScaffoldStep:
-    """Return SCAFFOLD's server update (Karimireddy et al. 2020, Algorithm 1, lines 16 and 17).
-
-    x + lr · mean(y - x), and c + |S|/N · mean(Δcᵢ) with |S| sites that answered out of N = `total_sites`. Uniform
-    weights, as in the paper.
-    """
-    uniform = np.full(len(payloads), 1.0 / len(payloads))
-    _check(payloads, uniform)
-    _check(control_changes, uniform)
-    if total_sites < len(payloads):
-        raise AggregationError(f"{len(payloads)} sites answered, but only {total_sites} exist")
-    moved = weighted_mean(payloads - x.astype(np.float64), uniform)
-    drift = weighted_mean(control_changes, uniform)
-    return ScaffoldStep(
-        payload=(x + np.float32(server_lr) * moved).astype(np.float32),
-        control=(c + np.float32(len(payloads) / total_sites) * drift).astype(np.float32),
-    )
-
-
-@dataclass(frozen=True)
-class FedDynStep:
-    """The server's side of FedDyn after a round: new payload x and new correction h."""
-
-    payload: Vector
-    correction: Vector
-
-
-def feddyn(x: Vector, h: Vector, payloads: Matrix, *, alpha: float, total_sites: int) -> FedDynStep:
-    """Return FedDyn's server update (Acar et al. 2021, Algorithm 1).
-
-    h - α/N Σ (y - x), then mean(y) - h/α: the correction removes what local optima disagree on. Uniform weights.
-    """
-    if alpha <= 0:
-        raise AggregationError(f"alpha {alpha} must be positive")
-    uniform = np.full(len(payloads), 1.0 / len(payloads))
-    _check(payloads, uniform)
-    if total_sites < len(payloads):
-        raise AggregationError(f"{len(payloads)} sites answered, but only {total_sites} exist")
-    moved = (payloads.astype(np.float64) - x).sum(axis=0)
-    correction = h.astype(np.float64) - alpha / total_sites * moved
-    payload = payloads.astype(np.float64).mean(axis=0) - correction / alpha
-    return FedDynStep(payload.astype(np.float32), correction.astype(np.float32))
 
 
 def _check(payloads: Matrix, weights: Weights) -> None:

@@ -9,11 +9,9 @@ from hypothesis.extra import numpy as hnp
 from ept_fed.protocol.layout import PayloadLayout
 from server.aggregation import (
     AggregationError,
-    feddyn,
     fednova,
     geometric_median,
     log_mean_exp,
-    scaffold,
     site_weights,
     weighted_mean,
 )
@@ -126,33 +124,6 @@ def test_fednova_undoes_the_pull_of_many_steps() -> None:
     assert fednova(x, payloads, uniform, steps) == pytest.approx(np.zeros(n))
 
 
-def test_scaffold_without_control_is_the_mean_and_its_control_averages() -> None:
-    payloads, _ = draw(3)
-    x, c, changes = np.ones(n, np.float32), np.zeros(n, np.float32), np.ones((3, n))
-    step = scaffold(x, c, payloads, changes, total_sites=6)
-    np.testing.assert_allclose(step.payload, payloads.mean(0), rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(step.control, 0.5)
-
-
-def test_feddyn_stays_at_a_point_all_sites_agree_on() -> None:
-    x, zero = np.full(n, 3, np.float32), np.zeros(n, np.float32)
-    step = feddyn(x, zero, np.tile(x, (4, 1)), alpha=0.1, total_sites=4)
-    np.testing.assert_allclose(step.payload, x)
-    np.testing.assert_allclose(step.correction, 0)
-
-
-def test_feddyn_finds_the_optimum_of_the_sum_where_local_optima_differ() -> None:
-    """Quadratic sites f_i = a_i/2 (z - b_i)², solved exactly with FedDyn's client terms: converges to theirs."""
-    a, b, alpha = np.array([1.0, 4.0]), np.array([0.0, 10.0]), 1.0
-    x, h, gradients = np.zeros(1, np.float32), np.zeros(1, np.float32), np.zeros(2)
-    for _ in range(200):
-        local = (a * b + gradients + alpha * x[0]) / (a + alpha)
-        gradients = gradients - alpha * (local - x[0])
-        step = feddyn(x, h, local[:, None], alpha=alpha, total_sites=2)
-        x, h = step.payload, step.correction
-    assert x[0] == pytest.approx(float((a * b).sum() / a.sum()), rel=1e-3)
-
-
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 2**16))
 def test_identical_sites_leave_every_rule_at_their_payload(seed: int) -> None:
@@ -163,7 +134,6 @@ def test_identical_sites_leave_every_rule_at_their_payload(seed: int) -> None:
         log_mean_exp(payloads, uniform, LAYOUT),
         geometric_median(payloads, uniform),
         fednova(np.zeros(n, np.float32), payloads, uniform, np.full(4, 3)),
-        scaffold(np.zeros(n, np.float32), np.zeros(n, np.float32), payloads, np.zeros((4, n)), total_sites=4).payload,
     ):
         assert result.dtype == np.float32
         np.testing.assert_allclose(result, payload, rtol=1e-4, atol=1e-5)
@@ -180,8 +150,6 @@ def test_what_is_not_finite_or_does_not_fit_is_refused() -> None:
         lambda: weighted_mean(payloads, 2 * weights),
         lambda: weighted_mean(payloads[:0], weights[:0]),
         lambda: fednova(x, payloads, weights, np.array([1, 0, 1])),
-        lambda: scaffold(x, x, payloads, payloads, total_sites=2),
-        lambda: feddyn(x, x, payloads, alpha=0, total_sites=3),
     ):
         with pytest.raises(AggregationError):
             call()

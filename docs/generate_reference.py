@@ -1,0 +1,173 @@
+"""Write docs/configuration.md, docs/cli.md and docs/strategies.md from the code; `--check` only compares.
+
+python docs/generate_reference.py [--check]
+"""
+
+import sys
+import types
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
+
+import typer
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+from typer.main import get_command
+
+from ept_fed import config
+from ept_fed.cli.main import app
+from ept_fed.strategies import STRATEGIES
+
+DOCS = Path(__file__).resolve().parent
+_NAMES = {
+    str: "text",
+    int: "whole number",
+    float: "number",
+    bool: "true or false",
+    Path: "path",
+    config.AugmentationSettings: "section",
+    config.ManifestColumns: "section",
+}
+NOTE = "<!-- Written by docs/generate_reference.py; edit the code instead. -->\n\n"
+
+
+def main() -> None:
+    """Write the pages, or exit with 1 and their names if they are stale."""
+    pages = {
+        "configuration.md": describe_configuration(),
+        "cli.md": describe_command_line(),
+        "strategies.md": describe_strategies(),
+    }
+    stale = [name for name, text in pages.items() if not _is_current(DOCS / name, text)]
+    if "--check" in sys.argv[1:]:
+        sys.exit(f"stale: {', '.join(stale)}; run python docs/generate_reference.py" if stale else 0)
+    for name, text in pages.items():
+        (DOCS / name).write_text(text, encoding="utf-8")
+
+
+def _is_current(path: Path, text: str) -> bool:
+    return path.exists() and path.read_text(encoding="utf-8") == text
+
+
+def describe_configuration() -> str:
+    """Return every setting of an experiment with type, default and meaning."""
+    parts = [
+        NOTE,
+        "# Configuration\n\nAn experiment is one YAML file. Unknown keys are refused, a key given twice too, and "
+        "what is wrong is listed together. `--set section.key=value` overrides one setting; paths are relative to the "
+        "folder the command runs in.\n\n",
+        "## Top level\n\n",
+        _table(config.Experiment, skip={"data", "model", "training", "federation", "evaluation"}),
+        "\n## data\n\nShared by every source:\n\n",
+        _table(config.DataSettings),
+        "\nAugmentation, under `data.augmentation`:\n\n",
+        _table(config.AugmentationSettings),
+    ]
+    shared = set(config.DataSettings.model_fields)
+    for source in (
+        config.ManifestSettings,
+        config.ImageFolderSettings,
+        config.MedMNISTSettings,
+        config.PhantomSettings,
+    ):
+        name = source.model_fields["source"].default
+        parts.append(f"\n### source: {name}\n\n{source.__doc__}\n\n{_table(source, skip=shared | {'source'})}")
+        if source is config.ManifestSettings:
+            parts.append(f"\nColumns, under `data.columns`:\n\n{_table(config.ManifestColumns)}")
+    for name, model in (
+        ("model", config.ModelSettings),
+        ("training", config.TrainingSettings),
+        ("federation", config.FederationSettings),
+        ("evaluation", config.EvaluationSettings),
+    ):
+        parts.append(f"\n## {name}\n\n{model.__doc__}\n\n{_table(model)}")
+    return "".join(parts)
+
+
+def _table(model: type[BaseModel], skip: set[str] | None = None) -> str:
+    rows = ["| setting | type | default | meaning |\n|---|---|---|---|\n"]
+    for name, field in model.model_fields.items():
+        if name in (skip or set()):
+            continue
+        default = "required" if field.default is PydanticUndefined else _show(field.default)
+        cells = (f"`{name}`", _spell(field.annotation), default, (field.description or "").replace("|", "\\|"))
+        rows.append("| " + " | ".join(cells) + " |\n")
+    return "".join(rows)
+
+
+def _spell(annotation: Any) -> str:
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return ", ".join(f"`{value}`" for value in arguments)
+    if origin in (Union, types.UnionType):
+        return " or ".join("null" if part is type(None) else _spell(part) for part in arguments)
+    if origin is tuple:
+        return f"list of {_spell(arguments[0])}"
+    if origin is dict:
+        return f"{_spell(arguments[0])} to {_spell(arguments[1])}"
+    if hasattr(annotation, "__metadata__"):
+        return _spell(arguments[0])
+    return _NAMES.get(annotation, str(annotation))
+
+
+def _show(default: Any) -> str:
+    if isinstance(default, BaseModel):
+        return "see below"
+    if default is None:
+        return "null"
+    if isinstance(default, bool):
+        return "true" if default else "false"
+    if isinstance(default, tuple):
+        return f"`[{', '.join(str(value) for value in default)}]`"
+    return f"`{default}`"
+
+
+def describe_command_line() -> str:
+    """Return every verb with its arguments, options and examples."""
+    group = get_command(app)
+    context = typer.Context(group, info_name="ept-fed")
+    parts = [NOTE, "# Command line\n\nExit codes: 0 done, 1 failed, 2 wrong usage or configuration.\n"]
+    for name in group.list_commands(context):  # type: ignore[attr-defined]
+        command = group.get_command(context, name)  # type: ignore[attr-defined]
+        parts.append(f"\n## ept-fed {name}\n\n{_paragraphs(command.help)}\n\n")
+        parts.append("| argument | default | meaning |\n|---|---|---|\n")
+        for parameter in command.params:
+            spelled = ", ".join(f"`{option}`" for option in parameter.opts)
+            if parameter.param_type_name == "argument":
+                spelled = f"`{parameter.human_readable_name}`"
+            if parameter.name == "help":
+                continue
+            default = "" if parameter.default in (None, False) or callable(parameter.default) else parameter.default
+            meaning = " ".join((getattr(parameter, "help", None) or "").split()).replace("|", "\\|")
+            parts.append(f"| {spelled} | {default or ('required' if parameter.required else '')} | {meaning} |\n")
+        examples = [line.strip() for line in (command.epilog or "").splitlines() if line.strip().startswith("ept-fed")]
+        parts.append("\n```\n" + "\n".join(examples) + "\n```\n")
+    return "".join(parts)
+
+
+def _paragraphs(text: str | None) -> str:
+    blocks = (text or "").split("\n\n")
+    return "\n\n".join(" ".join(block.split()) for block in blocks)
+
+
+def describe_strategies() -> str:
+    """Return every strategy with its paper, options and caveat."""
+    parts = [
+        NOTE,
+        "# Strategies\n\n`federation.strategy` names one, `federation.options` gives its numbers. All average what "
+        "travels: folded prompts by default. `federation.weights` (examples, uniform, capped) applies wherever the "
+        "strategy uses weights.\n",
+    ]
+    for name, info in STRATEGIES.items():
+        parts.append(f"\n## {name}\n\n{info.summary} ({info.paper})\n\nWhen not to: {info.caveat}\n")
+        defaults = {key: option.default for key, option in info.options.items()}
+        parts.append(f"\nSites needed in every round: {info.minimum_sites(defaults)} with the defaults.\n")
+        if info.options:
+            parts.append("\n| option | default | range | meaning |\n|---|---|---|---|\n")
+            for key, option in info.options.items():
+                span = f"{option.low:g} to {option.high:g}"
+                parts.append(f"| `{key}` | {option.default:g} | {span} | {option.meaning} |\n")
+    return "".join(parts)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""The documentation: generated pages are current, links lead somewhere, and every command in it runs."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+SHARED = ROOT.parent / "shared"
+FASTER = {
+    "simulate": [
+        "--set=federation.rounds=1",
+        "--set=data.shots=1",
+        "--set=data.validation_shots=1",
+        "--set=data.test_fraction=0.1",
+        "--set=evaluation.baselines=[local]",
+    ]
+}
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The `ept-fed` lines of a page's shell blocks, in order."""
+    blocks = re.findall(r"```sh\n(.*?)```", page.read_text(), flags=re.DOTALL)
+    lines = [line.split("#")[0].strip() for block in blocks for line in block.splitlines()]
+    found = [shlex.split(line) for line in lines if "ept-fed " in line]
+    return [words[1:] for words in found if words[0].endswith("ept-fed")]
+
+
+def test_the_reference_pages_are_what_the_code_says() -> None:
+    checked = [sys.executable, "docs/generate_reference.py", "--check"]
+    done = subprocess.run(checked, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_files_that_exist(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+        assert target.startswith("https://") or (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_named_in_prose_exist(page: Path) -> None:
+    for name in re.findall(
+        r"`((?:ept_fed|server|client|simulations|configs|tests|docs)/[\w/.]+\.\w+)`", page.read_text()
+    ):
+        assert (ROOT / name).exists(), f"{page.name} names {name}"
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=lambda page: page.name)
+def test_every_command_runs_in_the_order_of_its_page(page: Path, tmp_path: Path) -> None:
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    rng = np.random.default_rng(0)
+    for hospital in ("north", "south"):
+        for label in ("benign", "malignant"):
+            for number in range(12):
+                path = tmp_path / "images" / hospital / label / f"{number}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
+    ran = 0
+    for words in commands(page):
+        if "data.root=DIR" in words:
+            if not SHARED.exists():
+                continue
+            weights = next((SHARED / "weights").glob("*.safetensors"))
+            places = {"data.root=DIR": f"data.root={SHARED / 'data'}", "model.weights=FILE": f"model.weights={weights}"}
+            words = [places.get(word, word) for word in words]  # noqa: PLW2901
+        command = [sys.executable, "-m", "ept_fed.cli", *words, *FASTER.get(words[0], [])]
+        environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, env=environment)
+        assert done.returncode == 0, f"{' '.join(words)}\n{done.stdout}\n{done.stderr}"
+        ran += 1
+    assert ran
