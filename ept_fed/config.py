@@ -229,8 +229,11 @@ class EvaluationSettings(Settings):
 class Experiment(Settings):
     """One whole experiment; the root of a YAML file."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = "experiment"
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = Field(
+        "experiment", description="of the run and its folder"
+    )
+    about: str = Field("", description="what the run shows, printed when it starts")
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(0, description="every random choice derives from it")
     data: AnyDataSettings
     model: ModelSettings = ModelSettings()
     training: TrainingSettings = TrainingSettings()
@@ -249,6 +252,7 @@ class Experiment(Settings):
             "model": {"weights", "device"},
             "evaluation": True,
             "name": True,
+            "about": True,
         }
         canonical = json.dumps(self.model_dump(mode="json", exclude=local), sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]

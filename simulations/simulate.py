@@ -19,10 +19,13 @@ from ept_fed.protocol.layout import Vector
 from ept_fed.protocol.messages import Phase
 from ept_fed.protocol.plan import Plan
 from ept_fed.reports.comparison import Comparison, SiteTraffic
+from ept_fed.reports.gallery import GalleryItem, most_confident_errors
 from ept_fed.reports.predictions import list_predictions
 from ept_fed.reports.progress import Progress
+from ept_fed.reports.read_run import read_run
 from ept_fed.reports.run_folder import RunFolder
 from ept_fed.reports.run_log import log_to_file
+from ept_fed.reports.write_reports import write_reports
 from server.app import create_server_app
 from server.rounds import FederationResult, RoundRecord
 from simulations.baselines import train_centralised, train_local
@@ -30,6 +33,8 @@ from simulations.local_grid import run_locally
 from simulations.virtual_sites import VirtualFederation, prepare_federation
 
 __all__ = ["simulate"]
+
+_GALLERY = 6
 
 
 def simulate(experiment: Experiment, out: Path, progress: Progress) -> Mapping[str, Any]:
@@ -56,7 +61,29 @@ def simulate(experiment: Experiment, out: Path, progress: Progress) -> Mapping[s
         report, rows = _run(federation, folder, progress)
     report = {**report, "seconds": round(time.perf_counter() - started, 1)}
     folder.write_report(report, rows)
+    if report["status"] == "done":
+        try:
+            write_reports(out, gallery=_collect_gallery(out, federation))
+        except InputRefusedError as refusal:
+            # The run itself is done and on disk; its pages must not make it look as if nothing had started.
+            progress.on_note(f"no report pages: {refusal}")
     return {**report, "rows": rows, "folder": str(out)}
+
+
+def _collect_gallery(out: Path, federation: VirtualFederation) -> dict[str, list[GalleryItem]]:
+    """Return each site's most confident errors with their pictures, for the site's own page."""
+    run, classes = read_run(out), federation.data.classes
+    if federation.data.task == "multi_label":
+        return {}
+    gallery = {}
+    for site, data in federation.data.sites.items():
+        position = {record.image: index for index, record in enumerate(data.test.records)}
+        errors = most_confident_errors(run.sites[site].test, classes, _GALLERY)
+        gallery[site] = [
+            GalleryItem(e.image, data.test.as_png(position[e.image]), e.true, e.predicted, e.probability)
+            for e in errors
+        ]
+    return gallery
 
 
 def _run(
@@ -172,9 +199,10 @@ def _compare(
     for site, data in federation.data.sites.items():
         rows: list[Mapping[str, Any]] = []
         for setting, models in settings.items():
-            probabilities, measured = models[site].assess(data.test)
-            metrics[setting][site] = measured
-            rows += list_predictions(data.test, setting, probabilities)
+            probabilities, _ = models[site].assess(data.validation)
+            rows += list_predictions(data.validation, "validation", setting, probabilities)
+            probabilities, metrics[setting][site] = models[site].assess(data.test)
+            rows += list_predictions(data.test, "test", setting, probabilities)
         folder.write_predictions(site, rows, federation.data.classes)
     return Comparison(
         settings=tuple(settings),

@@ -33,6 +33,8 @@ class LiveDisplay:
         """Start, and say what this run will do."""
         experiment = self._experiment
         federation, baselines = experiment.federation, experiment.evaluation.baselines
+        if experiment.about:
+            self._console.print(experiment.about, markup=False, highlight=False)
         self._console.print(
             f"{experiment.name}: {federation.rounds} rounds of {federation.strategy} over EPT {federation.share} in "
             f"{experiment.model.backbone}; compared with: {', '.join(baselines) or 'nothing'}",
@@ -124,7 +126,8 @@ def print_comparison(report: Mapping[str, Any], console: Console | None = None) 
         console.print("Δ AUC is federated - local: one seed, no intervals.", markup=False, highlight=False)
     console.print(
         f"An update is {report['payload']['bytes']:,} bytes of prompts; with its envelope at most {largest:,} bytes. "
-        f"{report['seconds']:.0f} s in all.\nOther metrics: report.csv. Run folder: {report['folder']}",
+        f"{report['seconds']:.0f} s in all.\n"
+        f"Open {report['folder']}/report.html; the numbers are in report.csv beside it.",
         markup=False,
         highlight=False,
     )

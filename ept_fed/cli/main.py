@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import ept_fed
-from ept_fed.cli import simulate
+from ept_fed.cli import export, predict, report, simulate
 
 __all__ = ["app", "main"]
 
@@ -22,6 +22,9 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
 )
 app.command(epilog=simulate.EXAMPLES)(simulate.simulate)
+app.command(epilog=export.EXAMPLES)(export.export)
+app.command(epilog=predict.EXAMPLES)(predict.predict)
+app.command(epilog=report.EXAMPLES)(report.report)
 
 
 def _print_version(wanted: bool) -> None:
@@ -30,7 +33,7 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback(epilog="Examples:\n\n  ept-fed simulate configs/demo.yaml\n\n  ept-fed simulate --help")
+@app.callback(epilog="Examples:\n\n  ept-fed simulate\n\n  ept-fed simulate --help")
 def _options(
     _version: Annotated[
         bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)

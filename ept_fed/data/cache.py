@@ -1,11 +1,13 @@
 """Images in memory: decoded once, batched many times."""
 
 import copy
+import io
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ept_fed.data.images import ImageStore
@@ -53,6 +55,12 @@ class CachedDataset:
 
     def __len__(self) -> int:
         return len(self.records)
+
+    def as_png(self, index: int) -> bytes:
+        """Return one image as cached, (H, W, 3), as PNG bytes: for the site's own eyes."""
+        content = io.BytesIO()
+        Image.fromarray(self._images[index].permute(1, 2, 0).numpy()).save(content, "PNG")
+        return content.getvalue()
 
     def batches(
         self, batch_size: int, *, order: Sequence[int] | None = None, augment_seed: int | None = None

@@ -14,14 +14,15 @@ _SEPARATOR = "|"
 
 def prediction_columns(classes: Sequence[str]) -> tuple[str, ...]:
     """Return the columns of predictions.csv for these classes."""
-    return ("image", "group", "label", "setting", "predicted", *(f"p[{name}]" for name in classes))
+    return ("split", "image", "group", "label", "setting", "predicted", *(f"p[{name}]" for name in classes))
 
 
-def list_predictions(images: Any, setting: str, probabilities: Array) -> list[dict[str, Any]]:
+def list_predictions(images: Any, split: str, setting: str, probabilities: Array) -> list[dict[str, Any]]:
     """Return rows for a data set's images under one setting.
 
     Args:
         images: a `CachedDataset`, whose records and rows of `probabilities` correspond.
+        split: validation or test.
         setting: local, federated, centralised.
         probabilities: (n, C).
     """
@@ -30,12 +31,13 @@ def list_predictions(images: Any, setting: str, probabilities: Array) -> list[di
         top = np.flatnonzero(row >= 0.5) if images.task == "multi_label" else [int(row.argmax())]
         rows.append(
             {
+                "split": split,
                 "image": record.image,
                 "group": record.group,
                 "label": _SEPARATOR.join(images.classes[label] for label in record.labels),
                 "setting": setting,
                 "predicted": _SEPARATOR.join(images.classes[label] for label in top),
-                **{f"p[{name}]": round(float(p), 6) for name, p in zip(images.classes, row, strict=True)},
+                **{f"p[{name}]": round(float(p), 9) for name, p in zip(images.classes, row, strict=True)},
             }
         )
     return rows

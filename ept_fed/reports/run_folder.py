@@ -3,7 +3,9 @@
 config.yaml                     the resolved settings
 rounds.jsonl                    one line per round
 prompts/round-NNN.safetensors   the global payload after each round, by tensor name
-sites/<site>/predictions.csv    the site's own test images under each setting
+report.html                     the federation's page: every site's verdict
+sites/<site>/report.html        the site's own page, and report.json with the same numbers
+sites/<site>/predictions.csv    the site's own validation and test images under each setting
 sites/<site>/model.safetensors  the site's federated model: sinks, tokens, its own head, and what they need
 report.json, report.csv         the table at the end
 run.log                         what the code logged, tracebacks of failed sites included

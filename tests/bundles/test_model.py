@@ -38,7 +38,7 @@ def any_run(request: pytest.FixtureRequest, make_run: Callable[..., Any]) -> Any
 
 def site_probabilities(run: Any) -> dict[str, list[float]]:
     with (run.folder / "sites" / "site-1" / "predictions.csv").open() as file:
-        rows = [row for row in csv.DictReader(file) if row["setting"] == "federated"]
+        rows = [row for row in csv.DictReader(file) if row["setting"] == "federated" and row["split"] == "test"]
     return {row["image"]: [float(row[key]) for key in row if key.startswith("p[")] for row in rows}
 
 

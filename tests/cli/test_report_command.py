@@ -43,6 +43,19 @@ def test_json_is_one_document_and_nothing_else(folder: Path) -> None:
     assert all(Path(path).name == "report.json" for path in document["files"])
 
 
+def test_numbers_are_the_runs_own(folder: Path) -> None:
+    """AUC and loss are those of the run's report.json, up to the digits of predictions.csv; bytes are exact."""
+    assert RUNNER.invoke(app, ["report", str(folder), "--format", "json"]).exit_code == 0
+    summary = json.loads((folder / "report.json").read_text())
+    for site, metrics in summary["test"]["federated"].items():
+        report = json.loads((folder / "sites" / site / "report.json").read_text())
+        values = {row["metric"]: row["values"]["federated"]["value"] for row in report["statistics"]["metrics"]}
+        for name in ("accuracy", "balanced_accuracy", "loss"):
+            assert values[name] == pytest.approx(metrics[name], abs=1e-4)
+        assert values["auc"] == pytest.approx(metrics["auc"], abs=0.01)
+        assert report["traffic"]["bytes_from_site"] == summary["traffic"][site]["received_from_site"]
+
+
 def test_csv_has_a_row_for_every_number(folder: Path) -> None:
     assert RUNNER.invoke(app, ["report", str(folder), "--format", "csv", "--site", "site-1"]).exit_code == 0
     lines = (folder / "sites" / "site-1" / "report.csv").read_text().splitlines()

@@ -18,9 +18,10 @@ def test_a_run_prints_rounds_table_and_where_to_look(micro_file: Path, tmp_path:
     done = run("simulate", str(micro_file), "--out", "out", "--set", "federation.rounds=1", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "federated 1/1" in done.stdout
-    for word in ("local", "federated", "site-3", "mean over sites", "Run folder: out"):
+    for word in ("local", "federated", "site-3", "mean over sites", "Open out/report.html"):
         assert word in done.stdout
-    assert (tmp_path / "out" / "report.json").exists()
+    for name in ("report.json", "report.html", "sites/site-1/report.html"):
+        assert (tmp_path / "out" / name).exists()
 
 
 def test_json_is_one_document_and_nothing_else(micro_file: Path, tmp_path: Path) -> None:

@@ -34,10 +34,22 @@ def test_a_temperature_changes_confidence_but_never_a_rank(temperature: float, t
         np.testing.assert_allclose(calibrated.sum(1), 1)
 
 
-def test_fitting_never_makes_the_likelihood_worse() -> None:
+@pytest.mark.parametrize("n", [1, 2, 10])
+def test_a_handful_of_right_predictions_does_not_make_a_site_overconfident(n: int) -> None:
+    labels = np.arange(n) % 3
+    scores = np.full((n, 3), 0.2)
+    scores[np.arange(n), labels] = 0.6
+    assert 0.35 < fit_temperature(labels, scores, "single_label") < 1.0
+
+
+def test_scores_that_are_no_numbers_leave_the_temperature_at_one() -> None:
+    assert fit_temperature(np.array([0]), np.full((1, 3), np.nan), "single_label") == 1.0
+
+
+def test_fitting_does_not_make_the_likelihood_worse_where_there_is_data() -> None:
     rng = np.random.default_rng(3)
-    scores = rng.dirichlet([0.2] * 3, 30)
-    labels = rng.integers(0, 3, 30)
+    scores = rng.dirichlet([0.2] * 3, 300)
+    labels = rng.integers(0, 3, 300)
     temperature = fit_temperature(labels, scores, "single_label")
     before = classification_metrics(labels, scores, "single_label")["loss"]
     after = classification_metrics(labels, apply_temperature(scores, temperature, "single_label"), "single_label")

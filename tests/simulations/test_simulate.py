@@ -54,7 +54,10 @@ def test_a_run_leaves_everything_it_promises(micro: Micro, tmp_path: Path) -> No
     for setting in written["settings"]:
         assert set(written["test"][setting]) == {"site-1", "site-2", "site-3"}
     rows = (out / "sites" / "site-2" / "predictions.csv").read_text().splitlines()
-    assert len(rows) == 1 + 3 * written["test_images"]["site-2"]
+    images = {(row["split"], row["site"]): 0 for row in written["data"]}
+    for row in written["data"]:
+        images[row["split"], row["site"]] += row["images"]
+    assert len(rows) == 1 + 3 * (images["test", "site-2"] + images["validation", "site-2"])
     assert not [path for path in out.rglob("*") if path.name.startswith(".")]
     with safe_open(out / "sites" / "site-1" / "model.safetensors", "numpy") as file:
         about = json.loads(file.metadata()["ept_fed"])

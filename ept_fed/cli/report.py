@@ -1,0 +1,70 @@
+"""`ept-fed report`: from a finished run to pages for every site and for the consortium."""
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ept_fed.cli.refusals import DONE, FAILED, exit_on_refusal
+
+__all__ = ["EXAMPLES", "report"]
+
+EXAMPLES = (
+    "Examples:\n\n  ept-fed report runs/demo-20260101-120000\n\n"
+    "  ept-fed report runs/demo-20260101-120000 --site site-1 --format pdf"
+)
+
+
+class _Format(StrEnum):
+    html = "html"
+    json = "json"
+    csv = "csv"
+    pdf = "pdf"
+
+
+def report(
+    run: Annotated[Path, typer.Argument(help="Run folder, as written by `ept-fed simulate`.", metavar="RUN")],
+    kind: Annotated[
+        _Format, typer.Option("--format", help="html and pdf: pages; json and csv: each site's numbers.")
+    ] = _Format.html,
+    site: Annotated[str | None, typer.Option(help="Only this site. Default: all, and the federation's page.")] = None,
+    sensitivity: Annotated[
+        float, typer.Option(min=0.01, max=1.0, help="What the operating points aim at on validation images.")
+    ] = 0.9,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print files and verdicts as one JSON document and nothing else.")
+    ] = False,
+) -> None:
+    """Say for each site whether joining helped: federated against local only, on its own test patients.
+
+    Writes sites/<site>/report.html and report.json, and report.html for the consortium, into the run folder. Exit code
+    0: done; 1: no browser to print a PDF with; 2: the run folder is broken, with every problem listed.
+    """
+    with exit_on_refusal(as_json=as_json):
+        from ept_fed.reports.pdf import NoBrowserError, find_browser, print_pages
+        from ept_fed.reports.write_reports import Kind, make_reports
+
+        try:
+            if kind is _Format.pdf:
+                find_browser()
+            wanted: Kind = "json" if kind is _Format.json else "csv" if kind is _Format.csv else "html"
+            result = make_reports(run, kind=wanted, site=site, sensitivity=sensitivity)
+            files = result.files
+            if kind is _Format.pdf:
+                files = (*files, *print_pages([path for path in files if path.suffix == ".html"]))
+        except NoBrowserError as error:
+            if as_json:
+                typer.echo(json.dumps({"status": "failed", "reason": str(error)}))
+            else:
+                typer.echo(str(error), err=True)
+            raise typer.Exit(FAILED) from None
+    verdicts = {name: headline.verdict for name, headline in result.headlines.items()}
+    if as_json:
+        typer.echo(json.dumps({"status": "done", "verdicts": verdicts, "files": [str(path) for path in files]}))
+    else:
+        for name, headline in result.headlines.items():
+            typer.echo(f"{name}: {headline.sentence}")
+        typer.echo(f"{len(files)} files; open {files[-1]}")
+    raise typer.Exit(DONE)

@@ -1,0 +1,150 @@
+"""Intervals and verdicts by a group-level bootstrap: whole patients are drawn, never single images of one.
+
+Percentile intervals (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13); a difference between
+two settings uses the same draws for both (paired), so what makes a patient hard for both cancels.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from ept_fed.evaluation.metrics import Array
+from ept_fed.evaluation.weighted import Metric
+
+__all__ = [
+    "DRAWS",
+    "FEWEST_GROUPS",
+    "Difference",
+    "Interval",
+    "Verdict",
+    "judge",
+    "measure",
+    "resample",
+    "summarise",
+    "summarise_share",
+]
+
+DRAWS = 1000
+FEWEST_GROUPS = 10
+"""Below this many groups no interval and no verdict is given: resampling so few says nothing about the next patient."""
+
+_MOST_TIMES_MORE = 30
+_FEWEST_DEFINED = 0.8
+_BLOCK_CELLS = 4_000_000
+
+Verdict = Literal["helped", "no clear difference", "harmed"]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value on the test images, and its 95 % interval; bounds are NaN where no interval can be given."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A setting minus the baseline, on the same patients.
+
+    Attributes:
+        value: difference of the metric; positive is better unless the metric is a loss.
+        low: lower bound of the 95 % interval.
+        high: upper bound.
+        verdict: "helped" or "harmed" if the interval leaves out zero; "no clear difference" otherwise.
+        groups: patients (or whatever the groups are) in the comparison.
+        groups_needed: how many more of them would make a verdict, if the difference stays as it is and the interval
+            narrows with 1/sqrt(groups); None if there is a verdict, if there is no difference or no interval to
+            extrapolate, and beyond thirty times the groups at hand, where the extrapolation means nothing.
+    """
+
+    value: float
+    low: float
+    high: float
+    verdict: Verdict
+    groups: int
+    groups_needed: int | None
+
+
+def measure(metric: Metric, images: int) -> Array:
+    """Return the metric (…) on every image counted once."""
+    return np.asarray(metric(np.ones((1, images)))[0])
+
+
+def resample(metric: Metric, groups: Sequence[str], rng: np.random.Generator, draws: int = DRAWS) -> Array:
+    """Return the metric (draws, …) on resamples of whole groups.
+
+    Args:
+        metric: weights (b, n) -> values (b, …).
+        groups: (n,) group of each image.
+        rng: the only source of randomness; the same state gives the same draws.
+        draws: number of resamples.
+    """
+    return np.concatenate([metric(weights) for weights in _draw(groups, rng, draws)])
+
+
+def summarise(value: float, draws: Array, groups: int) -> Interval:
+    """Return the 95 % percentile interval of a metric.
+
+    Args:
+        value: metric on the images themselves.
+        draws: (draws,) metric on the resamples; NaN where undefined.
+        groups: number of groups behind it; below `FEWEST_GROUPS` the bounds are NaN.
+    """
+    low, high = _bounds(draws, groups) if not math.isnan(value) else (math.nan, math.nan)
+    return Interval(float(value), low, high)
+
+
+def summarise_share(value: float, draws: Array, groups: int) -> Interval:
+    """Return the interval of a share in [0, 1], such as a sensitivity; arguments as for `summarise`.
+
+    Where all or none of the images count, every resample says the same, and the percentile interval would have no
+    width. The exact binomial bound over groups takes its place (Clopper and Pearson 1934): 0.025^(1/groups) for all.
+    """
+    interval = summarise(value, draws, groups)
+    if math.isnan(interval.low) or interval.low < interval.high or 0 < interval.value < 1:
+        return interval
+    bound = 0.025 ** (1 / groups)
+    return Interval(interval.value, bound, 1.0) if interval.value == 1 else Interval(interval.value, 0.0, 1 - bound)
+
+
+def judge(value: float, draws: Array, groups: int, *, higher_is_better: bool = True) -> Difference:
+    """Return the verdict on a difference: value, and (draws,) the same difference on paired resamples."""
+    interval = summarise(value, draws, groups)
+    above, below = interval.low > 0, interval.high < 0
+    verdict: Verdict = "no clear difference"
+    if above or below:
+        verdict = "helped" if above == higher_is_better else "harmed"
+    needed = _groups_needed(interval, groups) if verdict == "no clear difference" else None
+    return Difference(interval.value, interval.low, interval.high, verdict, groups, needed)
+
+
+def _groups_needed(interval: Interval, groups: int) -> int | None:
+    reach = interval.value - interval.low if interval.value > 0 else interval.high - interval.value
+    if math.isnan(reach) or reach > abs(interval.value) * math.sqrt(_MOST_TIMES_MORE):
+        return None
+    return max(1, math.ceil(groups * (reach / interval.value) ** 2) - groups) if interval.value else None
+
+
+def _bounds(draws: Array, groups: int) -> tuple[float, float]:
+    defined = draws[~np.isnan(draws)]
+    if groups < FEWEST_GROUPS or not len(defined) or len(defined) < _FEWEST_DEFINED * len(draws):
+        return math.nan, math.nan
+    low, high = np.percentile(defined, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _draw(groups: Sequence[str], rng: np.random.Generator, draws: int) -> Iterator[Array]:
+    """Yield weights (b, n) in blocks that fit into memory, `draws` rows in all."""
+    names, codes = np.unique(np.asarray(groups, dtype=object).astype(str), return_inverse=True)
+    size = max(1, _BLOCK_CELLS // max(len(codes), 1))
+    for start in range(0, draws, size):
+        rows = min(size, draws - start)
+        picked = rng.integers(len(names), size=(rows, len(names)))
+        picked += np.arange(rows)[:, None] * len(names)
+        counts = np.bincount(picked.ravel(), minlength=rows * len(names)).reshape(rows, len(names))
+        yield counts[:, codes].astype(np.float64)

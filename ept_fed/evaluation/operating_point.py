@@ -1,0 +1,59 @@
+"""What a model would do at the bench: thresholds at a wanted sensitivity, ROC curves, and who is taken for whom."""
+
+import numpy as np
+
+from ept_fed.evaluation.metrics import Array
+
+__all__ = ["choose_threshold", "confusion_matrix", "roc_points"]
+
+
+def choose_threshold(truth: Array, scores: Array, sensitivity: float) -> float:
+    """Return the highest threshold t at which "score >= t" finds at least this share of the positives.
+
+    Args:
+        truth: (n,) bool, of a validation split, never of the test split.
+        scores: (n,) probabilities of the class.
+        sensitivity: target in (0, 1].
+
+    Returns:
+        a threshold; NaN if there is no positive to choose it on.
+
+    Raises:
+        ValueError: for a target outside (0, 1].
+    """
+    if not 0 < sensitivity <= 1:
+        raise ValueError(f"sensitivity {sensitivity} must lie above 0 and at most at 1")
+    positives = np.sort(scores[truth.astype(bool)].astype(np.float64))[::-1]
+    if not len(positives):
+        return float("nan")
+    wanted = int(np.ceil(np.round(sensitivity * len(positives), 9)))
+    return float(positives[wanted - 1])
+
+
+def roc_points(truth: Array, scores: Array, most: int = 200) -> tuple[tuple[float, float], ...]:
+    """Return (1 - specificity, sensitivity) from (0, 0) to (1, 1) by falling threshold; none if a side is empty.
+
+    Args:
+        truth: (n,) bool.
+        scores: (n,) probabilities.
+        most: thin the curve to about this many points; the ends stay.
+    """
+    truth = truth.astype(bool)
+    if not truth.any() or truth.all():
+        return ()
+    order = np.argsort(-scores, kind="stable")
+    ranked = scores[order]
+    ends = np.flatnonzero(np.r_[ranked[1:] != ranked[:-1], True])
+    found = np.r_[0.0, truth[order].cumsum()[ends] / truth.sum()]
+    wrong = np.r_[0.0, (~truth[order]).cumsum()[ends] / (~truth).sum()]
+    # A point between two others on one line draws nothing.
+    turns = np.r_[True, (np.diff(found[:-1]) * np.diff(wrong[1:]) != np.diff(found[1:]) * np.diff(wrong[:-1])), True]
+    found, wrong = found[turns], wrong[turns]
+    kept = np.unique(np.linspace(0, len(found) - 1, min(most, len(found))).round().astype(int))
+    return tuple((float(x), float(y)) for x, y in zip(wrong[kept], found[kept], strict=True))
+
+
+def confusion_matrix(labels: Array, predicted: Array, classes: int) -> Array:
+    """Return (C, C) counts: row the true class, column the predicted one; labels and predicted are (n,) indices."""
+    counts = np.bincount(labels * classes + predicted, minlength=classes * classes)
+    return np.asarray(counts.reshape(classes, classes))

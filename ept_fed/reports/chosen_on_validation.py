@@ -1,0 +1,62 @@
+"""What is chosen on a site's validation images and then tried on its test images, never the other way round."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ept_fed.evaluation.calibration import apply_temperature, calibration_error, fit_temperature, reliability_curve
+from ept_fed.evaluation.conformal import ConformalResult, assess_sets, class_thresholds, prediction_sets
+from ept_fed.evaluation.metrics import Array, classification_metrics
+from ept_fed.evaluation.operating_point import choose_threshold
+from ept_fed.evaluation.weighted import Sample
+from ept_fed.reports.read_predictions import PredictionTable
+
+__all__ = ["ALPHA", "Calibration", "assess_conformal", "calibrate", "choose_thresholds", "count_positives"]
+
+ALPHA = 0.1
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Trust in probabilities: error and likelihood as they are, and after the validation split's temperature.
+
+    Temperature and what follows from it are NaN without a validation split.
+    """
+
+    error: float
+    temperature: float
+    error_after: float
+    loss_after: float
+
+
+def choose_thresholds(validation: PredictionTable | None, setting: str, task: str, target: float, C: int) -> Array:
+    """Return (C,) thresholds of one setting that reach the target sensitivity; NaN without a positive to choose on."""
+    if validation is None:
+        return np.full(C, np.nan)
+    sample = Sample.of(validation.labels, validation.scores[setting], task)
+    return np.array([choose_threshold(sample.hot[:, c], sample.scores[:, c], target) for c in range(C)])
+
+
+def count_positives(validation: PredictionTable | None, task: str, c: int) -> int:
+    """Return how many validation images have class c."""
+    if validation is None:
+        return 0
+    return int(validation.labels[:, c].sum() if task == "multi_label" else (validation.labels == c).sum())
+
+
+def calibrate(test: PredictionTable, validation: PredictionTable | None, setting: str, task: str) -> Calibration:
+    """Return calibration on the test images, before and after the temperature of the validation images."""
+    scores = test.scores[setting]
+    error = calibration_error(reliability_curve(test.labels, scores, task))
+    if validation is None or not len(test.labels):
+        return Calibration(error, float("nan"), float("nan"), float("nan"))
+    temperature = fit_temperature(validation.labels, validation.scores[setting], task)
+    mended = apply_temperature(scores, temperature, task)
+    after = calibration_error(reliability_curve(test.labels, mended, task))
+    return Calibration(error, temperature, after, classification_metrics(test.labels, mended, task)["loss"])
+
+
+def assess_conformal(test: PredictionTable, validation: PredictionTable, setting: str) -> ConformalResult:
+    """Return how prediction sets with thresholds from the validation images do on the test images."""
+    thresholds = class_thresholds(validation.labels, validation.scores[setting], ALPHA)
+    return assess_sets(test.labels, prediction_sets(test.scores[setting], thresholds), thresholds, ALPHA)

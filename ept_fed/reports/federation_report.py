@@ -1,0 +1,144 @@
+"""The consortium's report as data: who was helped, how far apart the sites are, who took part, what it cost."""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ept_fed.evaluation.bootstrap import Difference, Interval
+from ept_fed.reports.read_run import RunResult
+from ept_fed.reports.site_report import SiteReport
+from ept_fed.reports.site_statistics import BASELINE
+from ept_fed.reports.wording import FEDERATED
+
+__all__ = ["FederationReport", "Refused", "SiteRow", "build_federation_report"]
+
+
+@dataclass(frozen=True)
+class SiteRow:
+    """One site in the table; intervals and difference are None where the run or the site has none."""
+
+    site: str
+    images: int
+    cases: int
+    auc: Mapping[str, Interval]
+    difference: Difference | None
+    verdict: str
+    rounds_averaged: int
+    replies_refused: int
+    bytes_to_site: int
+    bytes_from_site: int
+
+
+@dataclass(frozen=True)
+class Refused:
+    """Equal refusals of one site, with the rounds they happened in."""
+
+    site: str
+    phase: str
+    reason: str
+    rounds: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class FederationReport:
+    """Everything the consortium sees.
+
+    Attributes:
+        run: what report.json says of the run.
+        sentence: who was helped, in one sentence.
+        fairness: worst, best and spread of federated macro AUC over sites, in words.
+        sites: one row per site.
+        settings: in the order of the table.
+        refused: replies left out, and why.
+        notes: what the run noted.
+        seconds_in_rounds: of the federated rounds alone.
+        rounds: finished rounds.
+        axis: symmetric range of the forest plot.
+    """
+
+    run: Mapping[str, Any]
+    sentence: str
+    fairness: tuple[str, ...]
+    sites: tuple[SiteRow, ...]
+    settings: tuple[str, ...]
+    refused: tuple[Refused, ...]
+    notes: tuple[str, ...]
+    seconds_in_rounds: float
+    rounds: int
+    axis: float
+
+
+def build_federation_report(run: RunResult, reports: Sequence[SiteReport]) -> FederationReport:
+    """Gather the sites' reports; nothing here looks at a single image's prediction."""
+    rows = tuple(_row(report) for report in reports)
+    edges = [abs(x) for row in rows if row.difference for x in (row.difference.low, row.difference.high)]
+    widest = max((edge for edge in edges if not math.isnan(edge)), default=0.1)
+    return FederationReport(
+        run=run.report,
+        sentence=_sentence(rows),
+        fairness=_fairness(rows),
+        sites=rows,
+        settings=tuple(run.report["settings"]),
+        refused=_gather_refused(run.rounds),
+        notes=tuple(run.report.get("notes", ())),
+        seconds_in_rounds=sum(float(record.get("seconds", 0)) for record in run.rounds),
+        rounds=len(run.rounds),
+        axis=max(0.02, math.ceil(widest * 50) / 50),
+    )
+
+
+def _row(report: SiteReport) -> SiteRow:
+    auc = report.statistics.metrics[0]
+    return SiteRow(
+        site=report.site,
+        images=report.statistics.images,
+        cases=report.statistics.cases,
+        auc=auc.values,
+        difference=auc.differences.get(FEDERATED),
+        verdict=report.headline.verdict,
+        rounds_averaged=sum(row.averaged for row in report.learning),
+        replies_refused=sum(bool(row.refused) for row in report.learning),
+        bytes_to_site=report.traffic.bytes_to_site,
+        bytes_from_site=report.traffic.bytes_from_site,
+    )
+
+
+def _sentence(rows: Sequence[SiteRow]) -> str:
+    verdicts = Counter(row.verdict for row in rows)
+    parts = []
+    for verdict, words in (
+        ("helped", "helped"),
+        ("no clear difference", "without a clear difference"),
+        ("harmed", "harmed"),
+        ("none", "without a verdict"),
+    ):
+        if verdicts[verdict]:
+            parts.append(f"{verdicts[verdict]} {words}")
+    return f"Of {len(rows)} site{'' if len(rows) == 1 else 's'}: {', '.join(parts) or 'none'}."
+
+
+def _fairness(rows: Sequence[SiteRow]) -> tuple[str, ...]:
+    sentences = []
+    for setting in (FEDERATED, BASELINE):
+        known = [(row.auc[setting].value, row.site) for row in rows if setting in row.auc]
+        known = sorted(pair for pair in known if not math.isnan(pair[0]))
+        if len(known) > 1:
+            (low, worst), (high, best) = known[0], known[-1]
+            mean = sum(value for value, _ in known) / len(known)
+            words = "with the federation" if setting == FEDERATED else "each site alone"
+            sentences.append(
+                f"AUC {words}: lowest {low:.3f} ({worst}), highest {high:.3f} ({best}), spread {high - low:.3f}, "
+                f"unweighted mean {mean:.3f} over {len(known)} sites."
+            )
+    return tuple(sentences)
+
+
+def _gather_refused(rounds: Sequence[Mapping[str, Any]]) -> tuple[Refused, ...]:
+    found: dict[tuple[str, str, str], list[int]] = {}
+    for record in rounds:
+        for item in record["refused"]:
+            key = (str(item["site"]), str(item["phase"]), str(item["reason"]))
+            found.setdefault(key, []).append(int(record["round"]))
+    return tuple(Refused(*key, rounds=tuple(numbers)) for key, numbers in found.items())

@@ -1,0 +1,174 @@
+"""Pages from reports: one file each, nothing loaded from anywhere, every name escaped."""
+
+import functools
+import itertools
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from ept_fed.evaluation.bootstrap import FEWEST_GROUPS, Interval
+from ept_fed.reports.charts import draw_confusion, draw_learning, draw_reliability, draw_roc, setting_style
+from ept_fed.reports.federation_report import FederationReport
+from ept_fed.reports.gallery import GalleryItem
+from ept_fed.reports.site_report import SiteReport
+from ept_fed.reports.wording import signed, span
+
+__all__ = ["render_federation", "render_site"]
+
+METRIC_WORDS = {
+    "auc": ("AUC, mean over classes", "how often an image with a class gets a higher score for it than one without"),
+    "average_precision": ("Average precision", "how clean the top of each class's list is; mean over classes"),
+    "accuracy": ("Accuracy", "share of images put into the right class"),
+    "balanced_accuracy": ("Balanced accuracy", "the same with every class counting equally"),
+    "loss": ("Log loss (lower is better)", "punishes being sure and wrong"),
+    "brier": ("Brier score (lower is better)", "squared distance of the probabilities from the truth"),
+}
+SETTING_WORDS = {
+    "local": "this site alone",
+    "federated": "federation",
+    "centralised": "all data pooled",
+    "personalised": "federation, tuned here",
+}
+VERDICT_WORDS = {
+    "helped": ("▲", "helped"),
+    "no clear difference": ("●", "no clear difference"),
+    "harmed": ("▼", "harmed"),
+    "none": ("○", "no verdict"),
+}
+
+
+def render_site(report: SiteReport, gallery: Sequence[GalleryItem] = ()) -> str:
+    """Return a site's own page; pictures are embedded in it, so it stays where the images are."""
+    statistics = report.statistics
+    shown = [s for s in report.settings if statistics.images]
+    losses = np.array([[row.train_loss] for row in report.learning]).reshape(-1, 1)
+    aucs = np.array([[row.validation_auc] for row in report.learning]).reshape(-1, 1)
+    rounds = [row.round for row in report.learning]
+    charts = {
+        "roc": draw_roc({s: statistics.roc[s] for s in shown}, report.classes, "roc"),
+        "reliability": draw_reliability(
+            {s: statistics.reliability[s] for s in shown}, "reliability", multi_label=report.task == "multi_label"
+        )
+        if shown
+        else "",
+        "learning": draw_learning(rounds, losses, aucs, "learning") if rounds else "",
+    }
+    confusion = {
+        setting: Markup(draw_confusion(counts, report.classes, f"confusion-{place}"))
+        for place, (setting, counts) in enumerate(statistics.confusion.items())
+    }
+    low, high = _range([interval for s in shown if (interval := statistics.metrics[0].values.get(s))])
+    return (
+        _environment()
+        .get_template("site.html.j2")
+        .render(
+            report=report,
+            statistics=statistics,
+            settings=shown,
+            charts={name: Markup(svg) for name, svg in charts.items()},
+            confusion=confusion,
+            gallery=gallery,
+            auc_range=(low, high),
+            data_table=_tabulate(report),
+            traffic_rows=_merge_rounds(report),
+            absences=_list_absences(report),
+        )
+    )
+
+
+def render_federation(report: FederationReport, learning: Sequence[SiteReport], pages: bool) -> str:
+    """Return the consortium's page.
+
+    Args:
+        report: its numbers.
+        learning: the sites' reports, for the curves of training by round.
+        pages: whether each site has a page of its own to point to.
+    """
+    losses = np.array([[row.train_loss for row in site.learning] for site in learning], dtype=float).T
+    aucs = np.array([[row.validation_auc for row in site.learning] for site in learning], dtype=float).T
+    rounds = [row.round for row in learning[0].learning] if learning else []
+    chart = draw_learning(rounds, losses, aucs, "learning") if rounds else ""
+    return _environment().get_template("federation.html.j2").render(report=report, learning=Markup(chart), pages=pages)
+
+
+@functools.cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("ept_fed.reports", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "number": _number,
+        "interval": _interval,
+        "signed": signed,
+        "span": span,
+        "size": _size,
+        "percent": lambda value: "–" if math.isnan(value) else f"{100 * value:.0f} %",
+        "setting": lambda name: SETTING_WORDS.get(name, name),
+    }
+    environment.tests["defined_number"] = lambda value: not math.isnan(value)
+    environment.globals |= {
+        "metric_words": METRIC_WORDS,
+        "verdict_words": VERDICT_WORDS,
+        "fewest": FEWEST_GROUPS,
+        "color": lambda setting: setting_style(setting)[0],
+        "dashes": lambda setting: " ".join(f"{2 * part:g}" for part in setting_style(setting)[1] or ()),
+    }
+    return environment
+
+
+def _tabulate(report: SiteReport) -> list[tuple[str, list[str]]]:
+    """Return class -> "images (groups)" of the training, validation and test split."""
+    cells = {(row["class"], row["split"]): f"{row['images']} ({row['groups']})" for row in report.data}
+    splits = ("train", "validation", "test")
+    return [(name, [cells.get((name, split), "–") for split in splits]) for name in report.classes]
+
+
+def _merge_rounds(report: SiteReport) -> list[tuple[str, str, str]]:
+    """Return rounds, bytes sent by the site and to it; neighbours that read the same share a row."""
+    keyed = [(_size(row.bytes_from_site), _size(row.bytes_to_site), row.round) for row in report.learning]
+    rows = []
+    for sizes, part in itertools.groupby(keyed, key=lambda row: row[:2]):
+        numbers = [row[2] for row in part]
+        rounds = str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]}–{numbers[-1]}"
+        rows.append((rounds, *sizes))
+    return rows
+
+
+def _list_absences(report: SiteReport) -> list[tuple[str, list[int]]]:
+    """Return why the site was left out although it was asked, with the rounds."""
+    found: dict[str, list[int]] = {}
+    for row in report.learning:
+        if row.refused or (row.asked and not row.averaged):
+            found.setdefault(row.refused or "no update of this site was averaged", []).append(row.round)
+    return list(found.items())
+
+
+def _range(intervals: Sequence[Interval]) -> tuple[float, float]:
+    edges = [x for i in intervals for x in (i.low, i.value, i.high) if not math.isnan(x)]
+    if not edges:
+        return 0.0, 1.0
+    return max(0.0, math.floor(min(edges) * 10 - 0.2) / 10), min(1.0, math.ceil(max(edges) * 10 + 0.2) / 10)
+
+
+def _number(value: float, digits: int = 3) -> str:
+    return "–" if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def _interval(interval: Interval, digits: int = 3) -> str:
+    if math.isnan(interval.value):
+        return "–"
+    bounds = "" if math.isnan(interval.low) else f" ({interval.low:.{digits}f}–{interval.high:.{digits}f})"
+    return f"{interval.value:.{digits}f}{bounds}"
+
+
+def _size(count: int) -> str:
+    if count < 1000:
+        return f"{count} bytes"
+    return f"{count / 1000:,.1f} kB" if count < 1_000_000 else f"{count / 1_000_000:,.1f} MB"

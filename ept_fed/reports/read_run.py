@@ -1,0 +1,140 @@
+"""Read a run folder back, and refuse what is broken with every problem at once."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ept_fed.problems import InputRefusedError, Problem
+from ept_fed.reports.read_predictions import SitePredictions, read_predictions
+from ept_fed.reports.run_folder import site_folder
+
+__all__ = ["RunResult", "read_run"]
+
+_SCHEMA = 1
+_REPORT_KEYS = ("status", "name", "run", "seed", "classes", "settings", "test_images", "traffic", "payload", "data")
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run, as its folder tells it.
+
+    Attributes:
+        folder: the run folder.
+        config: the resolved settings of config.yaml.
+        report: report.json: classes, payload layout, traffic, data counts, notes, versions.
+        rounds: the lines of rounds.jsonl, in order.
+        sites: predictions by site, in the order of report.json.
+        task: single_label or multi_label.
+        case: what one group stands for, e.g. "one value of the column 'lesion_id'".
+    """
+
+    folder: Path
+    config: Mapping[str, Any]
+    report: Mapping[str, Any]
+    rounds: tuple[Mapping[str, Any], ...]
+    sites: Mapping[str, SitePredictions]
+    task: str
+    case: str
+
+
+def read_run(folder: Path) -> RunResult:
+    """Read config.yaml, report.json, rounds.jsonl and every site's predictions.csv.
+
+    Raises:
+        InputRefusedError: with every missing file, broken line and impossible value found.
+    """
+    if not folder.is_dir():
+        raise InputRefusedError(
+            [Problem("RUN", str(folder), "is not a folder; name a run folder of `ept-fed simulate`")]
+        )
+    problems: list[Problem] = []
+    config = _read_config(folder / "config.yaml", problems)
+    report = _read_report(folder / "report.json", problems)
+    rounds = _read_rounds(folder / "rounds.jsonl", problems)
+    if not report:
+        raise InputRefusedError(problems)
+    task = str(config.get("data", {}).get("task", "single_label"))
+    sites = {}
+    for site in report["test_images"]:
+        path = folder / "sites" / site_folder(site) / "predictions.csv"
+        table = read_predictions(path, report["classes"], report["settings"], task, problems)
+        if table is not None:
+            sites[site] = table
+    if problems:
+        raise InputRefusedError(problems)
+    return RunResult(folder, config, report, rounds, sites, task, _describe_case(config))
+
+
+def _read_config(path: Path, problems: list[Problem]) -> dict[str, Any]:
+    text = _read_text(path, problems)
+    if text is None:
+        return {}
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        problems.append(Problem(path.name, str(path), f"is not YAML: {error}"))
+        return {}
+    if not isinstance(content, dict) or not isinstance(content.get("data", {}), dict):
+        problems.append(Problem(path.name, str(path), "does not hold the settings of a run; restore the file"))
+        return {}
+    return content
+
+
+def _read_report(path: Path, problems: list[Problem]) -> dict[str, Any]:
+    text = _read_text(path, problems)
+    if text is None:
+        return {}
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        problems.append(Problem(path.name, str(path), f"is not JSON ({error}); restore the file"))
+        return {}
+    if not isinstance(content, dict) or content.get("schema") != _SCHEMA:
+        found = content.get("schema") if isinstance(content, dict) else None
+        fix = f"has another schema; this version of ept-fed reads {_SCHEMA}, so use the version that made the run"
+        problems.append(Problem(f"{path.name}: schema", found, fix))
+        return {}
+    missing = [key for key in _REPORT_KEYS if key not in content]
+    if missing:
+        problems.append(Problem(path.name, ", ".join(missing), "these keys are missing; restore the file"))
+        return {}
+    return content
+
+
+def _read_rounds(path: Path, problems: list[Problem]) -> tuple[Mapping[str, Any], ...]:
+    text = _read_text(path, problems)
+    rounds = []
+    for number, line in enumerate((text or "").splitlines(), start=1):
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            fix = "is cut off or not JSON; remove the line if the run was interrupted while it was written"
+            problems.append(Problem(f"{path.name} line {number}", line[:40], fix))
+            continue
+        if not isinstance(record, dict) or not {"round", "sites", "refused", "aggregated"} <= set(record):
+            problems.append(Problem(f"{path.name} line {number}", line[:40], "is not the record of a round"))
+            continue
+        rounds.append(record)
+    return tuple(rounds)
+
+
+def _read_text(path: Path, problems: list[Problem]) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        problems.append(Problem(path.name, str(path), "is missing; a run folder has it, so restore the file"))
+    except (OSError, UnicodeDecodeError) as error:
+        problems.append(Problem(path.name, str(path), f"cannot be read ({error})"))
+    return None
+
+
+def _describe_case(config: Mapping[str, Any]) -> str:
+    data = config.get("data", {})
+    columns = data.get("columns") if isinstance(data.get("columns"), dict) else {}
+    if columns and columns.get("group"):
+        return f"all images with one value of the manifest column “{columns['group']}”"
+    return "all images of one patient" if data.get("source") == "phantoms" else "one group of the data source"

@@ -1,0 +1,151 @@
+"""One site's report as data: what report.json holds and what the page shows."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ept_fed.evaluation.bootstrap import DRAWS
+from ept_fed.reports.read_run import RunResult
+from ept_fed.reports.site_statistics import Statistics, analyse
+from ept_fed.reports.wording import Headline, describe_limits, headline
+from ept_fed.seeds import numpy_generator
+
+__all__ = ["SCHEMA", "RoundRow", "SiteReport", "Traffic", "build_site_report"]
+
+SCHEMA = 1
+"""Of sites/<site>/report.json. Its keys are the fields of `SiteReport`; numbers that are undefined are null."""
+
+
+@dataclass(frozen=True)
+class RoundRow:
+    """One round as this site saw it; NaN and empty where it took no part or nothing was measured."""
+
+    round: int
+    train_loss: float
+    validation_auc: float
+    bytes_to_site: int
+    bytes_from_site: int
+    asked: bool
+    averaged: bool
+    refused: str
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What passed the site's door: messages and serialised bytes, and the tensors of one update with their shapes.
+
+    Every round in which the site answered has two messages in each direction: training and evaluation.
+    """
+
+    messages_from_site: int
+    bytes_to_site: int
+    bytes_from_site: int
+    largest_update: int
+    tensors: tuple[tuple[str, tuple[int, ...]], ...]
+    numbers_per_update: int
+
+
+@dataclass(frozen=True)
+class SiteReport:
+    """Everything about one site; see the classes of the fields for units and definitions.
+
+    Attributes:
+        schema: version of this document.
+        site: name.
+        run: name, identity, seed, strategy and what is shared.
+        task: single_label or multi_label.
+        classes: names, in the order of every list by class.
+        settings: models compared, in the order of the table.
+        sensitivity: target of the operating points.
+        headline: the verdict.
+        statistics: all numbers on the test images.
+        learning: the rounds.
+        traffic: what left the site.
+        data: images and groups by split and class, as counted before the run.
+        fingerprint: versions, backbone digest, seeds, device.
+        limits: sentences.
+    """
+
+    schema: int
+    site: str
+    run: Mapping[str, Any]
+    task: str
+    classes: tuple[str, ...]
+    settings: tuple[str, ...]
+    sensitivity: float
+    headline: Headline
+    statistics: Statistics
+    learning: tuple[RoundRow, ...]
+    traffic: Traffic
+    data: tuple[Mapping[str, Any], ...]
+    fingerprint: Mapping[str, Any]
+    limits: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the document of report.json; NaN is left to the writer, which makes it null."""
+        return asdict(self)
+
+
+def build_site_report(run: RunResult, site: str, *, sensitivity: float = 0.9, draws: int = DRAWS) -> SiteReport:
+    """Compute a site's report; the bootstrap's draws depend on the run's seed and the site's name alone."""
+    predictions, report = run.sites[site], run.report
+    rng = numpy_generator(int(report["seed"]), site, "report")
+    classes = tuple(report["classes"])
+    statistics = analyse(predictions, classes, run.task, rng, sensitivity=sensitivity, draws=draws)
+    return SiteReport(
+        schema=SCHEMA,
+        site=site,
+        run={key: report.get(key) for key in ("name", "run", "seed", "rounds", "strategy", "share", "status")},
+        task=run.task,
+        classes=classes,
+        settings=tuple(report["settings"]),
+        sensitivity=sensitivity,
+        headline=headline(statistics),
+        statistics=statistics,
+        learning=tuple(_read_round(record, site) for record in run.rounds),
+        traffic=_sum_traffic(run, site),
+        data=tuple(row for row in report["data"] if row["site"] == site),
+        fingerprint={
+            "run": report["run"],
+            "seed": report["seed"],
+            "backbone": report.get("backbone", {}).get("name"),
+            "backbone digest": report.get("backbone", {}).get("digest"),
+            "payload layout hash": report["payload"].get("hash"),
+            "device": report.get("device"),
+            "bootstrap draws": draws,
+            **{f"version of {name}": version for name, version in report.get("versions", {}).items()},
+        },
+        limits=describe_limits(statistics, predictions, run.case, run.task),
+    )
+
+
+def _read_round(record: Mapping[str, Any], site: str) -> RoundRow:
+    exchange = record["sites"].get(site, {})
+    refused = "; ".join(f"{item['phase']}: {item['reason']}" for item in record["refused"] if item["site"] == site)
+    return RoundRow(
+        round=int(record["round"]),
+        train_loss=_number(exchange.get("train", {}).get("loss")),
+        validation_auc=_number(exchange.get("evaluation", {}).get("auc")),
+        bytes_to_site=int(exchange.get("bytes_sent", 0)),
+        bytes_from_site=int(exchange.get("bytes_received", 0)),
+        asked=site in record.get("asked", record["sites"]),
+        averaged=site in record["aggregated"],
+        refused=refused,
+    )
+
+
+def _sum_traffic(run: RunResult, site: str) -> Traffic:
+    exchanges = [record["sites"].get(site, {}) for record in run.rounds]
+    layout = tuple((str(name), tuple(int(axis) for axis in shape)) for name, shape in run.report["payload"]["layout"])
+    return Traffic(
+        messages_from_site=sum(bool(e.get("train")) + bool(e.get("evaluation")) for e in exchanges),
+        bytes_to_site=sum(int(exchange.get("bytes_sent", 0)) for exchange in exchanges),
+        bytes_from_site=sum(int(exchange.get("bytes_received", 0)) for exchange in exchanges),
+        largest_update=max((int(exchange.get("train_bytes_received", 0)) for exchange in exchanges), default=0),
+        tensors=layout,
+        numbers_per_update=int(run.report["payload"]["bytes"]) // 4,
+    )
+
+
+def _number(value: Any) -> float:
+    return float("nan") if value is None else float(value)
