@@ -114,7 +114,7 @@ def test_images_without_finite_probabilities_are_left_out_under_every_setting(ma
     folder = make_run(patients=(2, 2, 2))
     lines = predictions(folder).read_text().splitlines()
     cells = lines[1].split(",")
-    predictions(folder).write_text("\n".join([lines[0], ",".join([*cells[:5], "nan", "", "nan"]), *lines[2:]]) + "\n")
+    predictions(folder).write_text("\n".join([lines[0], ",".join([*cells[:6], "nan", "", "nan"]), *lines[2:]]) + "\n")
     north = read_run(folder).sites["north"]
     assert len(north.test.images) == 11
     assert north.test.scores["federated"].shape == (11, 3)
