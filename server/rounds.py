@@ -111,7 +111,8 @@ def run_rounds(grid: Grid, plan: Plan, aggregator: Aggregator, observer: RoundOb
 
     Sound updates are averaged in the order of the sites' names, so the last bits do not depend on who answered first.
     A round with fewer of them than the quorum, or than the strategy's assumption needs, leaves the old payload.
-    Validation images decide about early stopping; test images play no part here.
+    Validation images decide about early stopping; test images play no part here. The exchange in which an early stop
+    shows has trained the sites once more: their updates are dropped, but heads that stay at the sites have moved on.
 
     Args:
         grid: Flower's connection to the sites; its nodes carry the sites' registered names.
@@ -123,13 +124,16 @@ def run_rounds(grid: Grid, plan: Plan, aggregator: Aggregator, observer: RoundOb
     payload, stop = plan.initial, _EarlyStop(plan)
     for round_number in range(1, plan.rounds + 1):
         started = time.perf_counter()
-        nodes, absent = _select_sites(grid, plan, round_number)
+        nodes, absent = _select_sites(grid, plan, "train", round_number)
         exchange = Exchange(grid, plan, nodes, round_number, observer.on_site)
         trained = exchange.run("train", payload)
         if records:
-            _finish(records[-1], trained, observer)
+            _note_evaluation(records[-1], trained)
             if ended := stop.check(records[-1]):
+                _note_last_exchange(records[-1], exchange, absent)
+                observer.on_round(records[-1])
                 return FederationResult(payload, tuple(records), ended)
+            observer.on_round(records[-1])
         record = RoundRecord(
             round=round_number,
             seconds=0.0,
@@ -145,24 +149,21 @@ def run_rounds(grid: Grid, plan: Plan, aggregator: Aggregator, observer: RoundOb
         _log.info("round %d: %s", round_number, record.outcome)
         observer.on_payload(round_number, payload, record.seconds)
         records.append(record)
-    nodes, absent = _select_sites(grid, plan, None)
+    nodes, absent = _select_sites(grid, plan, "evaluate", plan.rounds)
     exchange = Exchange(grid, plan, nodes, plan.rounds, observer.on_site)
-    evaluated = exchange.run("evaluate", payload)
-    records[-1].refused += [*absent, *exchange.refused]
-    for site, traffic in exchange.traffic.items():
-        records[-1].sites[site].bytes_sent += traffic.sent
-        records[-1].sites[site].bytes_received += traffic.received
-    _finish(records[-1], evaluated, observer)
+    _note_evaluation(records[-1], exchange.run("evaluate", payload))
+    _note_last_exchange(records[-1], exchange, absent)
+    observer.on_round(records[-1])
     return FederationResult(payload, tuple(records), "all rounds")
 
 
-def _select_sites(grid: Grid, plan: Plan, round_number: int | None) -> tuple[dict[int, str], list[Refusal]]:
+def _select_sites(grid: Grid, plan: Plan, phase: Phase, round_number: int) -> tuple[dict[int, str], list[Refusal]]:
     """Return the nodes to ask, by id, and the sites that are not online before the deadline.
 
-    A round's sites are drawn from (seed, round) among the plan's names; None asks all of them.
+    Those that train are drawn from (seed, round) among the plan's names; the last evaluation asks all of them.
     """
     wanted = list(plan.sites)
-    if round_number is not None:
+    if phase == "train":
         count = min(len(wanted), max(1, _count(plan.sites_per_round, len(wanted))))
         rng = numpy_generator(plan.seed, round_number, "sites")
         wanted = [wanted[index] for index in sorted(rng.permutation(len(wanted))[:count])]
@@ -172,7 +173,7 @@ def _select_sites(grid: Grid, plan: Plan, round_number: int | None) -> tuple[dic
         if len(online) == len(wanted) or time.monotonic() >= deadline:
             break
         time.sleep(min(_POLL_SECONDS, max(0.0, deadline - time.monotonic())))
-    absent = [Refusal(name, "train", "is not online") for name in wanted if name not in online]
+    absent = [Refusal(name, phase, "is not online") for name in wanted if name not in online]
     return {node: name for name, node in sorted(online.items())}, absent
 
 
@@ -213,15 +214,22 @@ def _as_update(site: str, reply: RoundReply) -> Update:
     return Update(site, reply.payload, reply.examples, reply.metrics["loss"], int(reply.metrics["steps"]))
 
 
-def _finish(record: RoundRecord, replies: Sequence[Accepted], observer: RoundObserver) -> None:
-    """Enter the evaluation of what this round left, which came with a later exchange, and hand the record out."""
+def _note_evaluation(record: RoundRecord, replies: Sequence[Accepted]) -> None:
+    """Enter the evaluation of what this round left, which came with a later exchange."""
     for site, reply in replies:
         record.sites[site].evaluation = {
             key.removeprefix("validation_"): value
             for key, value in reply.metrics.items()
             if reply.phase == "evaluate" or key.startswith("validation_")
         }
-    observer.on_round(record)
+
+
+def _note_last_exchange(record: RoundRecord, exchange: Exchange, absent: Sequence[Refusal]) -> None:
+    """Add the bytes and refusals of the exchange that ended the run, which has no record of its own."""
+    record.refused += [*absent, *exchange.refused]
+    for site, traffic in exchange.traffic.items():
+        record.sites[site].bytes_sent += traffic.sent
+        record.sites[site].bytes_received += traffic.received
 
 
 class _EarlyStop:

@@ -72,9 +72,9 @@ def simulate(experiment: Experiment, out: Path, progress: Progress) -> Mapping[s
 
 def _collect_gallery(out: Path, federation: VirtualFederation) -> dict[str, list[GalleryItem]]:
     """Return each site's most confident errors with their pictures, for the site's own page."""
-    run, classes = read_run(out), federation.data.classes
     if federation.data.task == "multi_label":
         return {}
+    run, classes = read_run(out), federation.data.classes
     gallery = {}
     for site, data in federation.data.sites.items():
         position = {record.image: index for index, record in enumerate(data.test.records)}

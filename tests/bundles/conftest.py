@@ -2,13 +2,12 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
 from cryptography.hazmat.primitives.asymmetric import ec
 from PIL import Image
@@ -52,17 +51,8 @@ class FinishedRun:
     key: Path
 
 
-@pytest.fixture(scope="package", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Keep images this small on one thread: two that wait for each other take ten times as long on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="package")
-def make_run(_one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., FinishedRun]:
+def make_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., FinishedRun]:
     """Simulate with overrides and export the first site."""
 
     def make(*overrides: str) -> FinishedRun:

@@ -5,14 +5,12 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 import yaml
 from click.testing import Result
 from PIL import Image
@@ -59,16 +57,8 @@ class Workplace:
     bundle: Path
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
-def workplace(_one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Workplace:
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     """A finished run with one bundle, its backbone, two images, and a text that is called an image."""
     folder = tmp_path_factory.mktemp("workplace")
     (folder / "micro.yaml").write_text(yaml.safe_dump(SETTINGS))

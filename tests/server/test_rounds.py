@@ -324,7 +324,8 @@ def test_a_site_that_is_not_online_is_named_after_the_deadline_and_the_others_go
             return super().get_nodes()[1:]
 
     result, observer = grid_run(Shrunk, make_plan(rounds=1))
-    assert ("site-01", "is not online") in {(refusal.site, refusal.reason) for refusal in observer.records[0].refused}
+    absent = [refusal for refusal in observer.records[0].refused if refusal.reason == "is not online"]
+    assert [(refusal.site, refusal.phase) for refusal in absent] == [("site-01", "train"), ("site-01", "evaluate")]
     np.testing.assert_allclose(result.payload, mean_step(*SITES[1:]), rtol=1e-5)
 
 
@@ -346,6 +347,11 @@ def test_a_target_ends_the_run_with_the_prompts_that_reached_it() -> None:
     assert result.ended == "target AUC reached in round 2"
     assert len(result.rounds) == 2
     assert np.array_equal(result.payload, observer.payloads[1])
+    assert len(observer.records) == 2
+    whole, _ = run(make_plan(rounds=3))
+    stopping, first = (result.rounds[index].sites[BAD].bytes_received for index in (-1, 0))
+    assert stopping == pytest.approx(2 * first, rel=0.02)
+    assert first == whole.rounds[0].sites[BAD].bytes_received
 
 
 def test_patience_ends_a_run_that_no_longer_improves() -> None:
