@@ -14,6 +14,7 @@ from monai.fl.utils.exchange_object import ExchangeObject
 
 from client.site import Site
 from ept_fed.config import TrainingSettings
+from ept_fed.protocol.layout import Vector
 
 __all__ = ["EPTClientAlgo"]
 
@@ -51,8 +52,7 @@ class EPTClientAlgo(ClientAlgo):
         del extra
         if self._round >= self._rounds:
             raise RuntimeError(f"all {self._rounds} rounds are done; make a new EPTClientAlgo for a new run")
-        self._adopt(data)
-        self.site.fit(self._settings, self._round + 1, self._rounds)
+        self.site.fit(self._settings, self._round + 1, self._rounds, payload=self._read(data))
         self._round += 1
 
     def get_weights(self, extra: dict[str, Any] | None = None) -> ExchangeObject:
@@ -67,10 +67,10 @@ class EPTClientAlgo(ClientAlgo):
     def evaluate(self, data: ExchangeObject, extra: dict[str, Any] | None = None) -> ExchangeObject:
         """Evaluate weights with the site's own head on its validation split; undefined metrics are NaN."""
         del extra
-        self._adopt(data)
+        self.site.adopt(self._read(data))
         _, metrics = self.site.assess(self.site.data.validation)
         return ExchangeObject(metrics=metrics)
 
-    def _adopt(self, data: ExchangeObject) -> None:
+    def _read(self, data: ExchangeObject) -> Vector:
         weights: Mapping[str, Any] = data.weights or {}
-        self.site.adopt(self.site.layout.flatten({name: np.asarray(value) for name, value in weights.items()}))
+        return self.site.layout.flatten({name: np.asarray(value) for name, value in weights.items()})

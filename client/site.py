@@ -1,14 +1,18 @@
-"""One hospital's side of the federation: its images, its model, and how it answers a request."""
+"""One hospital's side of the federation: its images, its state, and how it answers a request."""
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import torch
 from pydantic import ValidationError
+from torch import Tensor
 
 import ept_fed
+from client.local_round import train_local_round
+from client.states import SiteState, StateLostError, StateMemory, StateStore, Tensors, capture_model, restore_model
 from ept_fed.config import TrainingSettings
 from ept_fed.data.datasets import CachedDataset, SiteData
 from ept_fed.evaluation.calibration import fit_temperature
@@ -18,62 +22,123 @@ from ept_fed.models.payload import export_payload, import_payload, payload_layou
 from ept_fed.models.vit import PromptedViT
 from ept_fed.protocol.layout import Vector
 from ept_fed.protocol.messages import QUALITY_METRICS, Header, MessageRefusedError, RoundReply, RoundRequest
-from ept_fed.training.loop import RoundScope, TrainingOutcome, train_round, use_bfloat16
-from ept_fed.training.optimizer import build_optimizer
+from ept_fed.training.loop import RoundScope, TrainingOutcome, use_bfloat16
+from ept_fed.training.payload_gradient import payload_gradient
+from ept_fed.training.penalties import LinearTerm, ProximalTerm
 
-__all__ = ["Site"]
+__all__ = ["ModelSlot", "Site"]
+
+
+class ModelSlot:
+    """One model in memory, in which any number of sites take turns.
+
+    Attributes:
+        model: prompts, tokens and head around the frozen backbone.
+        holder: whose tensors are in it; None if nobody's.
+    """
+
+    def __init__(self, model: PromptedViT) -> None:
+        """Take the model as every site's start."""
+        self.model = model
+        self.holder: Site | None = None
+        self.start = capture_model(model)
 
 
 class Site:
     """A site: train and evaluate on request, keep the head, the columns' shape and the optimiser's state at home.
 
+    What it remembers is the state after each trained round, in its store; the model is loaded from there whenever this
+    site takes its turn. A round that is asked for again therefore comes out the same.
+
     Attributes:
         name: the site's registered name.
         data: its splits.
-        model: prompts, tokens and head of this site around the (possibly shared) frozen backbone.
         layout: of the payload this site sends and accepts.
     """
 
     def __init__(
         self,
         data: SiteData,
-        model: PromptedViT,
+        slot: ModelSlot,
         *,
         run: str,
         seed: int,
         share: str = "prompts",
         payload: str = "folded",
+        ditto: float | None = None,
         evaluation_batch: int = 32,
         precision: str = "auto",
+        states: StateStore | None = None,
     ) -> None:
-        """Set a site up for one run; `share` and `payload` as in `FederationSettings`."""
+        """Set a site up for one run.
+
+        Args:
+            data: its images.
+            slot: the model, shared with other sites of this process or not.
+            run: identity of the run.
+            seed: of the run.
+            share: as in `FederationSettings`.
+            payload: as in `FederationSettings`.
+            ditto: lambda of a second, personal model (Ditto, Li et al. 2021, Algorithm 1); None keeps none.
+            evaluation_batch: images per pass where nothing is trained.
+            precision: as in `TrainingSettings`.
+            states: where its states live; None keeps them in memory.
+        """
         self.name = data.name
         self.data = data
-        self.model = model
-        self.layout = payload_layout(model, share=share, payload=payload, classes=data.classes)
-        self._run, self._seed = run, seed
-        self._share, self._payload = share, payload
+        self.layout = payload_layout(slot.model, share=share, payload=payload, classes=data.classes)
+        self._slot, self._run, self._seed, self._ditto = slot, run, seed, ditto
+        self._shared = (share, payload)
         self._evaluation_batch = evaluation_batch
-        self._bfloat16 = use_bfloat16(precision, model.prompts.device)
-        self._optimizer: torch.optim.Optimizer | None = None
-        self._optimizer_settings: TrainingSettings | None = None
+        self._bfloat16 = use_bfloat16(precision, slot.model.prompts.device)
+        self._states: StateStore = StateMemory() if states is None else states
+        self._adopted: Vector | None = None
+        self._fleeting = False
+
+    @property
+    def model(self) -> PromptedViT:
+        """The model with this site's tensors in it, and the payload it adopted last.
+
+        Raises:
+            RuntimeError: if another site took the slot from tensors that were only held for now.
+        """
+        if self._slot.holder is not self:
+            if self._fleeting:
+                raise RuntimeError(f"{self.name}: another site took the model before this one was done with it")
+            adopted = self._adopted
+            self._load(self._states.latest())
+            if adopted is not None:
+                self._import(adopted)
+        return self._slot.model
+
+    @property
+    def state(self) -> SiteState | None:
+        """What the last trained round left; None at the start."""
+        return self._states.latest()
 
     def train(self, request: RoundRequest) -> RoundReply:
         """Take over the global payload, evaluate it on the validation images, train one round, return the own payload.
 
         Raises:
-            MessageRefusedError: for a request of another run, backbone, layout or version, or with unfit settings.
-            TrainingDivergedError: if the loss stops being a number; prompts and head are then as before the round.
+            MessageRefusedError: for a request of another run, backbone, layout or version, with unfit settings, or of
+                a round so far back that the state before it is gone.
+            TrainingDivergedError: if the loss stops being a number; nothing of the round is kept.
         """
         self._require(request)
         try:
             settings = TrainingSettings.model_validate_json(request.settings)
+            before = self._states.latest(before=request.header.round)
         except ValidationError as error:
             raise MessageRefusedError(f"training settings are refused: {error.error_count()} are invalid") from error
+        except StateLostError as lost:
+            raise MessageRefusedError(str(lost)) from lost
         started = time.perf_counter()
-        self.adopt(request.payload)
+        self._load(before)
+        self._import(request.payload)
         _, received = self.assess(self.data.validation)
-        trained = self.fit(settings, request.header.round, request.rounds)
+        gradient = self._payload_gradient() if request.wants_gradient else None
+        penalties = self._penalties(settings, request.correction)
+        trained = self._train_round(settings, request.header.round, request.rounds, before, penalties)
         return RoundReply(
             header=request.header,
             phase="train",
@@ -85,6 +150,7 @@ class Site:
                 "seconds": time.perf_counter() - started,
                 **{f"validation_{name}": value for name, value in received.items()},
             },
+            gradient=gradient,
         )
 
     def evaluate(self, request: RoundRequest) -> RoundReply:
@@ -105,22 +171,25 @@ class Site:
             metrics={**metrics, "seconds": time.perf_counter() - started},
         )
 
-    def fit(self, settings: TrainingSettings, round_number: int, rounds: int) -> TrainingOutcome:
-        """Train one round from where the model stands, without any exchange.
+    def fit(
+        self, settings: TrainingSettings, round_number: int, rounds: int, *, payload: Vector | None = None
+    ) -> TrainingOutcome:
+        """Train one round without any exchange: from the own state before it, or from a payload.
 
         Raises:
-            TrainingDivergedError: the model is then as before the round, and the optimiser starts anew.
+            PayloadMismatchError: if the payload does not fit this site's layout.
+            TrainingDivergedError: nothing of the round is kept.
         """
-        optimizer = self._optimizer_for(settings)
-        before = self._snapshot()
-        scope = RoundScope(self._seed, self.name, round_number, rounds)
-        try:
-            return train_round(
-                self.model, optimizer, self.data.train, settings, scope, shared=(self._share, self._payload)
-            )
-        except BaseException:
-            self._restore(before)
-            raise
+        before = self._states.latest(before=round_number)
+        self._load(before)
+        if payload is not None:
+            self._import(payload)
+        return self._train_round(settings, round_number, rounds, before, [])
+
+    def forget_after(self, round_number: int) -> None:
+        """Go back to the state after a round: an early stop has trained one more that the prompts know nothing of."""
+        self._states.drop_after(round_number)
+        self._slot.holder = None
 
     def adopt(self, payload: Vector) -> None:
         """Take over a payload; the own columns keep their shape, and the head stays unless the payload holds one.
@@ -128,7 +197,19 @@ class Site:
         Raises:
             PayloadMismatchError: if it does not fit this site's layout.
         """
-        import_payload(self.model, payload, self.layout)
+        self.layout.check(np.asarray(payload))
+        self._load(self._states.latest())
+        self._import(payload)
+
+    def own_payload(self) -> Vector:
+        """Return the payload that this site's last trained round ended with; the start's if it never trained."""
+        self._load(self._states.latest())
+        return self.export()
+
+    def hold_for_now(self, tensors: Tensors, prefix: str = "model") -> None:
+        """Put tensors of `capture_model` into the slot; they are lost when another site takes it."""
+        restore_model(self._slot.model, tensors, prefix)
+        self._slot.holder, self._adopted, self._fleeting = self, None, True
 
     def export(self) -> Vector:
         """Return what this site would send: the payload of the model as it stands."""
@@ -142,7 +223,7 @@ class Site:
         site's validation images.
         """
         model = self.model
-        tensors = model.payload_tensors(share="prompts+head", payload=self._payload)
+        tensors = model.payload_tensors(share="prompts+head", payload=self._shared[1])
         probabilities, _ = self.assess(self.data.validation)
         labels = self.data.validation.labels.numpy()
         about = {
@@ -175,26 +256,58 @@ class Site:
 
     def _require(self, request: RoundRequest) -> None:
         round_number = request.header.round
-        mine = Header(self._run, round_number, self.model.backbone.digest, self.layout.hash)
+        mine = Header(self._run, round_number, self._slot.model.backbone.digest, self.layout.hash)
         request.header.require(mine)
         if not 1 <= round_number <= request.rounds:
             raise MessageRefusedError(f"round {round_number} of {request.rounds} does not exist")
         self.layout.check(np.asarray(request.payload))
 
-    def _optimizer_for(self, settings: TrainingSettings) -> torch.optim.Optimizer:
-        stale = self._optimizer_settings != settings or settings.optimizer_state == "reset"
-        if self._optimizer is None or stale:
-            self._optimizer, self._optimizer_settings = build_optimizer(self.model, settings), settings
-        return self._optimizer
+    def _load(self, state: SiteState | None) -> None:
+        restore_model(self._slot.model, self._slot.start if state is None else state.tensors)
+        self._slot.holder, self._adopted, self._fleeting = self, None, False
 
-    def _snapshot(self) -> list[torch.Tensor]:
-        return [parameter.detach().clone() for parameter in self._trainable()]
+    def _import(self, payload: Vector) -> None:
+        import_payload(self._slot.model, payload, self.layout)
+        self._adopted = np.array(payload)
 
-    @torch.no_grad()
-    def _restore(self, before: list[torch.Tensor]) -> None:
-        for parameter, value in zip(self._trainable(), before, strict=True):
-            parameter.copy_(value)
-        self._optimizer = None
+    def _payload_gradient(self) -> Vector:
+        gradients = payload_gradient(
+            self.model, self.data.train, batch_size=self._evaluation_batch, shared=self._shared
+        )
+        return self.layout.flatten({name: tensor.float().cpu().numpy() for name, tensor in gradients.items()})
 
-    def _trainable(self) -> list[torch.nn.Parameter]:
-        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+    def _penalties(self, settings: TrainingSettings, correction: Vector | None) -> list[Callable[[], Tensor]]:
+        """Return what the strategy adds to the loss of the round that starts here."""
+        penalties: list[Callable[[], Tensor]] = []
+        if settings.proximal_mu:
+            penalties.append(ProximalTerm(self.model, settings.proximal_mu, self._shared))
+        if correction is not None:
+            tensors = self.layout.unflatten(correction)
+            coefficients = {name: torch.from_numpy(tensor) for name, tensor in tensors.items()}
+            penalties.append(LinearTerm(self.model, coefficients, self._shared))
+        return penalties
+
+    def _train_round(
+        self,
+        settings: TrainingSettings,
+        round_number: int,
+        rounds: int,
+        before: SiteState | None,
+        penalties: list[Callable[[], Tensor]],
+    ) -> TrainingOutcome:
+        """Train the model as it stands, keep the state after the round, and leave the trained model in the slot."""
+        model, received = self.model, self._adopted
+        ditto = None
+        if self._ditto is not None and received is not None:
+            ditto = (ProximalTerm(model, self._ditto, self._shared), self._slot.start)
+        scope = RoundScope(self._seed, self.name, round_number, rounds)
+        try:
+            outcome, state = train_local_round(
+                model, self.data.train, settings, scope, before=before, penalties=penalties, ditto=ditto
+            )
+        except BaseException:
+            self._slot.holder = None
+            raise
+        self._states.save(state)
+        self._adopted = None
+        return outcome

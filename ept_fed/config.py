@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 __all__ = [
+    "LOCAL_SETTINGS",
     "AnyDataSettings",
     "AugmentationSettings",
     "DataSettings",
@@ -23,6 +24,7 @@ __all__ = [
     "ManifestSettings",
     "MedMNISTSettings",
     "ModelSettings",
+    "PersonalisationSettings",
     "PhantomSettings",
     "TrainingSettings",
 ]
@@ -178,12 +180,15 @@ class TrainingSettings(Settings):
     momentum: Fraction = Field(0.9, description="used by sgd")
     schedule: Literal["cosine", "constant"] = Field("cosine", description="over all rounds of the run, not within one")
     epochs: Annotated[int, Field(ge=1, le=1000)] = Field(1, description="passes over the training images per round")
+    head_first_epochs: Annotated[int, Field(ge=0, le=1000)] = Field(
+        0, description="FedRep: epochs on the head alone before `epochs` on the prompts alone; 0 trains both together"
+    )
     batch_size: Annotated[int, Field(ge=1, le=4096)] = 8
     class_balanced: bool = Field(False, description="draw every class equally often")
     optimizer_state: Literal["keep", "reset"] = Field("keep", description="momentum across rounds at a site")
     precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 on CUDA only")
     proximal_mu: Annotated[float, Field(ge=0.0, le=1000.0)] = Field(
-        0.0, description="set by federation.strategy=fedprox; leave it at 0"
+        0.0, description="set by federation.strategy fedprox or feddyn; leave it at 0"
     )
 
 
@@ -213,9 +218,30 @@ class FederationSettings(Settings):
         None, description="fewest sound replies that are averaged; null asks for half of the sites asked"
     )
     deadline: Positive = Field(3600.0, description="seconds after which a silent site is left out of the round")
+    norm_bound: Annotated[float, Field(ge=1.0, allow_inf_nan=False)] | None = Field(
+        10.0, description="refuse an update longer than so many times the round's median length; null never does"
+    )
+    max_examples: Count | dict[str, Count] | None = Field(
+        None,
+        description="most training images a site may claim: one number, or one by site; null takes its word",
+    )
     patience: Count | None = Field(None, description="stop after so many rounds without a better validation AUC")
     target_auc: Annotated[float, Field(gt=0.0, le=1.0)] | None = Field(
         None, description="stop once the mean validation AUC over sites reaches this"
+    )
+
+
+class PersonalisationSettings(Settings):
+    """What a site makes for itself besides the federated prompts; nothing of it travels."""
+
+    ditto: Positive | None = Field(
+        None, description="Ditto's lambda: train a second, own model each round, held near the global prompts"
+    )
+    fine_tune_epochs: Annotated[int, Field(ge=1, le=1000)] | None = Field(
+        None, description="after the last round, train the federated model so many epochs at the site"
+    )
+    interpolate: bool = Field(
+        False, description="mix own and global prompts, by the share that suits the site's validation images best"
     )
 
 
@@ -224,6 +250,17 @@ class EvaluationSettings(Settings):
 
     baselines: tuple[Literal["local", "centralised"], ...] = ("local",)
     batch_size: Annotated[int, Field(ge=1, le=4096)] = 32
+
+
+# Settings of one machine and words for people: the same run may have others elsewhere.
+LOCAL_SETTINGS: dict[str, Any] = {
+    "data": {"root", "manifest", "images", "archive", "image_name", "columns", "sites"},
+    "model": {"weights", "device"},
+    "name": True,
+    "about": True,
+}
+# Settings that the prompts do not depend on.
+_AFTERWARDS: dict[str, Any] = {"personalisation": True, "evaluation": True}
 
 
 class Experiment(Settings):
@@ -238,6 +275,7 @@ class Experiment(Settings):
     model: ModelSettings = ModelSettings()
     training: TrainingSettings = TrainingSettings()
     federation: FederationSettings = FederationSettings()
+    personalisation: PersonalisationSettings = PersonalisationSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
 
     @property
@@ -247,14 +285,7 @@ class Experiment(Settings):
         Where files lie, the device and the baselines are left out: a site with another folder is in the same run, and
         moving the data changes nothing.
         """
-        local: dict[str, Any] = {
-            "data": {"root", "manifest", "images", "archive", "image_name", "columns", "sites"},
-            "model": {"weights", "device"},
-            "evaluation": True,
-            "name": True,
-            "about": True,
-        }
-        canonical = json.dumps(self.model_dump(mode="json", exclude=local), sort_keys=True)
+        canonical = json.dumps(self.model_dump(mode="json", exclude=LOCAL_SETTINGS | _AFTERWARDS), sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
     def to_yaml(self) -> str:

@@ -57,8 +57,11 @@ def find_contradictions(experiment: Experiment) -> list[Problem]:
     if model.weights not in (None, "pretrained"):
         found += _check_exists("model.weights", Path(str(model.weights)))
     if training.proximal_mu:
-        fix = "is set by the server; use federation.strategy=fedprox and federation.options.proximal_mu"
+        fix = "is set by the server; use federation.strategy=fedprox or feddyn, and its option"
         found.append(Problem("training.proximal_mu", training.proximal_mu, fix))
+    if training.head_first_epochs and federation.share == "prompts+head":
+        fix = "FedRep's order is for heads that stay at the sites; set it to 0, or federation.share=prompts"
+        found.append(Problem("training.head_first_epochs", training.head_first_epochs, fix))
     return found + _check_strategy(federation)
 
 

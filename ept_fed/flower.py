@@ -1,7 +1,8 @@
 """Protocol values as Flower records, and back. The only library file that imports flwr.
 
-A message is three records: `arrays` with one array `payload`, `metrics`, and `config` with the header. Whatever comes
-in is checked claim by claim before it is decoded: array shapes and dtypes in a record are only the sender's word.
+A message is three records: `arrays` with the array `payload` (and, for strategies that correct the sites, `correction`
+down or `gradient` up), `metrics`, and `config` with the header. Whatever comes in is checked claim by claim before it
+is decoded: array shapes and dtypes in a record are only the sender's word.
 """
 
 import io
@@ -41,13 +42,14 @@ __all__ = [
     "decode_request",
     "encode_payload",
     "encode_reply",
+    "encode_request_arrays",
     "encode_request_config",
     "name_message",
     "set_task_identity",
 ]
 
 ARRAYS, METRICS, CONFIG = "arrays", "metrics", "config"
-PAYLOAD = "payload"
+PAYLOAD, CORRECTION, GRADIENT = "payload", "correction", "gradient"
 EXAMPLES_KEY = "num-examples"
 SITE_REFUSED, SITE_FAILED = 101, 102
 _HEADER_TYPES: dict[str, type] = {
@@ -92,14 +94,20 @@ def encode_payload(vector: Vector) -> ArrayRecord:
     return ArrayRecord({PAYLOAD: Array(np.ascontiguousarray(vector, dtype=np.float32))})
 
 
+def encode_request_arrays(request: RoundRequest) -> ArrayRecord:
+    """Return a request's payload, and its correction if it has one."""
+    return _encode_arrays(request.payload, CORRECTION, request.correction)
+
+
 def encode_request_config(request: RoundRequest) -> ConfigRecord:
-    """Return everything of a request but its payload, as a ConfigRecord."""
+    """Return everything of a request but its arrays, as a ConfigRecord."""
     return ConfigRecord(
         {
             **_encode_header(request.header),
             "rounds": request.rounds,
             "split": request.split,
             "settings": request.settings,
+            "wants_gradient": request.wants_gradient,
         }
     )
 
@@ -111,18 +119,21 @@ def decode_request(message: Message, phase: Phase, layout: PayloadLayout) -> Rou
         MessageRefusedError, PayloadMismatchError: for anything that is not a well-formed request.
     """
     content = _content(message)
-    config = _only(content.config_records, CONFIG)
+    config = _read_config(content, (*_HEADER_TYPES, "rounds", "split", "settings", "wants_gradient"))
     split = require_type(config.get("split"), str, "split")
     if split not in SPLITS:
         raise MessageRefusedError(f"'split' is '{split}', not one of {', '.join(SPLITS)}")
-    rounds = require_type(config.get("rounds"), int, "rounds")
+    arrays = _only(content.array_records, ARRAYS)
+    vectors = _decode_arrays(arrays, layout, (PAYLOAD, CORRECTION) if CORRECTION in arrays else (PAYLOAD,))
     return RoundRequest(
         header=_decode_header(config),
         phase=phase,
-        rounds=rounds,
-        payload=_decode_payload(_only(content.array_records, ARRAYS), layout),
+        rounds=require_type(config.get("rounds"), int, "rounds"),
+        payload=vectors[PAYLOAD],
         split=cast(Split, split),
         settings=require_type(config.get("settings"), str, "settings"),
+        correction=vectors.get(CORRECTION),
+        wants_gradient=require_type(config.get("wants_gradient"), bool, "wants_gradient"),
     )
 
 
@@ -133,11 +144,13 @@ def encode_reply(reply: RoundReply, request: Message) -> Message:
         CONFIG: ConfigRecord(_encode_header(reply.header)),
     }
     if reply.payload is not None:
-        records[ARRAYS] = encode_payload(reply.payload)
+        records[ARRAYS] = _encode_arrays(reply.payload, GRADIENT, reply.gradient)
     return Message(RecordDict(records), reply_to=request)
 
 
-def decode_reply(message: Message, phase: Phase, request: Header, layout: PayloadLayout) -> RoundReply:
+def decode_reply(
+    message: Message, phase: Phase, request: Header, layout: PayloadLayout, *, wants_gradient: bool = False
+) -> RoundReply:
     """Read and check a reply at the server.
 
     Raises:
@@ -147,19 +160,21 @@ def decode_reply(message: Message, phase: Phase, request: Header, layout: Payloa
         raise MessageRefusedError(_explain_error(message.error))
     content = _content(message)
     metrics = _only(content.metric_records, METRICS)
-    payload = None
+    vectors: dict[str, Vector] = {}
     if phase == "train":
-        payload = _decode_payload(_only(content.array_records, ARRAYS), layout)
+        wanted = (PAYLOAD, GRADIENT) if wants_gradient else (PAYLOAD,)
+        vectors = _decode_arrays(_only(content.array_records, ARRAYS), layout, wanted)
     elif content.array_records:
         raise MessageRefusedError("an evaluate reply must not carry a payload")
     reply = RoundReply(
-        header=_decode_header(_only(content.config_records, CONFIG)),
+        header=_decode_header(_read_config(content, tuple(_HEADER_TYPES))),
         phase=phase,
-        payload=payload,
+        payload=vectors.get(PAYLOAD),
         examples=require_type(metrics.get(EXAMPLES_KEY), int, EXAMPLES_KEY),
         metrics={key: require_type(value, float, key) for key, value in metrics.items() if key != EXAMPLES_KEY},
+        gradient=vectors.get(GRADIENT),
     )
-    reply.check(request, layout)
+    reply.check(request, layout, wants_gradient=wants_gradient)
     return reply
 
 
@@ -189,24 +204,41 @@ def _encode_header(header: Header) -> dict[str, str | int]:
     return {name: getattr(header, name) for name in _HEADER_TYPES}
 
 
+def _read_config(content: RecordDict, names: tuple[str, ...]) -> ConfigRecord:
+    config: ConfigRecord = _only(content.config_records, CONFIG)
+    if set(config) != set(names):
+        odd = sorted(repr(name)[:22] for name in set(config) ^ set(names))[:5]
+        raise MessageRefusedError(f"config has unknown or missing keys: {', '.join(odd)}")
+    return config
+
+
 def _decode_header(config: ConfigRecord) -> Header:
     values = {name: require_type(config.get(name), kind, name) for name, kind in _HEADER_TYPES.items()}
     return Header(**values)
 
 
-def _decode_payload(arrays: ArrayRecord, layout: PayloadLayout) -> Vector:
-    """Check the claim, then the bytes' size and header, then the content."""
-    if list(arrays) != [PAYLOAD]:
-        raise MessageRefusedError(f"arrays are {list(arrays)[:5]}; exactly ['{PAYLOAD}'] is expected")
-    array = arrays[PAYLOAD]
-    if (array.dtype, tuple(array.shape), array.stype) != ("float32", (layout.size,), "numpy.ndarray"):
-        raise MessageRefusedError(
-            f"payload claims {array.dtype} {tuple(array.shape)} as {array.stype}; "
-            f"expected float32 ({layout.size},) as numpy.ndarray"
-        )
-    vector = _read_npy(array.data, layout.size)
-    layout.check(vector)
-    return vector
+def _encode_arrays(payload: Vector, name: str, vector: Vector | None) -> ArrayRecord:
+    record = encode_payload(payload)
+    if vector is not None:
+        record[name] = Array(np.ascontiguousarray(vector, dtype=np.float32))
+    return record
+
+
+def _decode_arrays(arrays: ArrayRecord, layout: PayloadLayout, names: tuple[str, ...]) -> dict[str, Vector]:
+    """Check the claims, then the bytes' size and header, then the content, of exactly these arrays."""
+    if set(arrays) != set(names):
+        raise MessageRefusedError(f"arrays are {list(arrays)[:5]}; exactly {list(names)} is expected")
+    vectors = {}
+    for name in names:
+        array = arrays[name]
+        if (array.dtype, tuple(array.shape), array.stype) != ("float32", (layout.size,), "numpy.ndarray"):
+            raise MessageRefusedError(
+                f"{name} claims {array.dtype} {tuple(array.shape)} as {array.stype}; "
+                f"expected float32 ({layout.size},) as numpy.ndarray"
+            )
+        vectors[name] = _read_npy(array.data, layout.size)
+        layout.check(vectors[name])
+    return vectors
 
 
 def _read_npy(data: bytes, size: int) -> Vector:

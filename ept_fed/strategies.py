@@ -34,6 +34,8 @@ class StrategyInfo:
         caveat: when not to use it.
         options: by name.
         minimum_sites: sites needed for its assumption, given the options.
+        wants_gradient: whether sites also send the gradient of their loss at the payload they received.
+        proximal_option: the option that sets the sites' `proximal_mu`, if any.
     """
 
     paper: str
@@ -41,6 +43,8 @@ class StrategyInfo:
     caveat: str
     options: Mapping[str, Option] = field(default_factory=dict)
     minimum_sites: Callable[[Mapping[str, float]], int] = lambda _options: 1
+    wants_gradient: bool = False
+    proximal_option: str | None = None
 
 
 _FAULTY = Option(1, 0, 1000, "f, faulty or hostile sites to survive", whole=True)
@@ -73,6 +77,7 @@ STRATEGIES: dict[str, StrategyInfo] = {
         "FedAvg whose sites are held near the global payload by mu/2 times the squared distance.",
         "Too large a mu stops the sites from learning at all.",
         {"proximal_mu": Option(0.01, 0, 1000, "strength of the pull towards the global payload")},
+        proximal_option="proximal_mu",
     ),
     "fedadam": StrategyInfo(
         "Reddi et al. 2021, arXiv 2003.00295",
@@ -150,6 +155,20 @@ STRATEGIES: dict[str, StrategyInfo] = {
         "Wang et al. 2020, arXiv 2007.07481",
         "Updates divided by the sites' own numbers of steps before they are averaged.",
         "The normaliser is exact for plain SGD only; under AdamW it merely balances the numbers of steps.",
+    ),
+    "scaffold": StrategyInfo(
+        "Karimireddy et al. 2020, arXiv 1910.06378 (option I)",
+        "Each site adds the difference between everybody's gradient and its own to its loss.",
+        "A site's gradient travels beside its payload, and the theory is for plain SGD at the sites.",
+        {"server_learning_rate": Option(1.0, 1e-6, 10, "step along the averaged update")},
+        wants_gradient=True,
+    ),
+    "feddyn": StrategyInfo(
+        "Acar et al. 2021, arXiv 2111.04263",
+        "A linear and a proximal term, renewed each round, let the sites' minima meet in a common one.",
+        "Its theory weighs sites equally (federation.weights=uniform); too small an alpha makes the payload run away.",
+        {"alpha": Option(0.1, 1e-4, 1000, "strength of the proximal term")},
+        proximal_option="alpha",
     ),
 }
 

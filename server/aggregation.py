@@ -4,6 +4,7 @@ S sites answered with payloads y (S, n); x (n,) is the global payload they start
 in float64 and in the order of the rows, so equal inputs in equal order give equal bits; results are float32.
 """
 
+from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
@@ -13,9 +14,13 @@ from ept_fed.protocol.layout import PayloadLayout, Vector
 
 __all__ = [
     "AggregationError",
+    "control_mean",
+    "feddyn",
+    "feddyn_control",
     "fednova",
     "geometric_median",
     "log_mean_exp",
+    "scaffold",
     "site_weights",
     "weighted_mean",
 ]
@@ -118,6 +123,34 @@ def fednova(x: Vector, payloads: Matrix, weights: Weights, steps: npt.NDArray[np
     for weight, payload, taken in zip(weights, payloads, steps, strict=True):
         direction += weight * (start - payload.astype(np.float64)) / taken
     return (start - effective * direction).astype(np.float32)
+
+
+def scaffold(x: Vector, payloads: Matrix, weights: Weights, rate: float) -> Vector:
+    """Return x + η Σ w (y - x): the server's step of SCAFFOLD (Karimireddy et al. 2020, Algorithm 1, line 16)."""
+    _check(payloads, weights)
+    start = x.astype(np.float64)
+    direction = np.zeros(len(x))
+    for weight, payload in zip(weights, payloads, strict=True):
+        direction += weight * (payload.astype(np.float64) - start)
+    return (start + rate * direction).astype(np.float32)
+
+
+def feddyn_control(control: Vector, x: Vector, payload: Vector, alpha: float) -> Vector:
+    """Return hᵢ - α (y - x), the site's gradient at where it ended (FedDyn, Acar et al. 2021, Algorithm 1)."""
+    return (control - alpha * (payload.astype(np.float64) - x)).astype(np.float32)
+
+
+def feddyn(payloads: Matrix, weights: Weights, control: Vector, alpha: float) -> Vector:
+    """Return Σ w y - h / α, with h the mean control over all sites (FedDyn, Acar et al. 2021, Algorithm 1)."""
+    return (weighted_mean(payloads, weights) - control.astype(np.float64) / alpha).astype(np.float32)
+
+
+def control_mean(controls: Mapping[str, Vector], sites: int, like: Vector) -> Vector:
+    """Return the mean control (n,) over all `sites`; those without one count as zero."""
+    total = np.zeros(like.shape)
+    for site in sorted(controls):
+        total += controls[site].astype(np.float64)
+    return (total / sites).astype(np.float32)
 
 
 def _check(payloads: Matrix, weights: Weights) -> None:

@@ -6,18 +6,29 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from ept_fed.protocol.plan import Plan
+from server.checkpoints import Checkpoint
 from server.rounds import FederationResult, RoundObserver, run_rounds
 from server.strategies import create_aggregator
 
 __all__ = ["create_server_app"]
 
 
-def create_server_app(plan: Plan, observer: RoundObserver, on_result: Callable[[FederationResult], None]) -> ServerApp:
-    """Return a ServerApp that runs `plan` over whatever Grid it is given and hands the result to `on_result`."""
+def create_server_app(
+    plan: Plan,
+    observer: RoundObserver,
+    on_result: Callable[[FederationResult], None],
+    *,
+    resume: Checkpoint | None = None,
+    save: Callable[[Checkpoint], None] | None = None,
+) -> ServerApp:
+    """Return a ServerApp that runs `plan` over whatever Grid it is given and hands the result to `on_result`.
+
+    `resume` and `save` are as in `run_rounds`.
+    """
     app = ServerApp()
 
     @app.main()
     def main(grid: Grid, _context: Context) -> None:
-        on_result(run_rounds(grid, plan, create_aggregator(plan), observer))
+        on_result(run_rounds(grid, plan, create_aggregator(plan), observer, resume=resume, save=save))
 
     return app

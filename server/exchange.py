@@ -2,30 +2,21 @@
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from ept_fed.flower import ARRAYS, CONFIG, count_bytes, decode_reply, encode_payload, encode_request_config
+from ept_fed.flower import ARRAYS, CONFIG, count_bytes, encode_request_arrays, encode_request_config
 from ept_fed.protocol.layout import PayloadMismatchError, Vector
 from ept_fed.protocol.messages import MessageRefusedError, Phase, RoundReply, RoundRequest
 from ept_fed.protocol.plan import Plan
+from ept_fed.strategies import STRATEGIES
+from server.admission import Accepted, Refusal, admit
 
-__all__ = ["Accepted", "Exchange", "Refusal", "Traffic"]
+__all__ = ["Exchange", "Traffic"]
 
 _log = logging.getLogger(__name__)
-
-Accepted = tuple[str, RoundReply]
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """A site that was left out of an exchange, and why."""
-
-    site: str
-    phase: Phase
-    reason: str
 
 
 @dataclass
@@ -57,8 +48,10 @@ class Exchange:
         self.traffic = {name: Traffic() for name in nodes.values()}
         self._grid, self._plan, self._nodes, self._round, self._on_site = grid, plan, nodes, round_number, on_site
 
-    def run(self, phase: Phase, payload: Vector) -> list[Accepted]:
-        """Send the phase and return the sound replies, sorted by site."""
+    def run(
+        self, phase: Phase, payload: Vector, corrections: Mapping[str, Vector | None] | None = None
+    ) -> list[Accepted]:
+        """Send the phase and return the sound replies, sorted by site; `corrections` are the strategy's, by site."""
         request = RoundRequest(
             header=self._plan.header(self._round),
             phase=phase,
@@ -66,8 +59,12 @@ class Exchange:
             payload=payload,
             split="train" if phase == "train" else "validation",
             settings=self._plan.training if phase == "train" else "",
+            wants_gradient=phase == "train" and STRATEGIES[self._plan.strategy].wants_gradient,
         )
-        messages = [self._address(request, node) for node in self._nodes]
+        own = corrections or {}
+        messages = [
+            self._address(replace(request, correction=own.get(name)), node) for node, name in self._nodes.items()
+        ]
         waiting = set(self._nodes)
         accepted: list[Accepted] = []
         for reply in self._grid.send_and_receive(messages, timeout=self._plan.deadline):
@@ -84,7 +81,7 @@ class Exchange:
         return sorted(accepted, key=lambda item: item[0])
 
     def _address(self, request: RoundRequest, node: int) -> Message:
-        content = RecordDict({ARRAYS: encode_payload(request.payload), CONFIG: encode_request_config(request)})
+        content = RecordDict({ARRAYS: encode_request_arrays(request), CONFIG: encode_request_config(request)})
         message = Message(content, node, request.phase, group_id=str(self._round), ttl=self._plan.deadline)
         self.traffic[self._nodes[node]].sent += count_bytes(message)
         return message
@@ -101,7 +98,7 @@ class Exchange:
     def _admit(self, site: str, message: Message, request: RoundRequest) -> RoundReply | None:
         self.traffic[site].received += count_bytes(message)
         try:
-            reply = decode_reply(message, request.phase, request.header, self._plan.layout)
+            reply = admit(site, message, request, self._plan)
         except (MessageRefusedError, PayloadMismatchError) as refusal:
             _log.warning("%s: %s", site, refusal)
             self.refused.append(Refusal(site, request.phase, str(refusal)))

@@ -8,9 +8,9 @@ left in one exchange more.
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from flwr.serverapp import Grid
@@ -20,57 +20,16 @@ from ept_fed.protocol.messages import Phase, RoundReply
 from ept_fed.protocol.plan import Plan
 from ept_fed.seeds import numpy_generator
 from ept_fed.strategies import STRATEGIES
-from server.exchange import Accepted, Exchange, Refusal
-from server.strategies import Aggregator, Update
+from server.admission import Accepted, Refusal, refuse_outsized
+from server.aggregator import Aggregator, Update
+from server.checkpoints import Checkpoint
+from server.exchange import Exchange
+from server.round_record import RoundRecord
 
-__all__ = ["FederationResult", "RoundObserver", "RoundRecord", "SiteExchange", "run_rounds"]
+__all__ = ["FederationResult", "RoundObserver", "run_rounds"]
 
 _log = logging.getLogger(__name__)
 _POLL_SECONDS = 1.0
-
-
-@dataclass
-class SiteExchange:
-    """What one site did in one round; bytes are serialised message sizes, both directions seen from the server."""
-
-    examples: int = 0
-    train: Mapping[str, float] = field(default_factory=dict)
-    evaluation: Mapping[str, float] = field(default_factory=dict)
-    bytes_sent: int = 0
-    bytes_received: int = 0
-    train_bytes_received: int = 0
-
-
-@dataclass
-class RoundRecord:
-    """One round, as it goes into rounds.jsonl.
-
-    Attributes:
-        aggregated: sites whose updates made the payload that this round left; empty if it left the old one.
-        outcome: why nothing was aggregated, or "aggregated".
-        sites: `evaluation` is of the payload that this round left.
-    """
-
-    round: int
-    seconds: float
-    asked: tuple[str, ...]
-    aggregated: tuple[str, ...]
-    outcome: str
-    sites: dict[str, SiteExchange]
-    refused: list[Refusal]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return a JSON-ready document with its schema version."""
-        return {
-            "schema": 1,
-            "round": self.round,
-            "seconds": round(self.seconds, 3),
-            "asked": list(self.asked),
-            "aggregated": list(self.aggregated),
-            "outcome": self.outcome,
-            "sites": {name: dict(vars(exchange)) for name, exchange in self.sites.items()},
-            "refused": [dict(vars(refusal)) for refusal in self.refused],
-        }
 
 
 @dataclass(frozen=True)
@@ -106,27 +65,42 @@ class RoundObserver(Protocol):
         """Handle a round's record, once what it left has been evaluated."""
 
 
-def run_rounds(grid: Grid, plan: Plan, aggregator: Aggregator, observer: RoundObserver) -> FederationResult:
+def run_rounds(
+    grid: Grid,
+    plan: Plan,
+    aggregator: Aggregator,
+    observer: RoundObserver,
+    *,
+    resume: Checkpoint | None = None,
+    save: Callable[[Checkpoint], None] | None = None,
+) -> FederationResult:
     """Run a whole federation.
 
     Sound updates are averaged in the order of the sites' names, so the last bits do not depend on who answered first.
     A round with fewer of them than the quorum, or than the strategy's assumption needs, leaves the old payload.
     Validation images decide about early stopping; test images play no part here. The exchange in which an early stop
-    shows has trained the sites once more: their updates are dropped, but heads that stay at the sites have moved on.
+    shows has trained the sites once more: their updates are dropped, and the sites must go back (`Site.forget_after`).
 
     Args:
         grid: Flower's connection to the sites; its nodes carry the sites' registered names.
         plan: what to run.
         aggregator: from `create_aggregator`.
         observer: told about every reply, payload and round.
+        resume: where an earlier process was; None starts with round 1.
+        save: called with a checkpoint after every round, once the observer has the payload.
     """
     records: list[RoundRecord] = []
     payload, stop = plan.initial, _EarlyStop(plan)
-    for round_number in range(1, plan.rounds + 1):
+    if resume is not None:
+        records, payload = list(resume.records), resume.payload
+        aggregator.load_state(resume.strategy, payload)
+        stop.state = resume.stopping
+    for round_number in range(len(records) + 1, plan.rounds + 1):
         started = time.perf_counter()
         nodes, absent = _select_sites(grid, plan, "train", round_number)
         exchange = Exchange(grid, plan, nodes, round_number, observer.on_site)
-        trained = exchange.run("train", payload)
+        corrections = {name: aggregator.correction(name) for name in nodes.values()}
+        trained = exchange.run("train", payload, corrections)
         if records:
             _note_evaluation(records[-1], trained)
             if ended := stop.check(records[-1]):
@@ -134,14 +108,15 @@ def run_rounds(grid: Grid, plan: Plan, aggregator: Aggregator, observer: RoundOb
                 observer.on_round(records[-1])
                 return FederationResult(payload, tuple(records), ended)
             observer.on_round(records[-1])
+        trained, outsized = refuse_outsized(payload, trained, plan.norm_bound)
         record = RoundRecord(
             round=round_number,
             seconds=0.0,
             asked=tuple(sorted(nodes.values())),
             aggregated=(),
             outcome="",
-            sites={name: SiteExchange() for name in plan.sites},
-            refused=[*absent, *exchange.refused],
+            sites={},
+            refused=[*absent, *exchange.refused, *outsized],
         )
         _note_training(record, exchange, trained)
         payload, record.outcome = _aggregate(aggregator, plan, record, trained, payload)
@@ -149,6 +124,8 @@ def run_rounds(grid: Grid, plan: Plan, aggregator: Aggregator, observer: RoundOb
         _log.info("round %d: %s", round_number, record.outcome)
         observer.on_payload(round_number, payload, record.seconds)
         records.append(record)
+        if save is not None:
+            save(Checkpoint(payload, aggregator.state(), records, stop.state))
     nodes, absent = _select_sites(grid, plan, "evaluate", plan.rounds)
     exchange = Exchange(grid, plan, nodes, plan.rounds, observer.on_site)
     _note_evaluation(records[-1], exchange.run("evaluate", payload))
@@ -183,10 +160,10 @@ def _count(sites_per_round: float, total: int) -> int:
 
 def _note_training(record: RoundRecord, exchange: Exchange, trained: Sequence[Accepted]) -> None:
     for site, traffic in exchange.traffic.items():
-        record.sites[site].bytes_sent = traffic.sent
-        record.sites[site].bytes_received = traffic.received
+        record.site(site).bytes_sent = traffic.sent
+        record.site(site).bytes_received = traffic.received
     for site, reply in trained:
-        entry = record.sites[site]
+        entry = record.site(site)
         entry.examples = reply.examples
         entry.train = {key: value for key, value in reply.metrics.items() if not key.startswith("validation_")}
         entry.train_bytes_received = exchange.traffic[site].received
@@ -211,13 +188,15 @@ def _aggregate(
 def _as_update(site: str, reply: RoundReply) -> Update:
     if reply.payload is None:
         raise ValueError("an admitted train reply carries a payload")
-    return Update(site, reply.payload, reply.examples, reply.metrics["loss"], int(reply.metrics["steps"]))
+    return Update(
+        site, reply.payload, reply.examples, reply.metrics["loss"], int(reply.metrics["steps"]), reply.gradient
+    )
 
 
 def _note_evaluation(record: RoundRecord, replies: Sequence[Accepted]) -> None:
     """Enter the evaluation of what this round left, which came with a later exchange."""
     for site, reply in replies:
-        record.sites[site].evaluation = {
+        record.site(site).evaluation = {
             key.removeprefix("validation_"): value
             for key, value in reply.metrics.items()
             if reply.phase == "evaluate" or key.startswith("validation_")
@@ -228,16 +207,16 @@ def _note_last_exchange(record: RoundRecord, exchange: Exchange, absent: Sequenc
     """Add the bytes and refusals of the exchange that ended the run, which has no record of its own."""
     record.refused += [*absent, *exchange.refused]
     for site, traffic in exchange.traffic.items():
-        record.sites[site].bytes_sent += traffic.sent
-        record.sites[site].bytes_received += traffic.received
+        record.site(site).bytes_sent += traffic.sent
+        record.site(site).bytes_received += traffic.received
 
 
 class _EarlyStop:
-    """Watches the mean validation AUC over sites."""
+    """Watches the mean validation AUC over sites; its state is the best so far and the rounds since."""
 
     def __init__(self, plan: Plan) -> None:
         self._patience, self._target = plan.patience, plan.target_auc
-        self._best, self._since = -math.inf, 0
+        self.state = (-math.inf, 0)
 
     def check(self, record: RoundRecord) -> str | None:
         """Return why to stop after this round, or None."""
@@ -248,10 +227,8 @@ class _EarlyStop:
         mean = float(np.mean(defined))
         if self._target is not None and mean >= self._target:
             return f"target AUC reached in round {record.round}"
-        if mean > self._best:
-            self._best, self._since = mean, 0
-        else:
-            self._since += 1
-        if self._patience is not None and self._since >= self._patience:
+        best, since = self.state
+        self.state = (mean, 0) if mean > best else (best, since + 1)
+        if self._patience is not None and self.state[1] >= self._patience:
             return f"no better validation AUC for {self._patience} rounds, at round {record.round}"
         return None

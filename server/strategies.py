@@ -1,13 +1,10 @@
 """Aggregators by the name used in `federation.strategy`: Flower's own strategies where they exist, ours elsewhere.
 
-An `Aggregator` sees only sound updates, sorted by site, and returns the next global payload. Flower's strategies do
-their arithmetic behind the same interface: they are given fresh messages, because some of them consume what they
-average.
+Flower's strategies do their arithmetic behind our `Aggregator`: they are given fresh messages, because some of them
+consume what they average.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -20,43 +17,12 @@ from ept_fed.protocol.layout import Vector
 from ept_fed.protocol.plan import Plan
 from ept_fed.strategies import STRATEGIES
 from server.aggregation import fednova, geometric_median, log_mean_exp, site_weights
+from server.aggregator import Aggregator, Update, count_examples, stack_payloads
+from server.corrected import FedDyn, Scaffold
 
-__all__ = ["AGGREGATORS", "Aggregator", "FlowerAggregator", "Update", "create_aggregator"]
+__all__ = ["AGGREGATORS", "FlowerAggregator", "create_aggregator"]
 
 _ARRAYS, _CONFIG, _METRICS, _WEIGHT, _LOSS = "arrays", "config", "metrics", "weight", "loss"
-
-
-@dataclass(frozen=True)
-class Update:
-    """What one site sent in a round, after admission."""
-
-    site: str
-    payload: Vector
-    examples: int
-    loss: float
-    steps: int
-
-
-class Aggregator(ABC):
-    """Turns a round's updates into the next global payload, and can say and take back what it remembers."""
-
-    @abstractmethod
-    def aggregate(self, round_number: int, payload: Vector, updates: Sequence[Update]) -> Vector:
-        """Return the next payload (n,) from the current one and at least one update, sorted by site."""
-
-    def state(self) -> dict[str, Vector]:
-        """Return what must be remembered between rounds, by name."""
-        return {}
-
-    def load_state(self, state: Mapping[str, Vector], payload: Vector) -> None:
-        """Take back what `state` returned, and the payload that belongs to it.
-
-        Raises:
-            ValueError: for a state of another strategy.
-        """
-        del payload
-        if state:
-            raise ValueError(f"{type(self).__name__} remembers nothing, but was given {sorted(state)}")
 
 
 class FlowerAggregator(Aggregator):
@@ -75,7 +41,7 @@ class FlowerAggregator(Aggregator):
 
     def aggregate(self, round_number: int, payload: Vector, updates: Sequence[Update]) -> Vector:
         """Run the strategy's public hooks on messages made for it; the result is cast back to float32."""
-        weights = self._weigh(np.array([update.examples for update in updates]))
+        weights = self._weigh(count_examples(updates))
         grid = cast(Grid, _Nodes(len(updates)))
         requests = sorted(
             self._strategy.configure_train(round_number, encode_payload(payload), ConfigRecord(), grid),
@@ -208,12 +174,13 @@ AGGREGATORS: dict[str, Callable[[Plan], Aggregator]] = {
     "qfedavg": _flower("QFedAvg"),
     "geometric_median": _geometric_median,
     "fednova": _fednova,
+    "scaffold": lambda plan: Scaffold(len(plan.sites), _weigh(plan), plan.options["server_learning_rate"]),
+    "feddyn": lambda plan: FedDyn(len(plan.sites), _weigh(plan), plan.options["alpha"]),
 }
 
 
 def _stack(updates: Sequence[Update], weigh: Callable[[np.ndarray], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    payloads = np.stack([update.payload for update in updates])
-    return payloads, weigh(np.array([update.examples for update in updates]))
+    return stack_payloads(updates), weigh(count_examples(updates))
 
 
 def _as_reply(request: Message, update: Update, weight: float) -> Message:

@@ -5,23 +5,31 @@ from collections.abc import Mapping
 
 from client.site import Site
 from ept_fed.reports.progress import Progress
+from ept_fed.reports.run_folder import RunFolder
 from ept_fed.training.loop import TrainingDivergedError
 from simulations.virtual_sites import POOLED_SITE, VirtualFederation
 
 __all__ = ["train_centralised", "train_local"]
 
 
-def train_local(federation: VirtualFederation, progress: Progress) -> Mapping[str, Site]:
-    """Train every site alone: the same rounds, seeds, schedule and start as in the federation, but no exchange."""
-    sites = {name: federation.create_site(data) for name, data in federation.data.sites.items()}
+def train_local(federation: VirtualFederation, folder: RunFolder, progress: Progress) -> Mapping[str, Site]:
+    """Train every site alone: the same rounds, seeds, schedule and start as in the federation, but no exchange.
+
+    What an earlier process trained, and left in the folder, is not trained again.
+    """
+    sites = {
+        name: federation.create_site(data, federation.keep_states(folder, "local", name))
+        for name, data in federation.data.sites.items()
+    }
     _train_alone(sites, "local", federation, progress)
     return sites
 
 
-def train_centralised(federation: VirtualFederation, progress: Progress) -> Site:
+def train_centralised(federation: VirtualFederation, folder: RunFolder, progress: Progress) -> Site:
     """Train one model on all sites' training images pooled, as a reference: one head, and S times the
     steps per round, so neither a bound nor a like-for-like comparison."""
-    site = federation.create_site(federation.pooled())
+    states = federation.keep_states(folder, "centralised", POOLED_SITE)
+    site = federation.create_site(federation.pooled(), states)
     _train_alone({POOLED_SITE: site}, "centralised", federation, progress)
     return site
 
@@ -30,10 +38,13 @@ def _train_alone(sites: Mapping[str, Site], stage: str, federation: VirtualFeder
     experiment = federation.experiment
     rounds = experiment.federation.rounds
     progress.on_stage(stage, tuple(sites), rounds)
+    done = {name: site.state.round if site.state else 0 for name, site in sites.items()}
     training = set(sites)
     for round_number in range(1, rounds + 1):
         started = time.perf_counter()
         for name in sorted(training):
+            if round_number <= done[name]:
+                continue
             try:
                 outcome = sites[name].fit(experiment.training, round_number, rounds)
             except TrainingDivergedError as diverged:

@@ -1,11 +1,14 @@
 """Virtual sites: real data split as in life, and one frozen backbone in memory for all of them."""
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
-from client.site import Site
+from client.site import ModelSlot, Site
+from client.states import StateFolder, StateStore
 from ept_fed.config import Experiment, FederationSettings
 from ept_fed.data.datasets import PreparedData, SiteData, pool, prepare_data
 from ept_fed.data.input_spec import InputSpec
@@ -14,6 +17,7 @@ from ept_fed.models.payload import export_payload, payload_layout
 from ept_fed.models.vit import PromptedViT
 from ept_fed.problems import InputRefusedError, Problem
 from ept_fed.protocol.plan import Plan
+from ept_fed.reports.run_folder import RunFolder
 from ept_fed.seeds import derive_seed
 from ept_fed.strategies import STRATEGIES, resolve_options
 
@@ -39,19 +43,30 @@ class VirtualFederation:
     data: PreparedData
     device: torch.device
 
-    def create_site(self, data: SiteData) -> Site:
-        """Return a fresh site: the run's initial prompts and head, around the shared backbone."""
+    @cached_property
+    def slot(self) -> ModelSlot:
+        """The one model in memory, in which all sites take turns; it holds the run's start."""
+        return ModelSlot(self._create_model())
+
+    def create_site(self, data: SiteData, states: StateStore | None = None) -> Site:
+        """Return a site that starts, or goes on, from its states; None keeps them in memory."""
         federation, evaluation = self.experiment.federation, self.experiment.evaluation
         return Site(
             data,
-            self._create_model(),
+            self.slot,
             run=self.experiment.run_id,
             seed=self.experiment.seed,
             share=federation.share,
             payload=federation.payload,
             evaluation_batch=evaluation.batch_size,
             precision=self.experiment.training.precision,
+            ditto=self.experiment.personalisation.ditto,
+            states=states,
         )
+
+    def keep_states(self, folder: RunFolder, setting: str, site: str) -> StateFolder:
+        """Return where a site of a setting (federated, local, centralised) keeps its states in a run folder."""
+        return StateFolder(folder.states(setting, site), run=self.experiment.run_id, site=site)
 
     def pooled(self) -> SiteData:
         """Return all sites' splits as one site's: what a central collection of the images would allow."""
@@ -70,7 +85,8 @@ class VirtualFederation:
         federation = self.experiment.federation
         model = self._create_model()
         options = resolve_options(federation.strategy, federation.options)
-        training = self.experiment.training.model_dump() | {"proximal_mu": options.get("proximal_mu", 0.0)}
+        proximal = STRATEGIES[federation.strategy].proximal_option
+        training = self.experiment.training.model_dump() | {"proximal_mu": options[proximal] if proximal else 0.0}
         layout = payload_layout(model, share=federation.share, payload=federation.payload, classes=self.data.classes)
         return Plan(
             run=self.experiment.run_id,
@@ -83,6 +99,7 @@ class VirtualFederation:
             training=json.dumps(training, separators=(",", ":")),
             strategy=federation.strategy,
             options=options,
+            max_examples=self._max_examples(),
             **federation.model_dump(
                 include={
                     "averaging",
@@ -91,11 +108,19 @@ class VirtualFederation:
                     "sites_per_round",
                     "quorum",
                     "deadline",
+                    "norm_bound",
                     "patience",
                     "target_auc",
                 }
             ),
         )
+
+    def _max_examples(self) -> dict[str, int]:
+        """Return what each site may claim: as the settings say, else what this process knows it has."""
+        agreed = self.experiment.federation.max_examples
+        if agreed is None:
+            return {name: len(site.train) for name, site in self.data.sites.items()}
+        return dict.fromkeys(self.data.sites, agreed) if isinstance(agreed, int) else dict(agreed)
 
     def _create_model(self) -> PromptedViT:
         model = self.experiment.model
@@ -135,7 +160,7 @@ def prepare_federation(experiment: Experiment) -> VirtualFederation:
     except InputRefusedError as refusal:
         problems += refusal.problems
     if data is not None:
-        problems += _check_sites(experiment.federation, len(data.sites))
+        problems += _check_sites(experiment.federation, data.sites)
     if backbone is not None and data is not None and not problems:
         federation = VirtualFederation(experiment, backbone, data, device)
         try:
@@ -147,9 +172,14 @@ def prepare_federation(experiment: Experiment) -> VirtualFederation:
     raise InputRefusedError(problems)
 
 
-def _check_sites(federation: FederationSettings, sites: int) -> list[Problem]:
-    """Return what the number of sites makes impossible."""
+def _check_sites(federation: FederationSettings, names: Collection[str]) -> list[Problem]:
+    """Return what these sites make impossible."""
     found = []
+    sites = len(names)
+    if isinstance(federation.max_examples, dict):
+        unknown = sorted(set(federation.max_examples) - set(names))
+        fix = f"the data has no such site; it has {', '.join(sorted(names))}"
+        found += [Problem("federation.max_examples", name, fix) for name in unknown]
     needed = STRATEGIES[federation.strategy].minimum_sites(resolve_options(federation.strategy, federation.options))
     drawn = sites if federation.sites_per_round == 1 else federation.sites_per_round
     asked = min(sites, drawn if drawn > 1 else max(1, round(drawn * sites)))

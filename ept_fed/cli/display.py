@@ -110,15 +110,18 @@ def print_comparison(report: Mapping[str, Any], console: Console | None = None) 
         return
     settings = report["settings"]
     table = Table(title="macro AUC on each site's own test images")
-    table.add_column("site", overflow="fold")
-    for heading in ("images", *settings, *(["Δ AUC"] if "local" in settings else []), "sent"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("site", overflow="fold", min_width=6)
+    # Eighty columns hold no more than this; report.csv has the rest.
+    details = len(settings) <= 3
+    difference = ["Δ AUC"] if "local" in settings else []
+    for heading in (*(["images"] if details else []), *settings, *difference, *(["sent"] if details else [])):
+        table.add_column(heading, justify="right", overflow="fold", min_width=6)
     for row in report["rows"]:
-        cells: list[str | Text] = [Text(row["site"]), str(row["test_images"])]
+        cells: list[str | Text] = [Text(row["site"]), *([str(row["test_images"])] if details else [])]
         cells += [_number(row[f"{setting}_auc"]) for setting in settings]
         if "local" in settings:
             cells.append(_number(row["federated_auc"] - row["local_auc"], sign="+"))
-        cells.append(f"{row['bytes_from_site'] / 1000:.0f} kB")
+        cells += [f"{row['bytes_from_site'] / 1000:.0f} kB"] if details else []
         table.add_row(*cells, end_section=row is report["rows"][-2])
     console.print(table)
     largest = max(traffic["largest_update"] for traffic in report["traffic"].values())

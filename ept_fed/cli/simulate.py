@@ -28,6 +28,9 @@ def simulate(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one setting; repeatable.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; must be new. Default: runs/<name>-<time>.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a killed run in --out; without CONFIG, with its own settings.")
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the report as one JSON document and nothing else.")
     ] = False,
@@ -40,18 +43,23 @@ def simulate(
     with exit_on_refusal(as_json=as_json):
         from ept_fed.artefacts import dump_json
         from ept_fed.experiment_file import load_experiment
+        from ept_fed.problems import InputRefusedError, Problem
 
-        experiment = load_experiment(config or DEMO_CONFIG, overrides or [])
+        if resume and out is None:
+            raise InputRefusedError([Problem("--resume", "", "needs --out with the folder of the run to go on with")])
+        own = out / "config.yaml" if resume and out is not None and config is None else None
+        source = own if own is not None and own.exists() else config or DEMO_CONFIG
+        experiment = load_experiment(source, overrides or [])
         folder = out or Path("runs") / f"{experiment.name}-{datetime.now():%Y%m%d-%H%M%S}"
         if as_json:
             from ept_fed.reports.progress import Silent
 
-            report = load_engine("simulate")(experiment, folder, Silent())
+            report = load_engine("simulate")(experiment, folder, Silent(), resume=resume)
             typer.echo(dump_json(report))
         else:
             from ept_fed.cli.display import LiveDisplay, print_comparison
 
             with LiveDisplay(experiment) as display:
-                report = load_engine("simulate")(experiment, folder, display)
+                report = load_engine("simulate")(experiment, folder, display, resume=resume)
             print_comparison(report)
     raise typer.Exit(DONE if report["status"] == "done" else FAILED)

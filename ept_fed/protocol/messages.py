@@ -86,6 +86,8 @@ class RoundRequest:
         payload: global vector, layout.size float32.
         split: which split to evaluate; "train" for the train phase.
         settings: JSON of the training settings; empty for the evaluate phase.
+        correction: c of a term ⟨c, payload⟩ in this site's loss (SCAFFOLD, FedDyn), layout.size float32, or None.
+        wants_gradient: whether the reply shall also carry the gradient of the site's loss at `payload` (SCAFFOLD).
     """
 
     header: Header
@@ -94,6 +96,8 @@ class RoundRequest:
     payload: Vector
     split: Split
     settings: str = ""
+    correction: Vector | None = None
+    wants_gradient: bool = False
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,7 @@ class RoundReply:
         payload: the site's vector after training; None for evaluate.
         examples: images trained on or evaluated; an empty split evaluates to NaN with 0 examples.
         metrics: exactly the keys of `metric_keys(phase)`.
+        gradient: of the site's loss at the payload it received, if the request wants it.
     """
 
     header: Header
@@ -113,8 +118,9 @@ class RoundReply:
     payload: Vector | None
     examples: int
     metrics: Mapping[str, float]
+    gradient: Vector | None = None
 
-    def check(self, request: Header, layout: PayloadLayout) -> None:
+    def check(self, request: Header, layout: PayloadLayout, *, wants_gradient: bool = False) -> None:
         """Refuse a reply that does not answer this request.
 
         Raises:
@@ -140,6 +146,10 @@ class RoundReply:
             layout.check(self.payload)
         elif self.payload is not None:
             raise MessageRefusedError("an evaluate reply must not carry a payload")
+        if wants_gradient != (self.gradient is not None):
+            raise MessageRefusedError("a gradient is carried exactly where it was asked for")
+        if self.gradient is not None:
+            layout.check(self.gradient)
 
 
 def require_type(value: Any, kind: type, name: str) -> Any:

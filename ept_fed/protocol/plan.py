@@ -27,8 +27,9 @@ class Plan:
         sites: registered names of the sites that take part, sorted.
         strategy: a name of `ept_fed.strategies`.
         options: every option of the strategy.
-        averaging, weights, weight_cap, sites_per_round, quorum, deadline, patience, target_auc: as in
+        averaging, weights, weight_cap, sites_per_round, quorum, deadline, norm_bound, patience, target_auc: as in
             `FederationSettings`.
+        max_examples: most training images that a site may claim, by site; a site that is not named may claim any.
         training: JSON of the training settings, sent with each train request.
     """
 
@@ -48,6 +49,8 @@ class Plan:
     sites_per_round: float = 1.0
     quorum: int | None = None
     deadline: float = 3600.0
+    norm_bound: float | None = None
+    max_examples: Mapping[str, int] = field(default_factory=dict)
     patience: int | None = None
     target_auc: float | None = None
 

@@ -26,7 +26,9 @@ _STYLES: Mapping[str, tuple[str, tuple[float, ...] | None, str]] = {
     "federated": ("#0072B2", None, "o"),
     "local": ("#D55E00", (4, 2), "s"),
     "centralised": ("#4d4d4d", (1, 1.5), "^"),
-    "personalised": ("#00795a", (5, 1.5, 1, 1.5), "D"),
+    "fine-tuned": ("#00795a", (5, 1.5, 1, 1.5), "D"),
+    "interpolated": ("#a2436e", (3, 1, 1, 1, 1, 1), "P"),
+    "ditto": ("#6b6100", (7, 2), "X"),
 }
 _OTHER = ("#7a4988", (2, 2), "v")
 _FAINT = "#b8bec6"

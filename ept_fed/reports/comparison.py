@@ -63,6 +63,25 @@ class Comparison:
             "traffic": {site: dict(vars(traffic)) for site, traffic in self.traffic.items()},
         }
 
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> "Comparison":
+        """Read what `to_json` returned, after a trip through JSON, where NaN became null."""
+        return cls(
+            settings=tuple(document["settings"]),
+            metrics={
+                setting: {
+                    site: {key: _number(value) for key, value in values.items()} for site, values in sites.items()
+                }
+                for setting, sites in document["test"].items()
+            },
+            test_images=dict(document["test_images"]),
+            traffic={site: SiteTraffic(**traffic) for site, traffic in document["traffic"].items()},
+        )
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else value
+
 
 def _mean(values: Sequence[float]) -> float:
     defined = [value for value in values if not np.isnan(value)]

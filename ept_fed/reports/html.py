@@ -30,7 +30,9 @@ SETTING_WORDS = {
     "local": "this site alone",
     "federated": "federation",
     "centralised": "all data pooled",
-    "personalised": "federation, tuned here",
+    "fine-tuned": "federation, trained on here",
+    "interpolated": "federation mixed with own prompts",
+    "ditto": "own model held near the federation",
 }
 VERDICT_WORDS = {
     "helped": ("▲", "helped"),

@@ -2,6 +2,8 @@
 
 config.yaml                     the resolved settings
 rounds.jsonl                    one line per round
+checkpoints/round-NNNN.safetensors  what the server needs to go on after each round
+state/                          what the sites need to go on; removed when the run is done
 prompts/round-NNN.safetensors   the global payload after each round, by tensor name
 report.html                     the federation's page: every site's verdict
 sites/<site>/report.html        the site's own page, and report.json with the same numbers
@@ -13,23 +15,30 @@ run.log                         what the code logged, tracebacks of failed sites
 
 import hashlib
 import json
+import re
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import yaml
 from safetensors.numpy import save
 
-from ept_fed.artefacts import append_json_line, write_bytes, write_csv, write_json, write_text
+from ept_fed.artefacts import append_json_line, dump_json, write_bytes, write_csv, write_json, write_text
+from ept_fed.config import Experiment
 from ept_fed.problems import InputRefusedError, Problem
 from ept_fed.protocol.layout import Vector
 from ept_fed.protocol.plan import Plan
 from ept_fed.reports.predictions import prediction_columns
+from ept_fed.settings_diff import compare_settings
 
 __all__ = ["RunFolder", "site_folder"]
 
 
 _LONGEST_FOLDER = 150
+# What `ept_fed.artefacts` leaves behind if it is killed before the rename.
+_HALF_WRITTEN = re.compile(r"^\..+\.[a-z0-9_]{8}$")
 
 
 def site_folder(site: str) -> str:
@@ -47,15 +56,38 @@ class RunFolder:
         """Take a path; nothing is written before `create`."""
         self.path = path
 
+    @property
+    def checkpoints(self) -> Path:
+        """Where the server's checkpoints lie."""
+        return self.path / "checkpoints"
+
+    def states(self, setting: str, site: str) -> Path:
+        """Return where a site keeps its states under a setting."""
+        return self.path / "state" / setting / site_folder(site)
+
+    def is_free(self) -> bool:
+        """Tell whether nothing is there yet, or an empty folder."""
+        return not self.path.is_file() and not (self.path.is_dir() and any(self.path.iterdir()))
+
     def check_free(self) -> list[Problem]:
         """Return a problem if something is already there."""
         try:
-            taken = self.path.is_file() or (self.path.is_dir() and any(self.path.iterdir()))
+            free = self.is_free()
         except OSError as error:
             return [Problem("--out", str(self.path), f"cannot be used ({error.strerror}); name another folder")]
-        if taken:
-            return [Problem("--out", str(self.path), "already exists and is not empty; name another folder")]
-        return []
+        fix = "already exists and is not empty; name another folder, or add --resume to go on with a killed run"
+        return [] if free else [Problem("--out", str(self.path), fix)]
+
+    def check_resumable(self, experiment: Experiment) -> list[Problem]:
+        """Return a problem for each setting that is not as in the folder, or one if it holds no run."""
+        try:
+            held = yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            return [Problem("--out", str(self.path), f"holds no run to resume ({type(error).__name__}: config.yaml)")]
+        return [
+            Problem(key, ours, f"the run to resume has {theirs}; set it so, or start a new run in another folder")
+            for key, theirs, ours in compare_settings(held, experiment)
+        ]
 
     def create(self, config_yaml: str) -> None:
         """Make the folder and write the resolved settings.
@@ -77,6 +109,41 @@ class RunFolder:
     def write_round(self, record: Mapping[str, Any]) -> None:
         """Append one round's line to rounds.jsonl."""
         append_json_line(self.path / "rounds.jsonl", record)
+
+    def read_rounds(self) -> list[dict[str, Any]]:
+        """Return the whole lines of rounds.jsonl; a last line that was cut off while it was written is left out."""
+        path = self.path / "rounds.jsonl"
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
+        try:
+            return [json.loads(line) for line in lines]
+        except json.JSONDecodeError as error:
+            raise InputRefusedError(
+                [Problem("rounds.jsonl", str(path), f"is damaged ({error}); restore it")]
+            ) from error
+
+    def keep_rounds(self, count: int) -> None:
+        """Leave the first `count` lines of rounds.jsonl, and no half-written file of a killed process."""
+        for path in self.path.rglob(".*"):
+            if path.is_file() and _HALF_WRITTEN.match(path.name):
+                path.unlink()
+        if (self.path / "rounds.jsonl").exists():
+            kept = [dump_json(line) + "\n" for line in self.read_rounds()[:count]]
+            write_text(self.path / "rounds.jsonl", "".join(kept))
+
+    def read_finished(self) -> dict[str, Any] | None:
+        """Return report.json of a run that is done with everything, None otherwise."""
+        path = self.path / "report.json"
+        if not path.exists():
+            return None
+        try:
+            report = dict(json.loads(path.read_text(encoding="utf-8")))
+        except ValueError as error:
+            raise InputRefusedError([Problem("report.json", str(path), f"is damaged ({error}); remove it")]) from error
+        return report if report["status"] == "failed" or (self.path / "report.html").exists() else None
+
+    def drop_states(self) -> None:
+        """Remove the sites' states of a run that is done."""
+        shutil.rmtree(self.path / "state", ignore_errors=True)
 
     def write_prompts(self, plan: Plan, round_number: int, payload: Vector) -> Path:
         """Write the global payload after a round, split into its named tensors."""

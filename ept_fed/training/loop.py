@@ -1,10 +1,13 @@
 """The local loop: what one site does with its own images between two messages."""
 
 import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ept_fed.config import TrainingSettings
 from ept_fed.data.datasets import CachedDataset
@@ -12,7 +15,6 @@ from ept_fed.models.vit import PromptedViT
 from ept_fed.seeds import derive_seed, numpy_generator
 from ept_fed.training.losses import LOSSES
 from ept_fed.training.optimizer import set_learning_rates
-from ept_fed.training.proximal import ProximalTerm
 from ept_fed.training.sampling import draw_order
 from ept_fed.training.schedule import schedule_factor
 
@@ -48,9 +50,12 @@ def train_round(
     settings: TrainingSettings,
     scope: RoundScope,
     *,
-    shared: tuple[str, str],
+    penalties: Sequence[Callable[[], Tensor]] = (),
 ) -> TrainingOutcome:
     """Train prompts, tokens and head for one round in place.
+
+    With `head_first_epochs`, FedRep's order (Collins et al. 2021): first the head with prompts and tokens held still,
+    then these with the head held still.
 
     Args:
         model: trained in place, on its own device.
@@ -58,42 +63,63 @@ def train_round(
         images: the site's training images.
         settings: epochs, batch size, learning rates, schedule.
         scope: seeds the order and the augmentation, and places the round on the schedule.
-        shared: `share` and `payload` of the federation: which tensors a proximal term holds near their start.
+        penalties: terms of `ept_fed.training.penalties`, added to the loss of every batch.
 
     Returns:
-        mean training loss per image over the round, without the proximal term, and the steps taken.
+        mean training loss per image over the round, without the penalties, and the steps taken.
 
     Raises:
         TrainingDivergedError: if the loss, or a parameter after the last step, is not finite.
     """
     device = model.prompts.device
     loss_of = LOSSES[images.task]
-    steps = settings.epochs * math.ceil(len(images) / settings.batch_size)
+    epochs = settings.head_first_epochs + settings.epochs
+    steps = epochs * math.ceil(len(images) / settings.batch_size)
     balanced = images.labels.numpy() if settings.class_balanced else None
     total, seen, step = 0.0, 0, 0
-    pull = ProximalTerm(model, settings.proximal_mu, shared) if settings.proximal_mu else None
     model.train()
-    for epoch in range(settings.epochs):
+    for epoch in range(epochs):
         rng = numpy_generator(scope.seed, scope.site, scope.round, epoch, "order")
         order = draw_order(balanced, len(images), rng)
         augment_seed = derive_seed(scope.seed, scope.site, scope.round, epoch, "augmentation")
-        for batch, labels in images.batches(settings.batch_size, order=order.tolist(), augment_seed=augment_seed):
-            progress = (scope.round - 1 + step / steps) / scope.rounds
-            set_learning_rates(optimizer, schedule_factor(settings.schedule, progress))
-            with torch.autocast(device.type, torch.bfloat16, enabled=use_bfloat16(settings.precision, device)):
-                logits = model(batch.to(device))
-            loss = loss_of(logits.float(), labels.to(device))
-            if not np.isfinite(value := loss.item()):
-                raise TrainingDivergedError(f"loss is {value} in round {scope.round}; lower the learning rates")
-            optimizer.zero_grad(set_to_none=True)
-            (loss if pull is None else loss + pull()).backward()
-            optimizer.step()
-            total += value * len(labels)
-            seen += len(labels)
-            step += 1
+        with _trained_alone(model, _part(settings, epoch)):
+            for batch, labels in images.batches(settings.batch_size, order=order.tolist(), augment_seed=augment_seed):
+                progress = (scope.round - 1 + step / steps) / scope.rounds
+                set_learning_rates(optimizer, schedule_factor(settings.schedule, progress))
+                with torch.autocast(device.type, torch.bfloat16, enabled=use_bfloat16(settings.precision, device)):
+                    logits = model(batch.to(device))
+                loss = loss_of(logits.float(), labels.to(device))
+                if not np.isfinite(value := loss.item()):
+                    raise TrainingDivergedError(f"loss is {value} in round {scope.round}; lower the learning rates")
+                optimizer.zero_grad(set_to_none=True)
+                torch.stack([loss, *(penalty() for penalty in penalties)]).sum().backward()
+                optimizer.step()
+                total += value * len(labels)
+                seen += len(labels)
+                step += 1
     if not all(torch.isfinite(p).all() for group in optimizer.param_groups for p in group["params"]):
         raise TrainingDivergedError(f"the last step of round {scope.round} left the numbers; lower the learning rates")
     return TrainingOutcome(total / seen, step)
+
+
+def _part(settings: TrainingSettings, epoch: int) -> str:
+    if not settings.head_first_epochs:
+        return "all"
+    return "head" if epoch < settings.head_first_epochs else "prompts"
+
+
+@contextmanager
+def _trained_alone(model: PromptedViT, part: str) -> Iterator[None]:
+    """Hold still what is not in the part: "head", "prompts" (with the tokens), or "all"."""
+    head = set(model.head.parameters())
+    still = [p for p in model.parameters() if p.requires_grad and part != "all" and (p in head) != (part == "head")]
+    for parameter in still:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in still:
+            parameter.requires_grad_(True)
 
 
 def use_bfloat16(precision: str, device: torch.device) -> bool:

@@ -1,0 +1,81 @@
+"""One round of training at a site, from the state before it to the state after it, Ditto's own model included."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from client.states import SiteState, Tensors, capture_model, capture_optimizer, restore_model, restore_optimizer
+from ept_fed.config import TrainingSettings
+from ept_fed.data.datasets import CachedDataset
+from ept_fed.models.vit import PromptedViT
+from ept_fed.seeds import derive_seed
+from ept_fed.training.loop import RoundScope, TrainingOutcome, train_round
+from ept_fed.training.optimizer import build_optimizer
+from ept_fed.training.penalties import ProximalTerm
+
+__all__ = ["DITTO", "train_local_round"]
+
+DITTO = "ditto"
+
+Penalty = Callable[[], Tensor]
+
+
+def train_local_round(
+    model: PromptedViT,
+    images: CachedDataset,
+    settings: TrainingSettings,
+    scope: RoundScope,
+    *,
+    before: SiteState | None,
+    penalties: Sequence[Penalty],
+    ditto: tuple[ProximalTerm, Tensors] | None = None,
+) -> tuple[TrainingOutcome, SiteState]:
+    """Train the model in place and return what the round came to, and the state to keep.
+
+    Args:
+        model: as the round starts: own tensors, received payload.
+        images: the site's training images.
+        settings: of the round.
+        scope: where the round stands.
+        before: the state before the round, None at the start; its moments go on if the settings are the same.
+        penalties: of the strategy, see `ept_fed.training.penalties`.
+        ditto: the pull of the personal model towards the received payload, and the tensors it starts from in the
+            first round (Li et al. 2021, Algorithm 1); None keeps no such model.
+
+    Raises:
+        TrainingDivergedError: the model is then of no use.
+    """
+    stamp = settings.model_dump_json()
+    outcome, tensors = _train(model, images, settings, scope, before, stamp, penalties, prefix="")
+    if ditto is not None:
+        pull, start = ditto
+        held = before.tensors if before is not None and any(n.startswith(DITTO) for n in before.tensors) else None
+        restore_model(model, start if held is None else held, "model" if held is None else f"{DITTO}/model")
+        own_scope = RoundScope(derive_seed(scope.seed, DITTO), scope.site, scope.round, scope.rounds)
+        _, personal = _train(model, images, settings, own_scope, before, stamp, [pull], prefix=f"{DITTO}/")
+        restore_model(model, tensors)
+        tensors |= personal
+    trained = 1 if before is None else before.trained + 1
+    return outcome, SiteState(scope.round, trained, tensors, stamp)
+
+
+def _train(
+    model: PromptedViT,
+    images: CachedDataset,
+    settings: TrainingSettings,
+    scope: RoundScope,
+    before: SiteState | None,
+    stamp: str,
+    penalties: Sequence[Penalty],
+    *,
+    prefix: str,
+) -> tuple[TrainingOutcome, dict[str, npt.NDArray[Any]]]:
+    optimizer: torch.optim.Optimizer = build_optimizer(model, settings)
+    if before is not None and before.settings == stamp and settings.optimizer_state == "keep":
+        restore_optimizer(optimizer, before.tensors, f"{prefix}optimizer")
+    outcome = train_round(model, optimizer, images, settings, scope, penalties=penalties)
+    moments = capture_optimizer(optimizer, f"{prefix}optimizer") if settings.optimizer_state == "keep" else {}
+    return outcome, {**capture_model(model, f"{prefix}model"), **moments}

@@ -1,0 +1,200 @@
+"""What a site remembers after each round it trained: its own columns, tokens, head and optimiser.
+
+A round that is asked for again, because the server was killed before it had written the reply down, starts from the
+state before it, so it comes out the same. The last few states are kept, on disk or in memory.
+"""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ept_fed.models.vit import PromptedViT
+from ept_fed.sealed_tensors import SealBrokenError, read_sealed, write_sealed
+
+__all__ = [
+    "KEPT_STATES",
+    "SiteState",
+    "StateFolder",
+    "StateLostError",
+    "StateMemory",
+    "StateStore",
+    "Tensors",
+    "capture_model",
+    "capture_optimizer",
+    "restore_model",
+    "restore_optimizer",
+]
+
+# A server resumes at its last whole checkpoint. Its sites may have trained one round more, and if that checkpoint is
+# damaged and removed, two more: three states, so that the one before is still there.
+KEPT_STATES = 3
+
+Tensors = Mapping[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class SiteState:
+    """One site after one round.
+
+    Attributes:
+        round: the round that was trained, from 1.
+        trained: how many rounds the site has trained so far; fewer than `round` where sites are drawn.
+        tensors: by name, of any dtype.
+        settings: JSON of the training settings that the optimiser's moments belong to.
+    """
+
+    round: int
+    trained: int
+    tensors: Tensors
+    settings: str
+
+
+class StateLostError(LookupError):
+    """The state before a round is no longer kept; the text holds no path and may leave the site."""
+
+
+class StateStore(Protocol):
+    """Where a site keeps its states."""
+
+    def latest(self, before: int | None = None) -> SiteState | None:
+        """Return the newest state, or the newest of a round before the given one; None if the site starts there.
+
+        Raises:
+            SealBrokenError: if that state is damaged.
+            StateLostError: if the site trained that round so long ago that the state before it is gone.
+        """
+
+    def save(self, state: SiteState) -> None:
+        """Keep a state; later ones, of a run that went another way, and the oldest are dropped."""
+
+    def drop_after(self, round_number: int) -> None:
+        """Forget the states of later rounds, which an early stop made in vain."""
+
+
+class StateMemory:
+    """States in memory, for a process that never resumes."""
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self._states: dict[int, SiteState] = {}
+
+    def latest(self, before: int | None = None) -> SiteState | None:
+        """Return the newest state; see `StateStore.latest`."""
+        return _choose(self._states, self._states.__getitem__, before)
+
+    def save(self, state: SiteState) -> None:
+        """Keep a state; see `StateStore.save`."""
+        self.drop_after(state.round)
+        self._states[state.round] = state
+        for number in sorted(self._states)[:-KEPT_STATES]:
+            del self._states[number]
+
+    def drop_after(self, round_number: int) -> None:
+        """Forget later states; see `StateStore.drop_after`."""
+        self._states = {number: held for number, held in self._states.items() if number <= round_number}
+
+
+class StateFolder:
+    """States as sealed safetensors in a folder: `round-0007.safetensors`."""
+
+    def __init__(self, folder: Path, *, run: str, site: str) -> None:
+        """Take the folder of one site in one run; a state of another is refused."""
+        self._folder, self._identity = folder, {"schema": 1, "run": run, "site": site}
+
+    def latest(self, before: int | None = None) -> SiteState | None:
+        """Return the newest state; see `StateStore.latest`.
+
+        Raises:
+            SealBrokenError: also for a state of another run or site.
+        """
+        return _choose(self._held(), self._read, before)
+
+    def save(self, state: SiteState) -> None:
+        """Keep a state; see `StateStore.save`."""
+        about = {**self._identity, "round": state.round, "trained": state.trained, "settings": state.settings}
+        write_sealed(self._path(state.round), state.tensors, about)
+        self.drop_after(state.round)
+        for number in sorted(self._held())[:-KEPT_STATES]:
+            self._path(number).unlink()
+
+    def drop_after(self, round_number: int) -> None:
+        """Forget later states; see `StateStore.drop_after`."""
+        for number in self._held():
+            if number > round_number:
+                self._path(number).unlink()
+
+    def _read(self, round_number: int) -> SiteState:
+        path = self._path(round_number)
+        tensors, about = read_sealed(path)
+        expected = {**self._identity, "round": round_number}
+        differing = [key for key, value in expected.items() if about.get(key) != value]
+        if differing:
+            raise SealBrokenError(f"{path} belongs elsewhere: its {', '.join(differing)} differ from this site's")
+        return SiteState(round_number, int(about["trained"]), tensors, str(about["settings"]))
+
+    def _path(self, round_number: int) -> Path:
+        return self._folder / f"round-{round_number:04d}.safetensors"
+
+    def _held(self) -> set[int]:
+        names = [path.stem for path in self._folder.glob("round-*.safetensors")]
+        return {int(name.removeprefix("round-")) for name in names}
+
+
+def _choose(held: Collection[int], read: Callable[[int], SiteState], before: int | None) -> SiteState | None:
+    fitting = [number for number in held if before is None or number < before]
+    if fitting:
+        return read(max(fitting))
+    if held and read(min(held)).trained > 1:
+        raise StateLostError(f"the state before round {before} is no longer kept; resume from a later round")
+    return None
+
+
+def capture_model(model: PromptedViT, prefix: str = "model") -> dict[str, npt.NDArray[Any]]:
+    """Return copies of all trainable tensors as `prefix/name`."""
+    return {f"{prefix}/{name}": tensor.detach().cpu().numpy().copy() for name, tensor in _trainable(model).items()}
+
+
+@torch.no_grad()
+def restore_model(model: PromptedViT, tensors: Tensors, prefix: str = "model") -> None:
+    """Put back what `capture_model` returned.
+
+    Raises:
+        ValueError: if names or shapes are not this model's.
+    """
+    held = {name: tensor for name, tensor in tensors.items() if name.startswith(f"{prefix}/")}
+    expected = {f"{prefix}/{name}": tensor for name, tensor in _trainable(model).items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in expected.items()}
+    if {name: tensor.shape for name, tensor in held.items()} != shapes:
+        raise ValueError(f"the state holds {sorted(held)}; this model has {shapes}")
+    for name, tensor in expected.items():
+        tensor.copy_(torch.from_numpy(np.ascontiguousarray(held[name])))
+
+
+def capture_optimizer(optimizer: torch.optim.Optimizer, prefix: str = "optimizer") -> dict[str, npt.NDArray[Any]]:
+    """Return copies of the moments as `prefix/parameter/key`."""
+    state = optimizer.state_dict()["state"]
+    return {
+        f"{prefix}/{index}/{key}": value.detach().cpu().numpy().copy()
+        for index, entry in state.items()
+        for key, value in entry.items()
+        if isinstance(value, torch.Tensor)
+    }
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Tensors, prefix: str = "optimizer") -> None:
+    """Put back what `capture_optimizer` returned into a fresh optimiser of the same settings."""
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith(f"{prefix}/"):
+            index, key = name.removeprefix(f"{prefix}/").split("/")
+            state.setdefault(int(index), {})[key] = torch.from_numpy(np.array(tensor))
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _trainable(model: PromptedViT) -> dict[str, torch.nn.Parameter]:
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}

@@ -1,0 +1,49 @@
+"""Terms that a federation adds to a site's loss, over the tensors that travel, differentiable in the model.
+
+For folded payloads they speak of sinks, not of columns: columns that move along their own fold are free, and the
+gradient reaches every column through the fold.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ept_fed.models.vit import PromptedViT
+
+__all__ = ["LinearTerm", "ProximalTerm"]
+
+
+class ProximalTerm:
+    """mu/2 · ||θ - θ₀||², the client's side of FedProx (Li et al. 2020), FedDyn and Ditto."""
+
+    def __init__(self, model: PromptedViT, mu: float, shared: tuple[str, str]) -> None:
+        """Take where the shared tensors stand now as θ₀; `shared` is (share, payload) as in `payload_tensors`."""
+        self._model, self._mu, self._shared = model, mu, shared
+        self._start = {name: tensor.clone() for name, tensor in _tensors(model, shared, detach=True).items()}
+
+    def __call__(self) -> Tensor:
+        """Return the term, a scalar."""
+        tensors = _tensors(self._model, self._shared, detach=False)
+        squares = [(tensors[name] - start).square().sum() for name, start in self._start.items()]
+        return 0.5 * self._mu * torch.stack(squares).sum()
+
+
+class LinearTerm:
+    """⟨c, θ⟩, whose gradient is the constant c: SCAFFOLD's correction, and FedDyn's linear penalty."""
+
+    def __init__(self, model: PromptedViT, coefficients: Mapping[str, Tensor], shared: tuple[str, str]) -> None:
+        """Take c by tensor name, shaped as in `payload_tensors`."""
+        self._model, self._shared = model, shared
+        self._coefficients = {name: tensor.to(model.prompts.device) for name, tensor in coefficients.items()}
+
+    def __call__(self) -> Tensor:
+        """Return the term, a scalar."""
+        tensors = _tensors(self._model, self._shared, detach=False)
+        products = [(tensors[name] * value).sum() for name, value in self._coefficients.items()]
+        return torch.stack(products).sum()
+
+
+def _tensors(model: PromptedViT, shared: tuple[str, str], *, detach: bool) -> dict[str, Tensor]:
+    share, payload = shared
+    return model.payload_tensors(share=share, payload=payload, detach=detach)

@@ -1,0 +1,72 @@
+"""What a reply must be before it counts: well-formed, about this round, within its site's bounds and not outsized.
+
+`admit` looks at one reply: claims before bytes, header before content (`ept_fed.flower.decode_reply`), then what this
+plan allows its site. `refuse_outsized` compares the replies of a round with each other.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from flwr.app import Message
+
+from ept_fed.flower import decode_reply
+from ept_fed.protocol.layout import Vector
+from ept_fed.protocol.messages import MessageRefusedError, Phase, RoundReply, RoundRequest
+from ept_fed.protocol.plan import Plan
+
+__all__ = ["Accepted", "Refusal", "admit", "find_outsized", "refuse_outsized"]
+
+# With two replies the median lies between them, and either could be the outsized one.
+_FEWEST_FOR_MEDIAN = 3
+
+Accepted = tuple[str, RoundReply]
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A site that was left out of an exchange, and why."""
+
+    site: str
+    phase: Phase
+    reason: str
+
+
+def admit(site: str, message: Message, request: RoundRequest, plan: Plan) -> RoundReply:
+    """Return the reply in a message.
+
+    Raises:
+        MessageRefusedError, PayloadMismatchError: with the sentence that goes into the round's record.
+    """
+    reply = decode_reply(message, request.phase, request.header, plan.layout, wants_gradient=request.wants_gradient)
+    most = plan.max_examples.get(site)
+    if request.phase == "train" and most is not None and reply.examples > most:
+        raise MessageRefusedError(f"claims {reply.examples} training images; at most {most} are agreed for this site")
+    return reply
+
+
+def refuse_outsized(
+    payload: Vector, replies: Sequence[Accepted], norm_bound: float | None
+) -> tuple[list[Accepted], list[Refusal]]:
+    """Split a round's train replies into those to average and those whose update or gradient is outsized."""
+    reasons: dict[str, str] = {}
+    if norm_bound is not None:
+        updates = {site: reply.payload - payload for site, reply in replies if reply.payload is not None}
+        gradients = {site: reply.gradient for site, reply in replies if reply.gradient is not None}
+        for what, vectors in (("update", updates), ("gradient", gradients)):
+            for site, (norm, median) in find_outsized(vectors, norm_bound).items():
+                reasons[site] = (
+                    f"its {what} has length {norm:.3g}, above {norm_bound:g} times the round's median {median:.3g}"
+                )
+    kept = [(site, reply) for site, reply in replies if site not in reasons]
+    return kept, [Refusal(site, "train", reason) for site, reason in reasons.items()]
+
+
+def find_outsized(vectors: Mapping[str, Vector], bound: float) -> dict[str, tuple[float, float]]:
+    """Return norm and median norm of every vector (n,) longer than `bound` times the median of all.
+
+    Fewer than three vectors, or a median of zero, say nothing about what is usual: then none is outsized.
+    """
+    norms = {site: float(np.linalg.norm(vector.astype(np.float64))) for site, vector in vectors.items()}
+    median = float(np.median(list(norms.values()))) if len(norms) >= _FEWEST_FOR_MEDIAN else 0.0
+    return {site: (norm, median) for site, norm in norms.items() if 0 < bound * median < norm}

@@ -1,0 +1,89 @@
+"""SCAFFOLD and FedDyn: strategies that tell each site how its own loss leads away from everybody's.
+
+Both keep one control vector per site. They are kept here, not at the sites: what the server knows of a site then
+depends on accepted replies alone, so a refused, repeated or lost reply leaves both sides of one mind, and sites have
+nothing more to remember. The price is one more payload on the wire, kilobytes for folded prompts.
+"""
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from ept_fed.protocol.layout import Vector
+from server.aggregation import control_mean, feddyn, feddyn_control, scaffold
+from server.aggregator import Aggregator, Update, Weigh, count_examples, stack_payloads
+
+__all__ = ["FedDyn", "Scaffold"]
+
+_CONTROL = "control/"
+
+
+class _Controlled(Aggregator):
+    """An aggregator with a control vector (n,) for each site that was heard of; the others' are zero."""
+
+    def __init__(self, sites: int, weigh: Weigh) -> None:
+        self._sites, self._weigh = sites, weigh
+        self._controls: dict[str, Vector] = {}
+        self._mean: Vector | None = None
+
+    @abstractmethod
+    def aggregate(self, round_number: int, payload: Vector, updates: Sequence[Update]) -> Vector:
+        """Return the next payload and renew the controls of these sites."""
+
+    def state(self) -> dict[str, Vector]:
+        """Return the controls by site."""
+        return {f"{_CONTROL}{site}": control for site, control in sorted(self._controls.items())}
+
+    def load_state(self, state: Mapping[str, Vector], payload: Vector) -> None:
+        """Take the controls back; see `Aggregator.load_state`."""
+        shape = payload.shape
+        wrong = [name for name, held in state.items() if not name.startswith(_CONTROL) or held.shape != shape]
+        if wrong:
+            raise ValueError(f"{type(self).__name__} remembers one control of {shape} per site, not {wrong}")
+        self._controls = {name.removeprefix(_CONTROL): np.array(vector) for name, vector in state.items()}
+        self._mean = control_mean(self._controls, self._sites, payload)
+
+
+class Scaffold(_Controlled):
+    """SCAFFOLD with its option I: a site's control is the gradient of its loss at the payload it received."""
+
+    def __init__(self, sites: int, weigh: Weigh, server_learning_rate: float) -> None:
+        super().__init__(sites, weigh)
+        self._rate = server_learning_rate
+
+    def aggregate(self, round_number: int, payload: Vector, updates: Sequence[Update]) -> Vector:
+        """Step along the mean update, and take over the sites' gradients as their controls."""
+        del round_number
+        for update in updates:
+            if update.gradient is None:
+                raise ValueError(f"{update.site} was admitted without the gradient that SCAFFOLD needs")
+            self._controls[update.site] = update.gradient
+        self._mean = control_mean(self._controls, self._sites, payload)
+        return scaffold(payload, stack_payloads(updates), self._weigh(count_examples(updates)), self._rate)
+
+    def correction(self, site: str) -> Vector | None:
+        """Return c - cᵢ, which turns the site's gradient into everybody's."""
+        return None if self._mean is None else self._mean - self._controls.get(site, np.zeros_like(self._mean))
+
+
+class FedDyn(_Controlled):
+    """FedDyn: each site's loss gets a linear term, so that all sites' minima drift to a common one."""
+
+    def __init__(self, sites: int, weigh: Weigh, alpha: float) -> None:
+        super().__init__(sites, weigh)
+        self._alpha = alpha
+
+    def aggregate(self, round_number: int, payload: Vector, updates: Sequence[Update]) -> Vector:
+        """Renew the controls by the updates, then move the mean payload against their mean."""
+        del round_number
+        for update in updates:
+            before = self._controls.get(update.site, np.zeros_like(payload))
+            self._controls[update.site] = feddyn_control(before, payload, update.payload, self._alpha)
+        self._mean = control_mean(self._controls, self._sites, payload)
+        return feddyn(stack_payloads(updates), self._weigh(count_examples(updates)), self._mean, self._alpha)
+
+    def correction(self, site: str) -> Vector | None:
+        """Return -hᵢ."""
+        control = self._controls.get(site)
+        return None if control is None else -control

@@ -1,0 +1,97 @@
+"""The federated part of a simulation: rounds over LocalGrid into a run folder, from the start or from a checkpoint."""
+
+from collections.abc import Mapping
+
+from flwr.app import Context
+
+from client.app import create_client_app
+from client.site import Site
+from ept_fed.problems import InputRefusedError, Problem
+from ept_fed.protocol.layout import Vector
+from ept_fed.protocol.messages import Phase
+from ept_fed.protocol.plan import Plan
+from ept_fed.reports.progress import Progress
+from ept_fed.reports.run_folder import RunFolder
+from ept_fed.sealed_tensors import SealBrokenError
+from server.app import create_server_app
+from server.checkpoints import Checkpoint, CheckpointFolder
+from server.round_record import RoundRecord
+from server.rounds import FederationResult
+from simulations.local_grid import run_locally
+
+__all__ = ["federate", "find_checkpoint"]
+
+
+def find_checkpoint(plan: Plan, sites: Mapping[str, Site], folder: RunFolder) -> Checkpoint | None:
+    """Return where a killed run of this plan stood, None if it had not finished a round.
+
+    Raises:
+        InputRefusedError: for a damaged checkpoint, one of another run, or sites whose state is older than it.
+    """
+    checkpoint = CheckpointFolder(folder.checkpoints, plan).load(folder.read_rounds())
+    if checkpoint is None:
+        return None
+    trained = {name: record.round for record in checkpoint.records for name in record.aggregated}
+    try:
+        held = {name: site.state.round if site.state else 0 for name, site in sites.items()}
+    except SealBrokenError as broken:
+        raise InputRefusedError([Problem("--resume", str(folder.path), f"{broken}; start a new run")]) from broken
+    problems = [
+        Problem("--resume", str(folder.path), f"{name}'s state of round {last} is gone; start a new run")
+        for name, last in trained.items()
+        if held[name] < last
+    ]
+    if problems:
+        raise InputRefusedError(problems)
+    return checkpoint
+
+
+def federate(
+    plan: Plan, sites: Mapping[str, Site], folder: RunFolder, progress: Progress, *, resume: Checkpoint | None
+) -> FederationResult:
+    """Run the plan's rounds, each written into the folder as it ends."""
+    results: list[FederationResult] = []
+
+    def find_site(context: Context) -> Site:
+        return sites[str(context.node_config["site"])]
+
+    progress.on_stage("federated", tuple(sites), plan.rounds)
+    # The last record of a checkpoint still lacks its evaluation, so its line is written again.
+    finished = len(resume.records) - 1 if resume else 0
+    folder.keep_rounds(finished)
+    if resume is None:
+        folder.write_prompts(plan, 0, plan.initial)
+    else:
+        progress.on_note(f"resuming after round {finished + 1} of {plan.rounds}")
+    recorder = _Recorder(plan, folder, progress)
+    checkpoints = CheckpointFolder(folder.checkpoints, plan)
+    server_app = create_server_app(plan, recorder, results.append, resume=resume, save=checkpoints.save)
+    run_locally(server_app, create_client_app(find_site), tuple(sites))
+    (result,) = results
+    return result
+
+
+class _Recorder:
+    """Writes each round into the run folder and passes its numbers on to the display."""
+
+    def __init__(self, plan: Plan, folder: RunFolder, progress: Progress) -> None:
+        self._plan, self._folder, self._progress = plan, folder, progress
+
+    def on_site(self, round_number: int, site: str, phase: Phase, metrics: Mapping[str, float]) -> None:
+        if phase == "train":
+            shown = {"loss": metrics["loss"], "auc": metrics["validation_auc"]}
+        else:
+            shown = {"auc": metrics["auc"]}
+        self._progress.on_site(round_number, site, shown)
+
+    def on_payload(self, round_number: int, payload: Vector, seconds: float) -> None:
+        self._folder.write_prompts(self._plan, round_number, payload)
+        self._progress.on_round(round_number, seconds)
+
+    def on_round(self, record: RoundRecord) -> None:
+        self._folder.write_round(record.to_json())
+        for refusal in record.refused:
+            what = "trained nothing in" if refusal.phase == "train" else "did not evaluate"
+            self._progress.on_note(f"{refusal.site} {what} round {record.round}: {refusal.reason}")
+        if not record.aggregated:
+            self._progress.on_note(f"round {record.round} {record.outcome}")

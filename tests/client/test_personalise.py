@@ -1,0 +1,202 @@
+"""What a site makes of the federated model for itself: each way against its definition."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from client.personalise import INTERPOLATION_GRID, fine_tune, interpolate, recall_ditto
+from client.site import Site
+from ept_fed.config import Experiment, TrainingSettings
+from ept_fed.protocol.messages import RoundRequest
+from ept_fed.protocol.plan import Plan
+from ept_fed.training.loop import RoundScope, train_round
+from ept_fed.training.optimizer import build_optimizer
+from simulations.virtual_sites import VirtualFederation, prepare_federation
+
+Micro = Callable[..., Experiment]
+
+
+def request_of(plan: Plan, round_number: int = 1) -> RoundRequest:
+    return RoundRequest(plan.header(round_number), "train", plan.rounds, plan.initial, "train", plan.training)
+
+
+def make_site(federation: VirtualFederation) -> Site:
+    return federation.create_site(federation.data.sites["site-1"])
+
+
+def trained_sinks(micro: Micro, ditto: float | None) -> tuple[Plan, Site]:
+    overrides = () if ditto is None else (f"personalisation.ditto={ditto}",)
+    federation = prepare_federation(
+        micro("training.optimizer=sgd", "training.prompt_lr=20", "training.epochs=5", *overrides)
+    )
+    plan, site = federation.plan(), make_site(federation)
+    site.train(request_of(plan))
+    return plan, site
+
+
+def test_ditto_leaves_the_federated_round_as_it_is(micro: Micro) -> None:
+    plain, with_ditto = (trained_sinks(micro, ditto)[1] for ditto in (None, 0.1))
+    assert np.array_equal(plain.own_payload(), with_ditto.own_payload())
+
+
+def test_a_strong_ditto_stays_at_the_global_prompts_and_a_weak_one_goes_its_way(micro: Micro) -> None:
+    distances = []
+    for strength in (0.1, 0.01, 1e-6):
+        plan, site = trained_sinks(micro, strength)
+        assert recall_ditto(site)
+        distances.append(float(np.linalg.norm(site.export() - plan.initial)))
+    assert distances[0] < distances[1] < distances[2]
+
+
+def test_a_site_without_ditto_says_so(micro: Micro) -> None:
+    assert not recall_ditto(trained_sinks(micro, None)[1])
+
+
+def test_ditto_goes_on_where_its_last_round_ended(micro: Micro) -> None:
+    federation = prepare_federation(micro("personalisation.ditto=0.1"))
+    plan, site = federation.plan(), make_site(federation)
+    site.train(request_of(plan, 1))
+    first = {name: tensor for name, tensor in site.state.tensors.items() if name.startswith("ditto/model")}
+    site.train(request_of(plan, 2))
+    again = make_site(federation)
+    again.train(request_of(plan, 2))
+    second, fresh = site.state.tensors, again.state.tensors
+    assert any(not np.array_equal(second[name], first[name]) for name in first)
+    assert any(not np.array_equal(second[name], fresh[name]) for name in first)
+
+
+def test_fine_tuning_is_local_training_from_the_federated_model(micro: Micro) -> None:
+    federation = prepare_federation(micro())
+    plan, site = federation.plan(), make_site(federation)
+    site.train(request_of(plan))
+    before = site.state.tensors["model/head.weight"]
+    fine_tune(site, plan.initial, federation.experiment.training, epochs=2, seed=0)
+    assert not np.array_equal(site.model.head.weight.detach().numpy(), before)
+    assert not np.array_equal(site.export(), plan.initial)
+    # Nothing of it is kept: the next federated round starts where it would have.
+    assert np.array_equal(site.state.tensors["model/head.weight"], before)
+
+
+def test_a_model_held_for_now_is_missed_when_another_site_took_its_place(micro: Micro) -> None:
+    federation = prepare_federation(micro())
+    plan, site = federation.plan(), make_site(federation)
+    fine_tune(site, plan.initial, federation.experiment.training, epochs=1, seed=0)
+    federation.create_site(federation.data.sites["site-2"]).adopt(plan.initial)
+    with pytest.raises(RuntimeError, match="another site took the model"):
+        site.assess(site.data.test)
+
+
+def test_interpolation_takes_the_share_with_the_least_validation_loss(micro: Micro) -> None:
+    federation = prepare_federation(micro("training.prompt_lr=1.0", "federation.rounds=1"))
+    plan, site = federation.plan(), make_site(federation)
+    site.train(request_of(plan))
+    own = site.own_payload()
+    losses = []
+    for share in INTERPOLATION_GRID:
+        site.adopt((share * own + (1 - share) * plan.initial).astype(np.float32))
+        losses.append(site.assess(site.data.validation)[1]["loss"])
+    share = interpolate(site, plan.initial)
+    assert share == INTERPOLATION_GRID[int(np.argmin(losses))]
+    np.testing.assert_allclose(site.export(), share * own + (1 - share) * plan.initial, rtol=1e-4, atol=1e-5)
+
+
+def test_without_validation_images_interpolation_keeps_the_global_prompts(micro: Micro) -> None:
+    federation = prepare_federation(micro("data.validation_fraction=0.0"))
+    plan, site = federation.plan(), make_site(federation)
+    site.train(request_of(plan))
+    assert interpolate(site, plan.initial) == 0
+    np.testing.assert_allclose(site.export(), plan.initial, rtol=1e-5, atol=1e-6)
+
+
+def test_sites_that_share_a_model_train_as_if_each_had_its_own(micro: Micro) -> None:
+    shared = prepare_federation(micro("federation.rounds=2"))
+    plan = shared.plan()
+    sites = [shared.create_site(data) for data in shared.data.sites.values()]
+    replies = [[site.train(request_of(plan, number)).payload for site in sites] for number in (1, 2)]
+    for index, data in enumerate(shared.data.sites.values()):
+        alone = prepare_federation(micro("federation.rounds=2")).create_site(data)
+        for number in (1, 2):
+            assert np.array_equal(alone.train(request_of(plan, number)).payload, replies[number - 1][index])
+
+
+def test_a_round_that_is_asked_for_again_comes_out_the_same(micro: Micro) -> None:
+    federation = prepare_federation(micro("federation.rounds=3"))
+    plan, site = federation.plan(), make_site(federation)
+    payloads = {number: site.train(request_of(plan, number)).payload for number in (1, 2, 3)}
+    site.evaluate(dataclasses.replace(request_of(plan, 3), phase="evaluate", split="validation", settings=""))
+    for number in (3, 2, 2, 3):
+        assert np.array_equal(site.train(request_of(plan, number)).payload, payloads[number])
+
+
+def test_after_an_early_stop_a_site_goes_back_to_what_belongs_to_the_prompts(micro: Micro) -> None:
+    federation = prepare_federation(micro("federation.rounds=3"))
+    plan, site = federation.plan(), make_site(federation)
+    site.train(request_of(plan, 1))
+    head = site.model.head.weight.detach().clone()
+    site.train(request_of(plan, 2))
+    site.forget_after(1)
+    site.adopt(plan.initial)
+    assert torch.equal(site.model.head.weight, head)
+
+
+def test_fedreps_order_trains_the_head_alone_and_then_the_prompts_alone(micro: Micro) -> None:
+    federation = prepare_federation(micro("model.tokens=1"))
+    site, settings = make_site(federation), TrainingSettings(epochs=1, head_first_epochs=2, batch_size=4)
+    moved: list[set[str]] = []
+
+    def snapshot() -> dict[str, np.ndarray]:
+        return {name: tensor.detach().numpy().copy() for name, tensor in site.model.named_parameters()}
+
+    last = snapshot()
+
+    def watch() -> torch.Tensor:
+        nonlocal last
+        now = snapshot()
+        moved.append({name for name in now if not np.array_equal(now[name], last[name])})
+        last = now
+        return torch.zeros(())
+
+    model = site.model
+    scope = RoundScope(0, "site-1", 1, 1)
+    outcome = train_round(model, build_optimizer(model, settings), site.data.train, settings, scope, penalties=[watch])
+    per_epoch = outcome.steps // 3
+    assert all(parameter.requires_grad for parameter in model.head.parameters())
+    assert model.prompts.requires_grad
+    for step, names in enumerate(moved[1:], start=1):
+        assert all(name.startswith("head") == (step <= 2 * per_epoch) for name in names)
+    assert any("head" in name for names in moved for name in names)
+    assert any("prompts" in name for names in moved for name in names)
+
+
+def test_a_site_answers_with_its_gradient_where_it_is_asked_to(micro: Micro) -> None:
+    federation = prepare_federation(micro("model.tokens=1", "federation.share=prompts+head"))
+    plan, site = federation.plan(), make_site(federation)
+    wanted = dataclasses.replace(request_of(plan), wants_gradient=True)
+    gradient = site.train(wanted).gradient
+    assert gradient is not None
+    assert site.train(request_of(plan)).gradient is None
+    direction = np.random.default_rng(0).normal(size=plan.layout.size).astype(np.float32)
+    direction /= np.linalg.norm(direction)
+
+    def loss(step: float) -> float:
+        site.adopt((plan.initial + step * direction).astype(np.float32))
+        return site.assess(site.data.train)[1]["loss"]
+
+    assert (loss(0.02) - loss(-0.02)) / 0.04 == pytest.approx(float(gradient @ direction), rel=0.05, abs=2e-4)
+
+
+def test_a_correction_pulls_the_payload_against_it(micro: Micro) -> None:
+    federation = prepare_federation(micro())
+    plan, site = federation.plan(), make_site(federation)
+    plain_sgd = json.dumps({**json.loads(plan.training), "optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.0})
+    request = dataclasses.replace(request_of(plan), settings=plain_sgd)
+    free = site.train(request).payload
+    correction = np.random.default_rng(0).normal(size=plan.layout.size).astype(np.float32)
+    pulled = site.train(dataclasses.replace(request, correction=correction)).payload
+    moved = pulled - free
+    cosine = float(moved @ correction / np.linalg.norm(moved) / np.linalg.norm(correction))
+    assert cosine < -0.95

@@ -1,0 +1,166 @@
+"""What a site remembers: the same for every kind of store."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from client.states import (
+    KEPT_STATES,
+    SiteState,
+    StateFolder,
+    StateLostError,
+    StateMemory,
+    StateStore,
+    capture_model,
+    capture_optimizer,
+    restore_model,
+    restore_optimizer,
+)
+from ept_fed.config import TrainingSettings
+from ept_fed.models import PromptedViT
+from ept_fed.sealed_tensors import SealBrokenError
+from ept_fed.training.optimizer import build_optimizer
+
+STORES: dict[str, Callable[[Path], StateStore]] = {
+    "memory": lambda _folder: StateMemory(),
+    "folder": lambda folder: StateFolder(folder, run="r", site="a"),
+}
+
+
+@pytest.fixture(params=STORES.values(), ids=STORES)
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> StateStore:
+    return request.param(tmp_path)
+
+
+def state(round_number: int, trained: int | None = None) -> SiteState:
+    tensors = {
+        "model/prompts": np.full((2, 3), round_number, np.float32),
+        "optimizer/0/step": np.array(7, np.float32),
+    }
+    return SiteState(round_number, trained or round_number, tensors, '{"epochs": 1}')
+
+
+def test_a_new_store_starts_at_the_start(store: StateStore) -> None:
+    assert store.latest() is None
+    assert store.latest(before=1) is None
+
+
+def test_a_state_comes_back_as_it_was(store: StateStore) -> None:
+    store.save(state(4, trained=2))
+    held = store.latest()
+    assert held is not None
+    assert (held.round, held.trained, held.settings) == (4, 2, '{"epochs": 1}')
+    assert all(np.array_equal(held.tensors[name], tensor) for name, tensor in state(4).tensors.items())
+    assert {name: tensor.dtype for name, tensor in held.tensors.items()} == {
+        name: tensor.dtype for name, tensor in state(4).tensors.items()
+    }
+
+
+def test_a_repeated_round_starts_from_the_state_before_it(store: StateStore) -> None:
+    for round_number in (1, 2, 3):
+        store.save(state(round_number))
+    before = store.latest(before=3)
+    assert before is not None
+    assert before.round == 2
+    store.save(state(3))
+    latest = store.latest()
+    assert latest is not None
+    assert latest.round == 3
+
+
+def test_a_run_that_goes_another_way_forgets_the_old_one(store: StateStore) -> None:
+    for round_number in (1, 2, 3):
+        store.save(state(round_number))
+    store.save(state(2))
+    assert store.latest(before=9).round == 2  # type: ignore[union-attr]
+    store.drop_after(1)
+    assert store.latest().round == 1  # type: ignore[union-attr]
+
+
+def test_the_last_states_are_kept_and_older_ones_are_missed_by_name(store: StateStore) -> None:
+    for round_number in range(1, 8):
+        store.save(state(round_number))
+    oldest = 8 - KEPT_STATES
+    assert store.latest(before=oldest + 1).round == oldest  # type: ignore[union-attr]
+    with pytest.raises(StateLostError, match=f"before round {oldest} is no longer kept"):
+        store.latest(before=oldest)
+
+
+def test_a_site_that_was_never_drawn_before_starts_at_the_start(store: StateStore) -> None:
+    store.save(state(5, trained=1))
+    assert store.latest(before=5) is None
+
+
+def test_a_state_that_is_cut_altered_or_anothers_is_refused(tmp_path: Path) -> None:
+    folder = StateFolder(tmp_path, run="r", site="a")
+    folder.save(state(1))
+    (path,) = tmp_path.glob("*.safetensors")
+    whole = path.read_bytes()
+    for damaged in (whole[:-1], whole[: len(whole) // 2], b"", whole[:-3] + b"abc"):
+        path.write_bytes(damaged)
+        with pytest.raises(SealBrokenError, match=r"round-0001\.safetensors (is cut short|was altered)"):
+            folder.latest()
+    path.write_bytes(whole)
+    for other in (StateFolder(tmp_path, run="r", site="b"), StateFolder(tmp_path, run="s", site="a")):
+        with pytest.raises(SealBrokenError, match="belongs elsewhere"):
+            other.latest()
+
+
+@given(position=st.integers(0, 10**6), flip=st.integers(1, 255))
+def test_no_flipped_byte_goes_unnoticed(tmp_path_factory: pytest.TempPathFactory, position: int, flip: int) -> None:
+    path = tmp_path_factory.getbasetemp() / "flipped"
+    folder = StateFolder(path, run="r", site="a")
+    folder.save(state(1))
+    (file,) = path.glob("*.safetensors")
+    content = bytearray(file.read_bytes())
+    content[position % len(content)] ^= flip
+    file.write_bytes(content)
+    try:
+        held = folder.latest()
+    except SealBrokenError:
+        return
+    # Space and other whitespace in the JSON header carry no meaning.
+    assert held is not None
+    assert np.array_equal(held.tensors["model/prompts"], state(1).tensors["model/prompts"])
+    assert (held.round, held.trained, held.settings) == (1, 1, '{"epochs": 1}')
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_training_goes_on_from_a_restored_state_as_if_nothing_had_happened(optimizer: str) -> None:
+    settings = TrainingSettings(optimizer=optimizer, prompt_lr=0.1)
+    images = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+    def step(model: PromptedViT, built: torch.optim.Optimizer) -> None:
+        built.zero_grad()
+        model(images).square().mean().backward()
+        built.step()
+
+    def create() -> PromptedViT:
+        return PromptedViT.create("test_vit", num_classes=3, prompt_length=2, tokens=1, image_size=64)
+
+    model = create()
+    built = build_optimizer(model, settings)
+    step(model, built)
+    kept = {**capture_model(model), **capture_optimizer(built)}
+    step(model, built)
+    resumed = create()
+    restore_model(resumed, kept)
+    rebuilt = build_optimizer(resumed, settings)
+    restore_optimizer(rebuilt, kept)
+    step(resumed, rebuilt)
+    assert all(
+        np.array_equal(a, b)
+        for a, b in zip(capture_model(model).values(), capture_model(resumed).values(), strict=True)
+    )
+
+
+def test_a_state_of_another_model_is_refused() -> None:
+    model = PromptedViT.create("test_vit", num_classes=3, prompt_length=2, image_size=64)
+    other = PromptedViT.create("test_vit", num_classes=4, prompt_length=2, image_size=64)
+    with pytest.raises(ValueError, match="this model has"):
+        restore_model(model, capture_model(other))

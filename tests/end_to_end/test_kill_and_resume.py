@@ -1,0 +1,114 @@
+"""A run that is killed again and again ends with the prompts of one that was not."""
+
+import contextlib
+import json
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from safetensors.numpy import load_file
+
+from ept_fed.experiment_file import load_experiment
+from ept_fed.reports.progress import Silent
+from tests.conftest import MICRO
+
+KILLS = 20
+ROUNDS = 12
+
+
+def run_simulation(config: Path, out: Path) -> None:
+    """What the killed process does: `ept-fed simulate CONFIG --out OUT --resume`, without its display."""
+    import torch
+
+    from simulations.simulate import simulate
+
+    torch.set_num_threads(1)
+    report = simulate(load_experiment(config, []), out, Silent(), resume=True)
+    assert report["status"] == "done"
+
+
+@pytest.fixture(scope="module")
+def forkserver() -> multiprocessing.context.ForkServerContext:
+    """Processes that start with torch and the simulation already imported, so that kills fall into the work."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["simulations.simulate", "tests.end_to_end.test_kill_and_resume"])
+    return context
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("kill") / "micro.yaml"
+    federation = {"rounds": ROUNDS, "strategy": "fedadam", "sites_per_round": 2}
+    path.write_text(yaml.safe_dump({**MICRO, "federation": federation, "personalisation": {"ditto": 0.1}}))
+    return path
+
+
+def prompts_of(out: Path) -> dict[str, np.ndarray]:
+    return {path.name: load_file(path)["sinks"] for path in sorted((out / "prompts").iterdir())}
+
+
+def test_twenty_kills_at_random_moments_change_no_bit(
+    forkserver: multiprocessing.context.ForkServerContext, config: Path, tmp_path: Path
+) -> None:
+    whole = forkserver.Process(target=run_simulation, args=(config, tmp_path / "whole"))
+    whole.start()
+    whole.join(300)
+    assert whole.exitcode == 0
+    expected = prompts_of(tmp_path / "whole")
+    assert len(expected) == ROUNDS + 1
+    rng, kills, runs = np.random.default_rng(0), 0, 0
+    seen_rounds: set[int] = set()
+    while kills < KILLS:
+        out = tmp_path / f"run-{runs}"
+        runs += 1
+        while True:
+            process = forkserver.Process(target=run_simulation, args=(config, out))
+            process.start()
+            if kills < KILLS:
+                wait_for_writes(process, out, int(rng.integers(1, 40)))
+                time.sleep(rng.uniform(0, 0.03))
+            else:
+                process.join(300)
+            if process.exitcode is not None:
+                assert process.exitcode == 0
+                break
+            os.kill(process.pid, signal.SIGKILL)
+            process.join(60)
+            kills += 1
+            seen_rounds.add(len(list(out.glob("checkpoints/*.safetensors"))))
+        assert all(np.array_equal(expected[name], prompts) for name, prompts in prompts_of(out).items())
+        assert list(prompts_of(out)) == list(expected)
+        assert tables_of(out) == tables_of(tmp_path / "whole")
+        lines = [json.loads(line) for line in (out / "rounds.jsonl").read_text().splitlines()]
+        assert [line["round"] for line in lines] == list(range(1, ROUNDS + 1))
+        assert not [path for path in out.rglob(".*") if path.is_file()]
+    assert len(seen_rounds) > 2, f"all kills fell into rounds {seen_rounds}"
+
+
+def wait_for_writes(process: multiprocessing.process.BaseProcess, out: Path, count: int) -> None:
+    """Wait until the process has created, grown or renamed so many files, however fast this machine is."""
+    seen: dict[Path, int] | None = None
+    while process.is_alive() and count > 0:
+        now = listing_of(out)
+        if seen is not None and now != seen:
+            count -= 1
+        seen = now
+        time.sleep(0.001)
+
+
+def listing_of(out: Path) -> dict[Path, int]:
+    listing = {}
+    for path in out.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            listing[path] = path.stat().st_size
+    return listing
+
+
+def tables_of(out: Path) -> dict[str, str]:
+    """The predictions of every site, to the last digit."""
+    return {path.parent.name: path.read_text() for path in sorted((out / "sites").glob("*/predictions.csv"))}

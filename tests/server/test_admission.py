@@ -1,0 +1,206 @@
+"""Who is let in: nothing that is not a sound reply passes, and nothing at all raises anything else."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ept_fed.flower import (
+    copy_over_wire,
+    encode_reply,
+    encode_request_arrays,
+    encode_request_config,
+    set_task_identity,
+)
+from ept_fed.protocol.layout import PayloadLayout, PayloadMismatchError
+from ept_fed.protocol.messages import TRAIN_METRICS, MessageRefusedError, RoundReply, RoundRequest
+from ept_fed.protocol.plan import Plan
+from server.admission import admit, find_outsized, refuse_outsized
+
+LAYOUT = PayloadLayout((("sinks", (2, 3)),))
+PLAN = Plan("r", 0, "digest", LAYOUT, np.zeros(6, np.float32), 2, ("a", "b"), "{}", max_examples={"a": 40})
+
+
+def request(*, wants_gradient: bool = False) -> RoundRequest:
+    return RoundRequest(PLAN.header(1), "train", 2, PLAN.initial, "train", "{}", wants_gradient=wants_gradient)
+
+
+def reply(**changes: object) -> RoundReply:
+    metrics = dict.fromkeys(TRAIN_METRICS, 1.0)
+    whole = RoundReply(PLAN.header(1), "train", np.arange(6, dtype=np.float32), 40, metrics)
+    return dataclasses.replace(whole, **changes)
+
+
+def as_message(answer: RoundReply, asked: RoundRequest) -> Message:
+    set_task_identity(1)
+    content = RecordDict({"arrays": encode_request_arrays(asked), "config": encode_request_config(asked)})
+    return encode_reply(answer, Message(content, 7, "train"))
+
+
+def test_a_sound_reply_is_let_in_as_it_is() -> None:
+    admitted = admit("a", as_message(reply(), request()), request(), PLAN)
+    assert np.array_equal(admitted.payload, reply().payload)
+    assert admitted.examples == 40
+
+
+def test_a_site_that_claims_more_images_than_agreed_is_refused() -> None:
+    message = as_message(reply(examples=41), request())
+    with pytest.raises(MessageRefusedError, match="claims 41 training images; at most 40 are agreed"):
+        admit("a", message, request(), PLAN)
+    assert admit("b", message, request(), PLAN).examples == 41
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_gradient_comes_exactly_where_it_was_asked_for(asked: bool) -> None:
+    gradient = np.ones(6, np.float32)
+    for sent in (True, False):
+        message = as_message(reply(gradient=gradient if sent else None), request(wants_gradient=asked))
+        if sent == asked:
+            admitted = admit("a", message, request(wants_gradient=asked), PLAN)
+            assert (admitted.gradient is not None) == asked
+        else:
+            with pytest.raises(MessageRefusedError, match="exactly"):
+                admit("a", message, request(wants_gradient=asked), PLAN)
+
+
+def test_a_gradient_that_is_not_finite_is_refused() -> None:
+    message = as_message(reply(gradient=np.full(6, np.nan, np.float32)), request(wants_gradient=True))
+    with pytest.raises(PayloadMismatchError, match="not finite"):
+        admit("a", message, request(wants_gradient=True), PLAN)
+
+
+ARRAYS = st.one_of(
+    st.sampled_from(["float32", "float64", "int32", "uint8", "bool", "<U3"]).flatmap(
+        lambda dtype: st.sampled_from([(6,), (5,), (), (6, 1), (0,), (2, 3)]).map(lambda s: Array(np.zeros(s, dtype)))
+    ),
+    st.tuples(
+        st.text(max_size=8),
+        st.lists(st.integers(-2, 9), max_size=3),
+        st.text(max_size=15),
+        st.binary(max_size=200),
+    ).map(lambda parts: Array(dtype=parts[0], shape=tuple(parts[1]), stype=parts[2], data=parts[3])),
+    st.binary(max_size=160).map(lambda data: Array(dtype="float32", shape=(6,), stype="numpy.ndarray", data=data)),
+)
+NAMES = st.sampled_from(["payload", "gradient", "correction", "images", ""])
+CONFIG_VALUES = st.one_of(
+    st.text(max_size=5), st.integers(-(2**63), 2**63 - 1), st.floats(), st.booleans(), st.binary()
+)
+METRIC_VALUES = st.one_of(st.integers(-(2**63), 2**63 - 1), st.floats(), st.lists(st.floats(), max_size=2))
+CONFIG_NAMES = st.sampled_from(["run", "round", "backbone_digest", "layout_hash", "protocol", "code", "extra"])
+METRIC_NAMES = st.sampled_from([*TRAIN_METRICS, "num-examples", "extra"])
+RECORDS = st.sampled_from(["arrays", "metrics", "config", "more"])
+
+
+def is_same(answer: Message, whole: Message) -> bool:
+    """Tell whether two replies carry the same values, whatever the order in which their records hold them."""
+
+    def values(message: Message) -> list[object]:
+        content = message.content
+        arrays = {
+            key: {k: (a.dtype, a.shape, a.stype, a.data) for k, a in r.items()}
+            for key, r in content.array_records.items()
+        }
+        others = {**content.metric_records, **content.config_records}
+        return [arrays, {key: {k: (type(v), repr(v)) for k, v in record.items()} for key, record in others.items()}]
+
+    return values(answer) == values(whole)
+
+
+@settings(max_examples=400, deadline=None)
+@given(data=st.data())
+def test_whatever_is_altered_in_a_reply_it_is_refused_and_nothing_else_raises(data: st.DataObject) -> None:
+    asked = request(wants_gradient=data.draw(st.booleans()))
+    gradient = np.ones(6, np.float32) if asked.wants_gradient else None
+    whole, answer = (as_message(reply(gradient=gradient), asked) for _ in range(2))
+    content = answer.content
+    for _ in range(data.draw(st.integers(1, 3))):
+        record = data.draw(RECORDS)
+        change = data.draw(st.sampled_from(["drop", "array", "metric", "config", "lose", "rename"]))
+        if change == "drop":
+            content.pop(record, None)
+        elif change == "array":
+            content[record] = ArrayRecord(
+                {data.draw(NAMES): data.draw(ARRAYS) for _ in range(data.draw(st.integers(0, 2)))}
+            )
+        elif change == "metric":
+            content["metrics"] = (
+                MetricRecord({**dict(content.get("metrics", {})), data.draw(METRIC_NAMES): data.draw(METRIC_VALUES)})
+                if isinstance(content.get("metrics", MetricRecord()), MetricRecord)
+                else MetricRecord()
+            )
+        elif change == "config":
+            content["config"] = (
+                ConfigRecord({**dict(content.get("config", {})), data.draw(CONFIG_NAMES): data.draw(CONFIG_VALUES)})
+                if isinstance(content.get("config", ConfigRecord()), ConfigRecord)
+                else ConfigRecord()
+            )
+        elif record in content and len(content[record]):
+            key = data.draw(st.sampled_from(sorted(content[record])))
+            value = content[record].pop(key)
+            if change == "rename":
+                content[record][f"{key}x"] = value
+    try:
+        admitted = admit("a", copy_over_wire(answer), asked, PLAN)
+    except (MessageRefusedError, PayloadMismatchError):
+        return
+    # What passes is a sound reply: this site's own numbers may differ, nothing else.
+    admitted.check(asked.header, LAYOUT, wants_gradient=asked.wants_gradient)
+    assert 1 <= admitted.examples <= 40
+    assert set(content) == set(whole.content)
+    if not is_same(answer, whole):
+        assert is_same(as_message(admitted, asked), answer)
+
+
+@given(code=st.integers(-(2**31), 2**31 - 1), reason=st.one_of(st.none(), st.text(max_size=500)))
+def test_no_error_reply_raises_or_brings_control_characters(code: int, reason: str | None) -> None:
+    set_task_identity(1)
+    asked = as_message(reply(), request())
+    message = Message(Error(code=code, reason=reason), reply_to=asked)
+    with pytest.raises(MessageRefusedError) as refusal:
+        admit("a", message, request(), PLAN)
+    assert str(refusal.value).isprintable()
+
+
+def replies(*lengths: float, gradient: float | None = None) -> list[tuple[str, RoundReply]]:
+    unit = np.array([1, 0, 0, 0, 0, 0], np.float32)
+    own = None if gradient is None else unit
+    made = [(f"s{i}", reply(payload=np.float32(length) * unit, gradient=own)) for i, length in enumerate(lengths)]
+    if gradient is not None:
+        made[-1] = (made[-1][0], reply(payload=unit, gradient=np.float32(gradient) * unit))
+    return made
+
+
+def test_an_update_far_longer_than_the_median_is_refused_by_name_and_length() -> None:
+    kept, refused = refuse_outsized(PLAN.initial, replies(1, 2, 3, 50), 10.0)
+    assert [site for site, _ in kept] == ["s0", "s1", "s2"]
+    assert [refusal.site for refusal in refused] == ["s3"]
+    assert refused[0].reason == "its update has length 50, above 10 times the round's median 2.5"
+
+
+def test_a_gradient_far_longer_than_the_median_is_refused_too() -> None:
+    kept, refused = refuse_outsized(PLAN.initial, replies(1, 1, 1, 1, gradient=100), 10.0)
+    assert len(kept) == 3
+    assert refused[0].reason.startswith("its gradient has length 100")
+
+
+@pytest.mark.parametrize("lengths", [(1, 1000), (0, 0, 5), (3,)])
+def test_where_the_median_says_nothing_nobody_is_refused(lengths: tuple[float, ...]) -> None:
+    kept, refused = refuse_outsized(PLAN.initial, replies(*lengths), 10.0)
+    assert len(kept) == len(lengths)
+    assert not refused
+
+
+def test_without_a_bound_all_are_kept() -> None:
+    assert len(refuse_outsized(PLAN.initial, replies(1, 1, 1, 1e9), None)[0]) == 4
+
+
+@given(
+    lengths=st.lists(st.floats(0, 1e6), min_size=3, max_size=9),
+    bound=st.floats(1, 100),
+)
+def test_never_are_half_of_the_sites_outsized(lengths: list[float], bound: float) -> None:
+    vectors = {f"s{i}": np.array([length]) for i, length in enumerate(lengths)}
+    assert len(find_outsized(vectors, bound)) <= len(lengths) / 2

@@ -1,0 +1,169 @@
+"""Resuming: from any round, under any strategy, the run ends as if it had never stopped."""
+
+import contextlib
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ept_fed.artefacts import dump_json
+from ept_fed.problems import InputRefusedError
+from ept_fed.protocol.layout import Vector
+from ept_fed.protocol.plan import Plan
+from server.app import create_server_app
+from server.checkpoints import Checkpoint, CheckpointFolder
+from server.round_record import RoundRecord
+from server.rounds import FederationResult
+from server.strategies import AGGREGATORS
+from simulations.local_grid import run_locally
+from tests.server.test_rounds import BAD, SABOTAGES, Observer, adding_app, make_plan
+
+
+class KilledError(Exception):
+    """Stands for the end of a process."""
+
+
+def lines_of(records: list[RoundRecord]) -> list[dict[str, Any]]:
+    """What rounds.jsonl would hold."""
+    return [json.loads(dump_json(record.to_json())) for record in records]
+
+
+def run_until(
+    plan: Plan, folder: Path, lines: list[dict[str, Any]], killed_after: int | None
+) -> tuple[FederationResult | None, list[Vector]]:
+    """Run or resume; `killed_after` ends it once that round's checkpoint is written. Appends to `lines`."""
+    checkpoints, results, observer = CheckpointFolder(folder, plan), [], Observer()
+    resume = checkpoints.load(lines)
+    del lines[len(resume.records) - 1 if resume else 0 :]
+
+    def save(checkpoint: Checkpoint) -> None:
+        checkpoints.save(checkpoint)
+        if checkpoint.records[-1].round == killed_after:
+            raise KilledError
+
+    app = create_server_app(plan, observer, results.append, resume=resume, save=save)
+    sabotage = {BAD: SABOTAGES["NaN"]}
+    with contextlib.suppress(KilledError):
+        run_locally(app, adding_app(sabotage), plan.sites)
+    lines += lines_of(observer.records)
+    return (results[0] if results else None), observer.payloads
+
+
+@pytest.mark.parametrize("strategy", sorted(AGGREGATORS))
+def test_a_resumed_run_ends_like_one_that_never_stopped(strategy: str, tmp_path: Path) -> None:
+    plan = make_plan(strategy=strategy, rounds=4, sites_per_round=8, patience=3)
+    whole_lines: list[dict[str, Any]] = []
+    whole, payloads = run_until(plan, tmp_path / "whole", whole_lines, None)
+    assert whole is not None
+    lines: list[dict[str, Any]] = []
+    for killed_after in (1, 2, 3, 4):
+        ended, _ = run_until(plan, tmp_path / "killed", lines, killed_after)
+        assert ended is None
+    resumed, again = run_until(plan, tmp_path / "killed", lines, None)
+    assert resumed is not None
+    assert np.array_equal(resumed.payload, whole.payload)
+    assert not again
+    assert resumed.ended == whole.ended
+    without_time = [{**line, "seconds": 0} for line in lines]
+    assert without_time == [{**line, "seconds": 0} for line in whole_lines]
+    assert [record.to_json()["sites"] for record in resumed.rounds[:-1]] == [
+        record.to_json()["sites"] for record in whole.rounds[:-1]
+    ]
+    assert len(payloads) == 4
+
+
+def test_the_early_stops_memory_is_resumed_too(tmp_path: Path) -> None:
+    plan = make_plan(rounds=10, target_auc=3.5)
+    whole, _ = run_until(plan, tmp_path / "whole", [], None)
+    lines: list[dict[str, Any]] = []
+    run_until(plan, tmp_path / "killed", lines, 2)
+    resumed, _ = run_until(plan, tmp_path / "killed", lines, None)
+    assert whole is not None
+    assert resumed is not None
+    assert whole.ended == resumed.ended == "target AUC reached in round 4"
+    assert np.array_equal(whole.payload, resumed.payload)
+
+
+@pytest.fixture
+def stopped(tmp_path: Path) -> tuple[Plan, Path, list[dict[str, Any]]]:
+    plan, lines = make_plan(rounds=4), []
+    run_until(plan, tmp_path, lines, 3)
+    return plan, tmp_path, lines
+
+
+def test_every_round_is_kept(stopped: tuple[Plan, Path, list[dict[str, Any]]]) -> None:
+    _, folder, _ = stopped
+    assert [path.name for path in sorted(folder.iterdir())] == [
+        f"round-000{number}.safetensors" for number in (1, 2, 3)
+    ]
+
+
+def test_a_folder_without_checkpoints_starts_at_the_start(tmp_path: Path) -> None:
+    assert CheckpointFolder(tmp_path / "none", make_plan()).load([]) is None
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "altered", "text"])
+def test_a_damaged_checkpoint_is_refused_with_the_last_sound_round(
+    stopped: tuple[Plan, Path, list[dict[str, Any]]], damage: str
+) -> None:
+    plan, folder, lines = stopped
+    newest = folder / "round-0003.safetensors"
+    whole = newest.read_bytes()
+    newest.write_bytes({"cut": whole[:-5], "empty": b"", "altered": whole[:-1] + b"\x55", "text": b"hello"}[damage])
+    with pytest.raises(InputRefusedError, match="remove it to go on after round 2, the last sound one") as refusal:
+        CheckpointFolder(folder, plan).load(lines)
+    assert [problem.field for problem in refusal.value.problems] == ["--resume"]
+    newest.unlink()
+    checkpoint = CheckpointFolder(folder, plan).load(lines)
+    assert checkpoint is not None
+    assert checkpoint.records[-1].round == 2
+
+
+def test_with_nothing_sound_left_the_run_starts_again(stopped: tuple[Plan, Path, list[dict[str, Any]]]) -> None:
+    plan, folder, lines = stopped
+    for path in folder.iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(InputRefusedError, match="start again from round 1"):
+        CheckpointFolder(folder, plan).load(lines)
+
+
+def test_a_checkpoint_of_another_run_is_refused_with_both_sides(
+    stopped: tuple[Plan, Path, list[dict[str, Any]]],
+) -> None:
+    plan, folder, lines = stopped
+    changes: list[dict[str, Any]] = [
+        {"run": "other"},
+        {"seed": 7},
+        {"backbone_digest": "other"},
+        {"strategy": "krum"},
+        {"sites": plan.sites[:4]},
+    ]
+    for change in changes:
+        (key,) = change
+        other = dataclasses.replace(plan, **change)
+        with pytest.raises(InputRefusedError, match=f"belongs to another run .*{key}: its .*, ours "):
+            CheckpointFolder(folder, other).load(lines)
+
+
+def test_missing_records_of_earlier_rounds_are_refused(stopped: tuple[Plan, Path, list[dict[str, Any]]]) -> None:
+    plan, folder, lines = stopped
+    with pytest.raises(InputRefusedError, match="lacks some of rounds 1 to 2"):
+        CheckpointFolder(folder, plan).load(lines[:1])
+
+
+def test_a_record_survives_its_trip_through_json() -> None:
+    plan = make_plan(rounds=1)
+    observer = Observer()
+    run_locally(create_server_app(plan, observer, lambda _: None), adding_app({BAD: SABOTAGES["NaN"]}), plan.sites)
+    (record,) = observer.records
+    record.sites["site-01"].evaluation = {"auc": float("nan")}
+    (line,) = lines_of([record])
+    again = RoundRecord.from_json(line)
+    assert np.isnan(again.sites["site-01"].evaluation["auc"])
+    assert dump_json(again.to_json()) == dump_json(record.to_json())
+    for broken in ({**line, "schema": 2}, {"schema": 1}, {**line, "sites": {"a": {"age": 3}}}):
+        with pytest.raises(ValueError, match=r"schema|not the record"):
+            RoundRecord.from_json(broken)

@@ -1,0 +1,144 @@
+"""`--resume`: what it goes on with, what it refuses, and what it leaves alone."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from ept_fed.config import Experiment
+from ept_fed.problems import InputRefusedError
+from ept_fed.reports.progress import Silent
+from ept_fed.reports.run_folder import RunFolder
+from simulations import simulate as simulate_module
+from simulations.simulate import simulate
+
+Micro = Callable[..., Experiment]
+
+
+class StopHere(Silent):
+    """Ends the process' work, as a kill would, once a stage has come to a round."""
+
+    def __init__(self, stage: str, round_number: int) -> None:
+        self._at, self._stage = (stage, round_number), ""
+
+    def on_stage(self, stage: str, sites: tuple[str, ...], rounds: int) -> None:
+        self._stage = stage
+
+    def on_round(self, round_number: int, seconds: float) -> None:
+        if (self._stage, round_number) == self._at:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture
+def stopped(micro: Micro, tmp_path: Path) -> tuple[Experiment, Path]:
+    experiment, out = micro("federation.rounds=3"), tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        simulate(experiment, out, StopHere("federated", 3))
+    return experiment, out
+
+
+def test_a_run_that_was_never_started_starts(micro: Micro, tmp_path: Path) -> None:
+    assert simulate(micro(), tmp_path / "new", Silent(), resume=True)["status"] == "done"
+
+
+@pytest.mark.parametrize("stop", [("federated", 1), ("federated", 3), ("local", 2), ("centralised", 1)])
+def test_whatever_stage_was_stopped_the_end_is_the_same(micro: Micro, tmp_path: Path, stop: tuple[str, int]) -> None:
+    experiment = micro(
+        "federation.rounds=3", 'evaluation.baselines=["local","centralised"]', "federation.strategy=fedavgm"
+    )
+    whole = simulate(experiment, tmp_path / "whole", Silent())
+    with pytest.raises(KeyboardInterrupt):
+        simulate(experiment, tmp_path / "stopped", StopHere(*stop))
+    resumed = simulate(experiment, tmp_path / "stopped", Silent(), resume=True)
+    assert resumed["rows"] == whole["rows"]
+    for path in (tmp_path / "whole" / "prompts").iterdir():
+        assert np.array_equal(
+            load_file(path)["sinks"], load_file(tmp_path / "stopped" / "prompts" / path.name)["sinks"]
+        )
+
+
+def test_a_finished_run_is_reported_and_not_run_again(
+    micro: Micro, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = simulate(micro(), tmp_path / "run", Silent())
+    assert not (tmp_path / "run" / "state").exists()
+    monkeypatch.setattr(simulate_module, "prepare_federation", lambda _: pytest.fail("the run is finished"))
+    again = simulate(micro(), tmp_path / "run", Silent(), resume=True)
+    assert again["rows"] == first["rows"]
+    assert again["status"] == "done"
+
+
+def test_every_setting_that_differs_is_named_with_both_values(stopped: tuple[Experiment, Path], micro: Micro) -> None:
+    _, out = stopped
+    other = micro("federation.rounds=4", "training.prompt_lr=0.7", "name=other", "model.device=cpu")
+    with pytest.raises(InputRefusedError) as refusal:
+        simulate(other, out, Silent(), resume=True)
+    problems = {problem.field: str(problem) for problem in refusal.value.problems}
+    assert set(problems) == {"federation.rounds", "training.prompt_lr"}
+    assert "4" in problems["federation.rounds"]
+    assert "the run to resume has 3" in problems["federation.rounds"]
+
+
+def test_a_folder_that_holds_something_else_is_refused(micro: Micro, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(InputRefusedError, match="holds no run to resume"):
+        simulate(micro(), tmp_path, Silent(), resume=True)
+    assert [path.name for path in tmp_path.iterdir() if path.name != "micro.yaml"] == ["thesis.txt"]
+
+
+def test_without_the_sites_states_a_run_is_not_resumed_from_other_heads(stopped: tuple[Experiment, Path]) -> None:
+    experiment, out = stopped
+    shutil.rmtree(out / "state" / "federated" / "site-2")
+    with pytest.raises(InputRefusedError, match="site-2's state of round 2 is gone"):
+        simulate(experiment, out, Silent(), resume=True)
+
+
+def test_a_sites_damaged_state_is_refused(stopped: tuple[Experiment, Path]) -> None:
+    experiment, out = stopped
+    newest = max((out / "state" / "federated" / "site-2").iterdir())
+    newest.write_bytes(newest.read_bytes()[:-4])
+    with pytest.raises(InputRefusedError, match="cut short"):
+        simulate(experiment, out, Silent(), resume=True)
+
+
+def test_a_line_that_was_cut_off_is_written_again(stopped: tuple[Experiment, Path]) -> None:
+    experiment, out = stopped
+    with (out / "rounds.jsonl").open("a") as file:
+        file.write('{"schema": 1, "rou')
+    (out / "checkpoints" / ".round-0003.safetensors.abcd1234").write_bytes(b"half")
+    assert simulate(experiment, out, Silent(), resume=True)["status"] == "done"
+    assert len((out / "rounds.jsonl").read_text().splitlines()) == 3
+    assert not [path for path in out.rglob(".*") if path.is_file()]
+
+
+def test_damaged_lines_within_the_rounds_are_refused(stopped: tuple[Experiment, Path]) -> None:
+    experiment, out = stopped
+    text = (out / "rounds.jsonl").read_text()
+    (out / "rounds.jsonl").write_text("{broken\n" + text)
+    with pytest.raises(InputRefusedError, match="is damaged"):
+        simulate(experiment, out, Silent(), resume=True)
+    assert RunFolder(out).checkpoints.exists()
+
+
+def test_personal_models_are_settings_of_their_own(micro: Micro, tmp_path: Path) -> None:
+    personal = {"ditto": 0.1, "fine_tune_epochs": 1, "interpolate": "true"}
+    experiment = micro(*(f"personalisation.{key}={value}" for key, value in personal.items()))
+    report = simulate(experiment, tmp_path / "run", Silent())
+    assert report["settings"] == ["local", "federated", "fine-tuned", "interpolated", "ditto"]
+    plain = simulate(micro(), tmp_path / "plain", Silent())
+    for row, without in zip(report["rows"], plain["rows"], strict=True):
+        assert row["federated_loss"] == without["federated_loss"]
+    losses = {setting: report["rows"][0][f"{setting}_loss"] for setting in report["settings"]}
+    assert losses["fine-tuned"] != losses["federated"]
+    assert losses["ditto"] != losses["federated"]
+
+
+def test_an_early_stop_leaves_heads_of_the_same_round_as_the_prompts(micro: Micro, tmp_path: Path) -> None:
+    early = micro("federation.rounds=4", "federation.target_auc=0.01", "training.schedule=constant")
+    report = simulate(early, tmp_path / "early", Silent())
+    assert report["ended"] == "target AUC reached in round 1"
+    one = simulate(micro("federation.rounds=1", "training.schedule=constant"), tmp_path / "one", Silent())
+    assert [row["federated_loss"] for row in report["rows"]] == [row["federated_loss"] for row in one["rows"]]
