@@ -56,7 +56,7 @@ def describe_configuration() -> str:
         "what is wrong is listed together. `--set section.key=value` overrides one setting; paths are relative to the "
         "folder the command runs in.\n\n",
         "## Top level\n\n",
-        _table(config.Experiment, skip={"data", "model", "training", "federation", "evaluation"}),
+        _table(config.Experiment, skip={"data", "model", "training", "federation", "personalisation", "evaluation"}),
         "\n## data\n\nShared by every source:\n\n",
         _table(config.DataSettings),
         "\nAugmentation, under `data.augmentation`:\n\n",
@@ -77,6 +77,7 @@ def describe_configuration() -> str:
         ("model", config.ModelSettings),
         ("training", config.TrainingSettings),
         ("federation", config.FederationSettings),
+        ("personalisation", config.PersonalisationSettings),
         ("evaluation", config.EvaluationSettings),
     ):
         parts.append(f"\n## {name}\n\n{model.__doc__}\n\n{_table(model)}")

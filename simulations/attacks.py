@@ -1,0 +1,45 @@
+"""Sites that lie: what a hostile or broken site could send instead of its update, for trying the defences."""
+
+from collections.abc import Callable
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, Context, Message
+from flwr.clientapp import ClientApp
+
+from ept_fed.flower import ARRAYS
+from ept_fed.protocol.layout import Vector
+from ept_fed.seeds import numpy_generator
+
+__all__ = ["ATTACKS", "attack_through"]
+
+# From the payload a site received (n,), the one it trained (n,) and a generator to the one it sends.
+Attack = Callable[[Vector, Vector, np.random.Generator], Vector]
+
+ATTACKS: dict[str, Attack] = {
+    "sign flip": lambda received, trained, _: received - (trained - received),
+    "scaled by -100": lambda received, trained, _: received - 100 * (trained - received),
+    "noise": lambda received, _, rng: received + rng.normal(0, 3, received.shape),
+    "NaN": lambda received, _trained, _rng: np.full_like(received, np.nan),
+}
+
+
+def attack_through(app: ClientApp, site: str, attack: str, seed: int) -> ClientApp:
+    """Return an app that answers like `app`, but for `site` alters the payload of every train reply."""
+    attacked = ClientApp()
+
+    @attacked.train()
+    def train(message: Message, context: Context) -> Message:
+        (received,) = (array.numpy() for array in message.content[ARRAYS].values())
+        answer = app(message, context)
+        if context.node_config["site"] == site and answer.has_content():
+            ((name, trained),) = answer.content[ARRAYS].items()
+            rng = numpy_generator(seed, site, message.metadata.group_id, "attack")
+            sent = ATTACKS[attack](received, trained.numpy(), rng).astype(np.float32)
+            answer.content[ARRAYS] = ArrayRecord({name: Array(sent)})
+        return answer
+
+    @attacked.evaluate()
+    def evaluate(message: Message, context: Context) -> Message:
+        return app(message, context)
+
+    return attacked
