@@ -4,10 +4,10 @@ import zipfile
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
-from ept_fed.config import ImageFolderSettings
 from ept_fed.data.images import open_images
 from ept_fed.data.partition import find_unknown_sites
 from ept_fed.data.records import ONE_SITE, Catalog, ImageRecord
+from ept_fed.data_settings import ImageFolderSettings
 from ept_fed.problems import InputRefusedError, Problem
 
 __all__ = ["IMAGE_SUFFIXES", "read_image_folder"]
@@ -52,7 +52,7 @@ def read_image_folder(settings: ImageFolderSettings) -> Catalog:
         )
         for name, place in placed
     )
-    if "site" in levels:
+    if "site" in levels and settings.partition.kind == "sites":
         problems += find_unknown_sites(records, settings.sites)
     if problems:
         raise InputRefusedError(problems)

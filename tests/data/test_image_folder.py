@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ept_fed.config import ImageFolderSettings
 from ept_fed.data.image_folder import read_image_folder
+from ept_fed.data_settings import ImageFolderSettings
 from ept_fed.problems import InputRefusedError
 
 

@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ept_fed.data.partition import keep_sites, name_sites, partition_iid
+from ept_fed.data.partition import keep_sites, name_sites, partition_records
 from ept_fed.data.records import ImageRecord
+from ept_fed.partition_settings import IIDPartition
 from ept_fed.problems import InputRefusedError
 
 MakeRecords = Callable[..., list[ImageRecord]]
@@ -17,17 +18,19 @@ def test_partition_keeps_groups_whole_and_every_image(rows: list[tuple[int, int]
     records = [ImageRecord(f"i{n}", (label,), "all", f"g{group}", None) for n, (group, label) in enumerate(rows)]
     if len({record.group for record in records}) < sites:
         return
-    dealt = partition_iid(records, sites, seed=3)
+    dealt = partition_records(records, IIDPartition(sites=sites), 3)
     assert [record.image for record in dealt] == [record.image for record in records]
     assert len({(record.group, record.site) for record in dealt}) == len({record.group for record in records})
     assert {record.site for record in dealt} == set(name_sites(sites))
-    backwards = partition_iid(records[::-1], sites, seed=3)
+    backwards = partition_records(records[::-1], IIDPartition(sites=sites), 3)
     assert backwards[::-1] == dealt
 
 
 def test_every_site_gets_the_same_mix(make_records: MakeRecords) -> None:
     records = make_records([(f"g{n}", n % 3, "all", ("train", "test")[n % 2]) for n in range(120)])
-    counts = Counter((record.site, record.split, record.labels) for record in partition_iid(records, 4, seed=0))
+    counts = Counter(
+        (record.site, record.split, record.labels) for record in partition_records(records, IIDPartition(sites=4), 0)
+    )
     assert set(counts.values()) == {5}
 
 
@@ -38,7 +41,7 @@ def test_names_sort_as_numbers() -> None:
 
 def test_more_sites_than_groups_is_refused(make_records: MakeRecords) -> None:
     with pytest.raises(InputRefusedError, match="at most 2"):
-        partition_iid(make_records([("g", 0, "all", None), ("h", 0, "all", None)]), 3, seed=0)
+        partition_records(make_records([("g", 0, "all", None), ("h", 0, "all", None)]), IIDPartition(sites=3), 0)
 
 
 def test_unknown_sites_are_all_named(make_records: MakeRecords) -> None:
