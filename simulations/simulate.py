@@ -57,6 +57,7 @@ def simulate(experiment: Experiment, out: Path, progress: Progress) -> Mapping[s
     folder = RunFolder(out)
     federation = _prepare(experiment, folder)
     folder.create(experiment.to_yaml())
+    folder.write_partition(federation.data.partition)
     with log_to_file(out / "run.log"):
         report, rows = _run(federation, folder, progress)
     report = {**report, "seconds": round(time.perf_counter() - started, 1)}

@@ -13,19 +13,18 @@ from ept_fed.data.cache import CachedDataset, load_image, pool
 from ept_fed.data.counts import CountRow, count_images
 from ept_fed.data.images import ImageStore, UnreadableImageError
 from ept_fed.data.input_spec import InputSpec
-from ept_fed.data.partition import keep_sites, partition_records
+from ept_fed.data.placement import place_records
 from ept_fed.data.read_all import read_all
-from ept_fed.data.records import SPLITS, Catalog, ImageRecord
+from ept_fed.data.records import SPLITS, ImageRecord
 from ept_fed.data.selection import describe_scarcity, find_empty_splits, find_lost_shots, select_records
 from ept_fed.data.sources import open_catalog
-from ept_fed.data.splits import assign_splits
 from ept_fed.data_settings import AnyDataSettings
 from ept_fed.problems import InputRefusedError, Problem
 
 if TYPE_CHECKING:
     from ept_fed.data.transforms import Pipelines
 
-__all__ = ["CachedDataset", "PreparedData", "SiteData", "place_records", "pool", "prepare_data"]
+__all__ = ["CachedDataset", "PreparedData", "SiteData", "pool", "prepare_data"]
 
 _NAMED = 10
 
@@ -66,30 +65,12 @@ class PreparedData:
 
     def summary(self) -> list[CountRow]:
         """Count the images in use; see `count_images`."""
-        used = (record for site in self.sites.values() for part in site.parts() for record in part.records)
+        used = [record for site in self.sites.values() for part in site.parts() for record in part.records]
         return count_images(used, self.classes)
-
-
-def place_records(catalog: Catalog, settings: AnyDataSettings, seed: int) -> tuple[ImageRecord, ...]:
-    """Deal virtual sites, split by group, and keep the wanted sites, in that order.
-
-    Raises:
-        InputRefusedError: for a partition that cannot be made, or unknown sites.
-    """
-    records = assign_splits(
-        partition_records(catalog.records, settings.partition, seed),
-        test_fraction=settings.test_fraction,
-        validation_fraction=settings.validation_fraction,
-        seed=seed,
-    )
-    return keep_sites(records, settings.sites)
 
 
 def prepare_data(settings: AnyDataSettings, spec: InputSpec, seed: int) -> PreparedData:
     """Open the source, deal virtual sites, split by group, draw the K-shot samples, and cache the images.
-
-    Splits are assigned before `settings.sites` is applied, so a machine that holds one site of a shared
-    manifest draws what a simulation of all sites draws.
 
     Args:
         settings: the data section of an experiment.
@@ -104,7 +85,7 @@ def prepare_data(settings: AnyDataSettings, spec: InputSpec, seed: int) -> Prepa
     from ept_fed.data.transforms import build_pipelines
 
     catalog = open_catalog(settings, seed)
-    records = place_records(catalog, settings, seed)
+    records = place_records(catalog.records, settings, seed)
     store = catalog.store
     if settings.partition.feature_shift is not None:
         from ept_fed.data.feature_shift import shift_features
