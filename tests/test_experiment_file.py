@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ept_fed.config import Experiment
+from ept_fed.data_contradictions import find_data_contradictions
 from ept_fed.experiment_file import load_experiment
 from ept_fed.problems import InputRefusedError
 
@@ -148,6 +149,41 @@ def test_where_files_lie_is_not_part_of_the_run(tmp_path: Path) -> None:
     same = {load_experiment(path, [change]).run_id for change in ("name=a", "data.root=/x", "model.device=cpu")}
     assert same == {load_experiment(path).run_id}
     assert load_experiment(path, ["training.head_lr=0.5"]).run_id not in same
+
+
+def test_how_sites_are_made_is_part_of_the_run(tmp_path: Path) -> None:
+    path = write(tmp_path, PHANTOMS)
+    partitions = (
+        "{kind: sites}",
+        "{kind: iid, sites: 3}",
+        "{kind: iid, sites: 4}",
+        "{kind: dirichlet, sites: 3}",
+        "{kind: dirichlet, sites: 3, alpha: 0.1}",
+        "{kind: dirichlet, sites: 3, feature_shift: {}}",
+    )
+    runs = {load_experiment(path, [f"data.partition={partition}"]).run_id for partition in partitions}
+    assert len(runs) == len(partitions)
+    assert load_experiment(path).run_id in runs
+
+
+def test_a_check_of_the_data_alone_does_not_ask_for_weights(tmp_path: Path) -> None:
+    path = write(tmp_path, {**PHANTOMS, "model": {"weights": "/nowhere/w.safetensors"}})
+    assert load_experiment(path, check=find_data_contradictions).model.weights == "/nowhere/w.safetensors"
+    with pytest.raises(InputRefusedError):
+        load_experiment(path, ["data.classes=[a, a]"], check=find_data_contradictions)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("data.partition={kind: dirichlet, sites: 3, alfa: 1}", "did you mean 'alpha'?"),
+        ("data.partition={kind: iid, sites: 3, alpha: 1}", "known here: feature_shift, kind, sites"),
+        ("data.partition={kind: sites, feature_shift: {gian: [1, 1]}}", "did you mean 'gain'?"),
+        ("data.phantom_site=2", "did you mean 'phantom_sites'?"),
+    ],
+)
+def test_unknown_keys_are_held_against_the_section_that_was_chosen(tmp_path: Path, override: str, said: str) -> None:
+    assert any(said in fix for fix in problems(write(tmp_path, PHANTOMS), override).values())
 
 
 @pytest.mark.parametrize("content", ["", "[1, 2]", "data: [", "\x00", "just text"])

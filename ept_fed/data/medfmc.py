@@ -7,7 +7,7 @@ A line is a file name, a space and the labels; the name may contain spaces:
     image.png 1 0 0 1           0/1 per class, spaces (endo)
 
 The five published samplings of K images per class are called `{dataset}_{K}-shot_train_exp{1…5}.txt`, each with a
-`…_val_exp….txt`. Measured on the lists in openmedlab/MedFM: the samplings for chest and endo repeat up to a seventh of
+`…_val_exp….txt`. Measured on the lists in openmedlab/MedFM: the samplings for chest and endo repeat up to a sixth of
 their lines, and up to all of their training images are in the validation list too; those for colon are free of both.
 """
 

@@ -26,7 +26,8 @@ _REMEDIES = {
 def partition_records(records: Sequence[ImageRecord], partition: AnyPartition, seed: int) -> tuple[ImageRecord, ...]:
     """Deal whole groups to virtual sites; the outcome does not depend on the order of the records.
 
-    Sites that the source names are pooled first. A group has the label and split of its first image by name.
+    Sites that the source names are pooled first. A group has the split and the first label of its first image by
+    name.
 
     Args:
         records: of all sites.
