@@ -36,6 +36,7 @@ _HEADER_BYTES = 4096
 # Filters of warnings belong to the whole process; without the lock, one thread's end would let another's text out.
 _QUIET = threading.Lock()
 
+_PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 _GRAYSCALE = ("MONOCHROME1", "MONOCHROME2")
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 
@@ -62,11 +63,13 @@ class DicomHeader:
     Attributes:
         uid: SOPInstanceUID; empty if there is none.
         patient: PatientID, in clear: hash it before it goes anywhere; empty if there is none.
+        has_pixels: whether it is an image at all, and no report, presentation state or index.
         refusal: why the pixels cannot be used, as the end of a sentence; None if nothing speaks against them.
     """
 
     uid: str
     patient: str
+    has_pixels: bool
     refusal: str | None
 
 
@@ -106,11 +109,12 @@ def read_header(image: str, path: Path) -> DicomHeader:
         raise UnreadableImageError(image, f"cannot be read ({type(error).__name__})") from error
     with file, _opened(image, file, defer_size=_HEADER_BYTES) as dataset:
         uid, patient = (str(dataset.get(name) or "").strip() for name in ("SOPInstanceUID", "PatientID"))
+        has_pixels = any(name in dataset for name in _PIXELS)
         try:
             _check(image, dataset)
         except UnreadableImageError as error:
-            return DicomHeader(uid, patient, error.reason)
-        return DicomHeader(uid, patient, None)
+            return DicomHeader(uid, patient, has_pixels, error.reason)
+        return DicomHeader(uid, patient, has_pixels, None)
 
 
 def dicom_mode(content: bytes) -> str:
@@ -169,7 +173,7 @@ def _check(image: str, dataset: Any) -> None:
     if syntax.is_private:
         shown = str(syntax) if syntax.is_valid else "that cannot be read"
         raise UnreadableImageError(image, f"has the private transfer syntax {shown}; export it in a standard one")
-    if not any(name in dataset for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
+    if not any(name in dataset for name in _PIXELS):
         raise UnreadableImageError(image, "is a DICOM file without pixel data")
     rows, columns = int(dataset.Rows), int(dataset.Columns)
     if max(rows, columns) > MAX_SIDE:

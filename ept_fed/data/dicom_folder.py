@@ -36,13 +36,15 @@ class _File:
     path: str
     uid: str
     patient: str
+    has_pixels: bool
     refusal: str | None
 
 
 def read_dicom_folder(settings: DicomSettings) -> Catalog:
     """List the DICOM files of a folder, known by their content or their ending, and label them from the CSV.
 
-    Rows and files must match one to one, by SOPInstanceUID or by path. Only headers are read here. A file whose
+    Rows and files must match one to one, by SOPInstanceUID or by path; only files without pixels (reports, presentation
+    states, indices) may go without a row, and are left alone. Only headers are read here. A file whose
     pixels cannot be used (several frames, no pixels, a private transfer syntax) is listed all the same: a run refuses
     or drops it by `max_unreadable`.
 
@@ -60,7 +62,9 @@ def read_dicom_folder(settings: DicomSettings) -> Catalog:
     ]
     rows = read_table(settings.root / settings.labels, "data.labels", wanted, problems)
     root = settings.root / settings.images
-    files = [_scan(root, path) for path in _list_files(root)]
+    named = {row.cells[columns.image] for row in rows}
+    found = [_scan(root, path) for path in _list_files(root)]
+    files = [file for file in found if file.has_pixels or _name(file, columns.image_is) in named]
     if not files:
         fix = (
             "holds no DICOM file; correct the path" if root.is_dir() else "is no folder; unpack it, or correct the path"
@@ -145,8 +149,8 @@ def _scan(root: Path, path: str) -> _File:
     try:
         header = read_header(path, root / path)
     except UnreadableImageError as error:
-        return _File(path, "", "", error.reason)
-    return _File(path, header.uid, header.patient, header.refusal)
+        return _File(path, "", "", True, error.reason)
+    return _File(path, header.uid, header.patient, header.has_pixels, header.refusal)
 
 
 def _name(file: _File, image_is: str) -> str:
@@ -184,12 +188,15 @@ def _check_patients(files: Sequence[_File], group: str) -> list[Problem]:
 
 
 def _describe_refused(files: Sequence[_File]) -> list[Problem]:
-    refused = [file for file in files if file.refusal is not None]
-    if not refused:
-        return []
-    named = "; ".join(f"{file.path} {file.refusal}" for file in refused[: 2 * SHOWN])
-    more = f"; and {len(refused) - 2 * SHOWN} more" if len(refused) > 2 * SHOWN else ""
-    return [Problem("data.images", f"{len(refused)} file(s)", f"cannot be used: {named}{more}")]
+    """Return a problem for each reason why files cannot be used."""
+    reasons: dict[str, list[str]] = {}
+    for file in files:
+        if file.refusal is not None:
+            reasons.setdefault(file.refusal, []).append(file.path)
+    return [
+        Problem("data.images", paths[:SHOWN], f"{len(paths)} file(s) cannot be used: each {reason}")
+        for reason, paths in reasons.items()
+    ]
 
 
 def _read_key(settings: DicomSettings, problems: list[Problem]) -> bytes:

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from ept_fed.data.decode import UnreadableImageError, decode_image, image_mode
-from ept_fed.data.dicom import dicom_mode, is_dicom, read_dicom
+from ept_fed.data.dicom import DICOM_SUFFIXES, dicom_mode, is_dicom, read_dicom
 from ept_fed.problems import InputRefusedError, Problem
 
 __all__ = ["ArrayImages", "FolderImages", "ImageStore", "UnreadableImageError", "ZipImages", "open_images"]
@@ -169,7 +169,8 @@ def open_images(path: Path) -> ImageStore:
 
 
 def _decode(image: str, content: bytes) -> np.ndarray:
-    return read_dicom(image, content) if is_dicom(content) else decode_image(image, content)
+    named = PurePosixPath(image).suffix.lower() in DICOM_SUFFIXES
+    return read_dicom(image, content) if named or is_dicom(content) else decode_image(image, content)
 
 
 def _mode(content: bytes) -> str:

@@ -118,10 +118,10 @@ def test_everything_that_does_not_match_is_refused_at_once(export: Callable[...,
         "have no row in the CSV",
         "have no PatientID",
         "column 'label' is empty",
-        "empty.dcm is a DICOM file without pixel data",
-        f"private.dcm has the private transfer syntax {PRIVATE}",
-        "film.dcm holds 30 frames",
-        "broken.dcm is a DICOM file that cannot be decoded",
+        "['empty.dcm']: 1 file(s) cannot be used: each is a DICOM file without pixel data",
+        f"['private.dcm']: 1 file(s) cannot be used: each has the private transfer syntax {PRIVATE}",
+        "['film.dcm']: 1 file(s) cannot be used: each holds 30 frames",
+        "['broken.dcm']: 1 file(s) cannot be used: each is a DICOM file that cannot be decoded",
     ):
         assert expected in said, said
     assert "PAT-" not in said
@@ -140,6 +140,13 @@ def test_one_file_without_usable_pixels_stops_a_run_or_is_dropped(export: Callab
         assert reason in str(refusal.value)
     data = prepare_data(settings.model_copy(update={"max_unreadable": 0.1}), spec, seed=0)
     assert "3 image(s) dropped" in "".join(data.notes)
+
+
+def test_what_is_no_image_may_go_without_a_row(export: Callable[..., Path], tmp_path: Path) -> None:
+    for _ in range(2):
+        export()
+    export("report.dcm", PixelData=None, PatientID=None)
+    assert len(read_dicom_folder(label(tmp_path, ["1.2.826.0,a", "1.2.826.1,b"])).records) == 2
 
 
 def test_without_patients_images_may_stand_alone(export: Callable[..., Path], tmp_path: Path) -> None:

@@ -69,6 +69,17 @@ def test_a_zip_gives_what_its_folder_gives(place: Callable[..., Path], tmp_path:
     assert zipped.store.read("north/a/1.png").shape == (8, 8, 3)
 
 
+def test_one_folder_around_everything_is_passed_over(place: Callable[..., Path]) -> None:
+    root = place("archive/a/1.png", "archive/b/2.png")
+    catalog = read_image_folder(ImageFolderSettings(root=root, levels="class"))
+    assert (catalog.classes, [record.image for record in catalog.records]) == (
+        ("a", "b"),
+        ["archive/a/1.png", "archive/b/2.png"],
+    )
+    place("other/a/1.png")
+    assert "are not at class/IMAGE" in refuse(ImageFolderSettings(root=root, levels="class"))
+
+
 def test_files_that_are_no_images_are_left_alone(place: Callable[..., Path]) -> None:
     root = place("x/a/1.png", "x/b/2.png", "x/a/notes.txt", "x/a/.hidden.png", "__MACOSX/x/1.png", "Thumbs.db")
     assert len(read_image_folder(ImageFolderSettings(root=root)).records) == 2
