@@ -110,11 +110,7 @@ def read_header(image: str, path: Path) -> DicomHeader:
     with file, _opened(image, file, defer_size=_HEADER_BYTES) as dataset:
         uid, patient = (str(dataset.get(name) or "").strip() for name in ("SOPInstanceUID", "PatientID"))
         has_pixels = any(name in dataset for name in _PIXELS)
-        try:
-            _check(image, dataset)
-        except UnreadableImageError as error:
-            return DicomHeader(uid, patient, has_pixels, error.reason)
-        return DicomHeader(uid, patient, has_pixels, None)
+        return DicomHeader(uid, patient, has_pixels, _find_refusal(image, dataset))
 
 
 def dicom_mode(content: bytes) -> str:
@@ -185,6 +181,16 @@ def _check(image: str, dataset: Any) -> None:
     if syntax.is_compressed and not _can_decode(syntax):
         advice = "install a decoder (pip install 'pydicom[pixeldata]') or export it uncompressed"
         raise UnreadableImageError(image, f"is compressed as {syntax.name}, which cannot be decoded here; {advice}")
+
+
+def _find_refusal(image: str, dataset: Any) -> str | None:
+    try:
+        _check(image, dataset)
+    except UnreadableImageError as error:
+        return error.reason
+    except _READER_ERRORS as error:
+        return f"is a DICOM file that cannot be decoded ({type(error).__name__})"
+    return None
 
 
 def _can_decode(syntax: Any) -> bool:

@@ -107,8 +107,9 @@ def test_everything_that_does_not_match_is_refused_at_once(export: Callable[...,
     export("empty.dcm", PixelData=None)
     export("private.dcm", syntax=PRIVATE)
     export("film.dcm", NumberOfFrames=30)
+    export("colourless.dcm", PhotometricInterpretation=None)
     (tmp_path / "images" / "broken.dcm").write_bytes(b"no mark")
-    rows = ["1.2.826.0,a", "1.2.826.1,", "1.2.826.77,b", "1.2.826.77,a", *(f"1.2.826.{n},b" for n in range(4, 8))]
+    rows = ["1.2.826.0,a", "1.2.826.1,", "1.2.826.77,b", "1.2.826.77,a", *(f"1.2.826.{n},b" for n in range(4, 9))]
     problems = refuse(label(tmp_path, rows))
     said = "\n".join(str(problem) for problem in problems)
     for expected in (
@@ -121,6 +122,7 @@ def test_everything_that_does_not_match_is_refused_at_once(export: Callable[...,
         "['empty.dcm']: 1 file(s) cannot be used: each is a DICOM file without pixel data",
         f"['private.dcm']: 1 file(s) cannot be used: each has the private transfer syntax {PRIVATE}",
         "['film.dcm']: 1 file(s) cannot be used: each holds 30 frames",
+        "['colourless.dcm']: 1 file(s) cannot be used: each is a DICOM file that cannot be decoded (AttributeError)",
         "['broken.dcm']: 1 file(s) cannot be used: each is a DICOM file that cannot be decoded",
     ):
         assert expected in said, said

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from ept_fed.data.datasets import prepare_data
@@ -56,6 +58,26 @@ def test_all_three_formats_parse(dataset: str, line: str, expected: ListedImage)
     listed, problems = parse_list(f"\n{line}\r\n{line}\n", MEDFMC_CLASSES[dataset], "list")
     assert listed == [expected]
     assert problems == []
+
+
+@given(
+    st.lists(st.tuples(st.text("ab 01_-.", max_size=12), st.lists(st.booleans(), min_size=4, max_size=4)), max_size=8),
+    st.sampled_from([" ", ","]),
+)
+def test_what_is_written_is_read_back_whatever_the_name(rows: list[tuple[str, list[bool]]], comma: str) -> None:
+    named = {f"x{number}{name}y.png": flags for number, (name, flags) in enumerate(rows)}
+    text = "".join(f"{name} {comma.join(str(int(flag)) for flag in flags)}\n" for name, flags in named.items())
+    listed, problems = parse_list(text, MEDFMC_CLASSES["endo"], "list")
+    assert problems == []
+    expected = {name: tuple(place for place, flag in enumerate(flags) if flag) for name, flags in named.items()}
+    assert {entry.image: entry.labels for entry in listed} == expected
+
+
+@given(st.text())
+def test_any_text_is_read_or_refused(text: str) -> None:
+    listed, problems = parse_list(text, MEDFMC_CLASSES["colon"], "list")
+    assert all(entry.labels in ((0,), (1,)) for entry in listed)
+    assert all(problem.field == "list" for problem in problems)
 
 
 @pytest.mark.parametrize(
