@@ -34,7 +34,8 @@ def find_data_contradictions(experiment: Experiment) -> list[Problem]:
     if data.augmentation.crop_scale[0] > data.augmentation.crop_scale[1]:
         found.append(Problem("data.augmentation.crop_scale", data.augmentation.crop_scale, "put the smaller first"))
     found += _check_partition(data.partition)
-    return found + _CHECKS[data.source](data)
+    check = _CHECKS.get(data.source)
+    return found + check(data) if check else found
 
 
 def check_exists(field: str, path: Path) -> list[Problem]:
