@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 from typer.main import get_command
 
-from ept_fed import config
+from ept_fed import config, data_settings, partition_settings
 from ept_fed.cli.main import app
 from ept_fed.strategies import STRATEGIES
 
@@ -24,8 +24,6 @@ _NAMES = {
     float: "number",
     bool: "true or false",
     Path: "path",
-    config.AugmentationSettings: "section",
-    config.ManifestColumns: "section",
 }
 NOTE = "<!-- Written by docs/generate_reference.py; edit the code instead. -->\n\n"
 
@@ -58,21 +56,18 @@ def describe_configuration() -> str:
         "## Top level\n\n",
         _table(config.Experiment, skip={"data", "model", "training", "federation", "personalisation", "evaluation"}),
         "\n## data\n\nShared by every source:\n\n",
-        _table(config.DataSettings),
+        _table(data_settings.DataSettings),
         "\nAugmentation, under `data.augmentation`:\n\n",
-        _table(config.AugmentationSettings),
+        _table(data_settings.AugmentationSettings),
+        *_describe_partitions(),
     ]
-    shared = set(config.DataSettings.model_fields)
-    for source in (
-        config.ManifestSettings,
-        config.ImageFolderSettings,
-        config.MedMNISTSettings,
-        config.PhantomSettings,
-    ):
+    shared = set(data_settings.DataSettings.model_fields)
+    for source in _members(data_settings.AnyDataSettings):
         name = source.model_fields["source"].default
         parts.append(f"\n### source: {name}\n\n{source.__doc__}\n\n{_table(source, skip=shared | {'source'})}")
-        if source is config.ManifestSettings:
-            parts.append(f"\nColumns, under `data.columns`:\n\n{_table(config.ManifestColumns)}")
+        columns = source.model_fields.get("columns")
+        if columns is not None:
+            parts.append(f"\nColumns, under `data.columns`:\n\n{_table(type(columns.default))}")
     for name, model in (
         ("model", config.ModelSettings),
         ("training", config.TrainingSettings),
@@ -82,6 +77,27 @@ def describe_configuration() -> str:
     ):
         parts.append(f"\n## {name}\n\n{model.__doc__}\n\n{_table(model)}")
     return "".join(parts)
+
+
+def _describe_partitions() -> list[str]:
+    shared = set(partition_settings.PartitionSettings.model_fields)
+    parts = [
+        "\n### partition\n\nUnder `data.partition`; `kind` says which. Every kind may have:\n\n",
+        _table(partition_settings.PartitionSettings),
+        "\nFeature shift, under `data.partition.feature_shift`:\n\n",
+        _table(partition_settings.FeatureShiftSettings),
+    ]
+    for kind in _members(partition_settings.AnyPartition):
+        name, fields = kind.model_fields["kind"].default, set(kind.model_fields) - shared - {"kind"}
+        parts.append(f"\n`kind: {name}`: {kind.__doc__}\n")
+        if fields:
+            parts.append(f"\n{_table(kind, skip=shared | {'kind'})}")
+    return parts
+
+
+def _members(union: Any) -> tuple[type[BaseModel], ...]:
+    """Return the settings classes of an annotated union."""
+    return get_args(get_args(union)[0])
 
 
 def _table(model: type[BaseModel], skip: set[str] | None = None) -> str:
@@ -100,14 +116,15 @@ def _spell(annotation: Any) -> str:
     if origin is Literal:
         return ", ".join(f"`{value}`" for value in arguments)
     if origin in (Union, types.UnionType):
-        return " or ".join("null" if part is type(None) else _spell(part) for part in arguments)
+        return " or ".join(dict.fromkeys("null" if part is type(None) else _spell(part) for part in arguments))
     if origin is tuple:
         return f"list of {_spell(arguments[0])}"
     if origin is dict:
         return f"{_spell(arguments[0])} to {_spell(arguments[1])}"
     if hasattr(annotation, "__metadata__"):
         return _spell(arguments[0])
-    return _NAMES.get(annotation, str(annotation))
+    section = isinstance(annotation, type) and issubclass(annotation, BaseModel)
+    return "section" if section else _NAMES.get(annotation, str(annotation))
 
 
 def _show(default: Any) -> str:
@@ -126,10 +143,10 @@ def describe_command_line() -> str:
     """Return every verb with its arguments, options and examples."""
     group = get_command(app)
     context = typer.Context(group, info_name="ept-fed")
-    parts = [NOTE, "# Command line\n\nExit codes: 0 done, 1 failed, 2 wrong usage or configuration.\n"]
-    for name in group.list_commands(context):  # type: ignore[attr-defined]
-        command = group.get_command(context, name)  # type: ignore[attr-defined]
-        parts.append(f"\n## ept-fed {name}\n\n{_paragraphs(command.help)}\n\n")
+    codes = "Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 faults found (doctor)."
+    parts = [NOTE, f"# Command line\n\n{codes}\n"]
+    for name, command in _list_commands(group, context, "ept-fed"):
+        parts.append(f"\n## {name}\n\n{_paragraphs(command.help)}\n\n")
         parts.append("| argument | default | meaning |\n|---|---|---|\n")
         for parameter in command.params:
             spelled = ", ".join(f"`{option}`" for option in parameter.opts)
@@ -143,6 +160,16 @@ def describe_command_line() -> str:
         examples = [line.strip() for line in (command.epilog or "").splitlines() if line.strip().startswith("ept-fed")]
         parts.append("\n```\n" + "\n".join(examples) + "\n```\n")
     return "".join(parts)
+
+
+def _list_commands(group: Any, context: typer.Context, prefix: str) -> list[tuple[str, Any]]:
+    """Return every verb, and every sub-command of a verb that has some, by the name a person types."""
+    found = []
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        typed = f"{prefix} {name}"
+        found += _list_commands(command, context, typed) if hasattr(command, "list_commands") else [(typed, command)]
+    return found
 
 
 def _paragraphs(text: str | None) -> str:

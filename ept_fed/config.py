@@ -5,140 +5,22 @@
 
 import hashlib
 import json
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from ept_fed.data_settings import LOCAL_DATA_FIELDS, AnyDataSettings
+from ept_fed.settings import Count, Fraction, Positive, Settings
 
 __all__ = [
     "LOCAL_SETTINGS",
-    "AnyDataSettings",
-    "AugmentationSettings",
-    "DataSettings",
     "EvaluationSettings",
     "Experiment",
     "FederationSettings",
-    "ImageFolderSettings",
-    "ManifestColumns",
-    "ManifestSettings",
-    "MedMNISTSettings",
     "ModelSettings",
     "PersonalisationSettings",
-    "PhantomSettings",
     "TrainingSettings",
-]
-
-Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
-Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
-
-
-class Settings(BaseModel):
-    """Base of every section: immutable, and an unknown key is an error, not a surprise."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
-
-
-class AugmentationSettings(Settings):
-    """Training-time augmentation of the paper (section 4.1): random resized crop and horizontal flip."""
-
-    crop_scale: tuple[Annotated[float, Field(gt=0.0, le=1.0)], Annotated[float, Field(gt=0.0, le=1.0)]] = Field(
-        (0.08, 1.0), description="smallest and largest share of the image area that a crop covers"
-    )
-    flip: bool = Field(True, description="mirror half of the training images left to right")
-
-
-class DataSettings(Settings):
-    """What every source shares: classes, splits by group, and the few-shot sample."""
-
-    root: Path = Field(Path("."), description="folder that the source's other paths start from")
-    task: Literal["single_label", "multi_label"] = Field(
-        "single_label", description="one class per image (cross entropy) or any number (binary cross entropy)"
-    )
-    classes: tuple[str, ...] | None = Field(None, description="class names in order; null takes them from the data")
-    sites: Annotated[tuple[str, ...], Field(min_length=1)] | None = Field(
-        None, description="keep only these sites; null keeps all"
-    )
-    virtual_sites: Count | None = Field(
-        None,
-        description="split a source without a site column at random into so many sites, groups kept whole",
-    )
-    shots: Count | None = Field(
-        None,
-        description="training images per class and site (K-shot); null trains on the whole training split",
-    )
-    scarce_classes: Literal["refuse", "use_all"] = Field(
-        "refuse",
-        description="a class with fewer than `shots` images at a site: refuse to start, or use all it has",
-    )
-    test_fraction: Fraction = Field(0.2, description="share of the groups held out for the final report")
-    validation_fraction: Fraction = Field(0.1, description="share of the groups held out for tuning and live display")
-    validation_shots: Count | None = Field(10, description="validation images per class and site; null uses all")
-    max_unreadable: Fraction = Field(
-        0.0, description="largest share of missing or unreadable images that is dropped instead of refused"
-    )
-    augmentation: AugmentationSettings = AugmentationSettings()
-
-
-class ManifestColumns(Settings):
-    """Which column of the manifest holds what."""
-
-    image: str = "image"
-    label: str | None = Field("label", description="column with the class name (single label)")
-    labels: Annotated[tuple[str, ...], Field(min_length=1)] | None = Field(
-        None, description="one 0/1 column per class (multi-label or one-hot)"
-    )
-    site: str | None = "site"
-    split: str | None = Field(None, description="column with train, validation or test; null splits by group")
-    group: str | None = Field(None, description="patient or lesion; images of one group never straddle a split")
-    group_scope: Literal["site", "everywhere"] = Field(
-        "site",
-        description="site: equal names at two sites are two groups; everywhere: they are one, and share a split",
-    )
-
-
-class ManifestSettings(DataSettings):
-    """A CSV with one row per image, and a folder or .zip with the images."""
-
-    source: Literal["manifest"] = "manifest"
-    manifest: Path = Field(Path("manifest.csv"), description="the CSV, below root")
-    images: Path = Field(Path("images"), description="a folder or a .zip with the images, below root")
-    image_name: str = Field(
-        "{image}", description="path inside `images`, made from the image column, e.g. 'jpg/{image}.jpg'"
-    )
-    columns: ManifestColumns = ManifestColumns()
-
-
-class ImageFolderSettings(DataSettings):
-    """Images sorted into folders named after site and class; no list to write."""
-
-    source: Literal["folder"] = "folder"
-    images: Path = Field(Path("images"), description="a folder or a .zip, below root")
-    levels: Literal["class", "class/group", "site/class", "site/class/group"] = Field(
-        "site/class", description="what the nested folders are called after; a group is a patient or a lesion"
-    )
-
-
-class MedMNISTSettings(DataSettings):
-    """A MedMNIST archive: {train,val,test}_{images,labels} in one .npz."""
-
-    source: Literal["medmnist"] = "medmnist"
-    archive: Path = Field(Path("medmnist.npz"), description="the .npz, below root")
-
-
-class PhantomSettings(DataSettings):
-    """Generated images: no files needed; `root` is not used."""
-
-    source: Literal["phantoms"] = "phantoms"
-    size: Annotated[int, Field(ge=64, le=512)] = Field(64, description="width and height in pixels")
-    phantom_sites: Annotated[int, Field(ge=1, le=64)] = Field(5, description="sites, each with its own scanner")
-    patients_per_class: Count = Field(60, description="patients per class and site")
-    images_per_patient: Annotated[int, Field(ge=1, le=16)] = 2
-
-
-AnyDataSettings = Annotated[
-    ManifestSettings | ImageFolderSettings | MedMNISTSettings | PhantomSettings, Field(discriminator="source")
 ]
 
 
@@ -254,7 +136,7 @@ class EvaluationSettings(Settings):
 
 # Settings of one machine and words for people: the same run may have others elsewhere.
 LOCAL_SETTINGS: dict[str, Any] = {
-    "data": {"root", "manifest", "images", "archive", "image_name", "columns", "sites"},
+    "data": set(LOCAL_DATA_FIELDS),
     "model": {"weights", "device"},
     "name": True,
     "about": True,

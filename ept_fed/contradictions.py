@@ -3,14 +3,8 @@
 import difflib
 from pathlib import Path
 
-from ept_fed.config import (
-    Experiment,
-    FederationSettings,
-    ImageFolderSettings,
-    ManifestSettings,
-    MedMNISTSettings,
-    PhantomSettings,
-)
+from ept_fed.config import Experiment, FederationSettings
+from ept_fed.data_contradictions import check_exists, find_data_contradictions
 from ept_fed.problems import Problem
 from ept_fed.strategies import STRATEGIES
 
@@ -25,7 +19,7 @@ def find_contradictions(experiment: Experiment) -> list[Problem]:
         experiment.training,
         experiment.federation,
     )
-    found = _check_classes(data.classes, data.task)
+    found = find_data_contradictions(experiment)
     if model.embedding != "concat" and federation.payload == "folded":
         found.append(
             Problem(
@@ -35,27 +29,14 @@ def find_contradictions(experiment: Experiment) -> list[Problem]:
                 "softmax as a constant sum of exponentials; set federation.payload=raw or model.embedding=concat",
             )
         )
-    if data.test_fraction + data.validation_fraction >= 1.0:
-        total = f"{data.test_fraction} + {data.validation_fraction}"
-        found.append(Problem("data.test_fraction", total, "test and validation leave nothing to train on; lower one"))
-    if data.augmentation.crop_scale[0] > data.augmentation.crop_scale[1]:
-        found.append(Problem("data.augmentation.crop_scale", data.augmentation.crop_scale, "put the smaller first"))
     if data.task == "multi_label" and training.class_balanced:
         found.append(
             Problem("training.class_balanced", True, "is defined for data.task=single_label only; set it to false")
         )
     if isinstance(model.prompt_layers, tuple) and len(set(model.prompt_layers)) != len(model.prompt_layers):
         found.append(Problem("model.prompt_layers", list(model.prompt_layers), "name each layer once"))
-    if isinstance(data, ImageFolderSettings):
-        found += _check_image_folder(data)
-    elif isinstance(data, PhantomSettings):
-        found += _check_phantoms(data)
-    elif isinstance(data, ManifestSettings):
-        found += _check_manifest(data)
-    elif isinstance(data, MedMNISTSettings):
-        found += _check_exists("data.archive", data.root / data.archive)
     if model.weights not in (None, "pretrained"):
-        found += _check_exists("model.weights", Path(str(model.weights)))
+        found += check_exists("model.weights", Path(str(model.weights)))
     if training.proximal_mu:
         fix = "is set by the server; use federation.strategy=fedprox or feddyn, and its option"
         found.append(Problem("training.proximal_mu", training.proximal_mu, fix))
@@ -63,16 +44,6 @@ def find_contradictions(experiment: Experiment) -> list[Problem]:
         fix = "FedRep's order is for heads that stay at the sites; set it to 0, or federation.share=prompts"
         found.append(Problem("training.head_first_epochs", training.head_first_epochs, fix))
     return found + _check_strategy(federation)
-
-
-def _check_classes(classes: tuple[str, ...] | None, task: str) -> list[Problem]:
-    if classes is None:
-        return []
-    if len(set(classes)) != len(classes):
-        return [Problem("data.classes", list(classes), "name each class once")]
-    if len(classes) < 2 and task == "single_label":
-        return [Problem("data.classes", list(classes), "single-label needs at least two classes")]
-    return []
 
 
 def _check_strategy(federation: FederationSettings) -> list[Problem]:
@@ -110,60 +81,3 @@ def _check_strategy(federation: FederationSettings) -> list[Problem]:
         fix = "must be a share up to 1, or a whole number of sites"
         found.append(Problem("federation.sites_per_round", federation.sites_per_round, fix))
     return found
-
-
-def _check_image_folder(data: ImageFolderSettings) -> list[Problem]:
-    found = _check_exists("data.images", data.root / data.images)
-    if data.levels.startswith("site") and data.virtual_sites is not None:
-        fix = f"data.levels = '{data.levels}' names real sites; set virtual_sites to null, or levels to class"
-        found.append(Problem("data.virtual_sites", data.virtual_sites, fix))
-    if data.task != "single_label":
-        found.append(Problem("data.task", data.task, "a folder gives one class; use a manifest for several"))
-    return found
-
-
-def _check_phantoms(data: PhantomSettings) -> list[Problem]:
-    found = []
-    if data.virtual_sites is not None:
-        found.append(Problem("data.virtual_sites", data.virtual_sites, "phantoms have sites; set data.phantom_sites"))
-    if data.task != "single_label":
-        found.append(Problem("data.task", data.task, "a phantom shows one structure; use single_label"))
-    return found
-
-
-def _check_manifest(data: ManifestSettings) -> list[Problem]:
-    found = []
-    columns = data.columns
-    if (columns.label is None) == (columns.labels is None):
-        found.append(
-            Problem(
-                "data.columns",
-                {"label": columns.label, "labels": columns.labels},
-                "set one of label and labels",
-            )
-        )
-    if data.task == "multi_label" and columns.labels is None:
-        found.append(Problem("data.columns.labels", None, "multi_label needs one 0/1 column per class; list them"))
-    if columns.site is not None and data.virtual_sites is not None:
-        found.append(
-            Problem(
-                "data.virtual_sites",
-                data.virtual_sites,
-                "the manifest has real sites; set it or columns.site null",
-            )
-        )
-    if columns.site is None and data.virtual_sites is None:
-        found.append(Problem("data.columns.site", None, "name the site column, or set data.virtual_sites"))
-    if "{image}" not in data.image_name:
-        found.append(Problem("data.image_name", data.image_name, "must contain {image}"))
-    found += _check_exists("data.manifest", data.root / data.manifest)
-    found += _check_exists("data.images", data.root / data.images)
-    return found
-
-
-def _check_exists(field: str, path: Path) -> list[Problem]:
-    try:
-        there = path.exists()
-    except (OSError, ValueError):
-        there = False
-    return [] if there else [Problem(field, str(path), "no such file or folder; correct the path")]

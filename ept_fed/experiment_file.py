@@ -2,14 +2,14 @@
 
 import copy
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from ept_fed.config import Experiment, ImageFolderSettings, ManifestSettings, MedMNISTSettings, PhantomSettings
+from ept_fed.config import Experiment
 from ept_fed.contradictions import find_contradictions
 from ept_fed.problems import InputRefusedError, Problem
 
@@ -37,12 +37,19 @@ class _StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
-def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
+def load_experiment(
+    path: Path,
+    overrides: Sequence[str] = (),
+    *,
+    check: Callable[[Experiment], list[Problem]] = find_contradictions,
+) -> Experiment:
     """Read and validate an experiment.
 
     Args:
         path: YAML file.
         overrides: `key.path=value` strings; values are read as YAML (`8`, `null`, `[0, 1]`).
+        check: what the sections are held against beyond their own types; a command that needs the data only checks
+            that only.
 
     Raises:
         InputRefusedError: with every problem of the file, the overrides and the paths they name.
@@ -55,10 +62,10 @@ def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
     if not isinstance(raw, dict):
         raise InputRefusedError([Problem("config", str(path), "must be a mapping with a 'data' section")])
     problems = _apply_overrides(raw, overrides)
-    experiment, invalid = _validate(raw)
+    experiment, invalid = _validate(raw, check)
     problems += invalid
     if experiment is not None:
-        problems += find_contradictions(experiment)
+        problems += check(experiment)
     if problems or experiment is None:
         raise InputRefusedError(problems)
     return experiment
@@ -89,7 +96,9 @@ def _apply_overrides(raw: dict[str, Any], overrides: Sequence[str]) -> list[Prob
     return found
 
 
-def _validate(raw: dict[str, Any]) -> tuple[Experiment | None, list[Problem]]:
+def _validate(
+    raw: dict[str, Any], check: Callable[[Experiment], list[Problem]]
+) -> tuple[Experiment | None, list[Problem]]:
     """Validate; on errors also report the contradictions that remain once each bad value falls back to its default."""
     data = raw.get("data")
     if isinstance(data, dict):
@@ -102,7 +111,7 @@ def _validate(raw: dict[str, Any]) -> tuple[Experiment | None, list[Problem]]:
         for item in error.errors(include_url=False):
             _remove(repaired, _location(raw, item["loc"]))
     try:
-        rest = find_contradictions(Experiment.model_validate(repaired))
+        rest = check(Experiment.model_validate(repaired))
     except ValidationError:
         return None, problems
     named = {problem.field for problem in problems}
@@ -134,26 +143,43 @@ def _describe(raw: dict[str, Any], item: dict[str, Any]) -> Problem:
         return Problem(field, item["input"], f"unknown setting; remove it, or {hint}")
     if kind == "missing":
         return Problem(field, None, "is required; add it")
+    if kind == "union_tag_not_found":
+        return Problem(field, item["input"], f"does not say which it is; give its {item['ctx']['discriminator']}")
     message = str(item["msg"])
     return Problem(field, item["input"], message[0].lower() + message[1:])
 
 
 def _known_keys(section: tuple[int | str, ...], raw: dict[str, Any]) -> list[str]:
-    sources: dict[str, type[BaseModel]] = {
-        "folder": ImageFolderSettings,
-        "medmnist": MedMNISTSettings,
-        "phantoms": PhantomSettings,
-    }
+    """Return the keys of a section; in a union of sections, those of the one that the document chooses."""
     model: type[BaseModel] = Experiment
+    node: Any = raw
     for part in section:
-        if model is Experiment and part == "data":
-            model = sources.get(str(raw["data"].get("source")), ManifestSettings)
-            continue
-        annotation = model.model_fields[str(part)].annotation
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+        node = node[part]
+        members = [member for member in _flatten(model.model_fields[str(part)].annotation) if _is_section(member)]
+        chosen = [member for member in members if _is_chosen(member, node)]
+        if not members:
             return []
-        model = annotation
+        model = (chosen or members)[0]
     return sorted(model.model_fields)
+
+
+def _flatten(annotation: Any) -> list[Any]:
+    """Return the members of a union, or of none: the annotation itself."""
+    parts = get_args(annotation)
+    return [member for part in parts for member in _flatten(part)] if parts else [annotation]
+
+
+def _is_section(member: Any) -> bool:
+    return isinstance(member, type) and issubclass(member, BaseModel)
+
+
+def _is_chosen(member: type[BaseModel], node: Any) -> bool:
+    """Whether the discriminators of a union's member (`source`, `kind`) are what the document says."""
+    for name in ("source", "kind"):
+        field = member.model_fields.get(name)
+        if field is not None and isinstance(node, dict) and node.get(name, field.default) != field.default:
+            return False
+    return True
 
 
 def _remove(document: Any, location: tuple[int | str, ...]) -> None:

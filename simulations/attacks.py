@@ -18,7 +18,7 @@ Attack = Callable[[Vector, Vector, np.random.Generator], Vector]
 ATTACKS: dict[str, Attack] = {
     "sign flip": lambda received, trained, _: received - (trained - received),
     "scaled by -100": lambda received, trained, _: received - 100 * (trained - received),
-    "noise": lambda received, _, rng: received + rng.normal(0, 3, received.shape),
+    "noise": lambda received, _, rng: received + rng.normal(0, 3, received.shape).astype(np.float32),
     "NaN": lambda received, _trained, _rng: np.full_like(received, np.nan),
 }
 
@@ -34,7 +34,7 @@ def attack_through(app: ClientApp, site: str, attack: str, seed: int) -> ClientA
         if context.node_config["site"] == site and answer.has_content():
             ((name, trained),) = answer.content[ARRAYS].items()
             rng = numpy_generator(seed, site, message.metadata.group_id, "attack")
-            sent = ATTACKS[attack](received, trained.numpy(), rng).astype(np.float32)
+            sent = ATTACKS[attack](received, trained.numpy(), rng)
             answer.content[ARRAYS] = ArrayRecord({name: Array(sent)})
         return answer
 

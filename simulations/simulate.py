@@ -63,6 +63,7 @@ def simulate(experiment: Experiment, out: Path, progress: Progress, *, resume: b
     checkpoint = find_checkpoint(plan, sites, folder) if resume else None
     if not resume:
         folder.create(experiment.to_yaml())
+    folder.write_partition(federation.data.partition)
     with log_to_file(out / "run.log"):
         report, rows = _run(federation, plan, sites, folder, progress, checkpoint)
     report = {**report, "seconds": round(time.perf_counter() - started, 1)}

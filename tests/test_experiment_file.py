@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ept_fed.config import Experiment
+from ept_fed.data_contradictions import find_data_contradictions
 from ept_fed.experiment_file import load_experiment
 from ept_fed.problems import InputRefusedError
 
@@ -70,11 +71,21 @@ def test_all_problems_are_listed_at_once_with_field_value_and_fix(tmp_path: Path
         (("model.prompt_layers=[0, 0]",), "model.prompt_layers"),
         (("data={source: medmnist, archive: none.npz}",), "data.archive"),
         (("data={source: manifest, columns: {label: null}}",), "data.columns"),
-        (("data={source: manifest, virtual_sites: 3}",), "data.virtual_sites"),
+        (("data.partition.kind=iid",), "data.partition.sites"),
+        (("data.partition={sites: 3}",), "data.partition"),
+        (("data.partition={kind: sites, feature_shift: {gain: [2, 1]}}",), "data.partition.feature_shift.gain"),
         (("data={source: manifest, columns: {site: null}}",), "data.columns.site"),
         (("data={source: manifest, image_name: x.png}",), "data.image_name"),
         (("data={source: manifest, task: multi_label}",), "data.columns.labels"),
-        (("data.virtual_sites=3",), "data.virtual_sites"),
+        (("data={source: medfmc, dataset: chest}",), "data.task"),
+        (("data={source: medfmc, sampling: exp1, shots: 10}",), "data.shots"),
+        (("data={source: medfmc, sampling: exp1, test_list: null}",), "data.test_list"),
+        (("data={source: medfmc, group_pattern: '('}",), "data.group_pattern"),
+        (("data={source: medfmc, group_pattern: abc}",), "data.group_pattern"),
+        (("data={source: isic2018, task: multi_label}",), "data.task"),
+        (("data={source: isic2018, parts: [training, validation]}",), "data.parts"),
+        (("data={source: dicom, columns: {label: a, labels: [b]}}",), "data.columns"),
+        (("data={source: dicom, patient_key: nowhere}",), "data.patient_key"),
         (("federation.options={mu: 1}",), "federation.options.mu"),
         (("federation.strategy=fedprox", "federation.options={proximal_mu: -1}"), "federation.options.proximal_mu"),
         (
@@ -97,7 +108,8 @@ def test_contradictions_are_refused(tmp_path: Path, overrides: tuple[str, ...], 
 @pytest.mark.parametrize(
     ("overrides", "field"),
     [
-        (("data.source=dicom",), "data"),
+        (("data.source=pacs",), "data"),
+        (("data.partition.kind=random",), "data.partition"),
         (("training.prompt_lr=.nan",), "training.prompt_lr"),
         (("training.head_lr=.inf",), "training.head_lr"),
         (("name=../escape",), "name"),
@@ -137,6 +149,41 @@ def test_where_files_lie_is_not_part_of_the_run(tmp_path: Path) -> None:
     same = {load_experiment(path, [change]).run_id for change in ("name=a", "data.root=/x", "model.device=cpu")}
     assert same == {load_experiment(path).run_id}
     assert load_experiment(path, ["training.head_lr=0.5"]).run_id not in same
+
+
+def test_how_sites_are_made_is_part_of_the_run(tmp_path: Path) -> None:
+    path = write(tmp_path, PHANTOMS)
+    partitions = (
+        "{kind: sites}",
+        "{kind: iid, sites: 3}",
+        "{kind: iid, sites: 4}",
+        "{kind: dirichlet, sites: 3}",
+        "{kind: dirichlet, sites: 3, alpha: 0.1}",
+        "{kind: dirichlet, sites: 3, feature_shift: {}}",
+    )
+    runs = {load_experiment(path, [f"data.partition={partition}"]).run_id for partition in partitions}
+    assert len(runs) == len(partitions)
+    assert load_experiment(path).run_id in runs
+
+
+def test_a_check_of_the_data_alone_does_not_ask_for_weights(tmp_path: Path) -> None:
+    path = write(tmp_path, {**PHANTOMS, "model": {"weights": "/nowhere/w.safetensors"}})
+    assert load_experiment(path, check=find_data_contradictions).model.weights == "/nowhere/w.safetensors"
+    with pytest.raises(InputRefusedError):
+        load_experiment(path, ["data.classes=[a, a]"], check=find_data_contradictions)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("data.partition={kind: dirichlet, sites: 3, alfa: 1}", "did you mean 'alpha'?"),
+        ("data.partition={kind: iid, sites: 3, alpha: 1}", "known here: feature_shift, kind, sites"),
+        ("data.partition={kind: sites, feature_shift: {gian: [1, 1]}}", "did you mean 'gain'?"),
+        ("data.phantom_site=2", "did you mean 'phantom_sites'?"),
+    ],
+)
+def test_unknown_keys_are_held_against_the_section_that_was_chosen(tmp_path: Path, override: str, said: str) -> None:
+    assert any(said in fix for fix in problems(write(tmp_path, PHANTOMS), override).values())
 
 
 @pytest.mark.parametrize("content", ["", "[1, 2]", "data: [", "\x00", "just text"])

@@ -1,6 +1,6 @@
 """`ept-fed`: verbs, exit codes, and how refusals look.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage or configuration.
+Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 faults found (doctor).
 """
 
 import sys
@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import ept_fed
-from ept_fed.cli import export, predict, report, simulate
+from ept_fed.cli import doctor, export, predict, report, simulate
 
 __all__ = ["app", "main"]
 
@@ -25,6 +25,7 @@ app.command(epilog=simulate.EXAMPLES)(simulate.simulate)
 app.command(epilog=export.EXAMPLES)(export.export)
 app.command(epilog=predict.EXAMPLES)(predict.predict)
 app.command(epilog=report.EXAMPLES)(report.report)
+app.add_typer(doctor.app)
 
 
 def _print_version(wanted: bool) -> None:

@@ -8,9 +8,9 @@ import typer
 
 from ept_fed.problems import InputRefusedError
 
-__all__ = ["DONE", "FAILED", "REFUSED", "exit_on_refusal"]
+__all__ = ["DONE", "FAILED", "FAULTS", "REFUSED", "exit_on_refusal"]
 
-DONE, FAILED, REFUSED = 0, 1, 2
+DONE, FAILED, REFUSED, FAULTS = 0, 1, 2, 3
 
 
 @contextmanager

@@ -1,22 +1,24 @@
 """From settings to tensors: `prepare_data` gives every site its training, validation and test images."""
 
 import math
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
-from ept_fed.config import AnyDataSettings
 from ept_fed.data.cache import CachedDataset, load_image, pool
+from ept_fed.data.counts import CountRow, count_images
 from ept_fed.data.images import ImageStore, UnreadableImageError
 from ept_fed.data.input_spec import InputSpec
-from ept_fed.data.partition import keep_sites, partition_iid
+from ept_fed.data.placement import place_records
+from ept_fed.data.read_all import read_all
 from ept_fed.data.records import SPLITS, ImageRecord
 from ept_fed.data.selection import describe_scarcity, find_empty_splits, find_lost_shots, select_records
 from ept_fed.data.sources import open_catalog
-from ept_fed.data.splits import assign_splits
+from ept_fed.data_settings import AnyDataSettings
 from ept_fed.problems import InputRefusedError, Problem
 
 if TYPE_CHECKING:
@@ -38,6 +40,10 @@ class SiteData:
     validation: CachedDataset
     test: CachedDataset
 
+    def parts(self) -> tuple[CachedDataset, CachedDataset, CachedDataset]:
+        """Return the three in the order of `SPLITS`."""
+        return self.train, self.validation, self.test
+
 
 @dataclass(frozen=True)
 class PreparedData:
@@ -48,37 +54,23 @@ class PreparedData:
         classes: class names, in the order that labels index.
         task: "single_label" or "multi_label".
         notes: sentences that a person should see: absent classes, dropped images.
+        partition: images there are per site, split and class, before the few-shot sample; see `count_images`.
     """
 
     sites: dict[str, SiteData]
     classes: tuple[str, ...]
     task: str
     notes: tuple[str, ...]
+    partition: tuple[CountRow, ...]
 
-    def summary(self) -> list[dict[str, str | int]]:
-        """Count per site, split and class, zeros included: rows of site, split, class, images, groups."""
-        rows: list[dict[str, str | int]] = []
-        for name, site in self.sites.items():
-            for split, dataset in zip(SPLITS, (site.train, site.validation, site.test), strict=True):
-                for label, label_name in enumerate(self.classes):
-                    groups = Counter(record.group for record in dataset.records if label in record.labels)
-                    rows.append(
-                        {
-                            "site": name,
-                            "split": split,
-                            "class": label_name,
-                            "images": groups.total(),
-                            "groups": len(groups),
-                        }
-                    )
-        return rows
+    def summary(self) -> list[CountRow]:
+        """Count the images in use; see `count_images`."""
+        used = [record for site in self.sites.values() for part in site.parts() for record in part.records]
+        return count_images(used, self.classes)
 
 
 def prepare_data(settings: AnyDataSettings, spec: InputSpec, seed: int) -> PreparedData:
     """Open the source, deal virtual sites, split by group, draw the K-shot samples, and cache the images.
-
-    Splits are assigned before `settings.sites` is applied, so a machine that holds one site of a shared
-    manifest draws what a simulation of all sites draws.
 
     Args:
         settings: the data section of an experiment.
@@ -93,19 +85,15 @@ def prepare_data(settings: AnyDataSettings, spec: InputSpec, seed: int) -> Prepa
     from ept_fed.data.transforms import build_pipelines
 
     catalog = open_catalog(settings, seed)
-    records = catalog.records
-    if settings.virtual_sites is not None:
-        records = partition_iid(records, settings.virtual_sites, seed)
-    records = assign_splits(
-        records,
-        test_fraction=settings.test_fraction,
-        validation_fraction=settings.validation_fraction,
-        seed=seed,
-    )
-    records = keep_sites(records, settings.sites)
+    records = place_records(catalog.records, settings, seed)
+    store = catalog.store
+    if settings.partition.feature_shift is not None:
+        from ept_fed.data.feature_shift import shift_features
+
+        store = shift_features(store, records, settings.partition.feature_shift, seed)
     selected, problems = select_records(records, catalog.classes, settings, seed)
     pipelines = build_pipelines(spec, settings.augmentation)
-    images, failures = _load_images(selected, catalog.store, pipelines)
+    images, failures = _load_images(selected, store, pipelines)
     problems += _judge_failures(failures, len(selected), settings.max_unreadable)
     if problems:
         raise InputRefusedError(problems)
@@ -132,20 +120,42 @@ def prepare_data(settings: AnyDataSettings, spec: InputSpec, seed: int) -> Prepa
         name: SiteData(name, catalog.classes, catalog.task, *(cache(name, split) for split in SPLITS)) for name in names
     }
     notes = (*describe_scarcity(kept, catalog.classes, settings.shots), *_describe_failures(failures))
-    return PreparedData(sites, catalog.classes, catalog.task, notes)
+    partition = tuple(count_images(records, catalog.classes))
+    return PreparedData(sites, catalog.classes, catalog.task, notes, partition)
 
 
 def _load_images(
     records: Sequence[ImageRecord], store: ImageStore, pipelines: "Pipelines"
 ) -> tuple[dict[str, Tensor], list[UnreadableImageError]]:
     """Return the cached part of every readable image, and what went wrong with the others."""
-    images, failures = {}, []
-    for record in records:
+
+    def load(record: ImageRecord) -> Tensor | UnreadableImageError:
         try:
-            images[record.image] = load_image(record.image, store, pipelines, training=record.split == "train")
+            return load_image(record.image, store, pipelines, training=record.split == "train")
         except UnreadableImageError as error:
-            failures.append(error)
+            return error
+
+    with _one_thread_each():
+        made = read_all(load, records)
+    images, failures = {}, []
+    for record, loaded in zip(records, made, strict=True):
+        if isinstance(loaded, UnreadableImageError):
+            failures.append(loaded)
+        else:
+            images[record.image] = loaded
     return images, failures
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Let threads that start inside run torch alone: two that each split a small resize over two cores take twice as
+    long as one after the other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _judge_failures(failures: Sequence[UnreadableImageError], total: int, allowed: float) -> list[Problem]:

@@ -7,7 +7,7 @@ import zlib
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-__all__ = ["MAX_SIDE", "UnreadableImageError", "decode_image"]
+__all__ = ["MAX_SIDE", "UnreadableImageError", "decode_image", "image_mode"]
 
 MAX_SIDE = 10_000
 _SIXTEEN_BIT_MODES = frozenset({"I", "I;16", "I;16B", "I;16L", "I;16N", "F"})
@@ -72,6 +72,16 @@ def decode_image(image: str, content: bytes) -> np.ndarray:
     except _DECODER_ERRORS as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UnreadableImageError(image, f"cannot be decoded ({reason})") from error
+
+
+def image_mode(content: bytes) -> str:
+    """Return how a file stores its pixels, as Pillow names it, e.g. "JPEG RGB" or "PNG I;16"; "unknown" if it cannot
+    tell."""
+    try:
+        with Image.open(io.BytesIO(content)) as opened:
+            return f"{opened.format} {opened.mode}"
+    except _DECODER_ERRORS:
+        return "unknown"
 
 
 def _to_rgb(picture: Image.Image) -> np.ndarray:

@@ -7,17 +7,36 @@ overlays are not applied; nor is an ICC profile.
 import io
 import logging
 import struct
+import threading
 import warnings
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from ept_fed.data.decode import MAX_SIDE, UnreadableImageError
 
-__all__ = ["DICOM_SUFFIXES", "apply_window", "is_dicom", "read_dicom"]
+__all__ = [
+    "DICOM_SUFFIXES",
+    "DicomHeader",
+    "apply_window",
+    "dicom_mode",
+    "is_dicom",
+    "read_dicom",
+    "read_header",
+]
 
 DICOM_SUFFIXES = frozenset({".dcm", ".dicom"})
 
+# Elements above this are skipped when only the header is wanted; pixels always are.
+_HEADER_BYTES = 4096
+# Filters of warnings belong to the whole process; without the lock, one thread's end would let another's text out.
+_QUIET = threading.Lock()
+
+_PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 _GRAYSCALE = ("MONOCHROME1", "MONOCHROME2")
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 
@@ -35,6 +54,23 @@ _READER_ERRORS = (
     EOFError,
     struct.error,
 )
+
+
+@dataclass(frozen=True)
+class DicomHeader:
+    """What the DICOM source needs to know of a file before its pixels.
+
+    Attributes:
+        uid: SOPInstanceUID; empty if there is none.
+        patient: PatientID, in clear: hash it before it goes anywhere; empty if there is none.
+        has_pixels: whether it is an image at all, and no report, presentation state or index.
+        refusal: why the pixels cannot be used, as the end of a sentence; None if nothing speaks against them.
+    """
+
+    uid: str
+    patient: str
+    has_pixels: bool
+    refusal: str | None
 
 
 def is_dicom(content: bytes) -> bool:
@@ -56,6 +92,40 @@ def read_dicom(image: str, content: bytes) -> np.ndarray:
         UnreadableImageError: without pydicom or a decoder for the compression; for several frames, no pixels, more than
             `MAX_SIDE` pixels a side, another photometric interpretation, or damage.
     """
+    with _opened(image, io.BytesIO(content)) as dataset:
+        _check(image, dataset)
+        return _to_rgb(dataset)
+
+
+def read_header(image: str, path: Path) -> DicomHeader:
+    """Read what identifies one file, skipping its pixels.
+
+    Raises:
+        UnreadableImageError: without pydicom, or when the file cannot be parsed at all.
+    """
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise UnreadableImageError(image, f"cannot be read ({type(error).__name__})") from error
+    with file, _opened(image, file, defer_size=_HEADER_BYTES) as dataset:
+        uid, patient = (str(dataset.get(name) or "").strip() for name in ("SOPInstanceUID", "PatientID"))
+        has_pixels = any(name in dataset for name in _PIXELS)
+        return DicomHeader(uid, patient, has_pixels, _find_refusal(image, dataset))
+
+
+def dicom_mode(content: bytes) -> str:
+    """Return the photometric interpretation, e.g. "DICOM MONOCHROME2"; "unknown" if it cannot be told."""
+    try:
+        with _opened("", io.BytesIO(content)) as dataset:
+            kind = str(dataset.PhotometricInterpretation)
+            return f"DICOM {kind}" if kind in (*_GRAYSCALE, *_COLOUR, "PALETTE COLOR") else "unknown"
+    except UnreadableImageError:
+        return "unknown"
+
+
+@contextmanager
+def _opened(image: str, file: BinaryIO, **options: Any) -> Iterator[Any]:
+    """Parse a file for the length of a `with`; whatever goes wrong inside names the image, and quotes nothing of it."""
     try:
         import pydicom
     except ImportError as error:
@@ -63,11 +133,9 @@ def read_dicom(image: str, content: bytes) -> np.ndarray:
     try:
         # What pydicom says of a damaged file quotes it, patient's name included: nothing of that is logged or told.
         logging.getLogger("pydicom").setLevel(logging.CRITICAL)
-        with warnings.catch_warnings():
+        with _QUIET, warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            dataset = pydicom.dcmread(io.BytesIO(content))
-            _check(image, dataset)
-            return _to_rgb(dataset)
+            yield pydicom.dcmread(file, **options)
     except (pydicom.errors.InvalidDicomError, pydicom.errors.BytesLengthException, *_READER_ERRORS) as error:
         raise UnreadableImageError(image, f"is a DICOM file that cannot be decoded ({type(error).__name__})") from error
 
@@ -94,8 +162,14 @@ def apply_window(values: np.ndarray, centre: float, width: float, function: str 
 def _check(image: str, dataset: Any) -> None:
     frames = int(dataset.get("NumberOfFrames") or 1)
     if frames > 1:
-        raise UnreadableImageError(image, f"holds {frames} frames; save the one to predict on as a file of its own")
-    if not any(name in dataset for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
+        raise UnreadableImageError(
+            image, f"holds {frames} frames; save the one that shows the finding as a file of its own"
+        )
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if syntax.is_private:
+        shown = str(syntax) if syntax.is_valid else "that cannot be read"
+        raise UnreadableImageError(image, f"has the private transfer syntax {shown}; export it in a standard one")
+    if not any(name in dataset for name in _PIXELS):
         raise UnreadableImageError(image, "is a DICOM file without pixel data")
     rows, columns = int(dataset.Rows), int(dataset.Columns)
     if max(rows, columns) > MAX_SIDE:
@@ -104,10 +178,19 @@ def _check(image: str, dataset: Any) -> None:
     if kind not in (*_GRAYSCALE, *_COLOUR, "PALETTE COLOR"):
         known = ", ".join((*_GRAYSCALE, *_COLOUR, "PALETTE COLOR"))
         raise UnreadableImageError(image, f"has an unknown photometric interpretation; known are {known}")
-    syntax = dataset.file_meta.TransferSyntaxUID
     if syntax.is_compressed and not _can_decode(syntax):
         advice = "install a decoder (pip install 'pydicom[pixeldata]') or export it uncompressed"
         raise UnreadableImageError(image, f"is compressed as {syntax.name}, which cannot be decoded here; {advice}")
+
+
+def _find_refusal(image: str, dataset: Any) -> str | None:
+    try:
+        _check(image, dataset)
+    except UnreadableImageError as error:
+        return error.reason
+    except _READER_ERRORS as error:
+        return f"is a DICOM file that cannot be decoded ({type(error).__name__})"
+    return None
 
 
 def _can_decode(syntax: Any) -> bool:

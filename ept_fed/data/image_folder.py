@@ -4,10 +4,10 @@ import zipfile
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
-from ept_fed.config import ImageFolderSettings
 from ept_fed.data.images import open_images
 from ept_fed.data.partition import find_unknown_sites
 from ept_fed.data.records import ONE_SITE, Catalog, ImageRecord
+from ept_fed.data_settings import ImageFolderSettings
 from ept_fed.problems import InputRefusedError, Problem
 
 __all__ = ["IMAGE_SUFFIXES", "read_image_folder"]
@@ -19,6 +19,7 @@ _SHOWN = 5
 def read_image_folder(settings: ImageFolderSettings) -> Catalog:
     """List a folder or .zip whose sub-folders are `settings.levels`, e.g. site/class/image.png.
 
+    A single folder around everything, as many archives have, is passed over.
     Files that are no images by their ending are left alone, and so are hidden ones. Without a group level every image
     is a group of its own; groups of equal name at two sites are two groups. Classes are `settings.classes`, or the
     sorted names of the class folders; a class folder outside the list is refused.
@@ -33,11 +34,13 @@ def read_image_folder(settings: ImageFolderSettings) -> Catalog:
         fix = f"holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}); correct the path"
         raise InputRefusedError([Problem("data.images", str(root), fix)])
     levels = settings.levels.split("/")
-    misplaced = [name for name in names if len(PurePosixPath(name).parts) != len(levels) + 1]
+    wrapped = len({PurePosixPath(name).parts[0] for name in names}) == 1
+    skip = 1 if wrapped and all(len(PurePosixPath(name).parts) == len(levels) + 2 for name in names) else 0
+    misplaced = [name for name in names if len(PurePosixPath(name).parts) != skip + len(levels) + 1]
     if misplaced:
         fix = f"{len(misplaced)} image(s) are not at {settings.levels}/IMAGE; move them, or set data.levels"
         raise InputRefusedError([Problem("data.levels", misplaced[:_SHOWN], fix)])
-    placed = [(name, dict(zip(levels, PurePosixPath(name).parts[:-1], strict=True))) for name in names]
+    placed = [(name, dict(zip(levels, PurePosixPath(name).parts[skip:-1], strict=True))) for name in names]
     there = sorted({place["class"] for _, place in placed})
     classes = settings.classes or tuple(there)
     problems = _check_classes(there, classes)
@@ -52,7 +55,7 @@ def read_image_folder(settings: ImageFolderSettings) -> Catalog:
         )
         for name, place in placed
     )
-    if "site" in levels:
+    if "site" in levels and settings.partition.kind == "sites":
         problems += find_unknown_sites(records, settings.sites)
     if problems:
         raise InputRefusedError(problems)

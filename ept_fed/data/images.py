@@ -8,7 +8,8 @@ from typing import Protocol
 
 import numpy as np
 
-from ept_fed.data.decode import UnreadableImageError, decode_image
+from ept_fed.data.decode import UnreadableImageError, decode_image, image_mode
+from ept_fed.data.dicom import DICOM_SUFFIXES, dicom_mode, is_dicom, read_dicom
 from ept_fed.problems import InputRefusedError, Problem
 
 __all__ = ["ArrayImages", "FolderImages", "ImageStore", "UnreadableImageError", "ZipImages", "open_images"]
@@ -31,30 +32,40 @@ class ImageStore(Protocol):
         """Return those of `images` that the store does not hold, in their order; nothing is decoded."""
         ...
 
+    def mode(self, image: str) -> str:
+        """Return how a readable image is stored, e.g. "JPEG RGB", "DICOM MONOCHROME2" or "array L"."""
+        ...
+
 
 class FolderImages:
-    """Image files below a folder; keys are paths relative to it, with forward slashes."""
+    """Image files below a folder, DICOM included; keys are paths relative to it, with forward slashes."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def read(self, image: str) -> np.ndarray:
         """Read and decode one file; see `ImageStore.read`. A key that leaves the folder is refused."""
+        return _decode(image, self._load(image))
+
+    def find_missing(self, images: Iterable[str]) -> list[str]:
+        """Return the keys without a file, and those that leave the folder."""
+        return [image for image in images if _escapes(image) or not (self._folder / image).is_file()]
+
+    def mode(self, image: str) -> str:
+        """Return how a file stores its pixels; see `ImageStore.mode`."""
+        return _mode(self._load(image))
+
+    def _load(self, image: str) -> bytes:
         _check_inside(image)
         path = self._folder / image
         try:
             if path.stat().st_size > _MAX_FILE_BYTES:
                 raise UnreadableImageError(image, "is a file of more than 1 GiB")
-            content = path.read_bytes()
+            return path.read_bytes()
         except FileNotFoundError as error:
             raise UnreadableImageError(image, "is missing") from error
         except (OSError, ValueError) as error:
             raise UnreadableImageError(image, f"cannot be read ({type(error).__name__})") from error
-        return decode_image(image, content)
-
-    def find_missing(self, images: Iterable[str]) -> list[str]:
-        """Return the keys without a file, and those that leave the folder."""
-        return [image for image in images if _escapes(image) or not (self._folder / image).is_file()]
 
 
 class ZipImages:
@@ -70,25 +81,31 @@ class ZipImages:
 
     def read(self, image: str) -> np.ndarray:
         """Read and decode one member; see `ImageStore.read`. A key that climbs out is refused."""
+        return _decode(image, self._load(image))
+
+    def find_missing(self, images: Iterable[str]) -> list[str]:
+        """Return the keys that the archive's own list does not name, and those that would leave it."""
+        held = set(self._open().namelist())
+        return [image for image in images if image not in held or _escapes(image)]
+
+    def mode(self, image: str) -> str:
+        """Return how a member stores its pixels; see `ImageStore.mode`."""
+        return _mode(self._load(image))
+
+    def _load(self, image: str) -> bytes:
         _check_inside(image)
         try:
             handle = self._open()
             member = handle.getinfo(image)
             if member.file_size > _MAX_FILE_BYTES:
                 raise UnreadableImageError(image, "is a file of more than 1 GiB")
-            content = handle.read(member)
+            return handle.read(member)
         except KeyError as error:
             raise UnreadableImageError(image, "is missing") from error
         except RuntimeError as error:  # NotImplementedError included: an unknown compression
             raise UnreadableImageError(image, "is encrypted or packed in a way that cannot be read") from error
         except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
             raise UnreadableImageError(image, f"cannot be unpacked ({type(error).__name__})") from error
-        return decode_image(image, content)
-
-    def find_missing(self, images: Iterable[str]) -> list[str]:
-        """Return the keys that the archive's own list does not name, and those that would leave it."""
-        held = set(self._open().namelist())
-        return [image for image in images if image not in held or _escapes(image)]
 
     def _open(self) -> zipfile.ZipFile:
         if self._handle is None:
@@ -123,6 +140,10 @@ class ArrayImages:
         """Return the keys that name no array or no row of it."""
         return [image for image in images if not self._holds(image)]
 
+    def mode(self, image: str) -> str:
+        """Return "array L" or "array RGB"; see `ImageStore.mode`."""
+        return "array L" if self._arrays[image.rpartition("/")[0]].ndim == 3 else "array RGB"
+
     def _holds(self, image: str) -> bool:
         name, _, index = image.rpartition("/")
         return name in self._arrays and index.isdecimal() and int(index) < len(self._arrays[name])
@@ -145,6 +166,15 @@ def open_images(path: Path) -> ImageStore:
         fix = "is neither a folder nor a readable .zip; unpack it, or correct the path"
         raise InputRefusedError([Problem("data.images", str(path), fix)]) from error
     return ZipImages(path)
+
+
+def _decode(image: str, content: bytes) -> np.ndarray:
+    named = PurePosixPath(image).suffix.lower() in DICOM_SUFFIXES
+    return read_dicom(image, content) if named or is_dicom(content) else decode_image(image, content)
+
+
+def _mode(content: bytes) -> str:
+    return dicom_mode(content) if is_dicom(content) else image_mode(content)
 
 
 def _escapes(image: str) -> bool:

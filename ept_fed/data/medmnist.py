@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ept_fed.config import MedMNISTSettings
 from ept_fed.data.images import ArrayImages
 from ept_fed.data.records import ONE_SITE, Catalog, ImageRecord
+from ept_fed.data_settings import MedMNISTSettings
 from ept_fed.problems import InputRefusedError, Problem
 
 __all__ = ["read_medmnist"]
@@ -22,7 +22,7 @@ def read_medmnist(settings: MedMNISTSettings) -> Catalog:
 
     Images are uint8 (n, H, W) or (n, H, W, 3), of any size; labels are (n, 1) class indices, or (n, C) of 0
     and 1 for multi_label. The archive has neither patients nor sites: every image is a group of its own, at
-    `ONE_SITE` until `settings.virtual_sites` deals it. Classes are `settings.classes`, or "0", "1", …
+    `ONE_SITE` until `settings.partition` deals it. Classes are `settings.classes`, or "0", "1", …
 
     Raises:
         InputRefusedError: with everything wrong with the archive.

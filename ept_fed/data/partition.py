@@ -1,47 +1,62 @@
-"""Sites: virtual ones dealt from a source that has none, and the choice of those to keep."""
+"""Which site each image is at: the sites that the source names, or virtual ones that whole groups are dealt to."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
+
+from ept_fed.data.partitioners import PARTITIONERS, Groups, TooFewImagesError
 from ept_fed.data.records import ImageRecord
+from ept_fed.partition_settings import AnyPartition, VirtualPartition
 from ept_fed.problems import InputRefusedError, Problem
 from ept_fed.seeds import derive_seed
 
-__all__ = ["find_unknown_sites", "keep_sites", "name_sites", "partition_iid"]
+__all__ = ["find_unknown_sites", "keep_sites", "name_sites", "partition_records"]
+
+_SHOWN = 5
+_REMEDIES = {
+    "iid": "lower data.partition.sites",
+    "dirichlet": "raise data.partition.alpha, or lower data.partition.sites or data.partition.min_images",
+    "shards": "lower data.partition.sites or data.partition.shards_per_site",
+    "quantity": "lower data.partition.sigma, data.partition.sites or data.partition.min_images",
+}
 
 
-def partition_iid(records: Sequence[ImageRecord], sites: int, seed: int) -> tuple[ImageRecord, ...]:
-    """Deal whole groups to virtual sites at random, so that every site sees the same mix.
+def partition_records(records: Sequence[ImageRecord], partition: AnyPartition, seed: int) -> tuple[ImageRecord, ...]:
+    """Deal whole groups to virtual sites; the outcome does not depend on the order of the records.
 
-    Groups are shuffled by a hash of seed and group, sorted by split and first label, and dealt like cards:
-    per split and label the sites differ by one group at most. Groups of different sizes make the counts of
-    images differ more. The outcome does not depend on the order of the records.
+    Sites that the source names are pooled first. A group has the split and the first label of its first image by
+    name.
 
     Args:
-        records: their own sites are overwritten.
-        sites: how many virtual sites.
+        records: of all sites.
+        partition: its kind chooses from `PARTITIONERS`; "sites" keeps the sites there are.
         seed: the run's seed.
 
     Returns:
         The records in the order given, with sites "site-1", "site-2", …; see `name_sites`.
 
     Raises:
-        InputRefusedError: when there are more sites than groups.
+        InputRefusedError: when there are more sites than groups, or a site would get too few images.
     """
-    firsts: dict[str, ImageRecord] = {}
-    for record in sorted(records, key=lambda record: record.image):
-        firsts.setdefault(record.group, record)
-    if sites > len(firsts):
-        fix = f"the data has {len(firsts)} groups, and every site needs one; lower it to at most {len(firsts)}"
-        raise InputRefusedError([Problem("data.virtual_sites", sites, fix)])
-
-    def place_in_pack(group: str) -> tuple[str, tuple[int, ...], int, str]:
-        first = firsts[group]
-        return first.split or "", first.labels[:1], derive_seed(seed, "virtual site", group), group
-
-    names = name_sites(sites)
-    dealt = {group: names[card % sites] for card, group in enumerate(sorted(firsts, key=place_in_pack))}
-    return tuple(replace(record, site=dealt[record.group]) for record in records)
+    if not isinstance(partition, VirtualPartition):
+        return tuple(records)
+    names, groups = _collect_groups(records, seed)
+    if partition.sites > len(groups):
+        fix = f"the data has {len(groups)} groups, and every site needs one; lower it to at most {len(groups)}"
+        raise InputRefusedError([Problem("data.partition.sites", partition.sites, fix)])
+    try:
+        dealt = PARTITIONERS[partition.kind](groups, partition, seed)
+    except TooFewImagesError as error:
+        needed = getattr(partition, "min_images", 1)
+        raise InputRefusedError([_describe_shortage(partition.kind, error.images, needed)]) from error
+    images = np.bincount(dealt, weights=groups.sizes, minlength=partition.sites).astype(np.int64)
+    if not images.all():
+        raise InputRefusedError([_describe_shortage(partition.kind, images, 1)])
+    called = name_sites(partition.sites)
+    site_of = {name: called[site] for name, site in zip(names, dealt.tolist(), strict=True)}
+    return tuple(replace(record, site=site_of[record.group]) for record in records)
 
 
 def name_sites(count: int) -> tuple[str, ...]:
@@ -67,3 +82,33 @@ def keep_sites(records: Sequence[ImageRecord], wanted: Sequence[str] | None) -> 
     if problems:
         raise InputRefusedError(problems)
     return tuple(record for record in records if wanted is None or record.site in wanted)
+
+
+def _collect_groups(records: Sequence[ImageRecord], seed: int) -> tuple[list[str], Groups]:
+    firsts: dict[str, ImageRecord] = {}
+    for record in records:
+        known = firsts.get(record.group)
+        if known is None or record.image < known.image:
+            firsts[record.group] = record
+    sizes = Counter(record.group for record in records)
+
+    def place_in_pack(group: str) -> tuple[str, int, int, str]:
+        first = firsts[group]
+        label = first.labels[0] if first.labels else -1
+        return first.split or "", label, derive_seed(seed, "virtual site", group), group
+
+    names = sorted(firsts, key=place_in_pack)
+    splits = sorted({first.split or "" for first in firsts.values()})
+    return names, Groups(
+        sizes=np.array([sizes[name] for name in names], dtype=np.int64),
+        labels=np.array([firsts[name].labels[0] if firsts[name].labels else -1 for name in names], dtype=np.int64),
+        splits=np.array([splits.index(firsts[name].split or "") for name in names], dtype=np.int64),
+    )
+
+
+def _describe_shortage(kind: str, images: np.ndarray, needed: int) -> Problem:
+    short = [(name, int(have)) for name, have in zip(name_sites(len(images)), images, strict=True) if have < needed]
+    named = ", ".join(f"{name} with {have} image(s)" for name, have in short[:_SHOWN])
+    more = f" and {len(short) - _SHOWN} more" if len(short) > _SHOWN else ""
+    least = f"fewer than min_images = {needed}" if needed > 1 else "empty"
+    return Problem("data.partition", kind, f"leaves {named}{more}: {least}; {_REMEDIES[kind]}")

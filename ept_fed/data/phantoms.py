@@ -15,41 +15,20 @@ scanner are drawn independently of the class.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-from ept_fed.config import PhantomSettings
+from ept_fed.data.acquisition import AcquisitionProfile
 from ept_fed.data.images import UnreadableImageError
 from ept_fed.data.partition import name_sites
 from ept_fed.data.phantom_structures import STRUCTURES
 from ept_fed.data.records import Catalog, ImageRecord
+from ept_fed.data_settings import PhantomSettings
 from ept_fed.problems import InputRefusedError, Problem
 from ept_fed.seeds import numpy_generator
 
-__all__ = ["AcquisitionProfile", "PhantomImages", "derive_profile", "generate_phantoms"]
-
-
-@dataclass(frozen=True)
-class AcquisitionProfile:
-    """How a site's scanner turns a scene into pixels.
-
-    Attributes:
-        gain: factor on the intensity.
-        gamma: exponent on the intensity, before the gain.
-        blur: std of the point spread, in shares of the image width.
-        noise: std of the sensor noise, on the 0–1 scale.
-        field_of_view: width seen, in scene widths; above 1 shows more and smaller.
-        cast: factor per colour channel.
-    """
-
-    gain: float
-    gamma: float
-    blur: float
-    noise: float
-    field_of_view: float
-    cast: tuple[float, float, float]
+__all__ = ["PhantomImages", "derive_profile", "generate_phantoms"]
 
 
 def derive_profile(seed: int, site: str) -> AcquisitionProfile:
@@ -90,6 +69,10 @@ class PhantomImages:
         """Return the keys that were not generated."""
         return [image for image in images if image not in self._images]
 
+    def mode(self, _image: str) -> str:
+        """Return "array RGB"; see `ImageStore.mode`."""
+        return "array RGB"
+
 
 def generate_phantoms(settings: PhantomSettings, seed: int) -> Catalog:
     """List `patients_per_class` patients per class and site, each with `images_per_patient` views.
@@ -99,8 +82,7 @@ def generate_phantoms(settings: PhantomSettings, seed: int) -> Catalog:
         seed: the run's seed.
 
     Raises:
-        InputRefusedError: for unknown classes, multi_label, or virtual sites: phantoms have sites of their
-            own.
+        InputRefusedError: for unknown classes, or multi_label.
     """
     classes = settings.classes or tuple(STRUCTURES)
     problems = []
@@ -110,9 +92,6 @@ def generate_phantoms(settings: PhantomSettings, seed: int) -> Catalog:
     if settings.task != "single_label":
         fix = "a phantom shows one kind of structure; set data.task=single_label"
         problems.append(Problem("data.task", settings.task, fix))
-    if settings.virtual_sites is not None:
-        fix = "phantoms have sites of their own; set data.phantom_sites instead"
-        problems.append(Problem("data.virtual_sites", settings.virtual_sites, fix))
     if problems:
         raise InputRefusedError(problems)
     width = max(3, len(str(settings.patients_per_class - 1)))

@@ -20,6 +20,7 @@ class ImageRecord:
         site: name of the site; `ONE_SITE` until virtual sites are dealt.
         group: patient or lesion; the images of one group never straddle a split.
         split: one of `SPLITS`, or None while not yet assigned.
+        attributes: (name, value) pairs of the subgroups to report on, e.g. ("sex", "female").
     """
 
     image: str
@@ -27,6 +28,7 @@ class ImageRecord:
     site: str
     group: str
     split: str | None
+    attributes: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,9 @@
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from ept_fed.config import DataSettings
 from ept_fed.data.fewshot import find_shortages, sample_shots
 from ept_fed.data.records import ImageRecord
+from ept_fed.data_settings import DataSettings
 from ept_fed.problems import Problem
 from ept_fed.seeds import derive_seed
 

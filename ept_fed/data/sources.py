@@ -1,31 +1,52 @@
-"""The registry of sources: a new one is a settings class in `ept_fed.config`, a file here and a line
-below."""
+"""The registry of sources: a new one is a settings class in `ept_fed.data_settings`, a file here and a line below."""
 
 from collections.abc import Callable
 from typing import Any
 
-from ept_fed.config import AnyDataSettings
+from ept_fed.data.complete import describe_straddling
+from ept_fed.data.dicom_folder import read_dicom_folder
 from ept_fed.data.image_folder import read_image_folder
+from ept_fed.data.isic2018 import read_isic2018
 from ept_fed.data.manifest import read_manifest
+from ept_fed.data.medfmc import read_medfmc
 from ept_fed.data.medmnist import read_medmnist
 from ept_fed.data.phantoms import generate_phantoms
 from ept_fed.data.records import Catalog
+from ept_fed.data_settings import AnyDataSettings
+from ept_fed.problems import InputRefusedError
 
-__all__ = ["SOURCES", "open_catalog"]
+__all__ = ["SOURCES", "list_catalog", "open_catalog"]
 
 # Called with the settings of that source and the run's seed, which only generated data needs.
 SOURCES: dict[str, Callable[[Any, int], Catalog]] = {
     "manifest": lambda settings, _seed: read_manifest(settings),
     "folder": lambda settings, _seed: read_image_folder(settings),
     "medmnist": lambda settings, _seed: read_medmnist(settings),
+    "medfmc": lambda settings, _seed: read_medfmc(settings),
+    "isic2018": lambda settings, _seed: read_isic2018(settings),
+    "dicom": lambda settings, _seed: read_dicom_folder(settings),
     "phantoms": generate_phantoms,
 }
 
 
-def open_catalog(settings: AnyDataSettings, seed: int) -> Catalog:
-    """List the images of the source that `settings.source` names; no image is decoded.
+def list_catalog(settings: AnyDataSettings, seed: int) -> Catalog:
+    """List the images of the source that `settings.source` names, groups that straddle a split included; no image is
+    decoded.
 
     Raises:
         InputRefusedError: with everything wrong with the source.
     """
     return SOURCES[settings.source](settings, seed)
+
+
+def open_catalog(settings: AnyDataSettings, seed: int) -> Catalog:
+    """List the images of a source that can be trained on; see `list_catalog`.
+
+    Raises:
+        InputRefusedError: with everything wrong with the source, or the groups that straddle a split.
+    """
+    catalog = list_catalog(settings, seed)
+    problems = describe_straddling(catalog.records)
+    if problems:
+        raise InputRefusedError(problems)
+    return catalog

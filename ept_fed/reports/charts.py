@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median
-from typing import TYPE_CHECKING, Any, ParamSpec
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -19,7 +19,7 @@ from ept_fed.evaluation.metrics import Array
 if TYPE_CHECKING:
     from matplotlib.typing import RcKeyType
 
-__all__ = ["draw_confusion", "draw_learning", "draw_reliability", "draw_roc", "setting_style"]
+__all__ = ["draw_confusion", "draw_learning", "draw_reliability", "draw_roc", "setting_style", "shorten", "styled"]
 
 # Okabe and Ito's colours that reach 3:1 on white; dashes tell the settings apart without any colour.
 _STYLES: Mapping[str, tuple[str, tuple[float, ...] | None, str]] = {
@@ -52,13 +52,14 @@ _SETTINGS: dict["RcKeyType", Any] = {
 
 
 _Arguments = ParamSpec("_Arguments")
+_Drawn = TypeVar("_Drawn")
 
 
-def _styled(draw: Callable[_Arguments, str]) -> Callable[_Arguments, str]:
+def styled(draw: Callable[_Arguments, _Drawn]) -> Callable[_Arguments, _Drawn]:
     """Draw with this module's settings, whatever the process has set, and leave that as it was."""
 
     @functools.wraps(draw)
-    def drawn(*arguments: _Arguments.args, **options: _Arguments.kwargs) -> str:
+    def drawn(*arguments: _Arguments.args, **options: _Arguments.kwargs) -> _Drawn:
         with mpl.rc_context():
             mpl.rcdefaults()
             mpl.rcParams.update(_SETTINGS)
@@ -72,7 +73,7 @@ def setting_style(setting: str) -> tuple[str, tuple[float, ...] | None, str]:
     return _STYLES.get(setting, _OTHER)
 
 
-@_styled
+@styled
 def draw_learning(rounds: Sequence[int], losses: Array, aucs: Array, name: str) -> str:
     """Draw training loss and validation AUC by round: losses and aucs are (rounds, sites), one faint line per site.
 
@@ -87,7 +88,7 @@ def draw_learning(rounds: Sequence[int], losses: Array, aucs: Array, name: str) 
     return _to_svg(figure, name)
 
 
-@_styled
+@styled
 def draw_roc(
     curves: Mapping[str, Sequence[Sequence[tuple[float, float]]]], classes: Sequence[str], name: str, most: int = 12
 ) -> str:
@@ -104,7 +105,7 @@ def draw_roc(
         for setting, curve in curves.items():
             if curve[c]:
                 _plot(panel, setting, [x for x, _ in curve[c]], [y for _, y in curve[c]], markers=False)
-        panel.set_title(_shorten(classes[c]), fontsize=9, loc="left")
+        panel.set_title(shorten(classes[c]), fontsize=9, loc="left")
         panel.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal", xticks=[0, 1], yticks=[0, 1])
     for panel in panels[len(shown) :]:
         panel.set_axis_off()
@@ -113,7 +114,7 @@ def draw_roc(
     return _to_svg(figure, name)
 
 
-@_styled
+@styled
 def draw_reliability(curves: Mapping[str, Sequence[ReliabilityBin]], name: str, *, multi_label: bool) -> str:
     """Draw observed share against confidence; on the diagonal a stated 70 % is right 70 times in 100."""
     figure = Figure(figsize=(3.5, 3.2))
@@ -127,7 +128,7 @@ def draw_reliability(curves: Mapping[str, Sequence[ReliabilityBin]], name: str, 
     return _to_svg(figure, name)
 
 
-@_styled
+@styled
 def draw_confusion(counts: Sequence[Sequence[int]], classes: Sequence[str], name: str) -> str:
     """Draw a confusion matrix (C, C): counts in the cells, shades by row, so that each true class adds up to one."""
     C = len(classes)
@@ -142,7 +143,7 @@ def draw_confusion(counts: Sequence[Sequence[int]], classes: Sequence[str], name
         for j, count in enumerate(row):
             color = "white" if shares[i][j] > 0.8 else (_INK if count else "#6b7785")
             axis.text(j + 0.5, i + 0.5, str(count), ha="center", va="center", fontsize=8 if C <= 12 else 6, color=color)
-    places, names = [i + 0.5 for i in range(C)], [_shorten(label) for label in classes]
+    places, names = [i + 0.5 for i in range(C)], [shorten(label) for label in classes]
     axis.set_xticks(places, names, rotation=45 if max(map(len, names)) > 3 else 0, ha="right", rotation_mode="anchor")
     axis.set_yticks(places, names)
     axis.tick_params(length=0)
@@ -178,7 +179,8 @@ def _plot(axis: Axes, setting: str, x: Sequence[float], y: Sequence[float], *, m
         line.set_dashes(dashes)
 
 
-def _shorten(label: str, most: int = 16) -> str:
+def shorten(label: str, most: int = 16) -> str:
+    """Return a label that fits beside an axis."""
     return label if len(label) <= most else label[: most - 1] + "…"
 
 

@@ -1,6 +1,7 @@
 """The folder of a run: settings, rounds, prompts and results, each file written whole or not at all.
 
 config.yaml                     the resolved settings
+partition.csv, partition.png    the images that each site has, by split and class
 rounds.jsonl                    one line per round
 checkpoints/round-NNNN.safetensors  what the server needs to go on after each round
 state/                          what the sites need to go on; removed when the run is done
@@ -27,9 +28,11 @@ from safetensors.numpy import save
 
 from ept_fed.artefacts import append_json_line, dump_json, write_bytes, write_csv, write_json, write_text
 from ept_fed.config import Experiment
+from ept_fed.data.counts import COUNT_COLUMNS, CountRow
 from ept_fed.problems import InputRefusedError, Problem
 from ept_fed.protocol.layout import Vector
 from ept_fed.protocol.plan import Plan
+from ept_fed.reports.partition_chart import draw_partition
 from ept_fed.reports.predictions import prediction_columns
 from ept_fed.settings_diff import compare_settings
 
@@ -105,6 +108,11 @@ class RunFolder:
             raise InputRefusedError(
                 [Problem("--out", str(self.path), f"cannot be written ({error.strerror})")]
             ) from error
+
+    def write_partition(self, rows: Sequence[CountRow]) -> None:
+        """Write how many images each site has, as `count_images` counts, as a table and as a picture."""
+        write_csv(self.path / "partition.csv", rows, COUNT_COLUMNS)
+        write_bytes(self.path / "partition.png", draw_partition(rows))
 
     def write_round(self, record: Mapping[str, Any]) -> None:
         """Append one round's line to rounds.jsonl."""

@@ -1,13 +1,14 @@
 import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from ept_fed.config import ManifestColumns, ManifestSettings
 from ept_fed.data.records import ImageRecord
+from ept_fed.data_settings import ManifestColumns, ManifestSettings
 
 
 @pytest.fixture
@@ -56,3 +57,39 @@ def write_hospital(tmp_path: Path, encode_image: Callable[..., bytes]) -> Callab
         return ManifestSettings.model_validate(chosen | settings)
 
     return write
+
+
+@pytest.fixture
+def encode_dicom() -> Callable[..., bytes]:
+    """Return a file of these pixels; keywords set or, with None, delete attributes."""
+
+    def build(pixels: np.ndarray, syntax: str = "1.2.840.10008.1.2.1", **attributes: Any) -> bytes:
+        from pydicom.dataset import FileDataset, FileMetaDataset
+        from pydicom.uid import UID, SecondaryCaptureImageStorage
+
+        meta = FileMetaDataset()
+        meta.TransferSyntaxUID = UID(syntax)
+        meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
+        meta.MediaStorageSOPInstanceUID = UID("1.2.3")
+        dataset = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
+        dataset.PatientName = "Secret^Person"
+        bits = 8 * pixels.itemsize
+        plain = {
+            "Rows": pixels.shape[0],
+            "Columns": pixels.shape[1],
+            "SamplesPerPixel": 3 if pixels.ndim == 3 else 1,
+            "PhotometricInterpretation": "RGB" if pixels.ndim == 3 else "MONOCHROME2",
+            "BitsAllocated": bits,
+            "BitsStored": bits,
+            "HighBit": bits - 1,
+            "PixelRepresentation": int(pixels.dtype.kind == "i"),
+            "PixelData": pixels.tobytes(),
+        } | ({"PlanarConfiguration": 0} if pixels.ndim == 3 else {})
+        for name, value in (plain | attributes).items():
+            if value is not None:
+                setattr(dataset, name, value)
+        file = io.BytesIO()
+        dataset.save_as(file, enforce_file_format=True)
+        return file.getvalue()
+
+    return build

@@ -4,12 +4,12 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from ept_fed.config import ManifestSettings, PhantomSettings
 from ept_fed.data.cache import CachedDataset, pool
 from ept_fed.data.datasets import PreparedData, prepare_data
 from ept_fed.data.input_spec import InputSpec
 from ept_fed.data.records import ImageRecord
 from ept_fed.data.transforms import build_pipelines
+from ept_fed.data_settings import ManifestSettings, PhantomSettings
 from ept_fed.problems import InputRefusedError, Problem
 from ept_fed.seeds import derive_seed
 

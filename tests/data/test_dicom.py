@@ -20,42 +20,6 @@ needs_pydicom = pytest.mark.skipif(
 GRAY = np.arange(48, dtype=np.uint16).reshape(6, 8) * 10
 
 
-@pytest.fixture
-def encode() -> Callable[..., bytes]:
-    """Return a file of these pixels; keywords set or, with None, delete attributes."""
-
-    def build(pixels: np.ndarray, syntax: str = "1.2.840.10008.1.2.1", **attributes: Any) -> bytes:
-        from pydicom.dataset import FileDataset, FileMetaDataset
-        from pydicom.uid import UID, SecondaryCaptureImageStorage
-
-        meta = FileMetaDataset()
-        meta.TransferSyntaxUID = UID(syntax)
-        meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
-        meta.MediaStorageSOPInstanceUID = UID("1.2.3")
-        dataset = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
-        dataset.PatientName = "Secret^Person"
-        bits = 8 * pixels.itemsize
-        plain = {
-            "Rows": pixels.shape[0],
-            "Columns": pixels.shape[1],
-            "SamplesPerPixel": 3 if pixels.ndim == 3 else 1,
-            "PhotometricInterpretation": "RGB" if pixels.ndim == 3 else "MONOCHROME2",
-            "BitsAllocated": bits,
-            "BitsStored": bits,
-            "HighBit": bits - 1,
-            "PixelRepresentation": int(pixels.dtype.kind == "i"),
-            "PixelData": pixels.tobytes(),
-        } | ({"PlanarConfiguration": 0} if pixels.ndim == 3 else {})
-        for name, value in (plain | attributes).items():
-            if value is not None:
-                setattr(dataset, name, value)
-        file = io.BytesIO()
-        dataset.save_as(file, enforce_file_format=True)
-        return file.getvalue()
-
-    return build
-
-
 def gray(content: bytes) -> np.ndarray:
     pixels = read_dicom("x.dcm", content)
     assert pixels.dtype == np.uint8
@@ -97,35 +61,35 @@ def test_without_pydicom_the_sentence_says_what_to_install(monkeypatch: pytest.M
 
 
 @needs_pydicom
-def test_without_a_window_grayscale_spans_from_minimum_to_maximum(encode: Callable[..., bytes]) -> None:
-    np.testing.assert_array_equal(gray(encode(GRAY)), np.round(GRAY / GRAY.max() * 255))
-    assert (gray(encode(np.full((4, 4), 7, np.uint16))) == 0).all()
+def test_without_a_window_grayscale_spans_from_minimum_to_maximum(encode_dicom: Callable[..., bytes]) -> None:
+    np.testing.assert_array_equal(gray(encode_dicom(GRAY)), np.round(GRAY / GRAY.max() * 255))
+    assert (gray(encode_dicom(np.full((4, 4), 7, np.uint16))) == 0).all()
 
 
 @needs_pydicom
-def test_rescale_comes_before_the_window(encode: Callable[..., bytes]) -> None:
+def test_rescale_comes_before_the_window(encode_dicom: Callable[..., bytes]) -> None:
     hounsfield = GRAY * 2.0 - 100.0
-    content = encode(GRAY, RescaleSlope=2, RescaleIntercept=-100, WindowCenter=300, WindowWidth=200)
+    content = encode_dicom(GRAY, RescaleSlope=2, RescaleIntercept=-100, WindowCenter=300, WindowWidth=200)
     np.testing.assert_array_equal(gray(content), np.round(255 * apply_window(hounsfield, 300, 200)))
-    several = encode(GRAY, RescaleSlope=2, RescaleIntercept=-100, WindowCenter=[300, 9], WindowWidth=[200, 1])
+    several = encode_dicom(GRAY, RescaleSlope=2, RescaleIntercept=-100, WindowCenter=[300, 9], WindowWidth=[200, 1])
     np.testing.assert_array_equal(gray(content), gray(several))
 
 
 @needs_pydicom
-def test_monochrome1_is_monochrome2_inverted(encode: Callable[..., bytes]) -> None:
+def test_monochrome1_is_monochrome2_inverted(encode_dicom: Callable[..., bytes]) -> None:
     for window in ({}, {"WindowCenter": 200, "WindowWidth": 300}):
-        upright = gray(encode(GRAY, **window)).astype(int)
-        inverted = gray(encode(GRAY, PhotometricInterpretation="MONOCHROME1", **window)).astype(int)
+        upright = gray(encode_dicom(GRAY, **window)).astype(int)
+        inverted = gray(encode_dicom(GRAY, PhotometricInterpretation="MONOCHROME1", **window)).astype(int)
         assert abs(upright + inverted - 255).max() <= 1
 
 
 @needs_pydicom
-def test_signed_pixels_and_padding(encode: Callable[..., bytes]) -> None:
+def test_signed_pixels_and_padding(encode_dicom: Callable[..., bytes]) -> None:
     signed = GRAY.astype(np.int16) - 200
-    np.testing.assert_array_equal(gray(encode(signed)), gray(encode(GRAY)))
+    np.testing.assert_array_equal(gray(encode_dicom(signed)), gray(encode_dicom(GRAY)))
     padded = signed.copy()
     padded[0, :4] = -2000
-    shown = gray(encode(padded, PixelPaddingValue=-2000))
+    shown = gray(encode_dicom(padded, PixelPaddingValue=-2000))
     assert (shown[0, :4] == 0).all()
     assert shown[0, 4] == 0
     assert shown[5, 7] == 255
@@ -133,39 +97,39 @@ def test_signed_pixels_and_padding(encode: Callable[..., bytes]) -> None:
 
 
 @needs_pydicom
-def test_colour_stays_as_it_is(encode: Callable[..., bytes]) -> None:
+def test_colour_stays_as_it_is(encode_dicom: Callable[..., bytes]) -> None:
     colour = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
-    np.testing.assert_array_equal(read_dicom("x.dcm", encode(colour)), colour)
+    np.testing.assert_array_equal(read_dicom("x.dcm", encode_dicom(colour)), colour)
 
 
 @needs_pydicom
-def test_ybr_becomes_rgb(encode: Callable[..., bytes]) -> None:
+def test_ybr_becomes_rgb(encode_dicom: Callable[..., bytes]) -> None:
     colour = np.zeros((8, 8, 3), np.uint8) + np.array([200, 40, 90], np.uint8)
     ybr = np.array(Image.fromarray(colour).convert("YCbCr"))
-    shown = read_dicom("x.dcm", encode(ybr, PhotometricInterpretation="YBR_FULL"))
+    shown = read_dicom("x.dcm", encode_dicom(ybr, PhotometricInterpretation="YBR_FULL"))
     assert abs(shown.astype(int) - colour).max() <= 2
 
 
 @needs_pydicom
-def test_a_palette_becomes_rgb(encode: Callable[..., bytes]) -> None:
+def test_a_palette_becomes_rgb(encode_dicom: Callable[..., bytes]) -> None:
     indices = np.array([[0, 1], [2, 3]], np.uint8)
     tables = {
         f"{name}PaletteColorLookupTable{part}": value
         for name, step in (("Red", 0x1111), ("Green", 0x2222), ("Blue", 0x3333))
         for part, value in (("Descriptor", [4, 0, 16]), ("Data", (np.arange(4) * step).astype("<u2").tobytes()))
     }
-    shown = read_dicom("x.dcm", encode(indices, PhotometricInterpretation="PALETTE COLOR", **tables))
+    shown = read_dicom("x.dcm", encode_dicom(indices, PhotometricInterpretation="PALETTE COLOR", **tables))
     np.testing.assert_array_equal(shown[1, 1], [0x33, 0x66, 0x99])
 
 
 @needs_pydicom
-def test_a_jpeg_inside_is_decoded(encode: Callable[..., bytes]) -> None:
+def test_a_jpeg_inside_is_decoded(encode_dicom: Callable[..., bytes]) -> None:
     from pydicom.encaps import encapsulate
 
     smooth = np.tile(np.arange(64, dtype=np.uint8) * 3, (64, 1))
     jpeg = io.BytesIO()
     Image.fromarray(smooth).save(jpeg, "JPEG", quality=95)
-    content = encode(smooth, "1.2.840.10008.1.2.4.50", PixelData=encapsulate([jpeg.getvalue()]))
+    content = encode_dicom(smooth, "1.2.840.10008.1.2.4.50", PixelData=encapsulate([jpeg.getvalue()]))
     expected = np.round((smooth - smooth.min()) / np.ptp(smooth) * 255.0)
     assert abs(gray(content) - expected).max() <= 8
 
@@ -186,10 +150,10 @@ def test_a_jpeg_inside_is_decoded(encode: Callable[..., bytes]) -> None:
     ids=lambda value: ",".join(value) if isinstance(value, dict) else "",
 )
 def test_what_cannot_be_shown_is_refused_by_name(
-    encode: Callable[..., bytes], changes: dict[str, Any], reason: str
+    encode_dicom: Callable[..., bytes], changes: dict[str, Any], reason: str
 ) -> None:
     with pytest.raises(UnreadableImageError, match=reason) as refusal:
-        read_dicom("x.dcm", encode(GRAY, **changes))
+        read_dicom("x.dcm", encode_dicom(GRAY, **changes))
     assert str(refusal.value).startswith("x.dcm: ")
     assert "Secret" not in str(refusal.value)
 
@@ -199,21 +163,21 @@ def test_what_cannot_be_shown_is_refused_by_name(
     ("syntax", "name"), [("1.2.840.10008.1.2.4.80", "JPEG-LS"), ("1.2.840.10008.1.2.4.100", "MPEG2")]
 )
 def test_a_compression_without_a_decoder_is_named(
-    encode: Callable[..., bytes], syntax: str, name: str, monkeypatch: pytest.MonkeyPatch
+    encode_dicom: Callable[..., bytes], syntax: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from pydicom.encaps import encapsulate
 
     monkeypatch.setattr("pydicom.pixels.decoders.base.Decoder.is_available", property(lambda _: False))
-    content = encode(GRAY, syntax, PixelData=encapsulate([b"\0" * 16]))
+    content = encode_dicom(GRAY, syntax, PixelData=encapsulate([b"\0" * 16]))
     with pytest.raises(UnreadableImageError, match=f"compressed as {name}.*install a decoder"):
         read_dicom("x.dcm", content)
 
 
 @needs_pydicom
 def test_damage_anywhere_is_refused_or_read_and_nothing_of_the_file_is_told(
-    encode: Callable[..., bytes], caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
+    encode_dicom: Callable[..., bytes], caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
 ) -> None:
-    content = encode(GRAY, WindowCenter=200, WindowWidth=300)
+    content = encode_dicom(GRAY, WindowCenter=200, WindowWidth=300)
     rng = np.random.default_rng(0)
     for _ in range(150):
         damaged = bytearray(content[: int(rng.integers(100, len(content) + 1))])
@@ -228,10 +192,10 @@ def test_damage_anywhere_is_refused_or_read_and_nothing_of_the_file_is_told(
 
 
 @needs_pydicom
-def test_prediction_reads_dicom_by_content_and_by_name(encode: Callable[..., bytes], tmp_path: Path) -> None:
+def test_prediction_reads_dicom_by_content_and_by_name(encode_dicom: Callable[..., bytes], tmp_path: Path) -> None:
     from ept_fed.bundles.predict import read_image
 
-    (tmp_path / "IM0001").write_bytes(encode(GRAY))
+    (tmp_path / "IM0001").write_bytes(encode_dicom(GRAY))
     assert read_image("IM0001", tmp_path / "IM0001").shape == (6, 8, 3)
     (tmp_path / "fake.dcm").write_bytes(b"no mark")
     with pytest.raises(UnreadableImageError, match="is a DICOM file that cannot be decoded"):

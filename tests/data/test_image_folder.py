@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ept_fed.config import ImageFolderSettings
 from ept_fed.data.image_folder import read_image_folder
+from ept_fed.data_settings import ImageFolderSettings
 from ept_fed.problems import InputRefusedError
 
 
@@ -67,6 +67,17 @@ def test_a_zip_gives_what_its_folder_gives(place: Callable[..., Path], tmp_path:
     zipped = read_image_folder(ImageFolderSettings(root=root, images=Path("images.zip")))
     assert zipped.records == read_image_folder(ImageFolderSettings(root=root)).records
     assert zipped.store.read("north/a/1.png").shape == (8, 8, 3)
+
+
+def test_one_folder_around_everything_is_passed_over(place: Callable[..., Path]) -> None:
+    root = place("archive/a/1.png", "archive/b/2.png")
+    catalog = read_image_folder(ImageFolderSettings(root=root, levels="class"))
+    assert (catalog.classes, [record.image for record in catalog.records]) == (
+        ("a", "b"),
+        ["archive/a/1.png", "archive/b/2.png"],
+    )
+    place("other/a/1.png")
+    assert "are not at class/IMAGE" in refuse(ImageFolderSettings(root=root, levels="class"))
 
 
 def test_files_that_are_no_images_are_left_alone(place: Callable[..., Path]) -> None:

@@ -3,9 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from ept_fed.config import ManifestColumns, ManifestSettings
 from ept_fed.data.manifest import read_manifest
 from ept_fed.data.records import ImageRecord
+from ept_fed.data.sources import open_catalog
+from ept_fed.data_settings import ManifestColumns, ManifestSettings
 from ept_fed.problems import InputRefusedError, Problem
 
 Read = Callable[..., ManifestSettings]
@@ -49,7 +50,7 @@ def test_without_groups_every_image_is_its_own(write: Read) -> None:
 
 def test_without_a_site_column_all_images_share_one_site(write: Read) -> None:
     columns = ManifestColumns(site=None)
-    catalog = read_manifest(write("image,label\n1,a\n2,b\n", columns=columns, virtual_sites=2))
+    catalog = read_manifest(write("image,label\n1,a\n2,b\n", columns=columns, partition={"kind": "iid", "sites": 2}))
     assert {record.site for record in catalog.records} == {"all"}
 
 
@@ -114,8 +115,9 @@ def test_each_defect_is_refused(
 
 def test_unknown_split_is_refused(write: Read) -> None:
     text = "image,label,site,split\n1,a,x,train\n2,b,x,holdout\n3,b,x,\n"
-    (problem,) = _refuse(write(text, columns=ManifestColumns(split="split")))
+    problem, absent = _refuse(write(text, columns=ManifestColumns(split="split")))
     assert problem.value == ["holdout", ""]
+    assert (absent.field, absent.value) == ("data.images", ["1", "2", "3"])
 
 
 def test_a_name_at_two_sites_is_two_groups_unless_groups_are_everywhere(write: Read) -> None:
@@ -125,10 +127,38 @@ def test_a_name_at_two_sites_is_two_groups_unless_groups_are_everywhere(write: R
         assert [record.group for record in catalog.records] == groups
 
 
-def test_straddling_group_is_refused(write: Read) -> None:
+def test_straddling_group_is_refused_alone_and_with_the_rest(write: Read) -> None:
     text = "image,label,site,split,who\n1,a,x,train,p\n2,b,x,test,p\n"
-    (problem,) = _refuse(write(text, columns=ManifestColumns(split="split", group="who")))
-    assert (problem.field, problem.value) == ("data.columns.split", ["x/p"])
+    columns = ManifestColumns(split="split", group="who")
+    with pytest.raises(InputRefusedError, match="more than one split") as refusal:
+        open_catalog(write(text, columns=columns), seed=0)
+    (problem,) = refusal.value.problems
+    assert problem.value == ["x/p"]
+    assert len(read_manifest(write(text, columns=columns)).records) == 2
+    fields = [problem.field for problem in _refuse(write(text + "3,,x,test,q\n", columns=columns))]
+    assert fields == ["data.columns.label", "data", "data.images"]
+
+
+def test_subgroups_stay_with_the_image(write: Read) -> None:
+    text = "image,label,site,sex,age\n1,a,x,female,40-49\n2,b,x,,50-59\n"
+    catalog = read_manifest(write(text, columns=ManifestColumns(subgroups=("sex", "age"))))
+    attributes = [record.attributes for record in catalog.records]
+    assert attributes == [(("sex", "female"), ("age", "40-49")), (("age", "50-59"),)]
+    (problem,) = _refuse(write(text, columns=ManifestColumns(subgroups=("scanner",))))
+    assert problem.field == "data.columns.subgroups"
+
+
+def test_classes_that_differ_in_spelling_only_are_ambiguous(write: Read) -> None:
+    text = "image,label,site\n1,Nevus,x\n2,nevus,x\n3,mel,x\n"
+    problem, _ = _refuse(write(text))
+    assert (problem.field, problem.value) == ("data.columns.label", ["Nevus", "nevus"])
+    assert "ambiguous" in problem.fix
+    assert len(read_manifest(write(text, classes=("Nevus", "nevus", "mel"))).classes) == 3
+
+
+def test_a_near_miss_of_a_column_is_suggested(write: Read) -> None:
+    (problem,) = _refuse(write("image,Label,site\n1,a,x\n"))
+    assert "did you mean 'Label'?" in problem.fix
 
 
 def test_missing_files_are_refused_together(tmp_path: Path) -> None:
@@ -145,11 +175,12 @@ def test_all_problems_come_at_once(write: Read) -> None:
         "data.columns.label",
         "data.columns.label",
         "data.columns.site",
+        "data.images",
         "data.sites",
     ]
 
 
 def test_a_thousand_bad_rows_make_one_problem(write: Read) -> None:
     text = "image,label,site\n" + "".join(f"{number},z,x\n" for number in range(1000))
-    (problem,) = _refuse(write(text, classes=("a", "b")))
+    problem, _ = _refuse(write(text, classes=("a", "b")))
     assert "1000 row(s), line(s) 2, 3, 4, 5, 6, …" in problem.fix

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ept_fed.config import MedMNISTSettings
 from ept_fed.data.medmnist import read_medmnist
+from ept_fed.data_settings import MedMNISTSettings
 from ept_fed.problems import InputRefusedError
 
 Write = Callable[..., MedMNISTSettings]

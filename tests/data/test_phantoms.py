@@ -9,10 +9,10 @@ from sklearn.model_selection import GroupKFold, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from ept_fed.config import PhantomSettings
 from ept_fed.data.images import UnreadableImageError
 from ept_fed.data.phantom_structures import STRUCTURES
 from ept_fed.data.phantoms import derive_profile, generate_phantoms
+from ept_fed.data_settings import PhantomSettings
 from ept_fed.problems import InputRefusedError
 
 SMALL = PhantomSettings(phantom_sites=2, patients_per_class=3, images_per_patient=2)
@@ -92,10 +92,10 @@ def test_chosen_classes_are_generated_in_order() -> None:
 
 
 def test_unsuitable_settings_are_refused_together() -> None:
-    wrong = SMALL.model_copy(update={"classes": ("stars",), "task": "multi_label", "virtual_sites": 3})
+    wrong = SMALL.model_copy(update={"classes": ("stars",), "task": "multi_label"})
     with pytest.raises(InputRefusedError) as caught:
         generate_phantoms(wrong, seed=0)
-    assert [problem.field for problem in caught.value.problems] == ["data.classes", "data.task", "data.virtual_sites"]
+    assert [problem.field for problem in caught.value.problems] == ["data.classes", "data.task"]
 
 
 def test_other_keys_are_missing() -> None:

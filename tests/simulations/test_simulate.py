@@ -47,6 +47,10 @@ def test_a_run_leaves_everything_it_promises(micro: Micro, tmp_path: Path) -> No
     lines = [json.loads(line) for line in (out / "rounds.jsonl").read_text().splitlines()]
     assert [line["round"] for line in lines] == [1, 2]
     assert all(line["aggregated"] == ["site-1", "site-2", "site-3"] and not line["refused"] for line in lines)
+    partition = (out / "partition.csv").read_text().splitlines()
+    assert partition[0] == "site,split,class,images,groups"
+    assert sum(int(line.split(",")[3]) for line in partition[1:]) == 3 * 5 * 8 * 2
+    assert (out / "partition.png").read_bytes().startswith(b"\x89PNG")
     prompts = sorted(path.name for path in (out / "prompts").iterdir())
     assert prompts == ["round-000.safetensors", "round-001.safetensors", "round-002.safetensors"]
     written = json.loads((out / "report.json").read_text())

@@ -1,0 +1,41 @@
+"""The classes of a source: those that the settings list, or those that its files name."""
+
+from collections.abc import Iterable, Sequence
+
+from ept_fed.problems import Problem
+
+__all__ = ["names_of_columns", "names_of_labels"]
+
+
+def names_of_columns(
+    classes: Sequence[str] | None, columns: Sequence[str], name: str
+) -> tuple[tuple[str, ...], list[Problem]]:
+    """Return the classes for one 0/1 column per class; `data.classes` may order them, `name` is where columns are."""
+    chosen = tuple(classes or columns)
+    if set(chosen) != set(columns):
+        fix = f"must name the classes of {name} ({', '.join(columns)}), in any order"
+        return chosen, [Problem("data.classes", list(chosen), fix)]
+    return chosen, []
+
+
+def names_of_labels(
+    classes: Sequence[str] | None, labels: Iterable[str], name: str, column: str
+) -> tuple[tuple[str, ...], list[Problem]]:
+    """Return the classes for one column with class names: `data.classes`, or the sorted distinct labels.
+
+    Labels that differ in nothing but case or spacing are one class written in two ways, or two classes that nobody can
+    tell apart: without a list in `data.classes` that is refused.
+    """
+    chosen = tuple(classes or sorted({*labels} - {""}))
+    problems = []
+    if len(chosen) < 2:
+        fix = "holds fewer than two classes; list all classes of the federation in data.classes"
+        problems.append(Problem(name, column, fix))
+    spellings: dict[str, list[str]] = {}
+    for label in chosen if classes is None else ():
+        spellings.setdefault("".join(label.casefold().split()), []).append(label)
+    for alike in spellings.values():
+        if len(alike) > 1:
+            fix = f"column '{column}' is ambiguous: is this one class? Write it one way, or list both in data.classes"
+            problems.append(Problem(name, alike, fix))
+    return chosen, problems

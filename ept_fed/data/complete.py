@@ -1,0 +1,47 @@
+"""The last step of every source: a catalog, or everything wrong with it at once."""
+
+from collections.abc import Sequence
+
+from ept_fed.data.images import ImageStore
+from ept_fed.data.records import Catalog, ImageRecord
+from ept_fed.data.splits import find_straddling_groups
+from ept_fed.problems import InputRefusedError, Problem
+
+__all__ = ["complete_catalog", "describe_straddling"]
+
+_SHOWN = 5
+
+
+def complete_catalog(
+    records: Sequence[ImageRecord],
+    classes: tuple[str, ...],
+    task: str,
+    store: ImageStore | None,
+    problems: Sequence[Problem],
+) -> Catalog:
+    """Return the catalog if there are no problems.
+
+    Straddling groups and absent images do not refuse a catalog by themselves: the doctor reports them, and a run
+    refuses the former and drops as many of the latter as `max_unreadable` allows. Where the catalog is refused anyway,
+    they are named with the rest.
+
+    Raises:
+        InputRefusedError: with the problems, the straddling groups and the absent images.
+    """
+    if not problems and store is not None:
+        return Catalog(tuple(records), classes, task, store)
+    absent = [] if store is None else store.find_missing([record.image for record in records if record.image])
+    more = []
+    if absent:
+        fix = f"{len(absent)} listed image(s) are absent; restore them, or take them out of the list"
+        more.append(Problem("data.images", absent[:_SHOWN], fix))
+    raise InputRefusedError([*problems, *describe_straddling(records), *more])
+
+
+def describe_straddling(records: Sequence[ImageRecord]) -> list[Problem]:
+    """Return a problem if groups come with images in more than one split."""
+    straddling = find_straddling_groups(records)
+    if not straddling:
+        return []
+    fix = f"{len(straddling)} group(s) have images in more than one split; give each group one split"
+    return [Problem("data", straddling[:_SHOWN], fix)]

@@ -1,0 +1,213 @@
+"""The DICOM source: a folder as a PACS exports it, and a CSV that labels its images.
+
+PatientID groups the images and never leaves this file in clear: records hold its HMAC-SHA256 under `patient_key`.
+Without a key the hash hides an identifier from a reader, but not from someone who can list all identifiers and hash
+each; keep the key at the site. Patients are told apart by PatientID alone: two issuers that use one number for two
+people make one group, and one person under two numbers makes two.
+"""
+
+import hmac
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ept_fed.data.class_names import names_of_columns, names_of_labels
+from ept_fed.data.complete import complete_catalog
+from ept_fed.data.decode import UnreadableImageError
+from ept_fed.data.dicom import DICOM_SUFFIXES, is_dicom, read_header
+from ept_fed.data.images import FolderImages
+from ept_fed.data.partition import find_unknown_sites
+from ept_fed.data.records import ONE_SITE, Catalog, ImageRecord
+from ept_fed.data.table import SHOWN, Findings, Row, find_repeats, parse_split, read_class, read_flags, read_table
+from ept_fed.data_settings import DicomSettings
+from ept_fed.problems import InputRefusedError, Problem
+
+__all__ = ["hash_patient", "read_dicom_folder"]
+
+_PREAMBLE = 132
+
+
+@dataclass(frozen=True)
+class _File:
+    """One DICOM file: its path below the folder, who and what it shows, and why it cannot be used, if so."""
+
+    path: str
+    uid: str
+    patient: str
+    has_pixels: bool
+    refusal: str | None
+
+
+def read_dicom_folder(settings: DicomSettings) -> Catalog:
+    """List the DICOM files of a folder, known by their content or their ending, and label them from the CSV.
+
+    Rows and files must match one to one, by SOPInstanceUID or by path; only files without pixels (reports, presentation
+    states, indices) may go without a row, and are left alone. Only headers are read here. A file whose
+    pixels cannot be used (several frames, no pixels, a private transfer syntax) is listed all the same: a run refuses
+    or drops it by `max_unreadable`.
+
+    Raises:
+        InputRefusedError: with everything wrong with folder and CSV.
+    """
+    problems: list[Problem] = []
+    columns = settings.columns
+    wanted = [
+        ("data.columns.image", columns.image),
+        ("data.columns.label", None if columns.labels else columns.label),
+        *(("data.columns.labels", name) for name in columns.labels or ()),
+        ("data.columns.site", columns.site),
+        ("data.columns.split", columns.split),
+    ]
+    rows = read_table(settings.root / settings.labels, "data.labels", wanted, problems)
+    root = settings.root / settings.images
+    named = {row.cells[columns.image] for row in rows}
+    found = [_scan(root, path) for path in _list_files(root)]
+    files = [file for file in found if file.has_pixels or _name(file, columns.image_is) in named]
+    if not files:
+        fix = (
+            "holds no DICOM file; correct the path" if root.is_dir() else "is no folder; unpack it, or correct the path"
+        )
+        problems.append(Problem("data.images", str(root), fix))
+    if not rows or not files:
+        raise InputRefusedError(problems)
+    if columns.labels:
+        classes, wrong = names_of_columns(settings.classes, columns.labels, "data.columns.labels")
+    else:
+        label = columns.label or ""
+        labels = (row.cells[label] for row in rows)
+        classes, wrong = names_of_labels(settings.classes, labels, "data.columns.label", label)
+    problems += [*wrong, *find_repeats(rows, "data.columns.image", columns.image)]
+    problems += _match(rows, files, columns.image, columns.image_is) + _check_patients(files, settings.group)
+    key = _read_key(settings, problems)
+    findings = Findings()
+    index = {name: position for position, name in enumerate(classes)}
+    by_name = {_name(file, columns.image_is): file for file in files}
+    records = [
+        _to_record(row, by_name[row.cells[columns.image]], settings, index, key, findings)
+        for row in rows
+        if row.cells[columns.image] in by_name
+    ]
+    problems += findings.to_problems()
+    if columns.site and settings.partition.kind == "sites":
+        problems += find_unknown_sites(records, settings.sites)
+    if problems:
+        problems += _describe_refused(files)
+    return complete_catalog(records, classes, settings.task, FolderImages(root), problems)
+
+
+def hash_patient(patient: str, key: bytes) -> str:
+    """Return 16 hex digits that stand for a PatientID under a key."""
+    return hmac.new(key, patient.encode(), "sha256").hexdigest()[:16]
+
+
+def _to_record(
+    row: Row, file: _File, settings: DicomSettings, index: dict[str, int], key: bytes, findings: Findings
+) -> ImageRecord:
+    columns = settings.columns
+    if columns.labels:
+        single = settings.task == "single_label"
+        labels = read_flags(row, "data.columns.labels", columns.labels, index, findings, exactly_one=single)
+    else:
+        labels = read_class(row, "data.columns.label", columns.label or "", index, findings)
+    site = findings.require(row, "data.columns.site", columns.site) if columns.site else ONE_SITE
+    group = hash_patient(file.patient, key) if settings.group == "patient" and file.patient else file.path
+    return ImageRecord(
+        image=file.path,
+        labels=labels,
+        site=site,
+        # Two hospitals number their patients independently.
+        group=f"{site}/{group}" if columns.site else group,
+        split=parse_split(row, "data.columns.split", columns.split, findings) if columns.split else None,
+    )
+
+
+def _list_files(root: Path) -> list[str]:
+    """Return the paths below `root`, sorted, of files that are DICOM by content or by ending; hidden ones are not."""
+    found = []
+    for folder, folders, names in os.walk(root):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in names:
+            path = Path(folder) / name
+            if name.startswith(".") or name == "DICOMDIR":
+                continue
+            if path.suffix.lower() in DICOM_SUFFIXES or _has_mark(path):
+                found.append(path.relative_to(root).as_posix())
+    return sorted(found)
+
+
+def _has_mark(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return is_dicom(file.read(_PREAMBLE))
+    except OSError:
+        return False
+
+
+def _scan(root: Path, path: str) -> _File:
+    try:
+        header = read_header(path, root / path)
+    except UnreadableImageError as error:
+        return _File(path, "", "", True, error.reason)
+    return _File(path, header.uid, header.patient, header.has_pixels, header.refusal)
+
+
+def _name(file: _File, image_is: str) -> str:
+    return file.uid if image_is == "uid" else file.path
+
+
+def _match(rows: Sequence[Row], files: Sequence[_File], column: str, image_is: str) -> list[Problem]:
+    """Return what does not match: rows without a file, files without a row, and files that share a name."""
+    names = Counter(_name(file, image_is) for file in files if file.uid or image_is == "path")
+    listed = {row.cells[column] for row in rows}
+    absent = [row.cells[column] for row in rows if row.cells[column] not in names]
+    unlabelled = [file.path for file in files if _name(file, image_is) not in listed]
+    shared = [file.path for file in files if names[_name(file, image_is)] > 1]
+    field, found = "data.columns.image", []
+    if absent:
+        fix = f"{len(absent)} row(s) name no file below data.images; restore the files, or take the rows out"
+        if not set(names) & listed:
+            fix += f"; nothing matches, is '{column}' a column of {'UIDs' if image_is == 'uid' else 'paths'}?"
+        found.append(Problem(field, absent[:SHOWN], fix))
+    if unlabelled:
+        fix = f"{len(unlabelled)} DICOM file(s) have no row in the CSV; label them, or move them away"
+        found.append(Problem("data.labels", unlabelled[:SHOWN], fix))
+    if shared:
+        fix = f"{len(shared)} files share their SOPInstanceUID; keep one of each, or label by path"
+        found.append(Problem(field, shared[:SHOWN], fix))
+    return found
+
+
+def _check_patients(files: Sequence[_File], group: str) -> list[Problem]:
+    nameless = [file.path for file in files if not file.patient and file.refusal is None]
+    if group == "image" or not nameless:
+        return []
+    fix = f"{len(nameless)} file(s) have no PatientID; restore it (a pseudonym will do), or set data.group=image"
+    return [Problem("data.group", nameless[:SHOWN], fix)]
+
+
+def _describe_refused(files: Sequence[_File]) -> list[Problem]:
+    """Return a problem for each reason why files cannot be used."""
+    reasons: dict[str, list[str]] = {}
+    for file in files:
+        if file.refusal is not None:
+            reasons.setdefault(file.refusal, []).append(file.path)
+    return [
+        Problem("data.images", paths[:SHOWN], f"{len(paths)} file(s) cannot be used: each {reason}")
+        for reason, paths in reasons.items()
+    ]
+
+
+def _read_key(settings: DicomSettings, problems: list[Problem]) -> bytes:
+    if settings.patient_key is None:
+        return b"ept-fed"
+    path = settings.root / settings.patient_key
+    try:
+        key = path.read_bytes().strip()
+    except OSError as error:
+        problems.append(Problem("data.patient_key", str(path), f"cannot be read ({type(error).__name__})"))
+        return b""
+    if len(key) < 16:
+        problems.append(Problem("data.patient_key", str(path), "is shorter than 16 bytes; make one of 32 random bytes"))
+    return key

@@ -1,0 +1,225 @@
+"""What a data manager wants to know before day one: what there is, what cannot be read, and what would leak.
+
+Every image of every site is decoded once. Two images are duplicates if their decoded pixels are equal, by SHA-256 over
+height, width and RGB bytes: one picture saved under two names, or in two lossless formats, is found; a resized or
+re-compressed copy is not.
+"""
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ept_fed.data.counts import CountRow, count_images, count_splits
+from ept_fed.data.images import ImageStore, UnreadableImageError
+from ept_fed.data.placement import place_records
+from ept_fed.data.read_all import read_all
+from ept_fed.data.records import ImageRecord
+from ept_fed.data.selection import describe_scarcity, find_empty_splits
+from ept_fed.data.sources import list_catalog
+from ept_fed.data.splits import find_straddling_groups
+from ept_fed.data_settings import AnyDataSettings
+
+__all__ = ["DataExamination", "DuplicateSet", "StraddlingGroup", "UnreadableImage", "examine_data"]
+
+
+@dataclass(frozen=True)
+class UnreadableImage:
+    """An image that cannot be used, and why, as the end of a sentence."""
+
+    image: str
+    site: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class DuplicateSet:
+    """Images of equal pixels, sorted, with the distinct sites, splits, groups and label sets among them."""
+
+    images: tuple[str, ...]
+    sites: tuple[str, ...]
+    splits: tuple[str, ...]
+    groups: tuple[str, ...]
+    labels: tuple[tuple[str, ...], ...]
+
+    @property
+    def kind(self) -> str:
+        """What they cross: "splits", "sites", "groups" or "nothing", the worst first."""
+        crossed = (("splits", self.splits), ("sites", self.sites), ("groups", self.groups))
+        return next((name for name, values in crossed if len(values) > 1), "nothing")
+
+
+@dataclass(frozen=True)
+class StraddlingGroup:
+    """A patient or lesion with images in more than one split, or at more than one site."""
+
+    group: str
+    images: int
+    across: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class DataExamination:
+    """The findings.
+
+    Attributes:
+        classes: class names.
+        by_class: images and groups per site, split and class; see `count_images`.
+        by_split: the same per site and split, each image once.
+        groups: how many patients or lesions there are.
+        unreadable: images that cannot be used.
+        duplicates: sets of equal images.
+        straddling_splits: groups on both sides of a split; until they are corrected, no split or virtual site is dealt.
+        straddling_sites: groups at several sites: they share a split, yet sites are not independent in them.
+        sizes: images per (width, height) in pixels, commonest first.
+        modes: images per way of storing, e.g. "JPEG RGB", commonest first.
+        refusals: what a run would refuse because of the counts, in words.
+        remarks: what is thin, in words.
+    """
+
+    classes: tuple[str, ...]
+    by_class: tuple[CountRow, ...]
+    by_split: tuple[CountRow, ...]
+    groups: int
+    unreadable: tuple[UnreadableImage, ...]
+    duplicates: tuple[DuplicateSet, ...]
+    straddling_splits: tuple[StraddlingGroup, ...]
+    straddling_sites: tuple[StraddlingGroup, ...]
+    sizes: tuple[tuple[tuple[int, int], int], ...]
+    modes: tuple[tuple[str, int], ...]
+    refusals: tuple[str, ...]
+    remarks: tuple[str, ...]
+
+    @property
+    def clean(self) -> bool:
+        """Whether nothing has to be corrected; groups at several sites and thin classes do not count."""
+        return not (self.unreadable or self.duplicates or self.straddling_splits or self.refusals)
+
+    @property
+    def images(self) -> int:
+        """How many images there are."""
+        return sum(int(row["images"]) for row in self.by_split)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the findings for machines."""
+        return {
+            "schema": 1,
+            "status": "clean" if self.clean else "faults",
+            "images": self.images,
+            **asdict(self),
+            "duplicates": [{"across": found.kind, **asdict(found)} for found in self.duplicates],
+            "sizes": [{"width": width, "height": height, "images": n} for (width, height), n in self.sizes],
+            "modes": [{"mode": mode, "images": n} for mode, n in self.modes],
+        }
+
+
+@dataclass(frozen=True)
+class _Look:
+    """What decoding one image tells."""
+
+    digest: bytes
+    size: tuple[int, int]
+    mode: str
+
+
+def examine_data(
+    settings: AnyDataSettings,
+    seed: int,
+    *,
+    on_start: Callable[[int], None] = lambda _: None,
+    on_image: Callable[[], None] = lambda: None,
+) -> DataExamination:
+    """Open a source as a run would, decode every image, and say what is there and what is wrong.
+
+    Args:
+        settings: the data section; few-shot settings and feature shift are not applied.
+        seed: the run's seed, which deals virtual sites and splits.
+        on_start: told how many images there are.
+        on_image: called after each.
+
+    Raises:
+        InputRefusedError: with everything wrong with the source or the partition.
+    """
+    catalog = list_catalog(settings, seed)
+    straddling = _find_straddling(catalog.records, find_straddling_groups(catalog.records), lambda record: record.split)
+    records = catalog.records if straddling else place_records(catalog.records, settings, seed)
+    on_start(len(records))
+
+    def look(record: ImageRecord) -> _Look | UnreadableImage:
+        try:
+            return _look(record.image, catalog.store)
+        except UnreadableImageError as error:
+            return UnreadableImage(record.image, record.site, error.reason)
+        finally:
+            on_image()
+
+    looks = read_all(look, records)
+    seen = [(record, found) for record, found in zip(records, looks, strict=True) if isinstance(found, _Look)]
+    return DataExamination(
+        classes=catalog.classes,
+        by_class=tuple(count_images(records, catalog.classes)),
+        by_split=tuple(count_splits(records)),
+        groups=len({record.group for record in records}),
+        unreadable=tuple(found for found in looks if isinstance(found, UnreadableImage)),
+        duplicates=_find_duplicates(seen, catalog.classes),
+        straddling_splits=straddling,
+        straddling_sites=_find_straddling(records, _find_at_several_sites(records), lambda record: record.site),
+        sizes=tuple(Counter(found.size for _, found in seen).most_common()),
+        modes=tuple(Counter(found.mode for _, found in seen).most_common()),
+        refusals=() if straddling else _describe_refusals(records),
+        remarks=() if straddling else describe_scarcity(records, catalog.classes, settings.shots),
+    )
+
+
+def _look(image: str, store: ImageStore) -> _Look:
+    pixels = store.read(image)
+    height, width = pixels.shape[:2]
+    digest = hashlib.sha256(f"{height}x{width}:".encode())
+    digest.update(pixels.data if pixels.flags.c_contiguous else pixels.tobytes())
+    return _Look(digest.digest(), (width, height), store.mode(image))
+
+
+def _find_duplicates(seen: Sequence[tuple[ImageRecord, _Look]], classes: Sequence[str]) -> tuple[DuplicateSet, ...]:
+    alike: defaultdict[bytes, list[ImageRecord]] = defaultdict(list)
+    for record, found in seen:
+        alike[found.digest].append(record)
+    sets = []
+    for records in alike.values():
+        if len(records) > 1:
+            labels = {tuple(classes[label] for label in record.labels) for record in records}
+            sets.append(
+                DuplicateSet(
+                    images=tuple(sorted(record.image for record in records)),
+                    sites=tuple(sorted({record.site for record in records})),
+                    splits=tuple(sorted({record.split or "unassigned" for record in records})),
+                    groups=tuple(sorted({record.group for record in records})),
+                    labels=tuple(sorted(labels)),
+                )
+            )
+    return tuple(sorted(sets, key=lambda found: found.images))
+
+
+def _find_straddling(
+    records: Iterable[ImageRecord], groups: Iterable[str], place: Callable[[ImageRecord], str | None]
+) -> tuple[StraddlingGroup, ...]:
+    members: dict[str, list[ImageRecord]] = {group: [] for group in groups}
+    for record in records:
+        if record.group in members:
+            members[record.group].append(record)
+    return tuple(
+        StraddlingGroup(group, len(held), tuple(sorted({place(record) or "unassigned" for record in held})))
+        for group, held in members.items()
+    )
+
+
+def _find_at_several_sites(records: Iterable[ImageRecord]) -> list[str]:
+    sites: defaultdict[str, set[str]] = defaultdict(set)
+    for record in records:
+        sites[record.group].add(record.site)
+    return sorted(group for group, named in sites.items() if len(named) > 1)
+
+
+def _describe_refusals(records: Sequence[ImageRecord]) -> tuple[str, ...]:
+    sites = sorted({record.site for record in records})
+    return tuple(f"{problem.value} {problem.fix}" for problem in find_empty_splits(records, sites))

@@ -1,0 +1,17 @@
+"""What every section of an experiment is made of: the immutable base, and the kinds of numbers."""
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = ["Count", "Fraction", "Positive", "Settings"]
+
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Settings(BaseModel):
+    """Base of every section: immutable, and an unknown key is an error, not a surprise."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
