@@ -69,10 +69,10 @@ class NamedGrid(Grid):
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
         """Send messages and yield their replies as they come, until `timeout` seconds have passed."""
         end = None if timeout is None else time.monotonic() + timeout
-        waiting = set(self._grid.push_messages(list(messages)))
+        waiting = dict.fromkeys(identifier for identifier in self._grid.push_messages(list(messages)) if identifier)
         while waiting:
-            for reply in self._grid.pull_messages(waiting):
-                waiting.discard(reply.metadata.reply_to_message_id)
+            for reply in self._grid.pull_messages(tuple(waiting)):
+                waiting.pop(reply.metadata.reply_to_message_id, None)
                 yield reply
             if end is not None and time.monotonic() >= end:
                 return
