@@ -93,9 +93,10 @@ class Exchange:
     def _sender(reply: Message, messages: list[Message]) -> int:
         """Return whose reply this is; an error that the SuperLink made for an absent node carries its own id."""
         asked = reply.metadata.reply_to_message_id
-        for message in messages:
-            if asked and message.metadata.message_id == asked and reply.has_error():
-                return message.metadata.dst_node_id
+        if asked and reply.has_error():
+            for message in messages:
+                if message.metadata.message_id == asked:
+                    return message.metadata.dst_node_id
         return reply.metadata.src_node_id
 
     def _admit(self, site: str, message: Message, request: RoundRequest) -> RoundReply | None:
