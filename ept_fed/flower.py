@@ -5,6 +5,7 @@ in is checked claim by claim before it is decoded: array shapes and dtypes in a 
 """
 
 import io
+from collections.abc import Iterable
 from functools import cache
 from typing import Any, cast
 
@@ -12,7 +13,9 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.supercore.inflatable.inflatable_object import (
     InflatableObject,
-    get_all_nested_objects,
+    _get_computed_object_ids,
+    get_object_children_ids_from_object_content,
+    get_object_id,
     no_object_id_recompute,
 )
 from flwr.supercore.task_identity import TaskIdentity
@@ -72,19 +75,47 @@ def name_message(message: Message, identifier: str) -> None:
 
 def count_bytes(message: Message) -> int:
     """Return the serialised bytes of a message: every object that Flower's transport would push, payload included."""
-    with no_object_id_recompute():
-        return sum(len(nested.deflate()) for nested in get_all_nested_objects(message).values())
+    return sum(len(content) for content, _ in _deflate(message).values())
 
 
 def copy_over_wire(message: Message) -> Message:
     """Return what the other side would receive: every part serialised and read back, nothing shared."""
+    received: dict[str, InflatableObject] = {}
+    for identifier, (content, kind) in _deflate(message).items():
+        children = {child: received[child] for child in get_object_children_ids_from_object_content(content)}
+        received[identifier] = kind.inflate(content, children)
+    return cast(Message, received.popitem()[1])
 
-    def reread(part: InflatableObject) -> InflatableObject:
-        children = {identifier: reread(child) for identifier, child in (part.children or {}).items()}
-        return type(part).inflate(part.deflate(), children)
+
+def _deflate(message: Message) -> dict[str, tuple[bytes, type[InflatableObject]]]:
+    """Return a message and all its parts as bytes, with their kind, by object id, children first.
+
+    Flower serialises a part once for its id, which its parent's bytes hold, and again for its bytes. Here the id is
+    taken from the bytes, and left where Flower looks for it.
+    """
+    parts: dict[str, tuple[bytes, type[InflatableObject]]] = {}
+
+    def add(part: InflatableObject) -> None:
+        for child in _children(part):
+            add(child)
+        content = part.deflate()
+        identifier = get_object_id(content)
+        part.__dict__["_object_id"] = identifier
+        _get_computed_object_ids().add(identifier)
+        parts[identifier] = content, type(part)
 
     with no_object_id_recompute():
-        return cast(Message, reread(message))
+        add(message)
+    return parts
+
+
+def _children(part: InflatableObject) -> Iterable[InflatableObject]:
+    """Return a part's own parts as Flower's `children` does, but without the ids, each of which costs a serialisation."""
+    if isinstance(part, Message):
+        return [part.content] if part.has_content() else []
+    if isinstance(part, RecordDict | ArrayRecord):
+        return cast(Iterable[InflatableObject], part.values())
+    return (part.children or {}).values()
 
 
 def encode_payload(vector: Vector) -> ArrayRecord:
