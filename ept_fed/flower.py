@@ -110,7 +110,7 @@ def _deflate(message: Message) -> dict[str, tuple[bytes, type[InflatableObject]]
 
 
 def _children(part: InflatableObject) -> Iterable[InflatableObject]:
-    """Return a part's own parts as Flower's `children` does, but without the ids, each of which costs a serialisation."""
+    """Return what Flower's `children` does, but without the ids, each of which costs a serialisation."""
     if isinstance(part, Message):
         return [part.content] if part.has_content() else []
     if isinstance(part, RecordDict | ArrayRecord):

@@ -19,7 +19,7 @@ from simulations.introduction import Introduction, decode_introduction
 
 __all__ = ["IntroductionError", "NamedGrid"]
 
-_POLL_SECONDS = 0.2
+_POLL_SECONDS = 0.1
 
 _log = logging.getLogger("flwr.ept_fed")  # shown by `flwr log`
 
@@ -31,7 +31,7 @@ class IntroductionError(RuntimeError):
 class NamedGrid(Grid):
     """Passes everything on to another Grid, but knows its nodes by the names of their sites.
 
-    Replies are looked for five times a second: Flower's own wait for them sleeps three seconds at a time.
+    Replies are looked for ten times a second: Flower's own wait for a SuperLink sleeps three seconds at a time.
     """
 
     def __init__(self, grid: Grid, *, deadline: float) -> None:
