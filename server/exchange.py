@@ -67,7 +67,9 @@ class Exchange:
             split="train" if phase == "train" else "validation",
             settings=self._plan.training if phase == "train" else "",
         )
-        messages = [self._address(request, node) for node in self._nodes]
+        # One record for all: what is equal for every site is built, hashed and, over a network, sent once.
+        content = RecordDict({ARRAYS: encode_payload(request.payload), CONFIG: encode_request_config(request)})
+        messages = [self._address(content, phase, node) for node in self._nodes]
         waiting = set(self._nodes)
         accepted: list[Accepted] = []
         for reply in self._grid.send_and_receive(messages, timeout=self._plan.deadline):
@@ -83,9 +85,8 @@ class Exchange:
         self.refused += [Refusal(self._nodes[node], phase, "did not answer in time") for node in sorted(waiting)]
         return sorted(accepted, key=lambda item: item[0])
 
-    def _address(self, request: RoundRequest, node: int) -> Message:
-        content = RecordDict({ARRAYS: encode_payload(request.payload), CONFIG: encode_request_config(request)})
-        message = Message(content, node, request.phase, group_id=str(self._round), ttl=self._plan.deadline)
+    def _address(self, content: RecordDict, phase: Phase, node: int) -> Message:
+        message = Message(content, node, phase, group_id=str(self._round), ttl=self._plan.deadline)
         self.traffic[self._nodes[node]].sent += count_bytes(message)
         return message
 
