@@ -53,6 +53,8 @@ ARRAYS, METRICS, CONFIG = "arrays", "metrics", "config"
 PAYLOAD = "payload"
 EXAMPLES_KEY = "num-examples"
 SITE_REFUSED, SITE_FAILED = 101, 102
+_Parts = dict[str, tuple[bytes, type[InflatableObject]]]
+_WIRE_BYTES = "_ept_fed_wire_bytes"
 _HEADER_TYPES: dict[str, type] = {
     "run": str,
     "round": int,
@@ -74,26 +76,37 @@ def name_message(message: Message, identifier: str) -> None:
 
 
 def count_bytes(message: Message) -> int:
-    """Return the serialised bytes of a message: every object that Flower's transport would push, payload included."""
-    return sum(len(content) for content, _ in _deflate(message).values())
+    """Return the serialised bytes of a message: every object that Flower's transport would push, payload included.
+
+    What came through `copy_over_wire` was counted on the way.
+    """
+    counted: int | None = message.__dict__.get(_WIRE_BYTES)
+    return _total(_deflate(message)) if counted is None else counted
 
 
 def copy_over_wire(message: Message) -> Message:
     """Return what the other side would receive: every part serialised and read back, nothing shared."""
     received: dict[str, InflatableObject] = {}
-    for identifier, (content, kind) in _deflate(message).items():
+    parts = _deflate(message)
+    for identifier, (content, kind) in parts.items():
         children = {child: received[child] for child in get_object_children_ids_from_object_content(content)}
         received[identifier] = kind.inflate(content, children)
-    return cast(Message, received.popitem()[1])
+    copy = cast(Message, received.popitem()[1])
+    copy.__dict__[_WIRE_BYTES] = _total(parts)
+    return copy
 
 
-def _deflate(message: Message) -> dict[str, tuple[bytes, type[InflatableObject]]]:
+def _total(parts: _Parts) -> int:
+    return sum(len(content) for content, _ in parts.values())
+
+
+def _deflate(message: Message) -> _Parts:
     """Return a message and all its parts as bytes, with their kind, by object id, children first.
 
     Flower serialises a part once for its id, which its parent's bytes hold, and again for its bytes. Here the id is
     taken from the bytes, and left where Flower looks for it.
     """
-    parts: dict[str, tuple[bytes, type[InflatableObject]]] = {}
+    parts: _Parts = {}
 
     def add(part: InflatableObject) -> None:
         for child in _children(part):
