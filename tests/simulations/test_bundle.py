@@ -2,6 +2,7 @@
 
 import ast
 import io
+import re
 import shutil
 import tomllib
 import zipfile
@@ -87,3 +88,8 @@ def test_components_and_the_default_experiment_are_in_the_bundle() -> None:
     for component in APP["components"].values():
         assert component.split(":")[0].replace(".", "/") + ".py" in CODE
     assert APP["config"]["experiment"] in BUNDLE
+
+
+def test_the_documentation_explains_every_key_of_the_run_config() -> None:
+    page = (ROOT / "docs" / "flower-runtimes.md").read_text()
+    assert re.findall(r"^\| `(\w+)` \|", page, flags=re.MULTILINE) == list(APP["config"])

@@ -1,13 +1,14 @@
 """The apps of `flwr run`, in this process: nodes without names, a site that sleeps between messages."""
 
+import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from flwr.app import Context, RecordDict
+from flwr.app import Context, Message, RecordDict
 
 from ept_fed.config import Experiment
 from ept_fed.problems import InputRefusedError
@@ -39,6 +40,21 @@ class NamelessGrid(LocalGrid):
         return [NodeInfo(node_id=node) for node in self._nodes]
 
 
+class MuteGrid(NamelessGrid):
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
+        return iter(())
+
+
+class LateGrid(NamelessGrid):
+    """Its second node comes online when the first has introduced itself."""
+
+    asked = 0
+
+    def get_nodes(self) -> list[NodeInfo]:
+        self.asked += 1
+        return super().get_nodes()[: self.asked]
+
+
 @pytest.fixture(autouse=True)
 def _fresh_federation() -> Iterator[None]:
     flower_client._prepare.cache_clear()
@@ -46,10 +62,16 @@ def _fresh_federation() -> Iterator[None]:
     flower_client._prepare.cache_clear()
 
 
-def run(path: Path, out: Path, node_configs: Sequence[dict[str, Any]], *settings: str) -> None:
+def run(
+    path: Path,
+    out: Path,
+    node_configs: Sequence[dict[str, Any]],
+    *settings: str,
+    kind: type[NamelessGrid] = NamelessGrid,
+) -> None:
     run_config = {"experiment": str(path), "set": " ".join((*SETTINGS, *settings)), "out": str(out)}
     context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config=run_config)
-    server_app(NamelessGrid(node_configs, run_config), context)
+    server_app(kind(node_configs, run_config), context)
 
 
 def partitions(count: int) -> list[dict[str, Any]]:
@@ -102,6 +124,17 @@ def test_nodes_with_other_plans_are_told_apart(micro_file: Path) -> None:
     grid._contexts[2].run_config = {"experiment": str(micro_file), "set": " ".join((*SETTINGS, "seed=1"))}
     with pytest.raises(IntroductionError, match=r"site-1 and site-2 plan different runs: .*seed"):
         NamedGrid(grid, deadline=1.0).agree_on_plan()
+
+
+def test_a_node_that_comes_late_takes_part(micro_file: Path, tmp_path: Path) -> None:
+    run(micro_file, tmp_path / "out", partitions(2), kind=LateGrid)
+    lines = [json.loads(line) for line in (tmp_path / "out" / "rounds.jsonl").read_text().splitlines()]
+    assert [line["aggregated"] for line in lines] == [["site-1", "site-2"]] * 2
+
+
+def test_nodes_that_stay_silent_are_named(micro_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(IntroductionError, match=r"nodes \[1, 2\] did not introduce themselves in 0.2 s"):
+        run(micro_file, tmp_path / "out", partitions(2), "federation.deadline=0.2", kind=MuteGrid)
 
 
 def test_a_run_that_averages_nothing_fails(micro_file: Path, tmp_path: Path) -> None:
