@@ -88,8 +88,8 @@ def show(sites: int, timings: dict[str, Timing], rounds: int) -> None:
     for name, timing in timings.items():
         bound = BOUNDS.get(sites) if name == LOCAL else None
         note = "" if bound is None else f"   (bound {bound:g} ms)"
-        spread = f"×{timing.ratio:.1f}   (10–90 %: {timing.low:.1f}–{timing.high:.1f})"
-        print(f"  {name:28s} {timing.milliseconds / rounds:9.1f} ms   {spread}{note}")
+        spread = f"   ×{timing.ratio:.1f}   (10–90 %: {timing.low:.1f}–{timing.high:.1f})" if len(timings) > 1 else ""
+        print(f"  {name:28s} {timing.milliseconds / rounds:9.1f} ms{spread}{note}")
 
 
 if __name__ == "__main__":
