@@ -26,6 +26,8 @@ __all__ = [
     "Tensors",
     "capture_model",
     "capture_optimizer",
+    "choose_state",
+    "list_outdated",
     "restore_model",
     "restore_optimizer",
 ]
@@ -85,13 +87,12 @@ class StateMemory:
 
     def latest(self, before: int | None = None) -> SiteState | None:
         """Return the newest state; see `StateStore.latest`."""
-        return _choose(self._states, self._states.__getitem__, before)
+        return choose_state(self._states, self._states.__getitem__, before)
 
     def save(self, state: SiteState) -> None:
         """Keep a state; see `StateStore.save`."""
-        self.drop_after(state.round)
         self._states[state.round] = state
-        for number in sorted(self._states)[:-KEPT_STATES]:
+        for number in list_outdated(self._states, state.round):
             del self._states[number]
 
     def drop_after(self, round_number: int) -> None:
@@ -112,14 +113,13 @@ class StateFolder:
         Raises:
             SealBrokenError: also for a state of another run or site.
         """
-        return _choose(self._held(), self._read, before)
+        return choose_state(self._held(), self._read, before)
 
     def save(self, state: SiteState) -> None:
         """Keep a state; see `StateStore.save`."""
         about = {**self._identity, "round": state.round, "trained": state.trained, "settings": state.settings}
         write_sealed(self._path(state.round), state.tensors, about)
-        self.drop_after(state.round)
-        for number in sorted(self._held())[:-KEPT_STATES]:
+        for number in list_outdated(self._held(), state.round):
             self._path(number).unlink()
 
     def drop_after(self, round_number: int) -> None:
@@ -145,13 +145,24 @@ class StateFolder:
         return {int(name.removeprefix("round-")) for name in names}
 
 
-def _choose(held: Collection[int], read: Callable[[int], SiteState], before: int | None) -> SiteState | None:
+def choose_state(held: Collection[int], read: Callable[[int], SiteState], before: int | None) -> SiteState | None:
+    """Return, of the rounds held in a store, what `StateStore.latest` shall return, read by `read`.
+
+    Raises:
+        StateLostError: see `StateStore.latest`.
+    """
     fitting = [number for number in held if before is None or number < before]
     if fitting:
         return read(max(fitting))
     if held and read(min(held)).trained > 1:
         raise StateLostError(f"the state before round {before} is no longer kept; resume from a later round")
     return None
+
+
+def list_outdated(held: Collection[int], newest: int) -> list[int]:
+    """Return the rounds that a store drops once it keeps the state of round `newest`."""
+    later = [number for number in held if number > newest]
+    return [*later, *sorted(set(held) - set(later))[:-KEPT_STATES]]
 
 
 def capture_model(model: PromptedViT, prefix: str = "model") -> dict[str, npt.NDArray[Any]]:

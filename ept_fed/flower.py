@@ -6,6 +6,7 @@ is decoded: array shapes and dtypes in a record are only the sender's word.
 """
 
 import io
+from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any, cast
 
@@ -13,7 +14,9 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.supercore.inflatable.inflatable_object import (
     InflatableObject,
-    get_all_nested_objects,
+    _get_computed_object_ids,
+    get_object_children_ids_from_object_content,
+    get_object_id,
     no_object_id_recompute,
 )
 from flwr.supercore.task_identity import TaskIdentity
@@ -52,6 +55,8 @@ ARRAYS, METRICS, CONFIG = "arrays", "metrics", "config"
 PAYLOAD, CORRECTION, GRADIENT = "payload", "correction", "gradient"
 EXAMPLES_KEY = "num-examples"
 SITE_REFUSED, SITE_FAILED = 101, 102
+_Parts = dict[str, tuple[bytes, type[InflatableObject]]]
+_WIRE_BYTES = "_ept_fed_wire_bytes"
 _HEADER_TYPES: dict[str, type] = {
     "run": str,
     "round": int,
@@ -73,20 +78,59 @@ def name_message(message: Message, identifier: str) -> None:
 
 
 def count_bytes(message: Message) -> int:
-    """Return the serialised bytes of a message: every object that Flower's transport would push, payload included."""
-    with no_object_id_recompute():
-        return sum(len(nested.deflate()) for nested in get_all_nested_objects(message).values())
+    """Return the serialised bytes of a message: every object that Flower's transport would push, payload included.
+
+    What came through `copy_over_wire` was counted on the way.
+    """
+    counted: int | None = message.__dict__.get(_WIRE_BYTES)
+    return _total(_deflate(message)) if counted is None else counted
 
 
 def copy_over_wire(message: Message) -> Message:
     """Return what the other side would receive: every part serialised and read back, nothing shared."""
+    received: dict[str, InflatableObject] = {}
+    parts = _deflate(message)
+    for identifier, (content, kind) in parts.items():
+        children = {child: received[child] for child in get_object_children_ids_from_object_content(content)}
+        received[identifier] = kind.inflate(content, children)
+    copy = cast(Message, received.popitem()[1])
+    copy.__dict__[_WIRE_BYTES] = _total(parts)
+    return copy
 
-    def reread(part: InflatableObject) -> InflatableObject:
-        children = {identifier: reread(child) for identifier, child in (part.children or {}).items()}
-        return type(part).inflate(part.deflate(), children)
+
+def _total(parts: _Parts) -> int:
+    return sum(len(content) for content, _ in parts.values())
+
+
+def _deflate(message: Message) -> _Parts:
+    """Return a message and all its parts as bytes, with their kind, by object id, children first.
+
+    Flower serialises a part once for its id, which its parent's bytes hold, and again for its bytes. Here the id is
+    taken from the bytes, and left where Flower looks for it.
+    """
+    parts: _Parts = {}
+
+    def add(part: InflatableObject) -> None:
+        for child in _children(part):
+            add(child)
+        content = part.deflate()
+        identifier = get_object_id(content)
+        part.__dict__["_object_id"] = identifier
+        _get_computed_object_ids().add(identifier)
+        parts[identifier] = content, type(part)
 
     with no_object_id_recompute():
-        return cast(Message, reread(message))
+        add(message)
+    return parts
+
+
+def _children(part: InflatableObject) -> Iterable[InflatableObject]:
+    """Return what Flower's `children` does, but without the ids, each of which costs a serialisation."""
+    if type(part) is Message:
+        return [part.content] if part.has_content() else []
+    if type(part) in {RecordDict, ArrayRecord}:  # isinstance would ask their abstract base, slowly
+        return cast(Mapping[str, InflatableObject], part).values()
+    return (part.children or {}).values()
 
 
 def encode_payload(vector: Vector) -> ArrayRecord:

@@ -61,10 +61,13 @@ class Exchange:
             settings=self._plan.training if phase == "train" else "",
             wants_gradient=phase == "train" and STRATEGIES[self._plan.strategy].wants_gradient,
         )
-        own = corrections or {}
-        messages = [
-            self._address(replace(request, correction=own.get(name)), node) for node, name in self._nodes.items()
-        ]
+        # One record for all where it can be: what is equal for every site is built, hashed and sent once.
+        shared, own = _write(request), corrections or {}
+        messages = []
+        for node, name in self._nodes.items():
+            correction = own.get(name)
+            content = shared if correction is None else _write(replace(request, correction=correction))
+            messages.append(self._address(content, phase, node))
         waiting = set(self._nodes)
         accepted: list[Accepted] = []
         for reply in self._grid.send_and_receive(messages, timeout=self._plan.deadline):
@@ -80,9 +83,8 @@ class Exchange:
         self.refused += [Refusal(self._nodes[node], phase, "did not answer in time") for node in sorted(waiting)]
         return sorted(accepted, key=lambda item: item[0])
 
-    def _address(self, request: RoundRequest, node: int) -> Message:
-        content = RecordDict({ARRAYS: encode_request_arrays(request), CONFIG: encode_request_config(request)})
-        message = Message(content, node, request.phase, group_id=str(self._round), ttl=self._plan.deadline)
+    def _address(self, content: RecordDict, phase: Phase, node: int) -> Message:
+        message = Message(content, node, phase, group_id=str(self._round), ttl=self._plan.deadline)
         self.traffic[self._nodes[node]].sent += count_bytes(message)
         return message
 
@@ -90,9 +92,10 @@ class Exchange:
     def _sender(reply: Message, messages: list[Message]) -> int:
         """Return whose reply this is; an error that the SuperLink made for an absent node carries its own id."""
         asked = reply.metadata.reply_to_message_id
-        for message in messages:
-            if asked and message.metadata.message_id == asked and reply.has_error():
-                return message.metadata.dst_node_id
+        if asked and reply.has_error():
+            for message in messages:
+                if message.metadata.message_id == asked:
+                    return message.metadata.dst_node_id
         return reply.metadata.src_node_id
 
     def _admit(self, site: str, message: Message, request: RoundRequest) -> RoundReply | None:
@@ -105,3 +108,7 @@ class Exchange:
             return None
         self._on_site(self._round, site, request.phase, reply.metrics)
         return reply
+
+
+def _write(request: RoundRequest) -> RecordDict:
+    return RecordDict({ARRAYS: encode_request_arrays(request), CONFIG: encode_request_config(request)})

@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from flwr.app import RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
 
+from client.context_states import ContextStates
 from client.states import (
     KEPT_STATES,
     SiteState,
@@ -21,14 +23,16 @@ from client.states import (
     restore_model,
     restore_optimizer,
 )
-from ept_fed.config import TrainingSettings
+from ept_fed.config import Experiment, TrainingSettings
 from ept_fed.models import PromptedViT
 from ept_fed.sealed_tensors import SealBrokenError
 from ept_fed.training.optimizer import build_optimizer
+from simulations.virtual_sites import prepare_federation
 
 STORES: dict[str, Callable[[Path], StateStore]] = {
     "memory": lambda _folder: StateMemory(),
     "folder": lambda folder: StateFolder(folder, run="r", site="a"),
+    "context": lambda _folder: ContextStates(RecordDict()),
 }
 
 
@@ -164,3 +168,35 @@ def test_a_state_of_another_model_is_refused() -> None:
     other = PromptedViT.create("test_vit", num_classes=4, prompt_length=2, image_size=64)
     with pytest.raises(ValueError, match="this model has"):
         restore_model(model, capture_model(other))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("model.tokens=1",),
+        ("training.optimizer=sgd", "training.head_lr=0.01"),
+        ("training.optimizer_state=reset",),
+        ("federation.payload=raw",),
+        ("personalisation.ditto=0.1",),
+    ],
+    ids=lambda settings: settings[0],
+)
+@pytest.mark.parametrize("kind", STORES)
+def test_a_site_that_is_put_away_after_each_round_trains_on_bit_for_bit(
+    micro: Callable[..., Experiment], settings: tuple[str, ...], kind: str, tmp_path: Path
+) -> None:
+    federation = prepare_federation(micro(*settings))
+    data, experiment = federation.data.sites["site-1"], federation.experiment
+    awake = federation.create_site(data)
+    store = STORES[kind](tmp_path)
+    for round_number in (1, 2, 3):
+        woken = federation.create_site(data, store)
+        payload = awake.export()
+        for site in (awake, woken):
+            site.fit(experiment.training, round_number, 3, payload=payload)
+        assert woken.export().tobytes() == awake.export().tobytes()
+        mine, theirs = store.latest(), awake.state
+        assert mine is not None
+        assert theirs is not None
+        assert set(mine.tensors) == set(theirs.tensors)
+        assert all(np.array_equal(mine.tensors[name], theirs.tensors[name]) for name in theirs.tensors)

@@ -6,10 +6,12 @@ import io
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, no_object_id_recompute
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ept_fed.flower import (
+    CONFIG,
     EXAMPLES_KEY,
     SITE_FAILED,
     SITE_REFUSED,
@@ -85,6 +87,19 @@ def test_an_undefined_metric_arrives_as_nan_and_not_as_absent() -> None:
     received = decode_reply(copy_over_wire(message), "evaluate", HEADER, LAYOUT)
     assert set(received.metrics) == set(EVALUATE_METRICS)
     assert all(np.isnan(value) for value in received.metrics.values())
+
+
+@pytest.mark.parametrize("twice", [False, True], ids=["different parts", "equal parts"])
+def test_bytes_are_counted_as_flowers_transport_pushes_them(twice: bool) -> None:
+    message = request_message()
+    if twice:
+        message.content["again"] = message.content[CONFIG]
+    with no_object_id_recompute():
+        pushed = {identifier: part.deflate() for identifier, part in get_all_nested_objects(message).items()}
+    assert count_bytes(message) == sum(map(len, pushed.values()))
+    copy = copy_over_wire(message)
+    assert get_all_nested_objects(copy).keys() == pushed.keys()
+    assert count_bytes(copy) == count_bytes(message)
 
 
 def test_a_copy_over_the_wire_shares_nothing() -> None:

@@ -16,7 +16,8 @@ from ept_fed.protocol.messages import EVALUATE_METRICS, TRAIN_METRICS, Phase, Ro
 from ept_fed.protocol.plan import Plan
 from ept_fed.strategies import STRATEGIES, resolve_options
 from server.app import create_server_app
-from server.rounds import FederationResult, RoundRecord
+from server.round_record import RoundRecord
+from server.rounds import FederationResult
 from server.strategies import AGGREGATORS, create_aggregator
 from simulations.local_grid import LocalGrid, run_locally
 

@@ -1,0 +1,52 @@
+"""A site's states in Flower's `context.state`: for a process that ends before the next message.
+
+Flower's SuperNode starts a new process for every message, and its simulation hands a site to whichever worker is free;
+both keep `context.state` at the node in between.
+"""
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+
+from client.states import SiteState, choose_state, list_outdated
+
+__all__ = ["ContextStates"]
+
+_ARRAYS, _ABOUT = "state-", "about-"
+
+
+class ContextStates:
+    """A `StateStore` whose states are pairs of records, named after their round."""
+
+    def __init__(self, records: RecordDict) -> None:
+        """Take the records of a node's context; others in it are left alone."""
+        self._records = records
+
+    def latest(self, before: int | None = None) -> SiteState | None:
+        """Return the newest state; see `StateStore.latest`."""
+        return choose_state(self._held(), self._read, before)
+
+    def save(self, state: SiteState) -> None:
+        """Keep a state; see `StateStore.save`."""
+        arrays = {name: Array(np.asarray(tensor)) for name, tensor in state.tensors.items()}
+        self._records[f"{_ARRAYS}{state.round}"] = ArrayRecord(arrays)
+        about = ConfigRecord({"trained": state.trained, "settings": state.settings})
+        self._records[f"{_ABOUT}{state.round}"] = about
+        self._drop(list_outdated(self._held(), state.round))
+
+    def drop_after(self, round_number: int) -> None:
+        """Forget later states; see `StateStore.drop_after`."""
+        self._drop([number for number in self._held() if number > round_number])
+
+    def _read(self, round_number: int) -> SiteState:
+        arrays = self._records.array_records[f"{_ARRAYS}{round_number}"]
+        about = self._records.config_records[f"{_ABOUT}{round_number}"]
+        tensors = {name: array.numpy() for name, array in arrays.items()}
+        return SiteState(round_number, int(str(about["trained"])), tensors, str(about["settings"]))
+
+    def _held(self) -> set[int]:
+        return {int(name.removeprefix(_ARRAYS)) for name in self._records.array_records if name.startswith(_ARRAYS)}
+
+    def _drop(self, rounds: list[int]) -> None:
+        for number in rounds:
+            del self._records[f"{_ARRAYS}{number}"]
+            del self._records[f"{_ABOUT}{number}"]

@@ -1,0 +1,54 @@
+"""How a virtual site introduces itself to the server: its name, and the plan it would follow.
+
+Flower's simulation and an insecure SuperLink know nodes by random numbers only, and the server holds no backbone. So it
+asks. A name told this way is the node's own word: fine for virtual sites on one's own machines, and never good enough
+for hospitals, whose names are registered with their keys.
+"""
+
+from dataclasses import dataclass
+
+from flwr.app import ConfigRecord, Message, RecordDict
+
+from ept_fed.flower import ARRAYS, CONFIG, encode_payload
+from ept_fed.protocol.messages import MessageRefusedError, require_type
+from ept_fed.protocol.plan import Plan
+from ept_fed.protocol.plan_json import plan_from_json, plan_to_json
+
+__all__ = ["Introduction", "decode_introduction", "encode_introduction"]
+
+_SITE, _PLAN = "site", "plan"
+
+
+@dataclass(frozen=True)
+class Introduction:
+    """Which site a node stands for, and the plan that its copy of the experiment and the backbone lead to."""
+
+    site: str
+    plan: Plan
+
+
+def encode_introduction(introduction: Introduction, question: Message) -> Message:
+    """Return an introduction as the answer to the server's question."""
+    config = ConfigRecord({_SITE: introduction.site, _PLAN: plan_to_json(introduction.plan)})
+    return Message(RecordDict({CONFIG: config, ARRAYS: encode_payload(introduction.plan.initial)}), reply_to=question)
+
+
+def decode_introduction(message: Message) -> Introduction:
+    """Read an introduction at the server.
+
+    Raises:
+        MessageRefusedError, PayloadMismatchError: for an error reply, or anything that is no introduction.
+    """
+    if message.has_error():
+        raise MessageRefusedError(f"error {message.error.code}: {message.error.reason}")
+    content = message.content
+    if list(content.config_records) != [CONFIG] or list(content.array_records) != [ARRAYS]:
+        raise MessageRefusedError(f"records are {list(content)}; an introduction has '{CONFIG}' and '{ARRAYS}'")
+    config, arrays = content.config_records[CONFIG], list(content.array_records[ARRAYS].values())
+    if len(arrays) != 1:
+        raise MessageRefusedError(f"an introduction holds one array, not {len(arrays)}")
+    plan = plan_from_json(require_type(config.get(_PLAN), str, _PLAN), arrays[0].numpy())
+    site = require_type(config.get(_SITE), str, _SITE)
+    if site not in plan.sites:
+        raise MessageRefusedError(f"site '{site}' is not in its own plan, which has {', '.join(plan.sites)}")
+    return Introduction(site, plan)
