@@ -106,12 +106,12 @@ def _print_examination(found: "DataExamination", console: "Console") -> None:
     _say(console, f"{found.images} images of {found.groups} groups")
     _say(console, f"sizes: {_list(sizes)}")
     _say(console, f"modes: {_list([f'{mode} ({n})' for mode, n in found.modes])}")
-    _print_list(console, "unreadable images", [f"{bad.image} ({bad.site}) {bad.reason}" for bad in found.unreadable])
+    _print_list(console, "unreadable image(s)", [f"{bad.image} ({bad.site}) {bad.reason}" for bad in found.unreadable])
     for kind, heading in (
-        ("splits", "sets of equal images across splits"),
-        ("sites", "sets of equal images across sites"),
-        ("groups", "sets of equal images in several groups of one site and split"),
-        ("nothing", "sets of equal images within a group"),
+        ("splits", "set(s) of equal images across splits"),
+        ("sites", "set(s) of equal images across sites"),
+        ("groups", "set(s) of equal images in several groups of one site and split"),
+        ("nothing", "set(s) of equal images within a group"),
     ):
         sets = [
             " = ".join(same.images)
@@ -121,11 +121,14 @@ def _print_examination(found: "DataExamination", console: "Console") -> None:
             if same.kind == kind
         ]
         _print_list(console, heading, sets)
-    for groups, what in ((found.straddling_splits, "more than one split"), (found.straddling_sites, "several sites")):
+    for groups, what in (
+        (found.straddling_splits, "in more than one split"),
+        (found.straddling_sites, "at several sites"),
+    ):
         lines = [f"{group.group}: {group.images} images, {', '.join(group.across)}" for group in groups]
-        _print_list(console, f"groups in {what}" if what.startswith("more") else f"groups at {what}", lines)
-    _print_list(console, "refusals to expect", found.refusals)
-    _print_list(console, "remarks", found.remarks)
+        _print_list(console, f"group(s) {what}", lines)
+    _print_list(console, "refusal(s) to expect", found.refusals)
+    _print_list(console, "remark(s)", found.remarks)
     verdict = (
         "[bold green]clean[/]" if found.clean else "[bold red]faults found[/]: a run would refuse, leak or miscount"
     )

@@ -48,7 +48,7 @@ def test_faults_exit_with_3_and_are_named(hospital: Path) -> None:
     (hospital / "images" / "south" / "benign" / "01.png").write_bytes((north / "04.png").read_bytes())
     done = run("own.yaml", cwd=hospital)
     assert done.returncode == 3
-    assert "1 unreadable images:" in done.stdout
+    assert "1 unreadable image(s):" in done.stdout
     assert "north/benign/00.png (north) is not an image" in done.stdout
     assert "north/benign/04.png = south/benign/01.png" in done.stdout
     assert "faults found" in done.stdout
