@@ -1,6 +1,9 @@
 """Few-shot linear probe of a backbone on a zip of images in class folders, against the network with random weights.
 
-    python -m simulations.probe_backbone --zip pbc_bloodcells_128.zip [--backbone vit_demo_patch8_64] [--shots 16]
+    python -m simulations.probe_backbone --zip pbc_bloodcells_128.zip [--fold final] [--shots 16] [--seeds 5]
+
+A seeded permutation per class splits the images once: the first 100 of each class are the development fold, the rest
+the final fold. Choose anything about a backbone on the first, and report the second once.
 
 Per seed: draws the shots, fits a logistic regression on the frozen features of the shots (standardised by them,
 penalty chosen by cross-validation among them), and tests on all other images. Prints accuracy per seed, the mean
@@ -25,6 +28,8 @@ from ept_fed.models.backbones import Backbone, create_backbone
 from ept_fed.seeds import derive_seed, numpy_generator
 
 Features = npt.NDArray[np.float32]
+FOLDS = ("development", "final", "all")
+DEVELOPMENT_PER_CLASS = 100
 
 
 def main() -> None:
@@ -35,10 +40,16 @@ def main() -> None:
     parser.add_argument("--weights", default="pretrained")
     parser.add_argument("--image-size", type=int, default=None)
     parser.add_argument("--shots", type=int, default=16)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--fold", choices=FOLDS, default="development")
     arguments = parser.parse_args()
     names, labels, classes = list_images(arguments.zip)
-    print(f"{len(names)} images, {len(classes)} classes, {arguments.shots} shots, {arguments.seeds} seeds")
+    chosen = take_fold(labels, arguments.fold)
+    names, labels = [names[i] for i in chosen], labels[chosen]
+    print(
+        f"{arguments.fold} fold: {len(names)} images, {len(classes)} classes, {arguments.shots} shots, "
+        f"{arguments.seeds} seeds"
+    )
     accuracies: dict[str, list[float]] = {"trained": [], "random": []}
     trained = create_backbone(arguments.backbone, weights=arguments.weights, image_size=arguments.image_size, seed=0)
     features = embed(trained, arguments.zip, names)
@@ -66,6 +77,18 @@ def list_images(path: Path) -> tuple[list[str], npt.NDArray[np.int64], list[str]
     return names, np.array([classes.index(folder) for folder in folders]), classes
 
 
+def take_fold(labels: npt.NDArray[np.int64], fold: str) -> npt.NDArray[np.int64]:
+    """Return the sorted indices of the images of a fold; the split does not depend on the probe's seeds."""
+    if fold == "all":
+        return np.arange(len(labels))
+    rng, parts = numpy_generator(0, "probe folds"), []
+    for label in np.unique(labels):
+        shuffled = rng.permutation(np.flatnonzero(labels == label))
+        development, final = np.split(shuffled, [DEVELOPMENT_PER_CLASS])
+        parts.append(development if fold == "development" else final)
+    return np.sort(np.concatenate(parts))
+
+
 @torch.inference_mode()
 def embed(backbone: Backbone, path: Path, names: list[str]) -> Features:
     """Return pooled features (n, D) of the named images."""
@@ -83,7 +106,7 @@ def probe(features: Features, labels: npt.NDArray[np.int64], shots: int, seed: i
     chosen = np.concatenate([rng.permutation(np.flatnonzero(labels == label))[:shots] for label in np.unique(labels)])
     rest = np.setdiff1d(np.arange(len(labels)), chosen)
     classifier = LogisticRegressionCV(
-        Cs=np.logspace(-4, 1, 6), cv=4, max_iter=2000, l1_ratios=(0.0,), use_legacy_attributes=False
+        Cs=np.logspace(-4, 1, 6), cv=4, max_iter=2000, l1_ratios=(0.0,), scoring="accuracy", use_legacy_attributes=False
     )
     model = make_pipeline(StandardScaler(), classifier).fit(features[chosen], labels[chosen])
     return float(model.score(features[rest], labels[rest]))
