@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
 import yaml
@@ -25,6 +26,11 @@ MICRO: dict[str, Any] = {
     "training": {"batch_size": 4},
     "federation": {"rounds": 2},
 }
+
+
+# Tests say nothing about speed, and a busy machine must not make them fail.
+hypothesis.settings.register_profile("ept_fed", deadline=None)
+hypothesis.settings.load_profile("ept_fed")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -212,7 +212,7 @@ def test_resolved_settings_read_back_as_they_were(tmp_path: Path) -> None:
     assert load_experiment(tmp_path / "resolved.yaml") == experiment
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(first=st.integers(0, 5), second=st.integers(0, 5), rounds=st.sampled_from([1, 8]))
 def test_equal_settings_and_only_they_have_one_run_id(first: int, second: int, rounds: int) -> None:
     runs = [

@@ -16,7 +16,7 @@ from ept_fed.bundles.signing import public_key_path, read_public_key
 from ept_fed.problems import InputRefusedError
 
 FILES = (DESCRIPTION, MODEL, SIGNATURE)
-many = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+many = settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def contents(folder: Path) -> dict[str, bytes]:

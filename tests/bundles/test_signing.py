@@ -71,7 +71,7 @@ def test_a_private_key_given_as_the_key_to_trust_is_refused(tmp_path: Path) -> N
         read_public_key(tmp_path / "nothing.pem")
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(content=st.binary(max_size=200), other=st.binary(max_size=200))
 def test_a_signature_fits_its_own_content_and_no_other(content: bytes, other: bytes) -> None:
     signature = sign(content, KEY)

@@ -51,7 +51,7 @@ def test_every_settings_class_has_a_partitioner() -> None:
 
 
 @pytest.mark.parametrize("kind", EVERY)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     rows=st.lists(
         st.tuples(st.integers(0, 40), st.lists(st.integers(0, 3), max_size=2, unique=True)), min_size=12, max_size=80

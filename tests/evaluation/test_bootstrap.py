@@ -18,7 +18,7 @@ def weights_themselves(weights: Array) -> Array:
     return weights
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(codes=st.lists(st.integers(0, 5), min_size=1, max_size=30), seed=st.integers(0, 1000))
 def test_groups_are_drawn_whole_and_as_many_as_there_are(codes: list[int], seed: int) -> None:
     names = [f"patient {code}" for code in codes]
@@ -66,7 +66,7 @@ def paired_difference(rng: np.random.Generator, *, patients: int, draws: int) ->
     return value, resample(difference, groups, rng, draws) if draws else np.zeros(0)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(seed=st.integers(0, 10**6), center=st.floats(-1, 1), step=st.floats(0, 1), higher=st.booleans())
 def test_a_better_difference_never_gets_a_worse_verdict(seed: int, center: float, step: float, higher: bool) -> None:
     draws = np.random.default_rng(seed).normal(center, 0.3, 200)

@@ -24,7 +24,7 @@ def test_multi_label_distortion_is_found() -> None:
     assert fit_temperature(hot, distorted, "multi_label") == pytest.approx(2.0, rel=0.08)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(temperature=st.floats(0.05, 20), task=st.sampled_from(["single_label", "multi_label"]))
 def test_a_temperature_changes_confidence_but_never_a_rank(temperature: float, task: str) -> None:
     calibrated = apply_temperature(TRUE[:50], temperature, task)

@@ -45,7 +45,7 @@ def test_what_is_undefined_is_nan() -> None:
     assert all(np.isnan(value) for value in nothing.values())
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(n=st.integers(1, 40), C=st.integers(2, 6), seed=st.integers(0, 2**16))
 def test_defined_metrics_stay_in_their_range(n: int, C: int, seed: int) -> None:
     labels, scores = draw(n, C, seed)
@@ -55,7 +55,7 @@ def test_defined_metrics_stay_in_their_range(n: int, C: int, seed: int) -> None:
     assert metrics["loss"] >= 0
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 2**16))
 def test_the_order_of_images_does_not_matter(seed: int) -> None:
     labels, scores = draw(30, 3, seed)

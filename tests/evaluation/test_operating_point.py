@@ -10,7 +10,7 @@ from ept_fed.evaluation import operating_point
 from ept_fed.evaluation.operating_point import choose_threshold, roc_points
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     scores=st.lists(st.sampled_from(np.linspace(0, 1, 11).tolist()), min_size=1, max_size=40),
     seed=st.integers(0, 1000),
@@ -27,7 +27,7 @@ def test_the_threshold_is_the_highest_that_reaches_the_target(scores: list[float
     assert (values[truth] > threshold).mean() < target
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 10**6), n=st.integers(2, 150), ties=st.booleans())
 def test_the_curve_has_the_area_it_claims_and_only_rises(seed: int, n: int, ties: bool) -> None:
     rng = np.random.default_rng(seed)

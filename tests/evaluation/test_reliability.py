@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from ept_fed.evaluation.calibration import brier_score, calibration_error, reliability_curve
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(seed=st.integers(0, 10**6), n=st.integers(1, 80), task=st.sampled_from(["single_label", "multi_label"]))
 def test_every_prediction_is_in_one_bin_whatever_the_order_of_rows(seed: int, n: int, task: str) -> None:
     rng = np.random.default_rng(seed)

@@ -27,7 +27,7 @@ def draw_case(seed: int, n: int, task: str, *, ties: bool = False) -> tuple[Arra
     return labels, scores
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 10**6), n=st.integers(1, 60), task=TASKS, ties=st.booleans())
 def test_counted_once_they_are_the_metrics_of_the_table(seed: int, n: int, task: str, ties: bool) -> None:
     labels, scores = draw_case(seed, n, task, ties=ties)
@@ -42,7 +42,7 @@ def test_counted_once_they_are_the_metrics_of_the_table(seed: int, n: int, task:
     np.testing.assert_allclose(brier, brier_score(labels, scores, task), atol=1e-12)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 10**6), n=st.integers(2, 50), ties=st.booleans())
 def test_a_resample_scores_as_its_rows_would(seed: int, n: int, ties: bool) -> None:
     labels, scores = draw_case(seed, n, "single_label", ties=ties)

@@ -9,7 +9,7 @@ from ept_fed.models import EmbeddedPrompts, fold, unfold
 from ept_fed.models.prompts import INITS, init_prompts
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(M=st.integers(1, 120), scale=st.floats(0, 5), target=st.floats(-30, 30), seed=st.integers(0, 2**16))
 def test_unfolding_then_folding_gives_the_received_sink(M: int, scale: float, target: float, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)

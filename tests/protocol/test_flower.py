@@ -191,7 +191,7 @@ def test_an_error_reply_is_refused_with_what_may_be_said() -> None:
     assert "patient" not in str(refusal.value)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(position=st.integers(0, 10_000), byte=st.integers(0, 255), cut=st.integers(0, 40))
 def test_no_altered_payload_passes_as_something_it_is_not(position: int, byte: int, cut: int) -> None:
     """Flip one byte or cut the end: either we refuse it, or a finite vector of the right size comes out."""

@@ -109,7 +109,7 @@ def is_same(answer: Message, whole: Message) -> bool:
     return values(answer) == values(whole)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(data=st.data())
 def test_whatever_is_altered_in_a_reply_it_is_refused_and_nothing_else_raises(data: st.DataObject) -> None:
     asked = request(wants_gradient=data.draw(st.booleans()))
