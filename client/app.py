@@ -9,7 +9,7 @@ from flwr.clientapp import ClientApp
 from client.site import Site
 from ept_fed.flower import SITE_FAILED, SITE_REFUSED, decode_request, encode_reply
 from ept_fed.protocol.layout import PayloadMismatchError
-from ept_fed.protocol.messages import MessageRefusedError, Phase
+from ept_fed.protocol.messages import MessageRefusedError, Phase, clean_text
 from ept_fed.training.loop import TrainingDivergedError
 
 __all__ = ["create_client_app"]
@@ -33,8 +33,9 @@ def create_client_app(find_site: Callable[[Context], Site]) -> ClientApp:
             reply = site.train(request) if phase == "train" else site.evaluate(request)
             return encode_reply(reply, message)
         except (MessageRefusedError, PayloadMismatchError, TrainingDivergedError) as refusal:
-            _log.warning("declined a %s request: %s", phase, refusal)
-            return Message(Error(code=SITE_REFUSED, reason=str(refusal)), reply_to=message)
+            reason = clean_text(str(refusal))
+            _log.warning("declined a %s request: %s", phase, reason)
+            return Message(Error(code=SITE_REFUSED, reason=reason), reply_to=message)
         except Exception:  # noqa: BLE001 - whatever it is, its text must not leave the site
             _log.exception("failed on a %s request", phase)
             return Message(Error(code=SITE_FAILED, reason="the site failed; its own log says why"), reply_to=message)

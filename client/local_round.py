@@ -1,5 +1,6 @@
 """One round of training at a site, from the state before it to the state after it, Ditto's own model included."""
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,13 +13,15 @@ from ept_fed.config import TrainingSettings
 from ept_fed.data.datasets import CachedDataset
 from ept_fed.models.vit import PromptedViT
 from ept_fed.seeds import derive_seed
-from ept_fed.training.loop import RoundScope, TrainingOutcome, train_round
+from ept_fed.training.loop import RoundScope, TrainingDivergedError, TrainingOutcome, train_round
 from ept_fed.training.optimizer import build_optimizer
 from ept_fed.training.penalties import ProximalTerm
 
 __all__ = ["DITTO", "train_local_round"]
 
 DITTO = "ditto"
+
+_log = logging.getLogger(__name__)
 
 Penalty = Callable[[], Tensor]
 
@@ -55,7 +58,11 @@ def train_local_round(
         held = before.tensors if before is not None and any(n.startswith(DITTO) for n in before.tensors) else None
         restore_model(model, start if held is None else held, "model" if held is None else f"{DITTO}/model")
         own_scope = RoundScope(derive_seed(scope.seed, DITTO), scope.site, scope.round, scope.rounds)
-        _, personal = _train(model, images, settings, own_scope, before, stamp, [pull], prefix=f"{DITTO}/")
+        try:
+            _, personal = _train(model, images, settings, own_scope, before, stamp, [pull], prefix=f"{DITTO}/")
+        except TrainingDivergedError as diverged:
+            _log.warning("Ditto's model of %s stays as it was before round %d: %s", scope.site, scope.round, diverged)
+            personal = {name: tensor for name, tensor in (held or {}).items() if name.startswith(f"{DITTO}/")}
         restore_model(model, tensors)
         tensors |= personal
     trained = 1 if before is None else before.trained + 1

@@ -116,6 +116,14 @@ class Site:
         """What the last trained round left; None at the start."""
         return self._states.latest()
 
+    def state_before(self, round_number: int) -> SiteState | None:
+        """Return what a round would start from; None for the start.
+
+        Raises:
+            StateLostError, SealBrokenError: see `StateStore.latest`.
+        """
+        return self._states.latest(before=round_number)
+
     def train(self, request: RoundRequest) -> RoundReply:
         """Take over the global payload, evaluate it on the validation images, train one round, return the own payload.
 
@@ -127,7 +135,7 @@ class Site:
         self._require(request)
         try:
             settings = TrainingSettings.model_validate_json(request.settings)
-            before = self._states.latest(before=request.header.round)
+            before = self.state_before(request.header.round)
         except ValidationError as error:
             raise MessageRefusedError(f"training settings are refused: {error.error_count()} are invalid") from error
         except StateLostError as lost:
@@ -136,7 +144,7 @@ class Site:
         self._load(before)
         self._import(request.payload)
         _, received = self.assess(self.data.validation)
-        gradient = self._payload_gradient() if request.wants_gradient else None
+        gradient = self._payload_gradient(settings.batch_size) if request.wants_gradient else None
         penalties = self._penalties(settings, request.correction)
         trained = self._train_round(settings, request.header.round, request.rounds, before, penalties)
         return RoundReply(
@@ -270,10 +278,8 @@ class Site:
         import_payload(self._slot.model, payload, self.layout)
         self._adopted = np.array(payload)
 
-    def _payload_gradient(self) -> Vector:
-        gradients = payload_gradient(
-            self.model, self.data.train, batch_size=self._evaluation_batch, shared=self._shared
-        )
+    def _payload_gradient(self, batch_size: int) -> Vector:
+        gradients = payload_gradient(self.model, self.data.train, batch_size=batch_size, shared=self._shared)
         return self.layout.flatten({name: tensor.float().cpu().numpy() for name, tensor in gradients.items()})
 
     def _penalties(self, settings: TrainingSettings, correction: Vector | None) -> list[Callable[[], Tensor]]:

@@ -141,8 +141,8 @@ class StateFolder:
         return self._folder / f"round-{round_number:04d}.safetensors"
 
     def _held(self) -> set[int]:
-        names = [path.stem for path in self._folder.glob("round-*.safetensors")]
-        return {int(name.removeprefix("round-")) for name in names}
+        names = [path.stem.removeprefix("round-") for path in self._folder.glob("round-*.safetensors")]
+        return {int(name) for name in names if name.isdigit()}
 
 
 def choose_state(held: Collection[int], read: Callable[[int], SiteState], before: int | None) -> SiteState | None:

@@ -100,16 +100,21 @@ class FederationSettings(Settings):
         None, description="fewest sound replies that are averaged; null asks for half of the sites asked"
     )
     deadline: Positive = Field(3600.0, description="seconds after which a silent site is left out of the round")
+    grace: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = Field(
+        30.0, description="seconds that a round, once its quorum is online, still waits for the other sites"
+    )
     norm_bound: Annotated[float, Field(ge=1.0, allow_inf_nan=False)] | None = Field(
         10.0, description="refuse an update longer than so many times the round's median length; null never does"
     )
     max_examples: Count | dict[str, Count] | None = Field(
         None,
-        description="most training images a site may claim: one number, or one by site; null takes its word",
+        description="most training images a site may claim, or a map by site; null: in simulations what it has",
     )
-    patience: Count | None = Field(None, description="stop after so many rounds without a better validation AUC")
+    patience: Count | None = Field(
+        None, description="stop after so many rounds without a better median validation AUC over sites"
+    )
     target_auc: Annotated[float, Field(gt=0.0, le=1.0)] | None = Field(
-        None, description="stop once the mean validation AUC over sites reaches this"
+        None, description="stop once the median validation AUC over sites reaches this"
     )
 
 

@@ -66,6 +66,9 @@ def _check_strategy(federation: FederationSettings) -> list[Problem]:
                 kind = "a whole number" if option.whole else "a number"
                 fix = f"must be {kind} from {option.low:g} to {option.high:g}: {option.meaning}"
                 found.append(Problem(f"federation.options.{name}", value, fix))
+    if strategy is not None and strategy.uniform_only and federation.weights != "uniform":
+        fix = f"{federation.strategy} corrects sites towards their plain mean; set federation.weights=uniform"
+        found.append(Problem("federation.weights", federation.weights, fix))
     if (federation.weights == "capped") != (federation.weight_cap is not None):
         found.append(
             Problem("federation.weight_cap", federation.weight_cap, "set it together with federation.weights=capped")

@@ -30,6 +30,7 @@ from ept_fed.protocol.messages import (
     RoundReply,
     RoundRequest,
     Split,
+    clean_text,
     require_type,
 )
 
@@ -223,8 +224,8 @@ def decode_reply(
 
 
 def _explain_error(error: Error) -> str:
-    """Say what an error reply means; its text came over a wire, so it is cut and stripped of control characters."""
-    reason = "".join(character if character.isprintable() else " " for character in str(error.reason or ""))[:300]
+    """Say what an error reply means."""
+    reason = clean_text(str(error.reason or ""))
     if error.code == SITE_REFUSED:
         return f"the site refused: {reason}"
     if error.code == SITE_FAILED:

@@ -6,7 +6,7 @@ Pure data, shared by the settings (which refuse unknown names and options), the 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-__all__ = ["STRATEGIES", "Option", "StrategyInfo", "resolve_options"]
+__all__ = ["STRATEGIES", "Option", "StrategyInfo", "count_asked", "resolve_options"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class StrategyInfo:
         minimum_sites: sites needed for its assumption, given the options.
         wants_gradient: whether sites also send the gradient of their loss at the payload they received.
         proximal_option: the option that sets the sites' `proximal_mu`, if any.
+        uniform_only: whether it is defined for equal weights of the sites alone.
     """
 
     paper: str
@@ -45,6 +46,7 @@ class StrategyInfo:
     minimum_sites: Callable[[Mapping[str, float]], int] = lambda _options: 1
     wants_gradient: bool = False
     proximal_option: str | None = None
+    uniform_only: bool = False
 
 
 _FAULTY = Option(1, 0, 1000, "f, faulty or hostile sites to survive", whole=True)
@@ -159,16 +161,18 @@ STRATEGIES: dict[str, StrategyInfo] = {
     "scaffold": StrategyInfo(
         "Karimireddy et al. 2020, arXiv 1910.06378 (option I)",
         "Each site adds the difference between everybody's gradient and its own to its loss.",
-        "A site's gradient travels beside its payload, and the theory is for plain SGD at the sites.",
+        "A site's gradient travels beside its payload, sites weigh equally, and the theory is for plain SGD there.",
         {"server_learning_rate": Option(1.0, 1e-6, 10, "step along the averaged update")},
         wants_gradient=True,
+        uniform_only=True,
     ),
     "feddyn": StrategyInfo(
         "Acar et al. 2021, arXiv 2111.04263",
         "A linear and a proximal term, renewed each round, let the sites' minima meet in a common one.",
-        "Its theory weighs sites equally (federation.weights=uniform); too small an alpha makes the payload run away.",
+        "Sites weigh equally, and too small an alpha makes the payload run away.",
         {"alpha": Option(0.1, 1e-4, 1000, "strength of the proximal term")},
         proximal_option="alpha",
+        uniform_only=True,
     ),
 }
 
@@ -177,6 +181,12 @@ def resolve_options(strategy: str, given: Mapping[str, float]) -> dict[str, floa
     """Return every option of a known strategy, with defaults where none was given."""
     options = STRATEGIES[strategy].options
     return {name: given.get(name, option.default) for name, option in options.items()}
+
+
+def count_asked(sites_per_round: float, sites: int) -> int:
+    """Return how many of so many sites a round asks: a share up to 1, or a number; at least one."""
+    wanted = round(sites_per_round * sites) if sites_per_round <= 1 else int(sites_per_round)
+    return min(sites, max(1, wanted))
 
 
 def _smallest_trimming(beta: float) -> int:

@@ -42,18 +42,25 @@ def admit(site: str, message: Message, request: RoundRequest, plan: Plan) -> Rou
     most = plan.max_examples.get(site)
     if request.phase == "train" and most is not None and reply.examples > most:
         raise MessageRefusedError(f"claims {reply.examples} training images; at most {most} are agreed for this site")
+    if request.phase == "train" and reply.metrics["steps"] > (possible := plan.most_steps(reply.examples)):
+        steps = f"claims {reply.metrics['steps']:g} steps on {reply.examples} images"
+        raise MessageRefusedError(f"{steps}; the run's settings give at most {possible}")
     return reply
 
 
-def refuse_outsized(
-    payload: Vector, replies: Sequence[Accepted], norm_bound: float | None
-) -> tuple[list[Accepted], list[Refusal]]:
-    """Split a round's train replies into those to average and those whose update or gradient is outsized."""
+def refuse_outsized(payload: Vector, replies: Sequence[Accepted], plan: Plan) -> tuple[list[Accepted], list[Refusal]]:
+    """Split a round's train replies into those to average and those whose update or gradient is outsized.
+
+    FedNova divides updates by the sites' numbers of steps, so there the update per step is compared too.
+    """
     reasons: dict[str, str] = {}
+    norm_bound = plan.norm_bound
     if norm_bound is not None:
         updates = {site: reply.payload - payload for site, reply in replies if reply.payload is not None}
+        steps = {site: reply.metrics["steps"] for site, reply in replies}
+        per_step = {site: update / steps[site] for site, update in updates.items() if plan.strategy == "fednova"}
         gradients = {site: reply.gradient for site, reply in replies if reply.gradient is not None}
-        for what, vectors in (("update", updates), ("gradient", gradients)):
+        for what, vectors in (("update", updates), ("update per step", per_step), ("gradient", gradients)):
             for site, (norm, median) in find_outsized(vectors, norm_bound).items():
                 reasons[site] = (
                     f"its {what} has length {norm:.3g}, above {norm_bound:g} times the round's median {median:.3g}"

@@ -85,26 +85,24 @@ def log_mean_exp(payloads: Matrix, weights: Weights, layout: PayloadLayout) -> V
 
 
 def geometric_median(
-    payloads: Matrix, weights: Weights, *, smoothing: float = 1e-6, tolerance: float = 1e-7, steps: int = 200
+    payloads: Matrix, weights: Weights, *, smoothing: float = 1e-6, tolerance: float = 1e-7, steps: int = 1000
 ) -> Vector:
     """Return the weighted geometric median by the smoothed Weiszfeld algorithm (RFA, Pillutla et al. 2022, Algorithm
     2).
 
-    It minimises Σ w ||z - y||; up to half of the weight can be arbitrary without dragging it off. Stops when the
-    objective falls by less than `tolerance` of itself.
+    It minimises Σ w ||z - y||; less than half of the weight can be arbitrary without dragging it off. The search starts
+    at the coordinate-wise median and stops when a step is shorter than `tolerance` of the median distance, so that no
+    far point decides about either.
     """
     _check(payloads, weights)
     points = payloads.astype(np.float64)
-    centre = weights @ points
-    objective = np.inf
+    centre = np.median(points, axis=0)
     for _ in range(steps):
         distances = np.linalg.norm(points - centre, axis=1)
-        new_objective = float(weights @ distances)
-        if objective - new_objective <= tolerance * max(new_objective, smoothing):
-            break
-        objective = new_objective
         pull = weights / np.maximum(distances, smoothing)
-        centre = (pull / pull.sum()) @ points
+        before, centre = centre, (pull / pull.sum()) @ points
+        if np.linalg.norm(centre - before) <= tolerance * max(float(np.median(distances)), smoothing):
+            break
     return centre.astype(np.float32)
 
 

@@ -44,8 +44,8 @@ class Checkpoint:
 class CheckpointFolder:
     """`round-0007.safetensors` for each round, beside a rounds.jsonl that holds the records before it."""
 
-    def __init__(self, folder: Path, plan: Plan) -> None:
-        """Take a folder; files of another plan in it are refused when read."""
+    def __init__(self, folder: Path, plan: Plan, data: str = "") -> None:
+        """Take a folder; files of another plan, or of other data if their digest is known, are refused when read."""
         self._folder, self._plan = folder, plan
         self._identity = {
             "schema": 1,
@@ -56,6 +56,7 @@ class CheckpointFolder:
             "layout_hash": plan.layout.hash,
             "strategy": plan.strategy,
             "sites": list(plan.sites),
+            "data": data,
         }
 
     def save(self, checkpoint: Checkpoint) -> None:
@@ -107,9 +108,10 @@ class CheckpointFolder:
             tensors, about = read_sealed(path)
         except SealBrokenError as broken:
             raise _refuse(path, str(broken).removeprefix(f"{path} "), self._sound(earlier)) from broken
-        differing = [key for key, value in self._identity.items() if about.get(key) != value]
+        expected = {**self._identity, "round": round_number}
+        differing = [key for key, value in expected.items() if about.get(key) != value]
         if differing:
-            pairs = "; ".join(f"{key}: its {about.get(key)}, ours {self._identity[key]}" for key in differing)
+            pairs = "; ".join(f"{key}: its {about.get(key)}, ours {expected[key]}" for key in differing)
             raise InputRefusedError([Problem("--resume", str(path), f"belongs to another run ({pairs})")])
         return tensors, about
 

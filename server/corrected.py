@@ -42,7 +42,7 @@ class _Controlled(Aggregator):
         if wrong:
             raise ValueError(f"{type(self).__name__} remembers one control of {shape} per site, not {wrong}")
         self._controls = {name.removeprefix(_CONTROL): np.array(vector) for name, vector in state.items()}
-        self._mean = control_mean(self._controls, self._sites, payload)
+        self._mean = control_mean(self._controls, self._sites, payload) if state else None
 
 
 class Scaffold(_Controlled):

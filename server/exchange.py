@@ -9,7 +9,7 @@ from flwr.serverapp import Grid
 
 from ept_fed.flower import ARRAYS, CONFIG, count_bytes, encode_request_arrays, encode_request_config
 from ept_fed.protocol.layout import PayloadMismatchError, Vector
-from ept_fed.protocol.messages import MessageRefusedError, Phase, RoundReply, RoundRequest
+from ept_fed.protocol.messages import MessageRefusedError, Phase, RoundReply, RoundRequest, clean_text
 from ept_fed.protocol.plan import Plan
 from ept_fed.strategies import STRATEGIES
 from server.admission import Accepted, Refusal, admit
@@ -103,8 +103,9 @@ class Exchange:
         try:
             reply = admit(site, message, request, self._plan)
         except (MessageRefusedError, PayloadMismatchError) as refusal:
-            _log.warning("%s: %s", site, refusal)
-            self.refused.append(Refusal(site, request.phase, str(refusal)))
+            reason = clean_text(str(refusal))
+            _log.warning("%s: %s", site, reason)
+            self.refused.append(Refusal(site, request.phase, reason))
             return None
         self._on_site(self._round, site, request.phase, reply.metrics)
         return reply

@@ -70,6 +70,8 @@ class RoundRecord:
         Raises:
             ValueError: for another schema, or for what is not the record of a round.
         """
+        if not isinstance(document, dict):
+            raise ValueError(f"{type(document).__name__} is not the record of a round")
         if document.get("schema") != _SCHEMA:
             raise ValueError(f"schema {document.get('schema')} is not {_SCHEMA}")
         try:

@@ -5,9 +5,11 @@ it received on its validation images. What round r left is therefore evaluated i
 left in one exchange more.
 """
 
+import copy
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -15,12 +17,13 @@ from typing import Protocol
 import numpy as np
 from flwr.serverapp import Grid
 
-from ept_fed.protocol.layout import PayloadMismatchError, Vector
+from ept_fed.protocol.layout import Vector
 from ept_fed.protocol.messages import Phase, RoundReply
 from ept_fed.protocol.plan import Plan
 from ept_fed.seeds import numpy_generator
-from ept_fed.strategies import STRATEGIES
+from ept_fed.strategies import STRATEGIES, count_asked
 from server.admission import Accepted, Refusal, refuse_outsized
+from server.aggregation import AggregationError
 from server.aggregator import Aggregator, Update
 from server.checkpoints import Checkpoint
 from server.exchange import Exchange
@@ -100,7 +103,8 @@ def run_rounds(
         nodes, absent = _select_sites(grid, plan, "train", round_number)
         exchange = Exchange(grid, plan, nodes, round_number, observer.on_site)
         corrections = {name: aggregator.correction(name) for name in nodes.values()}
-        trained = exchange.run("train", payload, corrections)
+        replies = exchange.run("train", payload, corrections)
+        trained, outsized = refuse_outsized(payload, replies, plan)
         if records:
             _note_evaluation(records[-1], trained)
             if ended := stop.check(records[-1]):
@@ -108,7 +112,6 @@ def run_rounds(
                 observer.on_round(records[-1])
                 return FederationResult(payload, tuple(records), ended)
             observer.on_round(records[-1])
-        trained, outsized = refuse_outsized(payload, trained, plan.norm_bound)
         record = RoundRecord(
             round=round_number,
             seconds=0.0,
@@ -118,7 +121,7 @@ def run_rounds(
             sites={},
             refused=[*absent, *exchange.refused, *outsized],
         )
-        _note_training(record, exchange, trained)
+        _note_training(record, exchange, replies)
         payload, record.outcome = _aggregate(aggregator, plan, record, trained, payload)
         record.seconds = time.perf_counter() - started
         _log.info("round %d: %s", round_number, record.outcome)
@@ -141,21 +144,31 @@ def _select_sites(grid: Grid, plan: Plan, phase: Phase, round_number: int) -> tu
     """
     wanted = list(plan.sites)
     if phase == "train":
-        count = min(len(wanted), max(1, _count(plan.sites_per_round, len(wanted))))
+        count = count_asked(plan.sites_per_round, len(wanted))
         rng = numpy_generator(plan.seed, round_number, "sites")
         wanted = [wanted[index] for index in sorted(rng.permutation(len(wanted))[:count])]
-    deadline = time.monotonic() + plan.deadline
-    while True:
-        online = {node.name: node.node_id for node in grid.get_nodes() if node.name in wanted}
-        if len(online) == len(wanted) or time.monotonic() >= deadline:
-            break
-        time.sleep(min(_POLL_SECONDS, max(0.0, deadline - time.monotonic())))
+    online, doubled = _wait_for_sites(grid, wanted, plan)
     absent = [Refusal(name, phase, "is not online") for name in wanted if name not in online]
-    return {node: name for name, node in sorted(online.items())}, absent
+    absent += [Refusal(name, phase, "two nodes are online under its name") for name in doubled]
+    return {online[name]: name for name in sorted(online) if name not in doubled}, absent
 
 
-def _count(sites_per_round: float, total: int) -> int:
-    return round(sites_per_round * total) if sites_per_round <= 1 else int(sites_per_round)
+def _wait_for_sites(grid: Grid, wanted: Sequence[str], plan: Plan) -> tuple[dict[str, int], list[str]]:
+    """Return node ids by name, and names that two nodes claim.
+
+    Waits for all until the deadline; once the quorum is online, no longer than the grace after that.
+    """
+    end, quorum = time.monotonic() + plan.deadline, plan.quorum or math.ceil(len(wanted) / 2)
+    enough = False
+    while True:
+        nodes = [(node.name, node.node_id) for node in grid.get_nodes() if node.name in wanted]
+        online = dict(nodes)
+        now = time.monotonic()
+        if not enough and len(online) >= quorum:
+            enough, end = True, min(end, now + plan.grace)
+        if len(online) == len(wanted) or now >= end:
+            return online, sorted(name for name, count in Counter(name for name, _ in nodes).items() if count > 1)
+        time.sleep(min(_POLL_SECONDS, max(0.0, end - now)))
 
 
 def _note_training(record: RoundRecord, exchange: Exchange, trained: Sequence[Accepted]) -> None:
@@ -176,13 +189,23 @@ def _aggregate(
     if len(trained) < max(1, needed):
         return payload, f"kept the old prompts: {len(trained)} sound replies, {needed} needed"
     updates = [_as_update(site, reply) for site, reply in trained]
-    averaged = aggregator.aggregate(record.round, payload, updates)
+    before = copy.deepcopy(aggregator.state())
     try:
+        averaged = aggregator.aggregate(record.round, payload, updates)
         plan.layout.check(averaged)
-    except PayloadMismatchError as mismatch:
-        return payload, f"kept the old prompts: {plan.strategy} returned a payload that does not fit ({mismatch})"
+        _check_memory(aggregator.state())
+    except Exception as failure:  # noqa: BLE001 - whatever sound replies drive a strategy to, the run goes on
+        _log.exception("%s failed in round %d", plan.strategy, record.round)
+        aggregator.load_state(before, payload)
+        return payload, f"kept the old prompts: {plan.strategy} failed ({type(failure).__name__}: {failure})"
     record.aggregated = tuple(site for site, _ in trained)
     return averaged, "aggregated"
+
+
+def _check_memory(state: Mapping[str, Vector]) -> None:
+    wild = [name for name, vector in state.items() if not np.isfinite(vector).all()]
+    if wild:
+        raise AggregationError(f"its memory {wild} is no longer finite")
 
 
 def _as_update(site: str, reply: RoundReply) -> Update:
@@ -212,7 +235,10 @@ def _note_last_exchange(record: RoundRecord, exchange: Exchange, absent: Sequenc
 
 
 class _EarlyStop:
-    """Watches the mean validation AUC over sites; its state is the best so far and the rounds since."""
+    """Watches the median validation AUC over sites, which no single site can move far.
+
+    Its state is the best so far and the rounds since.
+    """
 
     def __init__(self, plan: Plan) -> None:
         self._patience, self._target = plan.patience, plan.target_auc
@@ -224,11 +250,11 @@ class _EarlyStop:
         defined = [value for value in values if not math.isnan(value)]
         if not defined:
             return None
-        mean = float(np.mean(defined))
-        if self._target is not None and mean >= self._target:
+        median = float(np.median(defined))
+        if self._target is not None and median >= self._target:
             return f"target AUC reached in round {record.round}"
         best, since = self.state
-        self.state = (mean, 0) if mean > best else (best, since + 1)
+        self.state = (median, 0) if median > best else (best, since + 1)
         if self._patience is not None and self.state[1] >= self._patience:
             return f"no better validation AUC for {self._patience} rounds, at round {record.round}"
         return None

@@ -75,8 +75,11 @@ class FlowerAggregator(Aggregator):
         if hasattr(self._strategy, "current_arrays"):
             self._strategy.current_arrays = encode_payload(payload)
         (key,) = encode_payload(payload)
-        for name, value in state.items():
-            held: Any = [np.array(value)] if name == "momentum_vector" else {key: np.array(value)}
+        for name in self._memory:
+            held: Any = None
+            if name in state:
+                value = np.array(state[name])
+                held = [value] if name == "momentum_vector" else {key: value}
             setattr(self._strategy, name, held)
 
 

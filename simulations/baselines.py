@@ -4,8 +4,10 @@ import time
 from collections.abc import Mapping
 
 from client.site import Site
+from ept_fed.problems import InputRefusedError, Problem
 from ept_fed.reports.progress import Progress
 from ept_fed.reports.run_folder import RunFolder
+from ept_fed.sealed_tensors import SealBrokenError
 from ept_fed.training.loop import TrainingDivergedError
 from simulations.virtual_sites import POOLED_SITE, VirtualFederation
 
@@ -38,7 +40,10 @@ def _train_alone(sites: Mapping[str, Site], stage: str, federation: VirtualFeder
     experiment = federation.experiment
     rounds = experiment.federation.rounds
     progress.on_stage(stage, tuple(sites), rounds)
-    done = {name: site.state.round if site.state else 0 for name, site in sites.items()}
+    try:
+        done = {name: site.state.round if site.state else 0 for name, site in sites.items()}
+    except SealBrokenError as broken:
+        raise InputRefusedError([Problem("--resume", stage, f"{broken}; remove the file")]) from broken
     training = set(sites)
     for round_number in range(1, rounds + 1):
         started = time.perf_counter()

@@ -6,6 +6,7 @@ from flwr.app import Context
 
 from client.app import create_client_app
 from client.site import Site
+from client.states import StateLostError
 from ept_fed.problems import InputRefusedError, Problem
 from ept_fed.protocol.layout import Vector
 from ept_fed.protocol.messages import Phase
@@ -22,32 +23,43 @@ from simulations.local_grid import run_locally
 __all__ = ["federate", "find_checkpoint"]
 
 
-def find_checkpoint(plan: Plan, sites: Mapping[str, Site], folder: RunFolder) -> Checkpoint | None:
-    """Return where a killed run of this plan stood, None if it had not finished a round.
+def find_checkpoint(plan: Plan, data: str, sites: Mapping[str, Site], folder: RunFolder) -> Checkpoint | None:
+    """Return where a killed run of this plan stood, None if it had not finished a round; `data` is the images' digest.
 
     Raises:
         InputRefusedError: for a damaged checkpoint, one of another run, or sites whose state is older than it.
     """
-    checkpoint = CheckpointFolder(folder.checkpoints, plan).load(folder.read_rounds())
+    checkpoint = CheckpointFolder(folder.checkpoints, plan, data).load(folder.read_rounds())
     if checkpoint is None:
         return None
-    trained = {name: record.round for record in checkpoint.records for name in record.aggregated}
-    try:
-        held = {name: site.state.round if site.state else 0 for name, site in sites.items()}
-    except SealBrokenError as broken:
-        raise InputRefusedError([Problem("--resume", str(folder.path), f"{broken}; start a new run")]) from broken
-    problems = [
-        Problem("--resume", str(folder.path), f"{name}'s state of round {last} is gone; start a new run")
-        for name, last in trained.items()
-        if held[name] < last
-    ]
+    finished = checkpoint.records[-1].round
+    trained = {
+        name: record.round for record in checkpoint.records for name, entry in record.sites.items() if entry.examples
+    }
+    problems = []
+    for name, site in sites.items():
+        try:
+            held = site.state_before(finished + 1)
+        except (SealBrokenError, StateLostError) as lost:
+            problems.append(Problem("--resume", str(folder.path), f"{name}: {lost}; start a new run"))
+            continue
+        needed = trained.get(name, 0)
+        if (held.round if held else 0) < needed:
+            fix = f"{name}'s state of round {needed} is gone; start a new run"
+            problems.append(Problem("--resume", str(folder.path), fix))
     if problems:
         raise InputRefusedError(problems)
     return checkpoint
 
 
 def federate(
-    plan: Plan, sites: Mapping[str, Site], folder: RunFolder, progress: Progress, *, resume: Checkpoint | None
+    plan: Plan,
+    data: str,
+    sites: Mapping[str, Site],
+    folder: RunFolder,
+    progress: Progress,
+    *,
+    resume: Checkpoint | None,
 ) -> FederationResult:
     """Run the plan's rounds, each written into the folder as it ends."""
     results: list[FederationResult] = []
@@ -64,7 +76,7 @@ def federate(
     else:
         progress.on_note(f"resuming after round {finished + 1} of {plan.rounds}")
     recorder = _Recorder(plan, folder, progress)
-    checkpoints = CheckpointFolder(folder.checkpoints, plan)
+    checkpoints = CheckpointFolder(folder.checkpoints, plan, data)
     server_app = create_server_app(plan, recorder, results.append, resume=resume, save=checkpoints.save)
     run_locally(server_app, create_client_app(find_site), tuple(sites))
     (result,) = results

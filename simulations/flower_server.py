@@ -17,7 +17,7 @@ from ept_fed.reports.run_folder import RunFolder
 from server.app import create_server_app
 from server.round_record import RoundRecord
 from server.rounds import FederationResult
-from simulations.named_grid import NamedGrid
+from simulations.named_grid import IntroductionError, NamedGrid
 from simulations.run_config import read_experiment
 
 __all__ = ["app"]
@@ -42,6 +42,8 @@ def main(grid: Grid, context: Context) -> None:
     _log.info("the run folder is %s", folder.path)
     named = NamedGrid(grid, deadline=experiment.federation.deadline)
     plan = named.agree_on_plan()
+    if plan.run != experiment.run_id:
+        raise IntroductionError("the nodes run another experiment than the server was given; give all the same file")
     folder.write_prompts(plan, 0, plan.initial)
     results: list[FederationResult] = []
     create_server_app(plan, _Recorder(plan, folder), results.append)(named, context)

@@ -38,6 +38,7 @@ class NamedGrid(Grid):
         """Wrap a Grid; `deadline` is the seconds that nodes have to turn up and to introduce themselves."""
         self._grid, self._deadline = grid, deadline
         self._introduced: dict[int, Introduction] = {}
+        self._misfits: set[int] = set()
 
     def agree_on_plan(self) -> Plan:
         """Return the one plan that all nodes make, once at least one is online.
@@ -46,7 +47,7 @@ class NamedGrid(Grid):
             IntroductionError: if none is in time, or one does not fit the others.
         """
         end = time.monotonic() + self._deadline
-        while not self.get_nodes():
+        while not self._meet_nodes():
             if time.monotonic() >= end:
                 raise IntroductionError(f"no node is online after {self._deadline:g} s; start the SuperNodes first")
             time.sleep(_POLL_SECONDS)
@@ -55,12 +56,21 @@ class NamedGrid(Grid):
     def get_nodes(self) -> list[NodeInfo]:
         """Return the nodes that are online, by name; new ones are asked to introduce themselves first.
 
-        Raises:
-            IntroductionError: if one cannot, names a site that another node has, or makes another plan.
+        One that cannot, or that does not fit the others, is logged and left out: the run goes on without it.
         """
+        try:
+            return self._meet_nodes()
+        except IntroductionError as misfit:
+            _log.warning("%s", misfit)
+            online = {node.node_id for node in self._grid.get_nodes()}
+            known = [(node, met.site) for node, met in sorted(self._introduced.items()) if node in online]
+            return [NodeInfo(node_id=node, name=site) for node, site in known]
+
+    def _meet_nodes(self) -> list[NodeInfo]:
         online = sorted(node.node_id for node in self._grid.get_nodes())
-        self._introduce([node for node in online if node not in self._introduced])
-        return [NodeInfo(node_id=node, name=self._introduced[node].site) for node in online]
+        self._introduced = {node: met for node, met in self._introduced.items() if node in online}
+        self._introduce([node for node in online if node not in self._introduced and node not in self._misfits])
+        return [NodeInfo(node_id=node, name=self._introduced[node].site) for node in online if node in self._introduced]
 
     def get_node_ids(self) -> list[int]:
         """Return the ids of the nodes that are online."""
@@ -71,17 +81,27 @@ class NamedGrid(Grid):
         end = None if timeout is None else time.monotonic() + timeout
         waiting = dict.fromkeys(identifier for identifier in self._grid.push_messages(list(messages)) if identifier)
         while waiting:
-            for reply in self._grid.pull_messages(tuple(waiting)):
-                waiting.pop(reply.metadata.reply_to_message_id, None)
-                yield reply
+            for identifier in tuple(waiting):
+                for reply in self._pull(identifier):
+                    waiting.pop(identifier, None)
+                    yield reply
             if end is not None and time.monotonic() >= end:
                 return
             if waiting:
                 time.sleep(_POLL_SECONDS)
 
+    def _pull(self, identifier: str) -> list[Message]:
+        """Return the reply to one message if it has come; one that cannot be read must not take others along."""
+        try:
+            return list(self._grid.pull_messages((identifier,)))
+        except Exception:  # noqa: BLE001 - what a node sent can fail in Flower's reader in any way
+            _log.exception("a reply cannot be read")
+            return []
+
     def _introduce(self, nodes: Sequence[int]) -> None:
         questions = [Message(RecordDict(), node, "query", ttl=self._deadline) for node in nodes]
         silent = set(nodes)
+        self._misfits |= silent
         for reply in self.send_and_receive(questions, timeout=self._deadline):
             node = reply.metadata.src_node_id
             try:
@@ -92,6 +112,7 @@ class NamedGrid(Grid):
             _log.info("node %d is %s", node, introduction.site)
             self._introduced[node] = introduction
             silent.discard(node)
+            self._misfits.discard(node)
         if silent:
             raise IntroductionError(f"nodes {sorted(silent)} did not introduce themselves in {self._deadline:g} s")
 

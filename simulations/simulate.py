@@ -53,6 +53,7 @@ def simulate(experiment: Experiment, out: Path, progress: Progress, *, resume: b
     resume = resume and not folder.is_free()
     problems = folder.check_resumable(experiment) if resume else folder.check_free()
     if resume and not problems and (finished := folder.read_finished()) is not None:
+        folder.drop_states()
         return {**finished, "rows": Comparison.from_json(finished).rows(), "folder": str(out)}
     federation = _prepare(experiment, problems)
     plan = federation.plan()
@@ -60,8 +61,10 @@ def simulate(experiment: Experiment, out: Path, progress: Progress, *, resume: b
         name: federation.create_site(data, federation.keep_states(folder, "federated", name))
         for name, data in federation.data.sites.items()
     }
-    checkpoint = find_checkpoint(plan, sites, folder) if resume else None
-    if not resume:
+    checkpoint = find_checkpoint(plan, federation.data.digest, sites, folder) if resume else None
+    if resume:
+        folder.renew(experiment.to_yaml())
+    else:
         folder.create(experiment.to_yaml())
     folder.write_partition(federation.data.partition)
     with log_to_file(out / "run.log"):
@@ -105,7 +108,7 @@ def _run(
     for note in federation.data.notes:
         progress.on_note(note)
     experiment = federation.experiment
-    result = federate(plan, sites, folder, progress, resume=checkpoint)
+    result = federate(plan, federation.data.digest, sites, folder, progress, resume=checkpoint)
     settings = {}
     if result.aggregated_anything:
         for name, site in sites.items():

@@ -19,7 +19,7 @@ from ept_fed.problems import InputRefusedError, Problem
 from ept_fed.protocol.plan import Plan
 from ept_fed.reports.run_folder import RunFolder
 from ept_fed.seeds import derive_seed
-from ept_fed.strategies import STRATEGIES, resolve_options
+from ept_fed.strategies import STRATEGIES, count_asked, resolve_options
 
 __all__ = ["POOLED_SITE", "VirtualFederation", "prepare_federation"]
 
@@ -108,6 +108,7 @@ class VirtualFederation:
                     "sites_per_round",
                     "quorum",
                     "deadline",
+                    "grace",
                     "norm_bound",
                     "patience",
                     "target_auc",
@@ -181,13 +182,12 @@ def _check_sites(federation: FederationSettings, names: Collection[str]) -> list
         fix = f"the data has no such site; it has {', '.join(sorted(names))}"
         found += [Problem("federation.max_examples", name, fix) for name in unknown]
     needed = STRATEGIES[federation.strategy].minimum_sites(resolve_options(federation.strategy, federation.options))
-    drawn = sites if federation.sites_per_round == 1 else federation.sites_per_round
-    asked = min(sites, drawn if drawn > 1 else max(1, round(drawn * sites)))
+    asked = count_asked(federation.sites_per_round, sites)
     if asked < needed:
-        fix = f"needs {needed} sites in every round, and {asked:g} are asked; take another strategy or other options"
+        fix = f"needs {needed} sites in every round, and {asked} are asked; take another strategy or other options"
         found.append(Problem("federation.strategy", federation.strategy, fix))
     if federation.quorum is not None and federation.quorum > asked:
-        fix = f"only {asked:g} sites are asked in a round; lower it"
+        fix = f"only {asked} sites are asked in a round; lower it"
         found.append(Problem("federation.quorum", federation.quorum, fix))
     if federation.sites_per_round > sites:
         found.append(Problem("federation.sites_per_round", federation.sites_per_round, f"there are {sites} sites"))

@@ -47,8 +47,7 @@ def simulate(
 
         if resume and out is None:
             raise InputRefusedError([Problem("--resume", "", "needs --out with the folder of the run to go on with")])
-        own = out / "config.yaml" if resume and out is not None and config is None else None
-        source = own if own is not None and own.exists() else config or DEMO_CONFIG
+        source = config or (out / "config.yaml" if resume and out is not None else DEMO_CONFIG)
         experiment = load_experiment(source, overrides or [])
         folder = out or Path("runs") / f"{experiment.name}-{datetime.now():%Y%m%d-%H%M%S}"
         if as_json:

@@ -1,9 +1,12 @@
 """From settings to tensors: `prepare_data` gives every site its training, validation and test images."""
 
+import hashlib
+import json
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -62,6 +65,16 @@ class PreparedData:
     task: str
     notes: tuple[str, ...]
     partition: tuple[CountRow, ...]
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of which images are where, and how they are labelled: sites, splits, names and labels."""
+        content = hashlib.sha256(json.dumps([self.task, list(self.classes)]).encode())
+        for name, site in self.sites.items():
+            for split, part in zip(SPLITS, site.parts(), strict=True):
+                for record in part.records:
+                    content.update(json.dumps([name, split, record.image, list(record.labels)]).encode())
+        return content.hexdigest()
 
     def summary(self) -> list[CountRow]:
         """Count the images in use; see `count_images`."""

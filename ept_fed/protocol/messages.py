@@ -25,6 +25,7 @@ __all__ = [
     "RoundReply",
     "RoundRequest",
     "Split",
+    "clean_text",
     "metric_keys",
 ]
 
@@ -135,9 +136,9 @@ class RoundReply:
         fewest = 1 if self.phase == "train" else 0
         if not fewest <= self.examples <= 10**9:
             raise MessageRefusedError(f"sample count {self.examples} is not between {fewest} and 10^9")
-        infinite = [key for key, value in self.metrics.items() if np.isinf(value)]
-        if infinite:
-            raise MessageRefusedError(f"metrics {infinite} are infinite")
+        impossible = {key: value for key, value in self.metrics.items() if not _is_possible(key, value)}
+        if impossible:
+            raise MessageRefusedError(f"metrics {impossible} are impossible")
         if self.phase == "train":
             if not (np.isfinite(self.metrics["loss"]) and self.metrics["steps"] >= 1):
                 raise MessageRefusedError("a train reply needs a finite loss and at least one step")
@@ -150,6 +151,22 @@ class RoundReply:
             raise MessageRefusedError("a gradient is carried exactly where it was asked for")
         if self.gradient is not None:
             layout.check(self.gradient)
+
+
+def clean_text(text: str, most: int = 300) -> str:
+    """Return text from a wire as it may be logged and shown: printable, one line, cut to `most` characters."""
+    return "".join(character if character.isprintable() else " " for character in text)[:most]
+
+
+def _is_possible(key: str, value: float) -> bool:
+    """Tell whether a metric may have this value: NaN is undefined, and nothing is infinite or negative."""
+    if np.isnan(value):
+        return key != "steps"
+    name = key.removeprefix("validation_")
+    if name in ("auc", "accuracy", "balanced_accuracy", "average_precision"):
+        return 0.0 <= value <= 1.0
+    whole = name not in ("steps", "classes_present") or float(value).is_integer()
+    return bool(0.0 <= value < np.inf) and whole
 
 
 def require_type(value: Any, kind: type, name: str) -> Any:

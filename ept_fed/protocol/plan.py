@@ -3,10 +3,12 @@
 Whoever has the backbone makes the plan (`ept-fed simulate` does); the server reads it with numpy alone.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ept_fed.config import TrainingSettings
 from ept_fed.protocol.layout import PayloadLayout, Vector
 from ept_fed.protocol.messages import Header
 
@@ -27,8 +29,8 @@ class Plan:
         sites: registered names of the sites that take part, sorted.
         strategy: a name of `ept_fed.strategies`.
         options: every option of the strategy.
-        averaging, weights, weight_cap, sites_per_round, quorum, deadline, norm_bound, patience, target_auc: as in
-            `FederationSettings`.
+        averaging, weights, weight_cap, sites_per_round, quorum, deadline, grace, norm_bound, patience and target_auc:
+            as in `FederationSettings`.
         max_examples: most training images that a site may claim, by site; a site that is not named may claim any.
         training: JSON of the training settings, sent with each train request.
     """
@@ -49,10 +51,16 @@ class Plan:
     sites_per_round: float = 1.0
     quorum: int | None = None
     deadline: float = 3600.0
+    grace: float = 30.0
     norm_bound: float | None = None
     max_examples: Mapping[str, int] = field(default_factory=dict)
     patience: int | None = None
     target_auc: float | None = None
+
+    def most_steps(self, examples: int) -> int:
+        """Return the optimiser steps of one round on so many images, by the training settings that the sites get."""
+        settings = TrainingSettings.model_validate_json(self.training)
+        return (settings.head_first_epochs + settings.epochs) * math.ceil(examples / settings.batch_size)
 
     def header(self, round_number: int) -> Header:
         """Return the header of this run's messages in a round (1-based)."""

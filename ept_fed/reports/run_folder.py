@@ -70,7 +70,9 @@ class RunFolder:
 
     def is_free(self) -> bool:
         """Tell whether nothing is there yet, or an empty folder."""
-        return not self.path.is_file() and not (self.path.is_dir() and any(self.path.iterdir()))
+        if not self.path.is_dir():
+            return not self.path.is_file()
+        return all(_HALF_WRITTEN.match(path.name) for path in self.path.iterdir())
 
     def check_free(self) -> list[Problem]:
         """Return a problem if something is already there."""
@@ -114,6 +116,10 @@ class RunFolder:
         write_csv(self.path / "partition.csv", rows, COUNT_COLUMNS)
         write_bytes(self.path / "partition.png", draw_partition(rows))
 
+    def renew(self, config_yaml: str) -> None:
+        """Write the settings of a resumed run again: paths and other local ones may have changed."""
+        write_text(self.path / "config.yaml", config_yaml)
+
     def write_round(self, record: Mapping[str, Any]) -> None:
         """Append one round's line to rounds.jsonl."""
         append_json_line(self.path / "rounds.jsonl", record)
@@ -144,9 +150,11 @@ class RunFolder:
         if not path.exists():
             return None
         try:
-            report = dict(json.loads(path.read_text(encoding="utf-8")))
+            report = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise InputRefusedError([Problem("report.json", str(path), f"is damaged ({error}); remove it")]) from error
+        if not isinstance(report, dict) or report.get("status") not in ("done", "failed"):
+            raise InputRefusedError([Problem("report.json", str(path), "is not the report of a run; remove it")])
         return report if report["status"] == "failed" or (self.path / "report.html").exists() else None
 
     def drop_states(self) -> None:

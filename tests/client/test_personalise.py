@@ -200,3 +200,13 @@ def test_a_correction_pulls_the_payload_against_it(micro: Micro) -> None:
     moved = pulled - free
     cosine = float(moved @ correction / np.linalg.norm(moved) / np.linalg.norm(correction))
     assert cosine < -0.95
+
+
+def test_a_diverging_ditto_leaves_the_federated_round_alone(micro: Micro) -> None:
+    wild = prepare_federation(micro("personalisation.ditto=1e30", "training.optimizer=sgd", "training.epochs=3"))
+    plain = prepare_federation(micro("training.optimizer=sgd", "training.epochs=3"))
+    plan = plain.plan()
+    sites = [make_site(federation) for federation in (wild, plain)]
+    payloads = [site.train(request_of(plan)).payload for site in sites]
+    assert np.array_equal(*payloads)
+    assert not recall_ditto(sites[0])

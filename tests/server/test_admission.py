@@ -23,6 +23,8 @@ from server.admission import admit, find_outsized, refuse_outsized
 LAYOUT = PayloadLayout((("sinks", (2, 3)),))
 PLAN = Plan("r", 0, "digest", LAYOUT, np.zeros(6, np.float32), 2, ("a", "b"), "{}", max_examples={"a": 40})
 
+BOUNDED = dataclasses.replace(PLAN, norm_bound=10.0)
+
 
 def request(*, wants_gradient: bool = False) -> RoundRequest:
     return RoundRequest(PLAN.header(1), "train", 2, PLAN.initial, "train", "{}", wants_gradient=wants_gradient)
@@ -174,27 +176,27 @@ def replies(*lengths: float, gradient: float | None = None) -> list[tuple[str, R
 
 
 def test_an_update_far_longer_than_the_median_is_refused_by_name_and_length() -> None:
-    kept, refused = refuse_outsized(PLAN.initial, replies(1, 2, 3, 50), 10.0)
+    kept, refused = refuse_outsized(PLAN.initial, replies(1, 2, 3, 50), BOUNDED)
     assert [site for site, _ in kept] == ["s0", "s1", "s2"]
     assert [refusal.site for refusal in refused] == ["s3"]
     assert refused[0].reason == "its update has length 50, above 10 times the round's median 2.5"
 
 
 def test_a_gradient_far_longer_than_the_median_is_refused_too() -> None:
-    kept, refused = refuse_outsized(PLAN.initial, replies(1, 1, 1, 1, gradient=100), 10.0)
+    kept, refused = refuse_outsized(PLAN.initial, replies(1, 1, 1, 1, gradient=100), BOUNDED)
     assert len(kept) == 3
     assert refused[0].reason.startswith("its gradient has length 100")
 
 
 @pytest.mark.parametrize("lengths", [(1, 1000), (0, 0, 5), (3,)])
 def test_where_the_median_says_nothing_nobody_is_refused(lengths: tuple[float, ...]) -> None:
-    kept, refused = refuse_outsized(PLAN.initial, replies(*lengths), 10.0)
+    kept, refused = refuse_outsized(PLAN.initial, replies(*lengths), BOUNDED)
     assert len(kept) == len(lengths)
     assert not refused
 
 
 def test_without_a_bound_all_are_kept() -> None:
-    assert len(refuse_outsized(PLAN.initial, replies(1, 1, 1, 1e9), None)[0]) == 4
+    assert len(refuse_outsized(PLAN.initial, replies(1, 1, 1, 1e9), PLAN)[0]) == 4
 
 
 @given(

@@ -153,3 +153,12 @@ def test_what_is_not_finite_or_does_not_fit_is_refused() -> None:
     ):
         with pytest.raises(AggregationError):
             call()
+
+
+@pytest.mark.parametrize("far", [1e6, 1e9, 1e12, 1e20])
+def test_no_distance_lets_one_site_drag_the_geometric_median(far: float) -> None:
+    payloads = np.random.default_rng(0).normal(0, 1, (9, 12)).astype(np.float32)
+    uniform = np.full(9, 1 / 9)
+    clean = geometric_median(payloads, uniform)
+    payloads[4] = far
+    assert np.linalg.norm(geometric_median(payloads, uniform) - clean) < 1.0

@@ -76,7 +76,7 @@ def test_a_resumed_run_ends_like_one_that_never_stopped(strategy: str, tmp_path:
 
 
 def test_the_early_stops_memory_is_resumed_too(tmp_path: Path) -> None:
-    plan = make_plan(rounds=10, target_auc=3.5)
+    plan = make_plan(rounds=10, target_auc=0.97)
     whole, _ = run_until(plan, tmp_path / "whole", [], None)
     lines: list[dict[str, Any]] = []
     run_until(plan, tmp_path / "killed", lines, 2)

@@ -9,6 +9,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from ept_fed.config import Experiment
+from ept_fed.data.datasets import PreparedData
 from ept_fed.problems import InputRefusedError
 from ept_fed.reports.progress import Silent
 from ept_fed.reports.run_folder import RunFolder
@@ -102,6 +103,57 @@ def test_a_sites_damaged_state_is_refused(stopped: tuple[Experiment, Path]) -> N
     newest.write_bytes(newest.read_bytes()[:-4])
     with pytest.raises(InputRefusedError, match="cut short"):
         simulate(experiment, out, Silent(), resume=True)
+
+
+def test_a_missing_state_between_others_is_not_passed_over(stopped: tuple[Experiment, Path]) -> None:
+    experiment, out = stopped
+    folder = out / "state" / "federated" / "site-1"
+    assert sorted(path.name for path in folder.iterdir())[-1] == "round-0003.safetensors"
+    (folder / "round-0002.safetensors").unlink()
+    with pytest.raises(InputRefusedError, match="site-1's state of round 2 is gone"):
+        simulate(experiment, out, Silent(), resume=True)
+
+
+def test_other_images_or_labels_are_not_resumed_with(
+    stopped: tuple[Experiment, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment, out = stopped
+    monkeypatch.setattr(PreparedData, "digest", "other")
+    with pytest.raises(InputRefusedError, match=r"belongs to another run \(data: its .*, ours other\)"):
+        simulate(experiment, out, Silent(), resume=True)
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "5", "{"])
+def test_a_report_that_is_none_is_refused(stopped: tuple[Experiment, Path], content: str) -> None:
+    experiment, out = stopped
+    (out / "report.json").write_text(content)
+    with pytest.raises(InputRefusedError, match=r"report\.json"):
+        simulate(experiment, out, Silent(), resume=True)
+
+
+def test_a_line_that_is_no_record_is_refused(stopped: tuple[Experiment, Path]) -> None:
+    experiment, out = stopped
+    lines = (out / "rounds.jsonl").read_text().splitlines()
+    (out / "rounds.jsonl").write_text("\n".join(["5", *lines[1:]]) + "\n")
+    with pytest.raises(InputRefusedError, match="does not hold a round"):
+        simulate(experiment, out, Silent(), resume=True)
+
+
+def test_a_baselines_damaged_state_is_refused(micro: Micro, tmp_path: Path) -> None:
+    experiment, out = micro(), tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        simulate(experiment, out, StopHere("local", 1))
+    (path,) = (out / "state" / "local" / "site-1").iterdir()
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(InputRefusedError, match="cut short"):
+        simulate(experiment, out, Silent(), resume=True)
+
+
+def test_a_kill_before_the_settings_were_written_leaves_a_free_folder(micro: Micro, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / ".config.yaml.abcd1234").write_text("ha")
+    assert simulate(micro(), out, Silent(), resume=True)["status"] == "done"
 
 
 def test_a_line_that_was_cut_off_is_written_again(stopped: tuple[Experiment, Path]) -> None:
