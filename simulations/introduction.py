@@ -47,7 +47,11 @@ def decode_introduction(message: Message) -> Introduction:
     config, arrays = content.config_records[CONFIG], list(content.array_records[ARRAYS].values())
     if len(arrays) != 1:
         raise MessageRefusedError(f"an introduction holds one array, not {len(arrays)}")
-    plan = plan_from_json(require_type(config.get(_PLAN), str, _PLAN), arrays[0].numpy())
+    try:
+        initial = arrays[0].numpy()
+    except (TypeError, ValueError) as error:
+        raise MessageRefusedError(f"the initial payload cannot be read ({type(error).__name__})") from error
+    plan = plan_from_json(require_type(config.get(_PLAN), str, _PLAN), initial)
     site = require_type(config.get(_SITE), str, _SITE)
     if site not in plan.sites:
         raise MessageRefusedError(f"site '{site}' is not in its own plan, which has {', '.join(plan.sites)}")
