@@ -10,10 +10,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from ept_fed.evaluation.bootstrap import FEWEST_GROUPS, Interval
+from ept_fed.evaluation.subgroups import FEWEST_CASES
 from ept_fed.reports.charts import draw_confusion, draw_learning, draw_reliability, draw_roc, setting_style
 from ept_fed.reports.federation_report import FederationReport
 from ept_fed.reports.gallery import GalleryItem
 from ept_fed.reports.site_report import SiteReport
+from ept_fed.reports.subgroup_statistics import SUBGROUP_SETTINGS
 from ept_fed.reports.wording import signed, span
 
 __all__ = ["render_federation", "render_site"]
@@ -70,6 +72,7 @@ def render_site(report: SiteReport, gallery: Sequence[GalleryItem] = ()) -> str:
             report=report,
             statistics=statistics,
             settings=shown,
+            subgroup_settings=[s for s in SUBGROUP_SETTINGS if s in shown],
             charts={name: Markup(svg) for name, svg in charts.items()},
             confusion=confusion,
             gallery=gallery,
@@ -119,6 +122,7 @@ def _environment() -> Environment:
         "metric_words": METRIC_WORDS,
         "verdict_words": VERDICT_WORDS,
         "fewest": FEWEST_GROUPS,
+        "fewest_cases": FEWEST_CASES,
         "color": lambda setting: setting_style(setting)[0],
         "dashes": lambda setting: " ".join(f"{2 * part:g}" for part in setting_style(setting)[1] or ()),
     }

@@ -167,9 +167,12 @@ class RunFolder:
         write_bytes(path, save(plan.layout.unflatten(payload), metadata={"ept_fed": json.dumps(about)}))
         return path
 
-    def write_predictions(self, site: str, rows: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> None:
+    def write_predictions(
+        self, site: str, rows: Sequence[Mapping[str, Any]], classes: Sequence[str], subgroups: Sequence[str] = ()
+    ) -> None:
         """Write a site's predictions, as listed by `list_predictions`."""
-        write_csv(self.path / "sites" / site_folder(site) / "predictions.csv", rows, prediction_columns(classes))
+        path = self.path / "sites" / site_folder(site) / "predictions.csv"
+        write_csv(path, rows, prediction_columns(classes, subgroups))
 
     def write_site_model(self, site: str, tensors: Mapping[str, Vector], about: Mapping[str, Any]) -> None:
         """Write what a site would predict with: payload tensors, its head, and a description; it stays at the site."""
