@@ -15,6 +15,7 @@ from ept_fed.config import Experiment
 from ept_fed.problems import InputRefusedError, Problem
 from ept_fed.protocol.plan import Plan
 from ept_fed.reports.comparison import Comparison
+from ept_fed.reports.cross_site import write_cross_site
 from ept_fed.reports.gallery import GalleryItem, most_confident_errors
 from ept_fed.reports.progress import Progress
 from ept_fed.reports.read_run import read_run
@@ -23,6 +24,7 @@ from ept_fed.reports.run_log import log_to_file
 from ept_fed.reports.write_reports import write_reports
 from server.checkpoints import Checkpoint
 from simulations.compare import compare_settings, prepare_settings
+from simulations.cross_site import assess_cross_site
 from simulations.federate import federate, find_checkpoint
 from simulations.virtual_sites import VirtualFederation, prepare_federation
 
@@ -114,6 +116,8 @@ def _run(
             folder.write_site_model(name, *site.release())
         settings = prepare_settings(federation, sites, result.payload, folder, progress)
     comparison = compare_settings(federation, settings, result, folder)
+    if experiment.evaluation.cross_site and settings:
+        write_cross_site(folder.path, assess_cross_site(federation.data.sites, settings["local"]))
     report = {
         "schema": 1,
         "status": "done" if result.aggregated_anything else "failed",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ept_fed.evaluation.bootstrap import Difference, Interval
+from ept_fed.reports.cross_site import CrossSite
 from ept_fed.reports.read_run import RunResult
 from ept_fed.reports.site_report import SiteReport
 from ept_fed.reports.site_statistics import BASELINE
@@ -56,6 +57,7 @@ class FederationReport:
         seconds_in_rounds: of the federated rounds alone.
         rounds: finished rounds.
         axis: symmetric range of the forest plot.
+        cross_site: each local model at each site, in a simulation that was asked for it.
     """
 
     run: Mapping[str, Any]
@@ -68,6 +70,7 @@ class FederationReport:
     seconds_in_rounds: float
     rounds: int
     axis: float
+    cross_site: CrossSite | None
 
 
 def build_federation_report(run: RunResult, reports: Sequence[SiteReport]) -> FederationReport:
@@ -86,6 +89,7 @@ def build_federation_report(run: RunResult, reports: Sequence[SiteReport]) -> Fe
         seconds_in_rounds=sum(float(record.get("seconds", 0)) for record in run.rounds),
         rounds=len(run.rounds),
         axis=max(0.02, math.ceil(widest * 50) / 50),
+        cross_site=run.cross_site,
     )
 
 

@@ -11,6 +11,7 @@ sites/<site>/report.html        the site's own page, and report.json with the sa
 sites/<site>/predictions.csv    the site's own validation and test images under each setting
 sites/<site>/model.safetensors  the site's federated model: sinks, tokens, its own head, and what they need
 report.json, report.csv         the table at the end
+cross_site.csv                  each site's local model at every site, if `evaluation.cross_site` asks for it
 run.log                         what the code logged, tracebacks of failed sites included
 """
 
