@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ept_fed.evaluation.bootstrap import Difference, Interval
+from ept_fed.evaluation.histograms import LEAST_COUNT
 from ept_fed.reports.cross_site import CrossSite
+from ept_fed.reports.pooled import PooledRow, pool_sites
 from ept_fed.reports.read_run import RunResult
 from ept_fed.reports.site_report import SiteReport
 from ept_fed.reports.site_statistics import BASELINE
@@ -58,6 +60,8 @@ class FederationReport:
         rounds: finished rounds.
         axis: symmetric range of the forest plot.
         cross_site: each local model at each site, in a simulation that was asked for it.
+        pooled: AUC and calibration over all sites' images, from their histograms.
+        sharing: how many sites have images enough to share histograms.
     """
 
     run: Mapping[str, Any]
@@ -71,6 +75,8 @@ class FederationReport:
     rounds: int
     axis: float
     cross_site: CrossSite | None
+    pooled: tuple[PooledRow, ...]
+    sharing: int
 
 
 def build_federation_report(run: RunResult, reports: Sequence[SiteReport]) -> FederationReport:
@@ -90,6 +96,8 @@ def build_federation_report(run: RunResult, reports: Sequence[SiteReport]) -> Fe
         rounds=len(run.rounds),
         axis=max(0.02, math.ceil(widest * 50) / 50),
         cross_site=run.cross_site,
+        pooled=pool_sites([report.shared for report in reports], run.report["classes"], run.report["settings"]),
+        sharing=sum(row.images >= LEAST_COUNT for row in rows),
     )
 
 

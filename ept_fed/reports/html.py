@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from ept_fed.evaluation.bootstrap import FEWEST_GROUPS, Interval
+from ept_fed.evaluation.histograms import LEAST_COUNT
 from ept_fed.evaluation.subgroups import FEWEST_CASES
 from ept_fed.reports.charts import draw_confusion, draw_learning, draw_reliability, draw_roc, setting_style
 from ept_fed.reports.cross_site import CrossSite
@@ -129,6 +130,7 @@ def _environment() -> Environment:
         "verdict_words": VERDICT_WORDS,
         "fewest": FEWEST_GROUPS,
         "fewest_cases": FEWEST_CASES,
+        "least_count": LEAST_COUNT,
         "color": lambda setting: setting_style(setting)[0],
         "dashes": lambda setting: " ".join(f"{2 * part:g}" for part in setting_style(setting)[1] or ()),
     }

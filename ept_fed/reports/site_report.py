@@ -1,10 +1,11 @@
 """One site's report as data: what report.json holds and what the page shows."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ept_fed.evaluation.bootstrap import DRAWS
+from ept_fed.reports.pooled import SharedCounts, count_to_share
 from ept_fed.reports.read_run import RunResult
 from ept_fed.reports.site_statistics import Statistics, analyse
 from ept_fed.reports.subgroup_statistics import SubgroupTable, analyse_subgroups
@@ -66,6 +67,7 @@ class SiteReport:
         data: images and groups by split and class, as counted before the run.
         fingerprint: versions, backbone digest, seeds, device.
         limits: sentences.
+        shared: score histograms for the consortium; in shared.json, not in report.json.
     """
 
     schema: int
@@ -83,10 +85,13 @@ class SiteReport:
     data: tuple[Mapping[str, Any], ...]
     fingerprint: Mapping[str, Any]
     limits: tuple[str, ...]
+    shared: SharedCounts
 
     def to_json(self) -> dict[str, Any]:
         """Return the document of report.json; NaN is left to the writer, which makes it null."""
-        return asdict(self)
+        document = asdict(replace(self, shared={}))
+        del document["shared"]
+        return document
 
 
 def build_site_report(run: RunResult, site: str, *, sensitivity: float = 0.9, draws: int = DRAWS) -> SiteReport:
@@ -121,6 +126,7 @@ def build_site_report(run: RunResult, site: str, *, sensitivity: float = 0.9, dr
             **{f"version of {name}": version for name, version in report.get("versions", {}).items()},
         },
         limits=describe_limits(statistics, predictions, run.case, run.task),
+        shared=count_to_share(predictions.test, run.task),
     )
 
 
