@@ -60,7 +60,7 @@ def make_reports(
     sensitivity: float = 0.9,
     gallery: Mapping[str, Sequence[GalleryItem]] | None = None,
 ) -> WrittenReports:
-    """Write sites/<site>/{report.html,report.json,shared.json}, and report.html at the top beside the run's report.json.
+    """Write sites/<site>/{report.html,report.json,shared.json}, and report.html beside the run's own report.json.
 
     Args:
         run_folder: of a finished run.
