@@ -137,6 +137,9 @@ class EvaluationSettings(Settings):
 
     baselines: tuple[Literal["local", "centralised"], ...] = ("local",)
     batch_size: Annotated[int, Field(ge=1, le=4096)] = 32
+    cross_site: bool = Field(
+        False, description="test each site's local model at every site too, S² passes over test images; needs local"
+    )
 
 
 # Settings of one machine and words for people: the same run may have others elsewhere.

@@ -43,6 +43,9 @@ def find_contradictions(experiment: Experiment) -> list[Problem]:
     if training.head_first_epochs and federation.share == "prompts+head":
         fix = "FedRep's order is for heads that stay at the sites; set it to 0, or federation.share=prompts"
         found.append(Problem("training.head_first_epochs", training.head_first_epochs, fix))
+    if experiment.evaluation.cross_site and "local" not in experiment.evaluation.baselines:
+        fix = "compares the sites' local models, and there are none; add local to evaluation.baselines"
+        found.append(Problem("evaluation.cross_site", True, fix))
     return found + _check_strategy(federation)
 
 

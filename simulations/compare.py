@@ -7,7 +7,7 @@ from client.personalise import fine_tune, interpolate, recall_ditto
 from client.site import Site
 from ept_fed.protocol.layout import Vector
 from ept_fed.reports.comparison import Comparison, SiteTraffic
-from ept_fed.reports.predictions import list_predictions
+from ept_fed.reports.predictions import list_predictions, list_subgroups
 from ept_fed.reports.progress import Progress
 from ept_fed.reports.run_folder import RunFolder
 from ept_fed.training.loop import TrainingDivergedError
@@ -44,13 +44,14 @@ def compare_settings(
     metrics: dict[str, dict[str, Mapping[str, float]]] = {name: {} for name in settings}
     for site, data in federation.data.sites.items():
         rows: list[Mapping[str, Any]] = []
+        subgroups = list_subgroups([*data.validation.records, *data.test.records])
         for setting, recall in settings.items():
             model = recall(site)
             probabilities, _ = model.assess(data.validation)
-            rows += list_predictions(data.validation, "validation", setting, probabilities)
+            rows += list_predictions(data.validation, "validation", setting, probabilities, subgroups)
             probabilities, metrics[setting][site] = model.assess(data.test)
-            rows += list_predictions(data.test, "test", setting, probabilities)
-        folder.write_predictions(site, rows, federation.data.classes)
+            rows += list_predictions(data.test, "test", setting, probabilities, subgroups)
+        folder.write_predictions(site, rows, federation.data.classes, subgroups)
     return Comparison(
         settings=tuple(settings),
         metrics=metrics,

@@ -15,20 +15,19 @@ from ept_fed.config import Experiment
 from ept_fed.problems import InputRefusedError, Problem
 from ept_fed.protocol.plan import Plan
 from ept_fed.reports.comparison import Comparison
-from ept_fed.reports.gallery import GalleryItem, most_confident_errors
+from ept_fed.reports.cross_site import write_cross_site
 from ept_fed.reports.progress import Progress
-from ept_fed.reports.read_run import read_run
 from ept_fed.reports.run_folder import RunFolder
 from ept_fed.reports.run_log import log_to_file
 from ept_fed.reports.write_reports import write_reports
 from server.checkpoints import Checkpoint
 from simulations.compare import compare_settings, prepare_settings
+from simulations.cross_site import assess_cross_site
 from simulations.federate import federate, find_checkpoint
+from simulations.gallery import collect_gallery
 from simulations.virtual_sites import VirtualFederation, prepare_federation
 
 __all__ = ["simulate"]
-
-_GALLERY = 6
 
 
 def simulate(experiment: Experiment, out: Path, progress: Progress, *, resume: bool = False) -> Mapping[str, Any]:
@@ -73,28 +72,12 @@ def simulate(experiment: Experiment, out: Path, progress: Progress, *, resume: b
     folder.write_report(report, rows)
     if report["status"] == "done":
         try:
-            write_reports(out, gallery=_collect_gallery(out, federation))
+            write_reports(out, gallery=collect_gallery(out, federation))
             folder.drop_states()
         except InputRefusedError as refusal:
             # The run itself is done and on disk; its pages must not make it look as if nothing had started.
             progress.on_note(f"no report pages: {refusal}")
     return {**report, "rows": rows, "folder": str(out)}
-
-
-def _collect_gallery(out: Path, federation: VirtualFederation) -> dict[str, list[GalleryItem]]:
-    """Return each site's most confident errors with their pictures, for the site's own page."""
-    if federation.data.task == "multi_label":
-        return {}
-    run, classes = read_run(out), federation.data.classes
-    gallery = {}
-    for site, data in federation.data.sites.items():
-        position = {record.image: index for index, record in enumerate(data.test.records)}
-        errors = most_confident_errors(run.sites[site].test, classes, _GALLERY)
-        gallery[site] = [
-            GalleryItem(e.image, data.test.as_png(position[e.image]), e.true, e.predicted, e.probability)
-            for e in errors
-        ]
-    return gallery
 
 
 def _run(
@@ -117,6 +100,8 @@ def _run(
             folder.write_site_model(name, *site.release())
         settings = prepare_settings(federation, sites, result.payload, folder, progress)
     comparison = compare_settings(federation, settings, result, folder)
+    if experiment.evaluation.cross_site and settings:
+        write_cross_site(folder.path, assess_cross_site(federation.data.sites, settings["local"]))
     report = {
         "schema": 1,
         "status": "done" if result.aggregated_anything else "failed",

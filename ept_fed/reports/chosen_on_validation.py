@@ -4,11 +4,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ept_fed.evaluation.bootstrap import measure
 from ept_fed.evaluation.calibration import apply_temperature, calibration_error, fit_temperature, reliability_curve
 from ept_fed.evaluation.conformal import ConformalResult, assess_sets, class_thresholds, prediction_sets
-from ept_fed.evaluation.metrics import Array, classification_metrics
+from ept_fed.evaluation.metrics import Array
 from ept_fed.evaluation.operating_point import choose_threshold
-from ept_fed.evaluation.weighted import Sample
+from ept_fed.evaluation.weighted import Sample, image_means
 from ept_fed.reports.read_predictions import PredictionTable
 
 __all__ = ["ALPHA", "Calibration", "assess_conformal", "calibrate", "choose_thresholds", "count_positives"]
@@ -53,7 +54,8 @@ def calibrate(test: PredictionTable, validation: PredictionTable | None, setting
     temperature = fit_temperature(validation.labels, validation.scores[setting], task)
     mended = apply_temperature(scores, temperature, task)
     after = calibration_error(reliability_curve(test.labels, mended, task))
-    return Calibration(error, temperature, after, classification_metrics(test.labels, mended, task)["loss"])
+    loss = measure(image_means(Sample.of(test.labels, mended, task)), len(test.labels))[1]
+    return Calibration(error, temperature, after, float(loss))
 
 
 def assess_conformal(test: PredictionTable, validation: PredictionTable, setting: str) -> ConformalResult:

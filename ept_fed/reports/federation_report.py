@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ept_fed.evaluation.bootstrap import Difference, Interval
+from ept_fed.evaluation.histograms import LEAST_COUNT
+from ept_fed.reports.cross_site import CrossSite
+from ept_fed.reports.pooled import PooledRow, pool_sites
 from ept_fed.reports.read_run import RunResult
 from ept_fed.reports.site_report import SiteReport
 from ept_fed.reports.site_statistics import BASELINE
@@ -56,6 +59,9 @@ class FederationReport:
         seconds_in_rounds: of the federated rounds alone.
         rounds: finished rounds.
         axis: symmetric range of the forest plot.
+        cross_site: each local model at each site, in a simulation that was asked for it.
+        pooled: AUC and calibration over all sites' images, from their histograms.
+        sharing: how many sites have images enough to share histograms.
     """
 
     run: Mapping[str, Any]
@@ -68,6 +74,9 @@ class FederationReport:
     seconds_in_rounds: float
     rounds: int
     axis: float
+    cross_site: CrossSite | None
+    pooled: tuple[PooledRow, ...]
+    sharing: int
 
 
 def build_federation_report(run: RunResult, reports: Sequence[SiteReport]) -> FederationReport:
@@ -86,6 +95,9 @@ def build_federation_report(run: RunResult, reports: Sequence[SiteReport]) -> Fe
         seconds_in_rounds=sum(float(record.get("seconds", 0)) for record in run.rounds),
         rounds=len(run.rounds),
         axis=max(0.02, math.ceil(widest * 50) / 50),
+        cross_site=run.cross_site,
+        pooled=pool_sites([report.shared for report in reports], run.report["classes"], run.report["settings"]),
+        sharing=sum(row.images >= LEAST_COUNT for row in rows),
     )
 
 

@@ -31,6 +31,7 @@ class GalleryItem:
         true: name of the true class.
         predicted: name of the class that the model took it for.
         probability: of the predicted class.
+        scaling: least and most of the map's factors; None without a map.
     """
 
     image: str
@@ -38,6 +39,7 @@ class GalleryItem:
     true: str
     predicted: str
     probability: float
+    scaling: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         if not self.png.startswith(b"\x89PNG\r\n\x1a\n"):

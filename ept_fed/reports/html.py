@@ -4,16 +4,21 @@ import functools
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from ept_fed.evaluation.bootstrap import FEWEST_GROUPS, Interval
+from ept_fed.evaluation.histograms import LEAST_COUNT
+from ept_fed.evaluation.subgroups import FEWEST_CASES
 from ept_fed.reports.charts import draw_confusion, draw_learning, draw_reliability, draw_roc, setting_style
+from ept_fed.reports.cross_site import CrossSite
 from ept_fed.reports.federation_report import FederationReport
 from ept_fed.reports.gallery import GalleryItem
 from ept_fed.reports.site_report import SiteReport
+from ept_fed.reports.subgroup_statistics import SUBGROUP_SETTINGS
 from ept_fed.reports.wording import signed, span
 
 __all__ = ["render_federation", "render_site"]
@@ -40,6 +45,8 @@ VERDICT_WORDS = {
     "harmed": ("▼", "harmed"),
     "none": ("○", "no verdict"),
 }
+
+_MOST_COLUMNS = 16
 
 
 def render_site(report: SiteReport, gallery: Sequence[GalleryItem] = ()) -> str:
@@ -70,6 +77,7 @@ def render_site(report: SiteReport, gallery: Sequence[GalleryItem] = ()) -> str:
             report=report,
             statistics=statistics,
             settings=shown,
+            pair=[s for s in SUBGROUP_SETTINGS if s in shown],
             charts={name: Markup(svg) for name, svg in charts.items()},
             confusion=confusion,
             gallery=gallery,
@@ -93,7 +101,9 @@ def render_federation(report: FederationReport, learning: Sequence[SiteReport], 
     aucs = np.array([[row.validation_auc for row in site.learning] for site in learning], dtype=float).T
     rounds = [row.round for row in learning[0].learning] if learning else []
     chart = draw_learning(rounds, losses, aucs, "learning") if rounds else ""
-    return _environment().get_template("federation.html.j2").render(report=report, learning=Markup(chart), pages=pages)
+    matrix = _shade(report.cross_site) if report.cross_site and len(report.cross_site.sites) <= _MOST_COLUMNS else None
+    template = _environment().get_template("federation.html.j2")
+    return template.render(report=report, learning=Markup(chart), pages=pages, matrix=matrix)
 
 
 @functools.cache
@@ -119,10 +129,27 @@ def _environment() -> Environment:
         "metric_words": METRIC_WORDS,
         "verdict_words": VERDICT_WORDS,
         "fewest": FEWEST_GROUPS,
+        "fewest_cases": FEWEST_CASES,
+        "least_count": LEAST_COUNT,
         "color": lambda setting: setting_style(setting)[0],
         "dashes": lambda setting: " ".join(f"{2 * part:g}" for part in setting_style(setting)[1] or ()),
     }
     return environment
+
+
+def _shade(matrix: CrossSite) -> dict[str, Any]:
+    """Return heads and rows of the cross-site table; shades 0 (worst) to 5 (best), "none" if NaN."""
+    known = matrix.auc[~np.isnan(matrix.auc)]
+    low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)
+    rows = []
+    for i, site in enumerate(matrix.sites):
+        cells = []
+        for j, value in enumerate(matrix.auc[i].tolist()):
+            shade = "none" if math.isnan(value) else str(round(5 * (value - low) / max(high - low, 1e-9)))
+            cells.append({"value": value, "shade": shade, "own": i == j})
+        rows.append((site, cells))
+    heads = list(zip(matrix.sites, matrix.classes, strict=True))
+    return {"heads": heads, "rows": rows, "all_classes": matrix.all_classes}
 
 
 def _tabulate(report: SiteReport) -> list[tuple[str, list[str]]]:

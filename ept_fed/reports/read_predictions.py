@@ -2,14 +2,14 @@
 
 import csv
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from ept_fed.evaluation.metrics import Array
 from ept_fed.problems import Problem
-from ept_fed.reports.predictions import prediction_columns
+from ept_fed.reports.predictions import SUBGROUP_PREFIX, prediction_columns
 
 __all__ = ["PredictionTable", "SitePredictions", "read_predictions"]
 
@@ -27,12 +27,14 @@ class PredictionTable:
         groups: (n,) patient or lesion of each image; the image itself where none is known.
         labels: (n,) class indices, or (n, C) in {0, 1} for multi-label.
         scores: setting -> (n, C) probabilities.
+        subgroups: name -> (n,) value of each image, empty where it states none.
     """
 
     images: tuple[str, ...]
     groups: tuple[str, ...]
     labels: Array
     scores: Mapping[str, Array]
+    subgroups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class _Row:
     group: str
     labels: tuple[int, ...]
     scores: tuple[float, ...]
+    subgroups: tuple[str, ...]
 
 
 def read_predictions(
@@ -73,13 +76,13 @@ def read_predictions(
     try:
         with path.open(encoding="utf-8", newline="") as file:
             reader = csv.DictReader(file)
-            wanted = {*prediction_columns(classes)}
-            found = set(reader.fieldnames or ())
-            if found != wanted:
-                odd = sorted(wanted ^ found)
+            header = tuple(reader.fieldnames or ())
+            subgroups = tuple(name for name in header if name.startswith(SUBGROUP_PREFIX))
+            odd = sorted({*prediction_columns(classes)} ^ {*header}.difference(subgroups))
+            if odd:
                 problems.append(Problem(str(path), ", ".join(odd), "columns missing or unknown for the run's classes"))
                 return None
-            rows = _read_rows(reader, path, classes, settings, task, problems)
+            rows = _read_rows(reader, path, classes, subgroups, settings, task, problems)
     except FileNotFoundError:
         problems.append(Problem("predictions.csv", str(path), "is missing; restore the file"))
         return None
@@ -93,13 +96,15 @@ def read_predictions(
             del problems[before + _MOST_PROBLEMS :]
             problems.append(Problem(str(path), f"{hidden} more problems", "correct the ones above first"))
         return None
-    return _assemble(tables, settings, task, len(classes))
+    names = [name.removeprefix(SUBGROUP_PREFIX) for name in subgroups]
+    return _assemble(tables, settings, task, len(classes), names)
 
 
 def _read_rows(
     reader: "csv.DictReader[str]",
     path: Path,
     classes: Sequence[str],
+    subgroups: Sequence[str],
     settings: Sequence[str],
     task: str,
     problems: list[Problem],
@@ -131,7 +136,8 @@ def _read_rows(
         known = rows.setdefault((split, setting), {})
         if image in known:
             problems.append(Problem(f"{where}: image", image, f"appears twice under '{setting}'"))
-        known[image] = _Row(image, cells["group"], tuple(index[name] for name in names), scores)
+        labels, stated = tuple(index[name] for name in names), tuple(cells[name] for name in subgroups)
+        known[image] = _Row(image, cells["group"], labels, scores, stated)
     return rows
 
 
@@ -164,15 +170,19 @@ def _align(
             fix = f"{len(odd)} {split} image(s) are not under both '{settings[0]}' and '{setting}'; settings must match"
             problems.append(Problem(str(path), odd[0], fix))
             return []
-        differing = [i for i, row in part.items() if (row.labels, row.group) != (parts[0][i].labels, parts[0][i].group)]
+        differing = [image for image, row in part.items() if _identity(row) != _identity(parts[0][image])]
         if differing:
-            problems.append(Problem(str(path), differing[0], f"has another label or group under '{setting}'"))
+            problems.append(Problem(str(path), differing[0], f"has another label, group or subgroup under '{setting}'"))
             return []
     return [[part[image] for image in parts[0]] for part in parts]
 
 
+def _identity(row: _Row) -> tuple[object, ...]:
+    return row.labels, row.group, row.subgroups
+
+
 def _assemble(
-    tables: Mapping[str, list[list[_Row]]], settings: Sequence[str], task: str, classes: int
+    tables: Mapping[str, list[list[_Row]]], settings: Sequence[str], task: str, classes: int, subgroups: Sequence[str]
 ) -> SitePredictions:
     notes: list[str] = []
     built: dict[str, PredictionTable] = {}
@@ -193,6 +203,7 @@ def _assemble(
                 setting: np.array([part[i].scores for i in kept], dtype=np.float64).reshape(len(kept), classes)
                 for setting, part in zip(settings, parts, strict=True)
             },
+            subgroups={name: tuple(row.subgroups[place] for row in first) for place, name in enumerate(subgroups)},
         )
     test = built["test"]
     without = sum(group == f"image {image}" for group, image in zip(test.groups, test.images, strict=True))

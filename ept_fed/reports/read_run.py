@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from ept_fed.problems import InputRefusedError, Problem
+from ept_fed.reports.cross_site import CROSS_SITE_FILE, CrossSite, read_cross_site
 from ept_fed.reports.read_predictions import SitePredictions, read_predictions
 from ept_fed.reports.run_folder import site_folder
 
@@ -30,6 +31,7 @@ class RunResult:
         sites: predictions by site, in the order of report.json.
         task: single_label or multi_label.
         case: what one group stands for, e.g. "one value of the column 'lesion_id'".
+        cross_site: local models at every site, if the run has them.
     """
 
     folder: Path
@@ -39,6 +41,7 @@ class RunResult:
     sites: Mapping[str, SitePredictions]
     task: str
     case: str
+    cross_site: CrossSite | None
 
 
 def read_run(folder: Path) -> RunResult:
@@ -64,9 +67,10 @@ def read_run(folder: Path) -> RunResult:
         table = read_predictions(path, report["classes"], report["settings"], task, problems)
         if table is not None:
             sites[site] = table
+    cross_site = read_cross_site(folder / CROSS_SITE_FILE, tuple(report["test_images"]), report["classes"], problems)
     if problems:
         raise InputRefusedError(problems)
-    return RunResult(folder, config, report, rounds, sites, task, _describe_case(config))
+    return RunResult(folder, config, report, rounds, sites, task, _describe_case(config), cross_site)
 
 
 def _read_config(path: Path, problems: list[Problem]) -> dict[str, Any]:

@@ -8,9 +8,11 @@ state/                          what the sites need to go on; removed when the r
 prompts/round-NNN.safetensors   the global payload after each round, by tensor name
 report.html                     the federation's page: every site's verdict
 sites/<site>/report.html        the site's own page, and report.json with the same numbers
+sites/<site>/shared.json        score histograms, all that the consortium learns of the site's predictions
 sites/<site>/predictions.csv    the site's own validation and test images under each setting
 sites/<site>/model.safetensors  the site's federated model: sinks, tokens, its own head, and what they need
 report.json, report.csv         the table at the end
+cross_site.csv                  each site's local model at every site, if `evaluation.cross_site` asks for it
 run.log                         what the code logged, tracebacks of failed sites included
 """
 
@@ -175,9 +177,12 @@ class RunFolder:
         write_bytes(path, save(plan.layout.unflatten(payload), metadata={"ept_fed": json.dumps(about)}))
         return path
 
-    def write_predictions(self, site: str, rows: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> None:
+    def write_predictions(
+        self, site: str, rows: Sequence[Mapping[str, Any]], classes: Sequence[str], subgroups: Sequence[str] = ()
+    ) -> None:
         """Write a site's predictions, as listed by `list_predictions`."""
-        write_csv(self.path / "sites" / site_folder(site) / "predictions.csv", rows, prediction_columns(classes))
+        path = self.path / "sites" / site_folder(site) / "predictions.csv"
+        write_csv(path, rows, prediction_columns(classes, subgroups))
 
     def write_site_model(self, site: str, tensors: Mapping[str, Vector], about: Mapping[str, Any]) -> None:
         """Write what a site would predict with: payload tensors, its head, and a description; it stays at the site."""

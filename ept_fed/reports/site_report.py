@@ -1,12 +1,14 @@
 """One site's report as data: what report.json holds and what the page shows."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ept_fed.evaluation.bootstrap import DRAWS
+from ept_fed.reports.pooled import SharedCounts, count_to_share
 from ept_fed.reports.read_run import RunResult
 from ept_fed.reports.site_statistics import Statistics, analyse
+from ept_fed.reports.subgroup_statistics import SubgroupTable, analyse_subgroups
 from ept_fed.reports.wording import Headline, describe_limits, headline
 from ept_fed.seeds import numpy_generator
 
@@ -59,11 +61,13 @@ class SiteReport:
         sensitivity: target of the operating points.
         headline: the verdict.
         statistics: all numbers on the test images.
+        subgroups: AUC and accuracy by value of each subgroup column, small cells hidden; empty without such columns.
         learning: the rounds.
         traffic: what left the site.
         data: images and groups by split and class, as counted before the run.
         fingerprint: versions, backbone digest, seeds, device.
         limits: sentences.
+        shared: score histograms for the consortium; in shared.json, not in report.json.
     """
 
     schema: int
@@ -75,21 +79,26 @@ class SiteReport:
     sensitivity: float
     headline: Headline
     statistics: Statistics
+    subgroups: tuple[SubgroupTable, ...]
     learning: tuple[RoundRow, ...]
     traffic: Traffic
     data: tuple[Mapping[str, Any], ...]
     fingerprint: Mapping[str, Any]
     limits: tuple[str, ...]
+    shared: SharedCounts
 
     def to_json(self) -> dict[str, Any]:
         """Return the document of report.json; NaN is left to the writer, which makes it null."""
-        return asdict(self)
+        document = asdict(replace(self, shared={}))
+        del document["shared"]
+        return document
 
 
 def build_site_report(run: RunResult, site: str, *, sensitivity: float = 0.9, draws: int = DRAWS) -> SiteReport:
     """Compute a site's report; the bootstrap's draws depend on the run's seed and the site's name alone."""
     predictions, report = run.sites[site], run.report
-    rng = numpy_generator(int(report["seed"]), site, "report")
+    seed = int(report["seed"])
+    rng = numpy_generator(seed, site, "report")
     classes = tuple(report["classes"])
     statistics = analyse(predictions, classes, run.task, rng, sensitivity=sensitivity, draws=draws)
     return SiteReport(
@@ -102,6 +111,7 @@ def build_site_report(run: RunResult, site: str, *, sensitivity: float = 0.9, dr
         sensitivity=sensitivity,
         headline=headline(statistics),
         statistics=statistics,
+        subgroups=analyse_subgroups(predictions.test, run.task, numpy_generator(seed, site, "subgroups"), draws),
         learning=tuple(_read_round(record, site) for record in run.rounds),
         traffic=_sum_traffic(run, site),
         data=tuple(row for row in report["data"] if row["site"] == site),
@@ -116,6 +126,7 @@ def build_site_report(run: RunResult, site: str, *, sensitivity: float = 0.9, dr
             **{f"version of {name}": version for name, version in report.get("versions", {}).items()},
         },
         limits=describe_limits(statistics, predictions, run.case, run.task),
+        shared=count_to_share(predictions.test, run.task),
     )
 
 

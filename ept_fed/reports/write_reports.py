@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ept_fed.artefacts import write_csv, write_json, write_text
+from ept_fed.artefacts import dump_json, write_csv, write_json, write_text
 from ept_fed.problems import InputRefusedError, Problem
 from ept_fed.reports.federation_report import build_federation_report
 from ept_fed.reports.gallery import GalleryItem
 from ept_fed.reports.html import render_federation, render_site
+from ept_fed.reports.pooled import describe_shared
 from ept_fed.reports.read_run import RunResult, read_run
 from ept_fed.reports.run_folder import site_folder
 from ept_fed.reports.site_report import SiteReport, build_site_report
@@ -59,11 +60,11 @@ def make_reports(
     sensitivity: float = 0.9,
     gallery: Mapping[str, Sequence[GalleryItem]] | None = None,
 ) -> WrittenReports:
-    """Write sites/<site>/report.{html,json} and report.html at the top; the run's own report.json stays as it is.
+    """Write sites/<site>/{report.html,report.json,shared.json}, and report.html beside the run's own report.json.
 
     Args:
         run_folder: of a finished run.
-        kind: html writes pages and sites' report.json; json the latter alone; csv sites' report.csv.
+        kind: html writes pages, sites' report.json and shared.json; json the latter two; csv sites' report.csv.
         site: only this one, and no federation page.
         sensitivity: target of the operating points.
         gallery: pictures by site, for that site's own page.
@@ -82,7 +83,9 @@ def make_reports(
             written.append(folder / "report.csv")
             continue
         write_json(folder / "report.json", report.to_json())
-        written.append(folder / "report.json")
+        shared = describe_shared(report.site, report.classes, report.shared)
+        write_text(folder / "shared.json", dump_json(shared) + "\n")
+        written += [folder / "report.json", folder / "shared.json"]
         if kind == "html" and pages:
             write_text(folder / "report.html", render_site(report, (gallery or {}).get(report.site, ())))
             written.append(folder / "report.html")

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from ept_fed.artefacts import append_json_line, write_csv, write_json, write_text
-from ept_fed.reports.predictions import prediction_columns
+from ept_fed.reports.predictions import SUBGROUP_PREFIX, prediction_columns
 from ept_fed.reports.run_folder import site_folder
 
 CLASSES = ("akiec", "bcc", "nv")
@@ -56,6 +56,7 @@ def make_run(tmp_path: Path) -> MakeRun:
         name: str = "made-up",
         notes: Sequence[str] = (),
         refused: Sequence[Mapping[str, Any]] = (),
+        subgroups: Mapping[str, Callable[[int], str]] | None = None,
     ) -> Path:
         folder = tmp_path / "run"
         gains = {"local": 0.5, "federated": 2.0} if gains is None else gains
@@ -75,9 +76,12 @@ def make_run(tmp_path: Path) -> MakeRun:
             rng = np.random.default_rng(place)
             options = {"multi_label": task == "multi_label"}
             rows = list_rows(rng, classes, patients, gains, split="test", **options)
-            columns = prediction_columns(classes)
+            columns = prediction_columns(classes, tuple(subgroups or ()))
             if validation:
                 rows += list_rows(rng, classes, validation, gains, split="validation", **options)
+            for row in rows:
+                patient = int(str(row["group"]).removeprefix("patient-"))
+                row |= {f"{SUBGROUP_PREFIX}{column}": value(patient) for column, value in (subgroups or {}).items()}
             write_csv(folder / "sites" / site_folder(site) / "predictions.csv", rows, columns)
         write_json(
             folder / "report.json",

@@ -69,7 +69,7 @@ def test_everything_wrong_is_listed_at_once(make_run: MakeRun) -> None:
         (lambda text: text.replace("p[nv]", "p[NV]", 1), "columns missing or unknown"),
         (lambda text: text.replace(",local,", ",elsewhere,", 1), "report.json names local, federated only"),
         (lambda text: text + text.splitlines()[1] + "\n", "appears twice"),
-        (lambda text: text.replace(",patient-0,", ",patient-9,", 1), "another label or group"),
+        (lambda text: text.replace(",patient-0,", ",patient-9,", 1), "another label, group or subgroup"),
         (lambda text: "\n".join(text.splitlines()[:-1]) + "\n", "settings must match"),
         (lambda text: text.replace("akiec,0.", "akiec,7.", 1), "not probabilities"),
         (lambda text: text.replace("akiec,0.", "akiec,x.", 1), "not a number"),

@@ -71,6 +71,7 @@ def test_every_file_is_where_the_design_says_and_the_runs_own_stays(make_run: Ma
     before = (folder / "report.json").read_bytes()
     written = {str(path.relative_to(folder)) for path in write_reports(folder)}
     expected = {f"sites/{site}/report.{kind}" for site in ("north", "south") for kind in ("html", "json")}
+    expected |= {f"sites/{site}/shared.json" for site in ("north", "south")}
     assert written == {*expected, "report.html"}
     assert (folder / "report.json").read_bytes() == before
     assert report_of(folder)["schema"] == 1

@@ -1,0 +1,52 @@
+"""Each site's local model on every other site's test images: what a model is worth away from home."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from client.site import Site
+from ept_fed.data.datasets import CachedDataset, SiteData
+from ept_fed.evaluation.metrics import Array, class_auc
+
+__all__ = ["assess_cross_site"]
+
+
+def assess_cross_site(sites: Mapping[str, SiteData], recall: Callable[[str], Site]) -> list[dict[str, Any]]:
+    """Return one row per model, site tested on and class, S² passes over test images in all.
+
+    Args:
+        sites: all data, by name.
+        recall: brings a site's local model, its own head included, into the slot.
+
+    Returns:
+        rows for `write_cross_site`; the AUC is one class against the rest, NaN if the test images are all of the class
+        or none is.
+    """
+    rows = []
+    for name, own in sites.items():
+        model = recall(name)
+        training = _hot(own.train).sum(axis=0)
+        for tested, other in sites.items():
+            probabilities, _ = model.assess(other.test)
+            hot = _hot(other.test)
+            for c, auc in enumerate(class_auc(hot, probabilities)):
+                rows.append(
+                    {
+                        "model": name,
+                        "tested_on": tested,
+                        "class": other.classes[c],
+                        "auc": auc,
+                        "test_images": int(hot[:, c].sum()),
+                        "training_images": int(training[c]),
+                    }
+                )
+    return rows
+
+
+def _hot(images: CachedDataset) -> Array:
+    """Return (n, C) bool: which classes each image has."""
+    hot = np.zeros((len(images), len(images.classes)), dtype=bool)
+    for place, record in enumerate(images.records):
+        hot[place, list(record.labels)] = True
+    return hot
