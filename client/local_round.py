@@ -11,7 +11,7 @@ from torch import Tensor
 from client.states import SiteState, Tensors, capture_model, capture_optimizer, restore_model, restore_optimizer
 from ept_fed.config import TrainingSettings
 from ept_fed.data.datasets import CachedDataset
-from ept_fed.models.vit import PromptedViT
+from ept_fed.models.method import TunedViT
 from ept_fed.seeds import derive_seed
 from ept_fed.training.loop import RoundScope, TrainingDivergedError, TrainingOutcome, train_round
 from ept_fed.training.optimizer import build_optimizer
@@ -27,7 +27,7 @@ Penalty = Callable[[], Tensor]
 
 
 def train_local_round(
-    model: PromptedViT,
+    model: TunedViT,
     images: CachedDataset,
     settings: TrainingSettings,
     scope: RoundScope,
@@ -70,7 +70,7 @@ def train_local_round(
 
 
 def _train(
-    model: PromptedViT,
+    model: TunedViT,
     images: CachedDataset,
     settings: TrainingSettings,
     scope: RoundScope,

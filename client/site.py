@@ -18,8 +18,8 @@ from ept_fed.data.datasets import CachedDataset, SiteData
 from ept_fed.evaluation.calibration import fit_temperature
 from ept_fed.evaluation.metrics import Array, classification_metrics
 from ept_fed.evaluation.prediction import predict_probabilities
+from ept_fed.models.method import TunedViT
 from ept_fed.models.payload import export_payload, import_payload, payload_layout
-from ept_fed.models.vit import PromptedViT
 from ept_fed.protocol.layout import Vector
 from ept_fed.protocol.messages import QUALITY_METRICS, Header, MessageRefusedError, RoundReply, RoundRequest
 from ept_fed.training.loop import RoundScope, TrainingOutcome, use_bfloat16
@@ -33,11 +33,11 @@ class ModelSlot:
     """One model in memory, in which any number of sites take turns.
 
     Attributes:
-        model: prompts, tokens and head around the frozen backbone.
+        model: what the method trains, and the head, around the frozen backbone.
         holder: whose tensors are in it; None if nobody's.
     """
 
-    def __init__(self, model: PromptedViT) -> None:
+    def __init__(self, model: TunedViT) -> None:
         """Take the model as every site's start."""
         self.model = model
         self.holder: Site | None = None
@@ -90,13 +90,13 @@ class Site:
         self._slot, self._run, self._seed, self._ditto = slot, run, seed, ditto
         self._shared = (share, payload)
         self._evaluation_batch = evaluation_batch
-        self._bfloat16 = use_bfloat16(precision, slot.model.prompts.device)
+        self._bfloat16 = use_bfloat16(precision, slot.model.device)
         self._states: StateStore = StateMemory() if states is None else states
         self._adopted: Vector | None = None
         self._fleeting = False
 
     @property
-    def model(self) -> PromptedViT:
+    def model(self) -> TunedViT:
         """The model with this site's tensors in it, and the payload it adopted last.
 
         Raises:
@@ -227,7 +227,7 @@ class Site:
         """Return the model as it stands, for prediction at this site: tensors by name, and a description.
 
         The tensors are the payload's and this site's own head. The description holds what turns an image into
-        probabilities again: backbone and digest, input, layers, embedding, classes, and the temperature fitted on the
+        probabilities again: backbone and digest, input, method, classes, and the temperature fitted on the
         site's validation images.
         """
         model = self.model
@@ -240,8 +240,7 @@ class Site:
             "site": self.name,
             "backbone": {"name": model.backbone.name, "digest": model.backbone.digest},
             "input": asdict(model.backbone.input),
-            "prompt_layers": list(model.layers),
-            "embedding": model.embedding,
+            **model.describe(),
             "classes": list(self.data.classes),
             "task": self.data.task,
             "temperature": fit_temperature(labels, probabilities, self.data.task),

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ept_fed.models.vit import PromptedViT
+from ept_fed.models.method import TunedViT
 from ept_fed.sealed_tensors import SealBrokenError, read_sealed, write_sealed
 
 __all__ = [
@@ -165,13 +165,13 @@ def list_outdated(held: Collection[int], newest: int) -> list[int]:
     return [*later, *sorted(set(held) - set(later))[:-KEPT_STATES]]
 
 
-def capture_model(model: PromptedViT, prefix: str = "model") -> dict[str, npt.NDArray[Any]]:
+def capture_model(model: TunedViT, prefix: str = "model") -> dict[str, npt.NDArray[Any]]:
     """Return copies of all trainable tensors as `prefix/name`."""
     return {f"{prefix}/{name}": tensor.detach().cpu().numpy().copy() for name, tensor in _trainable(model).items()}
 
 
 @torch.no_grad()
-def restore_model(model: PromptedViT, tensors: Tensors, prefix: str = "model") -> None:
+def restore_model(model: TunedViT, tensors: Tensors, prefix: str = "model") -> None:
     """Put back what `capture_model` returned.
 
     Raises:
@@ -207,5 +207,5 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Tensors, prefix
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def _trainable(model: PromptedViT) -> dict[str, torch.nn.Parameter]:
+def _trainable(model: TunedViT) -> dict[str, torch.nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}

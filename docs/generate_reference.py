@@ -1,10 +1,11 @@
-"""Write docs/configuration.md, docs/cli.md and docs/strategies.md from the code; `--check` only compares.
+"""Write configuration.md, cli.md, methods.md and strategies.md from the code; `--check` only compares.
 
 python docs/generate_reference.py [--check]
 """
 
 import sys
 import types
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -15,6 +16,8 @@ from typer.main import get_command
 
 from ept_fed import config, data_settings, partition_settings
 from ept_fed.cli.main import app
+from ept_fed.methods import METHODS
+from ept_fed.options import Option
 from ept_fed.strategies import STRATEGIES
 
 DOCS = Path(__file__).resolve().parent
@@ -33,6 +36,7 @@ def main() -> None:
     pages = {
         "configuration.md": describe_configuration(),
         "cli.md": describe_command_line(),
+        "methods.md": describe_methods(),
         "strategies.md": describe_strategies(),
     }
     stale = [name for name, text in pages.items() if not _is_current(DOCS / name, text)]
@@ -189,12 +193,37 @@ def describe_strategies() -> str:
         parts.append(f"\n## {name}\n\n{info.summary} ({info.paper})\n\nWhen not to: {info.caveat}\n")
         defaults = {key: option.default for key, option in info.options.items()}
         parts.append(f"\nSites needed in every round: {info.minimum_sites(defaults)} with the defaults.\n")
-        if info.options:
-            parts.append("\n| option | default | range | meaning |\n|---|---|---|---|\n")
-            for key, option in info.options.items():
-                span = f"{option.low:g} to {option.high:g}"
-                parts.append(f"| `{key}` | {option.default:g} | {span} | {option.meaning} |\n")
+        parts.append(_options(info.options))
     return "".join(parts)
+
+
+def describe_methods() -> str:
+    """Return every method with its paper, what it would send, its options and caveat."""
+    parts = [
+        NOTE,
+        "# Methods\n\n`model.method` names one, `model.method_options` gives its numbers. All train around the same "
+        "frozen backbone and a linear head, federate through the same protocol, and send what they train: "
+        "`federation.share: prompts` without the head, `prompts+head` with it. Only ept folds; the others need "
+        "`federation.payload: raw`. They train at `training.method_lr`, ept at `prompt_lr` and `token_lr`. Bundles "
+        "(`ept-fed export`) hold models of ept only.\n",
+    ]
+    for name, info in METHODS.items():
+        sent = [f"`{tensor}`" for tensor in info.tensors]
+        sent += [f"`backbone.<name>` for names like `{info.backbone_tensors}`"] if info.backbone_tensors else []
+        parts.append(f"\n## {name}\n\n{info.summary} ({info.paper})\n\nMind: {info.caveat}\n")
+        parts.append(f"\nTrains and sends, beside the head: {', '.join(sent) or 'nothing'}.\n")
+        parts.append(_options(info.options))
+    return "".join(parts)
+
+
+def _options(options: Mapping[str, Option]) -> str:
+    if not options:
+        return ""
+    rows = ["\n| option | default | range | meaning |\n|---|---|---|---|\n"]
+    for key, option in options.items():
+        span = f"{option.low:g} to {option.high:g}"
+        rows.append(f"| `{key}` | {option.default:g} | {span} | {option.meaning} |\n")
+    return "".join(rows)
 
 
 if __name__ == "__main__":

@@ -25,8 +25,12 @@ __all__ = [
 
 
 class ModelSettings(Settings):
-    """The frozen backbone and the prompts inside it."""
+    """The frozen backbone and what is tuned in it. prompt_length to init are for method ept, others ignore them."""
 
+    method: str = Field("ept", description="a name of docs/methods.md: ept, or one of the paper's comparators")
+    method_options: dict[str, float] = Field(
+        {}, description="the comparator's own numbers; see docs/methods.md (ept has the settings below)"
+    )
     backbone: str = Field("vit_small_patch14_dinov2", description="a timm name, or hf-hub:… of a timm repository")
     weights: str | None = Field(
         None, description="null for random weights, 'pretrained' for timm's own, or a .safetensors/.pth path"
@@ -57,6 +61,11 @@ class TrainingSettings(Settings):
         description="on prompts, hundreds of times the paper's 6e-4: see facts on the effective rate of a sink",
     )
     token_lr: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.003
+    method_lr: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = Field(
+        6e-4,
+        description="on what a comparator trains; the paper's rate for all, with SGD. Tune it by validation, method by "
+        "method",
+    )
     head_lr: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.002
     weight_decay: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 1e-4
     momentum: Fraction = Field(0.9, description="used by sgd")
@@ -79,7 +88,8 @@ class FederationSettings(Settings):
 
     rounds: Count = 8
     share: Literal["prompts", "prompts+head"] = Field(
-        "prompts", description="prompts keeps the head at the site; prompts+head sends it too"
+        "prompts",
+        description="prompts, or what another method trains, keeps the head at the site; prompts+head sends it too",
     )
     payload: Literal["folded", "raw"] = Field(
         "folded", description="folded: one number per layer and token; raw: all M columns, for ablations"

@@ -3,8 +3,10 @@
 import difflib
 from pathlib import Path
 
-from ept_fed.config import Experiment, FederationSettings
+from ept_fed.config import Experiment, FederationSettings, ModelSettings
 from ept_fed.data_contradictions import check_exists, find_data_contradictions
+from ept_fed.methods import METHODS
+from ept_fed.options import check_options
 from ept_fed.problems import Problem
 from ept_fed.strategies import STRATEGIES
 
@@ -20,7 +22,7 @@ def find_contradictions(experiment: Experiment) -> list[Problem]:
         experiment.federation,
     )
     found = find_data_contradictions(experiment)
-    if model.embedding != "concat" and federation.payload == "folded":
+    if model.method == "ept" and model.embedding != "concat" and federation.payload == "folded":
         found.append(
             Problem(
                 "federation.payload",
@@ -46,7 +48,23 @@ def find_contradictions(experiment: Experiment) -> list[Problem]:
     if experiment.evaluation.cross_site and "local" not in experiment.evaluation.baselines:
         fix = "compares the sites' local models, and there are none; add local to evaluation.baselines"
         found.append(Problem("evaluation.cross_site", True, fix))
-    return found + _check_strategy(federation)
+    return found + _check_method(model, federation) + _check_strategy(federation)
+
+
+def _check_method(model: ModelSettings, federation: FederationSettings) -> list[Problem]:
+    method = METHODS.get(model.method)
+    if method is None:
+        near = difflib.get_close_matches(model.method, METHODS, n=1)
+        hint = f"did you mean '{near[0]}'? " if near else ""
+        return [Problem("model.method", model.method, f"{hint}known are {', '.join(METHODS)}")]
+    found = check_options("model.method_options", model.method, method.options, model.method_options)
+    if model.method != "ept" and federation.payload == "folded":
+        fix = f"model.method = '{model.method}' has nothing to fold, only ept's prompts do; set federation.payload=raw"
+        found.append(Problem("federation.payload", "folded", fix))
+    if not method.sends_without_head and federation.share == "prompts":
+        fix = f"model.method = '{model.method}' trains the head alone, so nothing would travel; set it to prompts+head"
+        found.append(Problem("federation.share", federation.share, fix))
+    return found
 
 
 def _check_strategy(federation: FederationSettings) -> list[Problem]:
@@ -59,16 +77,7 @@ def _check_strategy(federation: FederationSettings) -> list[Problem]:
             Problem("federation.strategy", federation.strategy, f"{hint}known are {', '.join(sorted(STRATEGIES))}")
         )
     else:
-        for name, value in federation.options.items():
-            option = strategy.options.get(name)
-            if option is None:
-                known = ", ".join(strategy.options) or "none"
-                fix = f"{federation.strategy} has no such option; it has: {known}"
-                found.append(Problem(f"federation.options.{name}", value, fix))
-            elif not option.allows(value):
-                kind = "a whole number" if option.whole else "a number"
-                fix = f"must be {kind} from {option.low:g} to {option.high:g}: {option.meaning}"
-                found.append(Problem(f"federation.options.{name}", value, fix))
+        found += check_options("federation.options", federation.strategy, strategy.options, federation.options)
     if strategy is not None and strategy.uniform_only and federation.weights != "uniform":
         fix = f"{federation.strategy} corrects sites towards their plain mean; set federation.weights=uniform"
         found.append(Problem("federation.weights", federation.weights, fix))

@@ -6,22 +6,9 @@ Pure data, shared by the settings (which refuse unknown names and options), the 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-__all__ = ["STRATEGIES", "Option", "StrategyInfo", "count_asked", "resolve_options"]
+from ept_fed.options import Option, fill_options
 
-
-@dataclass(frozen=True)
-class Option:
-    """A number that a strategy takes: default and inclusive range; whole numbers only if `whole`."""
-
-    default: float
-    low: float
-    high: float
-    meaning: str
-    whole: bool = False
-
-    def allows(self, value: float) -> bool:
-        """Tell whether the value is in range (NaN is not)."""
-        return self.low <= value <= self.high and (not self.whole or float(value).is_integer())
+__all__ = ["STRATEGIES", "StrategyInfo", "count_asked", "resolve_options"]
 
 
 @dataclass(frozen=True)
@@ -179,8 +166,7 @@ STRATEGIES: dict[str, StrategyInfo] = {
 
 def resolve_options(strategy: str, given: Mapping[str, float]) -> dict[str, float]:
     """Return every option of a known strategy, with defaults where none was given."""
-    options = STRATEGIES[strategy].options
-    return {name: given.get(name, option.default) for name, option in options.items()}
+    return fill_options(STRATEGIES[strategy].options, given)
 
 
 def count_asked(sites_per_round: float, sites: int) -> int:

@@ -6,6 +6,7 @@ from safetensors.torch import load_file
 
 from ept_fed.models.embedding import FOLDABLE
 from ept_fed.models.scaling_map import scaling_map
+from ept_fed.models.vit import PromptedViT
 from ept_fed.reports.gallery import GalleryItem, most_confident_errors
 from ept_fed.reports.read_run import read_run
 from ept_fed.reports.run_folder import site_folder
@@ -26,20 +27,23 @@ def collect_gallery(out: Path, federation: VirtualFederation) -> dict[str, list[
     if federation.data.task == "multi_label":
         return {}
     run, classes, model = read_run(out), federation.data.classes, federation.slot.model
+    # Only EPT's prompts scale the attention; the comparators' pictures stand alone.
+    prompted = model if isinstance(model, PromptedViT) and model.embedding in FOLDABLE else None
     # The slot gets tensors of its own below; the next site to take its turn must load its own again.
     federation.slot.holder = None
     gallery: dict[str, list[GalleryItem]] = {}
     for site, data in federation.data.sites.items():
-        tensors = load_file(out / "sites" / site_folder(site) / "model.safetensors")
-        model.load_payload({name: tensor.to(model.prompts.device) for name, tensor in tensors.items()})
+        if prompted is not None:
+            tensors = load_file(out / "sites" / site_folder(site) / "model.safetensors")
+            prompted.load_payload({name: tensor.to(prompted.prompts.device) for name, tensor in tensors.items()})
         position = {record.image: index for index, record in enumerate(data.test.records)}
         gallery[site] = []
         for error in most_confident_errors(run.sites[site].test, classes, _MOST):
             index = position[error.image]
             png, scaling = data.test.as_png(index), None
-            if model.embedding in FOLDABLE:
+            if prompted is not None:
                 ((image, _),) = data.test.batches(1, order=[index])
-                factors = scaling_map(model, image.to(model.prompts.device))[0].cpu().numpy()
+                factors = scaling_map(prompted, image.to(prompted.prompts.device))[0].cpu().numpy()
                 png, scaling = draw_beside(png, factors), (float(factors.min()), float(factors.max()))
             item = GalleryItem(error.image, png, error.true, error.predicted, error.probability, scaling)
             gallery[site].append(item)

@@ -13,8 +13,9 @@ from ept_fed.config import Experiment, FederationSettings
 from ept_fed.data.datasets import PreparedData, SiteData, pool, prepare_data
 from ept_fed.data.input_spec import InputSpec
 from ept_fed.models.backbones import Backbone, create_backbone
+from ept_fed.models.method import TunedViT
+from ept_fed.models.methods import create_model
 from ept_fed.models.payload import export_payload, payload_layout
-from ept_fed.models.vit import PromptedViT
 from ept_fed.problems import InputRefusedError, Problem
 from ept_fed.protocol.plan import Plan
 from ept_fed.reports.run_folder import RunFolder
@@ -123,18 +124,10 @@ class VirtualFederation:
             return {name: len(site.train) for name, site in self.data.sites.items()}
         return dict.fromkeys(self.data.sites, agreed) if isinstance(agreed, int) else dict(agreed)
 
-    def _create_model(self) -> PromptedViT:
-        model = self.experiment.model
-        return PromptedViT(
-            self.backbone,
-            num_classes=len(self.data.classes),
-            prompt_length=model.prompt_length,
-            prompt_layers=model.prompt_layers,
-            tokens=model.tokens,
-            embedding=model.embedding,
-            init=model.init,
-            seed=derive_seed(self.experiment.seed, "model"),
-        ).to(self.device)
+    def _create_model(self) -> TunedViT:
+        seed = derive_seed(self.experiment.seed, "model")
+        classes = len(self.data.classes)
+        return create_model(self.experiment.model, self.backbone, num_classes=classes, seed=seed).to(self.device)
 
 
 def prepare_federation(experiment: Experiment) -> VirtualFederation:

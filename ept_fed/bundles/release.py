@@ -104,11 +104,16 @@ def _read_about(content: bytes, path: Path) -> About:
     """Read the metadata key of a safetensors file that `check_tensors` accepted: 8 bytes of length, then JSON."""
     length = int.from_bytes(content[:8], "little")
     try:
-        return About.model_validate_json(json.loads(content[8 : 8 + length])["__metadata__"]["ept_fed"])
+        text = json.loads(content[8 : 8 + length])["__metadata__"]["ept_fed"]
+        method = json.loads(text).get("method", "ept")
+        if method != "ept":
+            fix = "bundles hold models of method ept only; run the experiment with model.method=ept to export it"
+            raise _refusal("model.method", method, fix)
+        return About.model_validate_json(text)
     except ValidationError as error:
         found = [Problem(f"{MODEL}: {'.'.join(map(str, e['loc']))}", str(path), e["msg"]) for e in error.errors()]
         raise InputRefusedError(found) from error
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise _refusal(MODEL, str(path), "does not say what it is; run the simulation again") from error
 
 

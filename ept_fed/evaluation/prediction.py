@@ -5,15 +5,15 @@ import torch
 
 from ept_fed.data.datasets import CachedDataset
 from ept_fed.evaluation.metrics import Array
-from ept_fed.models.vit import PromptedViT
+from ept_fed.models.method import TunedViT
 
 __all__ = ["predict_probabilities"]
 
 
 @torch.inference_mode()
-def predict_probabilities(model: PromptedViT, images: CachedDataset, *, batch_size: int, bfloat16: bool) -> Array:
+def predict_probabilities(model: TunedViT, images: CachedDataset, *, batch_size: int, bfloat16: bool) -> Array:
     """Return probabilities (n, C) in float32: softmax over classes, or a sigmoid each for multi-label."""
-    device = model.prompts.device
+    device = model.device
     model.eval()
     parts = []
     for batch, _ in images.batches(batch_size):

@@ -1,15 +1,20 @@
-"""The model: exact prompted attention, prompts that fold, and a frozen ViT around them."""
+"""The model: exact prompted attention, prompts that fold, a frozen ViT around them, and the methods beside them."""
 
 from ept_fed.models.attention import prompted_attention
 from ept_fed.models.backbones import Backbone, create_backbone, digest_tensors, frozen_tensors
+from ept_fed.models.method import TunedViT
+from ept_fed.models.methods import MODELS, create_model
 from ept_fed.models.prompts import EmbeddedPrompts, fold, unfold
 from ept_fed.models.vit import PromptedViT
 
 __all__ = [
+    "MODELS",
     "Backbone",
     "EmbeddedPrompts",
     "PromptedViT",
+    "TunedViT",
     "create_backbone",
+    "create_model",
     "digest_tensors",
     "fold",
     "frozen_tensors",

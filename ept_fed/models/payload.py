@@ -5,34 +5,34 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from ept_fed.models.vit import PromptedViT
+from ept_fed.models.method import TunedViT
 from ept_fed.protocol.layout import PayloadLayout, Vector
 
 __all__ = ["export_payload", "import_payload", "payload_layout"]
 
 
-def payload_layout(model: PromptedViT, *, share: str, payload: str, classes: Sequence[str]) -> PayloadLayout:
-    """Return the layout of what this model would send; see `PromptedViT.payload_tensors`.
+def payload_layout(model: TunedViT, *, share: str, payload: str, classes: Sequence[str]) -> PayloadLayout:
+    """Return the layout of what this model would send; see `TunedViT.payload_tensors`.
 
-    Layers and embedding are part of its meaning, and so are the classes, in order, where the head is shared.
+    What the method says of itself is part of its meaning, and so are the classes, in order, where the head is shared.
     """
     tensors = model.payload_tensors(share=share, payload=payload)
-    meaning = [f"embedding {model.embedding}", *(f"layer {layer}" for layer in model.layers)]
+    meaning = [*model.meaning()]
     if share == "prompts+head":
         meaning += [f"class {name}" for name in classes]
     shapes = tuple((name, tuple(tensor.shape)) for name, tensor in tensors.items())
     return PayloadLayout(shapes, tuple(meaning))
 
 
-def export_payload(model: PromptedViT, layout: PayloadLayout) -> Vector:
+def export_payload(model: TunedViT, layout: PayloadLayout) -> Vector:
     """Return the tensors of the layout as one float32 vector (layout.size,)."""
     names = [name for name, _ in layout.shapes]
     share = "prompts+head" if "head.weight" in names else "prompts"
-    tensors = model.payload_tensors(share=share, payload="raw" if "prompts" in names else "folded")
+    tensors = model.payload_tensors(share=share, payload="folded" if "sinks" in names else "raw")
     return layout.flatten({name: tensor.float().cpu().numpy() for name, tensor in tensors.items()})
 
 
-def import_payload(model: PromptedViT, vector: Vector, layout: PayloadLayout) -> None:
+def import_payload(model: TunedViT, vector: Vector, layout: PayloadLayout) -> None:
     """Load a received vector into the model; sinks unfold into the model's own columns.
 
     Raises:

@@ -1,14 +1,14 @@
 """PromptedViT: a frozen timm ViT with embedded prompts in its attention, and a linear head."""
 
-from collections.abc import Iterable, Mapping
-from typing import Literal
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any, Literal
 
 import torch
-from timm.layers.attention import Attention
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from ept_fed.models.backbones import Backbone, create_backbone
+from ept_fed.models.blocks import attend, embed_images, place_context, pool_tokens, remove_context, run_block
 from ept_fed.models.embedding import (
     EMBEDDINGS,
     FOLDABLE,
@@ -17,6 +17,7 @@ from ept_fed.models.embedding import (
     needs_square_prompt,
     refuse_folding,
 )
+from ept_fed.models.method import TunedViT
 from ept_fed.models.prompts import EmbeddedPrompts, Init
 from ept_fed.problems import InputRefusedError, Problem
 from ept_fed.seeds import derive_seed
@@ -24,20 +25,20 @@ from ept_fed.seeds import derive_seed
 __all__ = ["PromptedViT"]
 
 
-class PromptedViT(nn.Module):
+class PromptedViT(TunedViT):
     """Embedded Prompt Tuning over a frozen backbone (Zu et al. 2024; EPT-DEEP Eq. 8, EPT-SHALLOW Eq. 7).
 
-    Several PromptedViTs may share one backbone: it holds no state of theirs. Trainable are the prompts, the context
-    tokens if any, and the head; the backbone stays in evaluation mode whatever `train` says.
+    Trainable are the prompts, the context tokens if any, and the head on the backbone's own pooling (the cls token for
+    the paper's models).
 
     Attributes:
-        backbone: the frozen backbone and its digest.
         prompts: (L, N + T, M).
         tokens: (L, T, D) or None.
-        head: linear, D -> C, on the backbone's own pooling (the cls token for the paper's models).
         layers: indices of the prompted layers.
         portable: attend in operations that exporters know (TorchScript, ONNX), without our flash kernels.
     """
+
+    method = "ept"
 
     def __init__(
         self,
@@ -52,10 +53,8 @@ class PromptedViT(nn.Module):
         seed: int = 0,
     ) -> None:
         """Wrap a backbone; see `create` for the arguments."""
-        super().__init__()
+        super().__init__(backbone, num_classes=num_classes, seed=seed)
         vit = backbone.vit
-        self.backbone = backbone
-        self.vit = vit
         self.layers = _resolve_layers(prompt_layers, len(vit.blocks))
         self.embedding = embedding
         self.portable = False
@@ -72,7 +71,6 @@ class PromptedViT(nn.Module):
             init=init,
             seed=derive_seed(seed, "prompts"),
         )
-        self.head = _create_head(int(vit.num_features), num_classes, derive_seed(seed, "head"))
 
     @classmethod
     def create(
@@ -128,12 +126,6 @@ class PromptedViT(nn.Module):
         """Context tokens (L, T, D), or None."""
         return self.embedded.tokens
 
-    def train(self, mode: bool = True) -> "PromptedViT":
-        """Switch the head and prompts; a frozen backbone has neither dropout nor stochastic depth."""
-        super().train(mode)
-        self.vit.eval()
-        return self
-
     def fold(self) -> Tensor:
         """Return the sinks (L, N + T).
 
@@ -144,15 +136,41 @@ class PromptedViT(nn.Module):
             raise ValueError(refuse_folding(self.embedding))
         return self.embedded.fold()
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Classify images (B, 3, height, width), returning logits (B, C)."""
-        logits: Tensor = self.head(self.forward_features(images))
-        return logits
+    def method_tensors(self) -> dict[str, nn.Parameter]:
+        """Return `prompts` (L, N + T, M), and `tokens` (L, T, D) if T > 0."""
+        tensors = {"prompts": self.prompts}
+        if self.tokens is not None:
+            tensors["tokens"] = self.tokens
+        return tensors
+
+    def folded_tensors(self) -> dict[str, Tensor]:
+        """Return `sinks` (L, N + T), and `tokens` (L, T, D) if T > 0."""
+        tensors = {"sinks": self.fold()}
+        if self.tokens is not None:
+            tensors["tokens"] = self.tokens
+        return tensors
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Return prompts, head and tokens apart.
+
+        The M columns of a prompt share one sink: under SGD its effective learning rate is lr/M-like, and even under
+        AdamW prompts want rates far above the head's.
+        """
+        groups = {"prompts": [self.prompts], "head": list(self.head.parameters())}
+        return groups if self.tokens is None else groups | {"tokens": [self.tokens]}
+
+    def meaning(self) -> tuple[str, ...]:
+        """Return the embedding, and which layers the prompts belong to."""
+        return (f"embedding {self.embedding}", *(f"layer {layer}" for layer in self.layers))
+
+    def describe(self) -> dict[str, Any]:
+        """Return what a bundle needs to build this model again."""
+        return {"prompt_layers": list(self.layers), "embedding": self.embedding}
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Return pooled features (B, D) of images (B, 3, height, width)."""
         vit = self.vit
-        x = vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(images))))
+        x = embed_images(vit, images)
         if x.shape[1] != self.backbone.num_tokens:
             side = self.backbone.input.size
             raise ValueError(
@@ -168,31 +186,11 @@ class PromptedViT(nn.Module):
                 continue
             index = position[layer]
             if self.tokens is not None:
-                x = self._place_context(x, self.tokens[index], already=context)
+                x = place_context(vit, x, self.tokens[index], already=context)
                 context = self.tokens.shape[1]
-            x = _prompted_block(block, x, self.prompts[index], embed)
-        if context:
-            x = torch.cat([x[:, : self._context_start], x[:, self._context_start + context :]], dim=1)
-        features: Tensor = vit.forward_head(vit.norm(x), pre_logits=True)
-        return features
-
-    def payload_tensors(self, *, share: str, payload: str, detach: bool = True) -> dict[str, Tensor]:
-        """Return what would travel.
-
-        Args:
-            share: "prompts", or "prompts+head".
-            payload: "folded" gives `sinks` (L, N + T); "raw" gives `prompts` (L, N + T, M).
-            detach: False keeps the graph, for terms of a loss.
-
-        Returns:
-            tensors by name, in the order of the layout; `tokens` (L, T, D) if T > 0, then the head's if shared.
-        """
-        tensors: dict[str, Tensor] = {"sinks": self.fold()} if payload == "folded" else {"prompts": self.prompts}
-        if self.tokens is not None:
-            tensors["tokens"] = self.tokens
-        if share == "prompts+head":
-            tensors |= {"head.weight": self.head.weight, "head.bias": self.head.bias}
-        return {name: tensor.detach() for name, tensor in tensors.items()} if detach else tensors
+            core = _prompted_core(embed, self.prompts[index])
+            x = run_block(block, x, attention=partial(attend, block.attn, core=core))
+        return pool_tokens(vit, remove_context(vit, x, context) if context else x)
 
     @torch.no_grad()
     def load_payload(self, tensors: Mapping[str, Tensor]) -> None:
@@ -202,54 +200,15 @@ class PromptedViT(nn.Module):
             KeyError: for a name this model has no room for.
             ValueError: for a shape that does not fit.
         """
-        for name, tensor in tensors.items():
-            if name == "sinks":
-                self.fold()
-                self.embedded.unfold(tensor)
-                continue
-            target = self._payload_target(name)
-            if target.shape != tensor.shape:
-                raise ValueError(f"{name} has shape {tuple(tensor.shape)}; this model needs {tuple(target.shape)}")
-            target.copy_(tensor)
-
-    def _payload_target(self, name: str) -> Tensor:
-        targets: dict[str, Tensor] = {
-            "prompts": self.prompts,
-            "head.weight": self.head.weight,
-            "head.bias": self.head.bias,
-        }
-        if self.tokens is not None:
-            targets["tokens"] = self.tokens
-        return targets[name]
-
-    @property
-    def _context_start(self) -> int:
-        return 1 if self.vit.has_class_token else 0
-
-    def _place_context(self, x: Tensor, tokens: Tensor, *, already: int) -> Tensor:
-        start = self._context_start
-        own = tokens.to(x.dtype).expand(x.shape[0], -1, -1)
-        return torch.cat([x[:, :start], own, x[:, start + already :]], dim=1)
+        if "sinks" in tensors:
+            self.fold()
+            self.embedded.unfold(tensors["sinks"])
+        super().load_payload({name: tensor for name, tensor in tensors.items() if name != "sinks"})
 
 
-def _prompted_block(block: Block, x: Tensor, prompt: Tensor, embed: Embedding) -> Tensor:
-    """timm's Block.forward with prompts in its attention: x (B, N + T, D), prompt (N + T, M)."""
-    x = x + block.drop_path1(block.ls1(_attend(block.attn, block.norm1(x), prompt, embed)))
-    mixed: Tensor = x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
-    return mixed
-
-
-def _attend(attn: Attention, x: Tensor, prompt: Tensor, embed: Embedding) -> Tensor:
-    """timm's Attention.forward with its attention replaced; (B, N + T, D) -> (B, N + T, D)."""
-    B, N, _ = x.shape
-    qkv = attn.qkv(x).reshape(B, N, 3, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4)
-    q, k, v = qkv.unbind(0)
-    out = embed(attn.q_norm(q).to(v.dtype), attn.k_norm(k).to(v.dtype), v, prompt)
-    out = attn.norm(out.transpose(1, 2).reshape(B, N, attn.attn_dim))
-    if attn.gate is not None:
-        out = out * attn.gate(x).sigmoid()
-    projected: Tensor = attn.proj_drop(attn.proj(out))
-    return projected
+def _prompted_core(embed: Embedding, prompt: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """Return attention under one layer's prompt (N + T, M): q, k, v (B, H, N + T, d) -> (B, H, N + T, d)."""
+    return lambda q, k, v: embed(q, k, v, prompt)
 
 
 def _resolve_layers(prompt_layers: Literal["deep", "shallow"] | Iterable[int], depth: int) -> tuple[int, ...]:
@@ -262,13 +221,3 @@ def _resolve_layers(prompt_layers: Literal["deep", "shallow"] | Iterable[int], d
         fix = f"name distinct layers between 0 and {depth - 1}, or 'deep' or 'shallow'"
         raise InputRefusedError([Problem("model.prompt_layers", list(layers), fix)])
     return layers
-
-
-def _create_head(embed_dim: int, num_classes: int, seed: int) -> nn.Linear:
-    """Return a linear head (D -> C) drawn from its own generator; nn.Linear alone would draw from the global one."""
-    head: nn.Linear = nn.utils.skip_init(nn.Linear, embed_dim, num_classes)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        head.weight.normal_(0.0, 0.01, generator=generator)
-        head.bias.zero_()
-    return head

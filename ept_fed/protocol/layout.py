@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["PAYLOAD_NAMES", "PayloadLayout", "PayloadMismatchError", "Vector"]
+from ept_fed.methods import find_senders, may_travel
+
+__all__ = ["PayloadLayout", "PayloadMismatchError", "Vector"]
 
 Vector = npt.NDArray[np.float32]
-
-PAYLOAD_NAMES = ("sinks", "prompts", "tokens", "head.weight", "head.bias")
 
 
 class PayloadMismatchError(ValueError):
@@ -40,10 +40,12 @@ class PayloadLayout:
         if not names or len(set(names)) != len(names):
             raise PayloadMismatchError(f"a layout needs distinct tensor names, not {names}")
         for name, shape in self.shapes:
-            if name not in PAYLOAD_NAMES:
-                raise PayloadMismatchError(f"tensor '{name}' never travels; known are {', '.join(PAYLOAD_NAMES)}")
+            if not may_travel(name):
+                raise PayloadMismatchError(f"tensor '{name}' never travels: no method in ept_fed/methods.py sends it")
             if not shape or any(not isinstance(axis, int) or axis < 1 for axis in shape):
                 raise PayloadMismatchError(f"tensor '{name}' has shape {shape}; every axis must be a positive integer")
+        if not find_senders(names):
+            raise PayloadMismatchError(f"no method sends {', '.join(names)} together")
 
     @cached_property
     def size(self) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ept_fed.config import TrainingSettings
 from ept_fed.data.datasets import CachedDataset
-from ept_fed.models.vit import PromptedViT
+from ept_fed.models.method import TunedViT
 from ept_fed.seeds import derive_seed, numpy_generator
 from ept_fed.training.losses import LOSSES
 from ept_fed.training.optimizer import set_learning_rates
@@ -44,7 +44,7 @@ class RoundScope:
 
 
 def train_round(
-    model: PromptedViT,
+    model: TunedViT,
     optimizer: torch.optim.Optimizer,
     images: CachedDataset,
     settings: TrainingSettings,
@@ -52,10 +52,10 @@ def train_round(
     *,
     penalties: Sequence[Callable[[], Tensor]] = (),
 ) -> TrainingOutcome:
-    """Train prompts, tokens and head for one round in place.
+    """Train the method's tensors and the head for one round in place.
 
-    With `head_first_epochs`, FedRep's order (Collins et al. 2021): first the head with prompts and tokens held still,
-    then these with the head held still.
+    With `head_first_epochs`, FedRep's order (Collins et al. 2021): first the head with everything else
+    held still, then that with the head held still.
 
     Args:
         model: trained in place, on its own device.
@@ -71,7 +71,7 @@ def train_round(
     Raises:
         TrainingDivergedError: if the loss, or a parameter after the last step, is not finite.
     """
-    device = model.prompts.device
+    device = model.device
     loss_of = LOSSES[images.task]
     epochs = settings.head_first_epochs + settings.epochs
     steps = epochs * math.ceil(len(images) / settings.batch_size)
@@ -109,8 +109,8 @@ def _part(settings: TrainingSettings, epoch: int) -> str:
 
 
 @contextmanager
-def _trained_alone(model: PromptedViT, part: str) -> Iterator[None]:
-    """Hold still what is not in the part: "head", "prompts" (with the tokens), or "all"."""
+def _trained_alone(model: TunedViT, part: str) -> Iterator[None]:
+    """Hold still what is not in the part: "head", "prompts" (all of the method's own tensors), or "all"."""
     head = set(model.head.parameters())
     still = [p for p in model.parameters() if p.requires_grad and part != "all" and (p in head) != (part == "head")]
     for parameter in still:

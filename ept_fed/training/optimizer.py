@@ -1,27 +1,25 @@
-"""Optimisers with a learning rate of their own for prompts, context tokens and head."""
+"""Optimisers with a learning rate of its own for every kind of tensor."""
 
 import torch
 
 from ept_fed.config import TrainingSettings
-from ept_fed.models.vit import PromptedViT
+from ept_fed.models.method import TunedViT
 
 __all__ = ["build_optimizer", "set_learning_rates"]
 
 
-def build_optimizer(model: PromptedViT, settings: TrainingSettings) -> torch.optim.Optimizer:
-    """Return SGD or AdamW over the trainable parameters, one group each for prompts, tokens and head.
-
-    The groups exist because the M columns of a prompt share one sink: under SGD its effective learning rate is
-    lr/M-like, and even under AdamW prompts want rates far above the head's.
-    """
+def build_optimizer(model: TunedViT, settings: TrainingSettings) -> torch.optim.Optimizer:
+    """Return SGD or AdamW over the trainable parameters, one group for each kind in `TunedViT.parameter_groups`."""
+    rates = {
+        "prompts": settings.prompt_lr,
+        "tokens": settings.token_lr,
+        "method": settings.method_lr,
+        "head": settings.head_lr,
+    }
     groups = [
-        {"name": "prompts", "params": [model.prompts], "lr": settings.prompt_lr},
-        {"name": "head", "params": list(model.head.parameters()), "lr": settings.head_lr},
+        {"name": kind, "params": parameters, "lr": rates[kind], "base_lr": rates[kind]}
+        for kind, parameters in model.parameter_groups().items()
     ]
-    if model.tokens is not None:
-        groups.append({"name": "tokens", "params": [model.tokens], "lr": settings.token_lr})
-    for group in groups:
-        group["base_lr"] = group["lr"]
     if settings.optimizer == "sgd":
         return torch.optim.SGD(groups, momentum=settings.momentum, weight_decay=settings.weight_decay)
     return torch.optim.AdamW(groups, weight_decay=settings.weight_decay)

@@ -4,14 +4,14 @@ import torch
 from torch import Tensor
 
 from ept_fed.data.datasets import CachedDataset
-from ept_fed.models.vit import PromptedViT
+from ept_fed.models.method import TunedViT
 from ept_fed.training.losses import LOSSES
 
 __all__ = ["payload_gradient"]
 
 
 def payload_gradient(
-    model: PromptedViT, images: CachedDataset, *, batch_size: int, shared: tuple[str, str]
+    model: TunedViT, images: CachedDataset, *, batch_size: int, shared: tuple[str, str]
 ) -> dict[str, Tensor]:
     """Return the gradient of the mean loss over all images, without augmentation, by name as in `payload_tensors`.
 
@@ -23,7 +23,7 @@ def payload_gradient(
         batch_size: images per pass.
         shared: (share, payload) as in `payload_tensors`.
     """
-    device, loss_of = model.prompts.device, LOSSES[images.task]
+    device, loss_of = model.device, LOSSES[images.task]
     model.zero_grad(set_to_none=True)
     model.eval()
     for batch, labels in images.batches(batch_size):

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ept_fed.models.vit import PromptedViT
+from ept_fed.models.method import TunedViT
 
 __all__ = ["LinearTerm", "ProximalTerm"]
 
@@ -17,7 +17,7 @@ __all__ = ["LinearTerm", "ProximalTerm"]
 class ProximalTerm:
     """mu/2 · ||θ - θ₀||², the client's side of FedProx (Li et al. 2020), FedDyn and Ditto."""
 
-    def __init__(self, model: PromptedViT, mu: float, shared: tuple[str, str]) -> None:
+    def __init__(self, model: TunedViT, mu: float, shared: tuple[str, str]) -> None:
         """Take where the shared tensors stand now as θ₀; `shared` is (share, payload) as in `payload_tensors`."""
         self._model, self._mu, self._shared = model, mu, shared
         self._start = {name: tensor.clone() for name, tensor in _tensors(model, shared, detach=True).items()}
@@ -32,10 +32,10 @@ class ProximalTerm:
 class LinearTerm:
     """⟨c, θ⟩, whose gradient is the constant c: SCAFFOLD's correction, and FedDyn's linear penalty."""
 
-    def __init__(self, model: PromptedViT, coefficients: Mapping[str, Tensor], shared: tuple[str, str]) -> None:
+    def __init__(self, model: TunedViT, coefficients: Mapping[str, Tensor], shared: tuple[str, str]) -> None:
         """Take c by tensor name, shaped as in `payload_tensors`."""
         self._model, self._shared = model, shared
-        self._coefficients = {name: tensor.to(model.prompts.device) for name, tensor in coefficients.items()}
+        self._coefficients = {name: tensor.to(model.device) for name, tensor in coefficients.items()}
 
     def __call__(self) -> Tensor:
         """Return the term, a scalar."""
@@ -44,6 +44,6 @@ class LinearTerm:
         return torch.stack(products).sum()
 
 
-def _tensors(model: PromptedViT, shared: tuple[str, str], *, detach: bool) -> dict[str, Tensor]:
+def _tensors(model: TunedViT, shared: tuple[str, str], *, detach: bool) -> dict[str, Tensor]:
     share, payload = shared
     return model.payload_tensors(share=share, payload=payload, detach=detach)

@@ -11,7 +11,10 @@ from safetensors.numpy import load_file, save_file
 from ept_fed.bundles.bundle import DESCRIPTION, MODEL, SIGNATURE
 from ept_fed.bundles.export import prepare_bundle
 from ept_fed.bundles.signing import write_key
+from ept_fed.config import Experiment
 from ept_fed.problems import InputRefusedError
+from ept_fed.reports.progress import Silent
+from simulations.simulate import simulate
 
 
 @pytest.fixture
@@ -116,3 +119,14 @@ def test_a_key_of_ones_own_is_used_where_it_lies(run: Path, tmp_path: Path) -> N
     prepared = prepare_bundle(run, "site-1", key=tmp_path / "mine.pem")
     prepared.write()
     assert not list(run.glob("sites/site-1/*.pem"))
+
+
+def test_a_model_of_another_method_is_not_exported(micro: Callable[..., Experiment], tmp_path: Path) -> None:
+    experiment = micro(
+        "model.method=lora", "federation.payload=raw", "federation.rounds=1", "evaluation.baselines=[]"
+    )  # fmt: skip
+    simulate(experiment, tmp_path / "run", Silent())
+    with pytest.raises(InputRefusedError) as refusal:
+        prepare_bundle(tmp_path / "run", "site-1")
+    assert [problem.field for problem in refusal.value.problems] == ["model.method"]
+    assert "method ept only" in str(refusal.value)

@@ -3,11 +3,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ept_fed.protocol.layout import PAYLOAD_NAMES, PayloadLayout, PayloadMismatchError
+from ept_fed.methods import HEAD_TENSORS, METHODS
+from ept_fed.protocol.layout import PayloadLayout, PayloadMismatchError
 
 SHAPES = st.lists(st.integers(1, 5), min_size=1, max_size=3).map(tuple)
-LAYOUTS = st.lists(st.sampled_from(PAYLOAD_NAMES), min_size=1, max_size=5, unique=True).flatmap(
-    lambda names: st.tuples(*(st.tuples(st.just(name), SHAPES) for name in names)).map(PayloadLayout)
+NAMES = [(*info.tensors, *HEAD_TENSORS) for info in METHODS.values()]
+LAYOUTS = (
+    st.sampled_from(NAMES)
+    .flatmap(lambda own: st.lists(st.sampled_from(own), min_size=1, unique=True))
+    .flatmap(lambda names: st.tuples(*(st.tuples(st.just(name), SHAPES) for name in names)).map(PayloadLayout))
 )
 
 
@@ -81,6 +85,10 @@ def test_tensors_that_do_not_match_the_layout_are_refused(change) -> None:
         (),
         (("sinks", (2,)), ("sinks", (3,))),
         (("backbone", (2,)),),
+        (("backbone.", (2,)),),
+        (("blocks.0.norm1.bias", (2,)),),
+        (("backbone.blocks.0.norm1.bias\n", (2,)),),
+        (("sinks", (2,)), ("vpt.tokens", (2,))),
         (("sinks", ()),),
         (("sinks", (0, 3)),),
         (("sinks", (-1, 3)),),

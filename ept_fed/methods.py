@@ -1,0 +1,145 @@
+"""The catalogue of methods: what each is called, where it is from, which tensors it trains and may therefore send.
+
+Pure data, shared by the settings (which refuse unknown names and numbers), the payload's layout (which lets nothing
+else travel), the models and the docs. Settings are those of the EPT paper's comparison (Zu et al. 2024, Table 1) where
+it gives them; where it tries several values, the default here is one of them.
+"""
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+
+from ept_fed.options import Option
+
+__all__ = ["HEAD_TENSORS", "METHODS", "MethodInfo", "find_senders", "may_travel"]
+
+HEAD_TENSORS = ("head.weight", "head.bias")
+
+_OF_BACKBONE = "backbone."
+
+
+@dataclass(frozen=True)
+class MethodInfo:
+    """One method.
+
+    Attributes:
+        paper: where it was published.
+        summary: what it trains beside the linear head, in a sentence.
+        caveat: when not to use it, or where ours differs from the paper's.
+        tensors: names of what it trains and sends, beside the head; for ept also their folded form.
+        backbone_tensors: regular expression for names of the backbone's own tensors that it trains copies of; these
+            travel as `backbone.<name>`. None trains none.
+        options: the method's own numbers, by name.
+    """
+
+    paper: str
+    summary: str
+    caveat: str
+    tensors: tuple[str, ...] = ()
+    backbone_tensors: str | None = None
+    options: Mapping[str, Option] = field(default_factory=dict)
+
+    @property
+    def sends_without_head(self) -> bool:
+        """Tell whether anything is left to send when the head stays at the site."""
+        return bool(self.tensors) or self.backbone_tensors is not None
+
+    def may_send(self, name: str) -> bool:
+        """Tell whether a tensor of this name may travel under this method; the head's may under every method."""
+        if name in self.tensors or name in HEAD_TENSORS:
+            return True
+        own = name.removeprefix(_OF_BACKBONE)
+        return (
+            self.backbone_tensors is not None
+            and own != name
+            and re.fullmatch(self.backbone_tensors, own, flags=re.ASCII) is not None
+        )
+
+
+METHODS: dict[str, MethodInfo] = {
+    "ept": MethodInfo(
+        "Zu et al. 2024, arXiv 2407.01003",
+        "Prompt columns beside the attention logits, and optionally context tokens.",
+        "On HAM10000, one seed, sinks with every site's own head did not beat staying home; sinks and tokens did.",
+        ("sinks", "prompts", "tokens"),
+    ),
+    "linear": MethodInfo(
+        "as in Zu et al. 2024, Table 1",
+        "Nothing but the head.",
+        "Nothing is left to send if the head stays at the site, so it needs federation.share=prompts+head.",
+    ),
+    "full": MethodInfo(
+        "as in Zu et al. 2024, Table 1",
+        "A copy of every tensor of the backbone.",
+        "The whole model travels, and a site keeps it and its moments for several rounds. Few images overfit it; under "
+        "AdamW it is usually trained at a far lower rate than the default.",
+        backbone_tensors=r"[A-Za-z0-9_.]+",
+    ),
+    "partial_1": MethodInfo(
+        "Yosinski et al. 2014, arXiv 1411.1792; as in Jia et al. 2022, arXiv 2203.12119",
+        "A copy of the last block.",
+        "A whole block travels. Jia et al.'s code also trains the last layer norm; this does not.",
+        backbone_tensors=r"blocks\.\d+\.[A-Za-z0-9_.]+",
+    ),
+    "mlp_3": MethodInfo(
+        "Mlp-3 of Jia et al. 2022, arXiv 2203.12119",
+        "Two hidden layers, as wide as the features, before the head.",
+        "More numbers than images: it overfits the fewest shots first.",
+        ("mlp.weight", "mlp.bias"),
+    ),
+    "lora": MethodInfo(
+        "Hu et al. 2022, arXiv 2106.09685",
+        "A low-rank addition to the query and value weights of every block.",
+        "The product of averaged factors is not the average of the sites' products.",
+        ("lora.query.down", "lora.query.up", "lora.value.down", "lora.value.up"),
+        options={
+            "rank": Option(8, 1, 1024, "r of the factors; the paper tries 1, 4, 8, 32 and 64", whole=True),
+            "alpha": Option(8, 1e-3, 1024, "the addition is scaled by alpha / rank"),
+        },
+    ),
+    "bias": MethodInfo(
+        "Ben Zaken et al. 2022, arXiv 2106.10199",
+        "A copy of every bias of the backbone.",
+        "A backbone without biases has nothing to train.",
+        backbone_tensors=r"[A-Za-z0-9_.]+\.bias",
+    ),
+    "adapter": MethodInfo(
+        "Chen et al. 2022, arXiv 2205.13535 (AdaptFormer)",
+        "A bottleneck beside the MLP of every block.",
+        "Averaging two-layer bottlenecks mixes hidden units that sites may use differently.",
+        ("adapter.down.weight", "adapter.down.bias", "adapter.up.weight", "adapter.up.bias"),
+        options={
+            "reduction": Option(
+                8, 1, 4096, "the bottleneck is D // reduction wide; the paper tries 1 to 64", whole=True
+            ),
+            "scale": Option(0.1, 1e-3, 10, "what the bottleneck's output is multiplied by, AdaptFormer's 0.1"),
+        },
+    ),
+    "vp": MethodInfo(
+        "Bahng et al. 2022, arXiv 2203.17274",
+        "A border of numbers that is added to every image.",
+        "A wide border disturbs what lies at the edge. It starts near zero, not at Bahng et al.'s unit noise.",
+        ("vp.top", "vp.bottom", "vp.left", "vp.right"),
+        options={"pad": Option(30, 1, 2048, "width of the border in pixels; Bahng et al.: 30 of 224", whole=True)},
+    ),
+    "vpt": MethodInfo(
+        "Jia et al. 2022, arXiv 2203.12119",
+        "Tokens that are put beside the image's in every block, or in the first alone.",
+        "Sensitive to its rate: federated on HAM10000, one seed, AUC was 0.808 at method_lr 0.003 and 0.734 at 0.01.",
+        ("vpt.tokens",),
+        options={
+            "tokens": Option(10, 1, 200, "T per layer; the paper tries 1, 5, 10, 50, 100 and 150", whole=True),
+            "deep": Option(1, 0, 1, "1 for new tokens in every block, 0 for the first alone", whole=True),
+        },
+    ),
+}
+
+
+def find_senders(names: Collection[str]) -> list[str]:
+    """Return the methods under which all of these tensors may travel together."""
+    return [method for method, info in METHODS.items() if all(info.may_send(name) for name in names)]
+
+
+def may_travel(name: str) -> bool:
+    """Tell whether a tensor of this name may travel under any method."""
+    return bool(find_senders([name]))

@@ -1,0 +1,91 @@
+"""A frozen timm ViT run step by step, with the seams at which methods step in.
+
+Each function repeats a part of timm's own forward pass and changes nothing of it but what its arguments say.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from timm.layers.attention import Attention
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor
+
+__all__ = ["attend", "embed_images", "place_context", "pool_tokens", "remove_context", "run_block"]
+
+
+def embed_images(vit: VisionTransformer, images: Tensor) -> Tensor:
+    """Return the first block's input: images (B, 3, height, width) -> (B, N, D)."""
+    tokens: Tensor = vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(images))))
+    return tokens
+
+
+def pool_tokens(vit: VisionTransformer, x: Tensor) -> Tensor:
+    """Return the backbone's own pooled features of the last block's output: (B, N, D) -> (B, D)."""
+    features: Tensor = vit.forward_head(vit.norm(x), pre_logits=True)
+    return features
+
+
+def run_block(
+    block: Block,
+    x: Tensor,
+    *,
+    attention: Callable[[Tensor], Tensor] | None = None,
+    beside_mlp: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """timm's Block.forward on x (B, N, D).
+
+    Args:
+        block: of the frozen backbone.
+        x: its input.
+        attention: replaces the block's own, on normed tokens; `attend` makes one.
+        beside_mlp: added to the residual beside the MLP, from the MLP's own normed input.
+    """
+    x = x + block.drop_path1(block.ls1((attention or block.attn)(block.norm1(x))))
+    normed = block.norm2(x)
+    mixed: Tensor = x + block.drop_path2(block.ls2(block.mlp(normed)))
+    return mixed if beside_mlp is None else mixed + beside_mlp(normed)
+
+
+def attend(
+    attn: Attention,
+    x: Tensor,
+    *,
+    core: Callable[[Tensor, Tensor, Tensor], Tensor] = F.scaled_dot_product_attention,
+    qkv_delta: Tensor | None = None,
+) -> Tensor:
+    """timm's Attention.forward on normed tokens: (B, N, D) -> (B, N, D).
+
+    Args:
+        attn: of the frozen backbone.
+        x: normed tokens.
+        core: q, k, v (B, H, N, d) -> (B, H, N, d).
+        qkv_delta: (B, N, 3·H·d), added to the projection.
+    """
+    B, N, _ = x.shape
+    projected = attn.qkv(x) if qkv_delta is None else attn.qkv(x) + qkv_delta
+    qkv = projected.reshape(B, N, 3, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4)
+    q, k, v = qkv.unbind(0)
+    out = core(attn.q_norm(q).to(v.dtype), attn.k_norm(k).to(v.dtype), v)
+    out = attn.norm(out.transpose(1, 2).reshape(B, N, attn.attn_dim))
+    if attn.gate is not None:
+        out = out * attn.gate(x).sigmoid()
+    attended: Tensor = attn.proj_drop(attn.proj(out))
+    return attended
+
+
+def place_context(vit: VisionTransformer, x: Tensor, tokens: Tensor, *, already: int) -> Tensor:
+    """Put tokens (T, D) after the cls token of x (B, N + already, D), in place of the `already` that are there."""
+    start = _context_start(vit)
+    own = tokens.to(x.dtype).expand(x.shape[0], -1, -1)
+    return torch.cat([x[:, :start], own, x[:, start + already :]], dim=1)
+
+
+def remove_context(vit: VisionTransformer, x: Tensor, count: int) -> Tensor:
+    """Take `count` context tokens out again: (B, N + count, D) -> (B, N, D)."""
+    start = _context_start(vit)
+    return torch.cat([x[:, :start], x[:, start + count :]], dim=1)
+
+
+def _context_start(vit: VisionTransformer) -> int:
+    return 1 if vit.has_class_token else 0

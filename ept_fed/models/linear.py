@@ -1,0 +1,27 @@
+"""Linear probing: the head alone, on the frozen backbone's features (as in Zu et al. 2024, Table 1)."""
+
+from torch import Tensor, nn
+
+from ept_fed.models.backbones import Backbone
+from ept_fed.models.method import TunedViT
+
+__all__ = ["Linear"]
+
+
+class Linear(TunedViT):
+    """A linear head and nothing else; what the other methods have to beat."""
+
+    method = "linear"
+
+    def __init__(self, backbone: Backbone, *, num_classes: int, seed: int = 0) -> None:
+        """Draw the head."""
+        super().__init__(backbone, num_classes=num_classes, seed=seed)
+
+    def method_tensors(self) -> dict[str, nn.Parameter]:
+        """Return nothing."""
+        return {}
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """Return the backbone's features (B, D) of images (B, 3, height, width)."""
+        features: Tensor = self.vit(images)
+        return features

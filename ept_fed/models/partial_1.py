@@ -1,0 +1,17 @@
+"""Partial-1: the last block alone (Yosinski et al. 2014; as in Jia et al. 2022)."""
+
+from ept_fed.models.backbone_copies import BackboneCopies
+from ept_fed.models.backbones import Backbone
+
+__all__ = ["PartialOne"]
+
+
+class PartialOne(BackboneCopies):
+    """The last block's parameters are trained; the norm after it is not, unlike in Jia et al.'s code."""
+
+    method = "partial_1"
+
+    def __init__(self, backbone: Backbone, *, num_classes: int, seed: int = 0) -> None:
+        """Copy the last block."""
+        last = f"blocks.{len(backbone.vit.blocks) - 1}."
+        super().__init__(backbone, num_classes=num_classes, seed=seed, chosen=lambda name: name.startswith(last))

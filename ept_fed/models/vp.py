@@ -1,0 +1,60 @@
+"""VP: a border of learnable numbers, added to every image (visual prompting, Bahng et al. 2022)."""
+
+import torch
+from torch import Tensor, nn
+
+from ept_fed.models.backbones import Backbone
+from ept_fed.models.method import TunedViT
+from ept_fed.problems import InputRefusedError, Problem
+
+__all__ = ["VisualPrompt"]
+
+
+class VisualPrompt(TunedViT):
+    """images + border, the padding variant of Bahng et al. 2022, on normalised images of S pixels a side.
+
+    The border starts normal with deviation 0.02, like the other prompts here: the authors' unit noise would drown most
+    of a small image before anything is learnt.
+
+    Attributes:
+        top: (3, p, S); bottom likewise.
+        left: (3, S - 2p, p); right likewise.
+    """
+
+    method = "vp"
+
+    def __init__(self, backbone: Backbone, *, num_classes: int, pad: int, seed: int = 0) -> None:
+        """Draw the border.
+
+        Raises:
+            InputRefusedError: for a border that leaves nothing inside.
+        """
+        super().__init__(backbone, num_classes=num_classes, seed=seed, options={"pad": pad})
+        side = backbone.input.size
+        if 2 * pad >= side:
+            fix = f"images of {side} pixels would be all border; use at most {(side - 1) // 2}, e.g. {side * 30 // 224}"
+            raise InputRefusedError([Problem("model.method_options.pad", pad, fix)])
+        generator = self.generator(seed)
+        self.top = _draw((3, pad, side), generator)
+        self.bottom = _draw((3, pad, side), generator)
+        self.left = _draw((3, side - 2 * pad, pad), generator)
+        self.right = _draw((3, side - 2 * pad, pad), generator)
+
+    def method_tensors(self) -> dict[str, nn.Parameter]:
+        """Return the four sides: top and bottom (3, p, S), left and right (3, S - 2p, p)."""
+        return {"vp.top": self.top, "vp.bottom": self.bottom, "vp.left": self.left, "vp.right": self.right}
+
+    def border(self) -> Tensor:
+        """Return what is added to an image: (3, S, S), zero inside."""
+        inside = self.left.new_zeros(3, self.left.shape[1], self.top.shape[2] - 2 * self.left.shape[2])
+        middle = torch.cat([self.left, inside, self.right], dim=2)
+        return torch.cat([self.top, middle, self.bottom], dim=1)
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """Return the backbone's features (B, D) of bordered images (B, 3, S, S)."""
+        features: Tensor = self.vit(images + self.border())
+        return features
+
+
+def _draw(shape: tuple[int, int, int], generator: torch.Generator) -> nn.Parameter:
+    return nn.Parameter(torch.empty(shape).normal_(0.0, 0.02, generator=generator))
