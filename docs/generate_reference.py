@@ -1,4 +1,4 @@
-"""Write docs/configuration.md, docs/cli.md and docs/strategies.md from the code; `--check` only compares.
+"""Write docs/{configuration,cli,strategies,report-schema}.md from the code; `--check` only compares.
 
 python docs/generate_reference.py [--check]
 """
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 import typer
+from describe_report import describe_report
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 from typer.main import get_command
@@ -34,6 +35,7 @@ def main() -> None:
         "configuration.md": describe_configuration(),
         "cli.md": describe_command_line(),
         "strategies.md": describe_strategies(),
+        "report-schema.md": NOTE + describe_report(),
     }
     stale = [name for name, text in pages.items() if not _is_current(DOCS / name, text)]
     if "--check" in sys.argv[1:]:
