@@ -1,4 +1,4 @@
-"""Write configuration.md, cli.md, methods.md and strategies.md from the code; `--check` only compares.
+"""Write docs/{configuration,cli,methods,strategies,report-schema}.md from the code; `--check` only compares.
 
 python docs/generate_reference.py [--check]
 """
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 import typer
+from describe_report import describe_report
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 from typer.main import get_command
@@ -38,6 +39,7 @@ def main() -> None:
         "cli.md": describe_command_line(),
         "methods.md": describe_methods(),
         "strategies.md": describe_strategies(),
+        "report-schema.md": NOTE + describe_report(),
     }
     stale = [name for name, text in pages.items() if not _is_current(DOCS / name, text)]
     if "--check" in sys.argv[1:]:

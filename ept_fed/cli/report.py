@@ -39,8 +39,8 @@ def report(
 ) -> None:
     """Say for each site whether joining helped: federated against local only, on its own test patients.
 
-    Writes sites/<site>/report.html and report.json, and report.html for the consortium, into the run folder. Exit code
-    0: done; 1: no browser to print a PDF with; 2: the run folder is broken, with every problem listed.
+    Writes sites/<site>/{report.html,report.json,shared.json}, and report.html for the consortium, into the run folder.
+    Exit code 0: done; 1: no browser to print a PDF with; 2: the run folder is broken, with every problem listed.
     """
     with exit_on_refusal(as_json=as_json):
         from ept_fed.reports.pdf import NoBrowserError, find_browser, print_pages

@@ -42,7 +42,7 @@ class PooledRow:
 
 
 def count_to_share(test: PredictionTable, task: str) -> SharedCounts:
-    """Return a site's histograms by setting; this is all that leaves it of its predictions."""
+    """Return a site's histograms by setting: counts, and no single score."""
     return {setting: count_scores(test.labels, scores, task) for setting, scores in test.scores.items()}
 
 

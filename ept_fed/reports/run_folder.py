@@ -8,7 +8,7 @@ state/                          what the sites need to go on; removed when the r
 prompts/round-NNN.safetensors   the global payload after each round, by tensor name
 report.html                     the federation's page: every site's verdict
 sites/<site>/report.html        the site's own page, and report.json with the same numbers
-sites/<site>/shared.json        score histograms, all that the consortium learns of the site's predictions
+sites/<site>/shared.json        score histograms: counts that the site shares, and no single score
 sites/<site>/predictions.csv    the site's own validation and test images under each setting
 sites/<site>/model.safetensors  the site's federated model: sinks, tokens, its own head, and what they need
 report.json, report.csv         the table at the end

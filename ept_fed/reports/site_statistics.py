@@ -73,7 +73,20 @@ class OperatingPoint:
 
 @dataclass(frozen=True)
 class Statistics:
-    """Everything measured on one site's test images; mappings are by setting."""
+    """Everything measured on one site's test images; mappings are by setting.
+
+    Attributes:
+        images: test images.
+        cases: patients or lesions, whatever a group is.
+        metrics: one row per overall metric.
+        classes: one row per class.
+        roc: for each class (false alarms, sensitivity) from (0, 0) to (1, 1); empty where undefined.
+        reliability: the chart's bins.
+        confusion: [true class][predicted class] images; single_label only.
+        calibration: errors, and the temperature of the validation images.
+        operating: one point per class, with validation images only.
+        conformal: prediction sets, for single_label with validation images only.
+    """
 
     images: int
     cases: int

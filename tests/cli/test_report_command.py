@@ -40,7 +40,7 @@ def test_json_is_one_document_and_nothing_else(folder: Path) -> None:
     document = json.loads(done.stdout)
     assert document["status"] == "done"
     assert set(document["verdicts"]) == {"site-1", "site-2"}
-    assert all(Path(path).name == "report.json" for path in document["files"])
+    assert {Path(path).name for path in document["files"]} == {"report.json", "shared.json"}
 
 
 def test_numbers_are_the_runs_own(folder: Path) -> None:
