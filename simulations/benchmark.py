@@ -48,7 +48,8 @@ def benchmark(experiment: Experiment, out: Path, progress: Progress) -> Mapping[
         progress: told each cell as it ends, and the time left.
 
     Returns:
-        `status` ("failed" if any cell averaged nothing), `cells` and `trained` (in this call), `summary`, `folder`.
+        `status` ("failed" if any cell averaged nothing or was not trained), `cells`, `trained` (in this call),
+        `summary`, `folder`.
 
     Raises:
         InputRefusedError: with every problem of grid, data, models and folder, before the first cell.
@@ -68,18 +69,26 @@ def benchmark(experiment: Experiment, out: Path, progress: Progress) -> Mapping[
     folder.open(experiment)
     started = time.perf_counter()
     for number, cell in enumerate(missing, start=1):
-        line = _run_cell(cell, federations(cell), folder, progress)
+        try:
+            line = _run_cell(cell, federations(cell), folder, progress)
+        except InputRefusedError as refusal:
+            # Whether images suffice may depend on how a later seed splits them; the other cells are worth having.
+            progress.on_note(f"{number}/{len(missing)} {cell.title}: not trained, because {refusal}")
+            continue
         folder.write_cell(line)
         left = (time.perf_counter() - started) / number * (len(missing) - number)
         progress.on_note(f"{number}/{len(missing)} {cell.title}: {_tell(line)}; about {_minutes(left)} left")
-    rows = _list_rows(cells, folder.read_cells())
+    finished = folder.read_cells()
+    rows = _list_rows([cell for cell in cells if cell.key in finished], finished)
+    if not rows:
+        raise InputRefusedError([Problem("benchmark", len(cells), "no cell could be trained; the notes above say why")])
     summary = summarise(rows, experiment.benchmark.reference)
     folder.write_tables(rows, summary, draw_benchmark(summary))
-    failed = any(row["status"] == "failed" for row in rows)
+    failed = any(row["status"] == "failed" for row in rows) or any(cell.key not in finished for cell in cells)
     return {
         "status": "failed" if failed else "done",
         "cells": len(cells),
-        "trained": len(missing),
+        "trained": sum(cell.key in finished for cell in missing),
         "summary": summary,
         "folder": str(out),
     }

@@ -44,7 +44,8 @@ def benchmark(
 
     A finished cell is one line of cells.jsonl and is never trained again: the same command goes on where it was
     stopped, and a larger grid adds to it. results.csv has a row per cell and site, summary.csv the means, accuracy.png
-    the picture. Exit code 0: done; 1: a cell averaged nothing; 2: something has to be corrected first.
+    the picture. Exit code 0: done; 1: a cell averaged nothing, or could not be trained;
+    2: something has to be corrected first.
     """
     with exit_on_refusal(as_json=as_json):
         from ept_fed.artefacts import dump_json

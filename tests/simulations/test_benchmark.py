@@ -13,7 +13,7 @@ from ept_fed.benchmark_cells import list_cells
 from ept_fed.config import Experiment
 from ept_fed.evaluation.benchmark import SUMMARY_METRICS, summarise
 from ept_fed.methods import METHODS
-from ept_fed.problems import InputRefusedError
+from ept_fed.problems import InputRefusedError, Problem
 from ept_fed.reports.benchmark_chart import draw_benchmark
 from ept_fed.reports.progress import Silent
 from simulations.benchmark import benchmark
@@ -104,6 +104,24 @@ def test_a_benchmark_that_is_killed_goes_on_with_the_cell_it_was_in(
     assert titles(killed) == titles(whole)
     first, again = table(whole / "results.csv"), table(killed / "results.csv")
     assert [row | {"cell_seconds": ""} for row in first] == [row | {"cell_seconds": ""} for row in again]
+
+
+def test_a_seed_whose_images_do_not_suffice_costs_its_own_cells_only(
+    micro: Micro, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ("federation.rounds=1", "benchmark.methods=[ept]", "benchmark.settings=[local]")
+    prepare = simulations.benchmark.prepare_federation
+
+    def refuse(experiment: Experiment) -> Any:
+        if experiment.seed == 1:
+            raise InputRefusedError([Problem("data.shots", 2, "too many")])
+        return prepare(experiment)
+
+    monkeypatch.setattr(simulations.benchmark, "prepare_federation", refuse)
+    report = benchmark(micro(*settings, "benchmark.seeds=[0, 1, 2]"), tmp_path / "results", Silent())
+    assert (report["status"], report["cells"], report["trained"]) == ("failed", 3, 2)
+    assert [title.split(", ")[2] for title in titles(tmp_path / "results")] == ["seed 0", "seed 2"]
+    assert {row["seed"] for row in table(tmp_path / "results" / "results.csv")} == {"0", "2"}
 
 
 def test_a_cell_has_the_numbers_of_the_same_simulation(micro: Micro, tmp_path: Path) -> None:
