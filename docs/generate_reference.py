@@ -16,6 +16,7 @@ from pydantic_core import PydanticUndefined
 from typer.main import get_command
 
 from ept_fed import config, data_settings, partition_settings
+from ept_fed.benchmark_settings import BenchmarkSettings
 from ept_fed.cli.main import app
 from ept_fed.methods import METHODS
 from ept_fed.options import Option
@@ -28,6 +29,14 @@ _NAMES = {
     float: "number",
     bool: "true or false",
     Path: "path",
+}
+_SECTIONS: dict[str, type[BaseModel]] = {
+    "model": config.ModelSettings,
+    "training": config.TrainingSettings,
+    "federation": config.FederationSettings,
+    "personalisation": config.PersonalisationSettings,
+    "evaluation": config.EvaluationSettings,
+    "benchmark": BenchmarkSettings,
 }
 NOTE = "<!-- Written by docs/generate_reference.py; edit the code instead. -->\n\n"
 
@@ -60,7 +69,7 @@ def describe_configuration() -> str:
         "what is wrong is listed together. `--set section.key=value` overrides one setting; paths are relative to the "
         "folder the command runs in.\n\n",
         "## Top level\n\n",
-        _table(config.Experiment, skip={"data", "model", "training", "federation", "personalisation", "evaluation"}),
+        _table(config.Experiment, skip={"data", *_SECTIONS}),
         "\n## data\n\nShared by every source:\n\n",
         _table(data_settings.DataSettings),
         "\nAugmentation, under `data.augmentation`:\n\n",
@@ -74,13 +83,7 @@ def describe_configuration() -> str:
         columns = source.model_fields.get("columns")
         if columns is not None:
             parts.append(f"\nColumns, under `data.columns`:\n\n{_table(type(columns.default))}")
-    for name, model in (
-        ("model", config.ModelSettings),
-        ("training", config.TrainingSettings),
-        ("federation", config.FederationSettings),
-        ("personalisation", config.PersonalisationSettings),
-        ("evaluation", config.EvaluationSettings),
-    ):
+    for name, model in _SECTIONS.items():
         parts.append(f"\n## {name}\n\n{model.__doc__}\n\n{_table(model)}")
     return "".join(parts)
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field
 
+from ept_fed.benchmark_settings import BenchmarkSettings
 from ept_fed.data_settings import LOCAL_DATA_FIELDS, AnyDataSettings
 from ept_fed.settings import Count, Fraction, Positive, Settings
 
@@ -160,7 +161,7 @@ LOCAL_SETTINGS: dict[str, Any] = {
     "about": True,
 }
 # Settings that the prompts do not depend on.
-_AFTERWARDS: dict[str, Any] = {"personalisation": True, "evaluation": True}
+_AFTERWARDS: dict[str, Any] = {"personalisation": True, "evaluation": True, "benchmark": True}
 
 
 class Experiment(Settings):
@@ -177,6 +178,7 @@ class Experiment(Settings):
     federation: FederationSettings = FederationSettings()
     personalisation: PersonalisationSettings = PersonalisationSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
+    benchmark: BenchmarkSettings = BenchmarkSettings()
 
     @property
     def run_id(self) -> str:

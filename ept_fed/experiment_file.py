@@ -13,7 +13,7 @@ from ept_fed.config import Experiment
 from ept_fed.contradictions import find_contradictions
 from ept_fed.problems import InputRefusedError, Problem
 
-__all__ = ["load_experiment"]
+__all__ = ["load_experiment", "override_experiment"]
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -61,6 +61,20 @@ def load_experiment(
         raise InputRefusedError([Problem("config", str(path), f"cannot be read as YAML ({reason})")]) from error
     if not isinstance(raw, dict):
         raise InputRefusedError([Problem("config", str(path), "must be a mapping with a 'data' section")])
+    return _build(raw, overrides, check)
+
+
+def override_experiment(
+    experiment: Experiment,
+    overrides: Sequence[str],
+    *,
+    check: Callable[[Experiment], list[Problem]] = find_contradictions,
+) -> Experiment:
+    """Return an experiment with other settings; arguments and refusals as in `load_experiment`."""
+    return _build(experiment.model_dump(mode="json"), overrides, check)
+
+
+def _build(raw: dict[str, Any], overrides: Sequence[str], check: Callable[[Experiment], list[Problem]]) -> Experiment:
     problems = _apply_overrides(raw, overrides)
     experiment, invalid = _validate(raw, check)
     problems += invalid

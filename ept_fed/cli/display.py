@@ -36,8 +36,9 @@ class LiveDisplay:
         if experiment.about:
             self._console.print(experiment.about, markup=False, highlight=False)
         self._console.print(
-            f"{experiment.name}: {federation.rounds} rounds of {federation.strategy} over EPT {federation.share} in "
-            f"{experiment.model.backbone}; compared with: {', '.join(baselines) or 'nothing'}",
+            f"{experiment.name}: {federation.rounds} rounds of {federation.strategy}, sharing {federation.share} of "
+            f"{experiment.model.method} in {experiment.model.backbone}; "
+            f"compared with: {', '.join(baselines) or 'nothing'}",
             markup=False,
             highlight=False,
         )
@@ -128,7 +129,7 @@ def print_comparison(report: Mapping[str, Any], console: Console | None = None) 
     if "local" in settings:
         console.print("Δ AUC is federated - local: one seed, no intervals.", markup=False, highlight=False)
     console.print(
-        f"An update is {report['payload']['bytes']:,} bytes of prompts; with its envelope at most {largest:,} bytes. "
+        f"An update is {report['payload']['bytes']:,} bytes; with its envelope at most {largest:,} bytes. "
         f"{report['seconds']:.0f} s in all.\n"
         f"Open {report['folder']}/report.html; the numbers are in report.csv beside it.",
         markup=False,

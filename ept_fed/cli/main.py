@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import ept_fed
-from ept_fed.cli import doctor, export, predict, report, simulate
+from ept_fed.cli import benchmark, doctor, export, predict, report, simulate
 
 __all__ = ["app", "main"]
 
@@ -22,6 +22,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
 )
 app.command(epilog=simulate.EXAMPLES)(simulate.simulate)
+app.command(epilog=benchmark.EXAMPLES)(benchmark.benchmark)
 app.command(epilog=export.EXAMPLES)(export.export)
 app.command(epilog=predict.EXAMPLES)(predict.predict)
 app.command(epilog=report.EXAMPLES)(report.report)

@@ -231,6 +231,35 @@ def test_such_a_refusal_comes_before_the_run_starts(micro: Callable[..., Experim
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"init_values": 0.1, "qk_norm": True},
+        {"reg_tokens": 2, "no_embed_class": True},
+        {"global_pool": "avg"},
+        {"class_token": False, "global_pool": "map"},
+        {"pre_norm": True, "qkv_bias": False},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("name", METHODS)
+def test_methods_train_in_every_kind_of_backbone_that_is_supported(name: str, options: dict[str, object]) -> None:
+    backbone = micro_backbone(**options)
+    model = build(name, backbone)
+    step(model, 2)
+    assert model.forward_features(images()).shape == (4, WIDTH)
+    assert torch.isfinite(model(images())).all()
+    assert digest_tensors(frozen_tensors(backbone.vit)) == backbone.digest
+
+
+def test_a_backbone_without_what_a_method_trains_is_refused() -> None:
+    backbone = micro_backbone()
+    bare = torch.nn.Module()
+    bare.num_features = WIDTH
+    with pytest.raises(InputRefusedError, match="no tensors of the kind"):
+        build("bias", Backbone("bare", bare, "", backbone.input))
+
+
 @pytest.mark.parametrize("name", STARTS_AS_BACKBONE)
 @pytest.mark.parametrize("options", [{}, {"init_values": 0.1, "reg_tokens": 2}, {"class_token": False}])
 def test_the_start_is_the_frozen_backbone(name: str, options: dict[str, object]) -> None:

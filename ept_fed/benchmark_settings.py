@@ -1,0 +1,71 @@
+"""The grid of `ept-fed benchmark`, and what one of its cells is."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from ept_fed.methods import METHODS
+from ept_fed.settings import Count, Settings
+
+if TYPE_CHECKING:
+    from ept_fed.config import Experiment
+
+__all__ = ["BenchmarkSettings", "Cell", "Setting"]
+
+Setting = Literal["local", "federated", "federated+head", "centralised"]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+class BenchmarkSettings(Settings):
+    """What `ept-fed benchmark` compares: methods × shots × seeds × settings. `simulate` ignores this section."""
+
+    methods: Annotated[tuple[str, ...], Field(min_length=1)] = Field(
+        tuple(METHODS), description="rows of the table: names of docs/methods.md, or of `variants`"
+    )
+    variants: dict[str, tuple[str, ...]] = Field(
+        {},
+        description="by name, settings as after --set; under a method's name they hold for it wherever it is compared",
+    )
+    shots: tuple[Count, ...] = Field((), description="images per class and site; empty takes data.shots")
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = Field(
+        (0, 1, 2), description="each samples the shots, starts the model and orders the images anew"
+    )
+    settings: Annotated[tuple[Setting, ...], Field(min_length=1)] = Field(
+        ("local", "federated", "federated+head", "centralised"),
+        description="alone; heads at home; heads averaged too; all images in one place",
+    )
+    reference: str = Field("ept", description="the row that the others are paired with, by shots, seed and setting")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training of the grid.
+
+    Attributes:
+        method: the row's name.
+        shots: images per class and site; None for all.
+        seed: of everything random.
+        setting: how the sites work together.
+        experiment: the settings that this cell trains with.
+    """
+
+    method: str
+    shots: int | None
+    seed: int
+    setting: Setting
+    experiment: "Experiment"
+
+    @property
+    def key(self) -> str:
+        """16 hex digits of the SHA-256 of all that the cell's numbers depend on; names of rows are not among it."""
+        identity = json.dumps([self.experiment.run_id, self.setting])
+        return hashlib.sha256(identity.encode()).hexdigest()[:16]
+
+    @property
+    def title(self) -> str:
+        """What a person calls the cell."""
+        shots = "all images" if self.shots is None else f"{self.shots} shots"
+        return f"{self.method}, {shots}, seed {self.seed}, {self.setting}"

@@ -1,0 +1,102 @@
+"""`ept-fed benchmark`: methods against each other, under each way of working together."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ept_fed.cli.engines import load_engine
+from ept_fed.cli.refusals import DONE, FAILED, exit_on_refusal
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = ["EXAMPLES", "benchmark"]
+
+EXAMPLES = (
+    "Examples:\n\n  ept-fed benchmark configs/demo.yaml --method ept --method linear --setting federated+head\n\n"
+    "  ept-fed benchmark configs/ham10000.yaml --set data.root=DIR --set model.weights=FILE --out results"
+)
+
+
+def benchmark(
+    config: Annotated[Path, typer.Argument(help="Experiment in YAML; its section `benchmark` is the grid.")],
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one setting; repeatable.")
+    ] = None,
+    methods: Annotated[
+        list[str] | None, typer.Option("--method", help="Compare this method or variant only; repeatable.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--setting", help="local, federated, federated+head or centralised only; repeatable."),
+    ] = None,
+    shots: Annotated[list[int] | None, typer.Option("--shots", help="Images per class and site; repeatable.")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Seeds from 0 to one less than this.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the results; goes on where it stopped. Default: benchmarks/<name>.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as one JSON document only.")] = False,
+) -> None:
+    """Train methods × shots × seeds × settings cell by cell, and compare them on every site's own test images.
+
+    A finished cell is one line of cells.jsonl and is never trained again: the same command goes on where it was
+    stopped, and a larger grid adds to it. results.csv has a row per cell and site, summary.csv the means, accuracy.png
+    the picture. Exit code 0: done; 1: a cell averaged nothing, or could not be trained;
+    2: something has to be corrected first.
+    """
+    with exit_on_refusal(as_json=as_json):
+        from ept_fed.artefacts import dump_json
+        from ept_fed.experiment_file import load_experiment
+        from ept_fed.reports.progress import Silent
+
+        asked = {"methods": methods, "settings": settings, "shots": shots, "seeds": range(seeds or 0)}
+        grid = [f"benchmark.{axis}=[{', '.join(map(str, values))}]" for axis, values in asked.items() if values]
+        experiment = load_experiment(config, [*(overrides or []), *grid])
+        folder = out or Path("benchmarks") / experiment.name
+
+        class Notes(Silent):
+            def on_note(self, sentence: str) -> None:
+                typer.echo(sentence, err=as_json)
+
+        report = load_engine("benchmark")(experiment, folder, Notes())
+        if as_json:
+            typer.echo(dump_json(report))
+        else:
+            from rich.console import Console
+
+            Console().print(_tabulate(report["summary"], experiment.benchmark.reference))
+            typer.echo(f"{report['trained']} of {report['cells']} cells were trained now.")
+            typer.echo(f"Open {folder}/accuracy.png; the numbers are in summary.csv and results.csv beside it.")
+    raise typer.Exit(DONE if report["status"] == "done" else FAILED)
+
+
+def _tabulate(summary: list[Mapping[str, Any]], reference: str) -> "Table":
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title="macro AUC, mean over sites: mean ± standard deviation over seeds")
+    for heading in ("method", "shots", "setting"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("bytes/round", "AUC", f"Δ {reference}", "seeds"):
+        table.add_column(heading, justify="right")
+    for row in (row for row in summary if row["metric"] == "auc"):
+        difference = "" if row["method"] == reference else _spread(row["difference"], row["difference_sd"], "+")
+        table.add_row(
+            Text(row["method"]),
+            "all" if row["shots"] is None else str(row["shots"]),
+            row["setting"],
+            f"{row['bytes_per_round']:,}",
+            _spread(row["mean"], row["sd"]),
+            difference,
+            str(row["seeds"]),
+        )
+    return table
+
+
+def _spread(mean: float, sd: float, sign: str = "") -> str:
+    if math.isnan(mean):
+        return "-"
+    return f"{mean:{sign}.3f}" if math.isnan(sd) else f"{mean:{sign}.3f} ± {sd:.3f}"

@@ -1,0 +1,77 @@
+"""From a benchmark's rows to its table: mean and deviation over seeds, and paired differences from a reference.
+
+Pure functions over rows as they stand in results.csv: one per cell and site.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+__all__ = ["SUMMARY_METRICS", "summarise"]
+
+SUMMARY_METRICS = ("auc", "accuracy", "balanced_accuracy", "average_precision")
+
+_Group = tuple[str, Any, str]
+
+
+def summarise(rows: Sequence[Mapping[str, Any]], reference: str) -> list[dict[str, Any]]:
+    """Return one row per method, shots, setting and metric.
+
+    A cell counts with its unweighted mean over sites. Differences are taken seed by seed against the reference's cell
+    of the same shots and setting, so what a seed does to both drops out.
+
+    Args:
+        rows: with `method`, `shots`, `seed`, `setting`, `site`, `bytes_per_round` and `SUMMARY_METRICS`.
+        reference: a method of the rows.
+
+    Returns:
+        `mean` and `sd` over `seeds` cells (sd is NaN for one), `difference` and `difference_sd` over `pairs` of them.
+        A cell whose metric is undefined at every site is left out of both.
+    """
+    traffic: dict[_Group, float] = {}
+    sites: dict[_Group, dict[int, list[Mapping[str, Any]]]] = {}
+    for row in rows:
+        group = (row["method"], row["shots"], row["setting"])
+        traffic[group] = row["bytes_per_round"]
+        sites.setdefault(group, {}).setdefault(row["seed"], []).append(row)
+    summary = []
+    for group, seeds in sites.items():
+        method, shots, setting = group
+        for metric in SUMMARY_METRICS:
+            own = _average_sites(seeds, metric)
+            theirs = _average_sites(sites.get((reference, shots, setting), {}), metric)
+            differences = [value - theirs[seed] for seed, value in own.items() if seed in theirs]
+            mean, sd = _mean_and_sd(list(own.values()))
+            difference, difference_sd = _mean_and_sd(differences)
+            summary.append(
+                {
+                    "method": method,
+                    "shots": shots,
+                    "setting": setting,
+                    "bytes_per_round": traffic[group],
+                    "metric": metric,
+                    "mean": mean,
+                    "sd": sd,
+                    "seeds": len(own),
+                    "difference": difference,
+                    "difference_sd": difference_sd,
+                    "pairs": len(differences),
+                }
+            )
+    return summary
+
+
+def _average_sites(seeds: Mapping[int, Sequence[Mapping[str, Any]]], metric: str) -> dict[int, float]:
+    means = {}
+    for seed, rows in seeds.items():
+        values = [float(row[metric]) for row in rows if not np.isnan(row[metric])]
+        if values:
+            means[seed] = float(np.mean(values))
+    return means
+
+
+def _mean_and_sd(values: Sequence[float]) -> tuple[float, float]:
+    """Return mean and sample standard deviation; NaN where there are too few values for it."""
+    mean = float(np.mean(values)) if values else float("nan")
+    return mean, float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")

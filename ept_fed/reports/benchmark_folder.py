@@ -1,0 +1,100 @@
+"""The folder of a benchmark: one line per finished cell, and the table and picture that are made from them.
+
+config.yaml        the resolved settings; a grid that grows may use the folder on, other settings may not
+cells.jsonl        one line per finished cell, by the key of its settings
+unfinished/        what the running cell writes; removed when it ends, and when the next begins
+results.csv        one row per cell and site
+summary.csv        mean and standard deviation over seeds, and the paired difference from the reference
+accuracy.png       accuracy against bytes per round
+"""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ept_fed.artefacts import append_json_line, dump_json, write_bytes, write_csv, write_text
+from ept_fed.config import Experiment
+from ept_fed.problems import InputRefusedError, Problem
+from ept_fed.settings_diff import compare_settings
+
+__all__ = ["BenchmarkFolder"]
+
+
+class BenchmarkFolder:
+    """Opens and fills one benchmark's folder."""
+
+    def __init__(self, path: Path) -> None:
+        """Take a path; nothing is written before `open`."""
+        self.path = path
+
+    @property
+    def unfinished(self) -> Path:
+        """Where the running cell may write."""
+        return self.path / "unfinished"
+
+    def check(self, experiment: Experiment) -> list[Problem]:
+        """Return a problem for each setting that is not as in the folder, or one if something else is there."""
+        if not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir())):
+            return []
+        try:
+            held = yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            fix = f"holds something that is no benchmark ({type(error).__name__}: config.yaml); name another folder"
+            return [Problem("--out", str(self.path), fix)]
+        return [
+            Problem(key, ours, f"the results in {self.path} have {theirs}; set it so, or name another --out")
+            for key, theirs, ours in compare_settings(held, experiment)
+            if not key.startswith("benchmark.")
+        ]
+
+    def open(self, experiment: Experiment) -> None:
+        """Make the folder, or take it up again.
+
+        Raises:
+            InputRefusedError: if it holds the results of other settings, or cannot be written.
+        """
+        problems = self.check(experiment)
+        if problems:
+            raise InputRefusedError(problems)
+        cells = self.read_cells()
+        try:
+            write_text(self.path / "config.yaml", experiment.to_yaml())
+            # Without a last line that was cut off while it was written: the next would be glued to it.
+            write_text(self.path / "cells.jsonl", "".join(dump_json(cell) + "\n" for cell in cells.values()))
+        except OSError as error:
+            fix = f"cannot be written ({error.strerror}); name another folder"
+            raise InputRefusedError([Problem("--out", str(self.path), fix)]) from error
+
+    def read_cells(self) -> dict[str, dict[str, Any]]:
+        """Return the finished cells by key, without a line that was cut off at the end.
+
+        Raises:
+            InputRefusedError: if a line before it is damaged.
+        """
+        path = self.path / "cells.jsonl"
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
+        try:
+            return {cell["key"]: cell for cell in map(json.loads, lines)}
+        except (ValueError, TypeError, KeyError) as error:
+            fix = f"is damaged ({type(error).__name__}: {error}); restore it, or name another --out"
+            raise InputRefusedError([Problem("cells.jsonl", str(path), fix)]) from error
+
+    def write_cell(self, cell: Mapping[str, Any]) -> None:
+        """Append a finished cell's line."""
+        append_json_line(self.path / "cells.jsonl", cell)
+
+    def clear_unfinished(self) -> None:
+        """Remove what a cell left behind."""
+        shutil.rmtree(self.unfinished, ignore_errors=True)
+
+    def write_tables(
+        self, rows: Sequence[Mapping[str, Any]], summary: Sequence[Mapping[str, Any]], picture: bytes
+    ) -> None:
+        """Write results.csv, summary.csv and accuracy.png anew."""
+        write_csv(self.path / "results.csv", rows, list(rows[0]))
+        write_csv(self.path / "summary.csv", summary, list(summary[0]))
+        write_bytes(self.path / "accuracy.png", picture)

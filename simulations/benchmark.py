@@ -1,0 +1,239 @@
+"""`ept-fed benchmark`: methods × shots × seeds × settings, one cell after the other, each trained once."""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from client.site import Site
+from ept_fed.benchmark_cells import list_cells
+from ept_fed.benchmark_settings import Cell
+from ept_fed.config import Experiment
+from ept_fed.evaluation.benchmark import summarise
+from ept_fed.problems import InputRefusedError, Problem
+from ept_fed.reports.benchmark_chart import draw_benchmark
+from ept_fed.reports.benchmark_folder import BenchmarkFolder
+from ept_fed.reports.comparison import METRICS
+from ept_fed.reports.progress import Progress, Silent
+from ept_fed.reports.run_folder import RunFolder
+from simulations.baselines import train_centralised, train_local
+from simulations.federate import federate
+from simulations.virtual_sites import VirtualFederation, prepare_federation
+
+__all__ = ["benchmark"]
+
+_UNDEFINED = float("nan")
+
+
+class _Notes(Silent):
+    """Passes on a cell's notes, with its title, and nothing else."""
+
+    def __init__(self, title: str, progress: Progress) -> None:
+        self._title, self._progress = title, progress
+
+    def on_note(self, sentence: str) -> None:
+        """Pass the note on."""
+        self._progress.on_note(f"{self._title}: {sentence}")
+
+
+def benchmark(experiment: Experiment, out: Path, progress: Progress) -> Mapping[str, Any]:
+    """Train what the grid still lacks in the folder, and write its tables.
+
+    Args:
+        experiment: validated settings; `benchmark` is the grid.
+        out: new, or the folder of an earlier benchmark with the same settings, which goes on where that stopped.
+        progress: told each cell as it ends, and the time left.
+
+    Returns:
+        `status` ("failed" if any cell averaged nothing or was not trained), `cells`, `trained` (in this call),
+        `summary`, `folder`.
+
+    Raises:
+        InputRefusedError: with every problem of grid, data, models and folder, before the first cell.
+    """
+    logging.getLogger("flwr").setLevel(logging.WARNING)
+    folder = BenchmarkFolder(out)
+    problems = folder.check(experiment)
+    try:
+        cells = list_cells(experiment)
+    except InputRefusedError as refusal:
+        raise InputRefusedError([*problems, *refusal.problems]) from refusal
+    if problems:
+        raise InputRefusedError(problems)
+    finished = folder.read_cells()
+    missing = _list_missing(cells, finished)
+    federations = _prepare(missing, {line["backbone"] for line in finished.values()}, out)
+    folder.open(experiment)
+    started = time.perf_counter()
+    for number, cell in enumerate(missing, start=1):
+        try:
+            line = _run_cell(cell, federations(cell), folder, progress)
+        except InputRefusedError as refusal:
+            # Whether images suffice may depend on how a later seed splits them; the other cells are worth having.
+            progress.on_note(f"{number}/{len(missing)} {cell.title}: not trained, because {refusal}")
+            continue
+        folder.write_cell(line)
+        left = (time.perf_counter() - started) / number * (len(missing) - number)
+        progress.on_note(f"{number}/{len(missing)} {cell.title}: {_tell(line)}; about {_minutes(left)} left")
+    finished = folder.read_cells()
+    rows = _list_rows([cell for cell in cells if cell.key in finished], finished)
+    if not rows:
+        raise InputRefusedError([Problem("benchmark", len(cells), "no cell could be trained; the notes above say why")])
+    summary = summarise(rows, experiment.benchmark.reference)
+    folder.write_tables(rows, summary, draw_benchmark(summary))
+    failed = any(row["status"] == "failed" for row in rows) or any(cell.key not in finished for cell in cells)
+    return {
+        "status": "failed" if failed else "done",
+        "cells": len(cells),
+        "trained": sum(cell.key in finished for cell in missing),
+        "summary": summary,
+        "folder": str(out),
+    }
+
+
+def _list_missing(cells: Sequence[Cell], finished: Mapping[str, Any]) -> list[Cell]:
+    """Return the cells to train; two rows with the same settings are one training."""
+    missing = {cell.key: cell for cell in cells if cell.key not in finished}
+    return list(missing.values())
+
+
+def _prepare(cells: Sequence[Cell], used: Collection[str], out: Path) -> Callable[[Cell], VirtualFederation]:
+    """Return how to get a cell's federation: images and backbone are loaded once for cells that share them.
+
+    Every method is put around the backbone once before the first cell trains. `used` are the backbones of the cells
+    that are finished: where weights lie is not part of a cell's key, so what they hold is compared here.
+
+    Raises:
+        InputRefusedError: with what stands in the way of any cell.
+    """
+    held: dict[str, VirtualFederation] = {}
+
+    def find(cell: Cell) -> VirtualFederation:
+        own = cell.experiment
+        sources = own.model.model_dump_json(include={"backbone", "weights", "image_size", "device"})
+        shared = f"{own.seed} {own.data.model_dump_json()} {sources}"
+        if shared not in held:
+            held.clear()
+            held[shared] = prepare_federation(own)
+        return replace(held[shared], experiment=own)
+
+    problems: dict[str, Problem] = {}
+    tried: set[str] = set()
+    for cell in cells:
+        own = cell.experiment
+        kind = f"{own.data.model_dump_json()} {own.model.model_dump_json()} {own.federation.model_dump_json()}"
+        if kind in tried:
+            continue
+        tried.add(kind)
+        try:
+            federation = find(cell)
+            federation.plan()
+            weights = own.model.weights
+            problems |= {
+                other: Problem("model.weights", weights, f"{out} has results of {other}; name another --out")
+                for other in {*used} - {_name_backbone(federation)}
+            }
+        except InputRefusedError as refusal:
+            for problem in refusal.problems:
+                told = Problem(f"benchmark: {cell.method}: {problem.field}", problem.value, problem.fix)
+                problems.setdefault(str(told), told)
+    if problems:
+        raise InputRefusedError(list(problems.values()))
+    return find
+
+
+def _name_backbone(federation: VirtualFederation) -> str:
+    """Return what tells backbones of equal settings apart; random weights are drawn from the cell's own seed."""
+    return f"backbone {federation.backbone.digest}" if federation.experiment.model.weights else "random weights"
+
+
+def _run_cell(cell: Cell, federation: VirtualFederation, folder: BenchmarkFolder, progress: Progress) -> dict[str, Any]:
+    """Train one cell and return its line: who it is, and each site's numbers on its own test images."""
+    started = time.perf_counter()
+    folder.clear_unfinished()
+    recall, sent = _train(cell, federation, RunFolder(folder.unfinished), _Notes(cell.title, progress))
+    sites = {}
+    for name, data in federation.data.sites.items():
+        metrics = dict.fromkeys(METRICS, _UNDEFINED)
+        if recall is not None:
+            _, assessed = recall(name).assess(data.test)
+            metrics = {metric: assessed[metric] for metric in METRICS}
+        sites[name] = {"test_images": len(data.test), **metrics}
+    folder.clear_unfinished()
+    return {
+        "key": cell.key,
+        "status": "failed" if recall is None else "done",
+        "method": cell.experiment.model.method,
+        "title": cell.title,
+        "backbone": _name_backbone(federation),
+        "bytes_per_round": sent,
+        "seconds": round(time.perf_counter() - started, 1),
+        "sites": sites,
+    }
+
+
+def _train(
+    cell: Cell, federation: VirtualFederation, scratch: RunFolder, notes: Progress
+) -> tuple[Callable[[str], Site] | None, int]:
+    """Return how to get each site's trained model (None if nothing was averaged), and the bytes it sends per round."""
+    if cell.setting == "local":
+        return train_local(federation, scratch, notes).__getitem__, 0
+    if cell.setting == "centralised":
+        pooled = train_centralised(federation, scratch, notes)
+        return lambda _name: pooled, 0
+    plan = federation.plan()
+    sites = {
+        name: federation.create_site(data, federation.keep_states(scratch, "federated", name))
+        for name, data in federation.data.sites.items()
+    }
+    result = federate(plan, sites, scratch, notes, resume=None)
+    sent = 4 * plan.layout.size
+    if not result.aggregated_anything:
+        return None, sent
+
+    def federated(name: str) -> Site:
+        sites[name].forget_after(result.rounds[-1].round)
+        sites[name].adopt(result.payload)
+        return sites[name]
+
+    return federated, sent
+
+
+def _list_rows(cells: Sequence[Cell], finished: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return results.csv: one row per cell of the grid and site."""
+    rows = []
+    for cell in cells:
+        line = finished[cell.key]
+        for site, numbers in line["sites"].items():
+            known = {name: _UNDEFINED if numbers[name] is None else numbers[name] for name in METRICS}
+            rows.append(
+                {
+                    "method": cell.method,
+                    "shots": cell.shots,
+                    "seed": cell.seed,
+                    "setting": cell.setting,
+                    "site": site,
+                    "test_images": numbers["test_images"],
+                    **known,
+                    "bytes_per_round": line["bytes_per_round"],
+                    "status": line["status"],
+                    "cell_seconds": line["seconds"],
+                    "key": cell.key,
+                }
+            )
+    return rows
+
+
+def _tell(line: Mapping[str, Any]) -> str:
+    if line["status"] == "failed":
+        return "failed, no round could be averaged"
+    values = [site["auc"] for site in line["sites"].values() if not math.isnan(site["auc"])]
+    auc = f"{sum(values) / len(values):.3f}" if values else "undefined"
+    return f"AUC {auc} in {line['seconds']:.0f} s"
+
+
+def _minutes(seconds: float) -> str:
+    return f"{int(seconds // 60)}:{int(seconds % 60):02d}"

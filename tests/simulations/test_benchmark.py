@@ -1,0 +1,195 @@
+"""`ept-fed benchmark`: every cell once, none lost, and numbers that are those of `simulate`."""
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import simulations.benchmark
+from ept_fed.benchmark_cells import list_cells
+from ept_fed.config import Experiment
+from ept_fed.evaluation.benchmark import SUMMARY_METRICS, summarise
+from ept_fed.methods import METHODS
+from ept_fed.problems import InputRefusedError, Problem
+from ept_fed.reports.benchmark_chart import draw_benchmark
+from ept_fed.reports.progress import Silent
+from simulations.benchmark import benchmark
+from simulations.simulate import simulate
+
+Micro = Callable[..., Experiment]
+SMALL = ("federation.rounds=1", "benchmark.seeds=[0]", "benchmark.methods=[ept, linear]")
+
+
+def titles(folder: Path) -> list[str]:
+    return [json.loads(line)["title"] for line in (folder / "cells.jsonl").read_text().splitlines()]
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def refusals(call: Callable[[], Any]) -> dict[str, str]:
+    with pytest.raises(InputRefusedError) as refusal:
+        call()
+    return {problem.field: problem.fix for problem in refusal.value.problems}
+
+
+def test_the_grid_is_the_product_of_its_axes_without_what_cannot_be(micro: Micro) -> None:
+    cells = list_cells(micro("benchmark.shots=[1, 2]", "benchmark.seeds=[3, 4, 5]"))
+    assert len(cells) == (4 * len(METHODS) - 1) * 2 * 3
+    assert len({cell.key for cell in cells}) == len(cells)
+    assert ("linear", "federated") not in {(cell.method, cell.setting) for cell in cells}
+    for cell in cells:
+        assert cell.experiment.model.method == cell.method
+        assert (cell.experiment.federation.payload == "folded") == (cell.method == "ept")
+        assert (cell.experiment.data.shots, cell.experiment.seed) == (cell.shots, cell.seed)
+
+
+def test_variants_change_what_they_say_and_names_are_no_part_of_a_cell(micro: Micro) -> None:
+    grid = "benchmark={methods: [ept, ept+tokens, same, vpt], seeds: [0], settings: [federated], variants: " + (
+        "{ept+tokens: [model.tokens=1], same: [model.method=ept], vpt: [training.method_lr=0.003]}}"
+    )
+    plain, tokens, same, vpt = list_cells(micro(grid))
+    assert (plain.experiment.model.tokens, tokens.experiment.model.tokens) == (0, 1)
+    assert plain.key == same.key != tokens.key
+    assert vpt.experiment.training.method_lr == 0.003
+
+
+def test_cells_are_trained_once_and_a_grown_grid_trains_what_is_new(
+    micro: Micro, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "results"
+    report = benchmark(micro(*SMALL), out, Silent())
+    assert (report["status"], report["cells"], report["trained"]) == ("done", 7, 7)
+    assert len(set(titles(out))) == 7
+    rows = table(out / "results.csv")
+    assert len(rows) == 7 * 3
+    assert (out / "accuracy.png").read_bytes().startswith(b"\x89PNG")
+    assert not (out / "unfinished").exists()
+    sent = {(row["method"], row["setting"]): int(row["bytes_per_round"]) for row in rows}
+    assert sent["ept", "local"] == sent["ept", "centralised"] == 0
+    assert 0 < sent["ept", "federated"] < sent["ept", "federated+head"]
+    before = (out / "cells.jsonl").read_bytes()
+    grown = micro(*SMALL[:2], "benchmark.methods=[ept, linear, bias]", "benchmark.settings=[local, federated]")
+    report = benchmark(grown, out, Silent())
+    assert (report["cells"], report["trained"]) == (5, 2)
+    assert (out / "cells.jsonl").read_bytes().startswith(before)
+    monkeypatch.setattr(simulations.benchmark, "prepare_federation", lambda _e: pytest.fail("nothing is left to do"))
+    assert benchmark(grown, out, Silent())["trained"] == 0
+    assert {row["method"] for row in table(out / "summary.csv")} == {"ept", "linear", "bias"}
+
+
+def test_a_benchmark_that_is_killed_goes_on_with_the_cell_it_was_in(
+    micro: Micro, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = (*SMALL, "benchmark.settings=[local, federated]")
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    benchmark(micro(*settings), whole, Silent())
+
+    def stop(*_arguments: Any, **_options: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(simulations.benchmark, "federate", stop)
+        with pytest.raises(KeyboardInterrupt):
+            benchmark(micro(*settings), killed, Silent())
+    assert len(titles(killed)) == 1
+    with (killed / "cells.jsonl").open("a") as file:
+        file.write('{"key": "half a li')
+    assert benchmark(micro(*settings), killed, Silent())["trained"] == 2
+    assert titles(killed) == titles(whole)
+    first, again = table(whole / "results.csv"), table(killed / "results.csv")
+    assert [row | {"cell_seconds": ""} for row in first] == [row | {"cell_seconds": ""} for row in again]
+
+
+def test_a_seed_whose_images_do_not_suffice_costs_its_own_cells_only(
+    micro: Micro, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ("federation.rounds=1", "benchmark.methods=[ept]", "benchmark.settings=[local]")
+    prepare = simulations.benchmark.prepare_federation
+
+    def refuse(experiment: Experiment) -> Any:
+        if experiment.seed == 1:
+            raise InputRefusedError([Problem("data.shots", 2, "too many")])
+        return prepare(experiment)
+
+    monkeypatch.setattr(simulations.benchmark, "prepare_federation", refuse)
+    report = benchmark(micro(*settings, "benchmark.seeds=[0, 1, 2]"), tmp_path / "results", Silent())
+    assert (report["status"], report["cells"], report["trained"]) == ("failed", 3, 2)
+    assert [title.split(", ")[2] for title in titles(tmp_path / "results")] == ["seed 0", "seed 2"]
+    assert {row["seed"] for row in table(tmp_path / "results" / "results.csv")} == {"0", "2"}
+
+
+def test_a_cell_has_the_numbers_of_the_same_simulation(micro: Micro, tmp_path: Path) -> None:
+    settings = ("benchmark.seeds=[0]", "benchmark.methods=[ept]", "evaluation.baselines=[local, centralised]")
+    benchmark(micro(*settings), tmp_path / "results", Silent())
+    report = simulate(micro(*settings), tmp_path / "run", Silent())
+    for row in table(tmp_path / "results" / "results.csv"):
+        if row["setting"] in report["test"]:
+            expected = report["test"][row["setting"]][row["site"]]
+            assert float(row["auc"]) == pytest.approx(expected["auc"], abs=1e-12), row
+            assert float(row["loss"]) == pytest.approx(expected["loss"], abs=1e-12), row
+
+
+def test_a_folder_of_other_settings_or_of_something_else_is_refused(micro: Micro, tmp_path: Path) -> None:
+    out = tmp_path / "results"
+    small = (*SMALL, "benchmark.settings=[local]")
+    benchmark(micro(*small), out, Silent())
+    before = (out / "cells.jsonl").read_bytes()
+    found = refusals(lambda: benchmark(micro(*small, "training.head_lr=0.5"), out, Silent()))
+    assert set(found) == {"training.head_lr"}
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_text("keep me")
+    assert set(refusals(lambda: benchmark(micro(*small), tmp_path / "thesis", Silent()))) == {"--out"}
+    lines = [json.loads(line) | {"backbone": "another"} for line in before.decode().splitlines()]
+    (out / "cells.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    more = micro(*small[:-1], "benchmark.settings=[local, federated+head]")
+    assert set(refusals(lambda: benchmark(more, out, Silent()))) == {"model.weights"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "field"),
+    [
+        (("benchmark.methods=[ept, lorra]",), "benchmark.methods"),
+        (("benchmark.methods=[linear]",), "benchmark.reference"),
+        (("benchmark.methods=[ept, ept]",), "benchmark.methods"),
+        (("benchmark.seeds=[1, 1]",), "benchmark.seeds"),
+        (("benchmark.methods=[ept, vp]", "benchmark.variants={vp: ['model.method_options={pad: 32}']}"),
+         "benchmark: vp: model.method_options.pad"),
+        (("benchmark.methods=[ept, x]", "benchmark.variants={x: [model.tokns=1]}"), "benchmark: x: model.tokns"),
+        (("benchmark.shots=[500]", "benchmark.methods=[ept]"), "benchmark: ept: data.shots"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_refused_before_the_first_cell(
+    overrides: tuple[str, ...], field: str, micro: Micro, tmp_path: Path
+) -> None:
+    assert field in refusals(lambda: benchmark(micro(*overrides), tmp_path / "results", Silent()))
+    assert not (tmp_path / "results").exists()
+
+
+def row(method: str, seed: int, site: str, value: float, setting: str = "federated") -> dict[str, Any]:
+    metrics = dict.fromkeys(SUMMARY_METRICS, value)
+    return {
+        "method": method, "shots": 5, "seed": seed, "setting": setting, "site": site, "bytes_per_round": 10, **metrics
+    }  # fmt: skip
+
+
+def test_differences_are_paired_seed_by_seed() -> None:
+    rows = [row("ept", 0, "a", 0.5), row("ept", 0, "b", 0.7), row("ept", 1, "a", 0.9)]
+    rows += [
+        row("vpt", 0, "a", 0.7),
+        row("vpt", 1, "a", 0.9),
+        row("vpt", 2, "a", 0.2),
+        row("vpt", 3, "a", float("nan")),
+    ]
+    summary = {(r["method"], r["metric"]): r for r in summarise(rows, "ept")}
+    ept, vpt = summary["ept", "auc"], summary["vpt", "auc"]
+    assert (ept["mean"], ept["seeds"], ept["difference"]) == (pytest.approx(0.75), 2, 0)
+    assert (vpt["mean"], vpt["seeds"]) == (pytest.approx(0.6), 3)
+    assert (vpt["difference"], vpt["pairs"]) == (pytest.approx(0.05), 2)
+    assert vpt["difference_sd"] == pytest.approx(0.1 / 2**0.5)
+    assert draw_benchmark(summarise(rows, "ept")).startswith(b"\x89PNG")
