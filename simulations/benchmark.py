@@ -189,7 +189,7 @@ def _train(
         name: federation.create_site(data, federation.keep_states(scratch, "federated", name))
         for name, data in federation.data.sites.items()
     }
-    result = federate(plan, sites, scratch, notes, resume=None)
+    result = federate(plan, federation.data.digest, sites, scratch, notes, resume=None)
     sent = 4 * plan.layout.size
     if not result.aggregated_anything:
         return None, sent
