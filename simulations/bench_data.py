@@ -4,11 +4,9 @@
     python -m simulations.bench_data cache CONFIG [--set KEY=VALUE …] [--size 112]
     python -m simulations.bench_data doctor CONFIG [--set KEY=VALUE …]
 
-`cache` reads every image of the experiment, not only its shots, on one thread and then on all cores, in turns. Measured
-on two cores that other jobs were using as well (load 3 to 4): Dirichlet over 100,000 images and 1,000 sites 0.8–1.3 s;
-HAM10000 from its zip at 112 px 8.0 s on one thread and 9.4 s on two; the doctor over HAM10000 6.6 s. At a load of 1 to
-2.7 the same cache took 7.9 s on one thread and 6.1 s on two: threads pay where cores are free, and cost a sixth where
-they are not.
+`cache` reads every image of the experiment, not only its shots, on one thread and then on all cores, in turns. On two
+cores with nothing else to do: Dirichlet over 100,000 images and 1,000 sites 0.7 s; HAM10000 from its zip at 112 px 4.5 s
+on one thread and 5.1 s on two; `ept-fed doctor data` over HAM10000 5.0 s. So threads do not pay for small JPEGs in a zip.
 """
 
 import argparse
