@@ -5,8 +5,8 @@
     python -m simulations.bench_data doctor CONFIG [--set KEY=VALUE …]
 
 `cache` reads every image of the experiment, not only its shots, on one thread and then on all cores, in turns. On two
-cores with nothing else to do: Dirichlet over 100,000 images and 1,000 sites 0.7 s; HAM10000 from its zip at 112 px 4.5 s
-on one thread and 5.1 s on two; `ept-fed doctor data` over HAM10000 5.0 s. So threads do not pay for small JPEGs in a zip.
+cores with nothing else to do: Dirichlet over 100,000 images and 1,000 sites 0.7 s; HAM10000 from its zip at 112 px
+4.5 s on one thread and 5.1 s on two; `ept-fed doctor data` over HAM10000 5.0 s. Threads do not pay for such JPEGs.
 """
 
 import argparse
