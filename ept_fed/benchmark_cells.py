@@ -62,7 +62,7 @@ def _list_settings(experiment: Experiment, method: str, shots: int | None, seed:
         # Alone nothing is sent; the head is named so that methods without other tensors have a payload to adopt.
         share = "prompts" if setting == "federated" else "prompts+head"
         settings = override_experiment(experiment, [*changes, f"federation.share={share}"])
-        cells.append(Cell(method, shots, seed, setting, settings))
+        cells.append(Cell(method, shots, seed, setting, experiment.benchmark.fold, settings))
     return cells
 
 

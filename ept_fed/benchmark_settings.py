@@ -13,9 +13,10 @@ from ept_fed.settings import Count, Settings
 if TYPE_CHECKING:
     from ept_fed.config import Experiment
 
-__all__ = ["BenchmarkSettings", "Cell", "Setting"]
+__all__ = ["BenchmarkSettings", "Cell", "Fold", "Setting"]
 
 Setting = Literal["local", "federated", "federated+head", "centralised"]
+Fold = Literal["test", "validation"]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
@@ -37,6 +38,7 @@ class BenchmarkSettings(Settings):
         ("local", "federated", "federated+head", "centralised"),
         description="alone; heads at home; heads averaged too; all images in one place",
     )
+    fold: Fold = Field("test", description="the images that count; choose settings on validation, and report on test")
     reference: str = Field("ept", description="the row that the others are paired with, by shots, seed and setting")
 
 
@@ -49,6 +51,7 @@ class Cell:
         shots: images per class and site; None for all.
         seed: of everything random.
         setting: how the sites work together.
+        fold: the images that its numbers are measured on.
         experiment: the settings that this cell trains with.
     """
 
@@ -56,12 +59,13 @@ class Cell:
     shots: int | None
     seed: int
     setting: Setting
+    fold: Fold
     experiment: "Experiment"
 
     @property
     def key(self) -> str:
         """16 hex digits of the SHA-256 of all that the cell's numbers depend on; names of rows are not among it."""
-        identity = json.dumps([self.experiment.run_id, self.setting])
+        identity = json.dumps([self.experiment.run_id, self.setting, self.fold])
         return hashlib.sha256(identity.encode()).hexdigest()[:16]
 
     @property

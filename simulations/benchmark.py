@@ -151,17 +151,18 @@ def _name_backbone(federation: VirtualFederation) -> str:
 
 
 def _run_cell(cell: Cell, federation: VirtualFederation, folder: BenchmarkFolder, progress: Progress) -> dict[str, Any]:
-    """Train one cell and return its line: who it is, and each site's numbers on its own test images."""
+    """Train one cell and return its line: who it is, and each site's numbers on its own images."""
     started = time.perf_counter()
     folder.clear_unfinished()
     recall, sent = _train(cell, federation, RunFolder(folder.unfinished), _Notes(cell.title, progress))
     sites = {}
     for name, data in federation.data.sites.items():
         metrics = dict.fromkeys(METRICS, _UNDEFINED)
+        images = {"test": data.test, "validation": data.validation}[cell.fold]
         if recall is not None:
-            _, assessed = recall(name).assess(data.test)
+            _, assessed = recall(name).assess(images)
             metrics = {metric: assessed[metric] for metric in METRICS}
-        sites[name] = {"test_images": len(data.test), **metrics}
+        sites[name] = {"images": len(images), **metrics}
     folder.clear_unfinished()
     return {
         "key": cell.key,
@@ -216,7 +217,8 @@ def _list_rows(cells: Sequence[Cell], finished: Mapping[str, Mapping[str, Any]])
                     "seed": cell.seed,
                     "setting": cell.setting,
                     "site": site,
-                    "test_images": numbers["test_images"],
+                    "fold": cell.fold,
+                    "images": numbers["images"],
                     **known,
                     "bytes_per_round": line["bytes_per_round"],
                     "status": line["status"],

@@ -18,6 +18,7 @@ from ept_fed.reports.benchmark_chart import draw_benchmark
 from ept_fed.reports.progress import Silent
 from simulations.benchmark import benchmark
 from simulations.simulate import simulate
+from simulations.virtual_sites import prepare_federation
 
 Micro = Callable[..., Experiment]
 SMALL = ("federation.rounds=1", "benchmark.seeds=[0]", "benchmark.methods=[ept, linear]")
@@ -122,6 +123,19 @@ def test_a_seed_whose_images_do_not_suffice_costs_its_own_cells_only(
     assert (report["status"], report["cells"], report["trained"]) == ("failed", 3, 2)
     assert [title.split(", ")[2] for title in titles(tmp_path / "results")] == ["seed 0", "seed 2"]
     assert {row["seed"] for row in table(tmp_path / "results" / "results.csv")} == {"0", "2"}
+
+
+def test_settings_are_chosen_on_other_images_than_those_that_are_reported(micro: Micro, tmp_path: Path) -> None:
+    grid = ("federation.rounds=1", "benchmark.seeds=[0]", "benchmark.methods=[ept]", "benchmark.settings=[local]")
+    rows = {}
+    for fold in ("test", "validation"):
+        experiment = micro(*grid, f"benchmark.fold={fold}")
+        benchmark(experiment, tmp_path / "results", Silent())
+        data = prepare_federation(experiment).data.sites
+        rows[fold] = table(tmp_path / "results" / "results.csv")
+        assert [row["fold"] for row in rows[fold]] == [fold] * len(data)
+        assert [int(row["images"]) for row in rows[fold]] == [len(getattr(site, fold)) for site in data.values()]
+    assert [row["auc"] for row in rows["test"]] != [row["auc"] for row in rows["validation"]]
 
 
 def test_a_cell_has_the_numbers_of_the_same_simulation(micro: Micro, tmp_path: Path) -> None:
