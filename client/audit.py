@@ -1,8 +1,8 @@
 """Examine a ledger: is every line the site's, whole, in its place, and is none missing?
 
 Each line carries the hash of the one before, and the tip, which is signed and lies in a file of its own, that of the
-last. So one signature, the tip's, vouches for every byte once the chain holds, and checking it takes a hundredth of the
-time of checking all. Where anything is amiss, or on request, every line's own signature is checked too: that locates it.
+last. So one signature, the tip's, vouches for every byte once the chain holds, and checking all takes thousands of times
+as long. Where anything is amiss, or on request, every line's own signature is checked too: that locates it.
 
 What this cannot find: a ledger that the holder of the site's key wrote anew, and an end cut off ledger and tip together
 by someone who kept an older tip. Who noted sequence and hash of an earlier end elsewhere (`Seen`) finds both.
