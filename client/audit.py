@@ -1,8 +1,8 @@
 """Examine a ledger: is every line the site's, whole, in its place, and is none missing?
 
 Each line carries the hash of the one before, and the tip, which is signed and lies in a file of its own, that of the
-last. So one signature, the tip's, vouches for every byte once the chain holds, and checking all takes thousands of times
-as long. Where anything is amiss, or on request, every line's own signature is checked too: that locates it.
+last. So one signature, the tip's, vouches for every byte once the chain holds; checking all takes many times as long.
+Where anything is amiss, or on request, every line's own signature is checked too: that locates it.
 
 What this cannot find: a ledger that the holder of the site's key wrote anew, and an end cut off ledger and tip together
 by someone who kept an older tip. Who noted sequence and hash of an earlier end elsewhere (`Seen`) finds both.
@@ -196,8 +196,11 @@ def _follow_lines(
             result.add(number, "totals", "its totals are not those of the entry before plus its own")
         broken = fault is not None or moved
         met.add(entry.sequence)
-        if fault is None or fault[0] != "added":
-            expected, previous, totals = (number if fault else entry.sequence) + 1, hash_line(line), entry.totals
+        if fault is None:
+            expected, totals = max(expected, entry.sequence + 1), entry.totals
+        elif fault[0] != "added":
+            expected += 1
+        previous = hash_line(line)
     result.last = hash_line(lines[-1])
 
 
@@ -245,24 +248,27 @@ def _check_tip(
         result.add(after, "tip", "the tip is not signed with the site's key")
     elif tip.ledger != ledger:
         result.add(after, "tip", "the tip is that of another ledger")
-    elif tip.sequence > len(lines):
-        text = f"the ledger ended with entry {tip.sequence}; {tip.sequence - len(lines)} are missing at the end"
-        result.add(after, "cut", text)
-    elif hash_line(lines[tip.sequence - 1]) != tip.last:
-        result.add(tip.sequence, "replaced", "is not the entry that the tip names")
     else:
-        _check_unconfirmed(result, key, tip)
+        _find_tip(result, lines, key, tip)
     if tail:
         _check_torn(result, tail, after, ledger)
 
 
-def _check_unconfirmed(result: Examination, key: ec.EllipticCurvePublicKey, tip: Tip) -> None:
-    """Entries after the tip are the writer's only if it signed them."""
-    late = result.entries[tip.sequence :]
-    result.unconfirmed = len(late)
-    for number, entry in enumerate(late, start=tip.sequence + 1):
-        if not entry.is_signed_by(key):
-            result.add(number, "added", "stands after the tip and does not carry the site's signature")
+def _find_tip(result: Examination, lines: Sequence[bytes], key: ec.EllipticCurvePublicKey, tip: Tip) -> None:
+    """Look for the line that the tip names; what comes after it is the writer's only if the site signed it."""
+    place = next((place for place in reversed(range(len(lines))) if hash_line(lines[place]) == tip.last), None)
+    highest = max(entry.sequence for entry in result.entries)
+    if place is not None:
+        late = [parse_entry(line) for line in lines[place + 1 :]]
+        result.unconfirmed = len(late)
+        for number, entry in enumerate(late, start=place + 2):
+            if entry is None or not entry.is_signed_by(key):
+                result.add(number, "added", "stands after the tip and does not carry the site's signature")
+    elif highest < tip.sequence:
+        text = f"the ledger ended with entry {tip.sequence}; {tip.sequence - highest} are missing at the end"
+        result.add(len(lines) + 1, "cut", text)
+    elif result.sound:
+        result.add(len(lines), "replaced", "is not the entry that the tip names")
 
 
 def _check_torn(result: Examination, tail: bytes, number: int, ledger: str) -> None:

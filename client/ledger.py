@@ -26,7 +26,6 @@ from client.ledger_entry import (
     Direction,
     Entry,
     Tip,
-    Totals,
     hash_line,
     sign_entry,
 )
@@ -96,6 +95,7 @@ class Ledger:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.history: list[Entry] = []
+        self._name, self._sequence, self._totals, self._last = "", 0, NOTHING, FIRST
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
         self._tip = -1
         try:
@@ -180,7 +180,7 @@ class Ledger:
 
     def _begin(self, site: str) -> None:
         """Write the first entry, its tip before it: a ledger cut down to nothing never looks like one not yet begun."""
-        self._name, self._sequence, self._totals, self._last = secrets.token_hex(16), 0, NOTHING, FIRST
+        self._name = secrets.token_hex(16)
         pem = self._key.public_key().public_bytes(
             serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
         )
@@ -193,7 +193,7 @@ class Ledger:
 
     def _adopt(self, latest: Entry, last: str) -> None:
         self._name, self._sequence, self._last = latest.ledger, latest.sequence, last
-        self._totals: Totals = latest.totals
+        self._totals = latest.totals
 
     def _write(self, line: bytes) -> None:
         """Write a line whole and wait for the disk; a line cut short by a full disk is taken back."""

@@ -44,12 +44,12 @@ class Release:
     Attributes:
         reply: rebuilt.
         clipped: root mean square of the update before it was scaled down; None if it was not.
-        withheld: metrics that are sent as undefined, by the rule that withholds them.
+        notes: rules that altered the reply, and what each altered.
     """
 
     reply: RoundReply
     clipped: float | None
-    withheld: Mapping[str, tuple[str, ...]]
+    notes: tuple[tuple[str, str], ...]
 
 
 def judge_introduction(
@@ -120,7 +120,11 @@ def judge_reply(
     metrics, examples, withheld = _choose_metrics(policy, reply, validation)
     gradient = None if reply.gradient is None else _copy(reply.gradient)
     rebuilt = RoundReply(request.header, request.phase, payload, examples, metrics, gradient)
-    return Release(rebuilt, clipped, withheld), []
+    notes = [(rule, f"withheld: {', '.join(names)}") for rule, names in withheld.items()]
+    if clipped is not None:
+        text = f"the update of {clipped:.4g} was scaled down to {policy.outgoing.update.bound:g}"
+        notes.append(("outgoing.update", text))
+    return Release(rebuilt, clipped, tuple(notes)), []
 
 
 def _judge_form(

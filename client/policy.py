@@ -15,7 +15,6 @@ import ept_fed
 from ept_fed.bundles.canonical import spell_canonical
 from ept_fed.methods import HEAD_TENSORS, METHODS, may_travel
 from ept_fed.problems import InputRefusedError, Problem
-from ept_fed.protocol.messages import QUALITY_METRICS
 from ept_fed.settings import Count, Positive, Settings
 from ept_fed.settings_file import read_mapping, validate_settings
 
@@ -70,7 +69,7 @@ class Outgoing(Settings):
     head: bool = Field(False, description="whether the linear head may leave too; it tells more about the classes")
     gradient: bool = Field(False, description="whether the gradient of the site's loss may leave (strategy scaffold)")
     metrics: tuple[Metric, ...] = Field(
-        (*QUALITY_METRICS, "seconds"),
+        ("loss", "auc", "accuracy", "balanced_accuracy", "average_precision", "classes_present", "seconds"),
         description="metrics that may leave; others are sent as undefined. A train reply always carries its loss",
     )
     fewest_images: Count = Field(10, description="a metric over fewer images is sent as undefined, over 0 images")
