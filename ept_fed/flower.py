@@ -41,6 +41,7 @@ __all__ = [
     "ARRAYS",
     "CONFIG",
     "EXAMPLES_KEY",
+    "SITE_AWAY",
     "SITE_FAILED",
     "SITE_REFUSED",
     "copy_over_wire",
@@ -63,7 +64,7 @@ ARRAYS, METRICS, CONFIG = "arrays", "metrics", "config"
 FRAME = "frame"
 PAYLOAD, CORRECTION, GRADIENT = "payload", "correction", "gradient"
 EXAMPLES_KEY = "num-examples"
-SITE_REFUSED, SITE_FAILED = 101, 102
+SITE_REFUSED, SITE_FAILED, SITE_AWAY = 101, 102, 103
 _Parts = dict[str, tuple[bytes, type[InflatableObject]]]
 _WIRE_BYTES = "_ept_fed_wire_bytes"
 _HEADER_TYPES: dict[str, type] = {
@@ -281,6 +282,8 @@ def _explain_error(error: Error) -> str:
         return f"the site refused: {reason}"
     if error.code == SITE_FAILED:
         return "the site failed; its own log says why"
+    if error.code == SITE_AWAY:
+        return "the site's worker does not answer; the site has to start it"
     return f"Flower reports error {error.code}: {reason}"
 
 

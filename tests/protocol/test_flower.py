@@ -261,10 +261,9 @@ def test_a_forwarder_reads_arrays_of_any_one_size_and_refuses_impossible_claims(
     read = decode_request(copy_over_wire(Message(records, 7, "train")), "train", None)
     assert read.payload.tobytes() == VECTOR.tobytes()
     assert read.correction is not None
-    for shape in ([10**15], [], [3, 5], [-1], [14]):
-        arrays = ArrayRecord(
-            {"payload": Array("float32", shape, "numpy.ndarray", encode_payload(VECTOR)["payload"].data)}
-        )
+    data = encode_payload(VECTOR)["payload"].data
+    for shape in ((10**15,), (), (3, 5), (-1,), (14,)):
+        arrays = ArrayRecord({"payload": Array("float32", shape, "numpy.ndarray", data)})
         lying = RecordDict({"arrays": arrays, "config": encode_request_config(REQUEST)})
         with pytest.raises(MessageRefusedError):
             decode_request(Message(lying, 7, "train"), "train", None)
