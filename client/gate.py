@@ -12,7 +12,7 @@ import math
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -30,9 +30,7 @@ from ept_fed.protocol.layout import PayloadLayout
 from ept_fed.protocol.messages import MessageRefusedError, RoundReply, RoundRequest, Split, clean_text
 from ept_fed.protocol.proposal import Proposal, SiteIntroduction
 from ept_fed.settings import Name
-
-if TYPE_CHECKING:
-    from ept_fed.site_settings import SiteSettings
+from ept_fed.site_settings import SiteSettings
 
 __all__ = ["LEDGER_FILE", "SITE_KEY", "Gate", "open_gate"]
 
@@ -75,7 +73,7 @@ class Gate:
         introduction: SiteIntroduction,
         frame: bytes,
         *,
-        counts: Mapping[Split, int] | None = None,
+        counts: Mapping[Split, int],
     ) -> None:
         """Let the answer to a proposal out.
 
@@ -83,8 +81,7 @@ class Gate:
             run: the proposal's.
             introduction: the answer.
             frame: its bytes.
-            counts: images per split at this site. Without them nobody knows how many images are behind the validation
-                metrics of a train reply, and these are withheld.
+            counts: images per split: a train reply does not say how many are behind its validation metrics.
 
         Raises:
             RulesBrokenError: naming the rules.
@@ -101,7 +98,6 @@ class Gate:
                 if known.backbone is not None and (known.backbone, known.layout) != tuple(about.values()):
                     fix = "the site introduced itself otherwise before; a new run is needed"
                     broken.append(RuleBroken("protocol.run", "backbone or layout", fix))
-            images = {} if counts is None else {"validation_images": str(counts["validation"])}
             record = Record(
                 "out",
                 "introduction",
@@ -109,7 +105,7 @@ class Gate:
                 run=run,
                 tensors=introduction.layout.shapes,
                 images=introduction.examples,
-                about=about | images,
+                about=about | {"validation_images": str(counts["validation"])},
             )
             self._decide(record, frame, broken)
             self._runs[run].introduce(record.about)
@@ -130,7 +126,7 @@ class Gate:
             latest = None
             if known is not None and not broken:
                 latest = self._prompts.latest(run, layout)
-                broken = judge_change(self._policy, request, latest, known, sha256)
+                broken = judge_change(self._policy, request, None if latest is None else latest[1], known, sha256)
             tensors = _name_tensors(layout, "correction" if request.correction is not None else None)
             self._decide(dataclasses.replace(_record_of(request, "in"), tensors=tensors), frame, broken)
             self._runs[run].accept(request_key(request), sha256)
@@ -199,7 +195,7 @@ class Gate:
             raise MessageRefusedError("the site cannot record messages at the moment") from error
 
 
-def open_gate(settings: "SiteSettings", kit: Path) -> Gate:
+def open_gate(settings: SiteSettings, kit: Path) -> Gate:
     """Return the gate of a site: its policy, its ledger in the worker's state, signed with the kit's keys/site.key.
 
     Args:

@@ -86,14 +86,14 @@ def judge_request(
 
 
 def judge_change(
-    policy: Policy, request: RoundRequest, latest: tuple[int, Vector] | None, known: KnownRun, sha256: str
+    policy: Policy, request: RoundRequest, latest: Vector | None, known: KnownRun, sha256: str
 ) -> list[RuleBroken]:
     """Return what breaks if the prompts moved further than the policy lets them.
 
     Args:
         policy: the site's.
         request: sound by `judge_request`.
-        latest: after how many rounds the prompts accepted last stood, and they; None if they are lost.
+        latest: the prompts accepted last; None if they are lost.
         known: what the site knows of the run.
         sha256: of the request's frame: one that was accepted before is not judged again.
     """
@@ -103,11 +103,10 @@ def judge_change(
     if latest is None:
         fix = "the prompts to compare with are lost; the server has to propose the run again"
         return [RuleBroken(rule, "unknown", fix)]
-    allowed = bound * max(1, stage_of(request) - latest[0])
-    moved = root_mean_square(request.payload, latest[1])
-    if moved <= allowed:
+    moved = root_mean_square(request.payload, latest)
+    if moved <= bound:
         return []
-    fix = f"the policy allows {allowed:g} since the prompts accepted last; change {rule} to allow it"
+    fix = f"the policy allows {bound:g} since the prompts accepted last; change {rule} to allow it"
     return [RuleBroken(rule, f"moved by {moved:.4g}", fix)]
 
 

@@ -1,8 +1,7 @@
 """What the gate remembers of each run, so that a server can neither go back nor jump: rebuilt from the ledger.
 
 The prompts that were accepted last are no part of the ledger. They lie in a file per run, which is written without
-waiting for the disk: after a power failure older ones, or the run's start, stand in, and the bound on how far prompts
-may have moved counts the rounds from there.
+waiting for the disk: after a power failure older ones stand in, or none, and then the run has to be proposed again.
 """
 
 from collections.abc import Iterable, Mapping
@@ -27,7 +26,7 @@ class KnownRun:
         proposal: digest of the proposal that was accepted.
         backbone: digest that the site introduced itself with; None until it did.
         layout: hash of the payload's layout, likewise.
-        validation_images: of the site in this run; None if unknown.
+        validation_images: of the site in this run.
         last_round: of the requests accepted so far.
         accepted: SHA-256 of the frame of every accepted request.
     """
@@ -35,15 +34,14 @@ class KnownRun:
     proposal: str
     backbone: str | None = None
     layout: str | None = None
-    validation_images: int | None = None
+    validation_images: int = 0
     last_round: int = 0
     accepted: dict[RequestKey, str] = field(default_factory=dict)
 
     def introduce(self, about: Mapping[str, str]) -> None:
         """Remember how the site introduced itself, by the ledger's words for it."""
         self.backbone, self.layout = about["backbone"], about["layout"]
-        images = about.get("validation_images")
-        self.validation_images = None if images is None else int(images)
+        self.validation_images = int(about["validation_images"])
 
     def accept(self, key: RequestKey, sha256: str) -> None:
         """Remember a request."""

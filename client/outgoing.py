@@ -89,7 +89,7 @@ def judge_reply(
     reply: RoundReply,
     layout: PayloadLayout,
     agreed: str | None,
-    validation: int | None,
+    validation: int,
 ) -> tuple[Release | None, list[RuleBroken]]:
     """Return what may leave of a reply, or every rule that it breaks.
 
@@ -99,7 +99,7 @@ def judge_reply(
         reply: what the site computed.
         layout: that the site made.
         agreed: hash of the layout that the site introduced itself with.
-        validation: validation images behind a train reply's metrics; None if unknown, which counts as too few.
+        validation: validation images behind a train reply's metrics.
     """
     broken = _judge_tensor_names(policy, layout) + _judge_form(reply, request, layout, agreed)
     if broken:
@@ -209,7 +209,7 @@ def _bound_update(policy: Policy, received: Vector, trained: Vector) -> tuple[Ve
 
 
 def _choose_metrics(
-    policy: Policy, reply: RoundReply, validation: int | None
+    policy: Policy, reply: RoundReply, validation: int
 ) -> tuple[dict[str, float], int, dict[str, tuple[str, ...]]]:
     """Return the metrics as they may leave, the number of images beside them, and what is withheld by which rule.
 
@@ -221,7 +221,7 @@ def _choose_metrics(
     for key in metric_keys(reply.phase):
         value, name = reply.metrics[key], key.removeprefix("validation_")
         # A train reply's own loss is over at least `fewest_training_images`.
-        behind = (validation or 0) if name != key else reply.examples
+        behind = validation if name != key else reply.examples
         if reply.phase == "train" and key in ("loss", "steps"):
             pass
         elif name not in rules.metrics:

@@ -123,7 +123,7 @@ class Incoming(Settings):
     training: TrainingRanges = TrainingRanges()
     prompt_change: Positive = Field(
         2.0,
-        description="largest root mean square of the change of the prompts in one round, against those accepted last",
+        description="largest root mean square of the change of the prompts that come in, against those accepted last",
     )
 
 
