@@ -93,7 +93,7 @@ def bind_socket(settings: SiteSettings) -> socket.socket:
         InputRefusedError: if another worker is alive, or the group is unknown or not the user's.
     """
     path, group = settings.worker.socket, settings.worker.socket_group
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_private(path.parent, for_group=group is not None)
     lock = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -106,7 +106,6 @@ def bind_socket(settings: SiteSettings) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     before = os.umask(0o177)
     try:
-        path.parent.chmod(0o700)
         listener.bind(str(path))
     finally:
         os.umask(before)
@@ -122,6 +121,20 @@ def bind_socket(settings: SiteSettings) -> socket.socket:
         path.parent.chmod(0o750)
     listener.listen(_MOST_CONNECTIONS)
     return listener
+
+
+def _make_private(folder: Path, *, for_group: bool) -> None:
+    """Make the socket's folder, or see that the one there is is nobody else's.
+
+    Raises:
+        InputRefusedError: if others could enter it; a folder that somebody else may use is not ours to change.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = folder.stat()
+    others = 0o007 if for_group else 0o077
+    if found.st_uid != os.getuid() or found.st_mode & others:
+        fix = f"can be entered by other users; use a folder of its own, or: chmod {'750' if for_group else '700'} it"
+        raise InputRefusedError([Problem("worker.socket", str(folder), fix)])
 
 
 def _accept(listener: socket.socket, answer: Callable[[bytes], bytes]) -> None:

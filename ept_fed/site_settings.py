@@ -69,9 +69,8 @@ def load_site_settings(path: Path) -> SiteSettings:
         InputRefusedError: with every problem of the file.
     """
     raw = read_mapping(path, "site.yaml", "a mapping with 'site' and 'data'")
-    settings, problems = validate_settings(SiteSettings, raw, _find_misplaced)
-    if settings is not None:
-        problems += _find_misplaced(settings)
+    settings, problems = validate_settings(SiteSettings, raw, lambda _: [])
+    problems += _find_misplaced(raw.get("data"))
     if problems or settings is None:
         raise InputRefusedError(problems)
     settings = _make_absolute(settings, path.resolve().parent)
@@ -116,15 +115,11 @@ def join_proposal(settings: SiteSettings, proposal: Proposal) -> Experiment:
     return experiment
 
 
-def _find_misplaced(settings: SiteSettings) -> list[Problem]:
-    """Return the settings that a site may not choose for itself."""
+def _find_misplaced(data: Any) -> list[Problem]:
+    """Return the settings of a data section that a site may not choose for itself."""
     fix = "is proposed by the consortium, the same for all sites; remove it"
-    chosen = sorted(settings.data.model_fields_set & _SHARED)
-    return [Problem(f"data.{name}", _show(settings, name), fix) for name in chosen]
-
-
-def _show(settings: SiteSettings, name: str) -> Any:
-    return settings.data.model_dump(mode="json")[name]
+    chosen = sorted(_SHARED & set(data)) if isinstance(data, dict) else []
+    return [Problem(f"data.{name}", data[name], fix) for name in chosen]
 
 
 def _make_absolute(settings: SiteSettings, kit: Path) -> SiteSettings:

@@ -6,9 +6,12 @@ from typing import Any
 
 import pytest
 import yaml
+from flwr.app import RecordDict
 
 from ept_fed.config import Experiment
 from ept_fed.data.phantom_structures import STRUCTURES
+from ept_fed.flower import encode_proposal
+from ept_fed.protocol.proposal import propose
 
 
 @pytest.fixture
@@ -31,3 +34,8 @@ def make_kit(tmp_path: Path) -> Callable[..., Path]:
         return kit
 
     return make
+
+
+@pytest.fixture
+def proposal_record(federation: Callable[..., Experiment]) -> RecordDict:
+    return encode_proposal("run-a", propose(federation()))
