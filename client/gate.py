@@ -49,6 +49,7 @@ class Gate:
     def __init__(self, policy: Policy, ledger: Ledger, prompts: PromptStore, *, site: str) -> None:
         """Take policy and open ledger, and recall from the ledger what was agreed and accepted before."""
         self._policy, self._ledger, self._prompts, self._site = policy, ledger, prompts, site
+        self._policy_digest = policy.digest
         self._runs = recall_runs(ledger.history)
         self._pinned = pinned_backbone(ledger.history)
         self._proposals: dict[str, Proposal] = {}
@@ -187,7 +188,7 @@ class Gate:
     def _append(self, record: Record, frame: bytes) -> None:
         """Write one entry; what cannot be recorded does not pass."""
         sha256 = hashlib.sha256(frame).hexdigest() if frame else None
-        whole = dataclasses.replace(record, bytes=len(frame), sha256=sha256, policy=self._policy.digest)
+        whole = dataclasses.replace(record, bytes=len(frame), sha256=sha256, policy=self._policy_digest)
         try:
             self._ledger.append(whole)
         except (OSError, LedgerBrokenError) as error:

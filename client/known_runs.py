@@ -4,6 +4,7 @@ The prompts that were accepted last are no part of the ledger. They lie in a fil
 waiting for the disk: after a power failure older ones stand in, or none, and then the run has to be proposed again.
 """
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -95,9 +96,13 @@ class PromptStore:
         """Keep prompts as the latest of their run."""
         self._held[run] = stage, prompts.copy()
         content = seal_tensors({_PROMPTS: prompts}, {"schema": 1, "run": run, "layout": layout.hash, "stage": stage})
-        temporary = self._path(run).with_suffix(".new")
-        temporary.write_bytes(content)
-        temporary.replace(self._path(run))
+        # In place: a renamed file would wait for the disk. One that is torn breaks its seal, and counts as lost.
+        handle = os.open(self._path(run), os.O_WRONLY | os.O_CREAT, 0o600)
+        try:
+            os.pwrite(handle, content, 0)
+            os.ftruncate(handle, len(content))
+        finally:
+            os.close(handle)
 
     def _path(self, run: str) -> Path:
         return self._folder / f"{run}.safetensors"
