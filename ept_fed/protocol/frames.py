@@ -125,7 +125,7 @@ def encode_frame(frame: Frame) -> bytes:
     Raises:
         MessageRefusedError: if it is larger than a frame may be, or holds an infinite number.
     """
-    kind = type(frame)
+    kind: type = type(frame)
     names = [name for name in _array_names(kind) if getattr(frame, name) is not None]
     arrays = [np.ascontiguousarray(getattr(frame, name), dtype="<f4") for name in names]
     head = _spell(frame, {name: array.size for name, array in zip(names, arrays, strict=True)})
@@ -179,7 +179,7 @@ def decode_frame(content: bytes) -> Frame:
 
 
 def _spell(frame: Frame, sizes: Mapping[str, int]) -> bytes:
-    kind = type(frame)
+    kind: type = type(frame)
     fields = {name: adapter.dump_python(getattr(frame, name), mode="json") for name, adapter in _fields(kind).items()}
     if isinstance(frame, RoundReply):
         fields["metrics"] = {name: None if math.isnan(value) else value for name, value in frame.metrics.items()}

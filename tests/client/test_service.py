@@ -79,6 +79,40 @@ def test_a_program_that_is_killed_is_started_again_and_stop_leaves_no_orphan(
     assert not (tmp_path / "node" / "service.pid").exists()
 
 
+def test_what_a_killed_service_left_is_ended_by_the_next(supervisor: subprocess.Popen[bytes], tmp_path: Path) -> None:
+    mark = f"{tmp_path.resolve()}:node"
+    wait_for(lambda: len(find_marked(_MARK, mark)) == 2)
+    left = find_marked(_MARK, mark)
+    supervisor.kill()
+    supervisor.wait()
+    assert find_service(tmp_path) == {}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    second = subprocess.Popen([sys.executable, "-c", SUPERVISOR, str(tmp_path), PROGRAM], env=environment)
+    try:
+        wait_for(lambda: len(started(tmp_path)) == 2)
+        assert not set(left) & set(find_marked(_MARK, mark))
+    finally:
+        second.terminate()
+        assert second.wait(LIMIT) == 0
+    assert find_marked(_MARK, mark) == []
+
+
+def test_a_worker_ends_with_the_process_that_started_it() -> None:
+    worker = (
+        "import socket; from client.worker_process import _wait; pair = socket.socketpair();"
+        "print('waits', flush=True); _wait(pair[0])"
+    )
+    parent = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {worker!r}]); time.sleep(600)"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen([sys.executable, "-c", parent], env=environment, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"waits\n"
+    process.kill()
+    process.wait()
+    assert process.stdout.read() == b""  # the pipe closes when the worker has ended
+    process.stdout.close()
+
+
 def test_a_pid_file_of_a_killed_service_names_nobody(tmp_path: Path) -> None:
     file = PidFile(tmp_path / "service.pid")
     file.write()
