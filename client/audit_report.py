@@ -46,10 +46,11 @@ def verify_ledger(
     owner = None if certificate is None else _read_certificate("--certificate", certificate)
     problems = [] if authority is None else _find_issuer_problems(owner, _read_certificate("--ca", authority))
     noted = None if seen is None else _parse_seen(seen)
+    # The tip first: a worker may write meanwhile, and then the ledger is the newer one, as after an interruption.
+    tip = tip_path(path).read_bytes() if tip_path(path).exists() else None
     content = _read("ledger", path)
     if problems:
         raise InputRefusedError(problems)
-    tip = tip_path(path).read_bytes() if tip_path(path).exists() else None
     key = None if owner is None else _public_key("--certificate", owner)
     result = examine(content, tip, key, seen=noted, every_signature=every_signature)
     if owner is not None and result.entries:

@@ -16,10 +16,11 @@ from typing import NoReturn
 
 from pydantic import TypeAdapter, ValidationError
 
+from client.audit import examine
 from client.door import Direction
 from client.incoming import judge_change, judge_proposal, judge_request, request_key, stage_of
 from client.known_runs import KnownRun, PromptStore, pinned_backbone, recall_runs
-from client.ledger import Ledger, LedgerBrokenError, LedgerBusyError, Record
+from client.ledger import Ledger, LedgerBrokenError, LedgerBusyError, Record, tip_path
 from client.outgoing import judge_introduction, judge_reply
 from client.policy import Policy, load_policy
 from client.rules import RuleBroken, RulesBrokenError
@@ -32,7 +33,7 @@ from ept_fed.protocol.proposal import Proposal, SiteIntroduction
 from ept_fed.settings import Name
 from ept_fed.site_settings import SiteSettings
 
-__all__ = ["LEDGER_FILE", "SITE_KEY", "Gate", "open_gate"]
+__all__ = ["LEDGER_FILE", "SITE_KEY", "Gate", "check_gate", "open_gate"]
 
 _log = logging.getLogger(__name__)
 
@@ -218,6 +219,28 @@ def open_gate(settings: SiteSettings, kit: Path) -> Gate:
         raise InputRefusedError([Problem("ledger", str(path), f"cannot be opened ({error.strerror})")]) from error
     _log.info("policy %s, ledger of %d entries", policy.digest[:16], len(ledger.history))
     return Gate(policy, ledger, PromptStore(settings.worker.state / _PROMPTS_FOLDER), site=settings.site)
+
+
+def check_gate(settings: SiteSettings, kit: Path) -> None:
+    """Look at what `open_gate` needs without opening it: a worker may have the ledger open, and none need begin.
+
+    Raises:
+        InputRefusedError: for a policy or key that cannot be used, or a ledger that is not sound.
+    """
+    load_policy(settings.policy)
+    key = read_private_key(kit / SITE_KEY).public_key()
+    path = settings.worker.state / LEDGER_FILE
+    if not path.exists():
+        return
+    try:
+        # The tip first: a worker may write meanwhile, and then the ledger is the newer one, as after an interruption.
+        tip = tip_path(path).read_bytes()
+        found = examine(path.read_bytes(), tip, key)
+    except OSError as error:
+        raise InputRefusedError([Problem("ledger", str(path), f"cannot be read ({error.strerror})")]) from error
+    if not found.sound:
+        fix = f"is not sound; {found.findings[0]}. See ept-fed audit verify {path}"
+        raise InputRefusedError([Problem("ledger", str(path), fix)])
 
 
 def _judge_name(run: str) -> list[RuleBroken]:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from client import gate as gate_module
 from client.audit import examine
-from client.gate import LEDGER_FILE, SITE_KEY, Gate, open_gate
+from client.gate import LEDGER_FILE, SITE_KEY, Gate, check_gate, open_gate
 from client.ledger import tip_path
 from client.ledger_entry import Entry, parse_entry
 from client.policy import Policy
@@ -502,6 +502,16 @@ def test_a_gate_that_cannot_be_sure_of_itself_does_not_open(kit: Kit, spoil: str
         kit.settings.policy.write_text("schema: 1\nincoming: {rouns: [1, 2]}")
     with pytest.raises(InputRefusedError):
         open_gate(kit.settings, kit.folder)
+    if spoil == "second":
+        check_gate(kit.settings, kit.folder)
+    else:
+        with pytest.raises(InputRefusedError):
+            check_gate(kit.settings, kit.folder)
+
+
+def test_checking_a_gate_begins_no_ledger(kit: Kit) -> None:
+    check_gate(kit.settings, kit.folder)
+    assert not kit.settings.worker.state.exists()
 
 
 NUMBERS = st.one_of(st.floats(), st.integers(-(10**12), 10**12), st.booleans(), st.text(max_size=5), st.none())
@@ -559,7 +569,7 @@ def fuzzed_gate(kit: Kit, policy: Policy) -> tuple[Gate, Memory]:
 
 
 STRICT = Policy.model_validate({"schema": 1, "incoming": {"backbone": "first"}})
-FUZZED = settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FUZZED = settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @FUZZED
