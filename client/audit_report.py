@@ -146,10 +146,11 @@ def _say_sent(sent: Sequence[Entry]) -> list[str]:
     for (kind, shapes), members in groups.items():
         sizes = sorted({entry.bytes for entry in members})
         size = f"{sizes[0]:,}" if len(sizes) == 1 else f"{sizes[0]:,} to {sizes[-1]:,}"
+        size += " bytes each" if len(members) > 1 else " bytes"
         metrics = sorted({name for entry in members for name in entry.metrics})
         numbers = f"the numbers {', '.join(metrics)}" if metrics else ""
         held = " and ".join(part for part in (shapes, numbers) if part) or "no tensor and no metric"
-        said.append(f"{_many(len(members), _KINDS.get(kind, kind))}, {size} bytes each: {held}.")
+        said.append(f"{_many(len(members), _KINDS.get(kind, kind))}, {size}: {held}.")
     return said
 
 

@@ -15,7 +15,8 @@ Direction = Literal["in", "out"]
 class Door(Protocol):
     """Admits what comes from the server, releases what goes to it, and records both.
 
-    `frame` is always the exact bytes, as the worker received or would send them. A door that cannot record refuses.
+    `frame` is always the exact bytes, as the worker received or would send them. A door that cannot record raises
+    OSError, and the message does not pass.
     """
 
     def admit_proposal(self, run: str, proposal: Proposal, frame: bytes) -> None:

@@ -28,7 +28,7 @@ from ept_fed.bundles.signing import read_private_key
 from ept_fed.problems import InputRefusedError, Problem
 from ept_fed.protocol.frames import encode_frame
 from ept_fed.protocol.layout import PayloadLayout
-from ept_fed.protocol.messages import MessageRefusedError, RoundReply, RoundRequest, Split, clean_text
+from ept_fed.protocol.messages import RoundReply, RoundRequest, Split, clean_text
 from ept_fed.protocol.proposal import Proposal, SiteIntroduction
 from ept_fed.settings import Name
 from ept_fed.site_settings import SiteSettings
@@ -61,6 +61,7 @@ class Gate:
 
         Raises:
             RulesBrokenError: naming the rules.
+            OSError: if it cannot be recorded, and so does not pass.
         """
         with self._turn:
             broken = _judge_name(run) + judge_proposal(self._policy, proposal, self._runs.get(run))
@@ -87,6 +88,7 @@ class Gate:
 
         Raises:
             RulesBrokenError: naming the rules.
+            OSError: if it cannot be recorded, and so does not pass.
         """
         with self._turn:
             known, proposal = self._runs.get(run), self._proposals.get(run)
@@ -120,6 +122,7 @@ class Gate:
 
         Raises:
             RulesBrokenError: naming the rules.
+            OSError: if it cannot be recorded, and so does not pass.
         """
         with self._turn:
             run, sha256 = request.header.run, hashlib.sha256(frame).hexdigest()
@@ -140,6 +143,7 @@ class Gate:
 
         Raises:
             RulesBrokenError: naming the rules.
+            OSError: if it cannot be recorded, and so does not pass.
         """
         with self._turn:
             known = self._runs.get(request.header.run, KnownRun(proposal=""))
@@ -187,14 +191,10 @@ class Gate:
         raise error
 
     def _append(self, record: Record, frame: bytes) -> None:
-        """Write one entry; what cannot be recorded does not pass."""
+        """Write one entry; what cannot be recorded does not pass: the worker declines on any exception."""
         sha256 = hashlib.sha256(frame).hexdigest() if frame else None
         whole = dataclasses.replace(record, bytes=len(frame), sha256=sha256, policy=self._policy_digest)
-        try:
-            self._ledger.append(whole)
-        except (OSError, LedgerBrokenError) as error:
-            _log.error("the ledger cannot be written (%s); nothing passes until it can", error)
-            raise MessageRefusedError("the site cannot record messages at the moment") from error
+        self._ledger.append(whole)
 
 
 def open_gate(settings: SiteSettings, kit: Path) -> Gate:

@@ -53,7 +53,7 @@ class UpdateBound(Settings):
     """How far training may move what the site sends."""
 
     bound: Positive = Field(
-        2.0, description="largest root mean square of an update, over all its numbers; its length / sqrt(their count)"
+        1.0, description="largest root mean square of an update, over all its numbers; its length / sqrt(their count)"
     )
     above: Literal["refuse", "clip"] = Field(
         "refuse", description="an update above the bound: refuse it, or scale it down to the bound"
@@ -117,12 +117,12 @@ class Incoming(Settings):
     )
     rounds: Range = (1, 200)
     fine_tune_epochs: Range = Field((0, 50), description="after the last round, for the site alone")
-    image_size: Range = Field((0, 640), description="pixels per side")
+    image_size: Range = Field((0, 640), description="pixels per side; 0 stands for the backbone's own")
     prompt_length: Range = (1, 1000)
     tokens: Range = Field((0, 20), description="context tokens per prompted layer")
     training: TrainingRanges = TrainingRanges()
     prompt_change: Positive = Field(
-        2.0,
+        1.0,
         description="largest root mean square of the change of the prompts that come in, against those accepted last",
     )
 

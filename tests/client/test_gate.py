@@ -334,11 +334,11 @@ def test_prompts_may_move_by_the_bound_whatever_round_a_server_claims(kit: Kit, 
     gate = kit.open()
     kit.join(gate)
     admit(gate, request(1))
-    admit(gate, request(2, payload=INITIAL + np.float32(1.9)))
+    admit(gate, request(2, payload=INITIAL + np.float32(0.9)))
     gate = kit.open() if restart else gate
-    far = request(5, payload=INITIAL + np.float32(4.0))
+    far = request(5, payload=INITIAL + np.float32(2.0))
     assert rules_of(lambda: admit(gate, far)) == ("incoming.prompt_change",)
-    admit(gate, request(5, payload=INITIAL + np.float32(3.8)))
+    admit(gate, request(5, payload=INITIAL + np.float32(1.8)))
 
 
 def test_lost_prompts_fail_closed_until_the_run_is_proposed_again(kit: Kit) -> None:
@@ -362,7 +362,7 @@ def test_lost_prompts_fail_closed_until_the_run_is_proposed_again(kit: Kit) -> N
         ({"payload": INITIAL.reshape(2, 3)}, "protocol.reply"),
         ({"payload": None}, "protocol.reply"),
         ({"payload": INITIAL.tolist()}, "protocol.payload"),
-        ({"payload": INITIAL + np.float32(2.1)}, "outgoing.update"),
+        ({"payload": INITIAL + np.float32(1.1)}, "outgoing.update"),
         ({"gradient": INITIAL}, "protocol.reply"),
         ({"examples": 3}, "outgoing.fewest_training_images"),
         ({"examples": True}, "protocol.reply"),
@@ -472,7 +472,7 @@ def test_what_cannot_be_recorded_does_not_pass(kit: Kit, monkeypatch: pytest.Mon
 
     monkeypatch.setattr("client.ledger.os.fsync", fail)
     for act in (lambda: admit(gate, request(2)), lambda: gate.release(asked, answer(asked), LAYOUT)):
-        with pytest.raises(MessageRefusedError, match="cannot record"):
+        with pytest.raises(OSError, match="No space left"):
             act()
     monkeypatch.undo()
     admit(gate, request(2))
@@ -596,7 +596,7 @@ def test_whatever_a_reply_holds_nothing_leaves_but_what_the_policy_allows(kit: K
     assert (left.phase, left.gradient) == ("train", None)
     assert type(left.payload) is np.ndarray
     assert (left.payload.dtype, left.payload.shape) == (np.float32, (6,))
-    assert np.sqrt(np.mean((left.payload - asked.payload).astype(np.float64) ** 2)) <= 2.0
+    assert np.sqrt(np.mean((left.payload - asked.payload).astype(np.float64) ** 2)) <= 1.0
     assert list(left.metrics) == list(TRAIN_METRICS)
     assert all(
         type(value) is float and (math.isnan(value) or value == round(value, 3)) for value in left.metrics.values()
