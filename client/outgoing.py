@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 
@@ -18,7 +19,8 @@ import ept_fed
 from client.incoming import root_mean_square
 from client.policy import Policy
 from client.rules import RuleBroken
-from ept_fed.methods import HEAD_TENSORS
+from ept_fed.config import SharedModelSettings
+from ept_fed.methods import HEAD_TENSORS, METHODS
 from ept_fed.protocol.layout import PayloadLayout, PayloadMismatchError, Vector
 from ept_fed.protocol.messages import (
     PROTOCOL_VERSION,
@@ -33,8 +35,11 @@ from ept_fed.protocol.proposal import Proposal, SiteIntroduction
 __all__ = ["Release", "judge_introduction", "judge_reply"]
 
 # What a layout may say in words; classes apart, which must be the proposal's own.
-_MEANINGS = re.compile(r"embedding (concat|add|multiply|multiply_concat)|layer \d{1,3}|method [a-z0-9_]{1,20}")
-_OPTION = re.compile(r"(rank|alpha|reduction|scale|pad|tokens|deep) [0-9.e+-]{1,12}")
+_EMBEDDINGS = "|".join(get_args(SharedModelSettings.model_fields["embedding"].annotation))
+_OPTIONS = "|".join(sorted({name for info in METHODS.values() for name in info.options}))
+_MEANING = re.compile(
+    rf"embedding ({_EMBEDDINGS})|layer \d{{1,3}}|method ({'|'.join(METHODS)})|({_OPTIONS}) [0-9.e+-]{{1,12}}", re.ASCII
+)
 
 
 @dataclass(frozen=True)
@@ -153,11 +158,7 @@ def _judge_form(
 
 def _judge_layout(policy: Policy, layout: PayloadLayout, proposal: Proposal) -> list[RuleBroken]:
     known = {f"class {name}" for name in proposal.data.classes}
-    odd = [
-        text
-        for text in layout.meaning
-        if text not in known and not _MEANINGS.fullmatch(text) and not _OPTION.fullmatch(text)
-    ]
+    odd = [text for text in layout.meaning if text not in known and not _MEANING.fullmatch(text)]
     broken = [RuleBroken("protocol.layout", text, "no text leaves that the proposal did not hold") for text in odd]
     return broken + _judge_tensor_names(policy, layout)
 

@@ -114,7 +114,8 @@ def _describe_policy() -> list[str]:
     }
     parts = [
         "\n## A site's policy.yaml\n\nWhat may leave a hospital and what may come in; only the hospital edits it, and "
-        "what it leaves out keeps the default. A range is [least, most]. [privacy.md](privacy.md) says what each rule answers.\n\n",
+        "what it leaves out keeps the default. A range is [least, most]. [privacy.md](privacy.md) says what each rule "
+        "answers.\n\n",
         _table(policy.Policy, skip={"outgoing", "incoming"}).replace("`schema_version`", "`schema`"),
     ]
     nested = {"update", "training"}

@@ -13,6 +13,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -63,13 +64,13 @@ def _time_messages(folder: Path, count: int) -> None:
         request = RoundRequest(header, "train", count, initial, "train", settings)
         frame = encode_frame(request)
         reply = RoundReply(header, "train", initial + np.float32(0.01), 40, dict.fromkeys(TRAIN_METRICS, 1.0))
-        for direction, act in (
-            ("in", lambda request=request, frame=frame: gate.admit(request, _LAYOUT, frame)),
-            ("out", lambda request=request, reply=reply: gate.release(request, reply, _LAYOUT)),
-        ):
+        acts = {
+            "in": partial(gate.admit, request, _LAYOUT, frame),
+            "out": partial(gate.release, request, reply, _LAYOUT),
+        }
+        for direction, act in acts.items():
             waited.clear()
-            whole = _milliseconds(act)
-            taken[direction].append((whole, sum(waited)))
+            taken[direction].append((_milliseconds(act), sum(waited)))
     gate.close()
     print(f"{_LAYOUT.size:,} floats; per message, median (95th percentile) of {count} in each direction:")
     for direction, times in taken.items():

@@ -21,6 +21,7 @@ from client.ledger_entry import Entry, parse_entry
 from client.policy import Policy
 from client.rules import RulesBrokenError
 from ept_fed.config import Experiment, TrainingSettings
+from ept_fed.methods import METHODS
 from ept_fed.problems import InputRefusedError
 from ept_fed.protocol.frames import Introduce, encode_frame
 from ept_fed.protocol.layout import PayloadLayout
@@ -261,6 +262,16 @@ def test_an_introduction_outside_the_policy_does_not_leave(kit: Kit, change: dic
     met = dataclasses.replace(introduction(kit.proposal), **change)
     assert rules_of(lambda: gate.release_introduction(RUN, met, b"frame", counts=COUNTS)) == (rule,)
     assert rules_of(lambda: admit(gate, request())) == ("protocol.run",)
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_what_any_method_says_of_its_layout_may_leave(kit: Kit, method: str) -> None:
+    info = METHODS[method]
+    said = (f"method {method}", *(f"{name} {option.default:g}" for name, option in info.options.items()))
+    gate = kit.open()
+    gate.admit_proposal(RUN, kit.proposal, b"frame")
+    met = introduction(kit.proposal, layout=PayloadLayout(LAYOUT.shapes, (*said, "class a")))
+    gate.release_introduction(RUN, met, encode_frame(met), counts=COUNTS)
 
 
 def test_the_first_backbone_is_kept_over_restarts_and_a_list_overrules_it(kit: Kit) -> None:

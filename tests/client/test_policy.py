@@ -8,6 +8,7 @@ import pytest
 from client.policy import Policy, TrainingRanges, load_policy
 from ept_fed.config import TrainingSettings
 from ept_fed.problems import InputRefusedError
+from ept_fed.protocol.messages import EVALUATE_METRICS, QUALITY_METRICS
 
 TEMPLATE = Path(__file__).resolve().parents[2] / "ept_fed" / "assets" / "policy.yaml"
 
@@ -44,6 +45,10 @@ def test_every_number_that_a_server_can_ask_for_has_a_range() -> None:
     training = TrainingSettings()
     for name, (least, most) in TrainingRanges():
         assert least <= getattr(training, name) <= most
+
+
+def test_every_metric_of_the_protocol_can_be_allowed() -> None:
+    assert set(Policy().outgoing.metrics) == {*QUALITY_METRICS, "seconds"} == set(EVALUATE_METRICS)
 
 
 def test_all_problems_of_a_file_come_together(tmp_path: Path) -> None:
