@@ -121,9 +121,7 @@ def _time_verification(folder: Path, count: int) -> None:
         times, processor = [], []
         for _ in range(3):
             started = time.process_time()
-            times.append(
-                _milliseconds(lambda every=every: examine(content, tip, key.public_key(), every_signature=every))
-            )
+            times.append(_milliseconds(partial(examine, content, tip, key.public_key(), every_signature=every)))
             processor.append(time.process_time() - started)
         print(f"  {name}: {statistics.median(times) / 1e3:.2f} s ({statistics.median(processor):.2f} s of a processor)")
 
