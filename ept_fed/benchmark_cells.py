@@ -1,10 +1,12 @@
 """From an experiment with a `benchmark` section to the cells of its grid."""
 
 import difflib
+import itertools
+import json
 from collections.abc import Sequence
 
 from ept_fed.benchmark_settings import Cell, Setting
-from ept_fed.config import Experiment
+from ept_fed.config import EPT_SETTINGS, Experiment, ModelSettings
 from ept_fed.experiment_file import override_experiment
 from ept_fed.methods import METHODS
 from ept_fed.problems import InputRefusedError, Problem
@@ -26,29 +28,32 @@ def list_cells(experiment: Experiment) -> tuple[Cell, ...]:
         raise InputRefusedError(problems)
     cells: list[Cell] = []
     found: dict[str, Problem] = {}
-    for shots in grid.shots or (experiment.data.shots,):
-        for seed in grid.seeds:
-            for method in grid.methods:
-                try:
-                    cells += _list_settings(experiment, method, shots, seed)
-                except InputRefusedError as refusal:
-                    for problem in refusal.problems:
-                        told = Problem(f"benchmark: {method}: {problem.field}", problem.value, problem.fix)
-                        found.setdefault(str(told), told)
+    samplings: tuple[int | None, ...] = grid.samplings or (None,)
+    shots: tuple[int | None, ...] = grid.shots or (experiment.data.shots,)
+    for images in itertools.product(shots, samplings, grid.seeds):
+        for method in grid.methods:
+            try:
+                cells += _list_settings(experiment, method, *images)
+            except InputRefusedError as refusal:
+                for problem in refusal.problems:
+                    told = Problem(f"benchmark: {method}: {problem.field}", problem.value, problem.fix)
+                    found.setdefault(str(told), told)
     if found:
         raise InputRefusedError(list(found.values()))
     return tuple(cells)
 
 
-def _list_settings(experiment: Experiment, method: str, shots: int | None, seed: int) -> list[Cell]:
+def _list_settings(
+    experiment: Experiment, method: str, shots: int | None, sampling: int | None, seed: int
+) -> list[Cell]:
     own = experiment.benchmark.variants.get(method, ())
     changes = [
         "benchmark={}",
         "personalisation={}",
         "evaluation.baselines=[]",
-        f"data.shots={'null' if shots is None else shots}",
+        *_draw_images(experiment, shots, sampling),
         f"seed={seed}",
-        *([f"model.method={method}", "model.method_options={}"] if method in METHODS else []),
+        *(_choose_method(method) if method in METHODS else []),
         *own,
     ]
     model = override_experiment(experiment, changes, check=lambda _experiment: []).model
@@ -62,8 +67,26 @@ def _list_settings(experiment: Experiment, method: str, shots: int | None, seed:
         # Alone nothing is sent; the head is named so that methods without other tensors have a payload to adopt.
         share = "prompts" if setting == "federated" else "prompts+head"
         settings = override_experiment(experiment, [*changes, f"federation.share={share}"])
-        cells.append(Cell(method, shots, seed, setting, experiment.benchmark.fold, settings))
+        cells.append(Cell(method, shots, sampling, seed, setting, experiment.benchmark.fold, settings))
     return cells
+
+
+def _draw_images(experiment: Experiment, shots: int | None, sampling: int | None) -> list[str]:
+    """Return the settings that say which images a cell trains on; MedFMC publishes its samplings as lists."""
+    if getattr(experiment.data, "sampling", None) is not None:
+        published = {"sampling_shots": shots, "sampling": None if sampling is None else f"exp{sampling}"}
+        return [f"data.{name}={value}" for name, value in published.items() if value is not None]
+    drawn = [] if sampling is None else [f"data.seed={sampling}"]
+    return [f"data.shots={'null' if shots is None else shots}", *drawn]
+
+
+def _choose_method(method: str) -> list[str]:
+    """Return the settings that put a method into an experiment that was written for another."""
+    if method == "ept":
+        return ["model.method=ept", "model.method_options={}"]
+    defaults = ModelSettings().model_dump(mode="json", include=set(EPT_SETTINGS))
+    resets = [f"model.{name}={json.dumps(value)}" for name, value in defaults.items()]
+    return [f"model.method={method}", "model.method_options={}", *resets]
 
 
 def _check_grid(experiment: Experiment) -> list[Problem]:
@@ -82,6 +105,7 @@ def _check_grid(experiment: Experiment) -> list[Problem]:
     axes: dict[str, Sequence[str | int | Setting]] = {
         "methods": grid.methods,
         "shots": grid.shots,
+        "samplings": grid.samplings,
         "seeds": grid.seeds,
         "settings": grid.settings,
     }

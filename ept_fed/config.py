@@ -15,6 +15,7 @@ from ept_fed.data_settings import LOCAL_DATA_FIELDS, AnyDataSettings
 from ept_fed.settings import Count, Fraction, Positive, Settings
 
 __all__ = [
+    "EPT_SETTINGS",
     "LOCAL_SETTINGS",
     "EvaluationSettings",
     "Experiment",
@@ -26,7 +27,7 @@ __all__ = [
 
 
 class ModelSettings(Settings):
-    """The frozen backbone and what is tuned in it. prompt_length to init are for method ept, others ignore them."""
+    """The frozen backbone and what is tuned in it. prompt_length to initial_sink are for method ept alone."""
 
     method: str = Field("ept", description="a name of docs/methods.md: ept, or one of the paper's comparators")
     method_options: dict[str, float] = Field(
@@ -50,7 +51,14 @@ class ModelSettings(Settings):
         "concat", description="how prompts enter the attention logits (Fig. 5); only concat folds"
     )
     init: Literal["normal", "uniform", "zero", "kaiming"] = "normal"
+    initial_sink: Annotated[float, Field(ge=-30.0, le=30.0)] | None = Field(
+        None, description="where every sink starts; null: where the drawn columns fold to, about log M"
+    )
     device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+# Settings of the model that only method ept knows.
+EPT_SETTINGS = ("prompt_length", "prompt_layers", "tokens", "embedding", "init", "initial_sink")
 
 
 class TrainingSettings(Settings):
@@ -179,6 +187,11 @@ class Experiment(Settings):
     personalisation: PersonalisationSettings = PersonalisationSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     benchmark: BenchmarkSettings = BenchmarkSettings()
+
+    @property
+    def data_seed(self) -> int:
+        """What splits, K-shot samples and virtual sites derive from."""
+        return self.seed if self.data.seed is None else self.data.seed
 
     @property
     def run_id(self) -> str:

@@ -31,6 +31,9 @@ def find_contradictions(experiment: Experiment) -> list[Problem]:
                 "softmax as a constant sum of exponentials; set federation.payload=raw or model.embedding=concat",
             )
         )
+    if model.initial_sink is not None and model.embedding != "concat":
+        fix = "is where plain concat's columns fold to; leave it out, or set model.embedding=concat"
+        found.append(Problem("model.initial_sink", model.initial_sink, fix))
     if data.task == "multi_label" and training.class_balanced:
         found.append(
             Problem("training.class_balanced", True, "is defined for data.task=single_label only; set it to false")

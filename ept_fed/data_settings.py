@@ -64,6 +64,9 @@ class DataSettings(Settings):
     partition: AnyPartition = Field(
         SitesPartition(), description="the source's own sites, or virtual ones that images are dealt to"
     )
+    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = Field(
+        None, description="of splits, K-shot samples and virtual sites; null takes the run's"
+    )
     shots: Count | None = Field(
         None,
         description="training images per class and site (K-shot); null trains on the whole training split",

@@ -1,4 +1,4 @@
-"""`ept-fed benchmark`: methods × shots × seeds × settings, one cell after the other, each trained once."""
+"""`ept-fed benchmark`: methods × shots × samplings × seeds × settings, one cell after the other, each trained once."""
 
 import logging
 import math
@@ -214,6 +214,7 @@ def _list_rows(cells: Sequence[Cell], finished: Mapping[str, Mapping[str, Any]])
                 {
                     "method": cell.method,
                     "shots": cell.shots,
+                    "sampling": cell.sampling,
                     "seed": cell.seed,
                     "setting": cell.setting,
                     "site": site,

@@ -40,7 +40,7 @@ def benchmark(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as one JSON document only.")] = False,
 ) -> None:
-    """Train methods × shots × seeds × settings cell by cell, and compare them on every site's own test images.
+    """Train methods × shots × samplings × seeds × settings cell by cell, on every site's own test images.
 
     A finished cell is one line of cells.jsonl and is never trained again: the same command goes on where it was
     stopped, and a larger grid adds to it. results.csv has a row per cell and site, summary.csv the means, accuracy.png
@@ -77,10 +77,10 @@ def _tabulate(summary: list[Mapping[str, Any]], reference: str) -> "Table":
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title="macro AUC, mean over sites: mean ± standard deviation over seeds")
+    table = Table(title="macro AUC, mean over sites: mean ± standard deviation over runs")
     for heading in ("method", "shots", "setting"):
         table.add_column(heading, overflow="fold")
-    for heading in ("bytes/round", "AUC", f"Δ {reference}", "seeds"):
+    for heading in ("bytes/round", "AUC", f"Δ {reference}", "runs"):
         table.add_column(heading, justify="right")
     for row in (row for row in summary if row["metric"] == "auc"):
         difference = "" if row["method"] == reference else _spread(row["difference"], row["difference_sd"], "+")
@@ -91,7 +91,7 @@ def _tabulate(summary: list[Mapping[str, Any]], reference: str) -> "Table":
             f"{row['bytes_per_round']:,}",
             _spread(row["mean"], row["sd"]),
             difference,
-            str(row["seeds"]),
+            str(row["runs"]),
         )
     return table
 

@@ -59,7 +59,7 @@ def examine(
 
         experiment = load_experiment(config, overrides or [], check=find_data_contradictions)
         with _progress() as (on_start, on_image):
-            found = examine_data(experiment.data, experiment.seed, on_start=on_start, on_image=on_image)
+            found = examine_data(experiment.data, experiment.data_seed, on_start=on_start, on_image=on_image)
         if plot is not None:
             from ept_fed.reports.partition_chart import draw_partition
 

@@ -50,6 +50,32 @@ def test_the_grid_is_the_product_of_its_axes_without_what_cannot_be(micro: Micro
         assert (cell.experiment.data.shots, cell.experiment.seed) == (cell.shots, cell.seed)
 
 
+def test_samplings_change_the_images_and_seeds_the_training(micro: Micro) -> None:
+    cells = list_cells(micro("benchmark={methods: [ept], samplings: [7, 8], seeds: [0, 1], settings: [local]}"))
+    assert [(cell.sampling, cell.seed) for cell in cells] == [(7, 0), (7, 1), (8, 0), (8, 1)]
+    assert [cell.experiment.data_seed for cell in cells] == [7, 7, 8, 8]
+    same, other, anew = (prepare_federation(cells[i].experiment).data.digest for i in (0, 1, 2))
+    assert same == other != anew
+    assert len({cell.key for cell in cells}) == len({cell.title for cell in cells}) == 4
+
+
+def test_published_samplings_are_lists_of_their_own(micro: Micro) -> None:
+    source = "data={source: medfmc, images: ., dataset: colon, sampling: exp1, sampling_shots: 1}"
+    grid = "benchmark={methods: [ept], shots: [1, 5], samplings: [2, 5], seeds: [0], settings: [local]}"
+    cells = list_cells(micro(source, grid))
+    lists = [cell.experiment.data.model_dump() for cell in cells]
+    drawn = [(data["sampling"], data["sampling_shots"]) for data in lists]
+    assert drawn == [("exp2", 1), ("exp5", 1), ("exp2", 5), ("exp5", 5)]
+    assert {(cell.experiment.data.shots, cell.experiment.data.seed) for cell in cells} == {(None, None)}
+
+
+def test_comparators_have_nothing_of_ept_left(micro: Micro) -> None:
+    cells = list_cells(micro("model.tokens=1", "benchmark.seeds=[0]", "benchmark.settings=[local]"))
+    assert {cell.method: cell.experiment.model.tokens for cell in cells} == {
+        name: int(name == "ept") for name in METHODS
+    }
+
+
 def test_variants_change_what_they_say_and_names_are_no_part_of_a_cell(micro: Micro) -> None:
     grid = "benchmark={methods: [ept, ept+tokens, same, vpt], seeds: [0], settings: [federated], variants: " + (
         "{ept+tokens: [model.tokens=1], same: [model.method=ept], vpt: [training.method_lr=0.003]}}"
@@ -186,10 +212,8 @@ def test_what_cannot_be_is_refused_before_the_first_cell(
 
 
 def row(method: str, seed: int, site: str, value: float, setting: str = "federated") -> dict[str, Any]:
-    metrics = dict.fromkeys(SUMMARY_METRICS, value)
-    return {
-        "method": method, "shots": 5, "seed": seed, "setting": setting, "site": site, "bytes_per_round": 10, **metrics
-    }  # fmt: skip
+    run = {"method": method, "shots": 5, "sampling": None, "seed": seed, "setting": setting}
+    return {**run, "site": site, "bytes_per_round": 10, **dict.fromkeys(SUMMARY_METRICS, value)}
 
 
 def test_differences_are_paired_seed_by_seed() -> None:
@@ -202,8 +226,8 @@ def test_differences_are_paired_seed_by_seed() -> None:
     ]
     summary = {(r["method"], r["metric"]): r for r in summarise(rows, "ept")}
     ept, vpt = summary["ept", "auc"], summary["vpt", "auc"]
-    assert (ept["mean"], ept["seeds"], ept["difference"]) == (pytest.approx(0.75), 2, 0)
-    assert (vpt["mean"], vpt["seeds"]) == (pytest.approx(0.6), 3)
+    assert (ept["mean"], ept["runs"], ept["difference"]) == (pytest.approx(0.75), 2, 0)
+    assert (vpt["mean"], vpt["runs"]) == (pytest.approx(0.6), 3)
     assert (vpt["difference"], vpt["pairs"]) == (pytest.approx(0.05), 2)
     assert vpt["difference_sd"] == pytest.approx(0.1 / 2**0.5)
     assert draw_benchmark(summarise(rows, "ept")).startswith(b"\x89PNG")
