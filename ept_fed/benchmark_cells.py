@@ -17,7 +17,8 @@ __all__ = ["list_cells"]
 def list_cells(experiment: Experiment) -> tuple[Cell, ...]:
     """Return the cells in the order in which they run: what shares its images stands together.
 
-    A method that has nothing to send without its head has no cell `federated`.
+    A method that has nothing to send without its head has no cell `federated`, and one whose head is computed at the
+    sites has none `federated+head`.
 
     Raises:
         InputRefusedError: with the problems of the grid, and of every cell's own settings, each told once.
@@ -56,7 +57,8 @@ def _list_settings(
         *(_choose_method(method) if method in METHODS else []),
         *own,
     ]
-    model = override_experiment(experiment, changes, check=lambda _experiment: []).model
+    changed = override_experiment(experiment, changes, check=lambda _experiment: [])
+    model, computed = changed.model, changed.training.head == "discriminant"
     if not any(change.startswith("federation.payload=") for change in own):
         folds = model.method == "ept" and model.embedding == "concat"
         changes.append(f"federation.payload={'folded' if folds else 'raw'}")
@@ -64,8 +66,10 @@ def _list_settings(
     for setting in experiment.benchmark.settings:
         if setting == "federated" and not METHODS[model.method].sends_without_head:
             continue
+        if setting == "federated+head" and computed:
+            continue
         # Alone nothing is sent; the head is named so that methods without other tensors have a payload to adopt.
-        share = "prompts" if setting == "federated" else "prompts+head"
+        share = "prompts" if setting == "federated" or computed else "prompts+head"
         settings = override_experiment(experiment, [*changes, f"federation.share={share}"])
         cells.append(Cell(method, shots, sampling, seed, setting, experiment.benchmark.fold, settings))
     return cells

@@ -83,6 +83,14 @@ class TrainingSettings(Settings):
     head_first_epochs: Annotated[int, Field(ge=0, le=1000)] = Field(
         0, description="FedRep: epochs on the head alone before `epochs` on the prompts alone; 0 trains both together"
     )
+    head: Literal["trained", "discriminant"] = Field(
+        "trained",
+        description="trained: by gradient, with the prompts; discriminant: computed at the site, for the features that "
+        "the prompts at hand lead to",
+    )
+    head_shrinkage: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        0.3, description="of the discriminant's covariance towards the identity"
+    )
     batch_size: Annotated[int, Field(ge=1, le=4096)] = 8
     class_balanced: bool = Field(False, description="draw every class equally often")
     optimizer_state: Literal["keep", "reset"] = Field("keep", description="momentum across rounds at a site")

@@ -21,6 +21,8 @@ from ept_fed.protocol.plan import Plan
 from ept_fed.reports.run_folder import RunFolder
 from ept_fed.seeds import derive_seed
 from ept_fed.strategies import STRATEGIES, count_asked, resolve_options
+from ept_fed.training.fitted_head import HeadFit
+from ept_fed.training.loop import use_bfloat16
 
 __all__ = ["POOLED_SITE", "VirtualFederation", "prepare_federation"]
 
@@ -62,7 +64,19 @@ class VirtualFederation:
             evaluation_batch=evaluation.batch_size,
             precision=self.experiment.training.precision,
             ditto=self.experiment.personalisation.ditto,
+            head=self._head_fit(data.name),
             states=states,
+        )
+
+    def _head_fit(self, site: str) -> HeadFit | None:
+        training = self.experiment.training
+        if training.head == "trained":
+            return None
+        return HeadFit(
+            shrinkage=training.head_shrinkage,
+            seed=derive_seed(self.experiment.seed, site, "head"),
+            batch_size=self.experiment.evaluation.batch_size,
+            bfloat16=use_bfloat16(training.precision, self.device),
         )
 
     def keep_states(self, folder: RunFolder, setting: str, site: str) -> StateFolder:
