@@ -1,11 +1,12 @@
 """From an experiment with a `benchmark` section to the cells of its grid."""
 
 import difflib
+import fnmatch
 import itertools
 import json
 from collections.abc import Sequence
 
-from ept_fed.benchmark_settings import Cell, Setting
+from ept_fed.benchmark_settings import BenchmarkSettings, Cell, Setting
 from ept_fed.config import EPT_SETTINGS, Experiment, ModelSettings
 from ept_fed.experiment_file import override_experiment
 from ept_fed.methods import METHODS
@@ -24,7 +25,8 @@ def list_cells(experiment: Experiment) -> tuple[Cell, ...]:
         InputRefusedError: with the problems of the grid, and of every cell's own settings, each told once.
     """
     grid = experiment.benchmark
-    problems = _check_grid(experiment)
+    methods = _expand_patterns(grid)
+    problems = _check_grid(grid, methods)
     if problems:
         raise InputRefusedError(problems)
     cells: list[Cell] = []
@@ -32,7 +34,7 @@ def list_cells(experiment: Experiment) -> tuple[Cell, ...]:
     samplings: tuple[int | None, ...] = grid.samplings or (None,)
     shots: tuple[int | None, ...] = grid.shots or (experiment.data.shots,)
     for images in itertools.product(shots, samplings, grid.seeds):
-        for method in grid.methods:
+        for method in methods:
             try:
                 cells += _list_settings(experiment, method, *images)
             except InputRefusedError as refusal:
@@ -93,21 +95,34 @@ def _choose_method(method: str) -> list[str]:
     return [f"model.method={method}", "model.method_options={}", *resets]
 
 
-def _check_grid(experiment: Experiment) -> list[Problem]:
-    grid = experiment.benchmark
-    known = [*METHODS, *(name for name in grid.variants if name not in METHODS)]
+def _list_known(grid: BenchmarkSettings) -> list[str]:
+    return [*METHODS, *(name for name in grid.variants if name not in METHODS)]
+
+
+def _expand_patterns(grid: BenchmarkSettings) -> list[str]:
+    """Return the methods by name; one that no row has stays as it is, to be refused."""
+    known = _list_known(grid)
+    return [
+        name
+        for given in grid.methods
+        for name in ([given] if given in known else fnmatch.filter(known, given)) or [given]
+    ]
+
+
+def _check_grid(grid: BenchmarkSettings, methods: Sequence[str]) -> list[Problem]:
+    known = _list_known(grid)
     found = []
-    for name in grid.methods:
+    for name in methods:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean '{near[0]}'? " if near else ""
             fix = f"{hint}known are {', '.join(known)}; others are defined under benchmark.variants"
             found.append(Problem("benchmark.methods", name, fix))
-    if grid.reference not in grid.methods:
-        fix = f"is not compared; name one of benchmark.methods: {', '.join(grid.methods)}"
+    if grid.reference not in methods:
+        fix = f"is not compared; name one of benchmark.methods: {', '.join(methods)}"
         found.append(Problem("benchmark.reference", grid.reference, fix))
     axes: dict[str, Sequence[str | int | Setting]] = {
-        "methods": grid.methods,
+        "methods": methods,
         "shots": grid.shots,
         "samplings": grid.samplings,
         "seeds": grid.seeds,

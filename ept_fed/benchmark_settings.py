@@ -24,7 +24,8 @@ class BenchmarkSettings(Settings):
     """What `ept-fed benchmark` compares: methods × shots × samplings × seeds × settings. `simulate` ignores it."""
 
     methods: Annotated[tuple[str, ...], Field(min_length=1)] = Field(
-        tuple(METHODS), description="rows of the table: names of docs/methods.md, or of `variants`"
+        tuple(METHODS),
+        description="rows of the table: names of docs/methods.md or of `variants`, or patterns such as 'depth *'",
     )
     variants: dict[str, tuple[str, ...]] = Field(
         {},

@@ -12,7 +12,7 @@ from client.site import Site
 from ept_fed.benchmark_cells import list_cells
 from ept_fed.benchmark_settings import Cell
 from ept_fed.config import Experiment
-from ept_fed.evaluation.benchmark import summarise
+from ept_fed.evaluation.benchmark import compare_with_home, summarise
 from ept_fed.problems import InputRefusedError, Problem
 from ept_fed.reports.benchmark_chart import draw_benchmark
 from ept_fed.reports.benchmark_folder import BenchmarkFolder
@@ -83,7 +83,7 @@ def benchmark(experiment: Experiment, out: Path, progress: Progress) -> Mapping[
     if not rows:
         raise InputRefusedError([Problem("benchmark", len(cells), "no cell could be trained; the notes above say why")])
     summary = summarise(rows, experiment.benchmark.reference)
-    folder.write_tables(rows, summary, draw_benchmark(summary))
+    folder.write_tables(rows, summary, compare_with_home(rows), draw_benchmark(summary))
     failed = any(row["status"] == "failed" for row in rows) or any(cell.key not in finished for cell in cells)
     return {
         "status": "failed" if failed else "done",

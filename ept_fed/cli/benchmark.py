@@ -1,5 +1,6 @@
 """`ept-fed benchmark`: methods against each other, under each way of working together."""
 
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,7 +28,7 @@ def benchmark(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one setting; repeatable.")
     ] = None,
     methods: Annotated[
-        list[str] | None, typer.Option("--method", help="Compare this method or variant only; repeatable.")
+        list[str] | None, typer.Option("--method", help="Compare this method, variant or pattern only; repeatable.")
     ] = None,
     settings: Annotated[
         list[str] | None,
@@ -43,9 +44,9 @@ def benchmark(
     """Train methods × shots × samplings × seeds × settings cell by cell, on every site's own test images.
 
     A finished cell is one line of cells.jsonl and is never trained again: the same command goes on where it was
-    stopped, and a larger grid adds to it. results.csv has a row per cell and site, summary.csv the means, accuracy.png
-    the picture. Exit code 0: done; 1: a cell averaged nothing, or could not be trained;
-    2: something has to be corrected first.
+    stopped, and a larger grid adds to it. results.csv has a row per cell and site, summary.csv the means, home.csv
+    what working together brought each site, accuracy.png the picture. Exit code 0: done; 1: a cell averaged nothing, or
+    could not be trained; 2: something has to be corrected first.
     """
     with exit_on_refusal(as_json=as_json):
         from ept_fed.artefacts import dump_json
@@ -53,7 +54,7 @@ def benchmark(
         from ept_fed.reports.progress import Silent
 
         asked = {"methods": methods, "settings": settings, "shots": shots, "seeds": range(seeds or 0)}
-        grid = [f"benchmark.{axis}=[{', '.join(map(str, values))}]" for axis, values in asked.items() if values]
+        grid = [f"benchmark.{axis}={json.dumps(list(values))}" for axis, values in asked.items() if values]
         experiment = load_experiment(config, [*(overrides or []), *grid])
         folder = out or Path("benchmarks") / experiment.name
 

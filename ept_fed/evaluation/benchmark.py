@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
-__all__ = ["SUMMARY_METRICS", "summarise"]
+__all__ = ["SUMMARY_METRICS", "compare_with_home", "summarise"]
 
 SUMMARY_METRICS = ("auc", "accuracy", "balanced_accuracy", "average_precision")
 
@@ -61,6 +62,52 @@ def summarise(rows: Sequence[Mapping[str, Any]], reference: str) -> list[dict[st
                 }
             )
     return summary
+
+
+def compare_with_home(rows: Sequence[Mapping[str, Any]], metric: str = "auc") -> list[dict[str, Any]]:
+    """Return what working together brought each site: one row per method, shots, setting and site.
+
+    Differences are taken run by run from the same method trained at the site alone. The interval is Student's over
+    runs, so it holds what samplings and seeds do to a site, and needs two of them.
+
+    Args:
+        rows: as for `summarise`.
+        metric: one of `SUMMARY_METRICS`.
+
+    Returns:
+        `home`, the mean over runs alone, `difference`, and `low` and `high`, its 95 % interval (NaN from one run), over
+        `runs` in which both are defined. A method without the setting `local` has no rows.
+    """
+    values = {
+        (row["method"], row["shots"], row["site"], row["setting"], (row["sampling"], row["seed"])): float(row[metric])
+        for row in rows
+    }
+    runs: dict[tuple[Any, ...], list[tuple[float, float]]] = {}
+    for (method, shots, site, setting, run), value in values.items():
+        home = values.get((method, shots, site, "local", run))
+        if setting != "local" and home is not None:
+            pairs = runs.setdefault((method, shots, setting, site), [])
+            if not np.isnan(home - value):
+                pairs.append((home, value - home))
+    compared = []
+    for (method, shots, setting, site), pairs in runs.items():
+        mean, sd = _mean_and_sd([difference for _, difference in pairs])
+        half = float(stats.t.ppf(0.975, len(pairs) - 1)) * sd / len(pairs) ** 0.5 if len(pairs) > 1 else float("nan")
+        compared.append(
+            {
+                "method": method,
+                "shots": shots,
+                "setting": setting,
+                "site": site,
+                "metric": metric,
+                "home": _mean_and_sd([home for home, _ in pairs])[0],
+                "difference": mean,
+                "low": mean - half,
+                "high": mean + half,
+                "runs": len(pairs),
+            }
+        )
+    return compared
 
 
 def _average_sites(runs: Mapping[_Run, Sequence[Mapping[str, Any]]], metric: str) -> dict[_Run, float]:
