@@ -12,8 +12,10 @@ from client.site import Site
 from ept_fed.benchmark_cells import list_cells
 from ept_fed.benchmark_settings import Cell
 from ept_fed.config import Experiment
+from ept_fed.data.datasets import SiteData
 from ept_fed.evaluation.benchmark import compare_with_home, summarise
 from ept_fed.problems import InputRefusedError, Problem
+from ept_fed.protocol.plan import Plan
 from ept_fed.reports.benchmark_chart import draw_benchmark
 from ept_fed.reports.benchmark_folder import BenchmarkFolder
 from ept_fed.reports.comparison import METRICS
@@ -187,7 +189,7 @@ def _train(
         return lambda _name: pooled, 0
     plan = federation.plan()
     sites = {
-        name: federation.create_site(data, federation.keep_states(scratch, "federated", name))
+        name: federation.create_site(_unwatched(data, plan), federation.keep_states(scratch, "federated", name))
         for name, data in federation.data.sites.items()
     }
     result = federate(plan, federation.data.digest, sites, scratch, notes, resume=None)
@@ -201,6 +203,13 @@ def _train(
         return sites[name]
 
     return federated, sent
+
+
+def _unwatched(data: SiteData, plan: Plan) -> SiteData:
+    """Return a site whose validation images are not assessed round by round, unless an early stop waits for them."""
+    if plan.patience is not None or plan.target_auc is not None:
+        return data
+    return replace(data, validation=data.validation.without_images())
 
 
 def _list_rows(cells: Sequence[Cell], finished: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
