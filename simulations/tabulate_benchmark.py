@@ -9,7 +9,6 @@ nothing, and fails if a page is not as it would be.
 
 import csv
 import math
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -81,15 +80,13 @@ def fill_page(text: str, tables: Mapping[str, str]) -> str:
         ValueError: for a mark without an end.
     """
     for mark, table in tables.items():
-        start = f"<!-- {mark} -->"
-        if start in text:
-            filled, count = re.subn(
-                rf"{re.escape(start)}.*?<!-- end -->", lambda _found, t=table, s=start: f"{s}\n{t}\n<!-- end -->",
-                text, flags=re.DOTALL,
-            )  # fmt: skip
-            if not count:
-                raise ValueError(f"{start} has no <!-- end -->")
-            text = filled
+        start, end = f"<!-- {mark} -->", "<!-- end -->"
+        before, found, rest = text.partition(start)
+        if found:
+            _old, closed, after = rest.partition(end)
+            if not closed:
+                raise ValueError(f"{start} has no {end}")
+            text = f"{before}{start}\n{table}\n{end}{after}"
     return text
 
 
