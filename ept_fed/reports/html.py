@@ -49,8 +49,8 @@ VERDICT_WORDS = {
 _MOST_COLUMNS = 16
 
 
-def render_site(report: SiteReport, gallery: Sequence[GalleryItem] = ()) -> str:
-    """Return a site's own page; pictures are embedded in it, so it stays where the images are."""
+def render_site(report: SiteReport, gallery: Sequence[GalleryItem] | None = None) -> str:
+    """Return a site's own page; pictures are embedded in it, so it stays where the images are; None: not collected."""
     statistics = report.statistics
     shown = [s for s in report.settings if statistics.images]
     losses = np.array([[row.train_loss] for row in report.learning]).reshape(-1, 1)
