@@ -47,6 +47,7 @@ VERDICT_WORDS = {
 }
 
 _MOST_COLUMNS = 16
+_NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
 def render_site(report: SiteReport, gallery: Sequence[GalleryItem] | None = None) -> str:
@@ -199,5 +200,6 @@ def _interval(interval: Interval, digits: int = 3) -> str:
 
 def _size(count: int) -> str:
     if count < 1000:
-        return f"{count} bytes"
-    return f"{count / 1000:,.1f} kB" if count < 1_000_000 else f"{count / 1_000_000:,.1f} MB"
+        return f"{count}{_NO_BREAK}bytes"
+    small = count < 1_000_000
+    return f"{count / 1000:,.1f}{_NO_BREAK}kB" if small else f"{count / 1_000_000:,.1f}{_NO_BREAK}MB"
