@@ -47,10 +47,11 @@ VERDICT_WORDS = {
 }
 
 _MOST_COLUMNS = 16
+_NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
-def render_site(report: SiteReport, gallery: Sequence[GalleryItem] = ()) -> str:
-    """Return a site's own page; pictures are embedded in it, so it stays where the images are."""
+def render_site(report: SiteReport, gallery: Sequence[GalleryItem] | None = None) -> str:
+    """Return a site's own page; pictures are embedded in it, so it stays where the images are; None: not collected."""
     statistics = report.statistics
     shown = [s for s in report.settings if statistics.images]
     losses = np.array([[row.train_loss] for row in report.learning]).reshape(-1, 1)
@@ -199,5 +200,6 @@ def _interval(interval: Interval, digits: int = 3) -> str:
 
 def _size(count: int) -> str:
     if count < 1000:
-        return f"{count} bytes"
-    return f"{count / 1000:,.1f} kB" if count < 1_000_000 else f"{count / 1_000_000:,.1f} MB"
+        return f"{count}{_NO_BREAK}bytes"
+    small = count < 1_000_000
+    return f"{count / 1000:,.1f}{_NO_BREAK}kB" if small else f"{count / 1_000_000:,.1f}{_NO_BREAK}MB"
