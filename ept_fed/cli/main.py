@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import ept_fed
-from ept_fed.cli import benchmark, doctor, export, predict, report, simulate
+from ept_fed.cli import benchmark, doctor, export, predict, provision, report, simulate
 
 __all__ = ["app", "main"]
 
@@ -26,6 +26,7 @@ app.command(epilog=benchmark.EXAMPLES)(benchmark.benchmark)
 app.command(epilog=export.EXAMPLES)(export.export)
 app.command(epilog=predict.EXAMPLES)(predict.predict)
 app.command(epilog=report.EXAMPLES)(report.report)
+app.add_typer(provision.app)
 app.add_typer(doctor.app)
 
 
