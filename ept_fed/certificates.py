@@ -12,6 +12,7 @@ from ipaddress import ip_address
 from typing import Literal
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
@@ -67,11 +68,18 @@ def parse_certificate(content: bytes, name: str) -> x509.Certificate:
     try:
         found = x509.load_pem_x509_certificates(content)
         if len(found) == 1:
-            public_key(found[0])
+            _read_whole(found[0])
             return found[0]
-    except ValueError as error:
+    except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion, x509.DuplicateExtension) as error:
         raise InputRefusedError([Problem(name, f"{len(content)} bytes", f"is not a certificate ({error})")]) from error
     raise InputRefusedError([Problem(name, f"{len(found)} certificates", "must hold exactly one")])
+
+
+def _read_whole(certificate: x509.Certificate) -> None:
+    """Read every part that is used later; cryptography parses a part when it is asked for, and raises only then."""
+    public_key(certificate)
+    common_name(certificate)
+    _ = certificate.not_valid_before_utc, certificate.not_valid_after_utc, certificate.extensions
 
 
 def public_key(certificate: x509.Certificate) -> ec.EllipticCurvePublicKey:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
@@ -86,7 +86,7 @@ def parse_key_request(content: bytes) -> KeyRequest:
         site_key = csr.public_key()
         names = [str(name.value) for name in csr.subject]
         sound = csr.is_signature_valid
-    except ValueError as error:
+    except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
         raise _refusal("request: csr", texts["site"], f"cannot be read ({error})") from error
     if not isinstance(site_key, ec.EllipticCurvePublicKey) or not isinstance(site_key.curve, ec.SECP384R1):
         raise _refusal("request: csr", texts["site"], "its key is not on P-384")

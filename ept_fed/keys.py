@@ -22,6 +22,8 @@ __all__ = [
 ]
 
 _PEM, _OPENSSH = serialization.Encoding.PEM, serialization.Encoding.OpenSSH
+# TypeError: it is encrypted; NotImplementedError: a compressed point, in OpenSSH's format.
+_UNREADABLE = (ValueError, TypeError, UnsupportedAlgorithm, NotImplementedError)
 
 
 def new_key() -> ec.EllipticCurvePrivateKey:
@@ -52,7 +54,7 @@ def parse_pkcs8(content: bytes, name: str) -> ec.EllipticCurvePrivateKey:
     """
     try:
         return _on_p384(serialization.load_pem_private_key(content, password=None))
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+    except _UNREADABLE as error:
         raise _refusal(name, content, "an unencrypted P-384 private key in PEM") from error
 
 
@@ -64,7 +66,7 @@ def parse_openssh_private(content: bytes, name: str) -> ec.EllipticCurvePrivateK
     """
     try:
         return _on_p384(serialization.load_ssh_private_key(content, password=None))
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+    except _UNREADABLE as error:
         raise _refusal(name, content, "an unencrypted P-384 private key of OpenSSH") from error
 
 
@@ -78,7 +80,7 @@ def parse_openssh_public(content: bytes, name: str) -> ec.EllipticCurvePublicKey
         key = serialization.load_ssh_public_key(content)
         if isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP384R1):
             return key
-    except (ValueError, UnsupportedAlgorithm) as error:
+    except _UNREADABLE as error:
         raise _refusal(name, content, "a line ecdsa-sha2-nistp384 …") from error
     raise _refusal(name, content, "a line ecdsa-sha2-nistp384 …")
 
