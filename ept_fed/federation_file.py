@@ -66,7 +66,7 @@ class ServerAddress(Settings):
 
     host: Annotated[str, AfterValidator(_check_host)] = Field(description="DNS name or IP address")
     port: Annotated[int, Field(ge=1, le=65535)] = Field(
-        8443, description="the one outgoing port that hospitals open; below 1024 the proxy has to start as root"
+        8443, description="the one outgoing port that hospitals open; below 1024 it takes a privilege, which the systemd unit has"
     )
 
 
@@ -88,7 +88,7 @@ class Federation(Settings):
     """A federation.yaml."""
 
     name: Name = Field(description="of the federation; its authority is made for this name")
-    about: Annotated[str, Field(max_length=500)] = Field("", description="a sentence for the README of every kit")
+    about: Annotated[str, Field(max_length=500)] | None = Field(None, description="a sentence for the README of every kit")
     server: ServerAddress
     sites: Annotated[tuple[FederationSite, ...], Field(min_length=1)] = Field(
         description="the hospitals; adding one later touches no other kit"

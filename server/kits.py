@@ -166,7 +166,7 @@ def _words(federation: Federation) -> dict[str, Any]:
     host, port = federation.server.host, federation.server.port
     return {
         "federation": federation.name,
-        "about": " ".join(federation.about.split()),
+        "about": " ".join((federation.about or "").split()),
         "address": f"[{host}]:{port}" if is_address(host) and ":" in host else f"{host}:{port}",
         "version": ept_fed.__version__,
         "made_by": f"Made by ept-fed {ept_fed.__version__} provision; it is made anew when the kit is.",

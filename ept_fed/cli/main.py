@@ -1,6 +1,6 @@
 """`ept-fed`: verbs, exit codes, and how refusals look.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 faults found (doctor).
+Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 faults found (doctor data).
 """
 
 import sys

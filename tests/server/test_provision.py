@@ -184,7 +184,7 @@ def test_a_new_host_gets_a_certificate_and_tells_every_site(
     assert [str(name.value) for name in names.value] == ["10.0.0.7"]
     for site in ("north", "south"):
         assert read_identity(kits / "sites" / site).server.host == "10.0.0.7"
-        assert "--superlink 10.0.0.7:443" in (kits / "sites" / site / "start-supernode.sh").read_text()
+        assert "TCP to **10.0.0.7:443**" in (kits / "sites" / site / "README.md").read_text()
     assert "CAP_NET_BIND_SERVICE" in (kits / "server" / "ept-fed-server.service").read_text()
 
 
