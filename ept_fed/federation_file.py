@@ -13,7 +13,7 @@ from ept_fed.problems import InputRefusedError, Problem
 from ept_fed.settings import Settings
 from ept_fed.settings_file import read_mapping, validate_settings
 
-__all__ = ["Federation", "FederationSite", "ServerAddress", "is_address", "load_federation"]
+__all__ = ["Federation", "FederationSite", "SafeName", "ServerAddress", "is_address", "load_federation"]
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
@@ -57,7 +57,7 @@ def _check_location(location: str) -> str:
     return location
 
 
-Name = Annotated[str, AfterValidator(_check_name)]
+SafeName = Annotated[str, AfterValidator(_check_name)]
 Days = Annotated[int, Field(ge=1, le=3650)]
 
 
@@ -66,14 +66,15 @@ class ServerAddress(Settings):
 
     host: Annotated[str, AfterValidator(_check_host)] = Field(description="DNS name or IP address")
     port: Annotated[int, Field(ge=1, le=65535)] = Field(
-        8443, description="the one outgoing port that hospitals open; below 1024 it takes a privilege, which the systemd unit has"
+        8443,
+        description="the one outgoing port that hospitals open; below 1024 it takes a privilege that the unit has",
     )
 
 
 class FederationSite(Settings):
     """One hospital."""
 
-    name: Name = Field(description="a–z, 0–9, - and _: names its folder, its certificate and its reports")
+    name: SafeName = Field(description="a–z, 0–9, - and _: names its folder, its certificate and its reports")
     location: Annotated[str, AfterValidator(_check_location)] | None = Field(
         None, description="latitude,longitude, shown in the server's list of sites"
     )
@@ -87,8 +88,10 @@ class FederationSite(Settings):
 class Federation(Settings):
     """A federation.yaml."""
 
-    name: Name = Field(description="of the federation; its authority is made for this name")
-    about: Annotated[str, Field(max_length=500)] | None = Field(None, description="a sentence for the README of every kit")
+    name: SafeName = Field(description="of the federation; its authority is made for this name")
+    about: Annotated[str, Field(max_length=500)] | None = Field(
+        None, description="a sentence for the README of every kit"
+    )
     server: ServerAddress
     sites: Annotated[tuple[FederationSite, ...], Field(min_length=1)] = Field(
         description="the hospitals; adding one later touches no other kit"

@@ -30,6 +30,7 @@ from ept_fed.kit_layout import (
     OTHERS_MAY,
     OTHERS_MAY_ENTER,
     PRIVATE_KEYS,
+    SUPERLINK_HOSTS,
     parse_checksums,
     read_identity,
 )
@@ -40,7 +41,6 @@ __all__ = ["CertificateDates", "KitExamination", "examine_kit"]
 _Parsed = TypeVar("_Parsed")
 
 _AGAIN = "get the kit again"
-_SUPERLINK_HOSTS = ("localhost", "127.0.0.1")
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def _examine_server(kit: Path, now: datetime) -> KitExamination:
     _check_files(found, kit)
     authority = _read(found, kit, "tls/ca.crt", parse_certificate)
     _check_dates(found, "tls/ca.crt", authority, now, "found a new federation before that")
-    for what, hosts in (("proxy", (federation.server.host,)), ("superlink", _SUPERLINK_HOSTS)):
+    for what, hosts in (("proxy", (federation.server.host,)), ("superlink", SUPERLINK_HOSTS)):
         name = f"tls/{what}.crt"
         certificate = _read(found, kit, name, parse_certificate)
         _check_dates(found, name, certificate, now, "run ept-fed provision renew --server")

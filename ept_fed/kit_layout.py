@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, ValidationError
 
-from ept_fed.federation_file import Name, ServerAddress
+from ept_fed.federation_file import SafeName, ServerAddress
 from ept_fed.problems import InputRefusedError, Problem
 from ept_fed.settings import Settings
 
@@ -22,6 +22,7 @@ __all__ = [
     "OTHERS_MAY",
     "OTHERS_MAY_ENTER",
     "PRIVATE_KEYS",
+    "SUPERLINK_HOSTS",
     "KitFile",
     "KitIdentity",
     "parse_checksums",
@@ -33,6 +34,7 @@ CHECKSUMS = "SHA256SUMS"
 EDITED = ("site.yaml", "policy.yaml")
 KEYS_OF_SITE = ("keys/node", "keys/site.key")
 KEYS_OF_SERVER = {"proxy": "tls/proxy.key", "superlink": "tls/superlink.key"}
+SUPERLINK_HOSTS = ("localhost", "127.0.0.1")
 PRIVATE_KEYS = (*KEYS_OF_SITE, *KEYS_OF_SERVER.values(), "ca.key")
 OTHERS_MAY = 0o077
 # A folder of keys for two users (worker and SuperNode) may be entered by others, not listed or changed.
@@ -59,8 +61,8 @@ class KitIdentity(Settings):
     model_config = ConfigDict(populate_by_name=True)
 
     schema_version: Literal[1] = Field(1, alias="schema")
-    federation: Name
-    site: Name
+    federation: SafeName
+    site: SafeName
     server: ServerAddress
     version: str = Field(description="of the ept-fed that made the kit")
 

@@ -21,7 +21,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from ept_fed.artefacts import write_bytes, write_text
 from ept_fed.certificates import common_name, fingerprint, judge_validity, parse_certificate, public_key
 from ept_fed.federation_file import is_address
-from ept_fed.keys import new_key, parse_pkcs8, same_key, spell_pkcs8
+from ept_fed.keys import new_key, parse_pkcs8, same_key, spell_openssh_public, spell_pkcs8
 from ept_fed.problems import InputRefusedError, Problem
 
 __all__ = ["Authority", "Issued"]
@@ -103,7 +103,7 @@ class Authority:
 
     def knows(self, *keys: ec.EllipticCurvePublicKey) -> Issued | None:
         """Return the first certificate, revoked ones included, that names one of these keys, as its own or as node."""
-        spelled = {_spell_ssh(key) for key in keys}
+        spelled = {spell_openssh_public(key) for key in keys}
         for line in self.issued:
             if line.node in spelled or any(same_key(public_key(line.parse()), key) for key in keys):
                 return line
@@ -213,11 +213,6 @@ def _title(federation: str) -> str:
 
 def _names(line: Issued, who: str, what: str) -> bool:
     return (line.who, line.what) == (who, what)
-
-
-def _spell_ssh(key: ec.EllipticCurvePublicKey) -> str:
-    spelled = key.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
-    return spelled.decode("ascii")
 
 
 def _spell_time(moment: datetime) -> str:

@@ -12,11 +12,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from ept_fed.certificates import judge_validity, public_key
 from ept_fed.federation_file import Federation, load_federation
 from ept_fed.keys import parse_openssh_public, spell_openssh_public
-from ept_fed.kit_layout import KEYS_OF_SERVER, KEYS_OF_SITE, KitFile
+from ept_fed.kit_layout import KEYS_OF_SERVER, KEYS_OF_SITE, SUPERLINK_HOSTS, KitFile
 from ept_fed.problems import InputRefusedError, Problem
 from server.authority import Authority, Issued
 from server.kit_folder import delete_file, make_key, read_private_keys, write_file, write_kit
-from server.kits import SUPERLINK_HOSTS, ServerCertificates, render_server_kit, render_site_kit, zip_kit
+from server.kits import ServerCertificates, render_server_kit, render_site_kit, zip_kit
 
 __all__ = ["Consortium", "Provisioned", "SiteKit", "open_consortium", "reopen_consortium"]
 
@@ -40,6 +40,7 @@ class Provisioned:
     kits: Path
     federation: str
     sites: tuple[SiteKit, ...]
+    server_state: _State
     server_not_after: str
     changed: tuple[Path, ...]
     notices: tuple[str, ...]
@@ -93,11 +94,12 @@ class Consortium:
             state = _write_site(self, line, ca) if line is not None else "waits for its request"
             days = None if line is None else judge_validity(line.parse(), self.now).days
             sites.append(SiteKit(name, state, None if line is None else line.not_after, days))
-        _write_server(self, latest, certificates, ca)
+        server_state = _write_server(self, latest, certificates, ca)
         return Provisioned(
             kits=self.kits,
             federation=self.federation.name,
             sites=tuple(sites),
+            server_state=server_state,
             server_not_after=certificates.proxy.not_after,
             changed=tuple(self.changed),
             notices=_find_notices(self, latest, certificates),
@@ -155,14 +157,14 @@ def _write_site(consortium: Consortium, issued: Issued, ca: bytes) -> _State:
     certified = dict(zip(KEYS_OF_SITE, (node, public_key(issued.parse())), strict=True))
     private = read_private_keys(folder, certified)
     files = render_site_kit(consortium.federation, issued, ca, private)
-    consortium.changed += write_kit(folder, files)
+    consortium.changed += write_kit(folder, files, certified)
     consortium.changed += write_file(archive, KitFile(zip_kit(files), 0o600))
     return "complete" if private else "without keys"
 
 
 def _write_server(
     consortium: Consortium, latest: dict[str, Issued], certificates: ServerCertificates, ca: bytes
-) -> None:
+) -> _State:
     folder = consortium.server_folder
     certified = {
         KEYS_OF_SERVER["proxy"]: public_key(certificates.proxy.parse()),
@@ -170,10 +172,11 @@ def _write_server(
     }
     private = read_private_keys(folder, certified)
     files = render_server_kit(consortium.federation, consortium.source, latest, certificates, ca, private)
-    consortium.changed += write_kit(folder, files)
+    consortium.changed += write_kit(folder, files, certified)
     for path in sorted((folder / "nodes").glob("*.pub")):
         if f"nodes/{path.name}" not in files:
             consortium.changed += delete_file(path)
+    return "complete" if private else "without keys"
 
 
 def _find_notices(

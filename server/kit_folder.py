@@ -1,6 +1,6 @@
 """Kits on disk: private keys made once and never replaced, everything else written only where it differs."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -65,8 +65,13 @@ def read_private_keys(kit: Path, public: Mapping[str, ec.EllipticCurvePublicKey]
     return found
 
 
-def write_kit(kit: Path, files: Mapping[str, KitFile]) -> list[Path]:
-    """Write what differs, and return what was written; what the site edits is written once."""
+def write_kit(kit: Path, files: Mapping[str, KitFile], private: Iterable[str]) -> list[Path]:
+    """Write what differs, and return what was written; what the site edits is written once.
+
+    The folders of the names in `private` are closed even without those keys: the kit may be laid over one that has them.
+    """
+    for folder in {(kit / name).parent for name in private}:
+        _make_key_folder(folder)
     changed = []
     for name, file in sorted(files.items()):
         if not (name in EDITED and (kit / name).exists()):

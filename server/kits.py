@@ -16,9 +16,8 @@ from ept_fed.federation_file import Federation, is_address
 from ept_fed.kit_layout import CHECKSUMS, KEYS_OF_SITE, KitFile, KitIdentity, spell_checksums
 from server.authority import Issued
 
-__all__ = ["SUPERLINK_HOSTS", "ServerCertificates", "render_server_kit", "render_site_kit", "zip_kit"]
+__all__ = ["ServerCertificates", "render_server_kit", "render_site_kit", "zip_kit"]
 
-SUPERLINK_HOSTS = ("localhost", "127.0.0.1")
 _UNIX = 3
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip can hold: equal kits, equal archives
 _DOS_FOLDER = 0x10

@@ -7,6 +7,7 @@ keys are only in the kits, and a kit that was handed over and deleted here is no
 Two acts at once on the same folder are not kept apart.
 """
 
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -140,7 +141,11 @@ def approve(request: Path, kits: Path, *, fingerprint: str | None = None, now: d
         fix = f"has a certificate for other keys (serial {current.serial}); revoke it before new keys are approved"
         raise InputRefusedError([Problem("request: site", asked.site, fix)])
     consortium.certify_site(asked.site, (asked.node_key, asked.site_key))
-    return consortium.bring_up_to_date()
+    done = consortium.bring_up_to_date()
+    if fingerprint is not None:
+        return done
+    notice = f"{asked.site} has to read out {asked.fingerprint}; if it reads out anything else, revoke {asked.site}"
+    return replace(done, notices=(notice, *done.notices))
 
 
 def _known_site(consortium: Consortium, name: str) -> FederationSite:

@@ -17,6 +17,7 @@ __all__ = ["app"]
 
 _KITS = Annotated[Path, typer.Option("--kits", help="Folder of all kits, authority included.")]
 _JSON = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+_KEYLESS = {"complete": "", "without keys": ", without private keys"}
 _STATES = {
     "complete": "kit {kits}/sites/{name}.zip",
     "without keys": "kit {kits}/sites/{name}.zip, without private keys",
@@ -160,6 +161,7 @@ def _tell(done: Any, *, as_json: bool) -> None:
                 "federation": done.federation,
                 "kits": str(done.kits),
                 "sites": [vars(site) for site in done.sites],
+                "server_state": done.server_state,
                 "server_not_after": done.server_not_after,
                 "changed": [path.relative_to(done.kits).as_posix() for path in done.changed],
                 "notices": list(done.notices),
@@ -171,7 +173,8 @@ def _tell(done: Any, *, as_json: bool) -> None:
         until = f"valid until {site.not_after[:10]}" if site.not_after and site.state != "revoked" else ""
         line = f"  {site.name:{width}}  {until:22}  {_STATES[site.state].format(kits=done.kits, name=site.name)}"
         typer.echo(line.rstrip())
-    typer.echo(f"  {'server':{width}}  valid until {done.server_not_after[:10]}  kit {done.kits}/server")
+    server = f"kit {done.kits}/server{_KEYLESS[done.server_state]}"
+    typer.echo(f"  {'server':{width}}  valid until {done.server_not_after[:10]}  {server}")
     count = len(set(done.changed))
     typer.echo(f"{count} file{'' if count == 1 else 's'} written." if count else "Nothing had to change.")
     typer.echo(f"{done.kits}/authority stays with whoever leads the consortium: off the server, and backed up.")

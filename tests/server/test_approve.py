@@ -41,6 +41,7 @@ def test_a_request_becomes_a_sound_kit_without_its_keys_leaving_the_site(
     assert b"PRIVATE" not in (hospital / "request.json").read_bytes()
     done = approve(hospital / "request.json", kits, now=now)
     assert done.sites[2].state == "without keys"
+    assert done.notices[0].startswith("west has to read out ")
     assert not any(b"PRIVATE" in path.read_bytes() for path in (kits / "sites" / "west").rglob("*") if path.is_file())
     others = {name for name in snapshot(kits) if before.get(name) != snapshot(kits)[name] and "west" not in name}
     assert others == {"authority/issued.jsonl", "server/sites.json", "server/SHA256SUMS"}
@@ -155,7 +156,7 @@ def test_the_fingerprint_on_the_telephone_decides(kits: Path, hospital: Path, no
     for wrong in ("0" * 64, right[:8], right[:-1] + ("0" if right[-1] != "0" else "1")):
         with pytest.raises(InputRefusedError, match="--fingerprint"):
             approve(hospital / "request.json", kits, fingerprint=wrong, now=now)
-    approve(hospital / "request.json", kits, fingerprint=right[:16].upper(), now=now)
+    assert not approve(hospital / "request.json", kits, fingerprint=right[:16].upper(), now=now).notices
 
 
 def test_keys_are_approved_once_and_never_again_after_revocation(

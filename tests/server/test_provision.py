@@ -163,6 +163,20 @@ def test_a_kit_that_was_handed_over_and_deleted_stays_deleted_until_it_is_renewe
     assert examine_kit(site, now + timedelta(days=600)).status == "sound"
 
 
+def test_a_server_kit_that_was_handed_over_is_kept_up_without_its_keys(
+    kits: Path, add_to: Callable[..., Path], now: datetime, tmp_path: Path
+) -> None:
+    server = tmp_path / "machine"
+    shutil.move(kits / "server", server)
+    sites_now = [{"name": name} for name in ("north", "south", "east")]
+    done = provision(add_to(sites=sites_now), kits, now=now)
+    assert done.server_state == "without keys"
+    assert not [path for path in (kits / "server" / "tls").iterdir() if path.suffix == ".key"]
+    shutil.copytree(kits / "server", server, dirs_exist_ok=True)
+    assert examine_kit(server, now).status == "sound"
+    assert {path.stem for path in (server / "nodes").iterdir()} == {"north", "south", "east"}
+
+
 def test_renewing_the_server_touches_no_site(kits: Path, now: datetime, snapshot: Snapshot) -> None:
     before = snapshot(kits)
     renew_server(kits, now=now + timedelta(days=1))
