@@ -160,7 +160,7 @@ def _check(features: Array, labels: Array, C: int) -> tuple[Array, Array]:
     X, y = np.asarray(features, dtype=np.float64), np.asarray(labels)
     if X.ndim != 2 or y.shape != X.shape[:1] or not np.issubdtype(y.dtype, np.integer):
         raise ValueError(f"features {X.shape} and labels {y.shape} of {y.dtype}: need (n, D) and (n,) class indices")
-    if len(y) and not (0 <= y.min() and y.max() < C):
+    if len(y) and not (y.min() >= 0 and y.max() < C):
         raise ValueError(f"labels from {y.min()} to {y.max()}: there are {C} classes")
     return X, y
 
