@@ -73,8 +73,8 @@ def draw_overview(measures: Mapping[str, Mapping[Moment, Mapping[str, float]]]) 
         for place, moments in enumerate(measures.values()):
             before, after = moments["before"][name], moments["after"][name]
             panel.plot([before, after], [place, place], color=_GREY, linewidth=1.4)
-            panel.plot([before], [place], "o", ms=6.5, markerfacecolor="white", markeredgecolor=_GREY, linewidth=0)
-            panel.plot([after], [place], "o", ms=6.5, color=_BLUE, linewidth=0)
+            panel.plot([before], [place], "o", ms=9, markerfacecolor="white", markeredgecolor=_GREY, linewidth=0)
+            panel.plot([after], [place], "o", ms=5.5, color=_BLUE, linewidth=0)
         panel.margins(x=0.15)
         panel.locator_params(axis="x", nbins=4)
     panels[0].set_yticks(range(len(measures)), [shorten(method, 20) for method in measures])
@@ -108,8 +108,9 @@ def _draw_own_axes(axis: Axes, record: FeatureRecord, moment: Moment, present: S
         return
     for c in present:
         own = X[record.labels == c]
-        direction, _ = find_axis(own)
-        _draw_density(axis, (own - own.mean(axis=0)) @ direction, c)
+        projected = (own - own.mean(axis=0)) @ find_axis(own)[0]
+        # Nor here: the longer tail lies right.
+        _draw_density(axis, projected if (projected**3).sum() >= 0 else -projected, c)
     axis.set_title("each class around its centre, on its own first component", fontsize=9)
 
 
@@ -149,9 +150,10 @@ def _draw_density(axis: Axes, values: Array, c: int) -> None:
     if len(values) < _FEWEST_FOR_DENSITY or np.ptp(values) == 0:
         axis.plot(values, np.zeros_like(values), "|", color=colour, ms=9, mew=1.5, clip_on=False)
         return
-    low, high = values.min(), values.max()
-    grid = np.linspace(low - 0.15 * (high - low), high + 0.15 * (high - low), 200)
-    (line,) = axis.plot(grid, gaussian_kde(values)(grid), color=colour, linewidth=1.6)
+    density = gaussian_kde(values)
+    margin = 3 * float(np.sqrt(density.covariance[0, 0]))
+    grid = np.linspace(values.min() - margin, values.max() + margin, 200)
+    (line,) = axis.plot(grid, density(grid), color=colour, linewidth=1.6)
     if dashes is not None:
         line.set_dashes(dashes)
 
