@@ -15,12 +15,13 @@ from ept_fed.reports.feature_record import MOMENTS, FeatureRecord, Moment
 
 __all__ = ["PANEL_MEASURES", "draw_features", "draw_overview"]
 
-# Measure, title and which way is better; all free of scale, so that methods compare.
+# Measure, title with which way is better, and the least width of its axis, so that hardly any change looks like that.
+# All are free of scale, so that methods compare.
 PANEL_MEASURES = (
-    ("relative_intra_class_distance", "Intra-class distance,\nshare of all (lower: tighter)"),
-    ("fisher_ratio", "Fisher ratio\n(higher: further apart)"),
-    ("nearest_centres", "Nearest two centres,\nin spreads (higher: apart)"),
-    ("silhouette", "Silhouette\n(higher: clearer classes)"),
+    ("relative_intra_class_distance", "Intra-class distance,\nshare of all (lower: tighter)", 0.1),
+    ("fisher_ratio", "Fisher ratio\n(higher: further apart)", 0.1),
+    ("nearest_centres", "Nearest two centres,\nin spreads (higher: apart)", 0.1),
+    ("silhouette", "Silhouette\n(higher: clearer classes)", 0.1),
 )
 _TITLES = {"before": "before tuning", "after": "after tuning"}
 _FEWEST_FOR_DENSITY = 5
@@ -52,6 +53,8 @@ def draw_features(record: FeatureRecord) -> bytes:
         [f"{shorten(record.classes[c])} ({counts[c]})" for c in present],
         loc="outside lower center",
         ncols=min(len(present), 7),
+        handlelength=3.4,
+        columnspacing=1.4,
         frameon=False,
     )
     return _to_png(figure)
@@ -66,7 +69,7 @@ def draw_overview(measures: Mapping[str, Mapping[Moment, Mapping[str, float]]]) 
     """
     figure = Figure(figsize=(9.6, 1.5 + 0.36 * len(measures)), layout="constrained")
     panels = figure.subplots(1, len(PANEL_MEASURES), sharey=True)
-    for panel, (name, title) in zip(panels, PANEL_MEASURES, strict=True):
+    for panel, (name, title, width) in zip(panels, PANEL_MEASURES, strict=True):
         panel.set_title(title, fontsize=9, loc="left")
         panel.grid(axis="x", color=_FAINT, linewidth=0.6)
         panel.set_axisbelow(True)
@@ -75,7 +78,10 @@ def draw_overview(measures: Mapping[str, Mapping[Moment, Mapping[str, float]]]) 
             panel.plot([before, after], [place, place], color=_GREY, linewidth=1.4)
             panel.plot([before], [place], "o", ms=9, markerfacecolor="white", markeredgecolor=_GREY, linewidth=0)
             panel.plot([after], [place], "o", ms=5.5, color=_BLUE, linewidth=0)
-        panel.margins(x=0.15)
+        panel.margins(x=0.12)
+        low, high = panel.get_xlim()
+        margin = max(0.0, width - (high - low)) / 2
+        panel.set_xlim(low - margin, high + margin)
         panel.locator_params(axis="x", nbins=4)
     panels[0].set_yticks(range(len(measures)), [shorten(method, 20) for method in measures])
     panels[0].set_ylim(len(measures) - 0.5, -0.5)
@@ -123,11 +129,13 @@ def _draw_map(axis: Axes, record: FeatureRecord, moment: Moment, present: Sequen
         _say(axis, "no t-SNE map of so few, equal or not finite features")
         return
     labels = record.labels[record.drawn]
-    # Rare classes on top of common ones.
+    # Rare classes lie on top of common ones, larger and stronger, or nobody would find them.
     for c in sorted(present, key=lambda c: -int((labels == c).sum())):
         colour, _, marker = class_style(c)
         own = placed[labels == c]
-        axis.scatter(own[:, 0], own[:, 1], s=11, color=colour, marker=marker, alpha=0.75, linewidths=0)
+        common = len(own) > 1.5 * len(labels) / len(present)
+        size, alpha = (6, 0.35) if common else (17, 0.85)
+        axis.scatter(own[:, 0], own[:, 1], s=size, color=colour, marker=marker, alpha=alpha, linewidths=0)
     of = "" if len(labels) == len(record.labels) else f", {len(labels)} of {len(record.labels)} images"
     axis.set_title(f"t-SNE{of}", fontsize=9)
 
