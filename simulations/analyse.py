@@ -114,7 +114,7 @@ def _choose_examples(labels: Array, seed: int) -> Array:
     for label in common:
         own = np.flatnonzero(labels == label)
         found.append(rng.choice(own, min(len(own), _EXAMPLES_PER_CLASS), replace=False))
-    return np.sort(np.concatenate(found))
+    return np.sort(np.concatenate(found)) if found else np.empty(0, dtype=np.int64)
 
 
 def _decode(data: dict[str, CachedDataset], chosen: Array) -> Array:

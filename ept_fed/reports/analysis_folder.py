@@ -78,7 +78,7 @@ class AnalysisFolder:
         drawn: dict[str, tuple[bytes, bytes | None]] = {}
         for cell in cells:
             record = records.get(cell.key)
-            if record is None:
+            if record is None or cell.key not in finished:
                 notes.append(f"{cell.title}: not analysed, because no model came out of its training")
                 continue
             notes += _compare(cell, record, finished[cell.key])

@@ -52,7 +52,7 @@ def draw_features(record: FeatureRecord) -> bytes:
         [_entry(c) for c in present],
         [f"{shorten(record.classes[c])} ({counts[c]})" for c in present],
         loc="outside lower center",
-        ncols=min(len(present), 7),
+        ncols=max(1, min(len(present), 7)),
         handlelength=3.4,
         columnspacing=1.4,
         frameon=False,
@@ -95,7 +95,7 @@ def draw_overview(measures: Mapping[str, Mapping[Moment, Mapping[str, float]]]) 
 def _draw_pooled_axis(axis: Axes, record: FeatureRecord, moment: Moment, present: Sequence[int]) -> None:
     X, unit = _standardise(record.features[moment])
     if unit == 0:
-        _say(axis, "nothing to draw: features are not finite, or all the same")
+        _say(axis, "nothing to draw: no features, not finite, or all the same")
         return
     direction, share = find_axis(X)
     projected = X @ direction
@@ -126,7 +126,7 @@ def _draw_map(axis: Axes, record: FeatureRecord, moment: Moment, present: Sequen
     axis.spines[:].set_visible(True)
     axis.spines[:].set_color(_FAINT)
     if placed is None:
-        _say(axis, "no t-SNE map of so few, equal or not finite features")
+        _say(axis, "no t-SNE map: features are too few, not finite, or all the same")
         return
     labels = record.labels[record.drawn]
     # Rare classes lie on top of common ones, larger and stronger, or nobody would find them.
@@ -143,7 +143,7 @@ def _draw_map(axis: Axes, record: FeatureRecord, moment: Moment, present: Sequen
 def _standardise(features: Array) -> tuple[Array, float]:
     """Return centred features over the root of the trace of their covariance, and that root; 0 where there is none."""
     X = np.asarray(features, dtype=np.float64)
-    if not np.isfinite(X).all() or not np.ptp(X, axis=0).any():
+    if len(X) == 0 or not np.isfinite(X).all() or not np.ptp(X, axis=0).any():
         return X, 0.0
     centred = X - X.mean(axis=0)
     unit = float(np.sqrt((centred**2).sum(axis=1).mean()))

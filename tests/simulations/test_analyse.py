@@ -180,6 +180,15 @@ def test_methods_without_a_cell_and_cells_without_a_model_are_said(
     assert benchmark(micro(*GRID), tmp_path / "failed", notes, analyse=True)["trained"] == 0
 
 
+def test_sites_without_an_image_to_look_at_are_said(micro: Micro, tmp_path: Path) -> None:
+    nothing = ("data.validation_shots=null", "data.validation_fraction=0", "benchmark.fold=validation")
+    notes = Notes()
+    report = benchmark(micro(*GRID[:3], *nothing, "benchmark.methods=[ept]"), tmp_path / "none", notes, analyse=True)
+    assert report["status"] == "done"
+    assert any("no class has two images: nothing is measured" in note for note in notes.notes)
+    assert all(math.isnan(float(row["value"])) for row in table(tmp_path / "none" / "analysis.csv"))
+
+
 def test_images_of_several_classes_are_refused(micro: Micro, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prepare = simulations.benchmark.prepare_federation
 
