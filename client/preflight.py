@@ -19,10 +19,10 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 
 import ept_fed
+from client.gate import check_gate
 from client.run_registry import RunRegistry
 from client.service import describe_programs, find_service
 from client.site_kit import read_server
-from client.worker_process import open_door
 from client.worker_socket import WorkerAwayError, ask_worker
 from ept_fed.problems import InputRefusedError
 from ept_fed.protocol.frames import StatusRequest, WorkerStatus
@@ -87,7 +87,7 @@ def _check_kit_files(kit: Path, settings: SiteSettings) -> Iterator[Finding]:
 
 def _check_policy(kit: Path, settings: SiteSettings) -> Iterator[Finding]:
     try:
-        open_door(settings, kit)
+        check_gate(settings, kit)
     except InputRefusedError as refusal:
         yield from _refused("policy", refusal)
     else:

@@ -21,8 +21,8 @@ from types import FrameType
 from typing import Literal
 
 from client.app import SOCKET_KEY
+from client.gate import check_gate
 from client.site_kit import read_server
-from client.worker_process import open_door
 from client.worker_socket import WorkerAwayError, ask_worker
 from ept_fed.problems import InputRefusedError, Problem
 from ept_fed.processes import FLOWER_SWITCHES, PidFile, end_marked
@@ -76,8 +76,7 @@ def start_site(kit: Path, parts: Sequence[Part], tell: Callable[[str], None]) ->
     if "worker" in parts:
         problems += check_site(settings)
         try:
-            # Opened here only to be refused in time; the worker opens its own.
-            open_door(settings, kit)
+            check_gate(settings, kit)
         except InputRefusedError as refusal:
             problems += refusal.problems
     programs: tuple[Program, ...] = ()

@@ -18,9 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from typer.testing import CliRunner
 
 from client.preflight import _CHECKS, Finding, _judge_clock, check_kit
-from client.worker_process import open_door
 from ept_fed.cli.main import app
-from tests.client.open_door import open_to_all
 
 Key = ec.EllipticCurvePrivateKey
 NOW = datetime.now(UTC)
@@ -103,7 +101,6 @@ def kit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Path:
     folder = make_kit()
-    monkeypatch.setattr("client.preflight.open_door", open_to_all)
     authority.issue(folder, "site-1", "tls/site.crt", "keys/site.key")
     authority.issue(folder, "node", "keys/unused", "keys/node")
     (folder / "tls" / "ca.crt").write_bytes(authority.certificate.public_bytes(serialization.Encoding.PEM))
@@ -204,9 +201,8 @@ def test_the_servers_word_on_the_nodes_key_is_in_its_log(kit: Path, line: str, s
     assert states(kit)["registration"] == state
 
 
-def test_without_a_gate_the_policy_fails(kit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("client.preflight.open_door", open_door)
-    monkeypatch.setattr("client.worker_process.find_spec", lambda _: None)
+def test_a_policy_that_is_not_understood_fails(kit: Path) -> None:
+    (kit / "policy.yaml").write_text("schema: 1\noutgoing: {heads: true}")
     assert "policy" in found_by(kit, "_check_policy")
 
 
