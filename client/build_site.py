@@ -11,6 +11,8 @@ from ept_fed.models.method import TunedViT
 from ept_fed.models.methods import create_model
 from ept_fed.problems import InputRefusedError, Problem
 from ept_fed.seeds import derive_seed
+from ept_fed.training.fitted_head import HeadFit
+from ept_fed.training.loop import use_bfloat16
 
 __all__ = ["choose_device", "create_site", "create_start_model", "load_backbone"]
 
@@ -65,5 +67,18 @@ def create_site(
         evaluation_batch=experiment.evaluation.batch_size,
         precision=experiment.training.precision,
         ditto=experiment.personalisation.ditto,
+        head=_choose_head(experiment, data.name, slot.model.device),
         states=states,
+    )
+
+
+def _choose_head(experiment: Experiment, site: str, device: torch.device) -> HeadFit | None:
+    training = experiment.training
+    if training.head == "trained":
+        return None
+    return HeadFit(
+        shrinkage=training.head_shrinkage,
+        seed=derive_seed(experiment.seed, site, "head"),
+        batch_size=experiment.evaluation.batch_size,
+        bfloat16=use_bfloat16(training.precision, device),
     )

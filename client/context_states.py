@@ -7,35 +7,22 @@ both keep `context.state` at the node in between.
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
-from client.states import SiteState, choose_state, list_outdated
+from client.states import SiteState, StateStore
 
 __all__ = ["ContextStates"]
 
 _ARRAYS, _ABOUT = "state-", "about-"
 
 
-class ContextStates:
-    """A `StateStore` whose states are pairs of records, named after their round."""
+class ContextStates(StateStore):
+    """States as pairs of records, named after their round."""
 
     def __init__(self, records: RecordDict) -> None:
         """Take the records of a node's context; others in it are left alone."""
         self._records = records
 
-    def latest(self, before: int | None = None) -> SiteState | None:
-        """Return the newest state; see `StateStore.latest`."""
-        return choose_state(self._held(), self._read, before)
-
-    def save(self, state: SiteState) -> None:
-        """Keep a state; see `StateStore.save`."""
-        arrays = {name: Array(np.asarray(tensor)) for name, tensor in state.tensors.items()}
-        self._records[f"{_ARRAYS}{state.round}"] = ArrayRecord(arrays)
-        about = ConfigRecord({"trained": state.trained, "settings": state.settings})
-        self._records[f"{_ABOUT}{state.round}"] = about
-        self._drop(list_outdated(self._held(), state.round))
-
-    def drop_after(self, round_number: int) -> None:
-        """Forget later states; see `StateStore.drop_after`."""
-        self._drop([number for number in self._held() if number > round_number])
+    def _held(self) -> set[int]:
+        return {int(name.removeprefix(_ARRAYS)) for name in self._records.array_records if name.startswith(_ARRAYS)}
 
     def _read(self, round_number: int) -> SiteState:
         arrays = self._records.array_records[f"{_ARRAYS}{round_number}"]
@@ -43,10 +30,12 @@ class ContextStates:
         tensors = {name: array.numpy() for name, array in arrays.items()}
         return SiteState(round_number, int(str(about["trained"])), tensors, str(about["settings"]))
 
-    def _held(self) -> set[int]:
-        return {int(name.removeprefix(_ARRAYS)) for name in self._records.array_records if name.startswith(_ARRAYS)}
+    def _write(self, state: SiteState) -> None:
+        arrays = {name: Array(np.asarray(tensor)) for name, tensor in state.tensors.items()}
+        self._records[f"{_ARRAYS}{state.round}"] = ArrayRecord(arrays)
+        about = ConfigRecord({"trained": state.trained, "settings": state.settings})
+        self._records[f"{_ABOUT}{state.round}"] = about
 
-    def _drop(self, rounds: list[int]) -> None:
-        for number in rounds:
-            del self._records[f"{_ARRAYS}{number}"]
-            del self._records[f"{_ABOUT}{number}"]
+    def _drop(self, round_number: int) -> None:
+        del self._records[f"{_ARRAYS}{round_number}"]
+        del self._records[f"{_ABOUT}{round_number}"]

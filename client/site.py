@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from ept_fed.models.method import TunedViT
 from ept_fed.models.payload import export_payload, import_payload, payload_layout
 from ept_fed.protocol.layout import Vector
 from ept_fed.protocol.messages import QUALITY_METRICS, Header, MessageRefusedError, RoundReply, RoundRequest
+from ept_fed.training.fitted_head import HeadFit
 from ept_fed.training.loop import RoundScope, TrainingOutcome, use_bfloat16
 from ept_fed.training.payload_gradient import payload_gradient
 from ept_fed.training.penalties import LinearTerm, ProximalTerm
@@ -68,6 +69,7 @@ class Site:
         ditto: float | None = None,
         evaluation_batch: int = 32,
         precision: str = "auto",
+        head: HeadFit | None = None,
         states: StateStore | None = None,
     ) -> None:
         """Set a site up for one run.
@@ -82,6 +84,7 @@ class Site:
             ditto: lambda of a second, personal model (Ditto, Li et al. 2021, Algorithm 1); None keeps none.
             evaluation_batch: images per pass where nothing is trained.
             precision: as in `TrainingSettings`.
+            head: how the head is computed for the prompts at hand; None trains it with them.
             states: where its states live; None keeps them in memory.
         """
         self.name = data.name
@@ -92,6 +95,7 @@ class Site:
         self._evaluation_batch = evaluation_batch
         self._bfloat16 = use_bfloat16(precision, slot.model.device)
         self._states: StateStore = StateMemory() if states is None else states
+        self._head = head
         self._adopted: Vector | None = None
         self._fleeting = False
 
@@ -140,6 +144,8 @@ class Site:
             raise MessageRefusedError(f"training settings are refused: {error.error_count()} are invalid") from error
         except StateLostError as lost:
             raise MessageRefusedError(str(lost)) from lost
+        if (settings.head == "discriminant") != (self._head is not None):
+            raise MessageRefusedError(f"training.head = '{settings.head}' is not what this run began with")
         started = time.perf_counter()
         self._load(before)
         self._import(request.payload)
@@ -192,7 +198,14 @@ class Site:
         self._load(before)
         if payload is not None:
             self._import(payload)
-        return self._train_round(settings, round_number, rounds, before, [])
+        elif before is None:
+            self.refit_head()
+        return self._train_round(settings, round_number, rounds, before, [], alone=payload is None)
+
+    def refit_head(self) -> None:
+        """Compute the head anew for the prompts in the model, if this site's head is computed at all."""
+        if self._head is not None:
+            self._head.apply(self._slot.model, self.data.train)
 
     def forget_after(self, round_number: int) -> None:
         """Go back to the state after a round: an early stop has trained one more that the prompts know nothing of."""
@@ -281,6 +294,7 @@ class Site:
     def _import(self, payload: Vector) -> None:
         import_payload(self._slot.model, payload, self.layout)
         self._adopted = np.array(payload)
+        self.refit_head()
 
     def _payload_gradient(self, batch_size: int) -> Vector:
         gradients = payload_gradient(self.model, self.data.train, batch_size=batch_size, shared=self._shared)
@@ -304,8 +318,13 @@ class Site:
         rounds: int,
         before: SiteState | None,
         penalties: list[Callable[[], Tensor]],
+        *,
+        alone: bool = False,
     ) -> TrainingOutcome:
-        """Train the model as it stands, keep the state after the round, and leave the trained model in the slot."""
+        """Train the model as it stands, keep the state after the round, and leave the trained model in the slot.
+
+        A site that trains alone keeps the prompts it ends with, so its head is fitted to them.
+        """
         model, received = self.model, self._adopted
         ditto = None
         if self._ditto is not None and received is not None:
@@ -318,6 +337,9 @@ class Site:
         except BaseException:
             self._slot.holder = None
             raise
+        if alone and self._head is not None:
+            self.refit_head()
+            state = replace(state, tensors={**state.tensors, **capture_model(model)})
         self._states.save(state)
         self._adopted = None
         return outcome

@@ -4,10 +4,11 @@ A round that is asked for again, because the server was killed before it had wri
 state before it, so it comes out the same. The last few states are kept, on disk or in memory.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,8 +27,6 @@ __all__ = [
     "Tensors",
     "capture_model",
     "capture_optimizer",
-    "choose_state",
-    "list_outdated",
     "restore_model",
     "restore_optimizer",
 ]
@@ -60,73 +59,81 @@ class StateLostError(LookupError):
     """The state before a round is no longer kept; the text holds no path and may leave the site."""
 
 
-class StateStore(Protocol):
-    """Where a site keeps its states."""
+class StateStore(ABC):
+    """Where a site keeps its states, by the round that was trained."""
 
     def latest(self, before: int | None = None) -> SiteState | None:
         """Return the newest state, or the newest of a round before the given one; None if the site starts there.
 
         Raises:
-            SealBrokenError: if that state is damaged.
+            SealBrokenError: if that state is damaged, or of another run or site.
             StateLostError: if the site trained that round so long ago that the state before it is gone.
         """
+        held = self._held()
+        fitting = [number for number in held if before is None or number < before]
+        if fitting:
+            return self._read(max(fitting))
+        if held and self._read(min(held)).trained > 1:
+            raise StateLostError(f"the state before round {before} is no longer kept; resume from a later round")
+        return None
 
     def save(self, state: SiteState) -> None:
         """Keep a state; later ones, of a run that went another way, and the oldest are dropped."""
+        self._write(state)
+        self.drop_after(state.round)
+        for number in sorted(self._held())[:-KEPT_STATES]:
+            self._drop(number)
 
     def drop_after(self, round_number: int) -> None:
         """Forget the states of later rounds, which an early stop made in vain."""
+        for number in self._held():
+            if number > round_number:
+                self._drop(number)
+
+    @abstractmethod
+    def _held(self) -> set[int]:
+        """Return the rounds whose states are kept, as a set of the caller's own."""
+
+    @abstractmethod
+    def _read(self, round_number: int) -> SiteState: ...
+
+    @abstractmethod
+    def _write(self, state: SiteState) -> None: ...
+
+    @abstractmethod
+    def _drop(self, round_number: int) -> None: ...
 
 
-class StateMemory:
+class StateMemory(StateStore):
     """States in memory, for a process that never resumes."""
 
     def __init__(self) -> None:
         """Start empty."""
         self._states: dict[int, SiteState] = {}
 
-    def latest(self, before: int | None = None) -> SiteState | None:
-        """Return the newest state; see `StateStore.latest`."""
-        return choose_state(self._states, self._states.__getitem__, before)
+    def _held(self) -> set[int]:
+        return set(self._states)
 
-    def save(self, state: SiteState) -> None:
-        """Keep a state; see `StateStore.save`."""
+    def _read(self, round_number: int) -> SiteState:
+        return self._states[round_number]
+
+    def _write(self, state: SiteState) -> None:
         self._states[state.round] = state
-        for number in list_outdated(self._states, state.round):
-            del self._states[number]
 
-    def drop_after(self, round_number: int) -> None:
-        """Forget later states; see `StateStore.drop_after`."""
-        self._states = {number: held for number, held in self._states.items() if number <= round_number}
+    def _drop(self, round_number: int) -> None:
+        del self._states[round_number]
 
 
-class StateFolder:
+class StateFolder(StateStore):
     """States as sealed safetensors in a folder: `round-0007.safetensors`."""
 
     def __init__(self, folder: Path, *, run: str, site: str) -> None:
         """Take the folder of one site in one run; a state of another is refused."""
         self._folder, self._identity = folder, {"schema": 1, "run": run, "site": site}
 
-    def latest(self, before: int | None = None) -> SiteState | None:
-        """Return the newest state; see `StateStore.latest`.
-
-        Raises:
-            SealBrokenError: also for a state of another run or site.
-        """
-        return choose_state(self._held(), self._read, before)
-
-    def save(self, state: SiteState) -> None:
-        """Keep a state; see `StateStore.save`."""
-        about = {**self._identity, "round": state.round, "trained": state.trained, "settings": state.settings}
-        write_sealed(self._path(state.round), state.tensors, about)
-        for number in list_outdated(self._held(), state.round):
-            self._path(number).unlink()
-
-    def drop_after(self, round_number: int) -> None:
-        """Forget later states; see `StateStore.drop_after`."""
-        for number in self._held():
-            if number > round_number:
-                self._path(number).unlink()
+    def _held(self) -> set[int]:
+        names = [path.stem.removeprefix("round-") for path in self._folder.glob("round-*.safetensors")]
+        return {int(name) for name in names if name.isdigit()}
 
     def _read(self, round_number: int) -> SiteState:
         path = self._path(round_number)
@@ -137,32 +144,15 @@ class StateFolder:
             raise SealBrokenError(f"{path} belongs elsewhere: its {', '.join(differing)} differ from this site's")
         return SiteState(round_number, int(about["trained"]), tensors, str(about["settings"]))
 
+    def _write(self, state: SiteState) -> None:
+        about = {**self._identity, "round": state.round, "trained": state.trained, "settings": state.settings}
+        write_sealed(self._path(state.round), state.tensors, about)
+
+    def _drop(self, round_number: int) -> None:
+        self._path(round_number).unlink()
+
     def _path(self, round_number: int) -> Path:
         return self._folder / f"round-{round_number:04d}.safetensors"
-
-    def _held(self) -> set[int]:
-        names = [path.stem.removeprefix("round-") for path in self._folder.glob("round-*.safetensors")]
-        return {int(name) for name in names if name.isdigit()}
-
-
-def choose_state(held: Collection[int], read: Callable[[int], SiteState], before: int | None) -> SiteState | None:
-    """Return, of the rounds held in a store, what `StateStore.latest` shall return, read by `read`.
-
-    Raises:
-        StateLostError: see `StateStore.latest`.
-    """
-    fitting = [number for number in held if before is None or number < before]
-    if fitting:
-        return read(max(fitting))
-    if held and read(min(held)).trained > 1:
-        raise StateLostError(f"the state before round {before} is no longer kept; resume from a later round")
-    return None
-
-
-def list_outdated(held: Collection[int], newest: int) -> list[int]:
-    """Return the rounds that a store drops once it keeps the state of round `newest`."""
-    later = [number for number in held if number > newest]
-    return [*later, *sorted(set(held) - set(later))[:-KEPT_STATES]]
 
 
 def capture_model(model: TunedViT, prefix: str = "model") -> dict[str, npt.NDArray[Any]]:

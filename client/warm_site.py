@@ -84,7 +84,7 @@ class WarmSite:
             self._slot.drop()
         device = choose_device(model.device)
         backbone = self._backbone.get(backbone_key, lambda: load_backbone(experiment))
-        data_key = json.dumps([experiment.data.model_dump(mode="json"), seed, repr(backbone.input)])
+        data_key = json.dumps([experiment.data.model_dump(mode="json"), experiment.data_seed, repr(backbone.input)])
         data = self._data.get(data_key, lambda: self._prepare(experiment, backbone))
         slot_key = json.dumps([backbone_key, model.model_dump(mode="json"), seed, list(data.classes)])
         slot = self._slot.get(
@@ -93,7 +93,7 @@ class WarmSite:
         return create_site(experiment, data, slot, run=run, states=states)
 
     def _prepare(self, experiment: Experiment, backbone: Backbone) -> SiteData:
-        sites = prepare_data(experiment.data, backbone.input, experiment.seed).sites
+        sites = prepare_data(experiment.data, backbone.input, experiment.data_seed).sites
         if len(sites) != 1:
             fix = "this worker is one site; name the one whose images are its own"
             raise InputRefusedError([Problem("data.sites", ", ".join(sites), fix)])

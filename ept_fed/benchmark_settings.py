@@ -21,18 +21,24 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class BenchmarkSettings(Settings):
-    """What `ept-fed benchmark` compares: methods × shots × seeds × settings. `simulate` ignores this section."""
+    """What `ept-fed benchmark` compares: methods × shots × samplings × seeds × settings. `simulate` ignores it."""
 
     methods: Annotated[tuple[str, ...], Field(min_length=1)] = Field(
-        tuple(METHODS), description="rows of the table: names of docs/methods.md, or of `variants`"
+        tuple(METHODS),
+        description="rows of the table: names of docs/methods.md or of `variants`, or patterns such as 'depth *'",
     )
     variants: dict[str, tuple[str, ...]] = Field(
         {},
         description="by name, settings as after --set; under a method's name they hold for it wherever it is compared",
     )
     shots: tuple[Count, ...] = Field((), description="images per class and site; empty takes data.shots")
+    samplings: tuple[Seed, ...] = Field(
+        (),
+        description="seeds of splits and K-shot samples, or numbers of MedFMC's published ones; each runs with every "
+        "seed; empty: a seed samples too",
+    )
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = Field(
-        (0, 1, 2), description="each samples the shots, starts the model and orders the images anew"
+        (0, 1, 2), description="each starts the model and orders the images anew"
     )
     settings: Annotated[tuple[Setting, ...], Field(min_length=1)] = Field(
         ("local", "federated", "federated+head", "centralised"),
@@ -49,7 +55,8 @@ class Cell:
     Attributes:
         method: the row's name.
         shots: images per class and site; None for all.
-        seed: of everything random.
+        sampling: of splits and shots; None: the seed's own.
+        seed: of everything else that is random.
         setting: how the sites work together.
         fold: the images that its numbers are measured on.
         experiment: the settings that this cell trains with.
@@ -57,6 +64,7 @@ class Cell:
 
     method: str
     shots: int | None
+    sampling: int | None
     seed: int
     setting: Setting
     fold: Fold
@@ -72,4 +80,5 @@ class Cell:
     def title(self) -> str:
         """What a person calls the cell."""
         shots = "all images" if self.shots is None else f"{self.shots} shots"
-        return f"{self.method}, {shots}, seed {self.seed}, {self.setting}"
+        sampling = "" if self.sampling is None else f"sampling {self.sampling}, "
+        return f"{self.method}, {shots}, {sampling}seed {self.seed}, {self.setting}"

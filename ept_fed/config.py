@@ -15,6 +15,7 @@ from ept_fed.data_settings import LOCAL_DATA_FIELDS, AnyDataSettings
 from ept_fed.settings import Count, Fraction, Name, Positive, Seed, Settings
 
 __all__ = [
+    "EPT_SETTINGS",
     "LOCAL_SETTINGS",
     "EvaluationSettings",
     "Experiment",
@@ -28,7 +29,7 @@ __all__ = [
 
 
 class SharedModelSettings(Settings):
-    """What of the model a consortium agrees on. prompt_length to init are for method ept, others ignore them."""
+    """What of the model a consortium agrees on. prompt_length to initial_sink are for method ept alone."""
 
     method: str = Field("ept", description="a name of docs/methods.md: ept, or one of the paper's comparators")
     method_options: dict[str, float] = Field(
@@ -49,6 +50,9 @@ class SharedModelSettings(Settings):
         "concat", description="how prompts enter the attention logits (Fig. 5); only concat folds"
     )
     init: Literal["normal", "uniform", "zero", "kaiming"] = "normal"
+    initial_sink: Annotated[float, Field(ge=-30.0, le=30.0)] | None = Field(
+        None, description="where every sink starts; null: where the drawn columns fold to, about log M"
+    )
 
 
 class LocalModelSettings(Settings):
@@ -61,7 +65,11 @@ class LocalModelSettings(Settings):
 
 
 class ModelSettings(LocalModelSettings, SharedModelSettings):
-    """The frozen backbone and what is tuned in it. prompt_length to init are for method ept, others ignore them."""
+    """The frozen backbone and what is tuned in it. prompt_length to initial_sink are for method ept alone."""
+
+
+# Settings of the model that only method ept knows.
+EPT_SETTINGS = ("prompt_length", "prompt_layers", "tokens", "embedding", "init", "initial_sink")
 
 
 class TrainingSettings(Settings):
@@ -85,6 +93,14 @@ class TrainingSettings(Settings):
     epochs: Annotated[int, Field(ge=1, le=1000)] = Field(1, description="passes over the training images per round")
     head_first_epochs: Annotated[int, Field(ge=0, le=1000)] = Field(
         0, description="FedRep: epochs on the head alone before `epochs` on the prompts alone; 0 trains both together"
+    )
+    head: Literal["trained", "discriminant"] = Field(
+        "trained",
+        description="trained: by gradient, with the prompts; discriminant: computed at the site, for the features that "
+        "the prompts at hand lead to",
+    )
+    head_shrinkage: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        0.3, description="of the discriminant's covariance towards the identity"
     )
     batch_size: Annotated[int, Field(ge=1, le=4096)] = 8
     class_balanced: bool = Field(False, description="draw every class equally often")
@@ -188,6 +204,11 @@ class Experiment(Settings):
     personalisation: PersonalisationSettings = PersonalisationSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     benchmark: BenchmarkSettings = BenchmarkSettings()
+
+    @property
+    def data_seed(self) -> int:
+        """What splits, K-shot samples and virtual sites derive from."""
+        return self.seed if self.data.seed is None else self.data.seed
 
     @property
     def run_id(self) -> str:

@@ -3,7 +3,7 @@
 import difflib
 from pathlib import Path
 
-from ept_fed.config import Experiment, FederationSettings, ModelSettings
+from ept_fed.config import Experiment, FederationSettings, ModelSettings, TrainingSettings
 from ept_fed.data_contradictions import check_exists, find_data_contradictions
 from ept_fed.methods import METHODS
 from ept_fed.options import check_options
@@ -31,6 +31,9 @@ def find_contradictions(experiment: Experiment) -> list[Problem]:
                 "softmax as a constant sum of exponentials; set federation.payload=raw or model.embedding=concat",
             )
         )
+    if model.initial_sink is not None and model.embedding != "concat":
+        fix = "is where plain concat's columns fold to; leave it out, or set model.embedding=concat"
+        found.append(Problem("model.initial_sink", model.initial_sink, fix))
     if data.task == "multi_label" and training.class_balanced:
         found.append(
             Problem("training.class_balanced", True, "is defined for data.task=single_label only; set it to false")
@@ -45,13 +48,30 @@ def find_contradictions(experiment: Experiment) -> list[Problem]:
     if training.head_first_epochs and federation.share == "prompts+head":
         fix = "FedRep's order is for heads that stay at the sites; set it to 0, or federation.share=prompts"
         found.append(Problem("training.head_first_epochs", training.head_first_epochs, fix))
+    if training.head == "discriminant":
+        found += _check_discriminant(experiment)
     if experiment.evaluation.cross_site and "local" not in experiment.evaluation.baselines:
         fix = "compares the sites' local models, and there are none; add local to evaluation.baselines"
         found.append(Problem("evaluation.cross_site", True, fix))
-    return found + _check_method(model, federation) + _check_strategy(federation)
+    return found + _check_method(model, training, federation) + _check_strategy(federation)
 
 
-def _check_method(model: ModelSettings, federation: FederationSettings) -> list[Problem]:
+def _check_discriminant(experiment: Experiment) -> list[Problem]:
+    """Return what does not go with a head that is computed at the site."""
+    found = []
+    if experiment.federation.share == "prompts+head":
+        fix = "the discriminant's head is computed at every site, so it never travels; set federation.share=prompts"
+        found.append(Problem("federation.share", "prompts+head", fix))
+    if experiment.training.head_first_epochs:
+        fix = "the discriminant's head is not trained; set it to 0"
+        found.append(Problem("training.head_first_epochs", experiment.training.head_first_epochs, fix))
+    if experiment.personalisation.ditto is not None:
+        fix = "trains a second model with a head of its own; leave it out, or set training.head=trained"
+        found.append(Problem("personalisation.ditto", experiment.personalisation.ditto, fix))
+    return found
+
+
+def _check_method(model: ModelSettings, training: TrainingSettings, federation: FederationSettings) -> list[Problem]:
     method = METHODS.get(model.method)
     if method is None:
         near = difflib.get_close_matches(model.method, METHODS, n=1)
@@ -61,7 +81,10 @@ def _check_method(model: ModelSettings, federation: FederationSettings) -> list[
     if model.method != "ept" and federation.payload == "folded":
         fix = f"model.method = '{model.method}' has nothing to fold, only ept's prompts do; set federation.payload=raw"
         found.append(Problem("federation.payload", "folded", fix))
-    if not method.sends_without_head and federation.share == "prompts":
+    if not method.sends_without_head and training.head == "discriminant":
+        fix = f"model.method = '{model.method}' trains the head alone; set it to trained"
+        found.append(Problem("training.head", training.head, fix))
+    elif not method.sends_without_head and federation.share == "prompts":
         fix = f"model.method = '{model.method}' trains the head alone, so nothing would travel; set it to prompts+head"
         found.append(Problem("federation.share", federation.share, fix))
     return found

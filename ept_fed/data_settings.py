@@ -58,6 +58,9 @@ class SharedDataSettings(Settings):
         "single_label", description="one class per image (cross entropy) or any number (binary cross entropy)"
     )
     classes: tuple[str, ...] | None = Field(None, description="class names in order; null takes them from the data")
+    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = Field(
+        None, description="of splits, K-shot samples and virtual sites; null takes the run's"
+    )
     shots: Count | None = Field(
         None,
         description="training images per class and site (K-shot); null trains on the whole training split",

@@ -1,10 +1,10 @@
-"""In what two sets of settings differ, where it matters to going on with a run."""
+"""Settings by dotted name, and in what two sets of them differ where it matters to going on with a run."""
 
 from typing import Any
 
 from ept_fed.config import LOCAL_SETTINGS, Experiment
 
-__all__ = ["compare_settings"]
+__all__ = ["compare_settings", "flatten_settings"]
 
 
 def compare_settings(held: Any, experiment: Experiment) -> list[tuple[str, Any, Any]]:
@@ -14,7 +14,7 @@ def compare_settings(held: Any, experiment: Experiment) -> list[tuple[str, Any, 
         held: the content of a run's config.yaml.
         experiment: what is asked for now.
     """
-    theirs, ours = _flatten(held), _flatten(experiment.model_dump(mode="json"))
+    theirs, ours = flatten_settings(held), flatten_settings(experiment.model_dump(mode="json"))
     local = {
         key if names is True else f"{key}.{name}" for key, names in LOCAL_SETTINGS.items() for name in _names(names)
     }
@@ -29,11 +29,12 @@ def _names(names: Any) -> list[str]:
     return [""] if names is True else sorted(names)
 
 
-def _flatten(content: Any, prefix: str = "") -> dict[str, Any]:
+def flatten_settings(content: Any, prefix: str = "") -> dict[str, Any]:
+    """Return values by dotted name; lists and empty mappings are values."""
     if not isinstance(content, dict) or not content:
         return {prefix: content}
     return {
         key: value
         for name, inner in content.items()
-        for key, value in _flatten(inner, f"{prefix}.{name}" if prefix else str(name)).items()
+        for key, value in flatten_settings(inner, f"{prefix}.{name}" if prefix else str(name)).items()
     }

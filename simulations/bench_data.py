@@ -76,7 +76,7 @@ def measure_cache(experiment: Any, size: int, turns: int) -> None:
     spec = InputSpec(size, (0.5,) * 3, (0.5,) * 3, "bicubic")
 
     def fill() -> None:
-        datasets.prepare_data(settings, spec, experiment.seed)
+        datasets.prepare_data(settings, spec, experiment.data_seed)
 
     def fill_alone() -> None:
         with mock.patch.object(datasets, "read_all", _read_alone):
@@ -89,7 +89,7 @@ def measure_cache(experiment: Any, size: int, turns: int) -> None:
 def measure_doctor(experiment: Any) -> None:
     """Print the seconds of one examination."""
     started = time.perf_counter()
-    found = examine_data(experiment.data, experiment.seed)
+    found = examine_data(experiment.data, experiment.data_seed)
     print(f"{found.images} images examined in {time.perf_counter() - started:.1f} s")
 
 

@@ -1,6 +1,7 @@
 """The federated part of a simulation: rounds over LocalGrid into a run folder, from the start or from a checkpoint."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from flwr.app import Context
 
@@ -60,8 +61,9 @@ def federate(
     progress: Progress,
     *,
     resume: Checkpoint | None,
+    track: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> FederationResult:
-    """Run the plan's rounds, each written into the folder as it ends."""
+    """Run the plan's rounds, each written into the folder as it ends, and handed to `track` as it was written."""
     results: list[FederationResult] = []
 
     def find_site(context: Context) -> Site:
@@ -75,7 +77,7 @@ def federate(
         folder.write_prompts(plan, 0, plan.initial)
     else:
         progress.on_note(f"resuming after round {finished + 1} of {plan.rounds}")
-    recorder = _Recorder(plan, folder, progress)
+    recorder = _Recorder(plan, folder, progress, track)
     checkpoints = CheckpointFolder(folder.checkpoints, plan, data)
     server_app = create_server_app(plan, recorder, results.append, resume=resume, save=checkpoints.save)
     run_locally(server_app, create_client_app(find_site), tuple(sites))
@@ -86,8 +88,10 @@ def federate(
 class _Recorder:
     """Writes each round into the run folder and passes its numbers on to the display."""
 
-    def __init__(self, plan: Plan, folder: RunFolder, progress: Progress) -> None:
-        self._plan, self._folder, self._progress = plan, folder, progress
+    def __init__(
+        self, plan: Plan, folder: RunFolder, progress: Progress, track: Callable[[Mapping[str, Any]], None] | None
+    ) -> None:
+        self._plan, self._folder, self._progress, self._track = plan, folder, progress, track
 
     def on_site(self, round_number: int, site: str, phase: Phase, metrics: Mapping[str, float]) -> None:
         if phase == "train":
@@ -102,6 +106,8 @@ class _Recorder:
 
     def on_round(self, record: RoundRecord) -> None:
         self._folder.write_round(record.to_json())
+        if self._track is not None:
+            self._track(record.to_json())
         for refusal in record.refused:
             what = "trained nothing in" if refusal.phase == "train" else "did not evaluate"
             self._progress.on_note(f"{refusal.site} {what} round {record.round}: {refusal.reason}")

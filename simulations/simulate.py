@@ -3,7 +3,7 @@
 import logging
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,9 @@ from ept_fed.reports.progress import Progress
 from ept_fed.reports.run_folder import RunFolder
 from ept_fed.reports.run_log import log_to_file
 from ept_fed.reports.write_reports import write_reports
+from ept_fed.tracking.scalars import describe_settings
+from ept_fed.tracking.tracker import Tracker
+from ept_fed.tracking.writers import TrackedRun, check_writers
 from server.checkpoints import Checkpoint
 from simulations.compare import compare_settings, prepare_settings
 from simulations.cross_site import assess_cross_site
@@ -30,7 +33,9 @@ from simulations.virtual_sites import VirtualFederation, prepare_federation
 __all__ = ["simulate"]
 
 
-def simulate(experiment: Experiment, out: Path, progress: Progress, *, resume: bool = False) -> Mapping[str, Any]:
+def simulate(
+    experiment: Experiment, out: Path, progress: Progress, *, resume: bool = False, track: Sequence[str] = ()
+) -> Mapping[str, Any]:
     """Run an experiment into the folder `out` and return its report.
 
     Args:
@@ -38,6 +43,7 @@ def simulate(experiment: Experiment, out: Path, progress: Progress, *, resume: b
         out: run folder; must not hold anything yet. It is created only once everything that can be refused was checked.
         progress: told what happens.
         resume: go on with a run of the same settings that was killed in `out`; a finished one is only reported.
+        track: names of `ept_fed.tracking.writers.WRITERS` that get each round's numbers too.
 
     Returns:
         the content of report.json; `status` is "failed" if no round averaged anything.
@@ -51,6 +57,7 @@ def simulate(experiment: Experiment, out: Path, progress: Progress, *, resume: b
     folder = RunFolder(out)
     resume = resume and not folder.is_free()
     problems = folder.check_resumable(experiment) if resume else folder.check_free()
+    problems += check_writers(track)
     if resume and not problems and (finished := folder.read_finished()) is not None:
         folder.drop_states()
         return {**finished, "rows": Comparison.from_json(finished).rows(), "folder": str(out)}
@@ -66,8 +73,12 @@ def simulate(experiment: Experiment, out: Path, progress: Progress, *, resume: b
     else:
         folder.create(experiment.to_yaml())
     folder.write_partition(federation.data.partition)
-    with log_to_file(out / "run.log"):
-        report, rows = _run(federation, plan, sites, folder, progress, checkpoint)
+    with log_to_file(out / "run.log"), Tracker(track, out, progress.on_note) as tracker:
+        # As in `federate`: the last record of a checkpoint still lacks its evaluation and comes again.
+        entered = folder.read_rounds()[: len(checkpoint.records) - 1] if checkpoint else []
+        tracker.start(TrackedRun(experiment.name, plan.run, describe_settings(experiment)), entered)
+        report, rows = _run(federation, plan, sites, folder, progress, checkpoint, tracker)
+        tracker.write_result(rows, done=report["status"] == "done")
     report = {**report, "seconds": round(time.perf_counter() - started, 1)}
     folder.write_report(report, rows)
     if report["status"] == "done":
@@ -87,11 +98,14 @@ def _run(
     folder: RunFolder,
     progress: Progress,
     checkpoint: Checkpoint | None,
+    tracker: Tracker,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     for note in federation.data.notes:
         progress.on_note(note)
     experiment = federation.experiment
-    result = federate(plan, federation.data.digest, sites, folder, progress, resume=checkpoint)
+    result = federate(
+        plan, federation.data.digest, sites, folder, progress, resume=checkpoint, track=tracker.write_round
+    )
     settings = {}
     if result.aggregated_anything:
         for name, site in sites.items():

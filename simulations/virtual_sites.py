@@ -133,7 +133,7 @@ def prepare_federation(experiment: Experiment) -> VirtualFederation:
         problems += refusal.problems
     data = None
     try:
-        data = prepare_data(experiment.data, backbone.input if backbone else _FALLBACK_SPEC, experiment.seed)
+        data = prepare_data(experiment.data, backbone.input if backbone else _FALLBACK_SPEC, experiment.data_seed)
     except InputRefusedError as refusal:
         problems += refusal.problems
     if data is not None:

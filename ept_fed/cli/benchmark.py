@@ -1,5 +1,6 @@
 """`ept-fed benchmark`: methods against each other, under each way of working together."""
 
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +18,7 @@ __all__ = ["EXAMPLES", "benchmark"]
 
 EXAMPLES = (
     "Examples:\n\n  ept-fed benchmark configs/demo.yaml --method ept --method linear --setting federated+head\n\n"
-    "  ept-fed benchmark configs/ham10000.yaml --set data.root=DIR --set model.weights=FILE --out results"
+    "  ept-fed benchmark configs/ham10000.yaml --set data.root=DIR --set model.weights=FILE --out results --analyse"
 )
 
 
@@ -27,7 +28,7 @@ def benchmark(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one setting; repeatable.")
     ] = None,
     methods: Annotated[
-        list[str] | None, typer.Option("--method", help="Compare this method or variant only; repeatable.")
+        list[str] | None, typer.Option("--method", help="Compare this method, variant or pattern only; repeatable.")
     ] = None,
     settings: Annotated[
         list[str] | None,
@@ -38,14 +39,19 @@ def benchmark(
     out: Annotated[
         Path | None, typer.Option(help="Folder of the results; goes on where it stopped. Default: benchmarks/<name>.")
     ] = None,
+    analyse: Annotated[
+        bool, typer.Option("--analyse", help="Also compare each method's features before and after tuning.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as one JSON document only.")] = False,
 ) -> None:
-    """Train methods × shots × seeds × settings cell by cell, and compare them on every site's own test images.
+    """Train methods × shots × samplings × seeds × settings cell by cell, on every site's own test images.
 
     A finished cell is one line of cells.jsonl and is never trained again: the same command goes on where it was
-    stopped, and a larger grid adds to it. results.csv has a row per cell and site, summary.csv the means, accuracy.png
-    the picture. Exit code 0: done; 1: a cell averaged nothing, or could not be trained;
-    2: something has to be corrected first.
+    stopped, and a larger grid adds to it. results.csv has a row per cell and site, summary.csv the means, home.csv
+    what working together brought each site, accuracy.png the picture. --analyse looks at the features of the first
+    shots, sampling and seed, in setting federated+head or else the first; a finished cell is trained again for it once.
+    Its page, analysis.html, holds images. Exit code 0: done; 1: a cell averaged nothing, or could not be trained; 2:
+    something has to be corrected first.
     """
     with exit_on_refusal(as_json=as_json):
         from ept_fed.artefacts import dump_json
@@ -53,7 +59,7 @@ def benchmark(
         from ept_fed.reports.progress import Silent
 
         asked = {"methods": methods, "settings": settings, "shots": shots, "seeds": range(seeds or 0)}
-        grid = [f"benchmark.{axis}=[{', '.join(map(str, values))}]" for axis, values in asked.items() if values]
+        grid = [f"benchmark.{axis}={json.dumps(list(values))}" for axis, values in asked.items() if values]
         experiment = load_experiment(config, [*(overrides or []), *grid])
         folder = out or Path("benchmarks") / experiment.name
 
@@ -61,7 +67,7 @@ def benchmark(
             def on_note(self, sentence: str) -> None:
                 typer.echo(sentence, err=as_json)
 
-        report = load_engine("benchmark")(experiment, folder, Notes())
+        report = load_engine("benchmark")(experiment, folder, Notes(), analyse=analyse)
         if as_json:
             typer.echo(dump_json(report))
         else:
@@ -70,6 +76,8 @@ def benchmark(
             Console().print(_tabulate(report["summary"], experiment.benchmark.reference))
             typer.echo(f"{report['trained']} of {report['cells']} cells were trained now.")
             typer.echo(f"Open {folder}/accuracy.png; the numbers are in summary.csv and results.csv beside it.")
+            if report["analysis"] is not None:
+                typer.echo(f"What tuning did to the features: {report['analysis']}; it holds images, keep it here.")
     raise typer.Exit(DONE if report["status"] == "done" else FAILED)
 
 
@@ -77,10 +85,10 @@ def _tabulate(summary: list[Mapping[str, Any]], reference: str) -> "Table":
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title="macro AUC, mean over sites: mean ± standard deviation over seeds")
+    table = Table(title="macro AUC, mean over sites: mean ± standard deviation over runs")
     for heading in ("method", "shots", "setting"):
         table.add_column(heading, overflow="fold")
-    for heading in ("bytes/round", "AUC", f"Δ {reference}", "seeds"):
+    for heading in ("bytes/round", "AUC", f"Δ {reference}", "runs"):
         table.add_column(heading, justify="right")
     for row in (row for row in summary if row["metric"] == "auc"):
         difference = "" if row["method"] == reference else _spread(row["difference"], row["difference_sd"], "+")
@@ -91,7 +99,7 @@ def _tabulate(summary: list[Mapping[str, Any]], reference: str) -> "Table":
             f"{row['bytes_per_round']:,}",
             _spread(row["mean"], row["sd"]),
             difference,
-            str(row["seeds"]),
+            str(row["runs"]),
         )
     return table
 

@@ -3,17 +3,18 @@
 import json
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
+from ept_fed.cli.engines import load_engine
 from ept_fed.cli.refusals import DONE, FAILED, exit_on_refusal
 
 __all__ = ["EXAMPLES", "report"]
 
 EXAMPLES = (
     "Examples:\n\n  ept-fed report runs/demo-20260101-120000\n\n"
-    "  ept-fed report runs/demo-20260101-120000 --site site-1 --format pdf"
+    "  ept-fed report runs/demo-20260101-120000 --site site-1 --gallery --format pdf"
 )
 
 
@@ -22,17 +23,27 @@ class _Format(StrEnum):
     json = "json"
     csv = "csv"
     pdf = "pdf"
+    tensorboard = "tensorboard"
+    mlflow = "mlflow"
+
+
+_TRACKERS = (_Format.tensorboard, _Format.mlflow)
+_PAGES = (_Format.html, _Format.pdf)
 
 
 def report(
     run: Annotated[Path, typer.Argument(help="Run folder, as written by `ept-fed simulate`.", metavar="RUN")],
     kind: Annotated[
-        _Format, typer.Option("--format", help="html and pdf: pages; json and csv: each site's numbers.")
+        _Format,
+        typer.Option("--format", help="html, pdf: pages; json, csv: each site's numbers; or a tracker for its rounds."),
     ] = _Format.html,
     site: Annotated[str | None, typer.Option(help="Only this site. Default: all, and the federation's page.")] = None,
     sensitivity: Annotated[
         float, typer.Option(min=0.01, max=1.0, help="What the operating points aim at on validation images.")
     ] = 0.9,
+    gallery: Annotated[
+        bool, typer.Option("--gallery", help="Read images and weights again, for pictures of the surest errors.")
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print files and verdicts as one JSON document and nothing else.")
     ] = False,
@@ -40,9 +51,14 @@ def report(
     """Say for each site whether joining helped: federated against local only, on its own test patients.
 
     Writes sites/<site>/{report.html,report.json,shared.json}, and report.html for the consortium, into the run folder.
+    With --gallery, sites' pages get the pictures that `ept-fed simulate` put there, from where config.yaml says that
+    images and weights lie. --format tensorboard or mlflow writes what `ept-fed simulate --track` would have written.
     Exit code 0: done; 1: no browser to print a PDF with; 2: the run folder is broken, with every problem listed.
     """
     with exit_on_refusal(as_json=as_json):
+        _check_options(kind, site=site, gallery=gallery)
+        if kind in _TRACKERS:
+            _track(run, kind, as_json=as_json)
         from ept_fed.reports.pdf import NoBrowserError, find_browser, print_pages
         from ept_fed.reports.write_reports import Kind, make_reports
 
@@ -50,7 +66,8 @@ def report(
             if kind is _Format.pdf:
                 find_browser()
             wanted: Kind = "json" if kind is _Format.json else "csv" if kind is _Format.csv else "html"
-            result = make_reports(run, kind=wanted, site=site, sensitivity=sensitivity)
+            pictures = load_engine("gallery")(run) if gallery else None
+            result = make_reports(run, kind=wanted, site=site, sensitivity=sensitivity, gallery=pictures)
             files = result.files
             if kind is _Format.pdf:
                 files = (*files, *print_pages([path for path in files if path.suffix == ".html"]))
@@ -67,4 +84,24 @@ def report(
         for name, headline in result.headlines.items():
             typer.echo(f"{name}: {headline.sentence}")
         typer.echo(f"{len(files)} files; open {files[-1]}")
+    raise typer.Exit(DONE)
+
+
+def _check_options(kind: _Format, *, site: str | None, gallery: bool) -> None:
+    from ept_fed.problems import InputRefusedError, Problem
+
+    found = []
+    if gallery and kind not in _PAGES:
+        found.append(Problem("--gallery", kind.value, "only pages hold pictures; take --format html or pdf"))
+    if site is not None and kind in _TRACKERS:
+        found.append(Problem("--site", site, f"{kind.value} gets whole runs; leave it out"))
+    if found:
+        raise InputRefusedError(found)
+
+
+def _track(run: Path, kind: _Format, *, as_json: bool) -> NoReturn:
+    from ept_fed.tracking.track_run import track_run
+
+    where = track_run(run, kind.value)
+    typer.echo(json.dumps({"status": "done", "tracker": kind.value}) if as_json else where)
     raise typer.Exit(DONE)

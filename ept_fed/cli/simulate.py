@@ -31,6 +31,9 @@ def simulate(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with a killed run in --out; without CONFIG, with its own settings.")
     ] = False,
+    track: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Also write rounds for tensorboard or mlflow; repeatable.")
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the report as one JSON document and nothing else.")
     ] = False,
@@ -53,12 +56,12 @@ def simulate(
         if as_json:
             from ept_fed.reports.progress import Silent
 
-            report = load_engine("simulate")(experiment, folder, Silent(), resume=resume)
+            report = load_engine("simulate")(experiment, folder, Silent(), resume=resume, track=track or ())
             typer.echo(dump_json(report))
         else:
             from ept_fed.cli.display import LiveDisplay, print_comparison
 
             with LiveDisplay(experiment) as display:
-                report = load_engine("simulate")(experiment, folder, display, resume=resume)
+                report = load_engine("simulate")(experiment, folder, display, resume=resume, track=track or ())
             print_comparison(report)
     raise typer.Exit(DONE if report["status"] == "done" else FAILED)

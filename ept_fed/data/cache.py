@@ -56,6 +56,10 @@ class CachedDataset:
     def __len__(self) -> int:
         return len(self.records)
 
+    def without_images(self) -> "CachedDataset":
+        """Return a dataset of the same classes that holds no image: what nobody looks at costs nothing."""
+        return CachedDataset([], [], classes=self.classes, task=self.task, pipelines=self._pipelines)
+
     def as_png(self, index: int) -> bytes:
         """Return one image as cached, (H, W, 3), as PNG bytes: for the site's own eyes."""
         content = io.BytesIO()

@@ -1,4 +1,4 @@
-"""From a benchmark's rows to its table: mean and deviation over seeds, and paired differences from a reference.
+"""From a benchmark's rows to its table: mean and deviation over runs, and paired differences from a reference.
 
 Pure functions over rows as they stand in results.csv: one per cell and site.
 """
@@ -7,41 +7,43 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
-__all__ = ["SUMMARY_METRICS", "summarise"]
+__all__ = ["SUMMARY_METRICS", "compare_with_home", "summarise"]
 
 SUMMARY_METRICS = ("auc", "accuracy", "balanced_accuracy", "average_precision")
 
 _Group = tuple[str, Any, str]
+_Run = tuple[Any, int]
 
 
 def summarise(rows: Sequence[Mapping[str, Any]], reference: str) -> list[dict[str, Any]]:
     """Return one row per method, shots, setting and metric.
 
-    A cell counts with its unweighted mean over sites. Differences are taken seed by seed against the reference's cell
-    of the same shots and setting, so what a seed does to both drops out.
+    A cell counts with its unweighted mean over sites. Differences are taken run by run, a run being a sampling and a
+    seed, against the reference's cell of the same shots and setting, so what these do to both drops out.
 
     Args:
-        rows: with `method`, `shots`, `seed`, `setting`, `site`, `bytes_per_round` and `SUMMARY_METRICS`.
+        rows: with `method`, `shots`, `sampling`, `seed`, `setting`, `site`, `bytes_per_round` and `SUMMARY_METRICS`.
         reference: a method of the rows.
 
     Returns:
-        `mean` and `sd` over `seeds` cells (sd is NaN for one), `difference` and `difference_sd` over `pairs` of them.
+        `mean` and `sd` over `runs` cells (sd is NaN for one), `difference` and `difference_sd` over `pairs` of them.
         A cell whose metric is undefined at every site is left out of both.
     """
     traffic: dict[_Group, float] = {}
-    sites: dict[_Group, dict[int, list[Mapping[str, Any]]]] = {}
+    sites: dict[_Group, dict[_Run, list[Mapping[str, Any]]]] = {}
     for row in rows:
         group = (row["method"], row["shots"], row["setting"])
         traffic[group] = row["bytes_per_round"]
-        sites.setdefault(group, {}).setdefault(row["seed"], []).append(row)
+        sites.setdefault(group, {}).setdefault((row["sampling"], row["seed"]), []).append(row)
     summary = []
-    for group, seeds in sites.items():
+    for group, runs in sites.items():
         method, shots, setting = group
         for metric in SUMMARY_METRICS:
-            own = _average_sites(seeds, metric)
+            own = _average_sites(runs, metric)
             theirs = _average_sites(sites.get((reference, shots, setting), {}), metric)
-            differences = [value - theirs[seed] for seed, value in own.items() if seed in theirs]
+            differences = [value - theirs[run] for run, value in own.items() if run in theirs]
             mean, sd = _mean_and_sd(list(own.values()))
             difference, difference_sd = _mean_and_sd(differences)
             summary.append(
@@ -53,7 +55,7 @@ def summarise(rows: Sequence[Mapping[str, Any]], reference: str) -> list[dict[st
                     "metric": metric,
                     "mean": mean,
                     "sd": sd,
-                    "seeds": len(own),
+                    "runs": len(own),
                     "difference": difference,
                     "difference_sd": difference_sd,
                     "pairs": len(differences),
@@ -62,12 +64,58 @@ def summarise(rows: Sequence[Mapping[str, Any]], reference: str) -> list[dict[st
     return summary
 
 
-def _average_sites(seeds: Mapping[int, Sequence[Mapping[str, Any]]], metric: str) -> dict[int, float]:
+def compare_with_home(rows: Sequence[Mapping[str, Any]], metric: str = "auc") -> list[dict[str, Any]]:
+    """Return what working together brought each site: one row per method, shots, setting and site.
+
+    Differences are taken run by run from the same method trained at the site alone. The interval is Student's over
+    runs, so it holds what samplings and seeds do to a site, and needs two of them.
+
+    Args:
+        rows: as for `summarise`.
+        metric: one of `SUMMARY_METRICS`.
+
+    Returns:
+        `home`, the mean over runs alone, `difference`, and `low` and `high`, its 95 % interval (NaN from one run), over
+        `runs` in which both are defined. A method without the setting `local` has no rows.
+    """
+    values = {
+        (row["method"], row["shots"], row["site"], row["setting"], (row["sampling"], row["seed"])): float(row[metric])
+        for row in rows
+    }
+    runs: dict[tuple[Any, ...], list[tuple[float, float]]] = {}
+    for (method, shots, site, setting, run), value in values.items():
+        home = values.get((method, shots, site, "local", run))
+        if setting != "local" and home is not None:
+            pairs = runs.setdefault((method, shots, setting, site), [])
+            if not np.isnan(home - value):
+                pairs.append((home, value - home))
+    compared = []
+    for (method, shots, setting, site), pairs in runs.items():
+        mean, sd = _mean_and_sd([difference for _, difference in pairs])
+        half = float(stats.t.ppf(0.975, len(pairs) - 1)) * sd / len(pairs) ** 0.5 if len(pairs) > 1 else float("nan")
+        compared.append(
+            {
+                "method": method,
+                "shots": shots,
+                "setting": setting,
+                "site": site,
+                "metric": metric,
+                "home": _mean_and_sd([home for home, _ in pairs])[0],
+                "difference": mean,
+                "low": mean - half,
+                "high": mean + half,
+                "runs": len(pairs),
+            }
+        )
+    return compared
+
+
+def _average_sites(runs: Mapping[_Run, Sequence[Mapping[str, Any]]], metric: str) -> dict[_Run, float]:
     means = {}
-    for seed, rows in seeds.items():
+    for run, rows in runs.items():
         values = [float(row[metric]) for row in rows if not np.isnan(row[metric])]
         if values:
-            means[seed] = float(np.mean(values))
+            means[run] = float(np.mean(values))
     return means
 
 

@@ -54,6 +54,7 @@ def create_model(settings: ModelSettings, backbone: Backbone, *, num_classes: in
             tokens=settings.tokens,
             embedding=settings.embedding,
             init=settings.init,
+            initial_sink=settings.initial_sink,
             seed=seed,
         )
     options = METHODS[settings.method].options

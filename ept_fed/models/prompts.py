@@ -83,6 +83,11 @@ class EmbeddedPrompts(nn.Module):
             drawn = torch.empty(layers, context, embed_dim).normal_(0.0, 0.02, generator=generator)
             self.tokens = nn.Parameter(drawn)
 
+    @torch.no_grad()
+    def start_at(self, sink: float) -> None:
+        """Shift the columns so that every token's sink is this number; log M would be about the drawn start."""
+        self.prompts.copy_(unfold(self.prompts, torch.full(self.prompts.shape[:-1], sink)))
+
     def fold(self) -> Tensor:
         """Return the sinks (L, N + T), differentiable in the prompts."""
         return fold(self.prompts)

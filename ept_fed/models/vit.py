@@ -50,6 +50,7 @@ class PromptedViT(TunedViT):
         tokens: int = 0,
         embedding: str = "concat",
         init: Init = "normal",
+        initial_sink: float | None = None,
         seed: int = 0,
     ) -> None:
         """Wrap a backbone; see `create` for the arguments."""
@@ -71,6 +72,8 @@ class PromptedViT(TunedViT):
             init=init,
             seed=derive_seed(seed, "prompts"),
         )
+        if initial_sink is not None:
+            self.embedded.start_at(initial_sink)
 
     @classmethod
     def create(
@@ -85,6 +88,7 @@ class PromptedViT(TunedViT):
         image_size: int | None = None,
         embedding: str = "concat",
         init: Init = "normal",
+        initial_sink: float | None = None,
         seed: int = 0,
     ) -> "PromptedViT":
         """Create backbone, prompts and head.
@@ -99,6 +103,7 @@ class PromptedViT(TunedViT):
             image_size: pixels per side, None for the backbone's own.
             embedding: one of `EMBEDDINGS`.
             init: how prompts are drawn, one of `INITS`.
+            initial_sink: where every sink starts; None leaves it where the columns fold to, about log M.
             seed: of random weights, prompts, tokens and head.
 
         Raises:
@@ -113,6 +118,7 @@ class PromptedViT(TunedViT):
             tokens=tokens,
             embedding=embedding,
             init=init,
+            initial_sink=initial_sink,
             seed=seed,
         )
 

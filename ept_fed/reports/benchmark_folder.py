@@ -4,6 +4,7 @@ config.yaml        the resolved settings; a grid that grows may use the folder o
 cells.jsonl        one line per finished cell, by the key of its settings
 unfinished/        what the running cell writes; removed when it ends, and when the next begins
 results.csv        one row per cell and site
+home.csv           per site, what working together brought over the same method at home; if the grid has `local`
 summary.csv        mean and standard deviation over seeds, and the paired difference from the reference
 accuracy.png       accuracy against bytes per round
 """
@@ -92,9 +93,15 @@ class BenchmarkFolder:
         shutil.rmtree(self.unfinished, ignore_errors=True)
 
     def write_tables(
-        self, rows: Sequence[Mapping[str, Any]], summary: Sequence[Mapping[str, Any]], picture: bytes
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        summary: Sequence[Mapping[str, Any]],
+        home: Sequence[Mapping[str, Any]],
+        picture: bytes,
     ) -> None:
-        """Write results.csv, summary.csv and accuracy.png anew."""
+        """Write results.csv, summary.csv, home.csv and accuracy.png anew."""
         write_csv(self.path / "results.csv", rows, list(rows[0]))
         write_csv(self.path / "summary.csv", summary, list(summary[0]))
+        if home:
+            write_csv(self.path / "home.csv", home, list(home[0]))
         write_bytes(self.path / "accuracy.png", picture)

@@ -21,7 +21,7 @@ from ept_fed.reports.site_report import SiteReport
 from ept_fed.reports.subgroup_statistics import SUBGROUP_SETTINGS
 from ept_fed.reports.wording import signed, span
 
-__all__ = ["render_federation", "render_site"]
+__all__ = ["page_environment", "render_federation", "render_site"]
 
 METRIC_WORDS = {
     "auc": ("AUC, mean over classes", "how often an image with a class gets a higher score for it than one without"),
@@ -47,10 +47,11 @@ VERDICT_WORDS = {
 }
 
 _MOST_COLUMNS = 16
+_NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
-def render_site(report: SiteReport, gallery: Sequence[GalleryItem] = ()) -> str:
-    """Return a site's own page; pictures are embedded in it, so it stays where the images are."""
+def render_site(report: SiteReport, gallery: Sequence[GalleryItem] | None = None) -> str:
+    """Return a site's own page; pictures are embedded in it, so it stays where the images are; None: not collected."""
     statistics = report.statistics
     shown = [s for s in report.settings if statistics.images]
     losses = np.array([[row.train_loss] for row in report.learning]).reshape(-1, 1)
@@ -71,7 +72,7 @@ def render_site(report: SiteReport, gallery: Sequence[GalleryItem] = ()) -> str:
     }
     low, high = _range([interval for s in shown if (interval := statistics.metrics[0].values.get(s))])
     return (
-        _environment()
+        page_environment()
         .get_template("site.html.j2")
         .render(
             report=report,
@@ -102,12 +103,13 @@ def render_federation(report: FederationReport, learning: Sequence[SiteReport], 
     rounds = [row.round for row in learning[0].learning] if learning else []
     chart = draw_learning(rounds, losses, aucs, "learning") if rounds else ""
     matrix = _shade(report.cross_site) if report.cross_site and len(report.cross_site.sites) <= _MOST_COLUMNS else None
-    template = _environment().get_template("federation.html.j2")
+    template = page_environment().get_template("federation.html.j2")
     return template.render(report=report, learning=Markup(chart), pages=pages, matrix=matrix)
 
 
 @functools.cache
-def _environment() -> Environment:
+def page_environment() -> Environment:
+    """Return how this package's templates become pages: every name escaped, nothing undefined."""
     environment = Environment(
         loader=PackageLoader("ept_fed.reports", "templates"),
         autoescape=True,
@@ -199,5 +201,6 @@ def _interval(interval: Interval, digits: int = 3) -> str:
 
 def _size(count: int) -> str:
     if count < 1000:
-        return f"{count} bytes"
-    return f"{count / 1000:,.1f} kB" if count < 1_000_000 else f"{count / 1_000_000:,.1f} MB"
+        return f"{count}{_NO_BREAK}bytes"
+    small = count < 1_000_000
+    return f"{count / 1000:,.1f}{_NO_BREAK}kB" if small else f"{count / 1_000_000:,.1f}{_NO_BREAK}MB"

@@ -13,6 +13,7 @@ sites/<site>/predictions.csv    the site's own validation and test images under 
 sites/<site>/model.safetensors  the site's federated model: sinks, tokens, its own head, and what they need
 report.json, report.csv         the table at the end
 cross_site.csv                  each site's local model at every site, if `evaluation.cross_site` asks for it
+tracking/                       what TensorBoard and MLflow show, if the run was to be tracked
 run.log                         what the code logged, tracebacks of failed sites included
 """
 

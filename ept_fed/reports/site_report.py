@@ -1,6 +1,6 @@
 """One site's report as data: what report.json holds and what the page shows."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -36,7 +36,8 @@ class RoundRow:
 class Traffic:
     """What passed the site's door: messages and serialised bytes, and the tensors of one update with their shapes.
 
-    Every round in which the site answered has two messages in each direction: training and evaluation.
+    A reply to a round carries the trained prompts and the evaluation of what the round before left; one evaluation more
+    ends the run (`server.rounds`).
     """
 
     messages_from_site: int
@@ -109,7 +110,7 @@ def build_site_report(run: RunResult, site: str, *, sensitivity: float = 0.9, dr
         classes=classes,
         settings=tuple(report["settings"]),
         sensitivity=sensitivity,
-        headline=headline(statistics),
+        headline=headline(statistics, run.case if predictions.grouped else "one image"),
         statistics=statistics,
         subgroups=analyse_subgroups(predictions.test, run.task, numpy_generator(seed, site, "subgroups"), draws),
         learning=tuple(_read_round(record, site) for record in run.rounds),
@@ -149,13 +150,20 @@ def _sum_traffic(run: RunResult, site: str) -> Traffic:
     exchanges = [record["sites"].get(site, {}) for record in run.rounds]
     layout = tuple((str(name), tuple(int(axis) for axis in shape)) for name, shape in run.report["payload"]["layout"])
     return Traffic(
-        messages_from_site=sum(bool(e.get("train")) + bool(e.get("evaluation")) for e in exchanges),
+        messages_from_site=_count_messages(exchanges),
         bytes_to_site=sum(int(exchange.get("bytes_sent", 0)) for exchange in exchanges),
         bytes_from_site=sum(int(exchange.get("bytes_received", 0)) for exchange in exchanges),
         largest_update=max((int(exchange.get("train_bytes_received", 0)) for exchange in exchanges), default=0),
         tensors=layout,
         numbers_per_update=int(run.report["payload"]["bytes"]) // 4,
     )
+
+
+def _count_messages(exchanges: Sequence[Mapping[str, Any]]) -> int:
+    """Return how many replies the site sent, refused ones included; the closing one is in the last round's record."""
+    answered = sum(bool(exchange.get("bytes_received")) for exchange in exchanges)
+    last = exchanges[-1] if exchanges else {}
+    return answered + bool(last.get("train") and last.get("evaluation"))
 
 
 def _number(value: Any) -> float:

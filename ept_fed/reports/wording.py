@@ -28,8 +28,8 @@ class Headline:
     details: tuple[str, ...]
 
 
-def headline(statistics: Statistics) -> Headline:
-    """Return the verdict on macro AUC, federated against trained at this site alone."""
+def headline(statistics: Statistics, case: str) -> Headline:
+    """Return the verdict on macro AUC, federated against trained at this site alone; `case` says what one case is."""
     auc = statistics.metrics[0]
     reason = _why_none(statistics)
     if reason:
@@ -39,7 +39,8 @@ def headline(statistics: Statistics) -> Headline:
         f"AUC {federated.value:.3f} with the federation, {local.value:.3f} trained at this site alone; "
         f"difference {signed(gap.value)} ({span(gap)})."
     )
-    basis = f"Measured on {_count(statistics.images, 'test image')} of {_count(statistics.cases, 'case')} of this site."
+    images, cases = _count(statistics.images, "test image"), _count(statistics.cases, "case")
+    basis = f"Measured on {images} of {cases} of this site; a case is {case}."
     match gap.verdict:
         case "helped":
             sentence = (
@@ -101,8 +102,11 @@ def describe_limits(statistics: Statistics, predictions: SitePredictions, case: 
 
 
 def signed(value: float, digits: int = 3) -> str:
-    """Return a number with its sign, a true minus, or a dash where it is undefined."""
-    return "–" if math.isnan(value) else f"{value:+.{digits}f}".replace("-", "−")
+    """Return a number with its sign, a true minus, or a dash where it is undefined; what rounds to zero has no sign."""
+    if math.isnan(value):
+        return "–"
+    text = f"{value:+.{digits}f}"
+    return text.replace("-", "−") if float(text) else text[1:]
 
 
 def span(interval: Interval | Difference, digits: int = 3) -> str:

@@ -67,7 +67,7 @@ def make_reports(
         kind: html writes pages, sites' report.json and shared.json; json the latter two; csv sites' report.csv.
         site: only this one, and no federation page.
         sensitivity: target of the operating points.
-        gallery: pictures by site, for that site's own page.
+        gallery: pictures by site, for that site's own page; it says why it has none.
 
     Raises:
         InputRefusedError: with everything wrong about the folder.
@@ -87,7 +87,7 @@ def make_reports(
         write_text(folder / "shared.json", dump_json(shared) + "\n")
         written += [folder / "report.json", folder / "shared.json"]
         if kind == "html" and pages:
-            write_text(folder / "report.html", render_site(report, (gallery or {}).get(report.site, ())))
+            write_text(folder / "report.html", render_site(report, (gallery or {}).get(report.site)))
             written.append(folder / "report.html")
     if kind == "html" and site is None:
         page = render_federation(build_federation_report(run, reports), reports, pages)

@@ -54,8 +54,8 @@ def train_round(
 ) -> TrainingOutcome:
     """Train the method's tensors and the head for one round in place.
 
-    With `head_first_epochs`, FedRep's order (Collins et al. 2021): first the head with everything else
-    held still, then that with the head held still.
+    A discriminant's head is held still: the site computes it. With `head_first_epochs`, FedRep's order (Collins et al.
+    2021): first the head with everything else held still, then that with the head held still.
 
     Args:
         model: trained in place, on its own device.
@@ -103,6 +103,8 @@ def train_round(
 
 
 def _part(settings: TrainingSettings, epoch: int) -> str:
+    if settings.head == "discriminant":
+        return "prompts"
     if not settings.head_first_epochs:
         return "all"
     return "head" if epoch < settings.head_first_epochs else "prompts"

@@ -1,6 +1,7 @@
 """`ept-fed report` as a person types it."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     made = tmp_path_factory.mktemp("report") / "run"
     simulate(Experiment.model_validate(settings), made, Silent())
+    shutil.copy(made / "sites" / "site-1" / "report.html", made / "page-of-site-1.html")
     return made
 
 
@@ -54,6 +56,32 @@ def test_numbers_are_the_runs_own(folder: Path) -> None:
             assert values[name] == pytest.approx(metrics[name], abs=1e-4)
         assert values["auc"] == pytest.approx(metrics["auc"], abs=0.01)
         assert report["traffic"]["bytes_from_site"] == summary["traffic"][site]["received_from_site"]
+
+
+def test_the_gallery_of_an_earlier_run_is_the_one_it_made_itself(folder: Path) -> None:
+    page = folder / "sites" / "site-1" / "report.html"
+    page.unlink()
+    done = RUNNER.invoke(app, ["report", str(folder), "--site", "site-1", "--gallery"])
+    assert done.exit_code == 0, done.output
+    assert "data:image/png;base64," in page.read_text()
+    assert page.read_bytes() == (folder / "page-of-site-1.html").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("setting", "other"),
+    [("seed: 0", "seed: 1"), ("patients_per_class: 8", "patients_per_class: 16"), ("test_vit", "no_such_vit")],
+)
+def test_other_images_or_weights_make_no_gallery(folder: Path, setting: str, other: str) -> None:
+    config = folder / "config.yaml"
+    held = config.read_text()
+    try:
+        assert setting in held
+        config.write_text(held.replace(setting, other))
+        refused = RUNNER.invoke(app, ["report", str(folder), "--gallery"])
+    finally:
+        config.write_text(held)
+    assert refused.exit_code == 2
+    assert ("model.backbone" if other == "no_such_vit" else "than the run's") in refused.stderr
 
 
 def test_csv_has_a_row_for_every_number(folder: Path) -> None:

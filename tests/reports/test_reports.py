@@ -1,6 +1,7 @@
 """Reports of ordinary and of odd runs: verdict first, nothing undefined hidden, names escaped, nothing loaded."""
 
 import json
+import math
 import re
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -13,6 +14,7 @@ from ept_fed.reports.gallery import GalleryItem, most_confident_errors
 from ept_fed.reports.read_run import read_run
 from ept_fed.reports.run_folder import site_folder
 from ept_fed.reports.site_report import build_site_report
+from ept_fed.reports.wording import signed
 from ept_fed.reports.write_reports import MOST_PAGES, make_reports, write_reports
 
 MakeRun = Callable[..., Path]
@@ -178,6 +180,31 @@ def test_temperature_and_sets_need_validation_images(make_run: MakeRun) -> None:
     for point in statistics.operating["federated"]:
         assert point.validation_positives == 24
         assert 0 < point.sensitivity.value <= 1
+
+
+def test_messages_are_counted_as_rounds_exchange_them(make_run: MakeRun) -> None:
+    """A reply a round, and the evaluation that ends the run."""
+    traffic = build_site_report(read_run(make_run(rounds=5)), "north", draws=50).traffic
+    assert (traffic.messages_from_site, traffic.bytes_from_site) == (6, 10_000)
+
+
+def test_a_page_with_pictures_says_so_first_and_one_without_says_why(make_run: MakeRun) -> None:
+    folder = make_run(sites=("north",))
+    page = folder / "sites" / "north" / "report.html"
+
+    def read(**options: Any) -> str:
+        write_reports(folder, **options)
+        return " ".join(" ".join(_Page(page.read_text()).words).split())
+
+    shown = read(gallery={"north": [GalleryItem("a.png", PNG, "nv", "bcc", 0.9)]})
+    assert shown.index("holds pictures of patients") < shown.index("Joining helped")
+    assert "written without the images" in read()
+    assert "every test image into its right class" in read(gallery={"north": []})
+    assert "holds pictures" not in read()
+
+
+def test_what_rounds_to_zero_has_no_sign() -> None:
+    assert [signed(x) for x in (0.0004, -0.0004, -0.0006, 0.0, math.nan)] == ["0.000", "0.000", "−0.001", "0.000", "–"]
 
 
 def test_a_thousand_sites_get_rows_but_no_pages_of_their_own(make_run: MakeRun) -> None:

@@ -19,7 +19,7 @@ from server.round_record import RoundRecord
 from server.rounds import FederationResult
 from server.strategies import AGGREGATORS
 from simulations.local_grid import run_locally
-from tests.server.test_rounds import BAD, SABOTAGES, Observer, adding_app, make_plan
+from tests.server.adding_sites import BAD, SABOTAGES, Observer, adding_app, make_plan
 
 
 class KilledError(Exception):

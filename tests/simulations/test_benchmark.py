@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import simulations.benchmark
 from ept_fed.benchmark_cells import list_cells
 from ept_fed.config import Experiment
-from ept_fed.evaluation.benchmark import SUMMARY_METRICS, summarise
+from ept_fed.evaluation.benchmark import SUMMARY_METRICS, compare_with_home, summarise
 from ept_fed.methods import METHODS
 from ept_fed.problems import InputRefusedError, Problem
 from ept_fed.reports.benchmark_chart import draw_benchmark
@@ -48,6 +49,39 @@ def test_the_grid_is_the_product_of_its_axes_without_what_cannot_be(micro: Micro
         assert cell.experiment.model.method == cell.method
         assert (cell.experiment.federation.payload == "folded") == (cell.method == "ept")
         assert (cell.experiment.data.shots, cell.experiment.seed) == (cell.shots, cell.seed)
+
+
+def test_samplings_change_the_images_and_seeds_the_training(micro: Micro) -> None:
+    cells = list_cells(micro("benchmark={methods: [ept], samplings: [7, 8], seeds: [0, 1], settings: [local]}"))
+    assert [(cell.sampling, cell.seed) for cell in cells] == [(7, 0), (7, 1), (8, 0), (8, 1)]
+    assert [cell.experiment.data_seed for cell in cells] == [7, 7, 8, 8]
+    same, other, anew = (prepare_federation(cells[i].experiment).data.digest for i in (0, 1, 2))
+    assert same == other != anew
+    assert len({cell.key for cell in cells}) == len({cell.title for cell in cells}) == 4
+
+
+def test_published_samplings_are_lists_of_their_own(micro: Micro) -> None:
+    source = "data={source: medfmc, images: ., dataset: colon, sampling: exp1, sampling_shots: 1}"
+    grid = "benchmark={methods: [ept], shots: [1, 5], samplings: [2, 5], seeds: [0], settings: [local]}"
+    cells = list_cells(micro(source, grid))
+    lists = [cell.experiment.data.model_dump() for cell in cells]
+    drawn = [(data["sampling"], data["sampling_shots"]) for data in lists]
+    assert drawn == [("exp2", 1), ("exp5", 1), ("exp2", 5), ("exp5", 5)]
+    assert {(cell.experiment.data.shots, cell.experiment.data.seed) for cell in cells} == {(None, None)}
+
+
+def test_comparators_have_nothing_of_ept_left(micro: Micro) -> None:
+    cells = list_cells(micro("model.tokens=1", "benchmark.seeds=[0]", "benchmark.settings=[local]"))
+    assert {cell.method: cell.experiment.model.tokens for cell in cells} == {
+        name: int(name == "ept") for name in METHODS
+    }
+
+
+def test_a_pattern_names_every_row_that_fits_it(micro: Micro) -> None:
+    variants = "variants: {depth 1: ['model.prompt_layers=[0]'], depth 2: ['model.prompt_layers=[1]'], sink: []}"
+    grid = "benchmark={methods: [ept, 'depth *', 'v*'], seeds: [0], settings: [local], " + variants + "}"
+    assert [cell.method for cell in list_cells(micro(grid))] == ["ept", "depth 1", "depth 2", "vp", "vpt"]
+    assert "benchmark.methods" in refusals(lambda: list_cells(micro("benchmark.methods=[ept, 'deep*']")))
 
 
 def test_variants_change_what_they_say_and_names_are_no_part_of_a_cell(micro: Micro) -> None:
@@ -186,10 +220,27 @@ def test_what_cannot_be_is_refused_before_the_first_cell(
 
 
 def row(method: str, seed: int, site: str, value: float, setting: str = "federated") -> dict[str, Any]:
-    metrics = dict.fromkeys(SUMMARY_METRICS, value)
-    return {
-        "method": method, "shots": 5, "seed": seed, "setting": setting, "site": site, "bytes_per_round": 10, **metrics
-    }  # fmt: skip
+    run = {"method": method, "shots": 5, "sampling": None, "seed": seed, "setting": setting}
+    return {**run, "site": site, "bytes_per_round": 10, **dict.fromkeys(SUMMARY_METRICS, value)}
+
+
+def test_what_a_site_gains_is_measured_from_its_own_home_run_by_run() -> None:
+    rows = [row("ept", seed, "a", 0.5 + seed / 10, "local") for seed in (0, 1, 2)]
+    rows += [row("ept", seed, "a", 0.5 + seed / 10 + gain) for seed, gain in ((0, 0.1), (1, 0.2), (2, 0.3), (3, 0.9))]
+    rows += [row("ept", 0, "b", float("nan"), "local"), row("ept", 0, "b", 0.5), row("vpt", 0, "a", 0.9)]
+    gained, nothing = compare_with_home(rows)
+    assert (gained["site"], gained["setting"], gained["runs"], gained["home"]) == (
+        "a",
+        "federated",
+        3,
+        pytest.approx(0.6),
+    )
+    # Student's 97.5 % quantile for two degrees of freedom is 4.303; the standard deviation is 0.1.
+    assert (gained["low"], gained["high"]) == (
+        pytest.approx(0.2 - 4.303 * 0.1 / 3**0.5, abs=1e-4), pytest.approx(0.2 + 4.303 * 0.1 / 3**0.5, abs=1e-4)
+    )  # fmt: skip
+    assert (nothing["site"], nothing["runs"]) == ("b", 0)
+    assert math.isnan(nothing["difference"])
 
 
 def test_differences_are_paired_seed_by_seed() -> None:
@@ -202,8 +253,8 @@ def test_differences_are_paired_seed_by_seed() -> None:
     ]
     summary = {(r["method"], r["metric"]): r for r in summarise(rows, "ept")}
     ept, vpt = summary["ept", "auc"], summary["vpt", "auc"]
-    assert (ept["mean"], ept["seeds"], ept["difference"]) == (pytest.approx(0.75), 2, 0)
-    assert (vpt["mean"], vpt["seeds"]) == (pytest.approx(0.6), 3)
+    assert (ept["mean"], ept["runs"], ept["difference"]) == (pytest.approx(0.75), 2, 0)
+    assert (vpt["mean"], vpt["runs"]) == (pytest.approx(0.6), 3)
     assert (vpt["difference"], vpt["pairs"]) == (pytest.approx(0.05), 2)
     assert vpt["difference_sd"] == pytest.approx(0.1 / 2**0.5)
     assert draw_benchmark(summarise(rows, "ept")).startswith(b"\x89PNG")

@@ -1,0 +1,102 @@
+"""What a tracker is told: names and numbers from the lines of rounds.jsonl and from the table at the end."""
+
+import hashlib
+import json
+import math
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ept_fed.config import LOCAL_SETTINGS, Experiment
+from ept_fed.settings_diff import flatten_settings
+
+__all__ = ["MOST_SITES", "describe_settings", "list_result", "list_round", "plain_name", "tabulate"]
+
+MOST_SITES = 100
+"""Above this many sites only sums and medians are tracked: no viewer shows thousands of curves."""
+
+_LONGEST_NAME = 80
+_METRICS = {"loss": ("train", "loss"), "auc": ("evaluation", "auc")}
+_COUNTS = {"bytes_to_site": "bytes_sent", "bytes_from_site": "bytes_received"}
+
+
+def plain_name(name: str) -> str:
+    """Return a name that every viewer takes: ASCII letters, digits, `_`, `-`, `.`; a digest keeps others apart."""
+    plain = re.sub(r"[^A-Za-z0-9_.-]", "_", name)[:_LONGEST_NAME]
+    if plain == name and plain.strip("."):
+        return plain
+    return f"{plain.strip('.')}-{hashlib.sha256(name.encode(errors='surrogatepass')).hexdigest()[:8]}"
+
+
+def list_round(record: Mapping[str, Any]) -> dict[str, float]:
+    """Return the scalars of one round: `what/site` by site, `median/what`, and `round/what`.
+
+    Args:
+        record: a line of rounds.jsonl, or what it is made from.
+
+    Returns:
+        finite numbers only: what was not measured is left out. `auc` is on validation images, of what the round left;
+        bytes are serialised messages, to a site and from it.
+    """
+    sites, refused = record["sites"], [str(item["site"]) for item in record["refused"]]
+    columns = {
+        what: {site: entry.get(part, {}).get(key) for site, entry in sites.items()}
+        for what, (part, key) in _METRICS.items()
+    }
+    known = {what: {s: float(x) for s, x in by.items() if _is_number(x)} for what, by in columns.items()}
+    counts = {what: {s: float(entry.get(key, 0)) for s, entry in sites.items()} for what, key in _COUNTS.items()}
+    numbers = {
+        "round/seconds": float(record.get("seconds", math.nan)),
+        "round/refused": float(len(refused)),
+        "round/averaged": float(len(record["aggregated"])),
+        **{f"round/{what}": sum(by.values()) for what, by in counts.items()},
+        **{f"median/{what}": statistics.median(by.values()) for what, by in known.items() if by},
+    }
+    if len(sites) <= MOST_SITES:
+        by_site = {**known, **counts, "refused": {site: float(refused.count(site)) for site in sorted(set(refused))}}
+        numbers |= {f"{what}/{plain_name(site)}": x for what, by in by_site.items() for site, x in by.items()}
+    return {name: number for name, number in numbers.items() if _is_number(number)}
+
+
+def list_result(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return the scalars of the table at the end, a row per site and a last one with the mean: `test/column/site`."""
+    shown = rows if len(rows) <= MOST_SITES + 1 else rows[-1:]
+    return {
+        f"test/{plain_name(column)}/{plain_name(str(row['site']))}": float(value)
+        for row in shown
+        for column, value in row.items()
+        if column != "site" and _is_number(value)
+    }
+
+
+def tabulate(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the same table as Markdown, `–` for what is undefined."""
+    if not rows:
+        return "No round was averaged."
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *([_show(value) for value in row.values()] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def describe_settings(experiment: Experiment) -> dict[str, str | float | bool]:
+    """Return the settings that mean the same everywhere, by dotted name; lists and null as JSON.
+
+    Left out: where a site's files lie and how they are named, devices, free text, and what only a benchmark reads.
+    """
+    flat = flatten_settings(experiment.model_dump(mode="json", exclude=LOCAL_SETTINGS | {"benchmark": True}))
+    return {
+        ".".join(plain_name(part) for part in key.split(".")): value
+        if isinstance(value, str | int | float)
+        else json.dumps(value)
+        for key, value in flat.items()
+    }
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _show(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.4f}" if math.isfinite(value) else "–"
+    return str(value).replace("|", "\\|").replace("\n", " ")

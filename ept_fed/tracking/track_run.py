@@ -1,0 +1,43 @@
+"""From a finished run's folder into a tracker: the same numbers as if it had been tracked while it ran."""
+
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from ept_fed.config import Experiment
+from ept_fed.problems import InputRefusedError, Problem
+from ept_fed.reports.comparison import Comparison
+from ept_fed.reports.read_run import read_run
+from ept_fed.tracking.scalars import describe_settings
+from ept_fed.tracking.tracker import Tracker
+from ept_fed.tracking.writers import WRITERS, TrackedRun, check_writers
+
+__all__ = ["track_run"]
+
+
+def track_run(folder: Path, name: str) -> str:
+    """Enter a run's rounds and its final table into a tracker, and return where they are.
+
+    A round that is already there is not entered twice.
+
+    Raises:
+        InputRefusedError: if the folder is broken, the tracker's package is missing or its store fails.
+    """
+    problems = check_writers([name], "--format")
+    if problems:
+        raise InputRefusedError(problems)
+    run = read_run(folder)
+    try:
+        experiment = Experiment.model_validate(run.config)
+    except ValidationError as error:
+        fix = f"does not hold this version's settings ({error.error_count()} problems); use the version that made it"
+        raise InputRefusedError([Problem("config.yaml", str(folder / "config.yaml"), fix)]) from error
+    failures: list[str] = []
+    with Tracker([name], folder, failures.append) as tracker:
+        tracker.start(TrackedRun(experiment.name, str(run.report["run"]), describe_settings(experiment)), run.rounds)
+        done = run.report["status"] == "done"
+        rows = Comparison.from_json(run.report).rows() if done else []
+        tracker.write_result(rows, done=done)
+    if failures:
+        raise InputRefusedError([Problem("--format", name, failures[0])])
+    return WRITERS[name].summary.replace("RUN", str(folder))

@@ -1,0 +1,71 @@
+"""The trackers of one run together: fed round by round, fed again from rounds.jsonl, and never a run's misfortune."""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from ept_fed.tracking.scalars import list_result, list_round, tabulate
+from ept_fed.tracking.writers import WRITERS, TrackedRun, Writer
+
+__all__ = ["Tracker"]
+
+_log = logging.getLogger(__name__)
+
+
+class Tracker:
+    """Hands each round to every store; one that fails is noted and left out from then on.
+
+    What it missed is made up by `ept-fed report RUN --format NAME`. Without names it does nothing.
+    """
+
+    def __init__(self, names: Sequence[str], folder: Path, on_note: Callable[[str], None]) -> None:
+        """Take names of `WRITERS`, an existing run folder, and who is told of failures; `start` opens the stores."""
+        self._names, self._folder, self._on_note = tuple(dict.fromkeys(names)), folder, on_note
+        self._writers: dict[str, Writer] = {}
+        self._rounds, self._done = 0, False
+
+    def start(self, run: TrackedRun, rounds: Sequence[Mapping[str, Any]] = ()) -> None:
+        """Open the stores and enter the rounds that a resumed run already has."""
+        for name in self._names:
+            with self._guard(name):
+                self._writers[name] = WRITERS[name].open(self._folder, run)
+        for record in rounds:
+            self.write_round(record)
+
+    def write_round(self, record: Mapping[str, Any]) -> None:
+        """Enter a round, as in rounds.jsonl."""
+        self._rounds = int(record["round"])
+        for name, writer in list(self._writers.items()):
+            with self._guard(name):
+                writer.write_round(self._rounds, list_round(record))
+
+    def write_result(self, rows: Sequence[Mapping[str, Any]], *, done: bool) -> None:
+        """Enter the table at the end; `done` is False if no round averaged anything."""
+        self._done = done
+        for name, writer in list(self._writers.items()):
+            with self._guard(name):
+                writer.write_result(self._rounds, list_result(rows), tabulate(rows))
+
+    def __enter__(self) -> "Tracker":
+        """Return itself; leaving closes the stores."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the stores; a run that was left by an exception is not marked as done."""
+        for name, writer in list(self._writers.items()):
+            with self._guard(name):
+                writer.close(done=self._done and error is None)
+
+    @contextmanager
+    def _guard(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as failure:  # noqa: BLE001 - whatever a store raises, the run goes on without it
+            self._writers.pop(name, None)
+            _log.exception("%s failed", name)
+            self._on_note(f"{name} is no longer written: {type(failure).__name__}: {failure}")

@@ -1,0 +1,63 @@
+"""The head that a site computes anew for the prompts it has, instead of training it.
+
+A head that was trained beside one site's prompts does not fit the federation's: every exchange moves the features away
+from under it. Computed in closed form from the features under the prompts at hand, it always fits, at the cost of a few
+forward passes; the idea of a closed-form base learner is that of Bertinetto et al. 2019 (R2-D2), here with Fisher's
+discriminant.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ept_fed.data.datasets import CachedDataset
+from ept_fed.models.method import TunedViT
+from ept_fed.seeds import derive_seed
+from ept_fed.training.discriminant import fit_discriminant
+
+__all__ = ["VIEWS", "HeadFit"]
+
+# Each image as it is tested, and in three random crops: with few shots these are most of what is known of the spread.
+VIEWS = 4
+
+
+@dataclass(frozen=True)
+class HeadFit:
+    """How a site computes its head.
+
+    Attributes:
+        shrinkage: see `fit_discriminant`.
+        seed: of the random crops.
+        batch_size: images per forward pass.
+        bfloat16: whether to compute features in bfloat16.
+    """
+
+    shrinkage: float
+    seed: int
+    batch_size: int
+    bfloat16: bool
+
+    @torch.inference_mode()
+    def apply(self, model: TunedViT, images: CachedDataset) -> None:
+        """Set the model's head to the discriminant of its features of a site's training images, at least one."""
+        model.eval()
+        features: list[npt.NDArray[Any]] = []
+        labels: list[npt.NDArray[Any]] = []
+        for view in range(VIEWS):
+            augment = derive_seed(self.seed, "head", view) if view else None
+            for batch, targets in images.batches(self.batch_size, augment_seed=augment):
+                with torch.autocast(model.device.type, torch.bfloat16, enabled=self.bfloat16):
+                    seen = model.forward_features(batch.to(model.device))
+                features.append(seen.float().cpu().numpy())
+                labels.append(targets.numpy())
+        weight, bias = fit_discriminant(
+            np.concatenate(features),
+            np.concatenate(labels),
+            classes=model.head.out_features,
+            shrinkage=self.shrinkage,
+        )
+        model.head.weight.copy_(torch.from_numpy(weight))
+        model.head.bias.copy_(torch.from_numpy(bias))

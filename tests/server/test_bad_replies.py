@@ -1,0 +1,116 @@
+"""One bad site, under every strategy: it costs its own vote and no more, and nothing it wrote reaches a log."""
+
+import math
+from functools import cache
+
+import numpy as np
+import pytest
+from flwr.app import Message
+
+from ept_fed.protocol.layout import Vector
+from ept_fed.strategies import resolve_options
+from server.strategies import AGGREGATORS
+from tests.server.adding_sites import (
+    BAD,
+    EXAMPLES,
+    SABOTAGES,
+    SITES,
+    Sabotage,
+    WithoutBad,
+    grid_run,
+    make_plan,
+    run,
+    with_array,
+    with_config,
+    with_metrics,
+)
+
+
+@cache
+def payload_without_bad(strategy: str) -> Vector:
+    return grid_run(WithoutBad, make_plan(strategy=strategy))[0].payload
+
+
+@pytest.mark.parametrize("strategy", sorted(AGGREGATORS))
+@pytest.mark.parametrize("sabotage", SABOTAGES.values(), ids=SABOTAGES)
+def test_one_bad_site_leaves_what_the_others_would_have_made(sabotage: Sabotage, strategy: str) -> None:
+    others = tuple(site for site in SITES if site != BAD)
+    attacked, observer = run(make_plan(strategy=strategy), {BAD: sabotage})
+    assert np.array_equal(attacked.payload, payload_without_bad(strategy))
+    for record in observer.records:
+        assert record.aggregated == others
+        assert {(refusal.site, refusal.phase) for refusal in record.refused} == {(BAD, "train")}
+        assert "patient" not in str(record.to_json())
+
+
+def test_hostile_text_reaches_no_log_unclean() -> None:
+    for name in ("\x1b[2J", "\ud800" * 3, "x" * 600_000, "a\nrefused: everybody"):
+        _, observer = run(make_plan(rounds=1), {BAD: with_config(code=name)})
+        (reason,) = {refusal.reason for refusal in observer.records[0].refused}
+        assert reason.isprintable()
+        assert len(reason) <= 300
+
+
+@pytest.mark.parametrize("strategy", ["fedavgm", "fedadam", "fedyogi", "fedadagrad", "qfedavg", "scaffold", "feddyn"])
+def test_a_payload_that_breaks_a_strategy_costs_its_round_and_no_more(strategy: str) -> None:
+    """With no bound on lengths, one finite but huge payload in the first round overflows moments or norms."""
+
+    def once(answer: Message, request: Message) -> Message:
+        if request.metadata.group_id != "1":
+            return answer
+        return with_array(np.full(15, 3e38, np.float32))(answer, request)
+
+    options = resolve_options(strategy, {"server_learning_rate": 10.0} if strategy == "fedavgm" else {})
+    result, observer = run(make_plan(strategy=strategy, options=options, rounds=5, norm_bound=None), {BAD: once})
+    assert np.isfinite(result.payload).all()
+    first, *later = observer.records
+    if first.aggregated:
+        # The rule itself took it in: finite, and what plain averaging without a bound means.
+        return
+    assert first.outcome.startswith("kept the old prompts")
+    assert all(record.aggregated for record in later)
+    others, _ = run(make_plan(strategy=strategy, options=options, rounds=5, norm_bound=None))
+    assert np.abs(result.payload).max() <= 10 * np.abs(others.payload).max() + 1
+
+
+def test_a_site_that_is_refused_has_no_vote_on_stopping() -> None:
+    def lie(answer: Message, request: Message) -> Message:
+        return with_metrics(validation_auc=1.0)(with_array(np.full(15, 1e6, np.float32))(answer, request), request)
+
+    result, _ = run(make_plan(rounds=3, target_auc=0.999, norm_bound=10.0), dict.fromkeys(SITES[:4], lie))
+    assert result.ended == "all rounds"
+
+
+def test_a_single_sites_word_moves_the_median_little() -> None:
+    result, _ = run(make_plan(rounds=3, target_auc=0.999), {BAD: with_metrics(validation_auc=1.0)})
+    assert result.ended == "all rounds"
+
+
+def test_a_fednova_site_that_claims_few_steps_is_outsized_per_step() -> None:
+    def understate(answer: Message, request: Message) -> Message:
+        return with_metrics(steps=1.0)(answer, request)
+
+    def honest(answer: Message, request: Message) -> Message:
+        return with_metrics(steps=float(math.ceil(EXAMPLES[BAD] / 8)))(answer, request)
+
+    sabotage = dict.fromkeys(SITES, honest) | {BAD: understate}
+    plan = make_plan(strategy="fednova", rounds=1, norm_bound=3.0, training='{"epochs": 4}')
+    _, observer = run(plan, sabotage)
+    assert [refusal.site for refusal in observer.records[0].refused] == [BAD]
+    assert "update per step" in observer.records[0].refused[0].reason
+
+
+def test_a_bad_evaluation_is_refused_and_changes_no_prompt() -> None:
+    for sabotage in (SABOTAGES["extra metric"], SABOTAGES["raises"], with_array(np.zeros(15, np.float32))):
+        result, observer = run(make_plan(), {BAD: sabotage}, "evaluate")
+        assert np.array_equal(result.payload, run(make_plan())[0].payload)
+        assert [(refusal.site, refusal.phase) for refusal in observer.records[-1].refused] == [(BAD, "evaluate")]
+        assert "auc" not in observer.records[-1].sites[BAD].evaluation
+
+
+def test_a_run_that_averaged_nothing_keeps_its_prompts_and_has_failed() -> None:
+    result, observer = run(make_plan(), dict.fromkeys(SITES, SABOTAGES["NaN"]))
+    assert not result.aggregated_anything
+    assert not result.payload.any()
+    assert len(observer.records[0].refused) == len(SITES)
+    assert observer.records[0].outcome == "kept the old prompts: 0 sound replies, 5 needed"
