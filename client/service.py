@@ -22,8 +22,8 @@ from typing import Literal
 
 from client.app import SOCKET_KEY
 from client.gate import check_gate
-from client.site_kit import read_server
 from client.worker_socket import WorkerAwayError, ask_worker
+from ept_fed.kit_layout import read_identity
 from ept_fed.problems import InputRefusedError, Problem
 from ept_fed.processes import FLOWER_SWITCHES, PidFile, end_marked
 from ept_fed.protocol.frames import StatusRequest, WorkerStatus
@@ -206,7 +206,8 @@ def _pid_file(kit: Path, part: Part) -> PidFile:
 
 def _supernode_command(kit: Path, settings: SiteSettings) -> tuple[str, ...]:
     """Return Flower's SuperNode: TLS by the consortium's own authority, this node's key, processes on loopback only."""
-    host, port = read_server(kit)
+    server = read_identity(kit).server
+    host, port = server.host, server.port
     program = shutil.which("flower-supernode", path=str(Path(sys.executable).parent)) or shutil.which(
         "flower-supernode"
     )

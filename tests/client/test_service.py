@@ -13,6 +13,8 @@ import pytest
 
 from client.service import _MARK, describe_programs, find_service, start_site, stop_site
 from client.worker_process import bind_socket
+from ept_fed.federation_file import ServerAddress
+from ept_fed.kit_layout import KitIdentity
 from ept_fed.problems import InputRefusedError
 from ept_fed.processes import PidFile, end_marked, find_marked, start_time
 from ept_fed.site_settings import load_site_settings
@@ -134,7 +136,9 @@ def test_supernode_gets_the_kits_key_the_workers_socket_and_no_telemetry(make_ki
     settings = load_site_settings(kit / "site.yaml")
     with pytest.raises(InputRefusedError, match=r"federation\.json"):
         describe_programs(kit, settings, ("node",))
-    (kit / "federation.json").write_text('{"schema": 1, "server": {"host": "fl.example.org", "port": 8443}}')
+    server = ServerAddress(host="fl.example.org", port=8443)
+    identity = KitIdentity(federation="f", site="site-1", server=server, version="0")
+    (kit / "federation.json").write_bytes(identity.spell())
     with pytest.raises(InputRefusedError, match=r"tls/ca\.crt[\s\S]*keys/node"):
         describe_programs(kit, settings, ("node",))
     for name in ("tls/ca.crt", "keys/node"):
