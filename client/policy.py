@@ -89,6 +89,7 @@ class TrainingRanges(Settings):
     momentum: Range = (0.0, 0.99)
     epochs: Range = (1, 20)
     head_first_epochs: Range = (0, 20)
+    head_shrinkage: Range = (0.0, 1.0)
     batch_size: Range = (4, 256)
     proximal_mu: Range = (0.0, 10.0)
 
