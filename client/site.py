@@ -55,6 +55,7 @@ class Site:
         name: the site's registered name.
         data: its splits.
         layout: of the payload this site sends and accepts.
+        head_fit: how the head is computed; None if it is trained.
     """
 
     def __init__(
@@ -95,7 +96,7 @@ class Site:
         self._evaluation_batch = evaluation_batch
         self._bfloat16 = use_bfloat16(precision, slot.model.device)
         self._states: StateStore = StateMemory() if states is None else states
-        self._head = head
+        self.head_fit = head
         self._adopted: Vector | None = None
         self._fleeting = False
 
@@ -144,7 +145,7 @@ class Site:
             raise MessageRefusedError(f"training settings are refused: {error.error_count()} are invalid") from error
         except StateLostError as lost:
             raise MessageRefusedError(str(lost)) from lost
-        if (settings.head == "discriminant") != (self._head is not None):
+        if (settings.head == "discriminant") != (self.head_fit is not None):
             raise MessageRefusedError(f"training.head = '{settings.head}' is not what this run began with")
         started = time.perf_counter()
         self._load(before)
@@ -204,8 +205,8 @@ class Site:
 
     def refit_head(self) -> None:
         """Compute the head anew for the prompts in the model, if this site's head is computed at all."""
-        if self._head is not None:
-            self._head.apply(self._slot.model, self.data.train)
+        if self.head_fit is not None:
+            self.head_fit.apply(self._slot.model, self.data.train)
 
     def forget_after(self, round_number: int) -> None:
         """Go back to the state after a round: an early stop has trained one more that the prompts know nothing of."""
@@ -332,12 +333,19 @@ class Site:
         scope = RoundScope(self._seed, self.name, round_number, rounds)
         try:
             outcome, state = train_local_round(
-                model, self.data.train, settings, scope, before=before, penalties=penalties, ditto=ditto
+                model,
+                self.data.train,
+                settings,
+                scope,
+                before=before,
+                penalties=penalties,
+                ditto=ditto,
+                head=self.head_fit,
             )
         except BaseException:
             self._slot.holder = None
             raise
-        if alone and self._head is not None:
+        if alone and self.head_fit is not None:
             self.refit_head()
             state = replace(state, tensors={**state.tensors, **capture_model(model)})
         self._states.save(state)
