@@ -18,9 +18,14 @@ from ept_fed.reports.run_folder import RunFolder
 
 __all__ = ["check_own_folder", "fill_own_folder"]
 
+_ELSEWHERE = "name another folder, or make this one for the user whom the worker runs as"
+
 
 def check_own_folder(folder: Path, run: str) -> list[Problem]:
-    """Return a problem if the folder holds anything but an earlier report on this run."""
+    """Return a problem if the folder holds anything but an earlier report on this run, or cannot be written."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        return [Problem("--out", str(folder), f"cannot be written below {there}; {_ELSEWHERE}")]
     try:
         if RunFolder(folder).is_free():
             return []
@@ -47,7 +52,7 @@ def fill_own_folder(folder: Path) -> Iterator[Path]:
             shutil.rmtree(left)
         staged = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.report-"))
     except OSError as error:
-        fix = f"cannot be written ({error.strerror}); name another folder, or make it for the worker's user"
+        fix = f"cannot be written ({error.strerror}); {_ELSEWHERE}"
         raise InputRefusedError([Problem("--out", str(folder), fix)]) from error
     try:
         yield staged

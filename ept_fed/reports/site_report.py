@@ -61,8 +61,8 @@ class SiteReport:
     Attributes:
         schema: version of this document.
         site: name.
-        run: name, identity, seed, strategy and what is shared; `round` is that of the prompts in a site's own report, null
-            in a simulation's.
+        run: name, identity, seed, strategy and what is shared; `round` is that of the prompts at hand in a
+            site's own report, null in a simulation's.
         task: single_label or multi_label.
         classes: names, in the order of every list by class.
         settings: models compared, in the order of the table.

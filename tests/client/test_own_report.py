@@ -329,6 +329,7 @@ def test_a_folder_of_something_else_is_refused(kit: Path, tmp_path: Path) -> Non
     assert "name another folder" in refused(kit, out=out)
     (out / "report.json").write_text('{"run": "other"}')
     assert "run other" in refused(kit, out=out)
+    assert "cannot be written" in refused(kit, out=out / "thesis.txt" / "report")
 
 
 def test_two_reports_at_once_are_refused(kit: Path, taken_part: tuple[Path, str, Path]) -> None:
