@@ -25,9 +25,12 @@ class Passage:
 def list_passages(answers: Iterable[Answer]) -> tuple[Passage, ...]:
     """Return both messages of every answer; refusals, which hold a sentence and nothing else, are not among them."""
     return tuple(
-        Passage(direction, answer.kind, answer.round, size)
+        passage
         for answer in answers
-        for direction, size in (("in", answer.bytes_in), ("out", answer.bytes_out))
+        for passage in (
+            Passage("in", answer.kind, answer.round, answer.bytes_in),
+            Passage("out", answer.kind, answer.round, answer.bytes_out),
+        )
     )
 
 

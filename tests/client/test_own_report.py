@@ -1,6 +1,7 @@
 """A site's own report: the simulation's numbers from what the worker kept, resumable, private, and refused by name."""
 
 import csv
+import dataclasses
 import json
 import os
 import shutil
@@ -29,7 +30,7 @@ from ept_fed.experiment_file import load_experiment
 from ept_fed.problems import InputRefusedError
 from ept_fed.protocol.frames import Introduce, decode_frame, encode_frame
 from ept_fed.protocol.layout import PayloadLayout
-from ept_fed.protocol.messages import RoundReply, RoundRequest
+from ept_fed.protocol.messages import Header, RoundReply, RoundRequest
 from ept_fed.protocol.plan import Plan
 from ept_fed.protocol.proposal import Proposal, SiteIntroduction, propose
 from ept_fed.reports.progress import Silent
@@ -77,8 +78,8 @@ def make_kit(folder: Path, site: str) -> Path:
     return kit
 
 
-def federate(experiment: Experiment, kits: Mapping[str, Path], *, until: int | None = None) -> Plan:
-    """Run the experiment over the kits' workers; `until` ends the server before that round."""
+def federate(experiment: Experiment, kits: Mapping[str, Path]) -> Plan:
+    """Run the experiment over the kits' workers."""
     plan, proposal = prepare_federation(experiment).plan(), propose(experiment)
     behind = {}
     for site, kit in kits.items():
@@ -90,20 +91,9 @@ def federate(experiment: Experiment, kits: Mapping[str, Path], *, until: int | N
     def find_site(context: Context) -> Site:
         return behind[str(context.node_config["site"])]  # type: ignore[return-value]
 
-    class EndedError(Exception):
-        pass
-
-    class Stopping(_Silent):
-        def on_payload(self, round_number: int, payload: Any, seconds: float) -> None:
-            if until is not None and round_number == until:
-                raise EndedError
-
-    server = create_server_app(plan, Stopping(), lambda _: None)
-    grid = LocalGrid(create_client_app(find_site), list(kits))
-    try:
-        server(grid, Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config={}))
-    except EndedError:
-        assert until is not None
+    server = create_server_app(plan, _Silent(), lambda _: None)
+    context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config={})
+    server(LocalGrid(create_client_app(find_site), list(kits)), context)
     return plan
 
 
@@ -244,24 +234,45 @@ def test_a_killed_report_goes_on_and_a_second_one_trains_nothing_and_keeps_what_
     assert [path.name for path in (kit / "reports").iterdir()] == [made.name]
 
 
-def test_a_run_that_goes_on_is_reported_with_its_round_and_its_states_as_they_were(tmp_path: Path) -> None:
-    """The server ends in round 2: the prompts at hand are those of round 1, and the site has trained one round more."""
+def test_a_run_that_ended_early_is_reported_as_the_simulation_does_and_its_states_stay(tmp_path: Path) -> None:
+    """The site has trained one round more than the prompts know of, and is not told that this was the end."""
+    experiment = load(tmp_path, "federation.target_auc=0.01", *PERSONAL)
     kits = {site: make_kit(tmp_path / "kits", site) for site in SITES}
-    plan = federate(load(tmp_path), kits, until=2)
+    plan = federate(experiment, kits)
+    simulate(experiment, tmp_path / "simulated", Silent())
     kit = kits[SITE]
-    states = kit / "state" / plan.run
-    assert (states / "round-0002.safetensors").exists()
     made = report_site(kit, Silent(), gallery=False)
     assert made["round"] == 1
+    assert (kit / "state" / plan.run / "round-0002.safetensors").exists()
+    every = {"local", "federated", "fine-tuned", "interpolated", "ditto"}
+    assert predictions(Path(made["folder"]), every) == predictions(tmp_path / "simulated", every)
     page = Path(made["page"]).read_text()
     assert "After round 1 of 2" in page
     assert "had all 2 rounds" in page
-    assert (states / "round-0002.safetensors").exists()
-    # The same prompts with the same state before them, as a run of which nothing of round 2 is there.
-    (states / "round-0002.safetensors").unlink()
-    again = report_site(kit, Silent(), out=tmp_path / "again", gallery=False)
-    name = Path("sites") / SITE / "predictions.csv"
-    assert (Path(again["folder"]) / name).read_bytes() == (Path(made["folder"]) / name).read_bytes()
+
+
+def test_a_run_whose_first_round_goes_on_is_refused_and_a_busy_worker_is_told_of(
+    kit: Path, taken_part: tuple[Path, str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = taken_part[1]
+    busy = dataclasses.replace(Worker(load_site_settings(kit / "site.yaml"), OpenDoor()).status(), run=run)
+    busy = dataclasses.replace(busy, activity="train", round=1)
+    monkeypatch.setattr("client.own_report.describe_site", lambda _: ({}, busy))
+    notes: list[str] = []
+
+    class Notes(Silent):
+        def on_note(self, sentence: str) -> None:
+            notes.append(sentence)
+
+    report_site(kit, Notes(), gallery=False)
+    assert any("busy with this run (round 1)" in note for note in notes)
+
+    record = RunRecord(kit / "state" / run, run=run, site=SITE)
+    received = record.read_received()
+    assert received is not None
+    header = Header(run, 1, received.backbone_digest, received.layout_hash)
+    record.accept(RoundRequest(header, "train", 2, received.payload, "train"), received.data_digest)
+    assert "not left any prompts" in refused(kit)
 
 
 def test_a_site_that_took_part_in_nothing_is_refused_and_nothing_is_made(tmp_path: Path) -> None:
