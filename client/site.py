@@ -137,7 +137,7 @@ class Site:
                 a round so far back that the state before it is gone.
             TrainingDivergedError: if the loss stops being a number; nothing of the round is kept.
         """
-        self._require(request)
+        self.require(request)
         try:
             settings = TrainingSettings.model_validate_json(request.settings)
             before = self.state_before(request.header.round)
@@ -174,7 +174,7 @@ class Site:
         Raises:
             MessageRefusedError: for a request of another run, backbone, layout or version.
         """
-        self._require(request)
+        self.require(request)
         started = time.perf_counter()
         self.adopt(request.payload)
         _, metrics = self.assess(self.split(request.split))
@@ -185,6 +185,20 @@ class Site:
             examples=len(self.split(request.split)),
             metrics={**metrics, "seconds": time.perf_counter() - started},
         )
+
+    def require(self, request: RoundRequest) -> None:
+        """Raise unless a request is meant for this site as it stands.
+
+        Raises:
+            MessageRefusedError: for another run, backbone, layout or version, or a round that does not exist.
+            PayloadMismatchError: for a payload that does not fit this site's layout.
+        """
+        round_number = request.header.round
+        mine = Header(self._run, round_number, self._slot.model.backbone.digest, self.layout.hash)
+        request.header.require(mine)
+        if not 1 <= round_number <= request.rounds:
+            raise MessageRefusedError(f"round {round_number} of {request.rounds} does not exist")
+        self.layout.check(np.asarray(request.payload))
 
     def fit(
         self, settings: TrainingSettings, round_number: int, rounds: int, *, payload: Vector | None = None
@@ -279,14 +293,6 @@ class Site:
     def split(self, name: str) -> CachedDataset:
         """Return a split by name: train, validation or test."""
         return {"train": self.data.train, "validation": self.data.validation, "test": self.data.test}[name]
-
-    def _require(self, request: RoundRequest) -> None:
-        round_number = request.header.round
-        mine = Header(self._run, round_number, self._slot.model.backbone.digest, self.layout.hash)
-        request.header.require(mine)
-        if not 1 <= round_number <= request.rounds:
-            raise MessageRefusedError(f"round {round_number} of {request.rounds} does not exist")
-        self.layout.check(np.asarray(request.payload))
 
     def _load(self, state: SiteState | None) -> None:
         restore_model(self._slot.model, self._slot.start if state is None else state.tensors)
