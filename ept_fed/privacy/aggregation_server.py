@@ -161,7 +161,7 @@ class SecureAggregationServer:
         elif stage == Kind.UNMASKING:
             about = set(self._members)
         if set(entries) != about:
-            raise MessageRefusedError(f"{site}: its {stage} is not about {', '.join(sorted(about))}")
+            raise MessageRefusedError(f"{site}: {stage} must be about {', '.join(sorted(about))}, each once")
         if stage == Kind.ADVERTISEMENT:
             self._peers[site] = read_advertisement(
                 session, site, entries[site], authority=self._authority, now=self._now

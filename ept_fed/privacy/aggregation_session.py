@@ -6,8 +6,8 @@ will be before they help to unmask it. The server learns the sum, the sum of wei
 
 What it does not protect against:
 
-* collusion: the server with `threshold` sites (with fewer where the threshold is no more than half of all sites and
-  those that collude) can unmask every other one, and all sites but one know that one's part of any sum;
+* collusion: with `threshold` sites the server can unmask every other one; 2·threshold - S of S sites suffice if it also
+  tells some of the rest other survivors than the others; and all sites but one know that one's part of any sum;
 * the choice of who takes part: the server may leave sites out as if they had dropped out, down to the threshold;
 * the sum itself: it is exact and without noise, and few sites with known parts say much about the rest;
 * two sums of one round: they differ by the values of the sites that only one holds. Whoever carries this must not give
@@ -122,7 +122,7 @@ class AggregationSession:
 
 
 def default_threshold(sites: int) -> int:
-    """Return two thirds, rounded up: a third may drop out, and a third may collude without splitting the others."""
+    """Return two thirds, rounded up: a third may drop out, and fewer than a third may be in league with the server."""
     return -(-2 * sites // 3)
 
 

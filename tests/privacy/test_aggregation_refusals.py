@@ -356,7 +356,7 @@ def test_stages_cannot_be_skipped_or_repeated(consortium) -> None:
 def test_an_answer_about_others_than_asked_is_refused(consortium) -> None:
     session = consortium.session(4)
     foreign = consortium.site(session, B).advertise()
-    with pytest.raises(MessageRefusedError, match=f"{A}: its advertisement is not about {A}"):
+    with pytest.raises(MessageRefusedError, match=f"{A}: advertisement must be about {A}"):
         consortium.server(session).take(A, foreign)
 
     def withhold(content: bytes) -> bytes:
@@ -366,7 +366,7 @@ def test_an_answer_about_others_than_asked_is_refused(consortium) -> None:
     server = consortium.server(session)
     found = consortium.aggregate(session, inputs_of(session), up=altering(Kind.SHARES, A, withhold), server=server)
     assert found.sites == (B, C, D)
-    assert server.refused[A] == f"{A}: its shares is not about {B}, {C}, {D}"
+    assert server.refused[A] == f"{A}: shares must be about {B}, {C}, {D}, each once"
 
 
 def test_a_sum_that_no_inputs_can_have_is_abandoned(consortium) -> None:
