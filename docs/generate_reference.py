@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 from typer.main import get_command
 
-from ept_fed import config, data_settings, partition_settings
+from ept_fed import config, data_settings, federation_file, partition_settings
 from ept_fed.benchmark_settings import BenchmarkSettings
 from ept_fed.cli.main import app
 from ept_fed.methods import METHODS
@@ -85,7 +85,16 @@ def describe_configuration() -> str:
             parts.append(f"\nColumns, under `data.columns`:\n\n{_table(type(columns.default))}")
     for name, model in _SECTIONS.items():
         parts.append(f"\n## {name}\n\n{model.__doc__}\n\n{_table(model)}")
-    return "".join(parts)
+    return "".join([*parts, *_describe_federation()])
+
+
+def _describe_federation() -> list[str]:
+    return [
+        "\n## federation.yaml\n\nA file of its own, not a section of an experiment: what `ept-fed provision` makes "
+        f"[kits](provisioning.md) from.\n\n{_table(federation_file.Federation)}",
+        f"\nUnder `server`:\n\n{_table(federation_file.ServerAddress)}",
+        f"\nEach of `sites`:\n\n{_table(federation_file.FederationSite)}",
+    ]
 
 
 def _describe_partitions() -> list[str]:
@@ -152,7 +161,7 @@ def describe_command_line() -> str:
     """Return every verb with its arguments, options and examples."""
     group = get_command(app)
     context = typer.Context(group, info_name="ept-fed")
-    codes = "Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 faults found (doctor)."
+    codes = "Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 faults found (doctor data)."
     parts = [NOTE, f"# Command line\n\n{codes}\n"]
     for name, command in _list_commands(group, context, "ept-fed"):
         parts.append(f"\n## {name}\n\n{_paragraphs(command.help)}\n\n")

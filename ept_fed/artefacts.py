@@ -13,8 +13,8 @@ from typing import Any
 __all__ = ["append_json_line", "dump_json", "write_bytes", "write_csv", "write_json", "write_text"]
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write `content` to `path` atomically, making the folder if needed."""
+def write_bytes(path: Path, content: bytes, *, mode: int = 0o644) -> None:
+    """Write `content` to `path` atomically, making the folder if needed; a private key's `mode` is 0o600 throughout."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -22,7 +22,7 @@ def write_bytes(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
+        Path(temporary).chmod(mode)
         Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ept_fed.cli.refusals import DONE, FAULTS, exit_on_refusal
+from ept_fed.cli.refusals import DONE, FAILED, FAULTS, exit_on_refusal
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -75,6 +75,37 @@ def examine(
 
         _print_examination(found, Console())
     raise typer.Exit(DONE if found.clean else FAULTS)
+
+
+@app.command(
+    "kit", epilog="Examples:\n\n  ept-fed doctor kit kits/sites/north\n\n  ept-fed doctor kit kits/server --json"
+)
+def examine_kit(
+    kit: Annotated[Path, typer.Argument(metavar="DIR", help="A site's kit, the server's, or the authority.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
+) -> None:
+    """Check a kit: checksums, permissions, dates, the chain of certificates, and that keys fit certificates.
+
+    A certificate that ends within 30 days is said and is no fault. Exit code 0: sound; 1: something has to be mended,
+    an ended certificate included; 2: the folder is no kit.
+    """
+    with exit_on_refusal(as_json=as_json):
+        from datetime import UTC, datetime
+
+        from ept_fed.artefacts import dump_json
+        from ept_fed.kit_doctor import examine_kit as examine
+
+        found = examine(kit, datetime.now(UTC))
+    if as_json:
+        typer.echo(dump_json(found.to_json()))
+    else:
+        for dates in found.certificates:
+            typer.echo(f"  {dates.file:18}  until {dates.not_after.date()}  {dates.fingerprint}")
+        for heading, problems in (("to be mended", found.faults), ("to be minded", found.notices)):
+            for problem in problems:
+                typer.echo(f"  * {heading}: {problem}")
+        typer.echo(f"{found.kind} {found.name}: {found.status}")
+    raise typer.Exit(FAILED if found.faults else DONE)
 
 
 @contextmanager

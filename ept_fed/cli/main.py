@@ -1,6 +1,6 @@
 """`ept-fed`: verbs, exit codes, and how refusals look.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 faults found (doctor).
+Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 faults found (doctor data).
 """
 
 import sys
@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import ept_fed
-from ept_fed.cli import benchmark, doctor, export, predict, report, simulate
+from ept_fed.cli import benchmark, doctor, export, predict, provision, report, simulate
 
 __all__ = ["app", "main"]
 
@@ -26,6 +26,7 @@ app.command(epilog=benchmark.EXAMPLES)(benchmark.benchmark)
 app.command(epilog=export.EXAMPLES)(export.export)
 app.command(epilog=predict.EXAMPLES)(predict.predict)
 app.command(epilog=report.EXAMPLES)(report.report)
+app.add_typer(provision.app)
 app.add_typer(doctor.app)
 
 

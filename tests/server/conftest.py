@@ -1,10 +1,68 @@
-"""Flower logs every phase; tests of the server do not."""
+"""A federation of three, two of whose sites get their keys from the consortium; and Flower does not log here."""
 
 import logging
+from datetime import UTC, datetime
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
+
+from server.provision import provision
+
+NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
+FEDERATION: dict[str, Any] = {
+    "name": "three",
+    "about": "A test.",
+    "server": {"host": "localhost", "port": 8443},
+    "sites": [{"name": "north", "location": "48.2,16.4"}, {"name": "south"}, {"name": "west", "keys": "site"}],
+}
 
 
 @pytest.fixture(autouse=True)
 def _quiet_flower() -> None:
     logging.getLogger("flwr").setLevel(logging.ERROR)
+
+
+@pytest.fixture
+def now() -> datetime:
+    return NOW
+
+
+@pytest.fixture
+def federation_file(tmp_path: Path) -> Path:
+    path = tmp_path / "federation.yaml"
+    path.write_text(yaml.safe_dump(FEDERATION))
+    return path
+
+
+@pytest.fixture
+def kits(federation_file: Path, tmp_path: Path) -> Path:
+    provision(federation_file, tmp_path / "kits", now=NOW)
+    return tmp_path / "kits"
+
+
+@pytest.fixture
+def add_to(federation_file: Path) -> Any:
+    """Change the federation.yaml: `add_to(certificate_days=5, sites=[…])`."""
+
+    def change(**settings: Any) -> Path:
+        federation_file.write_text(yaml.safe_dump({**yaml.safe_load(federation_file.read_text()), **settings}))
+        return federation_file
+
+    return change
+
+
+@pytest.fixture
+def snapshot() -> Any:
+    """Every file below a folder: name to digest and permissions."""
+
+    def take(folder: Path) -> dict[str, tuple[str, int]]:
+        return {
+            path.relative_to(folder).as_posix(): (sha256(path.read_bytes()).hexdigest(), path.stat().st_mode & 0o777)
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+        }
+
+    return take
