@@ -1,51 +1,88 @@
-"""The ClientApp: reads a Flower message, lets the site answer, and never lets an exception's text out."""
+"""The ClientApp that SuperNode starts anew for every message: it hands the message to the site's worker.
+
+It holds no image and no model, and imports neither torch nor monai: it starts in a second and is the only code that the
+server's bundle brings to a hospital's machine. What comes in and goes out is decided behind the socket, where this code
+cannot reach.
+"""
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 
 from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 
-from client.site import Site
-from ept_fed.flower import SITE_FAILED, SITE_REFUSED, decode_request, encode_reply
+from client.worker_socket import WorkerAwayError, ask_worker
+from ept_fed.flower import (
+    SITE_AWAY,
+    SITE_FAILED,
+    SITE_REFUSED,
+    decode_request,
+    encode_frame_record,
+    encode_reply,
+    read_frame_record,
+)
+from ept_fed.protocol.frames import Frame, Introduce, Refusal, decode_frame, encode_frame
 from ept_fed.protocol.layout import PayloadMismatchError
-from ept_fed.protocol.messages import MessageRefusedError, Phase, clean_text
-from ept_fed.training.loop import TrainingDivergedError
+from ept_fed.protocol.messages import MessageRefusedError, RoundReply, clean_text
+from ept_fed.protocol.proposal import SiteIntroduction
 
-__all__ = ["create_client_app"]
+__all__ = ["SOCKET_KEY", "app"]
 
-_log = logging.getLogger(__name__)
+SOCKET_KEY = "worker-socket"
+
+_log = logging.getLogger("flwr.ept_fed")  # shown in SuperNode's log
+app = ClientApp()
 
 
-def create_client_app(find_site: Callable[[Context], Site]) -> ClientApp:
-    """Return a ClientApp whose train and evaluate are answered by `find_site(context)`.
+@app.query()
+def introduce(message: Message, context: Context) -> Message:
+    """Hand a proposal to the worker, and its introduction back."""
+    return _forward(message, context, _read_proposal)
 
-    A declined request is answered with SITE_REFUSED and the sentence that says why, which names versions, shapes and
-    the loss only. Any other failure is answered with SITE_FAILED and no detail: exception texts hold paths and file
-    names, so they stay in the site's own log.
-    """
-    app = ClientApp()
 
-    def answer(message: Message, context: Context, phase: Phase) -> Message:
-        try:
-            site = find_site(context)
-            request = decode_request(message, phase, site.layout)
-            reply = site.train(request) if phase == "train" else site.evaluate(request)
-            return encode_reply(reply, message)
-        except (MessageRefusedError, PayloadMismatchError, TrainingDivergedError) as refusal:
-            reason = clean_text(str(refusal))
-            _log.warning("declined a %s request: %s", phase, reason)
-            return Message(Error(code=SITE_REFUSED, reason=reason), reply_to=message)
-        except Exception:  # noqa: BLE001 - whatever it is, its text must not leave the site
-            _log.exception("failed on a %s request", phase)
-            return Message(Error(code=SITE_FAILED, reason="the site failed; its own log says why"), reply_to=message)
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Hand a train request to the worker, and its reply back."""
+    return _forward(message, context, lambda received: decode_request(received, "train", None))
 
-    @app.train()
-    def train(message: Message, context: Context) -> Message:
-        return answer(message, context, "train")
 
-    @app.evaluate()
-    def evaluate(message: Message, context: Context) -> Message:
-        return answer(message, context, "evaluate")
+@app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    """Hand an evaluate request to the worker, and its reply back."""
+    return _forward(message, context, lambda received: decode_request(received, "evaluate", None))
 
-    return app
+
+def _forward(message: Message, context: Context, read: Callable[[Message], Frame]) -> Message:
+    """Always return a message: one that is missing would leave SuperNode waiting for ever."""
+    try:
+        question = read(message)
+        socket = Path(str(context.node_config[SOCKET_KEY]))
+        answer = ask_worker(socket, question, seconds=message.metadata.ttl)
+        if isinstance(answer, Refusal):
+            return _decline(message, SITE_FAILED if answer.failed else SITE_REFUSED, answer.reason)
+        if isinstance(question, Introduce) and isinstance(answer, SiteIntroduction):
+            return Message(encode_frame_record(encode_frame(answer)), reply_to=message)
+        if not isinstance(question, Introduce) and isinstance(answer, RoundReply):
+            return encode_reply(answer, message)
+        raise TypeError(f"the worker answered with a {type(answer).__name__}")
+    except (MessageRefusedError, PayloadMismatchError) as refusal:
+        return _decline(message, SITE_REFUSED, str(refusal))
+    except WorkerAwayError as away:
+        return _decline(message, SITE_AWAY, str(away))
+    except Exception:  # noqa: BLE001 - whatever it is, its text must not leave the site
+        _log.exception("a message could not be handed to the site's worker")
+        return _decline(message, SITE_FAILED, "the site failed; its own log says why")
+
+
+def _read_proposal(message: Message) -> Frame:
+    frame = decode_frame(read_frame_record(message))
+    if not isinstance(frame, Introduce):
+        raise MessageRefusedError("the question holds no proposal")
+    return frame
+
+
+def _decline(message: Message, code: int, reason: str) -> Message:
+    sentence = clean_text(reason)
+    _log.warning("declined: %s", sentence)
+    return Message(Error(code=code, reason=sentence), reply_to=message)

@@ -232,6 +232,11 @@ class Site:
         restore_model(self._slot.model, tensors, prefix)
         self._slot.holder, self._adopted, self._fleeting = self, None, True
 
+    def initial(self) -> Vector:
+        """Return the payload that the run starts from, the same at every site."""
+        self._load(None)
+        return self.export()
+
     def export(self) -> Vector:
         """Return what this site would send: the payload of the model as it stands."""
         return export_payload(self.model, self.layout)

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 from typer.main import get_command
 
-from ept_fed import config, data_settings, federation_file, partition_settings
+from ept_fed import config, data_settings, federation_file, partition_settings, site_settings
 from ept_fed.benchmark_settings import BenchmarkSettings
 from ept_fed.cli.main import app
 from ept_fed.methods import METHODS
@@ -85,7 +85,7 @@ def describe_configuration() -> str:
             parts.append(f"\nColumns, under `data.columns`:\n\n{_table(type(columns.default))}")
     for name, model in _SECTIONS.items():
         parts.append(f"\n## {name}\n\n{model.__doc__}\n\n{_table(model)}")
-    return "".join([*parts, *_describe_federation()])
+    return "".join([*parts, *_describe_federation(), *_describe_site_file()])
 
 
 def _describe_federation() -> list[str]:
@@ -95,6 +95,21 @@ def _describe_federation() -> list[str]:
         f"\nUnder `server`:\n\n{_table(federation_file.ServerAddress)}",
         f"\nEach of `sites`:\n\n{_table(federation_file.FederationSite)}",
     ]
+
+
+def _describe_site_file() -> list[str]:
+    sections = {
+        "model": config.LocalModelSettings,
+        "worker": site_settings.WorkerSettings,
+        "node": site_settings.NodeSettings,
+    }
+    parts = [
+        "\n## A site's site.yaml\n\nWhat a hospital decides for itself; relative paths start at its folder. `data` has "
+        "a source's settings as above, without what the consortium proposes: "
+        f"{', '.join(f'`{name}`' for name in data_settings.SharedDataSettings.model_fields)} and `partition`.\n\n",
+        _table(site_settings.SiteSettings, skip=set(sections)),
+    ]
+    return parts + [f"\nUnder `{name}`:\n\n{_table(model)}" for name, model in sections.items()]
 
 
 def _describe_partitions() -> list[str]:

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from ept_fed.benchmark_settings import BenchmarkSettings
 from ept_fed.data_settings import LOCAL_DATA_FIELDS, AnyDataSettings
-from ept_fed.settings import Count, Fraction, Positive, Settings
+from ept_fed.settings import Count, Fraction, Name, Positive, Seed, Settings
 
 __all__ = [
     "EPT_SETTINGS",
@@ -20,23 +20,22 @@ __all__ = [
     "EvaluationSettings",
     "Experiment",
     "FederationSettings",
+    "LocalModelSettings",
     "ModelSettings",
     "PersonalisationSettings",
+    "SharedModelSettings",
     "TrainingSettings",
 ]
 
 
-class ModelSettings(Settings):
-    """The frozen backbone and what is tuned in it. prompt_length to initial_sink are for method ept alone."""
+class SharedModelSettings(Settings):
+    """What of the model a consortium agrees on. prompt_length to initial_sink are for method ept alone."""
 
     method: str = Field("ept", description="a name of docs/methods.md: ept, or one of the paper's comparators")
     method_options: dict[str, float] = Field(
         {}, description="the comparator's own numbers; see docs/methods.md (ept has the settings below)"
     )
     backbone: str = Field("vit_small_patch14_dinov2", description="a timm name, or hf-hub:… of a timm repository")
-    weights: str | None = Field(
-        None, description="null for random weights, 'pretrained' for timm's own, or a .safetensors/.pth path"
-    )
     image_size: Count | None = Field(None, description="pixels per side; null keeps the backbone's own size")
     prompt_length: Annotated[int, Field(ge=1, le=100_000)] = Field(
         100, description="M, prompt columns per token; starts the sink at about log M"
@@ -54,7 +53,19 @@ class ModelSettings(Settings):
     initial_sink: Annotated[float, Field(ge=-30.0, le=30.0)] | None = Field(
         None, description="where every sink starts; null: where the drawn columns fold to, about log M"
     )
+
+
+class LocalModelSettings(Settings):
+    """What of the model is each machine's own: where the weights lie, and where to compute."""
+
+    weights: str | None = Field(
+        None, description="null for random weights, 'pretrained' for timm's own, or a .safetensors/.pth path"
+    )
     device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+class ModelSettings(LocalModelSettings, SharedModelSettings):
+    """The frozen backbone and what is tuned in it. prompt_length to initial_sink are for method ept alone."""
 
 
 # Settings of the model that only method ept knows.
@@ -172,7 +183,7 @@ class EvaluationSettings(Settings):
 # Settings of one machine and words for people: the same run may have others elsewhere.
 LOCAL_SETTINGS: dict[str, Any] = {
     "data": set(LOCAL_DATA_FIELDS),
-    "model": {"weights", "device"},
+    "model": set(LocalModelSettings.model_fields),
     "name": True,
     "about": True,
 }
@@ -183,11 +194,9 @@ _AFTERWARDS: dict[str, Any] = {"personalisation": True, "evaluation": True, "ben
 class Experiment(Settings):
     """One whole experiment; the root of a YAML file."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = Field(
-        "experiment", description="of the run and its folder"
-    )
+    name: Name = Field("experiment", description="of the run and its folder")
     about: str = Field("", description="what the run shows, printed when it starts")
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(0, description="every random choice derives from it")
+    seed: Seed = Field(0, description="every random choice derives from it")
     data: AnyDataSettings
     model: ModelSettings = ModelSettings()
     training: TrainingSettings = TrainingSettings()

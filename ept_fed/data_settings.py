@@ -22,6 +22,7 @@ __all__ = [
     "MedFMCSettings",
     "MedMNISTSettings",
     "PhantomSettings",
+    "SharedDataSettings",
 ]
 
 # Where a site's files lie and how its export looks: no part of the run that sites share.
@@ -50,20 +51,13 @@ class AugmentationSettings(Settings):
     flip: bool = Field(True, description="mirror half of the training images left to right")
 
 
-class DataSettings(Settings):
-    """What every source shares: classes, splits by group, and the few-shot sample."""
+class SharedDataSettings(Settings):
+    """What a consortium agrees on: classes, the sizes of the splits, and the few-shot sample."""
 
-    root: Path = Field(Path("."), description="folder that the source's other paths start from")
     task: Literal["single_label", "multi_label"] = Field(
         "single_label", description="one class per image (cross entropy) or any number (binary cross entropy)"
     )
     classes: tuple[str, ...] | None = Field(None, description="class names in order; null takes them from the data")
-    sites: Annotated[tuple[str, ...], Field(min_length=1)] | None = Field(
-        None, description="keep only these sites; null keeps all"
-    )
-    partition: AnyPartition = Field(
-        SitesPartition(), description="the source's own sites, or virtual ones that images are dealt to"
-    )
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = Field(
         None, description="of splits, K-shot samples and virtual sites; null takes the run's"
     )
@@ -78,10 +72,22 @@ class DataSettings(Settings):
     test_fraction: Fraction = Field(0.2, description="share of the groups held out for the final report")
     validation_fraction: Fraction = Field(0.1, description="share of the groups held out for tuning and live display")
     validation_shots: Count | None = Field(10, description="validation images per class and site; null uses all")
+    augmentation: AugmentationSettings = AugmentationSettings()
+
+
+class DataSettings(SharedDataSettings):
+    """What every source shares: classes, splits by group, and the few-shot sample."""
+
+    root: Path = Field(Path("."), description="folder that the source's other paths start from")
+    sites: Annotated[tuple[str, ...], Field(min_length=1)] | None = Field(
+        None, description="keep only these sites; null keeps all"
+    )
+    partition: AnyPartition = Field(
+        SitesPartition(), description="the source's own sites, or virtual ones that images are dealt to"
+    )
     max_unreadable: Fraction = Field(
         0.0, description="largest share of missing or unreadable images that is dropped instead of refused"
     )
-    augmentation: AugmentationSettings = AugmentationSettings()
 
 
 class ManifestColumns(Settings):

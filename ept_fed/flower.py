@@ -1,8 +1,9 @@
 """Protocol values as Flower records, and back. The only library file that imports flwr.
 
-A message is three records: `arrays` with the array `payload` (and, for strategies that correct the sites, `correction`
-down or `gradient` up), `metrics`, and `config` with the header. Whatever comes in is checked claim by claim before it
-is decoded: array shapes and dtypes in a record are only the sender's word.
+A message of a round is three records: `arrays` with the array `payload` (and, for strategies that correct the sites,
+`correction` down or `gradient` up), `metrics`, and `config` with the header. Whatever comes in is checked claim by
+claim before it is decoded: array shapes and dtypes in a record are only the sender's word. A proposal and its answer
+are one record with a frame of `ept_fed.protocol.frames`.
 """
 
 import io
@@ -21,6 +22,7 @@ from flwr.supercore.inflatable.inflatable_object import (
 )
 from flwr.supercore.task_identity import TaskIdentity
 
+from ept_fed.protocol.frames import MOST_ARRAY_BYTES, Introduce, decode_frame, encode_frame
 from ept_fed.protocol.layout import PayloadLayout, Vector
 from ept_fed.protocol.messages import (
     SPLITS,
@@ -33,29 +35,36 @@ from ept_fed.protocol.messages import (
     clean_text,
     require_type,
 )
+from ept_fed.protocol.proposal import Proposal, SiteIntroduction
 
 __all__ = [
     "ARRAYS",
     "CONFIG",
     "EXAMPLES_KEY",
+    "SITE_AWAY",
     "SITE_FAILED",
     "SITE_REFUSED",
     "copy_over_wire",
     "count_bytes",
+    "decode_introduction",
     "decode_reply",
     "decode_request",
+    "encode_frame_record",
     "encode_payload",
+    "encode_proposal",
     "encode_reply",
     "encode_request_arrays",
     "encode_request_config",
     "name_message",
+    "read_frame_record",
     "set_task_identity",
 ]
 
 ARRAYS, METRICS, CONFIG = "arrays", "metrics", "config"
+FRAME = "frame"
 PAYLOAD, CORRECTION, GRADIENT = "payload", "correction", "gradient"
 EXAMPLES_KEY = "num-examples"
-SITE_REFUSED, SITE_FAILED = 101, 102
+SITE_REFUSED, SITE_FAILED, SITE_AWAY = 101, 102, 103
 _Parts = dict[str, tuple[bytes, type[InflatableObject]]]
 _WIRE_BYTES = "_ept_fed_wire_bytes"
 _HEADER_TYPES: dict[str, type] = {
@@ -157,8 +166,14 @@ def encode_request_config(request: RoundRequest) -> ConfigRecord:
     )
 
 
-def decode_request(message: Message, phase: Phase, layout: PayloadLayout) -> RoundRequest:
+def decode_request(message: Message, phase: Phase, layout: PayloadLayout | None) -> RoundRequest:
     """Read a request at the site.
+
+    Args:
+        message: from the server.
+        phase: what it asks for.
+        layout: of the run's payload; None takes arrays of any one size, for a forwarder: the worker behind it knows
+            the layout.
 
     Raises:
         MessageRefusedError, PayloadMismatchError: for anything that is not a well-formed request.
@@ -223,6 +238,43 @@ def decode_reply(
     return reply
 
 
+def encode_frame_record(frame: bytes) -> RecordDict:
+    """Return the bytes of a frame as the one record of a message."""
+    return RecordDict({CONFIG: ConfigRecord({FRAME: frame})})
+
+
+def read_frame_record(message: Message) -> bytes:
+    """Return the bytes of the frame that a message holds.
+
+    Raises:
+        MessageRefusedError: for an error reply, or a message that holds anything else.
+    """
+    if message.has_error():
+        raise MessageRefusedError(_explain_error(message.error))
+    content = _content(message)
+    if list(content) != [CONFIG]:
+        raise MessageRefusedError(f"records are {list(content)[:5]}; exactly ['{CONFIG}'] is expected")
+    return cast(bytes, require_type(_read_config(content, (FRAME,))[FRAME], bytes, FRAME))
+
+
+def encode_proposal(run: str, proposal: Proposal) -> RecordDict:
+    """Return the server's question of a run, for a message of type "query"."""
+    return encode_frame_record(encode_frame(Introduce(run, proposal)))
+
+
+def decode_introduction(message: Message, run: str, proposal: Proposal) -> SiteIntroduction:
+    """Read and check the answer to a proposal at the server.
+
+    Raises:
+        MessageRefusedError, PayloadMismatchError: for an error reply or anything that does not answer the proposal.
+    """
+    frame = decode_frame(read_frame_record(message))
+    if not isinstance(frame, SiteIntroduction):
+        raise MessageRefusedError("the answer to a proposal is no introduction")
+    frame.check(run, proposal)
+    return frame
+
+
 def _explain_error(error: Error) -> str:
     """Say what an error reply means."""
     reason = clean_text(str(error.reason or ""))
@@ -230,6 +282,8 @@ def _explain_error(error: Error) -> str:
         return f"the site refused: {reason}"
     if error.code == SITE_FAILED:
         return "the site failed; its own log says why"
+    if error.code == SITE_AWAY:
+        return "the site's worker does not answer; the site has to start it"
     return f"Flower reports error {error.code}: {reason}"
 
 
@@ -269,21 +323,31 @@ def _encode_arrays(payload: Vector, name: str, vector: Vector | None) -> ArrayRe
     return record
 
 
-def _decode_arrays(arrays: ArrayRecord, layout: PayloadLayout, names: tuple[str, ...]) -> dict[str, Vector]:
+def _decode_arrays(arrays: ArrayRecord, layout: PayloadLayout | None, names: tuple[str, ...]) -> dict[str, Vector]:
     """Check the claims, then the bytes' size and header, then the content, of exactly these arrays."""
     if set(arrays) != set(names):
         raise MessageRefusedError(f"arrays are {list(arrays)[:5]}; exactly {list(names)} is expected")
+    size = _claimed_size(arrays[names[0]]) if layout is None else layout.size
     vectors = {}
     for name in names:
         array = arrays[name]
-        if (array.dtype, tuple(array.shape), array.stype) != ("float32", (layout.size,), "numpy.ndarray"):
+        if (array.dtype, tuple(array.shape), array.stype) != ("float32", (size,), "numpy.ndarray"):
             raise MessageRefusedError(
                 f"{name} claims {array.dtype} {tuple(array.shape)} as {array.stype}; "
-                f"expected float32 ({layout.size},) as numpy.ndarray"
+                f"expected float32 ({size},) as numpy.ndarray"
             )
-        vectors[name] = _read_npy(array.data, layout.size)
-        layout.check(vectors[name])
+        vectors[name] = _read_npy(array.data, size)
+        if layout is not None:
+            layout.check(vectors[name])
     return vectors
+
+
+def _claimed_size(array: Array) -> int:
+    """Return the number of values that an array claims, if it can be true."""
+    bytes_there = len(array.data)
+    if len(array.shape) != 1 or not 1 <= array.shape[0] <= bytes_there // 4 <= MOST_ARRAY_BYTES // 4:
+        raise MessageRefusedError(f"an array claims the shape {tuple(array.shape)[:3]} and has {bytes_there} bytes")
+    return int(array.shape[0])
 
 
 def _read_npy(data: bytes, size: int) -> Vector:
@@ -301,5 +365,6 @@ def _read_npy(data: bytes, size: int) -> Vector:
 @cache
 def _npy_header(size: int) -> bytes:
     stream = io.BytesIO()
-    np.lib.format.write_array(stream, np.zeros(size, dtype="<f4"), version=(1, 0))
-    return stream.getvalue()[: -4 * size]
+    header = {"descr": "<f4", "fortran_order": False, "shape": (size,)}
+    np.lib.format.write_array_header_1_0(stream, header)
+    return stream.getvalue()

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from flwr.app import Context
 
-from client.app import create_client_app
+from client.in_process_app import create_client_app
 from client.site import Site
 from ept_fed.artefacts import write_csv
 from ept_fed.experiment_file import load_experiment

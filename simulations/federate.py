@@ -5,7 +5,7 @@ from typing import Any
 
 from flwr.app import Context
 
-from client.app import create_client_app
+from client.in_process_app import create_client_app
 from client.site import Site
 from client.states import StateLostError
 from ept_fed.problems import InputRefusedError, Problem

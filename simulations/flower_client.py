@@ -11,8 +11,8 @@ import logging
 from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 
-from client.app import create_client_app
 from client.context_states import ContextStates
+from client.in_process_app import create_client_app
 from client.site import Site
 from ept_fed.flower import SITE_FAILED, SITE_REFUSED
 from ept_fed.problems import InputRefusedError, Problem

@@ -17,15 +17,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from ept_fed.processes import FLOWER_SWITCHES, find_marked
+
 __all__ = ["Loopback", "LoopbackError"]
 
 _HOST = "127.0.0.1"
-_SWITCHES = {
-    "FLWR_TELEMETRY_ENABLED": "0",
-    "FLWR_DISABLE_UPDATE_CHECK": "1",
-    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-    "RAY_USAGE_STATS_ENABLED": "0",
-}
 _MARK = "EPT_FED_LOOPBACK"
 _LOG_TAIL = 4000
 
@@ -50,7 +46,7 @@ class Loopback:
         here = str(Path(__file__).resolve().parents[1])
         self._environment = {
             **os.environ,
-            **_SWITCHES,
+            **FLOWER_SWITCHES,
             "FLWR_HOME": str(folder / "flwr-home"),
             "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", ""))),
             "PYTHONPATH": os.pathsep.join(part for part in (here, os.environ.get("PYTHONPATH")) if part),
@@ -138,15 +134,7 @@ class Loopback:
 
     def descendants(self) -> list[int]:
         """Return the processes that are still there; on a system without /proc, none can be found."""
-        mark = f"{_MARK}={self._mark}".encode()
-        found = []
-        for path in Path("/proc").glob("[0-9]*/environ"):
-            try:
-                if mark in path.read_bytes().split(b"\0"):
-                    found.append(int(path.parent.name))
-            except OSError:
-                continue
-        return found
+        return find_marked(_MARK, self._mark)
 
     def _start(self, name: str, *command: str) -> subprocess.Popen[bytes]:
         with (self.folder / f"{name}.log").open("wb") as log:

@@ -7,22 +7,19 @@ from functools import cached_property
 
 import torch
 
+from client.build_site import choose_device, create_site, create_start_model, load_backbone
 from client.site import ModelSlot, Site
 from client.states import StateFolder, StateStore
 from ept_fed.config import Experiment, FederationSettings
 from ept_fed.data.datasets import PreparedData, SiteData, pool, prepare_data
 from ept_fed.data.input_spec import InputSpec
-from ept_fed.models.backbones import Backbone, create_backbone
+from ept_fed.models.backbones import Backbone
 from ept_fed.models.method import TunedViT
-from ept_fed.models.methods import create_model
 from ept_fed.models.payload import export_payload, payload_layout
 from ept_fed.problems import InputRefusedError, Problem
 from ept_fed.protocol.plan import Plan
 from ept_fed.reports.run_folder import RunFolder
-from ept_fed.seeds import derive_seed
 from ept_fed.strategies import STRATEGIES, count_asked, resolve_options
-from ept_fed.training.fitted_head import HeadFit
-from ept_fed.training.loop import use_bfloat16
 
 __all__ = ["POOLED_SITE", "VirtualFederation", "prepare_federation"]
 
@@ -53,31 +50,7 @@ class VirtualFederation:
 
     def create_site(self, data: SiteData, states: StateStore | None = None) -> Site:
         """Return a site that starts, or goes on, from its states; None keeps them in memory."""
-        federation, evaluation = self.experiment.federation, self.experiment.evaluation
-        return Site(
-            data,
-            self.slot,
-            run=self.experiment.run_id,
-            seed=self.experiment.seed,
-            share=federation.share,
-            payload=federation.payload,
-            evaluation_batch=evaluation.batch_size,
-            precision=self.experiment.training.precision,
-            ditto=self.experiment.personalisation.ditto,
-            head=self._head_fit(data.name),
-            states=states,
-        )
-
-    def _head_fit(self, site: str) -> HeadFit | None:
-        training = self.experiment.training
-        if training.head == "trained":
-            return None
-        return HeadFit(
-            shrinkage=training.head_shrinkage,
-            seed=derive_seed(self.experiment.seed, site, "head"),
-            batch_size=self.experiment.evaluation.batch_size,
-            bfloat16=use_bfloat16(training.precision, self.device),
-        )
+        return create_site(self.experiment, data, self.slot, run=self.experiment.run_id, states=states)
 
     def keep_states(self, folder: RunFolder, setting: str, site: str) -> StateFolder:
         """Return where a site of a setting (federated, local, centralised) keeps its states in a run folder."""
@@ -139,9 +112,7 @@ class VirtualFederation:
         return dict.fromkeys(self.data.sites, agreed) if isinstance(agreed, int) else dict(agreed)
 
     def _create_model(self) -> TunedViT:
-        seed = derive_seed(self.experiment.seed, "model")
-        classes = len(self.data.classes)
-        return create_model(self.experiment.model, self.backbone, num_classes=classes, seed=seed).to(self.device)
+        return create_start_model(self.experiment, self.backbone, len(self.data.classes), self.device)
 
 
 def prepare_federation(experiment: Experiment) -> VirtualFederation:
@@ -151,15 +122,13 @@ def prepare_federation(experiment: Experiment) -> VirtualFederation:
         InputRefusedError: with the problems of model and data together.
     """
     problems: list[Problem] = []
-    device = _choose_device(experiment.model.device, problems)
-    backbone = None
+    device = backbone = None
     try:
-        backbone = create_backbone(
-            experiment.model.backbone,
-            weights=experiment.model.weights,
-            image_size=experiment.model.image_size,
-            seed=derive_seed(experiment.seed, "backbone"),
-        )
+        device = choose_device(experiment.model.device)
+    except InputRefusedError as refusal:
+        problems += refusal.problems
+    try:
+        backbone = load_backbone(experiment)
     except InputRefusedError as refusal:
         problems += refusal.problems
     data = None
@@ -169,7 +138,7 @@ def prepare_federation(experiment: Experiment) -> VirtualFederation:
         problems += refusal.problems
     if data is not None:
         problems += _check_sites(experiment.federation, data.sites)
-    if backbone is not None and data is not None and not problems:
+    if device is not None and backbone is not None and data is not None and not problems:
         federation = VirtualFederation(experiment, backbone, data, device)
         try:
             federation.plan()
@@ -199,10 +168,3 @@ def _check_sites(federation: FederationSettings, names: Collection[str]) -> list
     if federation.sites_per_round > sites:
         found.append(Problem("federation.sites_per_round", federation.sites_per_round, f"there are {sites} sites"))
     return found
-
-
-def _choose_device(wanted: str, problems: list[Problem]) -> torch.device:
-    available = torch.cuda.is_available()
-    if wanted == "cuda" and not available:
-        problems.append(Problem("model.device", "cuda", "torch sees no CUDA device here; use cpu or auto"))
-    return torch.device("cuda" if available and wanted != "cpu" else "cpu")

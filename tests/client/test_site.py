@@ -9,7 +9,7 @@ import pytest
 import torch
 from flwr.app import Context, Message, RecordDict
 
-from client.app import create_client_app
+from client.in_process_app import create_client_app
 from client.site import Site
 from ept_fed.config import Experiment
 from ept_fed.flower import (

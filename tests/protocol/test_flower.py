@@ -10,6 +10,7 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ept_fed.config import Experiment
 from ept_fed.flower import (
     CONFIG,
     EXAMPLES_KEY,
@@ -17,13 +18,19 @@ from ept_fed.flower import (
     SITE_REFUSED,
     copy_over_wire,
     count_bytes,
+    decode_introduction,
     decode_reply,
     decode_request,
+    encode_frame_record,
     encode_payload,
+    encode_proposal,
     encode_reply,
+    encode_request_arrays,
     encode_request_config,
+    read_frame_record,
     set_task_identity,
 )
+from ept_fed.protocol.frames import Introduce, StatusRequest, decode_frame, encode_frame
 from ept_fed.protocol.layout import PayloadLayout, PayloadMismatchError
 from ept_fed.protocol.messages import (
     EVALUATE_METRICS,
@@ -33,6 +40,7 @@ from ept_fed.protocol.messages import (
     RoundReply,
     RoundRequest,
 )
+from ept_fed.protocol.proposal import SiteIntroduction, propose
 
 LAYOUT = PayloadLayout((("sinks", (3, 5)),))
 HEADER = Header(run="r", round=2, backbone_digest="d", layout_hash=LAYOUT.hash)
@@ -218,3 +226,44 @@ def test_a_malformed_request_is_refused(key: str, value: object) -> None:
     message = Message(RecordDict({"arrays": encode_payload(VECTOR), "config": config}), 7, "train")
     with pytest.raises(MessageRefusedError, match=key):
         decode_request(message, "train", LAYOUT)
+
+
+PROPOSAL = propose(Experiment.model_validate({"data": {"source": "phantoms", "classes": ["a", "b"]}}))
+INTRODUCTION = SiteIntroduction("north", "r", PROPOSAL.digest, "d", LAYOUT, VECTOR, 5)
+
+
+def introduction_message(frame: bytes) -> Message:
+    return Message(encode_frame_record(frame), reply_to=Message(encode_proposal("r", PROPOSAL), 7, "query"))
+
+
+def test_a_proposal_and_its_answer_pass_unchanged() -> None:
+    asked = decode_frame(read_frame_record(copy_over_wire(Message(encode_proposal("r", PROPOSAL), 7, "query"))))
+    assert asked == Introduce("r", PROPOSAL)
+    answered = decode_introduction(copy_over_wire(introduction_message(encode_frame(INTRODUCTION))), "r", PROPOSAL)
+    assert encode_frame(answered) == encode_frame(INTRODUCTION)
+
+
+@pytest.mark.parametrize("frame", [b"", encode_frame(StatusRequest()), encode_frame(INTRODUCTION)[:-1]])
+def test_what_does_not_answer_a_proposal_is_refused(frame: bytes) -> None:
+    with pytest.raises(MessageRefusedError):
+        decode_introduction(introduction_message(frame), "r", PROPOSAL)
+
+
+def test_an_error_is_no_introduction() -> None:
+    question = Message(encode_proposal("r", PROPOSAL), 7, "query")
+    with pytest.raises(MessageRefusedError, match="the site refused: busy"):
+        decode_introduction(Message(Error(code=SITE_REFUSED, reason="busy"), reply_to=question), "r", PROPOSAL)
+
+
+def test_a_forwarder_reads_arrays_of_any_one_size_and_refuses_impossible_claims() -> None:
+    with_correction = dataclasses.replace(REQUEST, correction=VECTOR)
+    records = RecordDict({"arrays": encode_request_arrays(with_correction), "config": encode_request_config(REQUEST)})
+    read = decode_request(copy_over_wire(Message(records, 7, "train")), "train", None)
+    assert read.payload.tobytes() == VECTOR.tobytes()
+    assert read.correction is not None
+    data = encode_payload(VECTOR)["payload"].data
+    for shape in ((10**15,), (), (3, 5), (-1,), (14,)):
+        arrays = ArrayRecord({"payload": Array("float32", shape, "numpy.ndarray", data)})
+        lying = RecordDict({"arrays": arrays, "config": encode_request_config(REQUEST)})
+        with pytest.raises(MessageRefusedError):
+            decode_request(Message(lying, 7, "train"), "train", None)

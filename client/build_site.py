@@ -1,0 +1,84 @@
+"""From an experiment to a site: the steps that a simulation takes for many sites and a worker for its own."""
+
+import torch
+
+from client.site import ModelSlot, Site
+from client.states import StateStore
+from ept_fed.config import Experiment
+from ept_fed.data.datasets import SiteData
+from ept_fed.models.backbones import Backbone, create_backbone
+from ept_fed.models.method import TunedViT
+from ept_fed.models.methods import create_model
+from ept_fed.problems import InputRefusedError, Problem
+from ept_fed.seeds import derive_seed
+from ept_fed.training.fitted_head import HeadFit
+from ept_fed.training.loop import use_bfloat16
+
+__all__ = ["choose_device", "create_site", "create_start_model", "load_backbone"]
+
+
+def choose_device(wanted: str) -> torch.device:
+    """Return where to compute; "auto" takes CUDA where there is one.
+
+    Raises:
+        InputRefusedError: if CUDA is wanted and not there.
+    """
+    available = torch.cuda.is_available()
+    if wanted == "cuda" and not available:
+        raise InputRefusedError([Problem("model.device", "cuda", "torch sees no CUDA device here; use cpu or auto")])
+    return torch.device("cuda" if available and wanted != "cpu" else "cpu")
+
+
+def load_backbone(experiment: Experiment) -> Backbone:
+    """Return the frozen backbone of an experiment.
+
+    Raises:
+        InputRefusedError: see `create_backbone`.
+    """
+    return create_backbone(
+        experiment.model.backbone,
+        weights=experiment.model.weights,
+        image_size=experiment.model.image_size,
+        seed=derive_seed(experiment.seed, "backbone"),
+    )
+
+
+def create_start_model(experiment: Experiment, backbone: Backbone, classes: int, device: torch.device) -> TunedViT:
+    """Return the model that every site of a run starts from, drawn from the run's seed.
+
+    Raises:
+        InputRefusedError: if the method cannot run on this backbone.
+    """
+    seed = derive_seed(experiment.seed, "model")
+    return create_model(experiment.model, backbone, num_classes=classes, seed=seed).to(device)
+
+
+def create_site(
+    experiment: Experiment, data: SiteData, slot: ModelSlot, *, run: str, states: StateStore | None = None
+) -> Site:
+    """Return a site that starts, or goes on, from its states; None keeps them in memory."""
+    return Site(
+        data,
+        slot,
+        run=run,
+        seed=experiment.seed,
+        share=experiment.federation.share,
+        payload=experiment.federation.payload,
+        evaluation_batch=experiment.evaluation.batch_size,
+        precision=experiment.training.precision,
+        ditto=experiment.personalisation.ditto,
+        head=_head_fit(experiment, data.name, slot.model.device),
+        states=states,
+    )
+
+
+def _head_fit(experiment: Experiment, site: str, device: torch.device) -> HeadFit | None:
+    training = experiment.training
+    if training.head == "trained":
+        return None
+    return HeadFit(
+        shrinkage=training.head_shrinkage,
+        seed=derive_seed(experiment.seed, site, "head"),
+        batch_size=experiment.evaluation.batch_size,
+        bfloat16=use_bfloat16(training.precision, device),
+    )

@@ -1,0 +1,49 @@
+"""The site's door: what every message has to pass, coming in and going out, before anything is done with it."""
+
+from typing import Literal, Protocol
+
+from ept_fed.protocol.layout import PayloadLayout
+from ept_fed.protocol.messages import RoundReply, RoundRequest
+from ept_fed.protocol.proposal import Proposal, SiteIntroduction
+
+__all__ = ["Direction", "Door"]
+
+Direction = Literal["in", "out"]
+
+
+class Door(Protocol):
+    """Admits what comes from the server, releases what goes to it, and records both.
+
+    `frame` is always the exact bytes, as the worker received or would send them. A door that cannot record refuses.
+    """
+
+    def admit_proposal(self, run: str, proposal: Proposal, frame: bytes) -> None:
+        """Let a proposal in.
+
+        Raises:
+            MessageRefusedError: with a sentence that may leave the site.
+        """
+
+    def release_introduction(self, run: str, introduction: SiteIntroduction, frame: bytes) -> None:
+        """Let the answer to a proposal out.
+
+        Raises:
+            MessageRefusedError: with a sentence that may leave the site.
+        """
+
+    def admit(self, request: RoundRequest, layout: PayloadLayout, frame: bytes) -> None:
+        """Let a train or evaluate request in; its arrays fit the layout.
+
+        Raises:
+            MessageRefusedError: with a sentence that may leave the site.
+        """
+
+    def release(self, request: RoundRequest, reply: RoundReply, layout: PayloadLayout) -> RoundReply:
+        """Let a reply out, as it is or with a smaller update.
+
+        Raises:
+            MessageRefusedError: with a sentence that may leave the site.
+        """
+
+    def refused(self, direction: Direction, kind: str, reason: str, frame: bytes) -> None:
+        """Record what could not be read or answered; the bytes are those that came in."""

@@ -1,0 +1,253 @@
+"""The site's worker: answers frames from its one warm site, through the door, one run at a time.
+
+What it does not protect against: whoever can connect to its socket may ask it, within what the door lets in and out;
+and whoever can read its memory or its state folder has the local head.
+"""
+
+import errno
+import hashlib
+import logging
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from queue import SimpleQueue
+from threading import Lock, Thread
+from typing import Literal, TypeVar
+
+import ept_fed
+from client.door import Door
+from client.run_registry import RunRegistry
+from client.site import Site
+from client.warm_site import WarmSite
+from ept_fed.problems import InputRefusedError
+from ept_fed.protocol.frames import (
+    Frame,
+    Introduce,
+    Refusal,
+    StatusRequest,
+    WorkerStatus,
+    decode_frame,
+    encode_frame,
+    kind_of,
+)
+from ept_fed.protocol.layout import PayloadMismatchError
+from ept_fed.protocol.messages import MessageRefusedError, RoundReply, RoundRequest, clean_text
+from ept_fed.protocol.proposal import Proposal, SiteIntroduction
+from ept_fed.sealed_tensors import SealBrokenError
+from ept_fed.site_settings import SiteSettings
+from ept_fed.training.loop import TrainingDivergedError
+
+__all__ = ["Worker"]
+
+Activity = Literal["idle", "introduce", "train", "evaluate"]
+_DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_Made = TypeVar("_Made")
+
+_log = logging.getLogger(__name__)
+
+
+class _TurnedAwayError(MessageRefusedError):
+    """The door declined, and has recorded that itself."""
+
+
+@dataclass
+class _Hold:
+    """Which run the worker serves, the last round it was asked for, and when."""
+
+    run: str
+    round: int | None
+    at: float
+
+
+@dataclass(frozen=True)
+class _Finished:
+    """The last train reply as trained, before the door, and the digest of what it answers."""
+
+    request: bytes
+    reply: RoundReply
+
+
+class Worker:
+    """Answers frames with frames, from any number of threads; model and images are touched by one thread only."""
+
+    def __init__(self, settings: SiteSettings, door: Door, *, clock: Callable[[], float] = time.time) -> None:
+        """Start the thread that works; nothing is loaded before the first proposal."""
+        self._settings, self._door, self._clock = settings, door, clock
+        self._registry = RunRegistry(settings.worker.state, settings.site)
+        self._warm = WarmSite(settings)
+        self._hold: _Hold | None = None
+        self._hold_lock = Lock()
+        self._busy: Activity = "idle"
+        self._finished: _Finished | None = None
+        self._started = clock()
+        self._tasks: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        Thread(target=self._work, name="train", daemon=True).start()
+
+    def answer(self, content: bytes) -> bytes:
+        """Return the answer to a frame; whatever goes wrong is an answer too, without the text of any exception.
+
+        A train request that was answered already is answered again, without training: with the same reply.
+        """
+        kind = "unreadable"
+        try:
+            frame = decode_frame(content)
+            kind = kind_of(frame)
+            return encode_frame(self._answer(frame, content))
+        except Exception as error:  # noqa: BLE001 - whatever it is, its text must not leave the site
+            return encode_frame(self._decline(error, kind, content))
+
+    def status(self) -> WorkerStatus:
+        """Return how the worker is, at once, whatever it is doing."""
+        with self._hold_lock:
+            hold = self._hold
+        return WorkerStatus(
+            site=self._settings.site,
+            code=ept_fed.__version__,
+            pid=os.getpid(),
+            started=self._started,
+            activity=self._busy,
+            run=None if hold is None or self._is_over(hold) else hold.run,
+            round=None if hold is None else hold.round,
+            last_message=None if hold is None else hold.at,
+            runs=self._registry.names(),
+            backbone_digest=self._warm.backbone_digest,
+            training_images=self._warm.training_images,
+        )
+
+    def _answer(self, frame: Frame, content: bytes) -> Frame:
+        if isinstance(frame, StatusRequest):
+            return self.status()
+        if isinstance(frame, Introduce):
+            self._require_free(frame.run)
+            self._at_door(lambda: self._door.admit_proposal(frame.run, frame.proposal, content))
+            self._take_hold(frame.run, None)
+            return self._in_turn("introduce", frame.run, lambda: self._introduce(frame.run, frame.proposal))
+        if isinstance(frame, RoundRequest):
+            proposal = self._registry.find(frame.header.run)
+            self._take_hold(frame.header.run, frame.header.round)
+            return self._in_turn(frame.phase, frame.header.run, lambda: self._reply(frame, proposal, content))
+        raise MessageRefusedError(f"a {kind_of(frame)} is nothing that a worker answers")
+
+    def _introduce(self, run: str, proposal: Proposal) -> SiteIntroduction:
+        site = self._warm.open(run, proposal, self._registry.states(run))
+        self._registry.agree(run, proposal)
+        introduction = SiteIntroduction(
+            site=self._settings.site,
+            run=run,
+            proposal=proposal.digest,
+            backbone_digest=str(self._warm.backbone_digest),
+            layout=site.layout,
+            initial=site.initial(),
+            examples=len(site.data.train),
+        )
+        self._at_door(lambda: self._door.release_introduction(run, introduction, encode_frame(introduction)))
+        return introduction
+
+    def _reply(self, request: RoundRequest, proposal: Proposal, content: bytes) -> RoundReply:
+        run = request.header.run
+        site = self._warm.open(run, proposal, self._registry.states(run))
+        for vector in (request.payload, request.correction):
+            if vector is not None:
+                site.layout.check(vector)
+        self._at_door(lambda: self._door.admit(request, site.layout, content))
+        if request.phase == "evaluate":
+            reply = site.evaluate(request)
+        else:
+            reply = self._recall(request, content, site) or self._train(request, content, site)
+        return self._at_door(lambda: self._door.release(request, reply, site.layout))
+
+    def _train(self, request: RoundRequest, content: bytes, site: Site) -> RoundReply:
+        self._finished = None
+        reply = site.train(request)
+        self._finished = _Finished(hashlib.sha256(content).digest(), reply)
+        return reply
+
+    def _recall(self, request: RoundRequest, content: bytes, site: Site) -> RoundReply | None:
+        """Return the reply that this very request had, if the site still stands where it left it."""
+        finished = self._finished
+        if finished is None or finished.request != hashlib.sha256(content).digest():
+            return None
+        state = site.state
+        return finished.reply if state is not None and state.round == request.header.round else None
+
+    def _require_free(self, run: str) -> None:
+        """Raise MessageRefusedError, naming the run that holds the worker, if that is another."""
+        hold = self._hold
+        if hold is not None and hold.run != run and not self._is_over(hold):
+            raise MessageRefusedError(
+                f"the site serves run {hold.run} and takes one run at a time; it is free "
+                f"{self._settings.worker.hold_minutes:g} minutes after that run's last message"
+            )
+
+    def _take_hold(self, run: str, round_number: int | None) -> None:
+        """Let a run take the worker; see `_require_free`."""
+        with self._hold_lock:
+            self._require_free(run)
+            self._hold = _Hold(run, round_number, self._clock())
+
+    def _is_over(self, hold: _Hold) -> bool:
+        return self._busy == "idle" and self._clock() - hold.at > 60 * self._settings.worker.hold_minutes
+
+    def _in_turn(self, activity: Activity, run: str, work: Callable[[], _Made]) -> _Made:
+        """Have the one thread that works do something, and wait for it."""
+        done: Future[_Made] = Future()
+
+        def task() -> None:
+            self._busy = activity
+            try:
+                result = work()
+            except BaseException as error:  # noqa: BLE001 - raised again in the thread that waits
+                self._end(run)
+                done.set_exception(error)
+            else:
+                self._end(run)
+                done.set_result(result)
+
+        self._tasks.put(task)
+        return done.result()
+
+    def _end(self, run: str) -> None:
+        with self._hold_lock:
+            self._busy = "idle"
+            if self._hold is not None and self._hold.run == run:
+                self._hold.at = self._clock()
+
+    def _work(self) -> None:
+        while True:
+            self._tasks.get()()
+
+    @staticmethod
+    def _at_door(pass_through: Callable[[], _Made]) -> _Made:
+        try:
+            return pass_through()
+        except (MessageRefusedError, PayloadMismatchError) as refusal:
+            raise _TurnedAwayError(str(refusal)) from refusal
+
+    def _decline(self, error: Exception, kind: str, content: bytes) -> Refusal:
+        refusal = _explain(error)
+        if refusal.failed or isinstance(error, InputRefusedError):
+            _log.error("failed on a %s message", kind, exc_info=error)
+        else:
+            _log.warning("declined a %s message: %s", kind, refusal.reason)
+        if not isinstance(error, _TurnedAwayError):
+            try:
+                self._door.refused("in", kind, refusal.reason, content)
+            except (MessageRefusedError, OSError):
+                _log.exception("a refusal could not be recorded")
+        return refusal
+
+
+def _explain(error: Exception) -> Refusal:
+    """Say what may leave the site: sentences made for that, and of anything else that it happened."""
+    if isinstance(error, MessageRefusedError | PayloadMismatchError | TrainingDivergedError):
+        return Refusal(clean_text(str(error)))
+    if isinstance(error, InputRefusedError):
+        fields = ", ".join(problem.field for problem in error.problems)
+        return Refusal(clean_text(f"refused settings: {fields}; the site's own log says why"))
+    if isinstance(error, OSError) and error.errno in _DISK_FULL:
+        return Refusal("the site's disk is full; nothing is lost, ask again once there is room")
+    if isinstance(error, SealBrokenError):
+        return Refusal("a state of the site is damaged; its own log says which", failed=True)
+    return Refusal("the site failed; its own log says why", failed=True)

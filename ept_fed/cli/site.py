@@ -1,0 +1,125 @@
+"""`ept-fed site`: a hospital's side of a federation: its worker, and Flower's SuperNode beside it."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ept_fed.cli.engines import load_engine
+from ept_fed.cli.refusals import DONE, FAILED, exit_on_refusal
+
+if TYPE_CHECKING:
+    from ept_fed.protocol.frames import WorkerStatus
+
+__all__ = ["app"]
+
+app = typer.Typer(name="site", help="Take part in a federation as a hospital.", no_args_is_help=True)
+
+_Kit = Annotated[Path, typer.Argument(help="Folder of the site's kit.", metavar="KIT")]
+_Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+
+
+@app.callback()
+def _site() -> None:
+    """Take part in a federation as a hospital."""
+
+
+@app.command(
+    epilog="Examples:\n\n  ept-fed site start kits/sites/north\n\n  ept-fed site start kits/sites/north --worker-only"
+)
+def start(
+    kit: _Kit = Path(),
+    worker_only: Annotated[bool, typer.Option("--worker-only", help="Not SuperNode; another user runs it.")] = False,
+    node_only: Annotated[bool, typer.Option("--node-only", help="Only SuperNode, next to a worker.")] = False,
+) -> None:
+    """Run the site in the foreground: the worker, and SuperNode, which connects it to the server.
+
+    Either is started again when it dies, and both end with this command (Ctrl-C, SIGTERM, or ept-fed site stop). Logs
+    are in KIT/logs. Exit code 0: stopped; 2: something has to be corrected first.
+    """
+    with exit_on_refusal(as_json=False):
+        from ept_fed.problems import InputRefusedError, Problem
+
+        if worker_only and node_only:
+            raise InputRefusedError([Problem("--node-only", "", "and --worker-only exclude each other; give one")])
+        parts = ("worker",) if worker_only else ("node",) if node_only else ("worker", "node")
+        code = load_engine("site-start")(kit, parts, typer.echo)
+    raise typer.Exit(code)
+
+
+@app.command(
+    epilog="Examples:\n\n  ept-fed site check kits/sites/north\n\n  ept-fed site check kits/sites/north --json"
+)
+def check(kit: _Kit = Path(), as_json: _Json = False) -> None:
+    """Look for everything that would keep the site from taking part; each line that fails says what to do.
+
+    Kit, policy, certificates, server and clock, this node's registration, worker, room, weights, and every image. Exit
+    code 0: all well, as far as it can be known; 1: something failed; 2: site.yaml has to be corrected first.
+    """
+    from ept_fed.artefacts import dump_json
+
+    with exit_on_refusal(as_json=as_json):
+        findings = load_engine("site-check")(kit, (lambda _: None) if as_json else _print_finding)
+    failed = any(finding.state == "failed" for finding in findings)
+    if as_json:
+        status = "failed" if failed else "done"
+        typer.echo(dump_json({"schema": 1, "status": status, "checks": [finding.to_json() for finding in findings]}))
+    raise typer.Exit(FAILED if failed else DONE)
+
+
+@app.command(
+    epilog="Examples:\n\n  ept-fed site status kits/sites/north\n\n  ept-fed site status kits/sites/north --json"
+)
+def status(kit: _Kit = Path(), as_json: _Json = False) -> None:
+    """Say what runs and what the worker does, at once, even while it trains.
+
+    Exit code 0: the worker answers; 1: it does not; 2: site.yaml has to be corrected first.
+    """
+    from dataclasses import asdict
+
+    from ept_fed.artefacts import dump_json
+
+    with exit_on_refusal(as_json=as_json):
+        running, worker = load_engine("site-status")(kit)
+    if as_json:
+        document = {"schema": 1, "status": "done" if worker else "failed", "processes": running}
+        typer.echo(dump_json({**document, "worker": asdict(worker) if worker else None}))
+    else:
+        for part in ("worker", "node"):
+            kept = f"kept running by process {running[part]}" if part in running else "not kept running from this kit"
+            typer.echo(f"{part}: {kept}")
+        typer.echo(_describe(worker) if worker else "the worker does not answer; start it with: ept-fed site start")
+    raise typer.Exit(DONE if worker else FAILED)
+
+
+@app.command(epilog="Examples:\n\n  ept-fed site stop kits/sites/north\n\n  ept-fed site stop")
+def stop(kit: _Kit = Path()) -> None:
+    """End what `ept-fed site start` runs; a round that is being trained starts anew when the site is back.
+
+    Exit code 0: stopped, or nothing ran; 1: it is still there, or another user's.
+    """
+    try:
+        stopped: dict[str, int] = load_engine("site-stop")(kit)
+    except (TimeoutError, PermissionError) as error:
+        typer.echo(f"not stopped: {error}", err=True)
+        raise typer.Exit(FAILED) from None
+    typer.echo(f"stopped: {', '.join(stopped)}" if stopped else "nothing ran")
+    raise typer.Exit(DONE)
+
+
+def _print_finding(finding: Any) -> None:
+    shown = {"ok": "ok     ", "failed": "FAILED ", "unknown": "unknown"}[finding.state]
+    typer.echo(f"{shown} {finding.name}: {finding.found}")
+    if finding.fix:
+        typer.echo(f"        {finding.fix}")
+
+
+def _describe(worker: "WorkerStatus") -> str:
+    from datetime import datetime
+
+    since = datetime.fromtimestamp(worker.started).isoformat(sep=" ", timespec="seconds")
+    held = f"in run {worker.run}" + (f", round {worker.round}" if worker.round else "") if worker.run else "free"
+    memory = "nothing loaded yet"
+    if worker.backbone_digest:
+        memory = f"backbone {worker.backbone_digest[:16]}…, {worker.training_images} training images in memory"
+    return f"{worker.site}: {worker.activity}, {held}; {memory}; process {worker.pid} since {since}"

@@ -1,0 +1,236 @@
+"""Frames: what SuperNode's app and the site's worker say to each other, as bytes.
+
+A frame is a fixed prefix with the lengths of what follows, a JSON head, and float32 arrays. Bytes have one reading and
+a value one spelling: a head that is not spelled as `encode_frame` spells it is refused, so no key can be missing, extra
+or given twice, and no number can come as text. Nothing is unpickled. An introduction travels as a frame inside Flower's
+messages too.
+"""
+
+import dataclasses
+import json
+import math
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal, TypeAlias, get_type_hints
+
+import numpy as np
+from pydantic import TypeAdapter
+
+from ept_fed.protocol.layout import Vector
+from ept_fed.protocol.messages import MessageRefusedError, RoundReply, RoundRequest
+from ept_fed.protocol.proposal import Proposal, SiteIntroduction
+
+__all__ = [
+    "MOST_ARRAY_BYTES",
+    "MOST_HEAD_BYTES",
+    "PREFIX_BYTES",
+    "Frame",
+    "Introduce",
+    "Refusal",
+    "StatusRequest",
+    "WorkerStatus",
+    "decode_frame",
+    "encode_frame",
+    "kind_of",
+    "read_prefix",
+]
+
+MOST_HEAD_BYTES = 1 << 20
+MOST_ARRAY_BYTES = 1 << 31  # what Flower carries in one request
+_PREFIX = struct.Struct("<4sIQ")
+_MAGIC = b"EPT1"
+PREFIX_BYTES = _PREFIX.size
+
+
+@dataclass(frozen=True)
+class Introduce:
+    """The server proposes a run and asks who the site is."""
+
+    run: str
+    proposal: Proposal
+
+
+@dataclass(frozen=True)
+class StatusRequest:
+    """A person at the site asks the worker how it is; never forwarded from the server."""
+
+
+@dataclass(frozen=True)
+class WorkerStatus:
+    """The worker answers a person at the site.
+
+    Attributes:
+        site: its name.
+        code: version.
+        pid: of the worker.
+        started: when, in seconds since 1970.
+        activity: what it does now.
+        run: the run that holds the worker, None if it is free for any.
+        round: the last round asked for in that run.
+        last_message: when the last message came, in seconds since 1970.
+        runs: all runs of which the site keeps a state.
+        backbone_digest: of the backbone in memory.
+        training_images: of the data in memory.
+    """
+
+    site: str
+    code: str
+    pid: int
+    started: float
+    activity: Literal["idle", "introduce", "train", "evaluate"]
+    run: str | None
+    round: int | None
+    last_message: float | None
+    runs: tuple[str, ...]
+    backbone_digest: str | None
+    training_images: int | None
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """The worker declines.
+
+    Attributes:
+        reason: a sentence that may leave the site.
+        failed: whether the worker broke down over it, instead of deciding so.
+    """
+
+    reason: str
+    failed: bool = False
+
+
+Frame: TypeAlias = Introduce | StatusRequest | RoundRequest | SiteIntroduction | WorkerStatus | RoundReply | Refusal
+_KINDS: Mapping[str, type] = {
+    "introduce": Introduce,
+    "status": StatusRequest,
+    "request": RoundRequest,
+    "introduction": SiteIntroduction,
+    "worker-status": WorkerStatus,
+    "reply": RoundReply,
+    "refusal": Refusal,
+}
+_NAMES = {kind: name for name, kind in _KINDS.items()}
+
+
+def kind_of(frame: Frame) -> str:
+    """Return what a frame is called where it is logged: its phase if it belongs to a round, else its kind."""
+    return frame.phase if isinstance(frame, RoundRequest | RoundReply) else _NAMES[type(frame)]
+
+
+def encode_frame(frame: Frame) -> bytes:
+    """Return the bytes of a value.
+
+    Raises:
+        MessageRefusedError: if it is larger than a frame may be, or holds an infinite number.
+    """
+    kind: type = type(frame)
+    names = [name for name in _array_names(kind) if getattr(frame, name) is not None]
+    arrays = [np.ascontiguousarray(getattr(frame, name), dtype="<f4") for name in names]
+    head = _spell(frame, {name: array.size for name, array in zip(names, arrays, strict=True)})
+    body = b"".join(array.tobytes() for array in arrays)
+    prefix = _PREFIX.pack(_MAGIC, len(head), len(body))
+    read_prefix(prefix)
+    return prefix + head + body
+
+
+def read_prefix(prefix: bytes) -> tuple[int, int]:
+    """Return the bytes of head and arrays that follow a prefix of PREFIX_BYTES.
+
+    Raises:
+        MessageRefusedError: if it is none, or promises more than a frame may hold.
+    """
+    try:
+        magic, head, body = _PREFIX.unpack(prefix)
+    except struct.error as error:
+        raise MessageRefusedError(f"a frame starts with {PREFIX_BYTES} bytes, not {len(prefix)}") from error
+    if magic != _MAGIC:
+        raise MessageRefusedError("these bytes are no frame of this version")
+    if head > MOST_HEAD_BYTES or body > MOST_ARRAY_BYTES:
+        most = f"{MOST_HEAD_BYTES} and {MOST_ARRAY_BYTES}"
+        raise MessageRefusedError(f"a frame of {head} and {body} bytes; the most are {most}")
+    return head, body
+
+
+def decode_frame(content: bytes) -> Frame:
+    """Return the value of a frame's bytes.
+
+    Layouts of arrays are the receiver's to check: it knows which one it expects.
+
+    Raises:
+        MessageRefusedError: for anything but what `encode_frame` returns; the text quotes nothing of it.
+    """
+    head, body = read_prefix(content[:PREFIX_BYTES])
+    if len(content) != PREFIX_BYTES + head + body:
+        raise MessageRefusedError(f"a frame has {len(content)} bytes; its prefix says {PREFIX_BYTES + head + body}")
+    spelled = content[PREFIX_BYTES : PREFIX_BYTES + head]
+    try:
+        document = json.loads(spelled)
+        kind, sizes = _KINDS[document.pop("kind")], document.pop("arrays")
+        values = {**_read_fields(kind, document), **_read_arrays(kind, sizes, content[PREFIX_BYTES + head :])}
+        frame: Frame = kind(**values)
+        faithful = _spell(frame, sizes) == spelled
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
+        raise MessageRefusedError(f"a frame cannot be read ({type(error).__name__})") from error
+    if not faithful:
+        raise MessageRefusedError("a frame's head is not spelled as this version spells it")
+    return frame
+
+
+def _spell(frame: Frame, sizes: Mapping[str, int]) -> bytes:
+    kind: type = type(frame)
+    fields = {name: adapter.dump_python(getattr(frame, name), mode="json") for name, adapter in _fields(kind).items()}
+    if isinstance(frame, RoundReply):
+        fields["metrics"] = {name: None if math.isnan(value) else value for name, value in frame.metrics.items()}
+    document = {"kind": _NAMES[kind], "arrays": dict(sizes), **fields}
+    try:
+        return json.dumps(document, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    except ValueError as error:
+        raise MessageRefusedError("a frame holds a number or a text that JSON cannot") from error
+
+
+def _read_fields(kind: type, document: dict[str, Any]) -> dict[str, Any]:
+    if kind is RoundReply:
+        document["metrics"] = {
+            name: math.nan if value is None else value for name, value in document["metrics"].items()
+        }
+    return {name: adapter.validate_python(document[name]) for name, adapter in _fields(kind).items()}
+
+
+def _read_arrays(kind: type, sizes: Mapping[str, int], body: bytes) -> dict[str, Vector | None]:
+    vectors: dict[str, Vector | None] = dict.fromkeys(_array_names(kind))
+    start = 0
+    for name, size in sizes.items():
+        if name not in vectors or type(size) is not int or not 0 <= 4 * size <= len(body) - start:
+            raise ValueError("the arrays are not those of this kind of frame")
+        vectors[name] = np.frombuffer(body, dtype="<f4", count=size, offset=start).astype(np.float32)
+        start += 4 * size
+    if start != len(body):
+        raise ValueError("bytes are left over")
+    missing = [name for name in _needed_arrays(kind) if vectors[name] is None]
+    if missing:
+        raise ValueError("an array is missing")
+    return vectors
+
+
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    hints = get_type_hints(kind)
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+
+
+@cache
+def _fields(kind: type) -> dict[str, TypeAdapter[Any]]:
+    arrays = _array_names(kind)
+    return {name: TypeAdapter(hint) for name, hint in _hints(kind).items() if name not in arrays}
+
+
+@cache
+def _array_names(kind: type) -> tuple[str, ...]:
+    return tuple(name for name, hint in _hints(kind).items() if hint in (Vector, Vector | None))
+
+
+@cache
+def _needed_arrays(kind: type) -> tuple[str, ...]:
+    return tuple(name for name, hint in _hints(kind).items() if hint == Vector)

@@ -1,0 +1,44 @@
+"""A door that lets everything through: for tests of what is behind it. `python -m tests.client.open_door KIT`."""
+
+import logging
+import sys
+from pathlib import Path
+
+from client.worker_process import serve_site
+from ept_fed.protocol.layout import PayloadLayout
+from ept_fed.protocol.messages import RoundReply, RoundRequest
+from ept_fed.protocol.proposal import Proposal, SiteIntroduction
+from ept_fed.site_settings import SiteSettings
+
+
+class OpenDoor:
+    """Keeps what passed in `passed`, and what was refused in `turned_away`."""
+
+    def __init__(self) -> None:
+        self.passed: list[str] = []
+        self.turned_away: list[tuple[str, str]] = []
+
+    def admit_proposal(self, run: str, proposal: Proposal, frame: bytes) -> None:
+        self.passed.append("proposal")
+
+    def release_introduction(self, run: str, introduction: SiteIntroduction, frame: bytes) -> None:
+        self.passed.append("introduction")
+
+    def admit(self, request: RoundRequest, layout: PayloadLayout, frame: bytes) -> None:
+        self.passed.append(f"{request.phase} {request.header.round}")
+
+    def release(self, request: RoundRequest, reply: RoundReply, layout: PayloadLayout) -> RoundReply:
+        self.passed.append(f"reply {request.header.round}")
+        return reply
+
+    def refused(self, direction: str, kind: str, reason: str, frame: bytes) -> None:
+        self.turned_away.append((kind, reason))
+
+
+def open_to_all(settings: SiteSettings, kit: Path) -> OpenDoor:
+    return OpenDoor()
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr)
+    serve_site(Path(sys.argv[1]), open_to_all)

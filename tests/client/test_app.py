@@ -1,0 +1,61 @@
+"""The app that SuperNode starts for every message: light, and with an answer to anything."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+
+from client.app import app
+from ept_fed.flower import SITE_AWAY, SITE_FAILED, SITE_REFUSED, encode_frame_record, set_task_identity
+from ept_fed.protocol.frames import StatusRequest, encode_frame
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def answer(kind: str, records: RecordDict, tmp_path: Path, **config: Any) -> Any:
+    set_task_identity(1)
+    node = {"worker-socket": str(tmp_path / "patient" / "worker.sock"), **config}
+    context = Context(run_id=1, node_id=1, node_config=node, state=RecordDict(), run_config={})
+    return app(Message(records, 1, kind), context)
+
+
+def test_it_loads_neither_torch_nor_monai() -> None:
+    code = "import client.app, sys; print(' '.join({name.split('.')[0] for name in sys.modules}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert "flwr" in done.stdout.split()
+    assert not set(done.stdout.split()) & {"torch", "monai", "timm", "torchvision", "sklearn", "scipy"}
+
+
+@pytest.mark.parametrize("kind", ["query", "train", "evaluate"])
+@pytest.mark.parametrize(
+    "records",
+    [
+        RecordDict(),
+        RecordDict({"config": ConfigRecord({"frame": b"\x00" * 40})}),
+        RecordDict({"config": ConfigRecord({"frame": "text"})}),
+        RecordDict({"arrays": ArrayRecord({"payload": Array(np.zeros(3, np.float32))})}),
+        encode_frame_record(encode_frame(StatusRequest())),
+    ],
+)
+def test_what_is_no_request_is_refused_without_asking_the_worker(
+    kind: str, records: RecordDict, tmp_path: Path
+) -> None:
+    assert answer(kind, records, tmp_path).error.code == SITE_REFUSED
+
+
+def test_a_worker_that_is_not_there_is_said_without_its_path(tmp_path: Path, proposal_record: RecordDict) -> None:
+    reply = answer("query", proposal_record, tmp_path)
+    assert reply.error.code == SITE_AWAY
+    assert reply.error.reason == "the site's worker does not answer; the site has to start it"
+
+
+def test_a_node_without_a_socket_in_its_config_still_answers(tmp_path: Path, proposal_record: RecordDict) -> None:
+    set_task_identity(1)
+    context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})
+    reply = app(Message(proposal_record, 1, "query"), context)
+    assert reply.error.code == SITE_FAILED
+    assert "socket" not in reply.error.reason

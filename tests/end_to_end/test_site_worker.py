@@ -1,0 +1,278 @@
+"""The worker as a real process behind its real socket, asked by the app that SuperNode would start."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from flwr.app import Context, Error, Message, RecordDict
+
+from client.app import app as forwarder
+from client.in_process_app import create_client_app
+from client.worker_socket import WorkerAwayError, ask_worker
+from ept_fed.config import Experiment
+from ept_fed.data.phantom_structures import STRUCTURES
+from ept_fed.experiment_file import load_experiment
+from ept_fed.flower import SITE_AWAY, SITE_REFUSED, decode_introduction, encode_proposal, set_task_identity
+from ept_fed.protocol.frames import Frame, Introduce, Refusal, StatusRequest, WorkerStatus, encode_frame
+from ept_fed.protocol.messages import Header, RoundReply, RoundRequest
+from ept_fed.protocol.plan import Plan
+from ept_fed.protocol.proposal import Proposal, SiteIntroduction, propose
+from server.app import create_server_app
+from server.rounds import FederationResult
+from simulations.local_grid import LocalGrid
+from simulations.noop_sites import _Silent
+from simulations.virtual_sites import prepare_federation
+from tests.conftest import MICRO
+
+ROOT = Path(__file__).resolve().parents[2]
+SITE = "site-1"
+LIMIT = 120.0
+
+
+class Process:
+    """A worker in a process of its own, with the tests' open door."""
+
+    def __init__(self, kit: Path) -> None:
+        self.kit, self.socket = kit, kit / "run" / "worker.sock"
+        self.start()
+
+    def start(self) -> None:
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "tests.client.open_door", str(self.kit)]
+        with (self.kit / "log").open("ab") as log:
+            self.process = subprocess.Popen(command, cwd=self.kit, env=environment, stdout=log, stderr=log)
+        wait_for(lambda: self.is_there() or self.process.poll() is not None)
+        assert self.process.poll() is None, (self.kit / "log").read_text()
+
+    def is_there(self) -> bool:
+        with contextlib.suppress(WorkerAwayError):
+            return isinstance(self.ask(StatusRequest()), WorkerStatus)
+        return False
+
+    def ask(self, frame: Frame) -> Frame:
+        return ask_worker(self.socket, frame, seconds=LIMIT)
+
+    def end(self, number: int = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(LIMIT)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + LIMIT
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+def make_kit(folder: Path) -> Path:
+    folder.mkdir()
+    data = {"source": "phantoms", "phantom_sites": 3, "patients_per_class": 8, "sites": [SITE]}
+    (folder / "site.yaml").write_text(yaml.safe_dump({"site": SITE, "data": data, "model": {"device": "cpu"}}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
+    path = tmp_path_factory.mktemp("experiment") / "micro.yaml"
+    path.write_text(yaml.safe_dump(MICRO))
+    classes = f"data.classes=[{', '.join(STRUCTURES)}]"
+    return load_experiment(path, [classes, f"data.sites=[{SITE}]", "model.tokens=1", "model.device=cpu"])
+
+
+@pytest.fixture(scope="module")
+def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+    process = Process(make_kit(tmp_path_factory.mktemp("site") / "kit"))
+    try:
+        yield process
+        assert process.end() == 0
+        assert not process.socket.exists()
+    finally:
+        process.process.kill()
+
+
+def federate(plan: Plan, grid: LocalGrid) -> FederationResult:
+    results: list[FederationResult] = []
+    app = create_server_app(plan, _Silent(), results.append)
+    app(grid, Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config={}))
+    return results[0]
+
+
+def node(worker_socket: Path) -> Context:
+    config = {"worker-socket": str(worker_socket)}
+    return Context(run_id=1, node_id=1, node_config=config, state=RecordDict(), run_config={})
+
+
+def test_two_rounds_through_the_socket_equal_the_simulation_bit_for_bit(
+    worker: Process, experiment: Experiment
+) -> None:
+    virtual = prepare_federation(experiment)
+    plan, proposal = virtual.plan(), propose(experiment)
+    sites = {name: virtual.create_site(data) for name, data in virtual.data.sites.items()}
+    expected = federate(plan, LocalGrid(create_client_app(lambda _: sites[SITE]), [SITE]))
+
+    set_task_identity(1)
+    question = Message(encode_proposal(plan.run, proposal), 1, "query")
+    met = decode_introduction(forwarder(question, node(worker.socket)), plan.run, proposal)
+    assert (met.site, met.backbone_digest, met.layout) == (SITE, plan.backbone_digest, plan.layout)
+    assert met.initial.tobytes() == plan.initial.tobytes()
+    assert met.examples == plan.max_examples[SITE]
+    grid = LocalGrid(forwarder, [SITE])
+    grid._contexts[1].node_config["worker-socket"] = str(worker.socket)
+    networked = federate(plan, grid)
+    assert [list(record.refused) for record in networked.rounds] == [[], []]
+    assert networked.payload.tobytes() == expected.payload.tobytes()
+    for ours, theirs in zip(networked.rounds, expected.rounds, strict=True):
+        assert without_seconds(ours.to_json()) == without_seconds(theirs.to_json())
+
+
+def without_seconds(document: object) -> object:
+    def strip(node: object) -> object:
+        if isinstance(node, dict):
+            return {k: strip(v) for k, v in node.items() if "seconds" not in k and "bytes" not in k}
+        return [strip(item) for item in node] if isinstance(node, list) else node
+
+    return strip(json.loads(json.dumps(document)))
+
+
+def test_the_socket_is_its_owners_alone(worker: Process) -> None:
+    assert stat.S_IMODE(worker.socket.stat().st_mode) == 0o600
+    assert stat.S_IMODE(worker.socket.parent.stat().st_mode) == 0o700
+    assert stat.S_IMODE((worker.kit / "state").stat().st_mode) == 0o700
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
+def test_another_user_can_neither_connect_nor_read_the_images(worker: Process, tmp_path: Path) -> None:
+    images = worker.kit / "images"
+    images.mkdir(mode=0o700, exist_ok=True)
+    (images / "patient.png").write_bytes(b"pixels")
+    code = f"""
+import os, socket
+os.setgid(65534); os.setgroups([]); os.setuid(65534)
+for act in (lambda: socket.socket(socket.AF_UNIX).connect({str(worker.socket)!r}),
+            lambda: os.listdir({str(images)!r}), lambda: open({str(images / "patient.png")!r}),
+            lambda: os.listdir({str(worker.kit / "state")!r})):
+    try:
+        act()
+    except PermissionError:
+        print("refused")
+"""
+    for folder in (
+        worker.kit,
+        *worker.kit.parents,
+    ):  # whatever pytest made is passable, so that the folder itself counts
+        if folder.stat().st_uid == os.getuid() and str(folder).startswith(str(tmp_path.parents[1])):
+            folder.chmod(folder.stat().st_mode | 0o011)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/")
+    assert done.stdout.split() == ["refused"] * 4
+
+
+def test_a_second_worker_never_takes_a_living_ones_socket(worker: Process) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    code = (
+        "import sys; from pathlib import Path; from client.worker_process import bind_socket;"
+        "from ept_fed.site_settings import load_site_settings; bind_socket(load_site_settings(Path(sys.argv[1])))"
+    )
+    command = [sys.executable, "-c", code, str(worker.kit / "site.yaml")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert "another worker is alive" in done.stderr
+    assert worker.is_there()
+
+
+def test_bytes_that_are_no_frame_are_refused_and_the_worker_lives(worker: Process) -> None:
+    for content in (b"GET / HTTP/1.1\r\n\r\n" * 2, b"EPT1" + b"\xff" * 12):
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(str(worker.socket))
+            connection.sendall(content)
+            assert b"refusal" in connection.recv(1000)
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(str(worker.socket))
+        connection.sendall(encode_frame(StatusRequest())[:10])
+    assert worker.is_there()
+
+
+def test_a_worker_killed_while_it_trains_comes_back_and_gives_the_same_reply(
+    experiment: Experiment, tmp_path: Path
+) -> None:
+    proposal = propose(experiment)
+    process = Process(make_kit(tmp_path / "kit"))
+    try:
+        met = process.ask(Introduce("run-a", proposal))
+        assert isinstance(met, SiteIntroduction), met
+        short = request(met, proposal, 1, epochs=1)
+        first = process.ask(short)
+        assert isinstance(first, RoundReply)
+        # A client that goes away does not end the training, and is answered when it is back.
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(str(process.socket))
+            connection.sendall(encode_frame(request(met, proposal, 2, epochs=3)))
+            wait_for(lambda: activity(process) == "train")
+        whole = process.ask(request(met, proposal, 2, epochs=3))
+        assert isinstance(whole, RoundReply)
+
+        lost: list[Exception] = []
+
+        def train_for_long() -> None:
+            try:
+                process.ask(request(met, proposal, 3, epochs=1000))
+            except WorkerAwayError as away:
+                lost.append(away)
+
+        thread = threading.Thread(target=train_for_long)
+        thread.start()
+        wait_for(lambda: activity(process) == "train")
+        busy = process.ask(Introduce("run-b", proposal))
+        assert isinstance(busy, Refusal)
+        assert "run-a" in busy.reason
+        process.end(signal.SIGKILL)
+        thread.join(LIMIT)
+        assert len(lost) == 1
+        assert process.socket.exists()
+
+        away = forwarder(message(met), node(process.socket))
+        assert away.error == Error(SITE_AWAY, "the site's worker does not answer; the site has to start it")
+        process.start()
+        again = process.ask(request(met, proposal, 2, epochs=3))
+        assert isinstance(again, RoundReply)
+        assert np.array_equal(again.payload, whole.payload)
+        wrong = forwarder(message(met), node(process.socket))
+        assert wrong.error.code == SITE_REFUSED
+        assert process.end() == 0
+        assert not process.socket.exists()
+    finally:
+        process.process.kill()
+
+
+def activity(process: Process) -> str:
+    status = process.ask(StatusRequest())
+    assert isinstance(status, WorkerStatus)
+    return status.activity
+
+
+def request(met: SiteIntroduction, proposal: Proposal, round_number: int, *, epochs: int) -> RoundRequest:
+    settings = proposal.training.model_copy(update={"epochs": epochs}).model_dump_json()
+    header = Header(met.run, round_number, met.backbone_digest, met.layout.hash)
+    return RoundRequest(header, "train", 4, met.initial, "train", settings)
+
+
+def message(met: SiteIntroduction) -> Message:
+    """A train message whose round does not exist."""
+    from ept_fed.flower import CONFIG, encode_request_arrays, encode_request_config
+
+    set_task_identity(1)
+    header = Header(met.run, 9, met.backbone_digest, met.layout.hash)
+    asked = RoundRequest(header, "train", 4, met.initial, "train", "{}")
+    return Message(
+        RecordDict({"arrays": encode_request_arrays(asked), CONFIG: encode_request_config(asked)}), 1, "train"
+    )

@@ -1,0 +1,173 @@
+"""Frames: one spelling per value, one reading per bytes, and any other bytes refused in one way."""
+
+import json
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ept_fed.config import Experiment
+from ept_fed.protocol.frames import (
+    _MAGIC,
+    _PREFIX,
+    MOST_ARRAY_BYTES,
+    MOST_HEAD_BYTES,
+    PREFIX_BYTES,
+    Frame,
+    Introduce,
+    Refusal,
+    StatusRequest,
+    WorkerStatus,
+    decode_frame,
+    encode_frame,
+    kind_of,
+    read_prefix,
+)
+from ept_fed.protocol.layout import PayloadLayout
+from ept_fed.protocol.messages import Header, MessageRefusedError, RoundReply, RoundRequest, metric_keys
+from ept_fed.protocol.proposal import SiteIntroduction, propose
+
+LAYOUT = PayloadLayout((("sinks", (2, 3)),), ("layers 0, 1",))
+PROPOSAL = propose(Experiment.model_validate({"data": {"source": "phantoms", "classes": ["ä", "b"]}}))
+HEADER = Header("run", 1, "backbone", LAYOUT.hash)
+PAYLOAD = np.arange(6, dtype=np.float32) * np.float32(0.1)
+METRICS = {**dict.fromkeys(metric_keys("train"), 0.1), "validation_auc": math.nan}
+FRAMES: list[Frame] = [
+    Introduce("run", PROPOSAL),
+    StatusRequest(),
+    RoundRequest(HEADER, "train", 3, PAYLOAD, "train", '{"epochs":1}', PAYLOAD, True),
+    RoundRequest(HEADER, "evaluate", 3, PAYLOAD, "test"),
+    SiteIntroduction("north", "run", PROPOSAL.digest, "backbone", LAYOUT, PAYLOAD, 5),
+    WorkerStatus("north", "1", 7, 1.5, "train", "run", 2, 2.5, ("run", "other"), "backbone", 9),
+    RoundReply(HEADER, "train", PAYLOAD, 5, METRICS, PAYLOAD),
+    RoundReply(HEADER, "evaluate", None, 0, dict.fromkeys(metric_keys("evaluate"), math.nan)),
+    Refusal("the images are gone", failed=True),
+]
+
+
+def frame_of(document: Any, body: bytes = b"") -> bytes:
+    head = json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()
+    return _PREFIX.pack(_MAGIC, len(head), len(body)) + head + body
+
+
+def head_of(frame: bytes) -> dict[str, Any]:
+    length, _ = read_prefix(frame[:PREFIX_BYTES])
+    found: dict[str, Any] = json.loads(frame[PREFIX_BYTES : PREFIX_BYTES + length])
+    return found
+
+
+@pytest.mark.parametrize("frame", FRAMES, ids=kind_of)
+def test_a_frame_comes_back_bit_for_bit(frame: Frame) -> None:
+    content = encode_frame(frame)
+    back = decode_frame(content)
+    assert type(back) is type(frame)
+    assert encode_frame(back) == content
+    for name in ("payload", "correction", "gradient", "initial"):
+        sent, received = getattr(frame, name, None), getattr(back, name, None)
+        assert (sent is None) == (received is None)
+        if sent is not None:
+            assert received.dtype == np.float32
+            assert received.tobytes() == sent.tobytes()
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_refused_in_one_way(content: bytes) -> None:
+    with pytest.raises(MessageRefusedError):
+        decode_frame(content)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(st.data())
+def test_a_frame_altered_anywhere_is_read_as_its_value_or_refused(data: st.DataObject) -> None:
+    content = bytearray(encode_frame(data.draw(st.sampled_from(FRAMES))))
+    place = data.draw(st.integers(0, len(content) - 1))
+    content[place : place + data.draw(st.integers(0, 3))] = data.draw(st.binary(max_size=3))
+    read_or_refuse(bytes(content))
+
+
+@given(st.data())
+def test_a_head_with_any_field_replaced_is_read_as_its_value_or_refused(data: st.DataObject) -> None:
+    frame = encode_frame(data.draw(st.sampled_from(FRAMES)))
+    head = head_of(frame)
+    node, key = head, data.draw(st.sampled_from(sorted(head)))
+    while isinstance(node[key], dict) and node[key] and data.draw(st.booleans()):
+        node = node[key]
+        key = data.draw(st.sampled_from(sorted(node)))
+    node[key] = data.draw(JSON)
+    length, _ = read_prefix(frame[:PREFIX_BYTES])
+    try:
+        read_or_refuse(frame_of(head, frame[PREFIX_BYTES + length :]))
+    except UnicodeEncodeError:
+        return  # hypothesis drew half a character, which no bytes spell
+
+
+def read_or_refuse(content: bytes) -> None:
+    try:
+        frame = decode_frame(content)
+    except MessageRefusedError:
+        return
+    assert encode_frame(frame) == content
+
+
+def set_field(name: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda head: head.__setitem__(name, value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        set_field("kind", "train"),
+        set_field("extra", 1),
+        set_field("rounds", "3"),
+        set_field("rounds", 3.0),
+        set_field("arrays", {"payload": 5}),
+        set_field("arrays", {"payload": 7}),
+        set_field("arrays", {"payload": -6}),
+        set_field("arrays", {"payload": True}),
+        set_field("arrays", {"initial": 6}),
+        set_field("arrays", {}),
+        set_field("wants_gradient", 0),
+        lambda head: head.pop("split"),
+        lambda head: head["header"].pop("code"),
+        lambda head: head["header"].__setitem__("extra", 1),
+    ],
+)
+def test_a_head_that_is_not_exact_is_refused(change: Callable[[dict[str, Any]], None]) -> None:
+    frame = encode_frame(FRAMES[3])
+    head = head_of(frame)
+    change(head)
+    with pytest.raises(MessageRefusedError):
+        decode_frame(frame_of(head, PAYLOAD.tobytes()))
+
+
+def test_a_key_given_twice_is_refused() -> None:
+    head = b'{"kind":"refusal","arrays":{},"reason":"a","reason":"b","failed":false}'
+    with pytest.raises(MessageRefusedError, match="not spelled"):
+        decode_frame(_PREFIX.pack(_MAGIC, len(head), 0) + head)
+
+
+def test_a_deeply_nested_head_is_refused() -> None:
+    head = b"[" * 100_000
+    with pytest.raises(MessageRefusedError):
+        decode_frame(_PREFIX.pack(_MAGIC, len(head), 0) + head)
+
+
+@pytest.mark.parametrize("lengths", [(MOST_HEAD_BYTES + 1, 0), (0, MOST_ARRAY_BYTES + 1), (2**32 - 1, 2**64 - 1)])
+def test_lengths_beyond_the_bounds_are_refused_before_anything_is_allocated(lengths: tuple[int, int]) -> None:
+    with pytest.raises(MessageRefusedError, match="the most are"):
+        read_prefix(_PREFIX.pack(_MAGIC, *lengths))
+
+
+def test_an_infinite_number_cannot_be_sent() -> None:
+    with pytest.raises(MessageRefusedError):
+        encode_frame(RoundReply(HEADER, "evaluate", None, 1, {"loss": math.inf}))

@@ -1,0 +1,71 @@
+"""A proposal: the consortium's part of an experiment, and what answers it."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from ept_fed.config import LOCAL_SETTINGS, Experiment
+from ept_fed.problems import InputRefusedError
+from ept_fed.protocol.layout import PayloadLayout, PayloadMismatchError
+from ept_fed.protocol.messages import MessageRefusedError
+from ept_fed.protocol.proposal import Proposal, SiteIntroduction, propose
+
+CLASSES = "data.classes=[a, b]"
+LAYOUT = PayloadLayout((("sinks", (1, 2)),))
+
+
+def introduce(answered: Proposal, **changes: Any) -> SiteIntroduction:
+    whole = SiteIntroduction("north", "run", answered.digest, "backbone", LAYOUT, np.zeros(2, np.float32), 5)
+    return dataclasses.replace(whole, **changes)
+
+
+def test_a_proposal_holds_nothing_of_a_machine(micro: Callable[..., Experiment]) -> None:
+    proposal = propose(micro(CLASSES)).model_dump()
+    assert not set(proposal["data"]) & (LOCAL_SETTINGS["data"] | {"source", "partition"})
+    assert not set(proposal["model"]) & LOCAL_SETTINGS["model"]
+    assert not {"about", "evaluation", "benchmark"} & set(proposal)
+
+
+def test_machines_do_not_change_the_digest_and_the_consortiums_settings_do(micro: Callable[..., Experiment]) -> None:
+    digest = propose(micro(CLASSES)).digest
+    assert propose(micro(CLASSES, "model.device=cpu", "data.root=elsewhere")).digest == digest
+    for other in ("seed=1", "data.shots=1", "training.epochs=2", "federation.rounds=3", "model.tokens=1"):
+        assert propose(micro(CLASSES, other)).digest != digest
+
+
+def test_classes_have_to_be_named(micro: Callable[..., Experiment]) -> None:
+    with pytest.raises(InputRefusedError, match=r"data\.classes"):
+        propose(micro())
+
+
+def test_unknown_keys_are_refused(micro: Callable[..., Experiment]) -> None:
+    document = propose(micro(CLASSES)).model_dump(mode="json")
+    for section in ("data", "model"):
+        with pytest.raises(ValidationError):
+            Proposal.model_validate({**document, section: {**document[section], "root": "/", "weights": "/"}})
+
+
+def test_an_introduction_that_answers_is_accepted(micro: Callable[..., Experiment]) -> None:
+    proposal = propose(micro(CLASSES))
+    introduce(proposal).check("run", proposal)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"run": "other"}, {"proposal": "other"}, {"code": "0"}, {"protocol": 0}, {"examples": 0}, {"examples": 10**10}],
+)
+def test_an_introduction_to_something_else_is_refused(micro: Callable[..., Experiment], change: dict[str, Any]) -> None:
+    proposal = propose(micro(CLASSES))
+    with pytest.raises(MessageRefusedError):
+        introduce(proposal, **change).check("run", proposal)
+
+
+@pytest.mark.parametrize("initial", [np.zeros(3, np.float32), np.array([np.nan, 0], np.float32)])
+def test_an_initial_payload_that_does_not_fit_is_refused(micro: Callable[..., Experiment], initial: Any) -> None:
+    proposal = propose(micro(CLASSES))
+    with pytest.raises(PayloadMismatchError):
+        introduce(proposal, initial=initial).check("run", proposal)
