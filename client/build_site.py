@@ -67,12 +67,12 @@ def create_site(
         evaluation_batch=experiment.evaluation.batch_size,
         precision=experiment.training.precision,
         ditto=experiment.personalisation.ditto,
-        head=_head_fit(experiment, data.name, slot.model.device),
+        head=_choose_head(experiment, data.name, slot.model.device),
         states=states,
     )
 
 
-def _head_fit(experiment: Experiment, site: str, device: torch.device) -> HeadFit | None:
+def _choose_head(experiment: Experiment, site: str, device: torch.device) -> HeadFit | None:
     training = experiment.training
     if training.head == "trained":
         return None

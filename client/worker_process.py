@@ -52,6 +52,7 @@ def serve_site(kit: Path, make_door: Callable[[SiteSettings, Path], Door] = open
     Raises:
         InputRefusedError: with what is wrong with site.yaml, its paths or the door; if another worker is alive.
     """
+    parent = os.getppid()
     settings = load_site_settings(kit / "site.yaml")
     problems = check_site(settings)
     if problems:
@@ -74,7 +75,7 @@ def serve_site(kit: Path, make_door: Callable[[SiteSettings, Path], Door] = open
             signal.signal(number, stop)
         Thread(target=_accept, args=(listener, worker.answer), name="accept", daemon=True).start()
         _log.info("%s listens at %s", settings.site, settings.worker.socket)
-        _wait(stopped[0])
+        _wait(stopped[0], parent)
         _log.info("%s stops", settings.site)
         settings.worker.socket.unlink(missing_ok=True)
     logging.shutdown()
@@ -172,9 +173,8 @@ def _receive(connection: socket.socket) -> bytes:
         return b""
 
 
-def _wait(stopped: socket.socket) -> None:
+def _wait(stopped: socket.socket, parent: int) -> None:
     """Wait for a signal, and end with the process that started this one: a worker alone would block the next."""
-    parent = os.getppid()
     stopped.settimeout(_SECOND)
     while os.getppid() == parent:
         try:

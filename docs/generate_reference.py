@@ -85,7 +85,7 @@ def describe_configuration() -> str:
             parts.append(f"\nColumns, under `data.columns`:\n\n{_table(type(columns.default))}")
     for name, model in _SECTIONS.items():
         parts.append(f"\n## {name}\n\n{model.__doc__}\n\n{_table(model)}")
-    return "".join([*parts, *_describe_federation(), *_describe_site_file()])
+    return "".join([*parts, *_describe_site_file(), *_describe_federation()])
 
 
 def _describe_federation() -> list[str]:

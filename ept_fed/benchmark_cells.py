@@ -12,7 +12,7 @@ from ept_fed.experiment_file import override_experiment
 from ept_fed.methods import METHODS
 from ept_fed.problems import InputRefusedError, Problem
 
-__all__ = ["list_cells"]
+__all__ = ["choose_analysed", "list_cells"]
 
 
 def list_cells(experiment: Experiment) -> tuple[Cell, ...]:
@@ -44,6 +44,19 @@ def list_cells(experiment: Experiment) -> tuple[Cell, ...]:
     if found:
         raise InputRefusedError(list(found.values()))
     return tuple(cells)
+
+
+def choose_analysed(cells: Sequence[Cell], experiment: Experiment) -> tuple[Cell, ...]:
+    """Return the cells whose features `--analyse` looks at, one per method: the grid's first shots, sampling and seed.
+
+    The setting is "federated+head" if the grid has it, else the grid's first; a method without a cell there is left
+    out.
+    """
+    grid = experiment.benchmark
+    setting = "federated+head" if "federated+head" in grid.settings else grid.settings[0]
+    shots, sampling = grid.shots[0] if grid.shots else experiment.data.shots, next(iter(grid.samplings), None)
+    wanted = (shots, sampling, grid.seeds[0], setting)
+    return tuple(cell for cell in cells if (cell.shots, cell.sampling, cell.seed, cell.setting) == wanted)
 
 
 def _list_settings(

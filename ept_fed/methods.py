@@ -118,7 +118,8 @@ METHODS: dict[str, MethodInfo] = {
     "vp": MethodInfo(
         "Bahng et al. 2022, arXiv 2203.17274",
         "A border of numbers that is added to every image.",
-        "A wide border disturbs what lies at the edge. It starts near zero, not at Bahng et al.'s unit noise.",
+        "A wide border disturbs what lies at the edge. It starts near zero, not at Bahng et al.'s unit noise. Zu et "
+        "al. describe their VP as values added to the input tokens; this is the border of the paper they cite.",
         ("vp.top", "vp.bottom", "vp.left", "vp.right"),
         options={"pad": Option(30, 1, 2048, "width of the border in pixels; Bahng et al.: 30 of 224", whole=True)},
     ),

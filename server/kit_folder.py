@@ -68,7 +68,8 @@ def read_private_keys(kit: Path, public: Mapping[str, ec.EllipticCurvePublicKey]
 def write_kit(kit: Path, files: Mapping[str, KitFile], private: Iterable[str]) -> list[Path]:
     """Write what differs, and return what was written; what the site edits is written once.
 
-    The folders of the names in `private` are closed even without those keys: the kit may be laid over one with keys.
+    The folders of the names in `private` are closed even without those keys: this kit may be laid over one that has
+    them.
     """
     for folder in {(kit / name).parent for name in private}:
         _make_key_folder(folder)

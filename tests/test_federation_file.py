@@ -28,8 +28,10 @@ def refusals(tmp_path: Path, document: Any) -> dict[str, str]:
     return {problem.field: problem.fix for problem in refused.value.problems}
 
 
-def test_the_shipped_example_loads() -> None:
-    federation = load_federation(ROOT / "configs" / "federation.yaml")
+def test_the_shipped_example_says_its_command_and_loads() -> None:
+    path = ROOT / "configs" / "federation.yaml"
+    assert path.read_text().startswith("# ept-fed provision configs/federation.yaml --out kits\n")
+    federation = load_federation(path)
     assert [site.name for site in federation.sites] == ["north", "south", "west"]
 
 

@@ -18,7 +18,7 @@ __all__ = ["EXAMPLES", "benchmark"]
 
 EXAMPLES = (
     "Examples:\n\n  ept-fed benchmark configs/demo.yaml --method ept --method linear --setting federated+head\n\n"
-    "  ept-fed benchmark configs/ham10000.yaml --set data.root=DIR --set model.weights=FILE --out results"
+    "  ept-fed benchmark configs/ham10000.yaml --set data.root=DIR --set model.weights=FILE --out results --analyse"
 )
 
 
@@ -39,14 +39,19 @@ def benchmark(
     out: Annotated[
         Path | None, typer.Option(help="Folder of the results; goes on where it stopped. Default: benchmarks/<name>.")
     ] = None,
+    analyse: Annotated[
+        bool, typer.Option("--analyse", help="Also compare each method's features before and after tuning.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as one JSON document only.")] = False,
 ) -> None:
     """Train methods × shots × samplings × seeds × settings cell by cell, on every site's own test images.
 
     A finished cell is one line of cells.jsonl and is never trained again: the same command goes on where it was
     stopped, and a larger grid adds to it. results.csv has a row per cell and site, summary.csv the means, home.csv
-    what working together brought each site, accuracy.png the picture. Exit code 0: done; 1: a cell averaged nothing, or
-    could not be trained; 2: something has to be corrected first.
+    what working together brought each site, accuracy.png the picture. --analyse looks at the features of the first
+    shots, sampling and seed, in setting federated+head or else the first; a finished cell is trained again for it once.
+    Its page, analysis.html, holds images. Exit code 0: done; 1: a cell averaged nothing, or could not be trained; 2:
+    something has to be corrected first.
     """
     with exit_on_refusal(as_json=as_json):
         from ept_fed.artefacts import dump_json
@@ -62,7 +67,7 @@ def benchmark(
             def on_note(self, sentence: str) -> None:
                 typer.echo(sentence, err=as_json)
 
-        report = load_engine("benchmark")(experiment, folder, Notes())
+        report = load_engine("benchmark")(experiment, folder, Notes(), analyse=analyse)
         if as_json:
             typer.echo(dump_json(report))
         else:
@@ -71,6 +76,8 @@ def benchmark(
             Console().print(_tabulate(report["summary"], experiment.benchmark.reference))
             typer.echo(f"{report['trained']} of {report['cells']} cells were trained now.")
             typer.echo(f"Open {folder}/accuracy.png; the numbers are in summary.csv and results.csv beside it.")
+            if report["analysis"] is not None:
+                typer.echo(f"What tuning did to the features: {report['analysis']}; it holds images, keep it here.")
     raise typer.Exit(DONE if report["status"] == "done" else FAILED)
 
 

@@ -1,4 +1,4 @@
-"""Probabilities of a model on a set of images."""
+"""Probabilities of a model on a set of images, and the features that they rest on."""
 
 import numpy as np
 import torch
@@ -7,7 +7,7 @@ from ept_fed.data.datasets import CachedDataset
 from ept_fed.evaluation.metrics import Array
 from ept_fed.models.method import TunedViT
 
-__all__ = ["predict_probabilities"]
+__all__ = ["extract_features", "predict_probabilities"]
 
 
 @torch.inference_mode()
@@ -24,3 +24,16 @@ def predict_probabilities(model: TunedViT, images: CachedDataset, *, batch_size:
     if not parts:
         return np.empty((0, model.head.out_features), dtype=np.float32)
     return np.concatenate(parts)
+
+
+@torch.inference_mode()
+def extract_features(model: TunedViT, images: CachedDataset, *, batch_size: int, bfloat16: bool) -> Array:
+    """Return what the head sees, (n, D) in float32: the cls token's features for the paper's models."""
+    device = model.device
+    model.eval()
+    parts = []
+    for batch, _ in images.batches(batch_size):
+        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+            features = model.forward_features(batch.to(device)).float()
+        parts.append(features.cpu().numpy())
+    return np.concatenate(parts) if parts else np.empty((0, model.head.in_features), dtype=np.float32)

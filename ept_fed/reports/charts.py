@@ -19,7 +19,16 @@ from ept_fed.evaluation.metrics import Array
 if TYPE_CHECKING:
     from matplotlib.typing import RcKeyType
 
-__all__ = ["draw_confusion", "draw_learning", "draw_reliability", "draw_roc", "setting_style", "shorten", "styled"]
+__all__ = [
+    "class_style",
+    "draw_confusion",
+    "draw_learning",
+    "draw_reliability",
+    "draw_roc",
+    "setting_style",
+    "shorten",
+    "styled",
+]
 
 # Okabe and Ito's colours that reach 3:1 on white; dashes tell the settings apart without any colour.
 _STYLES: Mapping[str, tuple[str, tuple[float, ...] | None, str]] = {
@@ -71,6 +80,14 @@ def styled(draw: Callable[_Arguments, _Drawn]) -> Callable[_Arguments, _Drawn]:
 def setting_style(setting: str) -> tuple[str, tuple[float, ...] | None, str]:
     """Return a setting's colour, dashes (None: solid) and marker, the same in every chart."""
     return _STYLES.get(setting, _OTHER)
+
+
+def class_style(place: int) -> tuple[str, tuple[float, ...] | None, str]:
+    """Return the colour, dashes and marker of the class at a place; 49 classes differ."""
+    styles = (*_STYLES.values(), _OTHER)
+    lap, at = divmod(place, len(styles))
+    _, dashes, marker = styles[(at + lap) % len(styles)]
+    return styles[at][0], dashes, marker
 
 
 @styled

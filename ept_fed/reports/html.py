@@ -21,7 +21,7 @@ from ept_fed.reports.site_report import SiteReport
 from ept_fed.reports.subgroup_statistics import SUBGROUP_SETTINGS
 from ept_fed.reports.wording import signed, span
 
-__all__ = ["render_federation", "render_site"]
+__all__ = ["page_environment", "render_federation", "render_site"]
 
 METRIC_WORDS = {
     "auc": ("AUC, mean over classes", "how often an image with a class gets a higher score for it than one without"),
@@ -72,7 +72,7 @@ def render_site(report: SiteReport, gallery: Sequence[GalleryItem] | None = None
     }
     low, high = _range([interval for s in shown if (interval := statistics.metrics[0].values.get(s))])
     return (
-        _environment()
+        page_environment()
         .get_template("site.html.j2")
         .render(
             report=report,
@@ -103,12 +103,13 @@ def render_federation(report: FederationReport, learning: Sequence[SiteReport], 
     rounds = [row.round for row in learning[0].learning] if learning else []
     chart = draw_learning(rounds, losses, aucs, "learning") if rounds else ""
     matrix = _shade(report.cross_site) if report.cross_site and len(report.cross_site.sites) <= _MOST_COLUMNS else None
-    template = _environment().get_template("federation.html.j2")
+    template = page_environment().get_template("federation.html.j2")
     return template.render(report=report, learning=Markup(chart), pages=pages, matrix=matrix)
 
 
 @functools.cache
-def _environment() -> Environment:
+def page_environment() -> Environment:
+    """Return how this package's templates become pages: every name escaped, nothing undefined."""
     environment = Environment(
         loader=PackageLoader("ept_fed.reports", "templates"),
         autoescape=True,

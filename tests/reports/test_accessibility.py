@@ -13,8 +13,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+import numpy as np
 import pytest
 
+from ept_fed.benchmark_cells import list_cells
+from ept_fed.config import Experiment
+from ept_fed.reports.analysis_folder import AnalysisFolder
+from ept_fed.reports.feature_record import MOMENTS, FeatureRecord, ScalingExamples
 from ept_fed.reports.gallery import GalleryItem
 from ept_fed.reports.pdf import NoBrowserError, find_browser
 from ept_fed.reports.write_reports import write_reports
@@ -55,6 +60,37 @@ def pages(request: pytest.FixtureRequest, make_run: MakeRun) -> list[Path]:
     gallery = {"north": [GalleryItem("a.png", PIXEL, "nv", "bcc", 0.9, (0.2, 0.4))]}
     written = write_reports(folder, gallery=gallery)
     return [path for path in written if path.suffix == ".html" and "south" not in path.parts]
+
+
+@pytest.fixture
+def analysis_page(micro: Callable[..., Experiment], tmp_path: Path) -> Path:
+    """The page of ten methods' features, drawn at random."""
+    rng = np.random.default_rng(0)
+    experiment = micro("benchmark.settings=[federated+head]", "benchmark.seeds=[0]")
+    cells, folder = list_cells(experiment), AnalysisFolder(tmp_path / "benchmark")
+    labels = rng.integers(0, 3, 60)
+    for cell in cells:
+        scaling = None
+        if cell.method == "ept":
+            factors = {moment: rng.random((3, 4, 4), dtype=np.float32) for moment in MOMENTS}
+            pictures = rng.integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+            scaling = ScalingExamples(pictures, np.arange(3), factors)
+        record = FeatureRecord(
+            key=cell.key,
+            setting=cell.setting,
+            classes=("nevus", "a class with a name of more than a few words", "alone"),
+            sites=("north", "a hospital with a long and winding name"),
+            numbers={},
+            labels=labels,
+            places=rng.integers(0, 2, 60),
+            features={moment: rng.normal(size=(60, 5)).astype(np.float32) for moment in MOMENTS},
+            drawn=np.arange(60),
+            maps={"before": rng.normal(size=(60, 2)).astype(np.float32), "after": None},
+            scaling=scaling,
+        )
+        folder.write(record)
+    folder.write_page("micro", cells, {cell.key: {"sites": {}} for cell in cells}, ["another"])
+    return folder.page
 
 
 def evaluate(browser: str, page: Path, script: str, *, width: int = 1280, library: str = "") -> Any:
@@ -110,3 +146,12 @@ def test_pages_are_no_wider_than_the_screen(browser: str, pages: list[Path], wid
         wide, scrolling = evaluate(browser, page, script, width=width)
         assert wide <= width, page
         assert width < 1280 or scrolling == 0, page
+
+
+def test_the_analysis_is_no_wider_than_the_screen_and_axe_finds_no_serious_fault(
+    browser: str, axe: str, analysis_page: Path
+) -> None:
+    for width in (390, 1280):
+        wide = evaluate(browser, analysis_page, "Promise.resolve(document.documentElement.scrollWidth)", width=width)
+        assert wide <= width
+        assert not find_faults(browser, axe, analysis_page, width)

@@ -1,4 +1,4 @@
-"""A federation of three, two of whose sites get their keys from the consortium; and Flower does not log here."""
+"""A federation of three, two of whose sites get their keys from the consortium; and no words from Flower."""
 
 import logging
 from datetime import UTC, datetime

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import socket
 import ssl
@@ -145,6 +146,26 @@ def test_renewing_a_site_keeps_its_keys_and_touches_no_other(kits: Path, now: da
     assert new.public_key() == old.public_key()
     assert new.serial_number != old.serial_number
     assert new.not_valid_after_utc == later + timedelta(days=365)
+
+
+@pytest.mark.skipif(shutil.which("unzip") is None, reason="needs unzip")
+def test_the_readmes_command_lays_a_renewed_kit_over_an_edited_one(kits: Path, now: datetime, tmp_path: Path) -> None:
+    site, archive = tmp_path / "hospital", kits / "sites" / "north.zip"
+    subprocess.run(["unzip", "-q", archive, "-d", site], check=True)
+    assert examine_kit(site, now).status == "sound"
+    (site / "site.yaml").write_text("edited")
+    (site / "keys").chmod(0o711)
+    renew_site("north", kits, now=now + timedelta(days=340))
+    (command,) = re.findall(r"`(unzip -o .*)`", (site / "README.md").read_text())
+    words = [
+        {"north.zip": str(archive), "/opt/ept-fed/kit": str(site)}.get(word, word) for word in shlex.split(command)
+    ]
+    before = {path: path.stat().st_ino for path in (site / "keys").iterdir()}
+    subprocess.run([words[0], "-q", *words[1:]], check=True)
+    assert (site / "site.yaml").read_text() == "edited"
+    assert {path: path.stat().st_ino for path in (site / "keys").iterdir()} == before
+    assert (site / "keys").stat().st_mode & 0o777 == 0o711
+    assert examine_kit(site, now + timedelta(days=600)).status == "sound"
 
 
 def test_a_kit_that_was_handed_over_and_deleted_stays_deleted_until_it_is_renewed(
@@ -422,8 +443,8 @@ def test_every_start_script_sets_every_switch_and_is_a_shell_script(kits: Path) 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
 def test_systemd_finds_nothing_wrong_with_the_units(kits: Path) -> None:
-    units = [*kits.glob("sites/north/*.service")]
-    assert len(units) == 2
+    units = [*kits.glob("sites/north/*.service"), *kits.glob("server/*.service")]
+    assert len(units) == 3
     command = ["systemd-analyze", "verify", "--man=no", *units]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -1,0 +1,123 @@
+"""One cell's features before and after tuning, as a file from which every number and figure is made again.
+
+analysis/<key>.safetensors holds tensors and a sealed description. Features describe images and the file holds a few of
+the images themselves: it stays where the images are.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ept_fed.evaluation.metrics import Array
+from ept_fed.sealed_tensors import SealBrokenError, read_sealed, write_sealed
+
+__all__ = ["MOMENTS", "FeatureRecord", "Moment", "ScalingExamples", "read_record", "write_record"]
+
+Moment = Literal["before", "after"]
+MOMENTS: tuple[Moment, ...] = ("before", "after")
+
+_SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class ScalingExamples:
+    """What the prompts of Embedded Prompt Tuning did to the patches of k images.
+
+    Attributes:
+        images: (k, H, W, 3) uint8, as the model sees them.
+        labels: (k,) class indices.
+        factors: (k, rows, columns) float32 at each moment, see `ept_fed.models.scaling_map`.
+    """
+
+    images: Array
+    labels: Array
+    factors: Mapping[Moment, Array]
+
+
+@dataclass(frozen=True)
+class FeatureRecord:
+    """What the analysis of one cell rests on: n images of all its sites.
+
+    Attributes:
+        key: the cell's.
+        setting: the cell's.
+        classes: names.
+        sites: names.
+        numbers: the tuned model's metrics at each site, as in the cell's line of cells.jsonl.
+        labels: (n,) class indices.
+        places: (n,) indices of `sites`.
+        features: (n, D) float32 at each moment.
+        drawn: (m,) indices of the images on the maps.
+        maps: (m, 2) float32 t-SNE map at each moment, None where there is none.
+        scaling: None for methods that scale nothing.
+    """
+
+    key: str
+    setting: str
+    classes: tuple[str, ...]
+    sites: tuple[str, ...]
+    numbers: Mapping[str, Any]
+    labels: Array
+    places: Array
+    features: Mapping[Moment, Array]
+    drawn: Array
+    maps: Mapping[Moment, Array | None]
+    scaling: ScalingExamples | None
+
+
+def write_record(path: Path, record: FeatureRecord) -> None:
+    """Write a record atomically."""
+    about = {
+        "schema": _SCHEMA,
+        "key": record.key,
+        "setting": record.setting,
+        "classes": list(record.classes),
+        "sites": list(record.sites),
+        "numbers": record.numbers,
+    }
+    write_sealed(path, dict(_list_tensors(record)), about)
+
+
+def read_record(path: Path) -> FeatureRecord:
+    """Read a record.
+
+    Raises:
+        SealBrokenError: if the file is damaged, altered, or of another schema.
+    """
+    tensors, about = read_sealed(path)
+    if about.get("schema") != _SCHEMA:
+        raise SealBrokenError(f"{path} has schema {about.get('schema')}; this version reads {_SCHEMA}")
+    scaling = None
+    if "scaling.images" in tensors:
+        factors = {moment: tensors[f"scaling.{moment}"] for moment in MOMENTS}
+        scaling = ScalingExamples(tensors["scaling.images"], tensors["scaling.labels"], factors)
+    return FeatureRecord(
+        key=about["key"],
+        setting=about["setting"],
+        classes=tuple(about["classes"]),
+        sites=tuple(about["sites"]),
+        numbers=about["numbers"],
+        labels=tensors["labels"],
+        places=tensors["places"],
+        features={moment: tensors[f"features.{moment}"] for moment in MOMENTS},
+        drawn=tensors["drawn"],
+        maps={moment: tensors.get(f"map.{moment}") for moment in MOMENTS},
+        scaling=scaling,
+    )
+
+
+def _list_tensors(record: FeatureRecord) -> Iterator[tuple[str, Array]]:
+    yield "labels", record.labels
+    yield "places", record.places
+    yield "drawn", record.drawn
+    for moment in MOMENTS:
+        yield f"features.{moment}", record.features[moment]
+        placed = record.maps[moment]
+        if placed is not None:
+            yield f"map.{moment}", placed
+    if record.scaling is not None:
+        yield "scaling.images", record.scaling.images
+        yield "scaling.labels", record.scaling.labels
+        for moment in MOMENTS:
+            yield f"scaling.{moment}", record.scaling.factors[moment]

@@ -1,0 +1,203 @@
+"""`ept-fed benchmark --analyse`: features of the models that the table is about, each cell looked at once."""
+
+import csv
+import json
+import math
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import simulations.benchmark
+from ept_fed.artefacts import dump_json
+from ept_fed.benchmark_cells import choose_analysed, list_cells
+from ept_fed.config import Experiment
+from ept_fed.evaluation.feature_table import ALL_CLASSES, ALL_SITES
+from ept_fed.evaluation.features import CLASS_MEASURES, MEASURES, measure_features
+from ept_fed.problems import InputRefusedError
+from ept_fed.reports.feature_record import FeatureRecord, read_record
+from ept_fed.reports.progress import Silent
+from simulations.benchmark import benchmark
+from simulations.virtual_sites import prepare_federation
+
+Micro = Callable[..., Experiment]
+GRID = (
+    "federation.rounds=1",
+    "benchmark.seeds=[0]",
+    "benchmark.settings=[federated+head]",
+    "benchmark.methods=[ept, vpt]",
+    "training.prompt_lr=1.0",
+)
+
+
+class Notes(Silent):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def on_note(self, sentence: str) -> None:
+        self.notes.append(sentence)
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def records(out: Path) -> dict[str, FeatureRecord]:
+    """The records by the method of the cell."""
+    methods = {line["key"]: line["method"] for line in map(json.loads, (out / "cells.jsonl").open())}
+    return {methods[path.stem]: read_record(path) for path in (out / "analysis").glob("*.safetensors")}
+
+
+@pytest.fixture
+def analysed(micro: Micro, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the folder of an analysed grid, which is made once."""
+    made = tmp_path_factory.getbasetemp() / "analysed"
+    if not made.exists():
+        report = benchmark(micro(*GRID), made, Silent(), analyse=True)
+        assert (report["status"], report["trained"], report["analysis"]) == ("done", 2, str(made / "analysis.html"))
+    return Path(shutil.copytree(made, tmp_path / "results"))
+
+
+def test_one_cell_of_each_method_is_looked_at(micro: Micro) -> None:
+    grid = ("benchmark.shots=[2, 1]", "benchmark.seeds=[4, 3]", "benchmark.methods=[linear, ept]")
+    for settings, chosen, methods in (
+        ("[local, federated+head]", "federated+head", ["linear", "ept"]),
+        ("[federated, local]", "federated", ["ept"]),
+        ("[centralised]", "centralised", ["linear", "ept"]),
+    ):
+        experiment = micro(*grid, f"benchmark.settings={settings}")
+        found = choose_analysed(list_cells(experiment), experiment)
+        assert [cell.method for cell in found] == methods
+        assert {(cell.shots, cell.seed, cell.setting) for cell in found} == {(2, 4, chosen)}
+
+
+def test_the_table_holds_every_measure_of_the_features_that_are_kept(analysed: Path, micro: Micro) -> None:
+    rows = table(analysed / "analysis.csv")
+    data = prepare_federation(micro(*GRID)).data
+    places = [ALL_SITES, *data.sites]
+    assert len(rows) == 2 * 2 * len(places) * (len(MEASURES) + len(data.classes) * len(CLASS_MEASURES))
+    found = {tuple(row[key] for key in ("method", "when", "site", "class", "measure")): row["value"] for row in rows}
+    for method, record in records(analysed).items():
+        assert len(record.labels) == sum(len(site.test) for site in data.sites.values())
+        for moment, features in record.features.items():
+            for place, site in enumerate(places):
+                chosen = record.places >= 0 if place == 0 else record.places == place - 1
+                for label, name, value in measure_features(features[chosen], record.labels[chosen], data.classes)[0]:
+                    told = float(found[method, moment, site, label or ALL_CLASSES, name])
+                    assert told == value or (math.isnan(told) and math.isnan(value))
+
+
+def test_before_is_the_start_and_after_is_the_model_whose_numbers_are_in_the_table(
+    analysed: Path, micro: Micro
+) -> None:
+    for cell in list_cells(micro(*GRID)):
+        record = records(analysed)[cell.method]
+        federation = prepare_federation(cell.experiment)
+        expected = []
+        for data in federation.data.sites.values():
+            model = federation.create_site(data).model.eval()
+            expected += [model.forward_features(batch).detach().numpy() for batch, _ in data.test.batches(32)]
+        np.testing.assert_array_equal(record.features["before"], np.concatenate(expected))
+        assert not np.array_equal(record.features["before"], record.features["after"])
+        assert (record.scaling is not None) == (cell.method == "ept")
+        lines = [json.loads(line) for line in (analysed / "cells.jsonl").read_text().splitlines()]
+        assert record.numbers == {line["key"]: line["sites"] for line in lines}[cell.key]
+
+
+def test_looking_changes_no_number_and_a_finished_cell_is_trained_again_for_it_once(
+    analysed: Path, micro: Micro, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, notes = tmp_path / "later", Notes()
+    assert benchmark(micro(*GRID), out, Silent())["analysis"] is None
+    assert not (out / "analysis").exists()
+    before = (out / "cells.jsonl").read_bytes()
+    assert benchmark(micro(*GRID), out, notes, analyse=True)["trained"] == 2
+    assert (out / "cells.jsonl").read_bytes() == before
+    assert not any("cells.jsonl" in note for note in notes.notes)
+    for name in ("results.csv", "summary.csv"):
+        timeless = [row | {"cell_seconds": ""} for row in table(analysed / name)]
+        assert [row | {"cell_seconds": ""} for row in table(out / name)] == timeless
+    assert (out / "analysis.csv").read_bytes() == (analysed / "analysis.csv").read_bytes()
+    kept = {path.name: path.read_bytes() for path in (out / "analysis").glob("*.safetensors")}
+    assert kept == {path.name: path.read_bytes() for path in (analysed / "analysis").glob("*.safetensors")}
+    page = (out / "analysis.html").read_bytes()
+    (out / "analysis.html").unlink()
+    monkeypatch.setattr(simulations.benchmark, "prepare_federation", lambda _e: pytest.fail("nothing is left to do"))
+    assert benchmark(micro(*GRID), out, Silent(), analyse=True)["trained"] == 0
+    assert (out / "analysis.html").read_bytes() == page
+
+
+def test_a_model_that_does_not_come_out_as_before_is_said(analysed: Path, micro: Micro) -> None:
+    lines = [json.loads(line) for line in (analysed / "cells.jsonl").read_text().splitlines()]
+    site = next(iter(lines[0]["sites"].values()))
+    site["auc"] += 0.25
+    (analysed / "cells.jsonl").write_text("".join(dump_json(line) + "\n" for line in lines))
+    notes = Notes()
+    assert benchmark(micro(*GRID), analysed, notes, analyse=True)["trained"] == 0
+    (said,) = (note for note in notes.notes if "cells.jsonl" in note)
+    assert "ept, 2 shots" in said
+    assert "AUC differs by up to 0.25" in said
+    assert "AUC differs by up to 0.25" in (analysed / "analysis.html").read_text()
+
+
+def test_damaged_features_are_refused_before_anything_is_trained(analysed: Path, micro: Micro) -> None:
+    path = next((analysed / "analysis").glob("*.safetensors"))
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(InputRefusedError, match="remove the file, and the cell is trained again"):
+        benchmark(micro(*GRID, "benchmark.methods=[ept, vpt, bias]"), analysed, Silent(), analyse=True)
+    assert len((analysed / "cells.jsonl").read_text().splitlines()) == 2
+
+
+def test_the_page_loads_nothing_and_says_that_it_holds_images(analysed: Path) -> None:
+    page = (analysed / "analysis.html").read_text()
+    assert not re.findall(r"(?:src|href)=\"(?!data:image/png;base64,)", page)
+    images = re.findall(r"<img ([^>]*)>", page)
+    assert len(images) == 1 + 2 + 1
+    assert all(re.search(r'alt="[^"]{40,}"', image) for image in images)
+    assert "shows images of the sites" in page
+    for drawn in ("overview", "features/ept", "features/vpt", "scaling/ept"):
+        assert (analysed / "analysis" / f"{drawn}.png").read_bytes().startswith(b"\x89PNG")
+    assert not (analysed / "analysis" / "scaling" / "vpt.png").exists()
+
+
+def test_methods_without_a_cell_and_cells_without_a_model_are_said(
+    micro: Micro, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = (*GRID[:2], "benchmark.methods=[ept, linear]", "benchmark.settings=[federated, local]")
+    notes = Notes()
+    benchmark(micro(*settings), tmp_path / "results", notes, analyse=True)
+    assert "analysis: linear has no cell in setting federated, and is not analysed" in notes.notes
+    assert set(records(tmp_path / "results")) == {"ept"}
+    monkeypatch.setattr(simulations.benchmark, "_train", lambda *_arguments: (None, 12))
+    report = benchmark(micro(*GRID), tmp_path / "failed", notes, analyse=True)
+    assert (report["status"], report["analysis"]) == ("failed", None)
+    assert "analysis: no cell's features were kept; the notes above say why" in notes.notes
+    assert benchmark(micro(*GRID), tmp_path / "failed", notes, analyse=True)["trained"] == 0
+
+
+def test_sites_without_an_image_to_look_at_are_said(micro: Micro, tmp_path: Path) -> None:
+    nothing = ("data.validation_shots=null", "data.validation_fraction=0", "benchmark.fold=validation")
+    notes = Notes()
+    report = benchmark(micro(*GRID[:3], *nothing, "benchmark.methods=[ept]"), tmp_path / "none", notes, analyse=True)
+    assert report["status"] == "done"
+    assert any("no class has two images: nothing is measured" in note for note in notes.notes)
+    assert all(math.isnan(float(row["value"])) for row in table(tmp_path / "none" / "analysis.csv"))
+
+
+def test_images_of_several_classes_are_refused(micro: Micro, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare = simulations.benchmark.prepare_federation
+
+    def several(experiment: Experiment) -> Any:
+        federation = prepare(experiment)
+        object.__setattr__(federation.data, "task", "multi_label")
+        return federation
+
+    monkeypatch.setattr(simulations.benchmark, "prepare_federation", several)
+    with pytest.raises(InputRefusedError, match="no class centre of its own"):
+        benchmark(micro(*GRID), tmp_path / "results", Silent(), analyse=True)
+    assert not (tmp_path / "results").exists()
