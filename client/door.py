@@ -1,9 +1,10 @@
 """The site's door: what every message has to pass, coming in and going out, before anything is done with it."""
 
+from collections.abc import Mapping
 from typing import Literal, Protocol
 
 from ept_fed.protocol.layout import PayloadLayout
-from ept_fed.protocol.messages import RoundReply, RoundRequest
+from ept_fed.protocol.messages import RoundReply, RoundRequest, Split
 from ept_fed.protocol.proposal import Proposal, SiteIntroduction
 
 __all__ = ["Direction", "Door"]
@@ -14,7 +15,8 @@ Direction = Literal["in", "out"]
 class Door(Protocol):
     """Admits what comes from the server, releases what goes to it, and records both.
 
-    `frame` is always the exact bytes, as the worker received or would send them. A door that cannot record refuses.
+    `frame` is always the exact bytes, as the worker received or would send them. A door that cannot record raises
+    OSError, and the message does not pass.
     """
 
     def admit_proposal(self, run: str, proposal: Proposal, frame: bytes) -> None:
@@ -24,8 +26,16 @@ class Door(Protocol):
             MessageRefusedError: with a sentence that may leave the site.
         """
 
-    def release_introduction(self, run: str, introduction: SiteIntroduction, frame: bytes) -> None:
+    def release_introduction(
+        self, run: str, introduction: SiteIntroduction, frame: bytes, *, counts: Mapping[Split, int]
+    ) -> None:
         """Let the answer to a proposal out.
+
+        Args:
+            run: the proposal's.
+            introduction: the answer.
+            frame: its bytes.
+            counts: images per split at this site, which do not travel.
 
         Raises:
             MessageRefusedError: with a sentence that may leave the site.

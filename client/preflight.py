@@ -8,22 +8,19 @@ import socket
 import ssl
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http.client import HTTPException, HTTPSConnection
 from pathlib import Path
 from typing import Literal
 
-from cryptography import x509
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import serialization
-
 import ept_fed
+from client.gate import check_gate
 from client.run_registry import RunRegistry
 from client.service import describe_programs, find_service
-from client.site_kit import read_server
-from client.worker_process import open_door
 from client.worker_socket import WorkerAwayError, ask_worker
+from ept_fed.kit_doctor import examine_kit
+from ept_fed.kit_layout import read_identity
 from ept_fed.problems import InputRefusedError
 from ept_fed.protocol.frames import StatusRequest, WorkerStatus
 from ept_fed.protocol.messages import MessageRefusedError
@@ -31,9 +28,8 @@ from ept_fed.site_settings import SiteSettings, check_site, join_proposal, load_
 
 __all__ = ["Finding", "check_kit"]
 
-State = Literal["ok", "failed", "unknown"]
+State = Literal["ok", "notice", "failed", "unknown"]
 
-NOTICE = timedelta(days=30)
 # What Flower's server accepts of a node's clock (facts of flwr 1.41: -5 to +305 s), with a second to spare.
 MOST_AHEAD, MOST_BEHIND = 4.0, 300.0
 LEAST_DISK_BYTES = 1 << 30
@@ -71,82 +67,42 @@ def check_kit(kit: Path, tell: Callable[[Finding], None] = lambda _: None) -> tu
 
 
 def _check_kit_files(kit: Path, settings: SiteSettings) -> Iterator[Finding]:
+    """Look at what `ept-fed doctor kit` looks at: checksums, permissions, certificates, their dates and their keys."""
     try:
         describe_programs(kit, settings, ("worker", "node"))
+        examined = examine_kit(kit, datetime.now(UTC))
     except InputRefusedError as refusal:
         yield from _refused("kit", refusal)
         return
-    loose = [
-        name for name in ("keys/node", "keys/site.key") if (kit / name).exists() and (kit / name).stat().st_mode & 0o077
-    ]
-    if loose:
-        yield Finding("kit", "failed", f"others may read {', '.join(loose)}", "chmod 600 them, or unpack the kit anew")
-    else:
-        yield Finding("kit", "ok", "complete, private keys are private")
+    if examined.name != settings.site:
+        fix = "use the kit of this site, or correct 'site' in site.yaml"
+        yield Finding("kit", "failed", f"is {examined.name}'s, and site.yaml is {settings.site}'s", fix)
+    for fault in examined.faults:
+        yield Finding("kit", "failed", f"{fault.field}: {fault.value}", fault.fix)
+    for notice in examined.notices:
+        yield Finding("kit", "notice", f"{notice.field}: {notice.value}", notice.fix)
+    if not examined.faults:
+        end = min(dates.not_after for dates in examined.certificates).date()
+        yield Finding("kit", "ok", f"whole and private; valid until {end.isoformat()}")
 
 
 def _check_policy(kit: Path, settings: SiteSettings) -> Iterator[Finding]:
     try:
-        open_door(settings, kit)
+        check_gate(settings, kit)
     except InputRefusedError as refusal:
         yield from _refused("policy", refusal)
     else:
         yield Finding("policy", "ok", str(settings.policy))
 
 
-def _check_certificates(kit: Path, settings: SiteSettings) -> Iterator[Finding]:
-    """Look at dates, issuer, name and key; to be joined with the consortium's own reading of certificates."""
-    renew = "ask the consortium to renew this site, and lay the new kit over this one"
-    try:
-        authority = x509.load_pem_x509_certificate((kit / "tls" / "ca.crt").read_bytes())
-        mine = x509.load_pem_x509_certificate((kit / "tls" / "site.crt").read_bytes())
-        mine.verify_directly_issued_by(authority)
-    except OSError as error:
-        yield Finding("certificate", "failed", f"cannot be read ({error.strerror})", "get the kit again")
-        return
-    except (ValueError, TypeError, InvalidSignature):
-        yield Finding("certificate", "failed", "tls/site.crt is not signed by tls/ca.crt", "get the kit again")
-        return
-    now = datetime.now(UTC)
-    names = [attribute.value for attribute in mine.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)]
-    for name, certificate in (("authority", authority), ("certificate", mine)):
-        start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-        day = end.date().isoformat()
-        if now < start:
-            yield Finding(name, "failed", f"is valid from {start.isoformat()} only", "correct this machine's clock")
-        elif now > end:
-            yield Finding(name, "failed", f"ended on {day}", renew)
-        elif end - now < NOTICE:
-            yield Finding(name, "failed", f"ends on {day}, in {(end - now).days} days", renew)
-        elif certificate is mine and names != [settings.site]:
-            fix = "use the kit of this site, or correct 'site' in site.yaml"
-            yield Finding(name, "failed", f"is for {', '.join(map(str, names)) or 'nobody'}, not {settings.site}", fix)
-        else:
-            yield Finding(name, "ok", f"ends on {day}")
-    yield from _check_site_key(kit, mine)
-
-
-def _check_site_key(kit: Path, certificate: x509.Certificate) -> Iterator[Finding]:
-    form = serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
-    try:
-        key = serialization.load_pem_private_key((kit / "keys" / "site.key").read_bytes(), None)
-        fits = key.public_key().public_bytes(*form) == certificate.public_key().public_bytes(*form)
-    except PermissionError:
-        yield Finding("site key", "unknown", "this user may not read it", "run the check as the worker's user")
-    except (OSError, ValueError, TypeError):
-        yield Finding("site key", "failed", "keys/site.key cannot be read", "get the kit again, or your backup")
-    else:
-        fix = "" if fits else "use key and certificate of one kit"
-        yield Finding("site key", "ok" if fits else "failed", "fits" if fits else "is not the certificate's", fix)
-
-
 def _check_server(kit: Path, _settings: SiteSettings) -> Iterator[Finding]:
     """Ask the server's health through its proxy, as SuperNode will reach it."""
     try:
-        host, port = read_server(kit)
+        server = read_identity(kit).server
     except InputRefusedError as refusal:
         yield from _refused("server", refusal)
         return
+    host, port = server.host, server.port
     address = f"{host}:{port}"
     try:
         context = ssl.create_default_context(cafile=str(kit / "tls" / "ca.crt"))
@@ -306,7 +262,6 @@ def _refused(name: str, refusal: InputRefusedError) -> Iterator[Finding]:
 _CHECKS: Sequence[Callable[[Path, SiteSettings], Iterator[Finding]]] = (
     _check_kit_files,
     _check_policy,
-    _check_certificates,
     _check_server,
     _check_registration,
     _check_worker,

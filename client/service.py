@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Literal
 
 from client.app import SOCKET_KEY
-from client.site_kit import read_server
-from client.worker_process import open_door
+from client.gate import check_gate
 from client.worker_socket import WorkerAwayError, ask_worker
+from ept_fed.kit_layout import read_identity
 from ept_fed.problems import InputRefusedError, Problem
 from ept_fed.processes import FLOWER_SWITCHES, PidFile, end_marked
 from ept_fed.protocol.frames import StatusRequest, WorkerStatus
@@ -53,8 +53,7 @@ def start_site(kit: Path, parts: Sequence[Part], tell: Callable[[str], None]) ->
     if "worker" in parts:
         problems += check_site(settings)
         try:
-            # Opened here only to be refused in time; the worker opens its own.
-            open_door(settings, kit)
+            check_gate(settings, kit)
         except InputRefusedError as refusal:
             problems += refusal.problems
     programs: tuple[Program, ...] = ()
@@ -149,7 +148,8 @@ def _pid_file(kit: Path, part: Part) -> PidFile:
 
 def _supernode_command(kit: Path, settings: SiteSettings) -> tuple[str, ...]:
     """Return Flower's SuperNode: TLS by the consortium's own authority, this node's key, processes on loopback only."""
-    host, port = read_server(kit)
+    server = read_identity(kit).server
+    host, port = server.host, server.port
     program = find_program("flower-supernode")
     problems = [
         Problem(name, str(kit / name), "is missing in the kit; get the kit again")

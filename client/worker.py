@@ -33,7 +33,7 @@ from ept_fed.protocol.frames import (
     kind_of,
 )
 from ept_fed.protocol.layout import PayloadMismatchError
-from ept_fed.protocol.messages import MessageRefusedError, RoundReply, RoundRequest, clean_text
+from ept_fed.protocol.messages import SPLITS, MessageRefusedError, RoundReply, RoundRequest, Split, clean_text
 from ept_fed.protocol.proposal import Proposal, SiteIntroduction
 from ept_fed.sealed_tensors import SealBrokenError
 from ept_fed.site_settings import SiteSettings
@@ -142,7 +142,9 @@ class Worker:
             initial=site.initial(),
             examples=len(site.data.train),
         )
-        self._at_door(lambda: self._door.release_introduction(run, introduction, encode_frame(introduction)))
+        counts: dict[Split, int] = {name: len(site.split(name)) for name in SPLITS}
+        content = encode_frame(introduction)
+        self._at_door(lambda: self._door.release_introduction(run, introduction, content, counts=counts))
         return introduction
 
     def _reply(self, request: RoundRequest, proposal: Proposal, content: bytes) -> RoundReply:

@@ -11,18 +11,18 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from threading import BoundedSemaphore, Thread
 from types import FrameType
 
 from client.door import Door
+from client.gate import open_gate
 from client.worker_socket import receive_frame
 from ept_fed.problems import InputRefusedError, Problem
 from ept_fed.protocol.messages import MessageRefusedError
 from ept_fed.site_settings import SiteSettings, check_site, load_site_settings
 
-__all__ = ["bind_socket", "open_door", "serve_site"]
+__all__ = ["bind_socket", "serve_site"]
 
 _MOST_CONNECTIONS = 16
 _READ_SECONDS = 60.0
@@ -31,22 +31,7 @@ _SECOND = 1.0
 _log = logging.getLogger(__name__)
 
 
-def open_door(settings: SiteSettings, kit: Path) -> Door:
-    """Return the site's gate.
-
-    Raises:
-        InputRefusedError: with what is wrong with the site's policy; or if this ept-fed has no gate at all.
-    """
-    if find_spec("client.gate") is None:
-        fix = "cannot be kept: this ept-fed has no gate, so nothing would decide what leaves; install one that has"
-        raise InputRefusedError([Problem("policy", str(settings.policy), fix)])
-    from importlib import import_module
-
-    door: Door = import_module("client.gate").open_gate(settings, kit)
-    return door
-
-
-def serve_site(kit: Path, make_door: Callable[[SiteSettings, Path], Door] = open_door) -> None:
+def serve_site(kit: Path, make_door: Callable[[SiteSettings, Path], Door] = open_gate) -> None:
     """Serve the site of a kit until SIGTERM or SIGINT.
 
     Raises:

@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 from typer.main import get_command
 
+from client import policy
 from ept_fed import config, data_settings, federation_file, partition_settings, site_settings
 from ept_fed.benchmark_settings import BenchmarkSettings
 from ept_fed.cli.main import app
@@ -85,7 +86,7 @@ def describe_configuration() -> str:
             parts.append(f"\nColumns, under `data.columns`:\n\n{_table(type(columns.default))}")
     for name, model in _SECTIONS.items():
         parts.append(f"\n## {name}\n\n{model.__doc__}\n\n{_table(model)}")
-    return "".join([*parts, *_describe_site_file(), *_describe_federation()])
+    return "".join([*parts, *_describe_site_file(), *_describe_policy(), *_describe_federation()])
 
 
 def _describe_federation() -> list[str]:
@@ -110,6 +111,23 @@ def _describe_site_file() -> list[str]:
         _table(site_settings.SiteSettings, skip=set(sections)),
     ]
     return parts + [f"\nUnder `{name}`:\n\n{_table(model)}" for name, model in sections.items()]
+
+
+def _describe_policy() -> list[str]:
+    sections = {
+        "outgoing": policy.Outgoing,
+        "outgoing.update": policy.UpdateBound,
+        "incoming": policy.Incoming,
+        "incoming.training": policy.TrainingRanges,
+    }
+    parts = [
+        "\n## A site's policy.yaml\n\nWhat may leave a hospital and what may come in; only the hospital edits it, and "
+        "what it leaves out keeps the default. A range is [least, most]. [privacy.md](privacy.md) says what each rule "
+        "answers.\n\n",
+        _table(policy.Policy, skip={"outgoing", "incoming"}).replace("`schema_version`", "`schema`"),
+    ]
+    nested = {"update", "training"}
+    return parts + [f"\nUnder `{name}`:\n\n{_table(model, skip=nested)}" for name, model in sections.items()]
 
 
 def _describe_partitions() -> list[str]:

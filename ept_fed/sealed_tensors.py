@@ -17,7 +17,7 @@ from safetensors.numpy import save
 
 from ept_fed.artefacts import write_bytes
 
-__all__ = ["SealBrokenError", "read_sealed", "write_sealed"]
+__all__ = ["SealBrokenError", "read_sealed", "seal_tensors", "write_sealed"]
 
 Tensors = Mapping[str, npt.NDArray[Any]]
 
@@ -30,9 +30,14 @@ class SealBrokenError(ValueError):
 
 def write_sealed(path: Path, tensors: Tensors, about: Mapping[str, Any]) -> None:
     """Write tensors and their description atomically."""
+    write_bytes(path, seal_tensors(tensors, about))
+
+
+def seal_tensors(tensors: Tensors, about: Mapping[str, Any]) -> bytes:
+    """Return the content of such a file."""
     sealed = {"about": dict(about), "sha256": _digest(tensors, about)}
     # One key only: safetensors writes several in a random order, and equal states shall give equal bytes.
-    write_bytes(path, save(dict(tensors), metadata={_KEY: json.dumps(sealed)}))
+    return save(dict(tensors), metadata={_KEY: json.dumps(sealed)})
 
 
 def read_sealed(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:

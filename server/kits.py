@@ -7,6 +7,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from importlib import resources
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -55,7 +56,7 @@ def render_site_kit(
     }
     files = {
         "site.yaml": KitFile(_render("site/site.yaml.j2", words)),
-        "policy.yaml": KitFile(_render("site/policy.yaml", words)),
+        "policy.yaml": KitFile(resources.files("ept_fed").joinpath("assets/policy.yaml").read_bytes()),
         "federation.json": KitFile(identity.spell()),
         "tls/ca.crt": KitFile(authority),
         "tls/site.crt": KitFile(issued.certificate.encode()),

@@ -17,25 +17,18 @@ class Registrations:
     register: tuple[str, ...]
 
 
-def plan_registrations(
-    keys: Mapping[str, bytes], locations: Mapping[str, str | None], nodes: Sequence[Node]
-) -> Registrations:
-    """Compare what SuperLink knows with what it should.
+def plan_registrations(keys: Mapping[str, bytes], nodes: Sequence[Node]) -> Registrations:
+    """Compare what SuperLink has registered with what it should: whatever is not a site's own key is shut out.
 
-    Whatever is not exactly a site's key under that site's name and location is shut out.
+    A location that has changed is left as it is: Flower takes no key twice, not even one that was unregistered.
 
     Args:
         keys: public key (PEM) of each admitted site, by name.
-        locations: of the same sites.
         nodes: as SuperLink has registered them.
     """
     right, wrong = set(), {}
     for node in nodes:
-        if (
-            keys.get(node.name) == node.key
-            and (locations.get(node.name) or "") == node.location
-            and node.name not in right
-        ):
+        if keys.get(node.name) == node.key and node.name not in right:
             right.add(node.name)
         else:
             wrong[node.identifier] = node.name
@@ -49,10 +42,9 @@ def register_sites(kit: ServerKit, control: Control) -> Registrations:
         ControlError: if SuperLink declines one.
     """
     keys = kit.public_keys()
-    locations = {name: kit.sites[name].location for name in keys}
-    changes = plan_registrations(keys, locations, control.nodes())
+    changes = plan_registrations(keys, control.nodes())
     for identifier in changes.unregister:
         control.unregister(identifier)
     for name in changes.register:
-        control.register(name, keys[name], locations[name])
+        control.register(name, keys[name], kit.sites[name].location)
     return changes

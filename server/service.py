@@ -59,7 +59,7 @@ def start_server(folder: Path, proxy: Literal["nginx", "none"], tell: Callable[[
     kit.make_state()
     # A killed server may have left processes that hold the ports.
     end_marked(KIT_VARIABLE, str(kit.folder))
-    end_proxy(kit.state / "proxy")
+    end_proxy(_proxy_log(kit).parent)
     port = _free_port()
     write_proxy_files(kit, port, nginx=nginx)
     if nginx is not None:
@@ -139,15 +139,20 @@ def _superlink(kit: ServerKit, program: str, port: int, tell: Callable[[str], No
 
 
 def _proxy(kit: ServerKit, nginx: str) -> Program:
-    folder = kit.state / "proxy"
+    log = _proxy_log(kit)
     return Program(
         name="proxy",
         command=nginx_command(nginx, kit),
         environment=dict(os.environ),
-        log=kit.state / "logs" / "proxy" / "proxy.log",
+        log=log,
         pid_file=PidFile(kit.state / "proxy.pid"),
-        sweep=lambda: end_proxy(folder),
+        sweep=lambda: end_proxy(log.parent),
     )
+
+
+def _proxy_log(kit: ServerKit) -> Path:
+    """Return where the proxy logs; a program works in the folder of its log, and so is found there."""
+    return kit.state / "logs" / "proxy" / "proxy.log"
 
 
 def _prepare_superlink(kit: ServerKit, port: int, tell: Callable[[str], None]) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import ept_fed
-from ept_fed.cli import benchmark, doctor, export, predict, provision, report, simulate, site
+from ept_fed.cli import audit, benchmark, doctor, export, predict, provision, report, simulate, site
 
 __all__ = ["app", "main"]
 
@@ -29,6 +29,7 @@ app.command(epilog=report.EXAMPLES)(report.report)
 app.add_typer(provision.app)
 app.add_typer(doctor.app)
 app.add_typer(site.app)
+app.add_typer(audit.app)
 
 
 def _print_version(wanted: bool) -> None:

@@ -108,7 +108,7 @@ def stop(kit: _Kit = Path()) -> None:
 
 
 def _print_finding(finding: Any) -> None:
-    shown = {"ok": "ok     ", "failed": "FAILED ", "unknown": "unknown"}[finding.state]
+    shown = {"ok": "ok     ", "notice": "notice ", "failed": "FAILED ", "unknown": "unknown"}[finding.state]
     typer.echo(f"{shown} {finding.name}: {finding.found}")
     if finding.fix:
         typer.echo(f"        {finding.fix}")

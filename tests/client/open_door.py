@@ -2,11 +2,12 @@
 
 import logging
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from client.worker_process import serve_site
 from ept_fed.protocol.layout import PayloadLayout
-from ept_fed.protocol.messages import RoundReply, RoundRequest
+from ept_fed.protocol.messages import RoundReply, RoundRequest, Split
 from ept_fed.protocol.proposal import Proposal, SiteIntroduction
 from ept_fed.site_settings import SiteSettings
 
@@ -21,7 +22,9 @@ class OpenDoor:
     def admit_proposal(self, run: str, proposal: Proposal, frame: bytes) -> None:
         self.passed.append("proposal")
 
-    def release_introduction(self, run: str, introduction: SiteIntroduction, frame: bytes) -> None:
+    def release_introduction(
+        self, run: str, introduction: SiteIntroduction, frame: bytes, *, counts: Mapping[Split, int]
+    ) -> None:
         self.passed.append("introduction")
 
     def admit(self, request: RoundRequest, layout: PayloadLayout, frame: bytes) -> None:

@@ -1,73 +1,56 @@
 """The pre-flight: what is wrong with a kit, its server and its clock is found, and each line says what to do."""
 
 import json
+import shutil
+import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+import yaml
 from typer.testing import CliRunner
 
 from client.preflight import _CHECKS, Finding, _judge_clock, check_kit
-from client.worker_process import open_door
 from ept_fed.cli.main import app
-from tests.client.open_door import open_to_all
+from ept_fed.kit_layout import read_identity
+from ept_fed.site_settings import load_site_settings
+from server.provision import provision
 
-Key = ec.EllipticCurvePrivateKey
 NOW = datetime.now(UTC)
 
 
-def certify(name: str, key: Key, issuer: tuple[x509.Name, Key] | None, days: tuple[int, int]) -> x509.Certificate:
-    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
-    issuer_name, issuer_key = issuer or (subject, key)
-    builder = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer_name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(NOW + timedelta(days=days[0]))
-        .not_valid_after(NOW + timedelta(days=days[1]))
-        .add_extension(x509.BasicConstraints(ca=issuer is None, path_length=None), critical=True)
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
-        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key()), critical=False)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-    )
-    return builder.sign(issuer_key, hashes.SHA384())
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
-class Authority:
-    def __init__(self) -> None:
-        self.key = ec.generate_private_key(ec.SECP384R1())
-        self.certificate = certify("ca", self.key, None, (-1, 400))
-
-    def issue(self, folder: Path, name: str, certificate: str, key: str, days: tuple[int, int] = (-1, 400)) -> None:
-        made = ec.generate_private_key(ec.SECP384R1())
-        issued = certify(name, made, (self.certificate.subject, self.key), days)
-        for path in (folder / certificate, folder / key):
-            path.parent.mkdir(exist_ok=True)
-        (folder / certificate).write_bytes(issued.public_bytes(serialization.Encoding.PEM))
-        form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        (folder / key).write_bytes(made.private_bytes(*form))
-        (folder / key).chmod(0o600)
+def make_kits(folder: Path, port: int, *, now: datetime = NOW, days: int = 365) -> Path:
+    folder.mkdir()
+    federation = {
+        "name": "f",
+        "server": {"host": "127.0.0.1", "port": port},
+        "sites": [{"name": "site-1"}, {"name": "south"}],
+        "certificate_days": days,
+    }
+    (folder / "federation.yaml").write_text(yaml.safe_dump(federation))
+    provision(folder / "federation.yaml", folder / "kits", now=now)
+    return folder / "kits"
 
 
 @pytest.fixture(scope="module")
-def authority() -> Authority:
-    return Authority()
+def kits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_kits(tmp_path_factory.mktemp("consortium") / "federation", free_port())
 
 
 @pytest.fixture
-def server(authority: Authority, tmp_path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def server(kits: Path) -> Iterator[dict[str, Any]]:
     """A proxy that answers GET /health; what it answers can be changed."""
     said: dict[str, Any] = {"status": 200, "ahead": 0.0}
 
@@ -82,34 +65,33 @@ def server(authority: Authority, tmp_path: Path) -> Iterator[tuple[int, dict[str
         def log_message(self, *_: Any) -> None:
             pass
 
-    folder = tmp_path / "server"
-    folder.mkdir()
-    authority.issue(folder, "proxy", "proxy.crt", "proxy.key")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(folder / "proxy.crt", folder / "proxy.key")
-    listener = HTTPServer(("127.0.0.1", 0), Handler)
+    context.load_cert_chain(kits / "server/tls/proxy.crt", kits / "server/tls/proxy.key")
+    listener = HTTPServer(("127.0.0.1", read_identity(kits / "sites/site-1").server.port), Handler)
     listener.socket = context.wrap_socket(listener.socket, server_side=True)
     threading.Thread(target=listener.serve_forever, args=(0.05,), daemon=True).start()
-    yield listener.server_port, said
+    yield said
     listener.shutdown()
     listener.server_close()
 
 
 @pytest.fixture
-def kit(
-    make_kit: Callable[..., Path],
-    authority: Authority,
-    server: tuple[int, dict[str, Any]],
-    monkeypatch: pytest.MonkeyPatch,
-) -> Path:
-    folder = make_kit()
-    monkeypatch.setattr("client.preflight.open_door", open_to_all)
-    authority.issue(folder, "site-1", "tls/site.crt", "keys/site.key")
-    authority.issue(folder, "node", "keys/unused", "keys/node")
-    (folder / "tls" / "ca.crt").write_bytes(authority.certificate.public_bytes(serialization.Encoding.PEM))
-    document = {"schema": 1, "federation": "f", "site": "site-1", "server": {"host": "127.0.0.1", "port": server[0]}}
-    (folder / "federation.json").write_text(json.dumps(document))
-    return folder
+def fill_in(make_kit: Callable[..., Path]) -> Callable[[Path], Path]:
+    """Return a function that copies a site's kit and fills its site.yaml in."""
+
+    def copy(kits: Path) -> Path:
+        folder = make_kit()
+        filled = (folder / "site.yaml").read_bytes()
+        shutil.copytree(kits / "sites/site-1", folder, dirs_exist_ok=True)
+        (folder / "site.yaml").write_bytes(filled)
+        return folder
+
+    return copy
+
+
+@pytest.fixture
+def kit(kits: Path, fill_in: Callable[[Path], Path]) -> Path:
+    return fill_in(kits)
 
 
 def states(kit: Path) -> dict[str, str]:
@@ -118,13 +100,11 @@ def states(kit: Path) -> dict[str, str]:
     return {finding.name: finding.state for finding in found}
 
 
+@pytest.mark.usefixtures("server")
 def test_a_sound_kit_lacks_its_processes_only(kit: Path) -> None:
     assert states(kit) == {
         "kit": "ok",
         "policy": "ok",
-        "authority": "ok",
-        "certificate": "ok",
-        "site key": "ok",
         "server": "ok",
         "clock": "ok",
         "registration": "unknown",
@@ -136,47 +116,59 @@ def test_a_sound_kit_lacks_its_processes_only(kit: Path) -> None:
     }
 
 
-@pytest.mark.parametrize(("days", "says"), [((-400, -1), "ended on"), ((1, 400), "valid from"), ((-1, 20), "ends on")])
-def test_a_certificate_out_of_date_or_nearly_is_found(
-    kit: Path, authority: Authority, days: tuple[int, int], says: str
+@pytest.mark.parametrize(
+    ("begins", "days", "state", "says"),
+    [(-400, 365, "failed", "ended on"), (5, 365, "failed", "valid from"), (-350, 365, "notice", "ends on")],
+)
+def test_a_certificate_out_of_date_fails_and_one_that_soon_will_be_is_told(
+    tmp_path: Path, fill_in: Callable[[Path], Path], begins: int, days: int, state: str, says: str
 ) -> None:
-    authority.issue(kit, "site-1", "tls/site.crt", "keys/site.key", days)
-    assert says in found_by(kit, "_check_certificates")["certificate"]
+    kits = make_kits(tmp_path / "old", 8443, now=NOW + timedelta(days=begins), days=days)
+    (finding,) = [
+        finding
+        for finding in run_check(fill_in(kits), "_check_kit_files")
+        if "site.crt" in finding.found and finding.state == state
+    ]
+    assert says in finding.fix
+
+
+def run_check(kit: Path, check: str) -> list[Finding]:
+    (run,) = (one for one in _CHECKS if one.__name__ == check)
+    return list(run(kit, load_site_settings(kit / "site.yaml")))
 
 
 def found_by(kit: Path, check: str) -> dict[str, str]:
-    """What one check says fails."""
-    from ept_fed.site_settings import load_site_settings
-
-    (run,) = (one for one in _CHECKS if one.__name__ == check)
-    found = run(kit, load_site_settings(kit / "site.yaml"))
-    return {finding.name: finding.found for finding in found if finding.state == "failed"}
+    """What one check says fails, and how to mend it."""
+    return {f.name: f"{f.found} {f.fix}" for f in run_check(kit, check) if f.state == "failed"}
 
 
-def test_foreign_certificates_other_names_and_other_keys_are_found(kit: Path, authority: Authority) -> None:
-    authority.issue(kit, "south", "tls/site.crt", "keys/site.key")
-    assert "is for south" in found_by(kit, "_check_certificates")["certificate"]
-    authority.issue(kit, "site-1", "tls/site.crt", "keys/other.key")
-    assert "not the certificate's" in found_by(kit, "_check_certificates")["site key"]
-    Authority().issue(kit, "site-1", "tls/site.crt", "keys/site.key")
-    assert "not signed" in found_by(kit, "_check_certificates")["certificate"]
-    (kit / "tls" / "site.crt").write_text("no certificate")
-    assert "certificate" in found_by(kit, "_check_certificates")
+def test_foreign_certificates_other_names_and_other_keys_are_found(kit: Path, kits: Path, tmp_path: Path) -> None:
+    south = kits / "sites/south"
+    for name in ("tls/site.crt", "keys/site.key"):
+        shutil.copy(south / name, kit / name)
+    assert "is not 'site-1'" in found_by(kit, "_check_kit_files")["kit"]
+    shutil.copy(kits / "sites/site-1/tls/site.crt", kit / "tls/site.crt")
+    assert "not the key of tls/site.crt" in found_by(kit, "_check_kit_files")["kit"]
+    shutil.copy(make_kits(tmp_path / "others", 8443) / "sites/site-1/tls/ca.crt", kit / "tls/ca.crt")
+    assert any("tls/ca.crt" in f.found or "tls/site.crt" in f.found for f in run_check(kit, "_check_kit_files"))
+    (kit / "site.yaml").write_text((kit / "site.yaml").read_text().replace("site: site-1", "site: south", 1))
+    assert any("site.yaml is south's" in f.found for f in run_check(kit, "_check_kit_files"))
 
 
-def test_a_server_of_somebody_else_or_nobody_is_found(kit: Path, server: tuple[int, dict[str, Any]]) -> None:
-    server[1]["status"] = 502
+def test_a_server_of_somebody_else_or_nobody_is_found(kit: Path, server: dict[str, Any], tmp_path: Path) -> None:
+    server["status"] = 502
     assert "502" in found_by(kit, "_check_server")["server"]
-    (kit / "tls" / "ca.crt").write_bytes(Authority().certificate.public_bytes(serialization.Encoding.PEM))
+    others = make_kits(tmp_path / "others", 1)
+    shutil.copy(others / "sites/site-1/tls/ca.crt", kit / "tls/ca.crt")
     assert "server" in found_by(kit, "_check_server")
-    (kit / "federation.json").write_text('{"schema": 1, "server": {"host": "127.0.0.1", "port": 1}}')
+    shutil.copy(others / "sites/site-1/federation.json", kit / "federation.json")
     assert "refused" in found_by(kit, "_check_server")["server"].lower()
 
 
-def test_a_wrong_clock_is_found_over_the_wire(kit: Path, server: tuple[int, dict[str, Any]]) -> None:
-    server[1]["ahead"] = 400.0
+def test_a_wrong_clock_is_found_over_the_wire(kit: Path, server: dict[str, Any]) -> None:
+    server["ahead"] = 400.0
     assert "behind" in found_by(kit, "_check_server")["clock"]
-    server[1]["ahead"] = -10.0
+    server["ahead"] = -10.0
     assert "ahead" in found_by(kit, "_check_server")["clock"]
 
 
@@ -204,9 +196,8 @@ def test_the_servers_word_on_the_nodes_key_is_in_its_log(kit: Path, line: str, s
     assert states(kit)["registration"] == state
 
 
-def test_without_a_gate_the_policy_fails(kit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("client.preflight.open_door", open_door)
-    monkeypatch.setattr("client.worker_process.find_spec", lambda _: None)
+def test_a_policy_that_is_not_understood_fails(kit: Path) -> None:
+    (kit / "policy.yaml").write_text("schema: 1\noutgoing: {heads: true}")
     assert "policy" in found_by(kit, "_check_policy")
 
 

@@ -13,6 +13,8 @@ import pytest
 
 from client.service import _MARK, describe_programs, find_service, start_site, stop_site
 from client.worker_process import bind_socket
+from ept_fed.federation_file import ServerAddress
+from ept_fed.kit_layout import KitIdentity
 from ept_fed.problems import InputRefusedError
 from ept_fed.processes import PidFile, end_marked, find_marked, start_time
 from ept_fed.site_settings import load_site_settings
@@ -127,9 +129,8 @@ def test_a_pid_file_of_a_killed_service_names_nobody(tmp_path: Path) -> None:
     assert stop_site(tmp_path) == {}
 
 
-def test_without_a_gate_nothing_is_started(make_kit: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("client.worker_process.find_spec", lambda _: None)
-    with pytest.raises(InputRefusedError, match=r"policy[\s\S]*no gate"):
+def test_without_a_key_for_the_ledger_nothing_is_started(make_kit: Callable[..., Path]) -> None:
+    with pytest.raises(InputRefusedError, match=r"site\.key"):
         start_site(make_kit(), ("worker",), lambda _: pytest.fail("something was started"))
 
 
@@ -138,7 +139,9 @@ def test_supernode_gets_the_kits_key_the_workers_socket_and_no_telemetry(make_ki
     settings = load_site_settings(kit / "site.yaml")
     with pytest.raises(InputRefusedError, match=r"federation\.json"):
         describe_programs(kit, settings, ("node",))
-    (kit / "federation.json").write_text('{"schema": 1, "server": {"host": "fl.example.org", "port": 8443}}')
+    server = ServerAddress(host="fl.example.org", port=8443)
+    identity = KitIdentity(federation="f", site="site-1", server=server, version="0")
+    (kit / "federation.json").write_bytes(identity.spell())
     with pytest.raises(InputRefusedError, match=r"tls/ca\.crt[\s\S]*keys/node"):
         describe_programs(kit, settings, ("node",))
     for name in ("tls/ca.crt", "keys/node"):

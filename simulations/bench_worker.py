@@ -1,6 +1,8 @@
 """How long a warm worker needs from a message to the start of training, and what the forwarding process costs.
 
-python -m tests.client.bench_worker [BACKBONE] [IMAGE_SIZE]
+    python -m simulations.bench_worker [BACKBONE] [IMAGE_SIZE]
+
+The worker is behind its gate, so every message also waits for the ledger.
 """
 
 import json
@@ -12,21 +14,24 @@ import threading
 import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import yaml
 
-from client import site as site_module
+from client.gate import open_gate
+from client.local_round import train_local_round
 from client.site import Site
 from client.worker import Worker
 from client.worker_process import _accept, bind_socket
 from client.worker_socket import ask_worker
+from ept_fed.artefacts import write_bytes
 from ept_fed.config import Experiment
 from ept_fed.data.phantom_structures import STRUCTURES
+from ept_fed.keys import new_key, spell_pkcs8
 from ept_fed.protocol.frames import Introduce
 from ept_fed.protocol.messages import Header, RoundReply, RoundRequest
 from ept_fed.protocol.proposal import SiteIntroduction, propose
 from ept_fed.site_settings import load_site_settings
-from tests.client.open_door import OpenDoor
 
 ROUNDS = 5
 FORWARDER = """
@@ -55,6 +60,7 @@ print(imported - started, time.time() - before, megabytes, reply.error.code)
 
 
 def main() -> None:
+    """Serve one site in this process, time its answers and the process that forwards to it, and print both."""
     backbone = sys.argv[1] if len(sys.argv) > 1 else "vit_small_patch14_dinov2"
     image_size = int(sys.argv[2]) if len(sys.argv) > 2 else 112
     experiment = Experiment.model_validate(
@@ -68,9 +74,11 @@ def main() -> None:
         kit = Path(name)
         data = {"source": "phantoms", "phantom_sites": 2, "sites": ["site-1"]}
         (kit / "site.yaml").write_text(yaml.safe_dump({"site": "site-1", "data": data}))
+        (kit / "policy.yaml").write_text("schema: 1\nincoming: {backbone: first}\n")
+        write_bytes(kit / "keys" / "site.key", spell_pkcs8(new_key()), mode=0o600)
         settings = load_site_settings(kit / "site.yaml")
         with bind_socket(settings) as listener:
-            worker = Worker(settings, OpenDoor())
+            worker = Worker(settings, open_gate(settings, kit))
             threading.Thread(target=_accept, args=(listener, worker.answer), daemon=True).start()
             path = settings.worker.socket
             started = time.perf_counter()
@@ -107,7 +115,7 @@ def main() -> None:
 def watch() -> dict[str, float]:
     """Note when Site.train is entered, and when its training starts."""
     seen: dict[str, float] = {}
-    train, train_round = Site.train, site_module.train_local_round
+    train = Site.train
 
     def enter(self: Site, request: RoundRequest) -> RoundReply:
         seen["site"] = time.perf_counter()
@@ -115,10 +123,10 @@ def watch() -> dict[str, float]:
 
     def start(*given: Any, **named: Any) -> Any:
         seen["training"] = time.perf_counter()
-        return train_round(*given, **named)
+        return train_local_round(*given, **named)
 
     Site.train = enter  # type: ignore[method-assign]
-    site_module.train_local_round = start
+    mock.patch("client.site.train_local_round", start).start()
     return seen
 
 

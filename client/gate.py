@@ -1,0 +1,269 @@
+"""The gate: what comes to this site and what leaves it passes here, is judged by the site's policy, and is recorded.
+
+It runs in the site's worker, which the hospital installed itself; nothing that a server sends can switch it off. It
+fails closed: what cannot be judged or recorded does not pass. A server learns the names of the rules that it broke;
+values, and what to change, stay in the site's log and ledger.
+"""
+
+import dataclasses
+import hashlib
+import logging
+import math
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from pydantic import TypeAdapter, ValidationError
+
+from client.audit import examine
+from client.door import Direction
+from client.incoming import judge_change, judge_proposal, judge_request, request_key, stage_of
+from client.known_runs import KnownRun, PromptStore, pinned_backbone, recall_runs
+from client.ledger import Ledger, LedgerBrokenError, LedgerBusyError, Record, tip_path
+from client.outgoing import judge_introduction, judge_reply
+from client.policy import Policy, load_policy
+from client.rules import RuleBroken, RulesBrokenError
+from ept_fed.bundles.signing import read_private_key
+from ept_fed.problems import InputRefusedError, Problem
+from ept_fed.protocol.frames import encode_frame
+from ept_fed.protocol.layout import PayloadLayout
+from ept_fed.protocol.messages import RoundReply, RoundRequest, Split, clean_text
+from ept_fed.protocol.proposal import Proposal, SiteIntroduction
+from ept_fed.settings import Name
+from ept_fed.site_settings import SiteSettings
+
+__all__ = ["LEDGER_FILE", "SITE_KEY", "Gate", "check_gate", "open_gate"]
+
+_log = logging.getLogger(__name__)
+
+SITE_KEY = Path("keys/site.key")
+LEDGER_FILE = "ledger.jsonl"
+_PROMPTS_FOLDER = ".gate"  # no run has a name that begins with a dot
+_LONGEST_REASON = 2000
+_NAME: TypeAdapter[str] = TypeAdapter(Name)
+
+
+class Gate:
+    """The door of one site; see `client.door.Door`. One message at a time passes, whichever thread brings it."""
+
+    def __init__(self, policy: Policy, ledger: Ledger, prompts: PromptStore, *, site: str) -> None:
+        """Take policy and open ledger, and recall from the ledger what was agreed and accepted before."""
+        self._policy, self._ledger, self._prompts, self._site = policy, ledger, prompts, site
+        self._policy_digest = policy.digest
+        self._runs = recall_runs(ledger.history)
+        self._pinned = pinned_backbone(ledger.history)
+        self._proposals: dict[str, Proposal] = {}
+        self._turn = threading.Lock()
+
+    def admit_proposal(self, run: str, proposal: Proposal, frame: bytes) -> None:
+        """Let a proposal in.
+
+        Raises:
+            RulesBrokenError: naming the rules.
+            OSError: if it cannot be recorded, and so does not pass.
+        """
+        with self._turn:
+            broken = _judge_name(run) + judge_proposal(self._policy, proposal, self._runs.get(run))
+            record = Record("in", "introduce", "passed", run=clean_text(run, 64), about={"proposal": proposal.digest})
+            self._decide(record, frame, broken)
+            self._runs.setdefault(run, KnownRun(proposal.digest))
+            self._proposals[run] = proposal
+
+    def release_introduction(
+        self,
+        run: str,
+        introduction: SiteIntroduction,
+        frame: bytes,
+        *,
+        counts: Mapping[Split, int],
+    ) -> None:
+        """Let the answer to a proposal out.
+
+        Args:
+            run: the proposal's.
+            introduction: the answer.
+            frame: its bytes.
+            counts: images per split: a train reply does not say how many are behind its validation metrics.
+
+        Raises:
+            RulesBrokenError: naming the rules.
+            OSError: if it cannot be recorded, and so does not pass.
+        """
+        with self._turn:
+            known, proposal = self._runs.get(run), self._proposals.get(run)
+            about = {"backbone": introduction.backbone_digest, "layout": introduction.layout.hash}
+            if known is None or proposal is None:
+                broken = [RuleBroken("protocol.run", run, "no proposal of this run was accepted")]
+            else:
+                broken = judge_introduction(
+                    self._policy, introduction, proposal, site=self._site, run=run, pinned=self._pinned
+                )
+                if known.backbone is not None and (known.backbone, known.layout) != tuple(about.values()):
+                    fix = "the site introduced itself otherwise before; a new run is needed"
+                    broken.append(RuleBroken("protocol.run", "backbone or layout", fix))
+            record = Record(
+                "out",
+                "introduction",
+                "passed",
+                run=run,
+                tensors=introduction.layout.shapes,
+                images=introduction.examples,
+                about=about | {"validation_images": str(counts["validation"])},
+            )
+            self._decide(record, frame, broken)
+            self._runs[run].introduce(record.about)
+            self._pinned = self._pinned or introduction.backbone_digest
+            if self._prompts.latest(run, introduction.layout) is None:
+                self._prompts.keep(run, introduction.layout, 0, introduction.initial)
+
+    def admit(self, request: RoundRequest, layout: PayloadLayout, frame: bytes) -> None:
+        """Let a train or evaluate request in.
+
+        Raises:
+            RulesBrokenError: naming the rules.
+            OSError: if it cannot be recorded, and so does not pass.
+        """
+        with self._turn:
+            run, sha256 = request.header.run, hashlib.sha256(frame).hexdigest()
+            known = self._runs.get(run)
+            broken = judge_request(self._policy, request, layout, known, sha256)
+            latest = None
+            if known is not None and not broken:
+                latest = self._prompts.latest(run, layout)
+                broken = judge_change(self._policy, request, None if latest is None else latest[1], known, sha256)
+            tensors = _name_tensors(layout, "correction" if request.correction is not None else None)
+            self._decide(dataclasses.replace(_record_of(request, "in"), tensors=tensors), frame, broken)
+            self._runs[run].accept(request_key(request), sha256)
+            if latest is None or stage_of(request) >= latest[0]:
+                self._prompts.keep(run, layout, stage_of(request), request.payload)
+
+    def release(self, request: RoundRequest, reply: RoundReply, layout: PayloadLayout) -> RoundReply:
+        """Return a reply as it may leave: metrics rounded or withheld, the update scaled down if the policy says so.
+
+        Raises:
+            RulesBrokenError: naming the rules.
+            OSError: if it cannot be recorded, and so does not pass.
+        """
+        with self._turn:
+            known = self._runs.get(request.header.run, KnownRun(proposal=""))
+            released, broken = judge_reply(self._policy, request, reply, layout, known.layout, known.validation_images)
+            record = _record_of(request, "out")
+            if released is None:
+                self._refuse(record, b"", broken)
+            leaving = released.reply
+            record = dataclasses.replace(
+                record,
+                tensors=()
+                if leaving.payload is None
+                else _name_tensors(layout, "gradient" if leaving.gradient is not None else None),
+                metrics=tuple(name for name, value in leaving.metrics.items() if not math.isnan(value)),
+                images=leaving.examples,
+                decision="passed" if released.clipped is None else "clipped",
+                rule=", ".join(rule for rule, _ in released.notes),
+                reason="; ".join(text for _, text in released.notes),
+            )
+            self._append(record, encode_frame(leaving))
+            return leaving
+
+    def refused(self, direction: Direction, kind: str, reason: str, frame: bytes) -> None:
+        """Record what could not be read or answered; the worker has refused it already."""
+        with self._turn:
+            record = Record(direction, clean_text(kind, 40), "refused", rule="protocol", reason=clean_text(reason))
+            self._append(record, frame)
+
+    def close(self) -> None:
+        """Let go of the ledger."""
+        self._ledger.close()
+
+    def _decide(self, record: Record, frame: bytes, broken: Sequence[RuleBroken]) -> None:
+        """Record a message as passed, or refuse it."""
+        if broken:
+            self._refuse(record, frame, broken)
+        self._append(record, frame)
+
+    def _refuse(self, record: Record, frame: bytes, broken: Sequence[RuleBroken]) -> NoReturn:
+        error = RulesBrokenError(broken)
+        reason = clean_text("; ".join(str(rule) for rule in broken), _LONGEST_REASON)
+        _log.warning("refused %s (%s): %s", record.kind, record.direction, reason)
+        rule = ", ".join(error.rules)
+        self._append(dataclasses.replace(record, decision="refused", rule=rule, reason=reason), frame)
+        raise error
+
+    def _append(self, record: Record, frame: bytes) -> None:
+        """Write one entry; what cannot be recorded does not pass: the worker declines on any exception."""
+        sha256 = hashlib.sha256(frame).hexdigest() if frame else None
+        whole = dataclasses.replace(record, bytes=len(frame), sha256=sha256, policy=self._policy_digest)
+        self._ledger.append(whole)
+
+
+def open_gate(settings: SiteSettings, kit: Path) -> Gate:
+    """Return the gate of a site: its policy, its ledger in the worker's state, signed with the kit's keys/site.key.
+
+    Args:
+        settings: the site's own.
+        kit: folder of its kit.
+
+    Raises:
+        InputRefusedError: for a policy or key that cannot be used, a ledger that is not sound or that another worker
+            has open.
+    """
+    policy = load_policy(settings.policy)
+    key = read_private_key(kit / SITE_KEY)
+    path = settings.worker.state / LEDGER_FILE
+    try:
+        ledger = Ledger(path, key, site=settings.site)
+    except (LedgerBrokenError, LedgerBusyError) as error:
+        raise InputRefusedError([Problem("ledger", str(path), str(error))]) from error
+    except OSError as error:
+        raise InputRefusedError([Problem("ledger", str(path), f"cannot be opened ({error.strerror})")]) from error
+    _log.info("policy %s, ledger of %d entries", policy.digest[:16], len(ledger.history))
+    return Gate(policy, ledger, PromptStore(settings.worker.state / _PROMPTS_FOLDER), site=settings.site)
+
+
+def check_gate(settings: SiteSettings, kit: Path) -> None:
+    """Look at what `open_gate` needs without opening it: a worker may have the ledger open, and none need begin.
+
+    Raises:
+        InputRefusedError: for a policy or key that cannot be used, or a ledger that is not sound.
+    """
+    load_policy(settings.policy)
+    key = read_private_key(kit / SITE_KEY).public_key()
+    path = settings.worker.state / LEDGER_FILE
+    if not path.exists():
+        return
+    try:
+        # The tip first: a worker may write meanwhile, and then the ledger is the newer one, as after an interruption.
+        tip = tip_path(path).read_bytes()
+        found = examine(path.read_bytes(), tip, key)
+    except OSError as error:
+        raise InputRefusedError([Problem("ledger", str(path), f"cannot be read ({error.strerror})")]) from error
+    if not found.sound:
+        fix = f"is not sound; {found.findings[0]}. See ept-fed audit verify {path}"
+        raise InputRefusedError([Problem("ledger", str(path), fix)])
+
+
+def _judge_name(run: str) -> list[RuleBroken]:
+    try:
+        _NAME.validate_python(run)
+    except ValidationError:
+        return [RuleBroken("protocol.run", "name", "is not 1 to 64 letters, digits, dots, dashes or underscores")]
+    return []
+
+
+def _record_of(request: RoundRequest, direction: Direction) -> Record:
+    return Record(
+        direction,
+        request.phase,
+        "passed",
+        run=clean_text(request.header.run, 64),
+        round=request.header.round,
+        split=request.split if request.phase == "evaluate" else None,
+    )
+
+
+def _name_tensors(layout: PayloadLayout, beside: str | None) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """Return names and shapes of a payload's tensors, and of a vector of the same layout that travels beside it."""
+    return layout.shapes + (
+        () if beside is None else tuple((f"{beside}/{name}", shape) for name, shape in layout.shapes)
+    )

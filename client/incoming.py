@@ -1,0 +1,177 @@
+"""What may come in: proposals and requests, held against the site's policy and what it knows of the run.
+
+What is not covered: whether a server tells all sites the same, and what many permitted requests add up to.
+"""
+
+import numpy as np
+from pydantic import ValidationError
+
+from client.known_runs import KnownRun, RequestKey
+from client.policy import Policy
+from client.rules import RuleBroken, beyond
+from ept_fed.config import TrainingSettings
+from ept_fed.protocol.layout import PayloadLayout, PayloadMismatchError, Vector
+from ept_fed.protocol.messages import PROTOCOL_VERSION, RoundRequest
+from ept_fed.protocol.proposal import Proposal
+
+__all__ = ["judge_change", "judge_proposal", "judge_request", "request_key", "root_mean_square", "stage_of"]
+
+
+def judge_proposal(policy: Policy, proposal: Proposal, known: KnownRun | None) -> list[RuleBroken]:
+    """Return every rule that a proposed run breaks.
+
+    Args:
+        policy: the site's.
+        proposal: what the server would have the site do.
+        known: what the site knows of a run of this name; None for a new one.
+    """
+    rules = policy.incoming
+    model, federation, personal = proposal.model, proposal.federation, proposal.personalisation
+    broken = [
+        *_outside_list("incoming.methods", model.method, rules.methods),
+        *_outside_list("incoming.share", federation.share, rules.share),
+        *_outside_list("incoming.payload", federation.payload, rules.payload),
+        *beyond("incoming.rounds", federation.rounds, rules.rounds),
+        *beyond("incoming.image_size", model.image_size or 0, rules.image_size),
+        *beyond("incoming.prompt_length", model.prompt_length, rules.prompt_length),
+        *beyond("incoming.tokens", model.tokens, rules.tokens),
+        *beyond("incoming.fine_tune_epochs", personal.fine_tune_epochs or 0, rules.fine_tune_epochs),
+        *_judge_training(policy, proposal.training),
+    ]
+    if ":" in model.backbone and not isinstance(rules.backbone, tuple):
+        fix = "pin its SHA-256 in incoming.backbone before a server may name a repository of the internet"
+        broken.append(RuleBroken("incoming.backbone", model.backbone, fix))
+    if known is not None and known.proposal != proposal.digest:
+        fix = "this run was proposed with other settings before; the consortium has to start a new run"
+        broken.append(RuleBroken("protocol.run", proposal.digest, fix))
+    return broken
+
+
+def judge_request(
+    policy: Policy, request: RoundRequest, layout: PayloadLayout, known: KnownRun | None, sha256: str
+) -> list[RuleBroken]:
+    """Return every rule that a train or evaluate request breaks, but how far its prompts moved; see `judge_change`.
+
+    Args:
+        policy: the site's.
+        request: what came.
+        layout: that the site itself made.
+        known: what the site knows of the run; None if nothing.
+        sha256: of the request's frame.
+    """
+    rules, header = policy.incoming, request.header
+    if known is None or known.backbone is None:
+        fix = "this site has not introduced itself for this run; the server has to propose it first"
+        return [RuleBroken("protocol.run", header.run, fix)]
+    broken = _outside_list("incoming.code", header.code, rules.code)
+    same = (
+        ("protocol.version", header.protocol, PROTOCOL_VERSION),
+        ("protocol.backbone", header.backbone_digest, known.backbone),
+        ("protocol.layout", header.layout_hash, known.layout),
+        ("protocol.layout", layout.hash, known.layout),
+    )
+    broken += [RuleBroken(rule, theirs, f"agreed was {ours}") for rule, theirs, ours in same if theirs != ours]
+    broken += beyond("incoming.rounds", request.rounds, rules.rounds)
+    if not 1 <= header.round <= request.rounds:
+        broken.append(RuleBroken("protocol.round", header.round, f"the run has {request.rounds} rounds"))
+    for name, vector in (("payload", request.payload), ("correction", request.correction)):
+        broken += [] if vector is None else _judge_vector(f"protocol.{name}", vector, layout)
+    if request.phase == "train":
+        broken += _judge_train(policy, request)
+    else:
+        broken += _outside_list("incoming.splits", request.split, rules.splits)
+        if request.correction is not None or request.wants_gradient or request.settings:
+            broken.append(RuleBroken("protocol.request", "evaluate", "carries what only a train request may carry"))
+    return broken + _judge_order(known, request_key(request), sha256)
+
+
+def judge_change(
+    policy: Policy, request: RoundRequest, latest: Vector | None, known: KnownRun, sha256: str
+) -> list[RuleBroken]:
+    """Return what breaks if the prompts moved further than the policy lets them.
+
+    Args:
+        policy: the site's.
+        request: sound by `judge_request`.
+        latest: the prompts accepted last; None if they are lost.
+        known: what the site knows of the run.
+        sha256: of the request's frame: one that was accepted before is not judged again.
+    """
+    if known.accepted.get(request_key(request)) == sha256:
+        return []
+    rule, bound = "incoming.prompt_change", policy.incoming.prompt_change
+    if latest is None:
+        fix = "the prompts to compare with are lost; the server has to propose the run again"
+        return [RuleBroken(rule, "unknown", fix)]
+    moved = root_mean_square(request.payload, latest)
+    if moved <= bound:
+        return []
+    fix = f"the policy allows {bound:g} since the prompts accepted last; change {rule} to allow it"
+    return [RuleBroken(rule, f"moved by {moved:.4g}", fix)]
+
+
+def request_key(request: RoundRequest) -> RequestKey:
+    """Return what may be asked for once, or again bit for bit."""
+    return request.header.round, request.phase, request.split if request.phase == "evaluate" else ""
+
+
+def stage_of(request: RoundRequest) -> int:
+    """Return after how many rounds the request's prompts stand: those to train on are the round before's."""
+    return request.header.round - (request.phase == "train")
+
+
+def root_mean_square(one: Vector, other: Vector) -> float:
+    """Return the root mean square of the difference of two vectors (n,)."""
+    difference = one.astype(np.float64) - other.astype(np.float64)
+    return float(np.sqrt(np.mean(difference * difference)))
+
+
+def _judge_train(policy: Policy, request: RoundRequest) -> list[RuleBroken]:
+    broken = []
+    if request.split != "train":
+        broken.append(RuleBroken("protocol.request", request.split, "a train request is about the train split"))
+    if request.correction is not None and not policy.incoming.correction:
+        fix = "a linear term for the loss came; set incoming.correction: true to allow it"
+        broken.append(RuleBroken("incoming.correction", True, fix))
+    if request.wants_gradient and not policy.outgoing.gradient:
+        fix = "the gradient is asked for; set outgoing.gradient: true to allow it"
+        broken.append(RuleBroken("outgoing.gradient", True, fix))
+    try:
+        training = TrainingSettings.model_validate_json(request.settings)
+    except ValidationError as error:
+        fix = f"{error.error_count()} of them are none that this version has"
+        return [*broken, RuleBroken("protocol.settings", "training settings", fix)]
+    return broken + _judge_training(policy, training)
+
+
+def _judge_training(policy: Policy, training: TrainingSettings) -> list[RuleBroken]:
+    ranges = policy.incoming.training
+    return [
+        broken
+        for name in type(ranges).model_fields
+        for broken in beyond(f"incoming.training.{name}", getattr(training, name), getattr(ranges, name))
+    ]
+
+
+def _judge_vector(rule: str, vector: Vector, layout: PayloadLayout) -> list[RuleBroken]:
+    try:
+        layout.check(vector)
+    except PayloadMismatchError as error:
+        return [RuleBroken(rule, "array", str(error))]
+    return []
+
+
+def _judge_order(known: KnownRun, key: RequestKey, sha256: str) -> list[RuleBroken]:
+    """A round that lies behind, or came before, may only come again bit for bit: a lost answer is asked for again."""
+    before = known.accepted.get(key)
+    if before == sha256 or (before is None and key[0] >= known.last_round):
+        return []
+    behind = f"round {key[0]} after round {known.last_round}"
+    fix = "it came before with other content" if before is not None else "it is over, and was not asked for then"
+    return [RuleBroken("protocol.replay", f"{key[1]} of {behind}", fix)]
+
+
+def _outside_list(rule: str, value: str, allowed: tuple[str, ...]) -> list[RuleBroken]:
+    if value in allowed:
+        return []
+    return [RuleBroken(rule, value, f"the policy allows {', '.join(allowed) or 'none'}; add it to {rule} to allow it")]

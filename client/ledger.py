@@ -1,0 +1,212 @@
+"""The site's ledger: a file of JSON lines, one per message in or out, hash-chained and signed; it only ever grows.
+
+A line is on the disk before `append` returns, and nothing is sent or done before that. The tip (`Tip`) is written after
+it, in place and without waiting for the disk: one wait per message is what a message can afford, and a tip that a power
+failure left behind is told apart from a ledger that somebody shortened.
+
+One process writes at a time: the file is locked while it is open. A ledger that is not sound is not written to.
+"""
+
+import fcntl
+import os
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from client.audit import PUBLIC_KEY, examine
+from client.ledger_entry import (
+    FIRST,
+    NOTHING,
+    Decision,
+    Direction,
+    Entry,
+    Tip,
+    hash_line,
+    sign_entry,
+)
+from ept_fed.bundles.signing import fingerprint
+
+__all__ = ["Ledger", "LedgerBrokenError", "LedgerBusyError", "Record", "tip_path"]
+
+_TIP_BYTES = 512  # one sector, always overwritten whole
+
+
+class LedgerBrokenError(Exception):
+    """A ledger that was altered, or cannot be read; nothing is appended to it."""
+
+
+class LedgerBusyError(Exception):
+    """Another process is writing this ledger."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is known of a message when it is recorded; fields as in `Entry`."""
+
+    direction: Direction
+    kind: str
+    decision: Decision
+    policy: str | None = None
+    run: str | None = None
+    round: int | None = None
+    split: str | None = None
+    tensors: Sequence[tuple[str, tuple[int, ...]]] = ()
+    metrics: Sequence[str] = ()
+    images: int | None = None
+    bytes: int = 0
+    sha256: str | None = None
+    rule: str = ""
+    reason: str = ""
+    about: Mapping[str, str] = field(default_factory=dict)
+
+
+def tip_path(ledger: Path) -> Path:
+    """Return where a ledger's tip lies: ledger.jsonl -> ledger.tip."""
+    return ledger.with_suffix(".tip")
+
+
+class Ledger:
+    """The open ledger of one site.
+
+    Attributes:
+        history: the entries that were there when it was opened, oldest first.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        key: ec.EllipticCurvePrivateKey,
+        *,
+        site: str,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        """Open a ledger, or begin one.
+
+        Raises:
+            LedgerBusyError: if another process has it open.
+            LedgerBrokenError: if it is not sound, or was begun with another key.
+        """
+        self._key, self._clock, self._print = key, clock, fingerprint(key.public_key())
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.history: list[Entry] = []
+        self._name, self._sequence, self._totals, self._last = "", 0, NOTHING, FIRST
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+        self._tip = -1
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._tip = os.open(tip_path(path), os.O_RDWR | os.O_CREAT, 0o600)
+            self._resume(site)
+        except BlockingIOError as error:
+            self.close()
+            raise LedgerBusyError(f"{path} is open in another process; stop that worker first") from error
+        except BaseException:
+            self.close()
+            raise
+
+    def append(self, record: Record) -> Entry:
+        """Write one entry to the disk and return it.
+
+        Raises:
+            OSError: if it cannot be written; what it is about must then not happen.
+        """
+        if self._file < 0:
+            raise LedgerBrokenError(f"{self.path} is closed")
+        entry = self._compose(record)
+        self._write(entry.line)
+        self._adopt(entry, hash_line(entry.line))
+        self._write_tip()
+        return entry
+
+    def close(self) -> None:
+        """Let go of the files and the lock."""
+        for handle in (self._file, self._tip):
+            if handle >= 0:
+                os.close(handle)
+        self._file = self._tip = -1
+
+    def _compose(self, record: Record) -> Entry:
+        totals = self._totals.plus(record.direction, record.decision, record.bytes)
+        unsigned = Entry(
+            ledger=self._name,
+            sequence=self._sequence + 1,
+            time=self._clock().astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+            direction=record.direction,
+            kind=record.kind,
+            run=record.run,
+            round=record.round,
+            split=record.split,
+            tensors=tuple((name, tuple(shape)) for name, shape in record.tensors),
+            metrics=tuple(record.metrics),
+            images=record.images,
+            bytes=record.bytes,
+            sha256=record.sha256,
+            policy=record.policy,
+            decision=record.decision,
+            rule=record.rule,
+            reason=record.reason,
+            about=dict(record.about),
+            totals=totals,
+            key=self._print,
+            previous=self._last,
+        )
+        return sign_entry(unsigned, self._key)
+
+    def _resume(self, site: str) -> None:
+        """Begin, or continue after the last entry, past what an interruption left, and note what that was."""
+        content, tip = self.path.read_bytes(), tip_path(self.path).read_bytes()
+        if not content and not tip:
+            self._begin(site)
+            return
+        found = examine(content, tip, self._key.public_key())
+        if not found.sound:
+            raise LedgerBrokenError(
+                f"{self.path} is not sound; {found.findings[0]}. Keep it and its tip as they are, find out who altered "
+                "them, and move both aside to begin a new ledger"
+            )
+        self.history = found.entries
+        self._adopt(found.entries[-1], found.last)
+        if found.torn:
+            os.ftruncate(self._file, len(content) - found.torn)
+        if found.torn or found.unconfirmed:
+            interrupted = {"torn_bytes": str(found.torn), "unconfirmed_entries": str(found.unconfirmed)}
+            reason = "the worker was interrupted while it wrote; nothing was done about the message of a torn line"
+            self.append(Record("site", "recovered", "noted", reason=reason, about=interrupted))
+
+    def _begin(self, site: str) -> None:
+        """Write the first entry, its tip before it: a ledger cut down to nothing never looks like one not yet begun."""
+        self._name = secrets.token_hex(16)
+        pem = self._key.public_key().public_bytes(
+            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+        )
+        about = {"site": site, PUBLIC_KEY: pem.decode()}
+        first = self._compose(Record("site", "opened", "noted", reason="the ledger begins", about=about))
+        self._adopt(first, hash_line(first.line))
+        self._write_tip()
+        os.fsync(self._tip)
+        self._write(first.line)
+
+    def _adopt(self, latest: Entry, last: str) -> None:
+        self._name, self._sequence, self._last = latest.ledger, latest.sequence, last
+        self._totals = latest.totals
+
+    def _write(self, line: bytes) -> None:
+        """Write a line whole and wait for the disk; a line cut short by a full disk is taken back."""
+        before = os.fstat(self._file).st_size
+        content = line + b"\n"
+        try:
+            if os.write(self._file, content) != len(content):
+                raise OSError(f"{self.path}: the disk took only part of an entry; free some space")
+            os.fsync(self._file)
+        except OSError:
+            os.ftruncate(self._file, before)
+            raise
+
+    def _write_tip(self) -> None:
+        tip = sign_entry(Tip(ledger=self._name, sequence=self._sequence, last=self._last), self._key)
+        os.pwrite(self._tip, tip.line.ljust(_TIP_BYTES - 1) + b"\n", 0)

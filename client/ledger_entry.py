@@ -1,0 +1,198 @@
+"""One line of the ledger: what passed the site's door, or was turned away, and how the line hangs on the one before.
+
+A line is one JSON object with these fields in this order, and nothing else; the last field signs all others. A line has
+one spelling, so its SHA-256, which the next line carries as `previous`, is that of the bytes in the file.
+
+Signatures are ECDSA on P-384 with SHA-256, by the site's key. They show that the holder of that key wrote the line.
+They do not show that the holder wrote the truth.
+"""
+
+import base64
+import binascii
+import hashlib
+from typing import Annotated, Literal, TypeVar
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from pydantic import ConfigDict, Field, ValidationError
+
+from ept_fed.settings import Settings
+
+__all__ = [
+    "FIRST",
+    "NOTHING",
+    "Decision",
+    "Direction",
+    "Entry",
+    "Flow",
+    "Signed",
+    "Tip",
+    "Totals",
+    "hash_line",
+    "parse_entry",
+    "parse_tip",
+    "sign_entry",
+]
+
+Decision = Literal["passed", "clipped", "refused", "noted"]
+Direction = Literal["in", "out", "site"]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+FIRST = "0" * 64
+_ALGORITHM = ec.ECDSA(hashes.SHA256())
+
+
+class _Strict(Settings):
+    """Of exactly these types: a number that comes as text is not what a ledger's writer spells."""
+
+    model_config = ConfigDict(strict=True, populate_by_name=True, serialize_by_alias=True)
+
+
+class Flow(_Strict):
+    """What passed in one direction so far: messages and their bytes, and how many were refused."""
+
+    messages: Annotated[int, Field(ge=0)] = 0
+    bytes: Annotated[int, Field(ge=0)] = 0
+    refused: Annotated[int, Field(ge=0)] = 0
+
+    def plus(self, decision: Decision, size: int) -> "Flow":
+        """Return the flow with one more message."""
+        if decision == "refused":
+            return Flow(messages=self.messages, bytes=self.bytes, refused=self.refused + 1)
+        return Flow(messages=self.messages + 1, bytes=self.bytes + size, refused=self.refused)
+
+
+class Totals(_Strict):
+    """Both directions since the ledger began."""
+
+    received: Flow = Flow()
+    sent: Flow = Flow()
+
+    def plus(self, direction: Direction, decision: Decision, size: int) -> "Totals":
+        """Return the totals after one more entry; the site's own notes count for neither direction."""
+        if direction == "in":
+            return Totals(received=self.received.plus(decision, size), sent=self.sent)
+        if direction == "out":
+            return Totals(received=self.received, sent=self.sent.plus(decision, size))
+        return self
+
+
+NOTHING = Totals()
+
+
+class Signed(_Strict):
+    """What ends with a signature over all fields before it."""
+
+    signature: str = ""
+
+    @property
+    def content(self) -> bytes:
+        """What the signature covers."""
+        return self.model_dump_json(exclude={"signature"}).encode()
+
+    @property
+    def line(self) -> bytes:
+        """The bytes of the file, without the line's end."""
+        return self.content[:-1] + b',"signature":"' + self.signature.encode() + b'"}'
+
+    def is_signed_by(self, key: ec.EllipticCurvePublicKey) -> bool:
+        """Tell whether the signature is this key's."""
+        try:
+            key.verify(base64.b64decode(self.signature, validate=True), self.content, _ALGORITHM)
+        except (InvalidSignature, binascii.Error):
+            return False
+        return True
+
+
+SignedT = TypeVar("SignedT", bound=Signed)
+
+
+class Entry(Signed):
+    """One message in or out, or a note of the site's own.
+
+    Attributes:
+        schema_version: of this format, spelled `schema`.
+        ledger: a random name that all entries of one ledger share.
+        sequence: 1, 2, 3, …
+        time: UTC, to the microsecond, by the site's clock.
+        direction: in, out, or site for the worker's own notes.
+        kind: introduce, introduction, train, evaluate; opened, resumed or recovered for notes.
+        run: whose message it is.
+        round: of the run.
+        split: of an evaluation.
+        tensors: names and shapes of what it carries.
+        metrics: names of the metrics that carry a value.
+        images: the number of images it states.
+        bytes: of the frame.
+        sha256: of the frame.
+        policy: digest of the policy that decided.
+        decision: passed, clipped (and then passed), refused or noted.
+        rule: the policy's setting that refused or altered it.
+        reason: what was decided and why, for people at the site.
+        about: digests of proposal, payload and backbone; the public key; what an interruption left.
+        totals: of both directions, this entry included.
+        key: fingerprint of the key that signs.
+        previous: SHA-256 of the line before; 64 zeros before the first.
+    """
+
+    schema_version: Literal[1] = Field(1, alias="schema")
+    ledger: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+    sequence: Annotated[int, Field(ge=1)]
+    time: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z$")]
+    direction: Direction
+    kind: str
+    run: str | None
+    round: int | None
+    split: str | None
+    tensors: tuple[tuple[str, tuple[int, ...]], ...]
+    metrics: tuple[str, ...]
+    images: int | None
+    bytes: Annotated[int, Field(ge=0)]
+    sha256: Digest | None
+    policy: Digest | None
+    decision: Decision
+    rule: str
+    reason: str
+    about: dict[str, str]
+    totals: Totals
+    key: Digest
+    previous: Digest
+
+
+class Tip(Signed):
+    """Where the ledger ends: kept in a file of its own, so that entries cut off the end are missed."""
+
+    schema_version: Literal[1] = Field(1, alias="schema")
+    ledger: str
+    sequence: Annotated[int, Field(ge=1)]
+    last: Digest
+
+
+def hash_line(line: bytes) -> str:
+    """Return the SHA-256, in hex, of a line without its end."""
+    return hashlib.sha256(line).hexdigest()
+
+
+def sign_entry(unsigned: SignedT, key: ec.EllipticCurvePrivateKey) -> SignedT:
+    """Return an entry or tip with the signature of its content."""
+    signature = base64.b64encode(key.sign(unsigned.content, _ALGORITHM)).decode()
+    return unsigned.model_copy(update={"signature": signature})
+
+
+def parse_entry(line: bytes) -> Entry | None:
+    """Return the entry of a line without its end; None for anything that `Entry.line` does not spell like this."""
+    return _parse(Entry, line)
+
+
+def parse_tip(content: bytes) -> Tip | None:
+    """Return the tip of a file's content; None if it is none."""
+    return _parse(Tip, content.rstrip(b" \n"))
+
+
+def _parse(kind: type[SignedT], line: bytes) -> SignedT | None:
+    try:
+        found = kind.model_validate_json(line)
+    except ValidationError:
+        return None
+    return found if found.line == line else None

@@ -1,0 +1,244 @@
+"""What may leave: introductions and replies, held against the site's policy and rebuilt from what it allows.
+
+A released reply is a new one: the request's own header, a float32 vector of the layout that the site made, and a fixed
+set of rounded numbers. Nothing of another name, shape or type can be in it, whatever made the reply.
+
+What is not covered: what permitted numbers tell. An update within its bound, from few images and steps, still tells
+something about them; see docs/privacy.md.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import get_args
+
+import numpy as np
+
+import ept_fed
+from client.incoming import root_mean_square
+from client.policy import Policy
+from client.rules import RuleBroken
+from ept_fed.config import SharedModelSettings
+from ept_fed.methods import HEAD_TENSORS, METHODS
+from ept_fed.protocol.layout import PayloadLayout, PayloadMismatchError, Vector
+from ept_fed.protocol.messages import (
+    PROTOCOL_VERSION,
+    QUALITY_METRICS,
+    MessageRefusedError,
+    RoundReply,
+    RoundRequest,
+    metric_keys,
+)
+from ept_fed.protocol.proposal import Proposal, SiteIntroduction
+
+__all__ = ["Release", "judge_introduction", "judge_reply"]
+
+# What a layout may say in words; classes apart, which must be the proposal's own.
+_EMBEDDINGS = "|".join(get_args(SharedModelSettings.model_fields["embedding"].annotation))
+_OPTIONS = "|".join(sorted({name for info in METHODS.values() for name in info.options}))
+_MEANING = re.compile(
+    rf"embedding ({_EMBEDDINGS})|layer \d{{1,3}}|method ({'|'.join(METHODS)})|({_OPTIONS}) [0-9.e+-]{{1,12}}", re.ASCII
+)
+
+
+@dataclass(frozen=True)
+class Release:
+    """A reply that may leave.
+
+    Attributes:
+        reply: rebuilt.
+        clipped: root mean square of the update before it was scaled down; None if it was not.
+        notes: rules that altered the reply, and what each altered.
+    """
+
+    reply: RoundReply
+    clipped: float | None
+    notes: tuple[tuple[str, str], ...]
+
+
+def judge_introduction(
+    policy: Policy, introduction: SiteIntroduction, proposal: Proposal, *, site: str, run: str, pinned: str | None
+) -> list[RuleBroken]:
+    """Return every rule that the answer to a proposal breaks.
+
+    Args:
+        policy: the site's.
+        introduction: what would leave.
+        proposal: that was accepted.
+        site: the site's own name.
+        run: the proposal's.
+        pinned: the backbone that the ledger knows already; None if none.
+    """
+    agreed = (
+        ("protocol.site", introduction.site, site),
+        ("protocol.run", introduction.run, run),
+        ("protocol.run", introduction.proposal, proposal.digest),
+        ("protocol.version", introduction.protocol, PROTOCOL_VERSION),
+        ("protocol.version", introduction.code, ept_fed.__version__),
+    )
+    broken = [RuleBroken(rule, theirs, f"agreed was {ours}") for rule, theirs, ours in agreed if theirs != ours]
+    broken += _judge_backbone(policy, introduction.backbone_digest, pinned)
+    broken += _judge_layout(policy, introduction.layout, proposal)
+    broken += _judge_training_images(policy, introduction.examples)
+    try:
+        introduction.layout.check(introduction.initial)
+    except PayloadMismatchError as error:
+        broken.append(RuleBroken("protocol.payload", "initial payload", str(error)))
+    return broken
+
+
+def judge_reply(
+    policy: Policy,
+    request: RoundRequest,
+    reply: RoundReply,
+    layout: PayloadLayout,
+    agreed: str | None,
+    validation: int,
+) -> tuple[Release | None, list[RuleBroken]]:
+    """Return what may leave of a reply, or every rule that it breaks.
+
+    Args:
+        policy: the site's.
+        request: that it answers.
+        reply: what the site computed.
+        layout: that the site made.
+        agreed: hash of the layout that the site introduced itself with.
+        validation: validation images behind a train reply's metrics.
+    """
+    broken = _judge_tensor_names(policy, layout) + _judge_form(reply, request, layout, agreed)
+    if broken:
+        return None, broken
+    try:
+        reply.check(request.header, layout, wants_gradient=request.wants_gradient)
+    except (MessageRefusedError, PayloadMismatchError) as error:
+        return None, [RuleBroken("protocol.reply", request.phase, str(error))]
+    payload, clipped = None, None
+    if reply.payload is not None:
+        broken += _judge_training_images(policy, reply.examples)
+        payload, clipped, outsized = _bound_update(policy, request.payload, reply.payload)
+        broken += outsized
+    if reply.gradient is not None and not policy.outgoing.gradient:
+        broken.append(RuleBroken("outgoing.gradient", True, "set outgoing.gradient: true to let it leave"))
+    if broken:
+        return None, broken
+    metrics, examples, withheld = _choose_metrics(policy, reply, validation)
+    gradient = None if reply.gradient is None else _copy(reply.gradient)
+    rebuilt = RoundReply(request.header, request.phase, payload, examples, metrics, gradient)
+    notes = [(rule, f"withheld: {', '.join(names)}") for rule, names in withheld.items()]
+    if clipped is not None:
+        text = f"the update of {clipped:.4g} was scaled down to {policy.outgoing.update.bound:g}"
+        notes.append(("outgoing.update", text))
+    return Release(rebuilt, clipped, tuple(notes)), []
+
+
+def _judge_form(
+    reply: RoundReply, request: RoundRequest, layout: PayloadLayout, agreed: str | None
+) -> list[RuleBroken]:
+    """Check types before values: what was made by code that nobody here wrote may be anything."""
+    broken = []
+    if layout.hash != agreed or request.header.layout_hash != agreed:
+        broken.append(RuleBroken("protocol.layout", layout.hash, f"the site introduced itself with {agreed}"))
+    if reply.header != request.header or reply.phase != request.phase:
+        broken.append(RuleBroken("protocol.reply", "header", "is not that of the request"))
+    if type(reply.examples) is not int:
+        broken.append(RuleBroken("protocol.reply", type(reply.examples).__name__, "a number of images is an int"))
+    for name in ("payload", "gradient"):
+        vector = getattr(reply, name)
+        if vector is not None and type(vector) is not np.ndarray:
+            broken.append(RuleBroken(f"protocol.{name}", type(vector).__name__, "only a float32 array may leave"))
+    metrics = reply.metrics
+    wanted = set(metric_keys(request.phase))
+    if not isinstance(metrics, Mapping) or set(metrics) != wanted:
+        broken.append(RuleBroken("outgoing.metrics", "names", f"a reply carries exactly {', '.join(sorted(wanted))}"))
+    elif any(type(value) is not float for value in metrics.values()):
+        broken.append(RuleBroken("outgoing.metrics", "types", "a metric is a float"))
+    return broken
+
+
+def _judge_layout(policy: Policy, layout: PayloadLayout, proposal: Proposal) -> list[RuleBroken]:
+    known = {f"class {name}" for name in proposal.data.classes}
+    odd = [text for text in layout.meaning if text not in known and not _MEANING.fullmatch(text)]
+    broken = [RuleBroken("protocol.layout", text, "no text leaves that the proposal did not hold") for text in odd]
+    return broken + _judge_tensor_names(policy, layout)
+
+
+def _judge_tensor_names(policy: Policy, layout: PayloadLayout) -> list[RuleBroken]:
+    rules, broken = policy.outgoing, []
+    for name, _ in layout.shapes:
+        if name in HEAD_TENSORS:
+            if not rules.head:
+                broken.append(RuleBroken("outgoing.head", name, "set outgoing.head: true to let the head leave"))
+        elif name not in rules.tensors:
+            fix = f"the policy allows {', '.join(rules.tensors) or 'none'}; add it to outgoing.tensors to let it leave"
+            broken.append(RuleBroken("outgoing.tensors", name, fix))
+    return broken
+
+
+def _judge_backbone(policy: Policy, digest: str, pinned: str | None) -> list[RuleBroken]:
+    pins, rule = policy.incoming.backbone, "incoming.backbone"
+    if pins is None:
+        fix = f"no backbone is pinned; if this is the file you mean, write {rule}: [{digest}]"
+        return [RuleBroken(rule, digest, fix)]
+    if pins == "first":
+        if pinned is None or pinned == digest:
+            return []
+        fix = f"{pinned} came first; to change to this one, write {rule}: [{digest}]"
+        return [RuleBroken(rule, digest, fix)]
+    return [] if digest in pins else [RuleBroken(rule, digest, f"add it to {rule} if this is the file you mean")]
+
+
+def _judge_training_images(policy: Policy, examples: int) -> list[RuleBroken]:
+    rule, fewest = "outgoing.fewest_training_images", policy.outgoing.fewest_training_images
+    if examples >= fewest:
+        return []
+    return [RuleBroken(rule, examples, f"the policy asks for {fewest} at least; lower {rule}, or train on more")]
+
+
+def _bound_update(policy: Policy, received: Vector, trained: Vector) -> tuple[Vector, float | None, list[RuleBroken]]:
+    """Return the payload to send, the update's size if it was clipped, and what it breaks if it may not leave."""
+    rules = policy.outgoing.update
+    size = root_mean_square(trained, received)
+    if size <= rules.bound:
+        return _copy(trained), None, []
+    if rules.above == "refuse":
+        fix = f"the policy allows {rules.bound:g}; raise outgoing.update.bound, or set outgoing.update.above: clip"
+        return trained, None, [RuleBroken("outgoing.update", f"{size:.4g}", fix)]
+    start = received.astype(np.float64)
+    scaled = start + (trained.astype(np.float64) - start) * (rules.bound / size)
+    return scaled.astype(np.float32), size, []
+
+
+def _choose_metrics(
+    policy: Policy, reply: RoundReply, validation: int
+) -> tuple[dict[str, float], int, dict[str, tuple[str, ...]]]:
+    """Return the metrics as they may leave, the number of images beside them, and what is withheld by which rule.
+
+    The number of steps and a train reply's loss always leave: without them it is no reply.
+    """
+    rules = policy.outgoing
+    metrics: dict[str, float] = {}
+    listed, few = [], []
+    for key in metric_keys(reply.phase):
+        value, name = reply.metrics[key], key.removeprefix("validation_")
+        # A train reply's own loss is over at least `fewest_training_images`.
+        behind = validation if name != key else reply.examples
+        if reply.phase == "train" and key in ("loss", "steps"):
+            pass
+        elif name not in rules.metrics:
+            listed.append(key)
+        elif name in QUALITY_METRICS and behind < rules.fewest_images:
+            few.append(key)
+        metrics[key] = math.nan if key in (*listed, *few) else _round(value, rules.digits)
+    hidden = reply.phase == "evaluate" and reply.examples < rules.fewest_images
+    withheld = {"outgoing.metrics": tuple(listed), "outgoing.fewest_images": tuple(few)}
+    kept = {rule: names for rule, names in withheld.items() if names}
+    return metrics, 0 if hidden else reply.examples, kept
+
+
+def _round(value: float, digits: int) -> float:
+    return value if math.isnan(value) else round(float(value), digits)
+
+
+def _copy(vector: Vector) -> Vector:
+    return np.array(vector, dtype=np.float32, order="C")

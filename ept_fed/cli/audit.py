@@ -1,0 +1,125 @@
+"""`ept-fed audit`: what passed a site's door, and whether its ledger is whole."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ept_fed.cli.engines import load_engine
+from ept_fed.cli.refusals import DONE, FAILED, exit_on_refusal
+
+__all__ = ["app"]
+
+_VERIFY_EXAMPLES = (
+    "Examples:\n\n  ept-fed audit verify state/ledger.jsonl\n\n"
+    "  ept-fed audit verify state/ledger.jsonl --certificate tls/site.crt --ca tls/ca.crt"
+)
+_SHOW_EXAMPLES = (
+    "Examples:\n\n  ept-fed audit show state/ledger.jsonl --decision refused\n\n"
+    "  ept-fed audit show state/ledger.jsonl --direction out --last 20 --json"
+)
+
+app = typer.Typer(
+    name="audit", help="What passed a site's door, and whether its ledger is whole.", no_args_is_help=True
+)
+_Ledger = Annotated[Path, typer.Argument(help="The site's ledger.jsonl; ledger.tip lies beside it.", metavar="LEDGER")]
+_AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+
+
+class _Direction(StrEnum):
+    into = "in"
+    out = "out"
+    site = "site"
+
+
+class _Decision(StrEnum):
+    passed = "passed"
+    clipped = "clipped"
+    refused = "refused"
+    noted = "noted"
+
+
+@app.callback()
+def _audit() -> None:
+    """Say what passed a site's door, and whether its ledger is whole."""
+
+
+@app.command("verify", epilog=_VERIFY_EXAMPLES)
+def verify(
+    ledger: _Ledger,
+    certificate: Annotated[
+        Path | None, typer.Option(help="The site's certificate: its key must have signed the ledger.", metavar="FILE")
+    ] = None,
+    authority: Annotated[
+        Path | None, typer.Option("--ca", help="The consortium's certificate, which issued the site's.", metavar="FILE")
+    ] = None,
+    seen: Annotated[
+        str | None,
+        typer.Option(
+            help="An end that an earlier verify printed and that must still be there.", metavar="SEQUENCE:HASH"
+        ),
+    ] = None,
+    every_signature: Annotated[
+        bool, typer.Option("--every-signature", help="Check each line's own signature even if nothing is amiss.")
+    ] = False,
+    as_json: _AsJson = False,
+) -> None:
+    """Check chain, signatures, tip and totals of a ledger, and say what left the site.
+
+    Exit code 0: whole; 1: altered, with line and kind of every finding; 2: a file cannot be read.
+    """
+    with exit_on_refusal(as_json=as_json):
+        report = load_engine("audit-verify")(
+            ledger, certificate=certificate, authority=authority, seen=seen, every_signature=every_signature
+        )
+    sound = report["status"] == "sound"
+    if as_json:
+        import json
+
+        typer.echo(json.dumps(report))
+    else:
+        for sentence in (*(report["sentences"] if sound else ()), *report["verdict"]):
+            typer.echo(sentence)
+        if sound:
+            typer.echo(f"Note its end elsewhere, and nobody can cut it unnoticed later: --seen {report['end']}")
+    raise typer.Exit(DONE if sound else FAILED)
+
+
+@app.command("show", epilog=_SHOW_EXAMPLES)
+def show(
+    ledger: _Ledger,
+    run: Annotated[str | None, typer.Option(help="Only messages of this run.")] = None,
+    direction: Annotated[
+        _Direction | None, typer.Option(help="Only what came in, went out, or is the site's own.")
+    ] = None,
+    kind: Annotated[
+        str | None, typer.Option(help="introduce, introduction, train, evaluate; opened, recovered.")
+    ] = None,
+    decision: Annotated[_Decision | None, typer.Option(help="Only what was decided like this.")] = None,
+    last: Annotated[int | None, typer.Option(min=1, help="Only so many, the newest.")] = None,
+    as_json: _AsJson = False,
+) -> None:
+    """List a ledger's entries; nothing is checked (`ept-fed audit verify` does that).
+
+    Exit code 0: listed; 2: the file cannot be read.
+    """
+    with exit_on_refusal(as_json=as_json):
+        entries = load_engine("audit-show")(
+            ledger, run=run, direction=direction, kind=kind, decision=decision, last=last
+        )
+    if as_json:
+        import json
+
+        typer.echo(json.dumps({"schema": 1, "entries": entries}))
+        raise typer.Exit(DONE)
+    for entry in entries:
+        place = (
+            "" if entry["run"] is None else f"{entry['run']} " + (f"round {entry['round']}" if entry["round"] else "")
+        )
+        sent = ", ".join(f"{name} {'×'.join(map(str, shape))}" for name, shape in entry["tensors"])
+        parts = (entry["direction"], entry["kind"], place.strip(), f"{entry['bytes']:,} bytes", sent, entry["decision"])
+        typer.echo(f"{entry['sequence']:>6}  {entry['time'][:19]}  " + "  ".join(part for part in parts if part))
+        if entry["reason"] and entry["decision"] != "noted":
+            typer.echo(f"{'':>8}{entry['reason']}")
+    raise typer.Exit(DONE)

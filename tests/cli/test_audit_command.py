@@ -1,0 +1,169 @@
+"""`ept-fed audit`: sentences for a sound ledger, lines and kinds for one that is not, and exit codes."""
+
+import json
+import shutil
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from typer.testing import CliRunner
+
+from client.ledger import Ledger, Record, tip_path
+from client.ledger_entry import FIRST
+from ept_fed.cli.main import app
+
+KEY, CA = ec.generate_private_key(ec.SECP384R1()), ec.generate_private_key(ec.SECP384R1())
+SINKS = (("sinks", (12, 197)),)
+HEAD = (*SINKS, ("head.weight", (2, 384)))
+
+
+def write_certificate(path: Path, name: str, key: ec.EllipticCurvePrivateKey, issuer: str, by: object) -> Path:
+    now = datetime.now(UTC)
+    names = [x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, text)]) for text in (name, issuer)]
+    builder = x509.CertificateBuilder(
+        names[1], names[0], key.public_key(), x509.random_serial_number(), now, now + timedelta(days=9)
+    )
+    path.write_bytes(builder.sign(by, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
+    return path
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a ledger, the site's certificate, and those of two authorities."""
+    folder = tmp_path_factory.mktemp("kit")
+    ledger = Ledger(folder / "ledger.jsonl", KEY, site="north")
+    ledger.append(Record("in", "introduce", "passed", run="run-a", bytes=900, sha256=FIRST, policy=FIRST))
+    ledger.append(Record("out", "introduction", "passed", run="run-a", tensors=SINKS, bytes=9900, images=40))
+    for number in (1, 2):
+        ledger.append(Record("in", "train", "passed", run="run-a", round=number, tensors=SINKS, bytes=10_000))
+        ledger.append(
+            Record(
+                "out",
+                "train",
+                "clipped" if number == 2 else "passed",
+                run="run-a",
+                round=number,
+                tensors=SINKS,
+                metrics=("loss", "steps"),
+                images=40,
+                bytes=10_100,
+            )
+        )
+    reason = "incoming.rounds: 900: the policy allows 1 to 200"
+    ledger.append(Record("in", "train", "refused", run="run-a", round=3, rule="incoming.rounds", reason=reason))
+    ledger.close()
+    write_certificate(folder / "site.crt", "north", KEY, "the authority", CA)
+    write_certificate(folder / "south.crt", "south", KEY, "the authority", CA)
+    write_certificate(folder / "ca.crt", "the authority", CA, "the authority", CA)
+    other = ec.generate_private_key(ec.SECP384R1())
+    write_certificate(folder / "foreign.crt", "north", other, "another authority", other)
+    return folder
+
+
+@pytest.fixture
+def kit(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "kit"))
+
+
+def run(*words: object) -> Result:
+    return CliRunner().invoke(app, ["audit", *map(str, words)])
+
+
+def test_a_sound_ledger_is_told_in_sentences(kit: Path) -> None:
+    done = run("verify", kit / "ledger.jsonl", "--certificate", kit / "site.crt", "--ca", kit / "ca.crt")
+    assert done.exit_code == 0, done.output
+    for sentence in (
+        "the site north sent 3 messages of 30,100 bytes together, and received 3 messages of 20,900 bytes.",
+        "2 answers to training, 10,100 bytes each: sinks 12×197 and the numbers loss, steps.",
+        "No head, no gradient, no image, no file name left.",
+        "1 message from the server was refused, by these rules: incoming.rounds (1).",
+        "1 update left scaled down to the policy's bound.",
+        "its 8 entries follow one another, and the end is signed with the key of the certificate of north.",
+    ):
+        assert sentence in done.output
+
+
+def test_without_a_certificate_it_says_that_the_key_is_anybodys(kit: Path) -> None:
+    done = run("verify", kit / "ledger.jsonl")
+    assert done.exit_code == 0
+    assert "whose key that is was not checked" in done.output
+
+
+def test_a_head_that_left_is_told(kit: Path) -> None:
+    ledger = Ledger(kit / "ledger.jsonl", KEY, site="north")
+    ledger.append(Record("out", "train", "passed", run="run-a", round=3, tensors=HEAD, bytes=20_000))
+    ledger.close()
+    done = run("verify", kit / "ledger.jsonl", "--every-signature")
+    assert "The classification head left. No gradient, no image" in done.output
+    assert (
+        json.loads(run("verify", kit / "ledger.jsonl", "--every-signature", "--json").output)["signatures_checked"] == 9
+    )
+
+
+def test_an_altered_ledger_is_told_by_line_and_kind(kit: Path) -> None:
+    path = kit / "ledger.jsonl"
+    path.write_bytes(path.read_bytes().replace(b'"bytes":10100', b'"bytes":90100', 1))
+    done = run("verify", path, "--certificate", kit / "site.crt")
+    assert done.exit_code == 1
+    assert "THE LEDGER IS NOT WHOLE (1 finding):\nline 5: altered:" in done.output
+    assert "sent 3 messages" not in done.output
+    report = json.loads(run("verify", path, "--json").output)
+    assert (report["status"], report["findings"][0]["line"], report["findings"][0]["kind"]) == ("altered", 5, "altered")
+    assert report["end"] is None
+
+
+def test_an_end_that_was_noted_must_still_be_there(kit: Path) -> None:
+    path = kit / "ledger.jsonl"
+    before = path.read_bytes(), tip_path(path).read_bytes()
+    ledger = Ledger(path, KEY, site="north")
+    ledger.append(Record("out", "train", "passed", run="run-a", round=3, tensors=HEAD, bytes=20_000))
+    ledger.close()
+    end = json.loads(run("verify", path, "--json").output)["end"]
+    assert run("verify", path, "--seen", end).exit_code == 0
+    path.write_bytes(before[0])
+    tip_path(path).write_bytes(before[1])
+    assert run("verify", path).exit_code == 0
+    done = run("verify", path, "--seen", end)
+    assert done.exit_code == 1
+    assert "line 9: cut" in done.output
+
+
+@pytest.mark.parametrize("certificate", ["foreign.crt", "south.crt"])
+def test_a_certificate_of_another_key_or_site_is_a_finding(kit: Path, certificate: str) -> None:
+    done = run("verify", kit / "ledger.jsonl", "--certificate", kit / certificate)
+    assert done.exit_code == 1
+    assert "line 1: foreign key" in done.output
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["none.jsonl"], "cannot be read"),
+        (["ledger.jsonl", "--certificate", "ledger.jsonl"], "is not a certificate"),
+        (["ledger.jsonl", "--ca", "ca.crt"], "give --certificate too"),
+        (["ledger.jsonl", "--certificate", "foreign.crt", "--ca", "ca.crt"], "was not issued by the authority"),
+        (["ledger.jsonl", "--seen", "9"], "write SEQUENCE:HASH"),
+    ],
+)
+def test_what_cannot_be_checked_is_refused(
+    kit: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], text: str
+) -> None:
+    monkeypatch.chdir(kit)
+    done = run("verify", *words)
+    assert done.exit_code == 2
+    assert text in done.output
+
+
+def test_entries_are_listed_by_what_is_asked_for(kit: Path) -> None:
+    path = kit / "ledger.jsonl"
+    done = run("show", path, "--decision", "refused")
+    assert done.exit_code == 0
+    assert done.output.count("run-a") == 1
+    assert "the policy allows 1 to 200" in done.output
+    shown = json.loads(run("show", path, "--direction", "out", "--last", "2", "--json").output)["entries"]
+    assert [(entry["kind"], entry["round"]) for entry in shown] == [("train", 1), ("train", 2)]
+    assert run("show", kit / "none").exit_code == 2

@@ -1,0 +1,126 @@
+"""A worker behind its gate, without a socket: whatever bytes it is sent, what comes back is what the policy allows."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from client.audit_report import verify_ledger
+from client.gate import LEDGER_FILE, Gate, open_gate
+from client.worker import Worker
+from ept_fed.config import Experiment, TrainingSettings
+from ept_fed.protocol.frames import Introduce, Refusal, WorkerStatus, decode_frame, encode_frame
+from ept_fed.protocol.messages import SPLITS, Header, MessageRefusedError, RoundReply, RoundRequest
+from ept_fed.protocol.proposal import Proposal, SiteIntroduction, propose
+from ept_fed.site_settings import load_site_settings
+
+POLICY = {
+    "schema": 1,
+    "outgoing": {"fewest_images": 2, "fewest_training_images": 2},
+    "incoming": {"backbone": "first", "training": {"epochs": [1, 2]}},
+}
+
+
+@dataclasses.dataclass
+class Gated:
+    """A worker that has agreed to a run."""
+
+    worker: Worker
+    gate: Gate
+    ledger: Path
+    proposal: Proposal
+    met: SiteIntroduction
+
+    def request(self, **changes: Any) -> RoundRequest:
+        header = Header(self.met.run, 1, self.met.backbone_digest, self.met.layout.hash)
+        training = self.proposal.training.model_dump_json()
+        return dataclasses.replace(RoundRequest(header, "train", 2, self.met.initial, "train", training), **changes)
+
+
+@pytest.fixture
+def gated(make_kit: Callable[..., Path], federation: Callable[..., Experiment]) -> Iterator[Gated]:
+    kit = make_kit()
+    (kit / "policy.yaml").write_text(yaml.safe_dump(POLICY))
+    (kit / "keys").mkdir()
+    key = ec.generate_private_key(ec.SECP384R1()).private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    (kit / "keys" / "site.key").write_bytes(key)
+    (kit / "keys" / "site.key").chmod(0o600)
+    found = load_site_settings(kit / "site.yaml")
+    gate = open_gate(found, kit)
+    worker, proposal = Worker(found, gate), propose(federation())
+    met = decode_frame(worker.answer(encode_frame(Introduce("run-a", proposal))))
+    assert isinstance(met, SiteIntroduction), met
+    yield Gated(worker, gate, found.worker.state / LEDGER_FILE, proposal, met)
+    gate.close()
+
+
+REQUESTS = st.fixed_dictionaries(
+    {},
+    optional={
+        "phase": st.sampled_from(["train", "evaluate"]),
+        "split": st.sampled_from(SPLITS),
+        "rounds": st.integers(-1, 300),
+        "settings": st.sampled_from(
+            [
+                "",
+                "{}",
+                "{",
+                TrainingSettings(epochs=3).model_dump_json(),
+                TrainingSettings(batch_size=1).model_dump_json(),
+            ]
+        ),
+        "wants_gradient": st.booleans(),
+        "shift": st.sampled_from([0.0, 0.5, 5.0, math.nan]),
+        "round": st.integers(0, 3),
+    },
+)
+CUTS = st.tuples(st.integers(0, 4000), st.integers(0, 255))
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(changes=REQUESTS, flips=st.one_of(st.just([]), st.lists(CUTS, min_size=1, max_size=3)))
+def test_whatever_the_app_asks_nothing_comes_back_but_what_the_policy_allows(
+    gated: Gated, changes: dict[str, Any], flips: list[tuple[int, int]]
+) -> None:
+    moved = gated.met.initial + np.float32(changes.pop("shift", 0.0))
+    header = dataclasses.replace(gated.request().header, round=changes.pop("round", 1))
+    try:
+        content = bytearray(encode_frame(gated.request(header=header, payload=moved, **changes)))
+    except MessageRefusedError:
+        content = bytearray(b"junk")
+    for place, value in flips:
+        content[place % len(content)] = value
+    answer = decode_frame(gated.worker.answer(bytes(content)))
+    assert isinstance(answer, (Refusal, RoundReply, WorkerStatus))
+    if isinstance(answer, Refusal):
+        assert str(gated.ledger.parent) not in answer.reason
+        assert len(answer.reason) <= 300
+    elif isinstance(answer, RoundReply):
+        assert answer.header.layout_hash == gated.met.layout.hash
+        assert answer.gradient is None
+        assert (answer.payload is not None) == (answer.phase == "train")
+        if answer.payload is not None:
+            assert answer.payload.shape == (gated.met.layout.size,)
+        assert all(math.isnan(value) or value == round(value, 3) for value in answer.metrics.values())
+
+
+def test_after_all_that_the_ledger_is_whole_and_the_run_goes_on(gated: Gated) -> None:
+    for content in (b"", b"junk", encode_frame(gated.request(wants_gradient=True))):
+        assert isinstance(decode_frame(gated.worker.answer(content)), Refusal)
+    reply = decode_frame(gated.worker.answer(encode_frame(gated.request())))
+    assert isinstance(reply, RoundReply)
+    report = verify_ledger(gated.ledger, every_signature=True)
+    assert report["status"] == "sound"
+    assert report["totals"]["received"]["refused"] == 3
+    assert report["totals"]["sent"]["bytes"] == len(encode_frame(reply)) + len(encode_frame(gated.met))
