@@ -18,6 +18,8 @@ from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.error import FlowerError
 from flwr.supercore.fab import Fab
 
+from ept_fed.problems import UnavailableError
+
 # Flower's messages; protobuf makes the names when it is imported.
 from flwr.proto.control_pb2 import (  # isort: skip
     ListNodesRequest,
@@ -31,7 +33,7 @@ from flwr.proto.control_pb2 import (  # isort: skip
 __all__ = ["Control", "ControlError", "Node", "Run", "open_control"]
 
 
-class ControlError(RuntimeError):
+class ControlError(UnavailableError):
     """SuperLink does not answer, or declines; the text says which."""
 
 

@@ -14,7 +14,7 @@ from socket import socket
 from typing import Any, Literal
 
 from ept_fed.artefacts import write_json
-from ept_fed.problems import InputRefusedError, Problem
+from ept_fed.problems import InputRefusedError, Problem, UnavailableError
 from ept_fed.processes import FLOWER_SWITCHES, PidFile, end_marked
 from ept_fed.supervision import Program, child_environment, find_program, supervise
 from server.control import ControlError, open_control
@@ -30,7 +30,7 @@ _STOP_SECONDS = 40.0
 _log = logging.getLogger(__name__)
 
 
-class ServerAwayError(RuntimeError):
+class ServerAwayError(UnavailableError):
     """No server of this kit runs."""
 
 
