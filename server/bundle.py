@@ -3,7 +3,7 @@
 from flwr.cli.build import build_fab_from_files
 
 import ept_fed
-from server.deployed_app import RUN_KEY
+from server.run_state import RUN_KEY
 
 __all__ = ["build_bundle"]
 

@@ -31,12 +31,10 @@ from server.checkpoints import CheckpointFolder
 from server.registered_grid import RegisteredGrid
 from server.round_record import RoundRecord
 from server.rounds import FederationResult
-from server.run_state import RunPhase, read_agreement, write_agreement, write_progress, write_result
+from server.run_state import RUN_KEY, RunPhase, read_agreement, write_agreement, write_progress, write_result
 from server.server_kit import KIT_VARIABLE, ServerKit, open_server_kit
 
-__all__ = ["RUN_KEY", "app"]
-
-RUN_KEY = "run"
+__all__ = ["app"]
 
 _log = logging.getLogger(__name__)
 _NAME: TypeAdapter[str] = TypeAdapter(Name)

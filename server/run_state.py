@@ -20,8 +20,18 @@ from ept_fed.protocol.plan_json import plan_from_json, plan_to_json
 from ept_fed.sealed_tensors import SealBrokenError, read_sealed, write_sealed
 from server.agreement import Agreement
 
-__all__ = ["RunPhase", "read_agreement", "read_json_file", "write_agreement", "write_progress", "write_result"]
+__all__ = [
+    "RUN_KEY",
+    "RunPhase",
+    "read_agreement",
+    "read_json_file",
+    "write_agreement",
+    "write_progress",
+    "write_result",
+]
 
+# The one setting of a submitted run: the name of its folder.
+RUN_KEY = "run"
 RunPhase = Literal["waiting for sites", "rounds", "done", "failed"]
 _AGREEMENT, _PROGRESS, _RESULT = "agreement.safetensors", "progress.json", "result.json"
 _INITIAL = "initial"

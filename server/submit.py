@@ -17,8 +17,7 @@ from ept_fed.protocol.proposal import propose
 from ept_fed.reports.run_folder import RunFolder
 from server.bundle import build_bundle
 from server.control import Control, ControlError, Run, open_control
-from server.deployed_app import RUN_KEY
-from server.run_state import read_json_file
+from server.run_state import RUN_KEY, read_json_file
 from server.server_kit import ServerKit, open_server_kit
 from server.service import ServerAwayError, find_superlink_port
 
