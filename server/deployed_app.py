@@ -89,7 +89,7 @@ def _run(grid: Grid, context: Context, kit: ServerKit, folder: RunFolder) -> Non
 def _meet(grid: Grid, experiment: Experiment, kit: ServerKit, folder: RunFolder) -> Agreement:
     sites = tuple(sorted(kit.public_keys()))
     _log.info("waiting for %s", ", ".join(sites))
-    nothing = {site: {} for site in sites}
+    nothing: dict[str, dict[str, float]] = {site: {} for site in sites}
     write_progress(folder.path, "waiting for sites", round_number=0, rounds=experiment.federation.rounds, sites=nothing)
     agreement = agree(grid, experiment, sites)
     folder.write_prompts(agreement.plan, 0, agreement.plan.initial)

@@ -41,7 +41,7 @@ def _submit(rehearsal: Rehearsal, name: str, *, deadline: float = 90.0, quorum: 
     """Submit a run whose training takes some seconds, and return its folder."""
     experiment = rehearsal.write_experiment(
         name,
-        training={"epochs": 20, "optimizer": "adamw"},
+        training={"epochs": 3, "prompt_lr": 0.01},
         federation={"rounds": _ROUNDS, "deadline": deadline, "grace": 5.0, "quorum": quorum},
         data={"shots": None},
     )
@@ -213,7 +213,7 @@ def main() -> None:
     """Print a line per fault, as it is seen."""
     wanted = sys.argv[1:] or list(FAULTS)
     print("| fault | what the operator sees | seconds | lost |\n|---|---|---|---|")
-    with Rehearsal(_SITES, patients=60) as rehearsal:
+    with Rehearsal(_SITES, patients=40) as rehearsal:
         rehearsal.start_server()
         for name in rehearsal.names:
             rehearsal.start_site(name)
