@@ -21,10 +21,11 @@ from ept_fed.protocol.proposal import Proposal, SiteIntroduction, propose
 from server.attendance import wait_for_sites
 from server.exchange import find_sender
 
-__all__ = ["Agreement", "NoAgreementError", "agree", "reconcile"]
+__all__ = ["Agreement", "NoAgreementError", "agree", "name_run", "reconcile"]
 
 _log = logging.getLogger(__name__)
 _ABSENT = "is not online"
+_LONGEST_NAME = 40
 
 
 class NoAgreementError(RuntimeError):
@@ -56,7 +57,8 @@ def agree(grid: Grid, experiment: Experiment, sites: tuple[str, ...]) -> Agreeme
     left_out = dict.fromkeys((name for name in sites if name not in online), _ABSENT)
     left_out |= dict.fromkeys(doubled, "two nodes are online under its name")
     asked = {node: name for name, node in sorted(online.items()) if name not in doubled}
-    met, refused = _introduce(grid, asked, experiment.run_id, proposal, federation.deadline)
+    run = name_run(proposal)
+    met, refused = _introduce(grid, asked, run, proposal, federation.deadline)
     fitting, misfits = reconcile(met)
     left_out |= refused | misfits
     for name, reason in sorted(left_out.items()):
@@ -67,12 +69,22 @@ def agree(grid: Grid, experiment: Experiment, sites: tuple[str, ...]) -> Agreeme
     first = next(iter(fitting.values()))
     plan = make_plan(
         experiment,
+        run,
         examples={name: introduction.examples for name, introduction in fitting.items()},
         backbone_digest=first.backbone_digest,
         layout=first.layout,
         initial=first.initial,
     )
     return Agreement(plan, left_out)
+
+
+def name_run(proposal: Proposal) -> str:
+    """Return the identity of a run: its name, and what is proposed under it.
+
+    Sites agree to a run once. An experiment that is run again under another name is another run to them, and so is one
+    that was changed; equal names and settings are the same run, on every server.
+    """
+    return f"{proposal.name[:_LONGEST_NAME]}-{proposal.digest[:16]}"
 
 
 def reconcile(met: Mapping[str, SiteIntroduction]) -> tuple[dict[str, SiteIntroduction], dict[str, str]]:

@@ -9,12 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from pydantic import TypeAdapter, ValidationError
+
 from ept_fed.config import Experiment
 from ept_fed.contradictions import check_sites, find_shared_contradictions
 from ept_fed.experiment_file import load_experiment
 from ept_fed.problems import InputRefusedError, Problem
 from ept_fed.protocol.proposal import propose
 from ept_fed.reports.run_folder import RunFolder
+from ept_fed.settings import Name
 from server.bundle import build_bundle
 from server.control import Control, ControlError, Run, open_control
 from server.run_state import RUN_KEY, read_json_file
@@ -25,6 +28,7 @@ __all__ = ["RunEnd", "connect", "end_run", "follow", "run_experiment"]
 
 _POLL_SECONDS = 1.0
 _MOST_UNANSWERED = 30.0
+_NAME: TypeAdapter[str] = TypeAdapter(Name)
 
 
 @dataclass(frozen=True)
@@ -64,10 +68,11 @@ def run_experiment(
     """
     kit = open_server_kit(kit_folder)
     find_superlink_port(kit)
-    if resume and name is None:
-        name = _newest_run(kit)
+    if resume:
+        name = _check_name(name) if name else _newest_run(kit)
     experiment = _load(kit, config, overrides, name if resume else None)
-    name = name or experiment.name
+    name = _check_name(name or experiment.name)
+    experiment = experiment.model_copy(update={"name": name})
     folder = RunFolder(kit.runs / name)
     with _one_at_a_time(kit), connect(kit) as control:
         going_on = [run for run in control.runs() if not run.ended]
@@ -167,6 +172,15 @@ def _prepare_folder(folder: RunFolder, experiment: Experiment, *, resume: bool) 
     if problems:
         raise InputRefusedError(problems)
     (folder.path / "result.json").unlink(missing_ok=True)
+
+
+def _check_name(name: str) -> str:
+    """Return the name of a run; it becomes a folder's."""
+    try:
+        return _NAME.validate_python(name)
+    except ValidationError as error:
+        fix = "must be 1 to 64 letters, digits, dots, dashes or underscores"
+        raise InputRefusedError([Problem("--name", name, fix)]) from error
 
 
 def _newest_run(kit: ServerKit) -> str:

@@ -74,6 +74,7 @@ class VirtualFederation:
         layout = payload_layout(model, share=federation.share, payload=federation.payload, classes=self.data.classes)
         return make_plan(
             self.experiment,
+            self.experiment.run_id,
             examples={name: len(site.train) for name, site in self.data.sites.items()},
             backbone_digest=self.backbone.digest,
             layout=layout,

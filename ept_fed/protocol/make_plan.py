@@ -25,12 +25,19 @@ _AS_THEY_ARE = {
 
 
 def make_plan(
-    experiment: Experiment, *, examples: Mapping[str, int], backbone_digest: str, layout: PayloadLayout, initial: Vector
+    experiment: Experiment,
+    run: str,
+    *,
+    examples: Mapping[str, int],
+    backbone_digest: str,
+    layout: PayloadLayout,
+    initial: Vector,
 ) -> Plan:
     """Return the plan of an experiment.
 
     Args:
         experiment: validated.
+        run: its identity in every message.
         examples: training images of each site that takes part, by its registered name; what it may claim, unless the
             experiment says.
         backbone_digest: SHA-256 of the backbone that every site has.
@@ -42,7 +49,7 @@ def make_plan(
     proximal = STRATEGIES[federation.strategy].proximal_option
     training = experiment.training.model_dump() | {"proximal_mu": options[proximal] if proximal else 0.0}
     return Plan(
-        run=experiment.run_id,
+        run=run,
         seed=experiment.seed,
         backbone_digest=backbone_digest,
         layout=layout,

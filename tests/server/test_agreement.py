@@ -14,7 +14,7 @@ from ept_fed.flower import SITE_REFUSED, encode_frame_record, set_task_identity
 from ept_fed.protocol.frames import encode_frame
 from ept_fed.protocol.layout import PayloadLayout
 from ept_fed.protocol.proposal import SiteIntroduction, propose
-from server.agreement import Agreement, NoAgreementError, agree, reconcile
+from server.agreement import Agreement, NoAgreementError, agree, name_run, reconcile
 from server.polling_grid import NodeInfo, PollingGrid
 from server.registered_grid import RegisteredGrid
 from server.run_state import read_agreement, write_agreement
@@ -31,7 +31,7 @@ def introduction(
 ) -> SiteIntroduction:
     met = SiteIntroduction(
         site=site,
-        run=EXPERIMENT.run_id,
+        run=name_run(propose(EXPERIMENT)),
         proposal=propose(EXPERIMENT).digest,
         backbone_digest=backbone,
         layout=LAYOUT,
