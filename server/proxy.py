@@ -112,9 +112,13 @@ def _interface(host: str) -> str:
 @cache
 def _templates() -> Environment:
     return Environment(
-        loader=PackageLoader("server"), undefined=StrictUndefined, autoescape=False, keep_trailing_newline=True,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
+        loader=PackageLoader("server"),
+        undefined=StrictUndefined,
+        autoescape=False,
+        keep_trailing_newline=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
 
 
 def _render(template: str, words: Mapping[str, object]) -> str:

@@ -72,7 +72,8 @@ def start_server(folder: Path, proxy: Literal["nginx", "none"], tell: Callable[[
     try:
         return supervise(programs, tell)
     finally:
-        (kit.state / "server.json").unlink(missing_ok=True)
+        for name in ("server.json", "ready.json"):
+            (kit.state / name).unlink(missing_ok=True)
 
 
 def find_server(kit: ServerKit) -> int | None:

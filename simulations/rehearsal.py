@@ -167,9 +167,14 @@ class Rehearsal:
         """Run a command of ept-fed to its end; return exit code and output, errors included."""
         done = subprocess.run(
             [sys.executable, "-m", "ept_fed.cli", *words],
-            cwd=self.folder, env=self._environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            check=False, timeout=_LIMIT,
-        )  # fmt: skip
+            cwd=self.folder,
+            env=self._environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+            timeout=_LIMIT,
+        )
         return done.returncode, done.stdout
 
     def start(self, name: str, *words: str) -> subprocess.Popen[bytes]:
@@ -177,8 +182,12 @@ class Rehearsal:
         with (self.folder / f"{name}.log").open("ab") as log:
             self._running[name] = subprocess.Popen(
                 [sys.executable, "-m", "ept_fed.cli", *words],
-                cwd=self.folder, env=self._environment, stdout=log, stderr=log, start_new_session=True,
-            )  # fmt: skip
+                cwd=self.folder,
+                env=self._environment,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
         return self._running[name]
 
     def end(self, name: str, number: int = signal.SIGTERM) -> int:
