@@ -13,6 +13,7 @@ from ept_fed.config import TrainingSettings
 from ept_fed.data.datasets import CachedDataset
 from ept_fed.models.method import TunedViT
 from ept_fed.seeds import derive_seed
+from ept_fed.training.fitted_head import HeadFit
 from ept_fed.training.loop import RoundScope, TrainingDivergedError, TrainingOutcome, train_round
 from ept_fed.training.optimizer import build_optimizer
 from ept_fed.training.penalties import ProximalTerm
@@ -35,6 +36,7 @@ def train_local_round(
     before: SiteState | None,
     penalties: Sequence[Penalty],
     ditto: tuple[ProximalTerm, Tensors] | None = None,
+    head: HeadFit | None = None,
 ) -> tuple[TrainingOutcome, SiteState]:
     """Train the model in place and return what the round came to, and the state to keep.
 
@@ -47,19 +49,20 @@ def train_local_round(
         penalties: of the strategy, see `ept_fed.training.penalties`.
         ditto: the pull of the personal model towards the received payload, and the tensors it starts from in the
             first round (Li et al. 2021, Algorithm 1); None keeps no such model.
+        head: see `train_round`.
 
     Raises:
         TrainingDivergedError: the model is then of no use.
     """
     stamp = settings.model_dump_json()
-    outcome, tensors = _train(model, images, settings, scope, before, stamp, penalties, prefix="")
+    outcome, tensors = _train(model, images, settings, scope, before, stamp, penalties, head, prefix="")
     if ditto is not None:
         pull, start = ditto
         held = before.tensors if before is not None and any(n.startswith(DITTO) for n in before.tensors) else None
         restore_model(model, start if held is None else held, "model" if held is None else f"{DITTO}/model")
         own_scope = RoundScope(derive_seed(scope.seed, DITTO), scope.site, scope.round, scope.rounds)
         try:
-            _, personal = _train(model, images, settings, own_scope, before, stamp, [pull], prefix=f"{DITTO}/")
+            _, personal = _train(model, images, settings, own_scope, before, stamp, [pull], None, prefix=f"{DITTO}/")
         except TrainingDivergedError as diverged:
             _log.warning("Ditto's model of %s stays as it was before round %d: %s", scope.site, scope.round, diverged)
             personal = {name: tensor for name, tensor in (held or {}).items() if name.startswith(f"{DITTO}/")}
@@ -77,12 +80,13 @@ def _train(
     before: SiteState | None,
     stamp: str,
     penalties: Sequence[Penalty],
+    head: HeadFit | None,
     *,
     prefix: str,
 ) -> tuple[TrainingOutcome, dict[str, npt.NDArray[Any]]]:
     optimizer: torch.optim.Optimizer = build_optimizer(model, settings)
     if before is not None and before.settings == stamp and settings.optimizer_state == "keep":
         restore_optimizer(optimizer, before.tensors, f"{prefix}optimizer")
-    outcome = train_round(model, optimizer, images, settings, scope, penalties=penalties)
+    outcome = train_round(model, optimizer, images, settings, scope, penalties=penalties, head=head)
     moments = capture_optimizer(optimizer, f"{prefix}optimizer") if settings.optimizer_state == "keep" else {}
     return outcome, {**capture_model(model, f"{prefix}model"), **moments}

@@ -2,6 +2,8 @@
 
 state/<run>/proposal.json            what was agreed, with its digest
 state/<run>/round-0007.safetensors   the site after that round (`client.states`)
+state/<run>/received.safetensors, answers.jsonl   what the site's own report needs (`client.run_record`)
+state/<run>/local/                   the site alone, as its own report trained it (`client.own_report`)
 """
 
 import json
@@ -9,6 +11,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
+from client.run_record import RunRecord
 from client.states import StateFolder
 from ept_fed.artefacts import write_json
 from ept_fed.protocol.messages import MessageRefusedError
@@ -74,6 +77,14 @@ class RunRegistry:
     def states(self, run: str) -> StateFolder:
         """Return where the site keeps its states of a run."""
         return StateFolder(self._path(run), run=run, site=self._site)
+
+    def record(self, run: str) -> RunRecord:
+        """Return what the site keeps of a run for its own report."""
+        return RunRecord(self._path(run), run=run, site=self._site)
+
+    def local(self, run: str) -> Path:
+        """Return where the site's own report keeps the states of the site alone."""
+        return self._path(run) / "local"
 
     def _path(self, run: str) -> Path:
         """Return a run's folder; its name came over a wire and must not lead anywhere else."""

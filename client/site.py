@@ -55,6 +55,7 @@ class Site:
         name: the site's registered name.
         data: its splits.
         layout: of the payload this site sends and accepts.
+        head_fit: how the head is computed; None if it is trained.
     """
 
     def __init__(
@@ -95,7 +96,7 @@ class Site:
         self._evaluation_batch = evaluation_batch
         self._bfloat16 = use_bfloat16(precision, slot.model.device)
         self._states: StateStore = StateMemory() if states is None else states
-        self._head = head
+        self.head_fit = head
         self._adopted: Vector | None = None
         self._fleeting = False
 
@@ -136,7 +137,7 @@ class Site:
                 a round so far back that the state before it is gone.
             TrainingDivergedError: if the loss stops being a number; nothing of the round is kept.
         """
-        self._require(request)
+        self.require(request)
         try:
             settings = TrainingSettings.model_validate_json(request.settings)
             before = self.state_before(request.header.round)
@@ -144,7 +145,7 @@ class Site:
             raise MessageRefusedError(f"training settings are refused: {error.error_count()} are invalid") from error
         except StateLostError as lost:
             raise MessageRefusedError(str(lost)) from lost
-        if (settings.head == "discriminant") != (self._head is not None):
+        if (settings.head == "discriminant") != (self.head_fit is not None):
             raise MessageRefusedError(f"training.head = '{settings.head}' is not what this run began with")
         started = time.perf_counter()
         self._load(before)
@@ -173,7 +174,7 @@ class Site:
         Raises:
             MessageRefusedError: for a request of another run, backbone, layout or version.
         """
-        self._require(request)
+        self.require(request)
         started = time.perf_counter()
         self.adopt(request.payload)
         _, metrics = self.assess(self.split(request.split))
@@ -184,6 +185,20 @@ class Site:
             examples=len(self.split(request.split)),
             metrics={**metrics, "seconds": time.perf_counter() - started},
         )
+
+    def require(self, request: RoundRequest) -> None:
+        """Raise unless a request is meant for this site as it stands.
+
+        Raises:
+            MessageRefusedError: for another run, backbone, layout or version, or a round that does not exist.
+            PayloadMismatchError: for a payload that does not fit this site's layout.
+        """
+        round_number = request.header.round
+        mine = Header(self._run, round_number, self._slot.model.backbone.digest, self.layout.hash)
+        request.header.require(mine)
+        if not 1 <= round_number <= request.rounds:
+            raise MessageRefusedError(f"round {round_number} of {request.rounds} does not exist")
+        self.layout.check(np.asarray(request.payload))
 
     def fit(
         self, settings: TrainingSettings, round_number: int, rounds: int, *, payload: Vector | None = None
@@ -204,8 +219,8 @@ class Site:
 
     def refit_head(self) -> None:
         """Compute the head anew for the prompts in the model, if this site's head is computed at all."""
-        if self._head is not None:
-            self._head.apply(self._slot.model, self.data.train)
+        if self.head_fit is not None:
+            self.head_fit.apply(self._slot.model, self.data.train)
 
     def forget_after(self, round_number: int) -> None:
         """Go back to the state after a round: an early stop has trained one more that the prompts know nothing of."""
@@ -279,14 +294,6 @@ class Site:
         """Return a split by name: train, validation or test."""
         return {"train": self.data.train, "validation": self.data.validation, "test": self.data.test}[name]
 
-    def _require(self, request: RoundRequest) -> None:
-        round_number = request.header.round
-        mine = Header(self._run, round_number, self._slot.model.backbone.digest, self.layout.hash)
-        request.header.require(mine)
-        if not 1 <= round_number <= request.rounds:
-            raise MessageRefusedError(f"round {round_number} of {request.rounds} does not exist")
-        self.layout.check(np.asarray(request.payload))
-
     def _load(self, state: SiteState | None) -> None:
         restore_model(self._slot.model, self._slot.start if state is None else state.tensors)
         self._slot.holder, self._adopted, self._fleeting = self, None, False
@@ -332,12 +339,19 @@ class Site:
         scope = RoundScope(self._seed, self.name, round_number, rounds)
         try:
             outcome, state = train_local_round(
-                model, self.data.train, settings, scope, before=before, penalties=penalties, ditto=ditto
+                model,
+                self.data.train,
+                settings,
+                scope,
+                before=before,
+                penalties=penalties,
+                ditto=ditto,
+                head=self.head_fit,
             )
         except BaseException:
             self._slot.holder = None
             raise
-        if alone and self._head is not None:
+        if alone and self.head_fit is not None:
             self.refit_head()
             state = replace(state, tensors={**state.tensors, **capture_model(model)})
         self._states.save(state)

@@ -14,7 +14,7 @@ from client.build_site import choose_device, create_site, create_start_model, lo
 from client.site import ModelSlot, Site
 from client.states import StateStore
 from ept_fed.config import Experiment
-from ept_fed.data.datasets import SiteData, prepare_data
+from ept_fed.data.datasets import PreparedData, prepare_data
 from ept_fed.models.backbones import Backbone
 from ept_fed.problems import InputRefusedError, Problem
 from ept_fed.protocol.proposal import Proposal
@@ -54,7 +54,7 @@ class WarmSite:
         """Take a site's own settings; nothing is loaded yet."""
         self._settings = settings
         self._backbone: _Kept[Backbone] = _Kept()
-        self._data: _Kept[SiteData] = _Kept()
+        self._data: _Kept[PreparedData] = _Kept()
         self._slot: _Kept[ModelSlot] = _Kept()
 
     @property
@@ -67,7 +67,29 @@ class WarmSite:
     def training_images(self) -> int | None:
         """Of the data in memory."""
         data = self._data.value
-        return None if data is None else len(data.train)
+        return None if data is None else len(data.sites[self._settings.site].train)
+
+    @property
+    def data(self) -> PreparedData:
+        """The images in memory, as those of the one site that this is.
+
+        Raises:
+            RuntimeError: before the first `open`.
+        """
+        if self._data.value is None:
+            raise RuntimeError("no images are loaded yet; open a run first")
+        return self._data.value
+
+    @property
+    def slot(self) -> ModelSlot:
+        """The model in memory, in which the sites that `open` returned take turns.
+
+        Raises:
+            RuntimeError: before the first `open`.
+        """
+        if self._slot.value is None:
+            raise RuntimeError("no model is loaded yet; open a run first")
+        return self._slot.value
 
     def open(self, run: str, proposal: Proposal, states: StateStore) -> Site:
         """Return the site as it takes part in a run; what is not in memory is loaded.
@@ -90,14 +112,15 @@ class WarmSite:
         slot = self._slot.get(
             slot_key, lambda: ModelSlot(create_start_model(experiment, backbone, len(data.classes), device))
         )
-        return create_site(experiment, data, slot, run=run, states=states)
+        return create_site(experiment, data.sites[self._settings.site], slot, run=run, states=states)
 
-    def _prepare(self, experiment: Experiment, backbone: Backbone) -> SiteData:
-        sites = prepare_data(experiment.data, backbone.input, experiment.data_seed).sites
-        if len(sites) != 1:
+    def _prepare(self, experiment: Experiment, backbone: Backbone) -> PreparedData:
+        prepared = prepare_data(experiment.data, backbone.input, experiment.data_seed)
+        if len(prepared.sites) != 1:
             fix = "this worker is one site; name the one whose images are its own"
-            raise InputRefusedError([Problem("data.sites", ", ".join(sites), fix)])
-        return dataclasses.replace(next(iter(sites.values())), name=self._settings.site)
+            raise InputRefusedError([Problem("data.sites", ", ".join(prepared.sites), fix)])
+        site = dataclasses.replace(next(iter(prepared.sites.values())), name=self._settings.site)
+        return dataclasses.replace(prepared, sites={site.name: site})
 
 
 def _stamp(weights: str | None) -> list[int] | None:

@@ -18,6 +18,7 @@ from typing import Literal, TypeVar
 
 import ept_fed
 from client.door import Door
+from client.run_record import Answer
 from client.run_registry import RunRegistry
 from client.site import Site
 from client.warm_site import WarmSite
@@ -123,14 +124,14 @@ class Worker:
             self._require_free(frame.run)
             self._at_door(lambda: self._door.admit_proposal(frame.run, frame.proposal, content))
             self._take_hold(frame.run, None)
-            return self._in_turn("introduce", frame.run, lambda: self._introduce(frame.run, frame.proposal))
+            return self._in_turn("introduce", frame.run, lambda: self._introduce(frame.run, frame.proposal, content))
         if isinstance(frame, RoundRequest):
             proposal = self._registry.find(frame.header.run)
             self._take_hold(frame.header.run, frame.header.round)
             return self._in_turn(frame.phase, frame.header.run, lambda: self._reply(frame, proposal, content))
         raise MessageRefusedError(f"a {kind_of(frame)} is nothing that a worker answers")
 
-    def _introduce(self, run: str, proposal: Proposal) -> SiteIntroduction:
+    def _introduce(self, run: str, proposal: Proposal, content: bytes) -> SiteIntroduction:
         site = self._warm.open(run, proposal, self._registry.states(run))
         self._registry.agree(run, proposal)
         introduction = SiteIntroduction(
@@ -143,8 +144,9 @@ class Worker:
             examples=len(site.data.train),
         )
         counts: dict[Split, int] = {name: len(site.split(name)) for name in SPLITS}
-        content = encode_frame(introduction)
-        self._at_door(lambda: self._door.release_introduction(run, introduction, content, counts=counts))
+        leaving = encode_frame(introduction)
+        self._at_door(lambda: self._door.release_introduction(run, introduction, leaving, counts=counts))
+        self._registry.record(run).note(Answer("introduction", len(content), len(leaving)))
         return introduction
 
     def _reply(self, request: RoundRequest, proposal: Proposal, content: bytes) -> RoundReply:
@@ -154,11 +156,26 @@ class Worker:
             if vector is not None:
                 site.layout.check(vector)
         self._at_door(lambda: self._door.admit(request, site.layout, content))
+        site.require(request)
+        record = self._registry.record(run)
+        record.accept(request, self._warm.data.digest)
         if request.phase == "evaluate":
             reply = site.evaluate(request)
         else:
             reply = self._recall(request, content, site) or self._train(request, content, site)
-        return self._at_door(lambda: self._door.release(request, reply, site.layout))
+        leaving = self._at_door(lambda: self._door.release(request, reply, site.layout))
+        record.note(
+            Answer(
+                request.phase,
+                len(content),
+                len(encode_frame(leaving)),
+                request.header.round,
+                request.split,
+                leaving.examples,
+                leaving.metrics,
+            )
+        )
+        return leaving
 
     def _train(self, request: RoundRequest, content: bytes, site: Site) -> RoundReply:
         self._finished = None

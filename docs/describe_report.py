@@ -21,7 +21,8 @@ difference, and the counts; subgroups, curves, confusion matrices and pictures s
 {FEWEST_CASES} cases has `"shown": false` and no numbers.
 
 Not in schema {SCHEMA}: the site's ledger of what left it, and the privacy spent (epsilon). `traffic` counts
-messages and bytes as the server saw them; the site's own signed record takes their place when there is one.
+messages and bytes as the server saw them, or the site's worker in what `ept-fed site report` writes (`counted_by`);
+the site's own signed record takes their place when there is one.
 
 `sites/<site>/shared.json`, schema 1, is what a site shares of its single scores, beside the averages above: for
 every setting and class, bins `[lower edge, upper edge, images, images with the class]`, the edges as positions in

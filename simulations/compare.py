@@ -1,36 +1,36 @@
 """The settings that a federation is measured against, each assessed on every site's own images."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
-from client.personalise import fine_tune, interpolate, recall_ditto
+from client.compare import Recall, assess_settings, recall_federated
 from client.site import Site
 from ept_fed.protocol.layout import Vector
 from ept_fed.reports.comparison import Comparison, SiteTraffic
-from ept_fed.reports.predictions import list_predictions, list_subgroups
 from ept_fed.reports.progress import Progress
 from ept_fed.reports.run_folder import RunFolder
-from ept_fed.training.loop import TrainingDivergedError
 from server.round_record import RoundRecord
 from server.rounds import FederationResult
 from simulations.baselines import train_centralised, train_local
 from simulations.virtual_sites import VirtualFederation
 
-__all__ = ["compare_settings", "prepare_settings"]
+__all__ = ["SiteRecall", "compare_settings", "prepare_settings"]
 
 # Brings one site's model under a setting into the slot, ready to be assessed.
-Recall = Callable[[str], Site]
+SiteRecall = Callable[[str], Site]
 
 
 def prepare_settings(
     federation: VirtualFederation, sites: Mapping[str, Site], payload: Vector, folder: RunFolder, progress: Progress
-) -> dict[str, Recall]:
+) -> dict[str, SiteRecall]:
     """Train the baselines, and return how to get every setting's model of a site, in the order of the table."""
-    experiment, settings = federation.experiment, {}
+    experiment = federation.experiment
+    settings: dict[str, SiteRecall] = {}
     if "local" in experiment.evaluation.baselines:
         local = train_local(federation, folder, progress)
         settings["local"] = lambda name: local[name]
-    settings |= _federated_settings(federation, sites, payload, progress)
+    recalls = {name: recall_federated(site, payload, experiment, progress.on_note) for name, site in sites.items()}
+    for setting in next(iter(recalls.values())):
+        settings[setting] = _of_site(recalls, setting)
     if "centralised" in experiment.evaluation.baselines:
         centralised = train_centralised(federation, folder, progress)
         settings["centralised"] = lambda _name: centralised
@@ -38,20 +38,15 @@ def prepare_settings(
 
 
 def compare_settings(
-    federation: VirtualFederation, settings: Mapping[str, Recall], result: FederationResult, folder: RunFolder
+    federation: VirtualFederation, settings: Mapping[str, SiteRecall], result: FederationResult, folder: RunFolder
 ) -> Comparison:
     """Evaluate every setting on every site's own validation and test images, and write the predictions."""
     metrics: dict[str, dict[str, Mapping[str, float]]] = {name: {} for name in settings}
     for site, data in federation.data.sites.items():
-        rows: list[Mapping[str, Any]] = []
-        subgroups = list_subgroups([*data.validation.records, *data.test.records])
-        for setting, recall in settings.items():
-            model = recall(site)
-            probabilities, _ = model.assess(data.validation)
-            rows += list_predictions(data.validation, "validation", setting, probabilities, subgroups)
-            probabilities, metrics[setting][site] = model.assess(data.test)
-            rows += list_predictions(data.test, "test", setting, probabilities, subgroups)
-        folder.write_predictions(site, rows, federation.data.classes, subgroups)
+        assessed = assess_settings(data, {setting: _bind(recall, site) for setting, recall in settings.items()})
+        folder.write_predictions(site, assessed.rows, federation.data.classes, assessed.subgroups)
+        for setting, values in assessed.metrics.items():
+            metrics[setting][site] = values
     return Comparison(
         settings=tuple(settings),
         metrics=metrics,
@@ -60,43 +55,12 @@ def compare_settings(
     )
 
 
-def _federated_settings(
-    federation: VirtualFederation, sites: Mapping[str, Site], payload: Vector, progress: Progress
-) -> dict[str, Recall]:
-    experiment, own = federation.experiment, federation.experiment.personalisation
-    epochs = own.fine_tune_epochs
+def _of_site(recalls: Mapping[str, Mapping[str, Recall]], setting: str) -> SiteRecall:
+    return lambda name: recalls[name][setting]()
 
-    def federated(name: str) -> Site:
-        sites[name].adopt(payload)
-        return sites[name]
 
-    def fine_tuned(name: str) -> Site:
-        try:
-            fine_tune(sites[name], payload, experiment.training, epochs=epochs or 0, seed=experiment.seed)
-        except TrainingDivergedError as diverged:
-            progress.on_note(f"fine-tuned: {name} keeps the federated model, because {diverged}")
-            return federated(name)
-        return sites[name]
-
-    def interpolated(name: str) -> Site:
-        share = interpolate(sites[name], payload)
-        progress.on_note(f"interpolated: {name} mixes {share:.0%} of its own prompts with the federation's")
-        return sites[name]
-
-    def ditto(name: str) -> Site:
-        if not recall_ditto(sites[name]):
-            progress.on_note(f"ditto: {name} never trained, so it has the federated model")
-            return federated(name)
-        return sites[name]
-
-    settings: dict[str, Recall] = {"federated": federated}
-    if epochs is not None:
-        settings["fine-tuned"] = fine_tuned
-    if own.interpolate:
-        settings["interpolated"] = interpolated
-    if own.ditto is not None:
-        settings["ditto"] = ditto
-    return settings
+def _bind(recall: SiteRecall, site: str) -> Recall:
+    return lambda: recall(site)
 
 
 def _traffic(site: str, rounds: tuple[RoundRecord, ...]) -> SiteTraffic:

@@ -2,22 +2,15 @@
 
 from pathlib import Path
 
-from safetensors.torch import load_file
-
+from client.gallery import collect_errors
 from ept_fed.experiment_file import load_experiment
-from ept_fed.models.embedding import FOLDABLE
-from ept_fed.models.scaling_map import scaling_map
-from ept_fed.models.vit import PromptedViT
 from ept_fed.problems import InputRefusedError, Problem
-from ept_fed.reports.gallery import GalleryItem, most_confident_errors
+from ept_fed.reports.gallery import GalleryItem
 from ept_fed.reports.read_run import read_run
 from ept_fed.reports.run_folder import site_folder
-from ept_fed.reports.scaling_picture import draw_beside
 from simulations.virtual_sites import VirtualFederation, prepare_federation
 
 __all__ = ["collect_gallery", "load_gallery"]
-
-_MOST = 6
 
 
 def load_gallery(out: Path) -> dict[str, list[GalleryItem]]:
@@ -47,32 +40,17 @@ def load_gallery(out: Path) -> dict[str, list[GalleryItem]]:
 
 
 def collect_gallery(out: Path, federation: VirtualFederation) -> dict[str, list[GalleryItem]]:
-    """Return each site's most confident errors with their pictures, for the site's own page.
-
-    The scaling map is that of the site's federated model as the run wrote it; where prompts are embedded in a way that
-    has no such map, the picture stands alone. None for multi-label, where an image is not simply right or wrong.
-    """
+    """Return each site's most confident errors with their pictures, see `collect_errors`; none for multi-label."""
     if federation.data.task == "multi_label":
         return {}
-    run, classes, model = read_run(out), federation.data.classes, federation.slot.model
-    # Only EPT's prompts scale the attention; the comparators' pictures stand alone.
-    prompted = model if isinstance(model, PromptedViT) and model.embedding in FOLDABLE else None
-    # The slot gets tensors of its own below; the next site to take its turn must load its own again.
-    federation.slot.holder = None
-    gallery: dict[str, list[GalleryItem]] = {}
-    for site, data in federation.data.sites.items():
-        if prompted is not None:
-            tensors = load_file(out / "sites" / site_folder(site) / "model.safetensors")
-            prompted.load_payload({name: tensor.to(prompted.prompts.device) for name, tensor in tensors.items()})
-        position = {record.image: index for index, record in enumerate(data.test.records)}
-        gallery[site] = []
-        for error in most_confident_errors(run.sites[site].test, classes, _MOST):
-            index = position[error.image]
-            png, scaling = data.test.as_png(index), None
-            if prompted is not None:
-                ((image, _),) = data.test.batches(1, order=[index])
-                factors = scaling_map(prompted, image.to(prompted.prompts.device))[0].cpu().numpy()
-                png, scaling = draw_beside(png, factors), (float(factors.min()), float(factors.max()))
-            item = GalleryItem(error.image, png, error.true, error.predicted, error.probability, scaling)
-            gallery[site].append(item)
-    return gallery
+    run = read_run(out)
+    return {
+        site: collect_errors(
+            federation.slot,
+            out / "sites" / site_folder(site) / "model.safetensors",
+            data.test,
+            run.sites[site].test,
+            federation.data.classes,
+        )
+        for site, data in federation.data.sites.items()
+    }

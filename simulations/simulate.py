@@ -1,15 +1,12 @@
 """`ept-fed simulate`: one federation over virtual sites in this process, its baselines, and the comparison."""
 
 import logging
-import platform
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
-import ept_fed
+from client.describe_run import describe_run
 from client.site import Site
 from ept_fed.config import Experiment
 from ept_fed.problems import InputRefusedError, Problem
@@ -116,26 +113,19 @@ def _run(
     comparison = compare_settings(federation, settings, result, folder)
     if experiment.evaluation.cross_site and settings:
         write_cross_site(folder.path, assess_cross_site(federation.data.sites, settings["local"]))
-    report = {
-        "schema": 1,
-        "status": "done" if result.aggregated_anything else "failed",
-        "name": experiment.name,
-        "run": plan.run,
-        "seed": plan.seed,
-        "rounds": plan.rounds,
-        "share": experiment.federation.share,
-        "strategy": plan.strategy,
-        "ended": result.ended,
-        "classes": list(federation.data.classes),
-        "backbone": {"name": federation.backbone.name, "digest": plan.backbone_digest},
-        "payload": {"layout": plan.layout.to_json(), "hash": plan.layout.hash, "bytes": 4 * plan.layout.size},
-        "data": federation.data.summary(),
-        "notes": list(federation.data.notes),
-        **comparison.to_json(),
-        "versions": {"ept_fed": ept_fed.__version__, "torch": torch.__version__, "python": platform.python_version()},
-        "device": str(federation.device),
-    }
-    return report, comparison.rows()
+    report = describe_run(
+        experiment,
+        run=plan.run,
+        status="done" if result.aggregated_anything else "failed",
+        ended=result.ended,
+        classes=federation.data.classes,
+        backbone=federation.backbone,
+        layout=plan.layout,
+        data=federation.data.summary(),
+        notes=federation.data.notes,
+        device=federation.device,
+    )
+    return {**report, **comparison.to_json()}, comparison.rows()
 
 
 def _prepare(experiment: Experiment, problems: list[Problem]) -> VirtualFederation:

@@ -19,8 +19,8 @@ __all__ = ["LiveDisplay", "print_comparison"]
 class LiveDisplay:
     """Shows stage, round, each site's loss and validation AUC, and the time left; plain lines without a terminal."""
 
-    def __init__(self, experiment: Experiment, console: Console | None = None) -> None:
-        """Prepare a display; it starts with `with`."""
+    def __init__(self, experiment: Experiment | None, console: Console | None = None) -> None:
+        """Prepare a display; it starts with `with`, and with the words about an experiment if one is given."""
         self._console = console or Console()
         self._experiment = experiment
         self._stage = "loading backbone and images"
@@ -31,7 +31,13 @@ class LiveDisplay:
 
     def __enter__(self) -> "LiveDisplay":
         """Start, and say what this run will do."""
-        experiment = self._experiment
+        if self._experiment is not None:
+            self._introduce(self._experiment)
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def _introduce(self, experiment: Experiment) -> None:
         federation, baselines = experiment.federation, experiment.evaluation.baselines
         if experiment.about:
             self._console.print(experiment.about, markup=False, highlight=False)
@@ -42,9 +48,6 @@ class LiveDisplay:
             markup=False,
             highlight=False,
         )
-        if self._console.is_terminal:
-            self._live.start()
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -107,6 +107,49 @@ def stop(kit: _Kit = Path()) -> None:
     raise typer.Exit(DONE)
 
 
+@app.command(
+    epilog="Examples:\n\n  ept-fed site report kits/sites/north\n\n  ept-fed site report --run skin-2026 --no-gallery"
+)
+def report(
+    kit: _Kit = Path(),
+    run: Annotated[
+        str | None, typer.Option(help="Name of the run, or its start. Default: the one agreed to last.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for it. Default: KIT/reports/RUN.")] = None,
+    gallery: Annotated[
+        bool, typer.Option("--gallery/--no-gallery", help="Pictures of the surest errors on the page.")
+    ] = True,
+    as_json: _Json = False,
+) -> None:
+    """Say whether joining helped: the federation's prompts against this site alone, on its own test patients.
+
+    Trains the site alone for the run's rounds, which a later report does not do again, and writes the site's page,
+    report.json, predictions.csv and model.safetensors. Nothing leaves; the worker may run on meanwhile. The folder is a
+    run folder: ept-fed report makes PDF or CSV of it, ept-fed export a bundle for ept-fed predict. Exit code 0: done;
+    2: something has to be corrected first.
+    """
+    from ept_fed.artefacts import dump_json
+
+    with exit_on_refusal(as_json=as_json):
+        if as_json:
+            from ept_fed.reports.progress import Silent
+
+            made = load_engine("site-report")(kit, Silent(), run=run, out=out, gallery=gallery)
+        else:
+            from ept_fed.cli.display import LiveDisplay
+
+            with LiveDisplay(None) as display:
+                made = load_engine("site-report")(kit, display, run=run, out=out, gallery=gallery)
+    if as_json:
+        typer.echo(dump_json(made))
+    else:
+        typer.echo(f"{made['site']}, run {made['run']}, prompts of round {made['round']} of {made['rounds']}")
+        for sentence in (made["sentence"], *made["details"]):
+            typer.echo(sentence)
+        typer.echo(f"Open {made['page']}; numbers, predictions and model are beside it.")
+    raise typer.Exit(DONE)
+
+
 def _print_finding(finding: Any) -> None:
     shown = {"ok": "ok     ", "notice": "notice ", "failed": "FAILED ", "unknown": "unknown"}[finding.state]
     typer.echo(f"{shown} {finding.name}: {finding.found}")

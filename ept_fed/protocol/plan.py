@@ -60,7 +60,9 @@ class Plan:
     def most_steps(self, examples: int) -> int:
         """Return the optimiser steps of one round on so many images, by the training settings that the sites get."""
         settings = TrainingSettings.model_validate_json(self.training)
-        return (settings.head_first_epochs + settings.epochs) * math.ceil(examples / settings.batch_size)
+        # Beside a discriminant's head an epoch has two halves, which may share images of classes that have one only.
+        parts = 2 if settings.head == "discriminant" else 1
+        return parts * (settings.head_first_epochs + settings.epochs) * math.ceil(examples / settings.batch_size)
 
     def header(self, round_number: int) -> Header:
         """Return the header of this run's messages in a round (1-based)."""

@@ -38,7 +38,13 @@ class Traffic:
 
     A reply to a round carries the trained prompts and the evaluation of what the round before left; one evaluation more
     ends the run (`server.rounds`).
+
+    Attributes:
+        counted_by: "server", over the messages of the rounds as Flower sends them; or "worker", over the frames at the
+            site's own socket, the proposal's included.
     """
+
+    counted_by: str
 
     messages_from_site: int
     bytes_to_site: int
@@ -55,7 +61,8 @@ class SiteReport:
     Attributes:
         schema: version of this document.
         site: name.
-        run: name, identity, seed, strategy and what is shared.
+        run: name, identity, seed, strategy and what is shared; `round` is that of the prompts at hand in a
+            site's own report, null in a simulation's.
         task: single_label or multi_label.
         classes: names, in the order of every list by class.
         settings: models compared, in the order of the table.
@@ -105,7 +112,7 @@ def build_site_report(run: RunResult, site: str, *, sensitivity: float = 0.9, dr
     return SiteReport(
         schema=SCHEMA,
         site=site,
-        run={key: report.get(key) for key in ("name", "run", "seed", "rounds", "strategy", "share", "status")},
+        run={key: report.get(key) for key in ("name", "run", "seed", "rounds", "round", "strategy", "share", "status")},
         task=run.task,
         classes=classes,
         settings=tuple(report["settings"]),
@@ -126,7 +133,7 @@ def build_site_report(run: RunResult, site: str, *, sensitivity: float = 0.9, dr
             "bootstrap draws": draws,
             **{f"version of {name}": version for name, version in report.get("versions", {}).items()},
         },
-        limits=describe_limits(statistics, predictions, run.case, run.task),
+        limits=(*describe_limits(statistics, predictions, run.case, run.task), *report.get("limits", ())),
         shared=count_to_share(predictions.test, run.task),
     )
 
@@ -149,14 +156,14 @@ def _read_round(record: Mapping[str, Any], site: str) -> RoundRow:
 def _sum_traffic(run: RunResult, site: str) -> Traffic:
     exchanges = [record["sites"].get(site, {}) for record in run.rounds]
     layout = tuple((str(name), tuple(int(axis) for axis in shape)) for name, shape in run.report["payload"]["layout"])
-    return Traffic(
-        messages_from_site=_count_messages(exchanges),
-        bytes_to_site=sum(int(exchange.get("bytes_sent", 0)) for exchange in exchanges),
-        bytes_from_site=sum(int(exchange.get("bytes_received", 0)) for exchange in exchanges),
-        largest_update=max((int(exchange.get("train_bytes_received", 0)) for exchange in exchanges), default=0),
-        tensors=layout,
-        numbers_per_update=int(run.report["payload"]["bytes"]) // 4,
-    )
+    counted = run.report.get("counted") or {
+        "counted_by": "server",
+        "messages_from_site": _count_messages(exchanges),
+        "bytes_to_site": sum(int(exchange.get("bytes_sent", 0)) for exchange in exchanges),
+        "bytes_from_site": sum(int(exchange.get("bytes_received", 0)) for exchange in exchanges),
+        "largest_update": max((int(exchange.get("train_bytes_received", 0)) for exchange in exchanges), default=0),
+    }
+    return Traffic(**counted, tensors=layout, numbers_per_update=int(run.report["payload"]["bytes"]) // 4)
 
 
 def _count_messages(exchanges: Sequence[Mapping[str, Any]]) -> int:

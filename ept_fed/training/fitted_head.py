@@ -2,10 +2,15 @@
 
 A head that was trained beside one site's prompts does not fit the federation's: every exchange moves the features away
 from under it. Computed in closed form from the features under the prompts at hand, it always fits, at the cost of a few
-forward passes; the idea of a closed-form base learner is that of Bertinetto et al. 2019 (R2-D2), here with Fisher's
-discriminant.
+forward passes.
+
+Prompts that are trained beside a head fitted to the same few images have nothing left to learn from them. So each epoch
+fits the head to one half of the images and trains the prompts on the other, then the other way round: the prompts learn
+features whose discriminant holds for images it has not seen. (Closed-form base learners with support and query images:
+Bertinetto et al. 2019, R2-D2; here Fisher's discriminant, within every site of a federation.)
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,14 +46,20 @@ class HeadFit:
     bfloat16: bool
 
     @torch.inference_mode()
-    def apply(self, model: TunedViT, images: CachedDataset) -> None:
-        """Set the model's head to the discriminant of its features of a site's training images, at least one."""
+    def apply(self, model: TunedViT, images: CachedDataset, known: Sequence[int] | None = None) -> None:
+        """Set the model's head to the discriminant of its features of a site's training images.
+
+        Args:
+            model: its head is written, everything else stays; it is in evaluation mode afterwards.
+            images: the site's training images.
+            known: indices of the images to use, at least one; None uses all.
+        """
         model.eval()
         features: list[npt.NDArray[Any]] = []
         labels: list[npt.NDArray[Any]] = []
         for view in range(VIEWS):
             augment = derive_seed(self.seed, "head", view) if view else None
-            for batch, targets in images.batches(self.batch_size, augment_seed=augment):
+            for batch, targets in images.batches(self.batch_size, order=known, augment_seed=augment):
                 with torch.autocast(model.device.type, torch.bfloat16, enabled=self.bfloat16):
                     seen = model.forward_features(batch.to(model.device))
                 features.append(seen.float().cpu().numpy())

@@ -13,9 +13,10 @@ from ept_fed.config import TrainingSettings
 from ept_fed.data.datasets import CachedDataset
 from ept_fed.models.method import TunedViT
 from ept_fed.seeds import derive_seed, numpy_generator
+from ept_fed.training.fitted_head import HeadFit
 from ept_fed.training.losses import LOSSES
 from ept_fed.training.optimizer import set_learning_rates
-from ept_fed.training.sampling import draw_order
+from ept_fed.training.sampling import draw_order, halve
 from ept_fed.training.schedule import schedule_factor
 
 __all__ = ["RoundScope", "TrainingDivergedError", "TrainingOutcome", "train_round", "use_bfloat16"]
@@ -51,10 +52,12 @@ def train_round(
     scope: RoundScope,
     *,
     penalties: Sequence[Callable[[], Tensor]] = (),
+    head: HeadFit | None = None,
 ) -> TrainingOutcome:
     """Train the method's tensors and the head for one round in place.
 
-    A discriminant's head is held still: the site computes it. With `head_first_epochs`, FedRep's order (Collins et al.
+    A discriminant's head is not trained but computed from one half of the images, while the other half trains the rest
+    (see `ept_fed.training.fitted_head`). With `head_first_epochs`, FedRep's order (Collins et al.
     2021): first the head with everything else held still, then that with the head held still.
 
     Args:
@@ -64,6 +67,7 @@ def train_round(
         settings: epochs, batch size, learning rates, schedule.
         scope: seeds the order and the augmentation, and places the round on the schedule.
         penalties: terms of `ept_fed.training.penalties`, added to the loss of every batch.
+        head: how a discriminant's head is computed; needed for `settings.head` "discriminant", and only then.
 
     Returns:
         mean training loss per image over the round, without the penalties, and the steps taken.
@@ -73,33 +77,64 @@ def train_round(
     """
     device = model.device
     loss_of = LOSSES[images.task]
+    if (head is not None) != (settings.head == "discriminant"):
+        raise ValueError(
+            f"training.head = '{settings.head}' with head = {head}: give a HeadFit for a discriminant only"
+        )
     epochs = settings.head_first_epochs + settings.epochs
-    steps = epochs * math.ceil(len(images) / settings.batch_size)
     balanced = images.labels.numpy() if settings.class_balanced else None
-    total, seen, step = 0.0, 0, 0
-    model.train()
+    total, seen, taken = 0.0, 0, 0
     for epoch in range(epochs):
         rng = numpy_generator(scope.seed, scope.site, scope.round, epoch, "order")
-        order = draw_order(balanced, len(images), rng)
-        augment_seed = derive_seed(scope.seed, scope.site, scope.round, epoch, "augmentation")
-        with _trained_alone(model, _part(settings, epoch)):
-            for batch, labels in images.batches(settings.batch_size, order=order.tolist(), augment_seed=augment_seed):
-                progress = (scope.round - 1 + step / steps) / scope.rounds
-                set_learning_rates(optimizer, schedule_factor(settings.schedule, progress))
-                with torch.autocast(device.type, torch.bfloat16, enabled=use_bfloat16(settings.precision, device)):
-                    logits = model(batch.to(device))
-                loss = loss_of(logits.float(), labels.to(device))
-                if not np.isfinite(value := loss.item()):
-                    raise TrainingDivergedError(f"loss is {value} in round {scope.round}; lower the learning rates")
-                optimizer.zero_grad(set_to_none=True)
-                torch.stack([loss, *(penalty() for penalty in penalties)]).sum().backward()
-                optimizer.step()
-                total += value * len(labels)
-                seen += len(labels)
-                step += 1
+        order = draw_order(balanced, len(images), rng).tolist()
+        lessons = [_Lesson(None, order, "augmentation")]
+        if head is not None:
+            halves = halve(images.labels.numpy(), numpy_generator(scope.seed, scope.site, scope.round, epoch, "halves"))
+            lessons = _cross_over(order, halves[0].tolist(), halves[1].tolist())
+        steps = sum(math.ceil(len(lesson.order) / settings.batch_size) for lesson in lessons)
+        step = 0
+        for lesson in lessons:
+            if head is not None:
+                head.apply(model, images, lesson.known)
+            model.train()
+            augment_seed = derive_seed(scope.seed, scope.site, scope.round, epoch, lesson.augmentation)
+            with _trained_alone(model, _part(settings, epoch)):
+                for batch, labels in images.batches(settings.batch_size, order=lesson.order, augment_seed=augment_seed):
+                    progress = (scope.round - 1 + (epoch + step / steps) / epochs) / scope.rounds
+                    set_learning_rates(optimizer, schedule_factor(settings.schedule, progress))
+                    with torch.autocast(device.type, torch.bfloat16, enabled=use_bfloat16(settings.precision, device)):
+                        logits = model(batch.to(device))
+                    loss = loss_of(logits.float(), labels.to(device))
+                    if not np.isfinite(value := loss.item()):
+                        raise TrainingDivergedError(f"loss is {value} in round {scope.round}; lower the learning rates")
+                    optimizer.zero_grad(set_to_none=True)
+                    torch.stack([loss, *(penalty() for penalty in penalties)]).sum().backward()
+                    optimizer.step()
+                    total += value * len(labels)
+                    seen += len(labels)
+                    step += 1
+        taken += steps
     if not all(torch.isfinite(p).all() for group in optimizer.param_groups for p in group["params"]):
         raise TrainingDivergedError(f"the last step of round {scope.round} left the numbers; lower the learning rates")
-    return TrainingOutcome(total / seen, step)
+    return TrainingOutcome(total / seen, taken)
+
+
+@dataclass(frozen=True)
+class _Lesson:
+    """Part of an epoch: the images that the head is computed from (None: it is not), and those that train."""
+
+    known: Sequence[int] | None
+    order: Sequence[int]
+    augmentation: str
+
+
+def _cross_over(order: Sequence[int], first: Sequence[int], second: Sequence[int]) -> list[_Lesson]:
+    """Return both ways round, each image in the epoch's order; a class with one image is in both halves."""
+    lessons = []
+    for number, (known, held) in enumerate(((first, second), (second, first))):
+        chosen = set(held)
+        lessons.append(_Lesson(known, [index for index in order if index in chosen], f"augmentation {number}"))
+    return [lesson for lesson in lessons if lesson.known and lesson.order]
 
 
 def _part(settings: TrainingSettings, epoch: int) -> str:

@@ -3,7 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["draw_order"]
+__all__ = ["draw_order", "halve"]
 
 
 def draw_order(labels: npt.NDArray[np.int64] | None, count: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
@@ -20,3 +20,25 @@ def draw_order(labels: npt.NDArray[np.int64] | None, count: int, rng: np.random.
     present = np.unique(labels)
     drawn = [rng.choice(np.flatnonzero(labels == label)) for label in rng.permutation(np.resize(present, count))]
     return np.asarray(drawn, dtype=np.int64)
+
+
+def halve(
+    labels: npt.NDArray[np.number], rng: np.random.Generator
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Split images into two halves, each with half of every class.
+
+    A class with one image has it in both: what is learnt from one half must not meet a class it never saw.
+
+    Args:
+        labels: (n,) class indices; (n, C) of 0 and 1 is split without regard to classes.
+        rng: decides which images, and which half gets the odd one.
+    """
+    groups = [np.arange(len(labels))] if labels.ndim == 2 else [np.flatnonzero(labels == c) for c in np.unique(labels)]
+    halves: tuple[list[int], list[int]] = ([], [])
+    for group in groups:
+        drawn = rng.permutation(group).tolist()
+        cut = (len(drawn) + int(rng.integers(2))) // 2
+        first, second = (drawn, drawn) if len(drawn) == 1 else (drawn[:cut], drawn[cut:])
+        halves[0].extend(first)
+        halves[1].extend(second)
+    return np.asarray(sorted(halves[0]), dtype=np.int64), np.asarray(sorted(halves[1]), dtype=np.int64)

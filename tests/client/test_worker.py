@@ -191,7 +191,12 @@ def test_a_full_disk_is_said_loses_nothing_and_the_next_attempt_works(
     assert "disk is full" in said
     assert "secret" not in said
     states = settings.worker.state / "run-a"
-    assert sorted(path.name for path in states.iterdir()) == ["proposal.json", "round-0001.safetensors"]
+    assert sorted(path.name for path in states.iterdir()) == [
+        "answers.jsonl",
+        "proposal.json",
+        "received.safetensors",
+        "round-0001.safetensors",
+    ]
     monkeypatch.setattr("ept_fed.artefacts.os.fsync", fsync)
     assert isinstance(undisturbed, RoundReply)
     assert isinstance(ask(worker, second), RoundReply)

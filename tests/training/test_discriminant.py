@@ -1,6 +1,7 @@
 """The head in closed form: the textbook's analysis, and always that of the prompts at hand."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,11 +13,16 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from client.personalise import fine_tune
 from client.site import Site
 from ept_fed.config import Experiment
+from ept_fed.data.cache import CachedDataset
 from ept_fed.problems import InputRefusedError
 from ept_fed.protocol.messages import Header, MessageRefusedError, RoundRequest
 from ept_fed.reports.progress import Silent
 from ept_fed.reports.run_folder import RunFolder
 from ept_fed.training.discriminant import fit_discriminant
+from ept_fed.training.fitted_head import HeadFit
+from ept_fed.training.loop import RoundScope, train_round
+from ept_fed.training.optimizer import build_optimizer
+from ept_fed.training.sampling import halve
 from simulations.baselines import train_local
 from simulations.virtual_sites import VirtualFederation, prepare_federation
 
@@ -132,15 +138,67 @@ def test_the_head_fits_whatever_prompts_the_site_has(federation: VirtualFederati
     assert not torch.equal(*heads)
 
 
-def test_a_round_trains_prompts_beside_a_head_that_holds_still(federation: VirtualFederation) -> None:
+@given(
+    labels=st.lists(st.integers(0, 4), min_size=1, max_size=30).map(np.array),
+    seed=st.integers(0, 99),
+)
+def test_halves_hold_half_of_every_class_and_share_only_classes_of_one_image(labels: np.ndarray, seed: int) -> None:
+    first, second = halve(labels, np.random.default_rng(seed))
+    assert sorted({*first, *second}) == list(range(len(labels)))
+    for label in np.unique(labels):
+        counts = [int((labels[half] == label).sum()) for half in (first, second)]
+        whole = int((labels == label).sum())
+        assert counts == [1, 1] if whole == 1 else sum(counts) == whole
+        assert abs(counts[0] - counts[1]) <= 1
+
+
+def test_prompts_train_on_images_that_the_head_beside_them_never_saw(
+    federation: VirtualFederation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site, training = make_site(federation), federation.experiment.training
+    events: list[tuple[str, list[int]]] = []
+    apply, batches = HeadFit.apply, CachedDataset.batches
+
+    def fit(self: HeadFit, model: Any, images: Any, known: Any = None) -> None:
+        events.append(("fit", list(known)))
+        with monkeypatch.context() as patch:
+            patch.setattr(CachedDataset, "batches", batches)
+            apply(self, model, images, known)
+
+    def pass_on(self: CachedDataset, size: int, *, order: Any = None, augment_seed: Any = None) -> Any:
+        events.append(("train", list(order)))
+        return batches(self, size, order=order, augment_seed=augment_seed)
+
+    monkeypatch.setattr(HeadFit, "apply", fit)
+    monkeypatch.setattr(CachedDataset, "batches", pass_on)
+    settings = training.model_copy(update={"epochs": 2})
+    scope = RoundScope(0, "site", 1, 1)
+    outcome = train_round(
+        site.model, build_optimizer(site.model, settings), site.data.train, settings, scope, head=site.head_fit
+    )
+    assert [kind for kind, _ in events] == ["fit", "train"] * 4
+    for (_, known), (_, trained) in zip(events[::2], events[1::2], strict=True):
+        assert not {*known} & {*trained}
+    for epoch in (events[1:4:2], events[5:8:2]):
+        assert sorted(index for _, trained in epoch for index in trained) == list(range(len(site.data.train)))
+    assert outcome.steps <= federation.plan().most_steps(len(site.data.train)) * 2
+
+
+def test_a_round_moves_the_prompts(federation: VirtualFederation) -> None:
     site, plan = make_site(federation), federation.plan()
-    site.adopt(plan.initial)
-    before = head_of(site)
     header = Header(plan.run, 1, plan.backbone_digest, plan.layout.hash)
     reply = site.train(RoundRequest(header, "train", plan.rounds, plan.initial, "train", plan.training))
-    assert torch.equal(head_of(site), before)
     assert reply.payload is not None
     assert not np.array_equal(reply.payload, plan.initial)
+    assert reply.metrics["steps"] <= plan.most_steps(reply.examples)
+
+
+def test_a_round_without_a_way_to_compute_the_head_is_refused(federation: VirtualFederation) -> None:
+    site, training = make_site(federation), federation.experiment.training
+    with pytest.raises(ValueError, match="HeadFit"):
+        train_round(
+            site.model, build_optimizer(site.model, training), site.data.train, training, RoundScope(0, "s", 1, 1)
+        )
 
 
 def test_a_site_alone_ends_with_the_head_of_its_last_prompts(federation: VirtualFederation, tmp_path: object) -> None:

@@ -1,0 +1,136 @@
+"""What a site keeps of a run beside its states, so that it can report on the run itself.
+
+state/<run>/received.safetensors   the payload of the last request that the door let in, and what it was meant for
+state/<run>/answers.jsonl          a line per answer: its metrics, and the bytes that came and went
+
+Neither is signed: whoever can write the folder can write them.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ept_fed.artefacts import append_json_line
+from ept_fed.protocol.layout import Vector
+from ept_fed.protocol.messages import Phase, RoundRequest
+from ept_fed.sealed_tensors import SealBrokenError, read_sealed, write_sealed
+
+__all__ = ["Answer", "Received", "RunRecord"]
+
+AnswerKind = Literal["introduction", "train", "evaluate"]
+_SCHEMA = 1
+_PAYLOAD = "payload"
+
+
+@dataclass(frozen=True)
+class Received:
+    """The last payload that the site accepted in a run.
+
+    Attributes:
+        payload: (layout.size,) float32.
+        phase: of the request that brought it.
+        round: of that request.
+        layout_hash: of the payload.
+        backbone_digest: of the weights that the site then had.
+        data_digest: of the images that the site then had, see `PreparedData.digest`.
+    """
+
+    payload: Vector
+    phase: Phase
+    round: int
+    layout_hash: str
+    backbone_digest: str
+    data_digest: str
+
+    @property
+    def prompts_of(self) -> int:
+        """The round that left this payload: a train request brings what the round before left."""
+        return self.round if self.phase == "evaluate" else self.round - 1
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer that passed the door, and the bytes of the frames in and out; metrics as in `RoundReply`."""
+
+    kind: AnswerKind
+    bytes_in: int
+    bytes_out: int
+    round: int | None = None
+    split: str | None = None
+    examples: int = 0
+    metrics: Mapping[str, float] | None = None
+
+
+class RunRecord:
+    """Reads and writes the two files of one run; the folder is there once the run was agreed to."""
+
+    def __init__(self, folder: Path, *, run: str, site: str) -> None:
+        """Take the run's folder; a payload of another run or site is refused."""
+        self._received, self._answers = folder / "received.safetensors", folder / "answers.jsonl"
+        self._identity = {"schema": _SCHEMA, "run": run, "site": site}
+
+    def accept(self, request: RoundRequest, data_digest: str) -> None:
+        """Keep a request's payload in the place of the one before."""
+        header = request.header
+        about = {
+            **self._identity,
+            "phase": request.phase,
+            "round": header.round,
+            "layout_hash": header.layout_hash,
+            "backbone_digest": header.backbone_digest,
+            "data_digest": data_digest,
+        }
+        write_sealed(self._received, {_PAYLOAD: request.payload}, about)
+
+    def read_received(self) -> Received | None:
+        """Return the last payload; None if none was accepted yet.
+
+        Raises:
+            SealBrokenError: if the file is damaged, or of another run or site.
+        """
+        if not self._received.exists():
+            return None
+        tensors, about = read_sealed(self._received)
+        differing = [key for key, value in self._identity.items() if about.pop(key, None) != value]
+        if differing:
+            fix = f"its {', '.join(differing)} differ from this run's"
+            raise SealBrokenError(f"{self._received} belongs elsewhere: {fix}")
+        try:
+            return Received(payload=tensors[_PAYLOAD], **about)
+        except (KeyError, TypeError) as error:
+            raise SealBrokenError(f"{self._received} holds something else than a payload") from error
+
+    def note(self, answer: Answer) -> None:
+        """Append an answer's line."""
+        append_json_line(self._answers, {"schema": _SCHEMA, **asdict(answer)})
+
+    def read_answers(self) -> tuple[tuple[Answer, ...], int]:
+        """Return the answers in their order, and how many lines cannot be read; a line that is being written is none.
+
+        A line that a full disk cut short must not keep the site from its report.
+        """
+        if not self._answers.exists():
+            return (), 0
+        lines = self._answers.read_bytes().split(b"\n")[:-1]
+        read = [_parse(line) for line in lines]
+        answers = tuple(answer for answer in read if answer is not None)
+        return answers, len(lines) - len(answers)
+
+
+def _parse(line: bytes) -> Answer | None:
+    try:
+        document: Any = json.loads(line)
+        if document.pop("schema") != _SCHEMA:
+            return None
+        answer = Answer(**document)
+        metrics = None if answer.metrics is None else {key: _number(value) for key, value in answer.metrics.items()}
+        return Answer(**{**document, "metrics": metrics})
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)
