@@ -212,8 +212,6 @@ FAULTS: dict[str, Callable[[Rehearsal], Seen]] = {
 def main() -> None:
     """Print a line per fault, as it is seen."""
     wanted = sys.argv[1:] or list(FAULTS)
-    # A bench that is ended shall end what it started.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     print("| fault | what the operator sees | seconds | lost |\n|---|---|---|---|")
     with Rehearsal(_SITES, patients=40) as rehearsal:
         rehearsal.start_server()

@@ -17,7 +17,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any, Self
 
 import yaml
@@ -62,18 +62,21 @@ class Rehearsal:
         self._mark = uuid.uuid4().hex
         self._environment = child_environment(**{_MARK: self._mark})
         self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._before: Any = signal.SIG_DFL
         self.port = _free_port()
         self.write_federation()
         for name in self.names:
             self.fill_site(name)
 
     def __enter__(self) -> Self:
+        self._before = signal.signal(signal.SIGTERM, _leave)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+        signal.signal(signal.SIGTERM, self._before)
         if not self._keep:
             shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -254,6 +257,11 @@ class Rehearsal:
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+
+
+def _leave(_signal: int, _frame: FrameType | None) -> None:
+    """End this process through every `with`: whoever is told to end must not leave a federation behind."""
+    raise SystemExit(128 + signal.SIGTERM)
 
 
 def _free_port() -> int:
