@@ -165,10 +165,7 @@ def _refused_node(what: str, damage: Callable[[Rehearsal, Path], None]) -> Calla
     """Start a SuperNode with a damaged copy of site-1's kit, and take what it logs."""
 
     def act(rehearsal: Rehearsal) -> Seen:
-        kit = rehearsal.folder / what
-        shutil.copytree(
-            rehearsal.site_kit("site-1"), kit, ignore=shutil.ignore_patterns("run", "node", "state", "logs")
-        )
+        kit = rehearsal.copy_site("site-1", what)
         damage(rehearsal, kit)
         started = time.monotonic()
         rehearsal.start(what, "site", "start", str(kit), "--node-only")
@@ -222,7 +219,8 @@ def main() -> None:
             try:
                 seen = FAULTS[fault](rehearsal)
             except (RehearsalError, subprocess.TimeoutExpired) as error:
-                seen = Seen(f"NOT SURVIVED: {str(error)[:3000]}", float("nan"), "?")
+                seen = Seen(f"NOT SURVIVED: {str(error).splitlines()[0]}", float("nan"), "?")
+                print(error, file=sys.stderr)
             print(f"| {fault} | {seen.what} | {seen.seconds:.0f} | {seen.lost} |", flush=True)
             rehearsal.wait_online(rehearsal.names)
         rehearsal.stop()

@@ -118,6 +118,15 @@ class Rehearsal:
         }
         (self.site_kit(name) / "site.yaml").write_text(yaml.safe_dump(settings))
 
+    def copy_site(self, name: str, copy: str) -> Path:
+        """Copy a site's kit as it was handed out, with a port of its own, for somebody to tamper with."""
+        kit = self.folder / copy
+        shutil.copytree(self.site_kit(name), kit, ignore=shutil.ignore_patterns("run", "state", "logs"))
+        shutil.rmtree(kit / "node", ignore_errors=True)
+        settings = yaml.safe_load((kit / "site.yaml").read_text())
+        (kit / "site.yaml").write_text(yaml.safe_dump({**settings, "node": {"runtime_port": _free_port()}}))
+        return kit
+
     def write_experiment(self, name: str, **sections: Mapping[str, Any]) -> Path:
         """Write an experiment of two short rounds; `sections` change settings."""
         settings: dict[str, Any] = {

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import socket
 import ssl
 import urllib.error
 import urllib.request
@@ -11,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import yaml
 from safetensors.numpy import load_file
 
 from ept_fed.experiment_file import load_experiment
@@ -140,19 +138,10 @@ def test_the_same_paths_are_open_behind_the_proxy_which_is_why_there_is_one(fede
     assert ask(federated.rehearsal, "/health", method="GET") == 200
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
 def test_an_intruders_key_is_refused(federated: Federated) -> None:
     rehearsal = federated.rehearsal
-    kit = rehearsal.folder / "intruder"
-    shutil.copytree(rehearsal.site_kit("site-1"), kit, ignore=shutil.ignore_patterns("run", "node", "state", "logs"))
+    kit = rehearsal.copy_site("site-1", "intruder")
     (kit / "keys" / "node").write_bytes(spell_openssh_private(new_key()))
-    settings = yaml.safe_load((kit / "site.yaml").read_text())
-    (kit / "site.yaml").write_text(yaml.safe_dump({**settings, "node": {"runtime_port": free_port()}}))
     rehearsal.start("intruder", "site", "start", str(kit), "--node-only")
     log = kit / "logs" / "node" / "supernode.log"
     rehearsal.wait_for(lambda: log.exists() and "Failed to activate SuperNode" in log.read_text(), "the refusal")
