@@ -1,27 +1,40 @@
 """Settings that are each valid but do not fit together, or name paths that are not there."""
 
 import difflib
+from collections.abc import Collection
 from pathlib import Path
 
 from ept_fed.config import Experiment, FederationSettings, ModelSettings, TrainingSettings
-from ept_fed.data_contradictions import check_exists, find_data_contradictions
+from ept_fed.data_contradictions import check_exists, find_data_contradictions, find_split_contradictions
 from ept_fed.methods import METHODS
 from ept_fed.options import check_options
 from ept_fed.problems import Problem
-from ept_fed.strategies import STRATEGIES
+from ept_fed.strategies import STRATEGIES, count_asked, resolve_options
 
-__all__ = ["find_contradictions"]
+__all__ = ["check_sites", "find_contradictions", "find_shared_contradictions"]
 
 
 def find_contradictions(experiment: Experiment) -> list[Problem]:
     """Check the sections against each other and the paths against the disk; return what is wrong."""
+    weights, found = experiment.model.weights, find_data_contradictions(experiment)
+    if weights not in (None, "pretrained"):
+        found += check_exists("model.weights", Path(str(weights)))
+    return found + _check_sections(experiment)
+
+
+def find_shared_contradictions(experiment: Experiment) -> list[Problem]:
+    """Check what a consortium proposes, and no path: images and weights lie at the sites."""
+    return find_split_contradictions(experiment.data) + _check_sections(experiment)
+
+
+def _check_sections(experiment: Experiment) -> list[Problem]:
     data, model, training, federation = (
         experiment.data,
         experiment.model,
         experiment.training,
         experiment.federation,
     )
-    found = find_data_contradictions(experiment)
+    found = []
     if model.method == "ept" and model.embedding != "concat" and federation.payload == "folded":
         found.append(
             Problem(
@@ -40,8 +53,6 @@ def find_contradictions(experiment: Experiment) -> list[Problem]:
         )
     if isinstance(model.prompt_layers, tuple) and len(set(model.prompt_layers)) != len(model.prompt_layers):
         found.append(Problem("model.prompt_layers", list(model.prompt_layers), "name each layer once"))
-    if model.weights not in (None, "pretrained"):
-        found += check_exists("model.weights", Path(str(model.weights)))
     if training.proximal_mu:
         fix = "is set by the server; use federation.strategy=fedprox or feddyn, and its option"
         found.append(Problem("training.proximal_mu", training.proximal_mu, fix))
@@ -118,4 +129,25 @@ def _check_strategy(federation: FederationSettings) -> list[Problem]:
     if federation.sites_per_round > 1 and not federation.sites_per_round.is_integer():
         fix = "must be a share up to 1, or a whole number of sites"
         found.append(Problem("federation.sites_per_round", federation.sites_per_round, fix))
+    return found
+
+
+def check_sites(federation: FederationSettings, names: Collection[str]) -> list[Problem]:
+    """Return what these sites, by name, make impossible."""
+    found = []
+    sites = len(names)
+    if isinstance(federation.max_examples, dict):
+        unknown = sorted(set(federation.max_examples) - set(names))
+        fix = f"there is no such site; there are {', '.join(sorted(names))}"
+        found += [Problem("federation.max_examples", name, fix) for name in unknown]
+    needed = STRATEGIES[federation.strategy].minimum_sites(resolve_options(federation.strategy, federation.options))
+    asked = count_asked(federation.sites_per_round, sites)
+    if asked < needed:
+        fix = f"needs {needed} sites in every round, and {asked} are asked; take another strategy or other options"
+        found.append(Problem("federation.strategy", federation.strategy, fix))
+    if federation.quorum is not None and federation.quorum > asked:
+        fix = f"only {asked} sites are asked in a round; lower it"
+        found.append(Problem("federation.quorum", federation.quorum, fix))
+    if federation.sites_per_round > sites:
+        found.append(Problem("federation.sites_per_round", federation.sites_per_round, f"there are {sites} sites"))
     return found

@@ -17,25 +17,31 @@ from ept_fed.data_settings import (
     MedFMCSettings,
     MedMNISTSettings,
     PhantomSettings,
+    SharedDataSettings,
 )
 from ept_fed.partition_settings import PartitionSettings
 from ept_fed.problems import Problem
 
-__all__ = ["check_exists", "find_data_contradictions"]
+__all__ = ["check_exists", "find_data_contradictions", "find_split_contradictions"]
 
 
 def find_data_contradictions(experiment: Experiment) -> list[Problem]:
     """Check the data section against itself and its paths against the disk; return what is wrong."""
     data = experiment.data
+    found = find_split_contradictions(data) + _check_partition(data.partition)
+    check = _CHECKS.get(data.source)
+    return found + check(data) if check else found
+
+
+def find_split_contradictions(data: SharedDataSettings) -> list[Problem]:
+    """Check what a consortium decides about data: classes, shares of the splits, augmentation."""
     found = _check_classes(data.classes, data.task)
     if data.test_fraction + data.validation_fraction >= 1.0:
         total = f"{data.test_fraction} + {data.validation_fraction}"
         found.append(Problem("data.test_fraction", total, "test and validation leave nothing to train on; lower one"))
     if data.augmentation.crop_scale[0] > data.augmentation.crop_scale[1]:
         found.append(Problem("data.augmentation.crop_scale", data.augmentation.crop_scale, "put the smaller first"))
-    found += _check_partition(data.partition)
-    check = _CHECKS.get(data.source)
-    return found + check(data) if check else found
+    return found
 
 
 def check_exists(field: str, path: Path) -> list[Problem]:

@@ -65,6 +65,12 @@ FRAME = "frame"
 PAYLOAD, CORRECTION, GRADIENT = "payload", "correction", "gradient"
 EXAMPLES_KEY = "num-examples"
 SITE_REFUSED, SITE_FAILED, SITE_AWAY = 101, 102, 103
+# Errors that SuperLink makes in a node's name (flwr.common.constant.ErrorCode).
+_OF_SUPERLINK = {
+    3: "did not answer in time",
+    4: "did not answer in time",
+    5: "its node went offline: SuperLink has not heard of it for a minute",
+}
 _Parts = dict[str, tuple[bytes, type[InflatableObject]]]
 _WIRE_BYTES = "_ept_fed_wire_bytes"
 _HEADER_TYPES: dict[str, type] = {
@@ -284,7 +290,7 @@ def _explain_error(error: Error) -> str:
         return "the site failed; its own log says why"
     if error.code == SITE_AWAY:
         return "the site's worker does not answer; the site has to start it"
-    return f"Flower reports error {error.code}: {reason}"
+    return _OF_SUPERLINK.get(error.code) or f"Flower reports error {error.code}: {reason}"
 
 
 def _content(message: Message) -> RecordDict:

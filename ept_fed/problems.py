@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["InputRefusedError", "Problem"]
+__all__ = ["InputRefusedError", "Problem", "UnavailableError"]
 
 
 @dataclass(frozen=True)
@@ -27,3 +27,7 @@ class InputRefusedError(Exception):
             raise ValueError("InputRefusedError needs at least one problem")
         self.problems = tuple(problems)
         super().__init__("\n".join(str(problem) for problem in self.problems))
+
+
+class UnavailableError(RuntimeError):
+    """Something that has to run for this does not, or does not answer; the text says what."""

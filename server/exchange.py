@@ -1,7 +1,7 @@
 """One exchange with the sites: send a request to each, admit what is sound, name whoever is silent or refused."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from flwr.app import Message, RecordDict
@@ -14,7 +14,7 @@ from ept_fed.protocol.plan import Plan
 from ept_fed.strategies import STRATEGIES
 from server.admission import Accepted, Refusal, admit
 
-__all__ = ["Exchange", "Traffic"]
+__all__ = ["Exchange", "Traffic", "find_sender"]
 
 _log = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ class Exchange:
         waiting = set(self._nodes)
         accepted: list[Accepted] = []
         for reply in self._grid.send_and_receive(messages, timeout=self._plan.deadline):
-            node = self._sender(reply, messages)
+            node = find_sender(reply, messages)
             if node not in waiting:
                 reason = "answered twice" if node in self._nodes else "was not asked"
                 self.refused.append(Refusal(self._nodes.get(node, str(node)), phase, reason))
@@ -88,16 +88,6 @@ class Exchange:
         self.traffic[self._nodes[node]].sent += count_bytes(message)
         return message
 
-    @staticmethod
-    def _sender(reply: Message, messages: list[Message]) -> int:
-        """Return whose reply this is; an error that the SuperLink made for an absent node carries its own id."""
-        asked = reply.metadata.reply_to_message_id
-        if asked and reply.has_error():
-            for message in messages:
-                if message.metadata.message_id == asked:
-                    return message.metadata.dst_node_id
-        return reply.metadata.src_node_id
-
     def _admit(self, site: str, message: Message, request: RoundRequest) -> RoundReply | None:
         self.traffic[site].received += count_bytes(message)
         try:
@@ -109,6 +99,16 @@ class Exchange:
             return None
         self._on_site(self._round, site, request.phase, reply.metrics)
         return reply
+
+
+def find_sender(reply: Message, questions: Sequence[Message]) -> int:
+    """Return which node a reply is from; an error that the SuperLink made for an absent node carries its own id."""
+    asked = reply.metadata.reply_to_message_id
+    if asked and reply.has_error():
+        for question in questions:
+            if question.metadata.message_id == asked:
+                return question.metadata.dst_node_id
+    return reply.metadata.src_node_id
 
 
 def _write(request: RoundRequest) -> RecordDict:

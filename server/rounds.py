@@ -9,7 +9,6 @@ import copy
 import logging
 import math
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -25,6 +24,7 @@ from ept_fed.strategies import STRATEGIES, count_asked
 from server.admission import Accepted, Refusal, refuse_outsized
 from server.aggregation import AggregationError
 from server.aggregator import Aggregator, Update
+from server.attendance import wait_for_sites
 from server.checkpoints import Checkpoint
 from server.exchange import Exchange
 from server.round_record import RoundRecord
@@ -32,7 +32,6 @@ from server.round_record import RoundRecord
 __all__ = ["FederationResult", "RoundObserver", "run_rounds"]
 
 _log = logging.getLogger(__name__)
-_POLL_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -147,28 +146,11 @@ def _select_sites(grid: Grid, plan: Plan, phase: Phase, round_number: int) -> tu
         count = count_asked(plan.sites_per_round, len(wanted))
         rng = numpy_generator(plan.seed, round_number, "sites")
         wanted = [wanted[index] for index in sorted(rng.permutation(len(wanted))[:count])]
-    online, doubled = _wait_for_sites(grid, wanted, plan)
+    quorum = plan.quorum or math.ceil(len(wanted) / 2)
+    online, doubled = wait_for_sites(grid, wanted, deadline=plan.deadline, quorum=quorum, grace=plan.grace)
     absent = [Refusal(name, phase, "is not online") for name in wanted if name not in online]
     absent += [Refusal(name, phase, "two nodes are online under its name") for name in doubled]
     return {online[name]: name for name in sorted(online) if name not in doubled}, absent
-
-
-def _wait_for_sites(grid: Grid, wanted: Sequence[str], plan: Plan) -> tuple[dict[str, int], list[str]]:
-    """Return node ids by name, and names that two nodes claim.
-
-    Waits for all until the deadline; once the quorum is online, no longer than the grace after that.
-    """
-    end, quorum = time.monotonic() + plan.deadline, plan.quorum or math.ceil(len(wanted) / 2)
-    enough = False
-    while True:
-        nodes = [(node.name, node.node_id) for node in grid.get_nodes() if node.name in wanted]
-        online = dict(nodes)
-        now = time.monotonic()
-        if not enough and len(online) >= quorum:
-            enough, end = True, min(end, now + plan.grace)
-        if len(online) == len(wanted) or now >= end:
-            return online, sorted(name for name, count in Counter(name for name, _ in nodes).items() if count > 1)
-        time.sleep(min(_POLL_SECONDS, max(0.0, end - now)))
 
 
 def _note_training(record: RoundRecord, exchange: Exchange, trained: Sequence[Accepted]) -> None:

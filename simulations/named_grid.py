@@ -2,24 +2,19 @@
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
-
-# Grid.get_nodes returns this type, which flwr 1.41 exports nowhere else.
-from flwr.proto.node_pb2 import NodeInfo  # isort: skip
 
 from ept_fed.protocol.layout import PayloadMismatchError
 from ept_fed.protocol.messages import MessageRefusedError
 from ept_fed.protocol.plan import Plan
 from ept_fed.protocol.plan_json import plan_differences
+from server.polling_grid import POLL_SECONDS, NodeInfo, PollingGrid
 from simulations.introduction import Introduction, decode_introduction
 
 __all__ = ["IntroductionError", "NamedGrid"]
-
-_POLL_SECONDS = 0.1
 
 _log = logging.getLogger("flwr.ept_fed")  # shown by `flwr log`
 
@@ -28,15 +23,13 @@ class IntroductionError(RuntimeError):
     """Nodes that cannot make up one federation; the text says which, and what to correct."""
 
 
-class NamedGrid(Grid):
-    """Passes everything on to another Grid, but knows its nodes by the names of their sites.
-
-    Replies are looked for ten times a second: Flower's own wait for a SuperLink sleeps three seconds at a time.
-    """
+class NamedGrid(PollingGrid):
+    """Passes everything on to another Grid, but knows its nodes by the names of their sites."""
 
     def __init__(self, grid: Grid, *, deadline: float) -> None:
         """Wrap a Grid; `deadline` is the seconds that nodes have to turn up and to introduce themselves."""
-        self._grid, self._deadline = grid, deadline
+        super().__init__(grid)
+        self._deadline = deadline
         self._introduced: dict[int, Introduction] = {}
         self._misfits: set[int] = set()
 
@@ -50,7 +43,7 @@ class NamedGrid(Grid):
         while not self._meet_nodes():
             if time.monotonic() >= end:
                 raise IntroductionError(f"no node is online after {self._deadline:g} s; start the SuperNodes first")
-            time.sleep(_POLL_SECONDS)
+            time.sleep(POLL_SECONDS)
         return next(iter(self._introduced.values())).plan
 
     def get_nodes(self) -> list[NodeInfo]:
@@ -71,32 +64,6 @@ class NamedGrid(Grid):
         self._introduced = {node: met for node, met in self._introduced.items() if node in online}
         self._introduce([node for node in online if node not in self._introduced and node not in self._misfits])
         return [NodeInfo(node_id=node, name=self._introduced[node].site) for node in online if node in self._introduced]
-
-    def get_node_ids(self) -> list[int]:
-        """Return the ids of the nodes that are online."""
-        return [node.node_id for node in self.get_nodes()]
-
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
-        """Send messages and yield their replies as they come, until `timeout` seconds have passed."""
-        end = None if timeout is None else time.monotonic() + timeout
-        waiting = dict.fromkeys(identifier for identifier in self._grid.push_messages(list(messages)) if identifier)
-        while waiting:
-            for identifier in tuple(waiting):
-                for reply in self._pull(identifier):
-                    waiting.pop(identifier, None)
-                    yield reply
-            if end is not None and time.monotonic() >= end:
-                return
-            if waiting:
-                time.sleep(_POLL_SECONDS)
-
-    def _pull(self, identifier: str) -> list[Message]:
-        """Return the reply to one message if it has come; one that cannot be read must not take others along."""
-        try:
-            return list(self._grid.pull_messages((identifier,)))
-        except Exception:  # noqa: BLE001 - what a node sent can fail in Flower's reader in any way
-            _log.exception("a reply cannot be read")
-            return []
 
     def _introduce(self, nodes: Sequence[int]) -> None:
         questions = [Message(RecordDict(), node, "query", ttl=self._deadline) for node in nodes]
@@ -126,26 +93,3 @@ class NamedGrid(Grid):
                     f"{known.site} and {new.site} plan different runs: {', '.join(differing)} differ; "
                     "give both the same experiment, backbone and version of ept-fed"
                 )
-
-    @property
-    def run(self) -> Any:
-        """The run of the Grid below."""
-        return self._grid.run
-
-    def set_run(self, run: Any) -> None:
-        """Pass the run on."""
-        self._grid.set_run(run)
-
-    def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
-    ) -> Message:
-        """Create a message to a node."""
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Pass messages on."""
-        return self._grid.push_messages(messages)
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Return the replies that have come."""
-        return self._grid.pull_messages(message_ids)

@@ -1,7 +1,5 @@
 """Virtual sites: real data split as in life, and one frozen backbone in memory for all of them."""
 
-import json
-from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,16 +8,17 @@ import torch
 from client.build_site import choose_device, create_site, create_start_model, load_backbone
 from client.site import ModelSlot, Site
 from client.states import StateFolder, StateStore
-from ept_fed.config import Experiment, FederationSettings
+from ept_fed.config import Experiment
+from ept_fed.contradictions import check_sites
 from ept_fed.data.datasets import PreparedData, SiteData, pool, prepare_data
 from ept_fed.data.input_spec import InputSpec
 from ept_fed.models.backbones import Backbone
 from ept_fed.models.method import TunedViT
 from ept_fed.models.payload import export_payload, payload_layout
 from ept_fed.problems import InputRefusedError, Problem
+from ept_fed.protocol.make_plan import make_plan
 from ept_fed.protocol.plan import Plan
 from ept_fed.reports.run_folder import RunFolder
-from ept_fed.strategies import STRATEGIES, count_asked, resolve_options
 
 __all__ = ["POOLED_SITE", "VirtualFederation", "prepare_federation"]
 
@@ -72,44 +71,15 @@ class VirtualFederation:
         """Return what the server needs, with the initial payload that every site starts from."""
         federation = self.experiment.federation
         model = self._create_model()
-        options = resolve_options(federation.strategy, federation.options)
-        proximal = STRATEGIES[federation.strategy].proximal_option
-        training = self.experiment.training.model_dump() | {"proximal_mu": options[proximal] if proximal else 0.0}
         layout = payload_layout(model, share=federation.share, payload=federation.payload, classes=self.data.classes)
-        return Plan(
-            run=self.experiment.run_id,
-            seed=self.experiment.seed,
+        return make_plan(
+            self.experiment,
+            self.experiment.run_id,
+            examples={name: len(site.train) for name, site in self.data.sites.items()},
             backbone_digest=self.backbone.digest,
             layout=layout,
             initial=export_payload(model, layout),
-            rounds=federation.rounds,
-            sites=tuple(self.data.sites),
-            training=json.dumps(training, separators=(",", ":")),
-            strategy=federation.strategy,
-            options=options,
-            max_examples=self._max_examples(),
-            **federation.model_dump(
-                include={
-                    "averaging",
-                    "weights",
-                    "weight_cap",
-                    "sites_per_round",
-                    "quorum",
-                    "deadline",
-                    "grace",
-                    "norm_bound",
-                    "patience",
-                    "target_auc",
-                }
-            ),
         )
-
-    def _max_examples(self) -> dict[str, int]:
-        """Return what each site may claim: as the settings say, else what this process knows it has."""
-        agreed = self.experiment.federation.max_examples
-        if agreed is None:
-            return {name: len(site.train) for name, site in self.data.sites.items()}
-        return dict.fromkeys(self.data.sites, agreed) if isinstance(agreed, int) else dict(agreed)
 
     def _create_model(self) -> TunedViT:
         return create_start_model(self.experiment, self.backbone, len(self.data.classes), self.device)
@@ -137,7 +107,7 @@ def prepare_federation(experiment: Experiment) -> VirtualFederation:
     except InputRefusedError as refusal:
         problems += refusal.problems
     if data is not None:
-        problems += _check_sites(experiment.federation, data.sites)
+        problems += check_sites(experiment.federation, data.sites)
     if device is not None and backbone is not None and data is not None and not problems:
         federation = VirtualFederation(experiment, backbone, data, device)
         try:
@@ -147,24 +117,3 @@ def prepare_federation(experiment: Experiment) -> VirtualFederation:
         else:
             return federation
     raise InputRefusedError(problems)
-
-
-def _check_sites(federation: FederationSettings, names: Collection[str]) -> list[Problem]:
-    """Return what these sites make impossible."""
-    found = []
-    sites = len(names)
-    if isinstance(federation.max_examples, dict):
-        unknown = sorted(set(federation.max_examples) - set(names))
-        fix = f"the data has no such site; it has {', '.join(sorted(names))}"
-        found += [Problem("federation.max_examples", name, fix) for name in unknown]
-    needed = STRATEGIES[federation.strategy].minimum_sites(resolve_options(federation.strategy, federation.options))
-    asked = count_asked(federation.sites_per_round, sites)
-    if asked < needed:
-        fix = f"needs {needed} sites in every round, and {asked} are asked; take another strategy or other options"
-        found.append(Problem("federation.strategy", federation.strategy, fix))
-    if federation.quorum is not None and federation.quorum > asked:
-        fix = f"only {asked} sites are asked in a round; lower it"
-        found.append(Problem("federation.quorum", federation.quorum, fix))
-    if federation.sites_per_round > sites:
-        found.append(Problem("federation.sites_per_round", federation.sites_per_round, f"there are {sites} sites"))
-    return found

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import ept_fed
-from ept_fed.cli import audit, benchmark, doctor, export, predict, provision, report, simulate, site
+from ept_fed.cli import audit, benchmark, doctor, export, predict, provision, rehearse, report, server, simulate, site
 
 __all__ = ["app", "main"]
 
@@ -27,7 +27,9 @@ app.command(epilog=export.EXAMPLES)(export.export)
 app.command(epilog=predict.EXAMPLES)(predict.predict)
 app.command(epilog=report.EXAMPLES)(report.report)
 app.add_typer(provision.app)
+doctor.app.command(epilog=rehearse.EXAMPLES)(rehearse.rehearse)
 app.add_typer(doctor.app)
+app.add_typer(server.app)
 app.add_typer(site.app)
 app.add_typer(audit.app)
 

@@ -35,8 +35,6 @@ from ept_fed.data.counts import COUNT_COLUMNS, CountRow
 from ept_fed.problems import InputRefusedError, Problem
 from ept_fed.protocol.layout import Vector
 from ept_fed.protocol.plan import Plan
-from ept_fed.reports.partition_chart import draw_partition
-from ept_fed.reports.predictions import prediction_columns
 from ept_fed.settings_diff import compare_settings
 
 __all__ = ["RunFolder", "site_folder"]
@@ -116,6 +114,9 @@ class RunFolder:
 
     def write_partition(self, rows: Sequence[CountRow]) -> None:
         """Write how many images each site has, as `count_images` counts, as a table and as a picture."""
+        # Only here: the server has run folders too, and should not have to load matplotlib and scikit-learn.
+        from ept_fed.reports.partition_chart import draw_partition
+
         write_csv(self.path / "partition.csv", rows, COUNT_COLUMNS)
         write_bytes(self.path / "partition.png", draw_partition(rows))
 
@@ -182,6 +183,8 @@ class RunFolder:
         self, site: str, rows: Sequence[Mapping[str, Any]], classes: Sequence[str], subgroups: Sequence[str] = ()
     ) -> None:
         """Write a site's predictions, as listed by `list_predictions`."""
+        from ept_fed.reports.predictions import prediction_columns
+
         path = self.path / "sites" / site_folder(site) / "predictions.csv"
         write_csv(path, rows, prediction_columns(classes, subgroups))
 

@@ -32,11 +32,14 @@ time.sleep(600)
 SUPERVISOR = """
 import os, sys
 from pathlib import Path
-from client.service import Program, _pid_file, _MARK, _mark, supervise
+from client.service import _MARK, _mark, _pid_file
+from ept_fed.processes import end_marked
+from ept_fed.supervision import Program, supervise
 kit, code = Path(sys.argv[1]), sys.argv[2]
 environment = {**os.environ, _MARK: _mark(kit, "node")}
-program = Program("node", (sys.executable, "-c", code), environment, kit / "logs" / "node.log", _pid_file(kit, "node"))
-sys.exit(supervise(kit, [program], print))
+program = Program("node", (sys.executable, "-c", code), environment, kit / "logs" / "node.log", _pid_file(kit, "node"),
+    sweep=lambda: end_marked(_MARK, _mark(kit, "node")))
+sys.exit(supervise([program], print))
 """
 
 

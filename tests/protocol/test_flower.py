@@ -267,3 +267,11 @@ def test_a_forwarder_reads_arrays_of_any_one_size_and_refuses_impossible_claims(
         lying = RecordDict({"arrays": arrays, "config": encode_request_config(REQUEST)})
         with pytest.raises(MessageRefusedError):
             decode_request(Message(lying, 7, "train"), "train", None)
+
+
+@pytest.mark.parametrize(("code", "said"), [(3, "did not answer in time"), (5, "went offline"), (77, "error 77: odd")])
+def test_errors_of_superlink_are_told_in_the_consortiums_words(code: int, said: str) -> None:
+    set_task_identity(1)
+    question = Message(RecordDict(), 1, "query")
+    with pytest.raises(MessageRefusedError, match=said):
+        read_frame_record(Message(Error(code=code, reason="odd"), reply_to=question))

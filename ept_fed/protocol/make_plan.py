@@ -1,0 +1,71 @@
+"""From an experiment, and what the sites' backbone leads to, to the plan that the server follows."""
+
+import json
+from collections.abc import Mapping
+
+from ept_fed.config import Experiment
+from ept_fed.protocol.layout import PayloadLayout, Vector
+from ept_fed.protocol.plan import Plan
+from ept_fed.strategies import STRATEGIES, resolve_options
+
+__all__ = ["make_plan"]
+
+_AS_THEY_ARE = {
+    "averaging",
+    "weights",
+    "weight_cap",
+    "sites_per_round",
+    "quorum",
+    "deadline",
+    "grace",
+    "norm_bound",
+    "patience",
+    "target_auc",
+}
+
+
+def make_plan(
+    experiment: Experiment,
+    run: str,
+    *,
+    examples: Mapping[str, int],
+    backbone_digest: str,
+    layout: PayloadLayout,
+    initial: Vector,
+) -> Plan:
+    """Return the plan of an experiment.
+
+    Args:
+        experiment: validated.
+        run: its identity in every message.
+        examples: training images of each site that takes part, by its registered name; what it may claim, unless the
+            experiment says.
+        backbone_digest: SHA-256 of the backbone that every site has.
+        layout: of the payload.
+        initial: layout.size float32.
+    """
+    federation = experiment.federation
+    options = resolve_options(federation.strategy, federation.options)
+    proximal = STRATEGIES[federation.strategy].proximal_option
+    training = experiment.training.model_dump() | {"proximal_mu": options[proximal] if proximal else 0.0}
+    return Plan(
+        run=run,
+        seed=experiment.seed,
+        backbone_digest=backbone_digest,
+        layout=layout,
+        initial=initial,
+        rounds=federation.rounds,
+        sites=tuple(examples),
+        training=json.dumps(training, separators=(",", ":")),
+        strategy=federation.strategy,
+        options=options,
+        max_examples=_most_examples(experiment, examples),
+        **federation.model_dump(include=_AS_THEY_ARE),
+    )
+
+
+def _most_examples(experiment: Experiment, known: Mapping[str, int]) -> dict[str, int]:
+    agreed = experiment.federation.max_examples
+    if agreed is None:
+        return dict(known)
+    return dict.fromkeys(known, agreed) if isinstance(agreed, int) else dict(agreed)

@@ -1,0 +1,131 @@
+"""The ServerApp of a real deployment, started by the SuperLink of `ept-fed server start` for each submitted run.
+
+It runs what the installed packages hold: the bundle that brings it here only names it. Which kit it belongs to, its
+environment says; which run, the run config does. What is in the run folder decides where it starts: at the beginning,
+or after the last checkpoint.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+from pydantic import TypeAdapter
+
+from ept_fed.config import Experiment
+from ept_fed.contradictions import find_shared_contradictions
+from ept_fed.experiment_file import load_experiment
+from ept_fed.problems import InputRefusedError
+from ept_fed.protocol.layout import Vector
+from ept_fed.protocol.messages import Phase
+from ept_fed.protocol.plan import Plan
+from ept_fed.reports.run_folder import RunFolder
+from ept_fed.reports.run_log import log_to_file
+from ept_fed.settings import Name
+from server.agreement import Agreement, NoAgreementError, agree
+from server.app import create_server_app
+from server.checkpoints import CheckpointFolder
+from server.registered_grid import RegisteredGrid
+from server.round_record import RoundRecord
+from server.rounds import FederationResult
+from server.run_state import RUN_KEY, RunPhase, read_agreement, write_agreement, write_progress, write_result
+from server.server_kit import KIT_VARIABLE, ServerKit, open_server_kit
+
+__all__ = ["app"]
+
+_log = logging.getLogger(__name__)
+_NAME: TypeAdapter[str] = TypeAdapter(Name)
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run the experiment in the folder that the run config names.
+
+    Raises:
+        InputRefusedError: for a refused kit, experiment or checkpoint.
+        NoAgreementError: if the sites do not make up one federation.
+        RuntimeError: if no round averaged anything, so that Flower reports the run as failed.
+    """
+    kit = open_server_kit(Path(os.environ[KIT_VARIABLE]))
+    folder = RunFolder(kit.runs / _NAME.validate_python(str(context.run_config[RUN_KEY])))
+    with log_to_file(folder.path / "run.log"):
+        try:
+            _run(grid, context, kit, folder)
+        except (InputRefusedError, NoAgreementError) as refusal:
+            _log.error("%s", refusal)
+            write_result(folder.path, "failed", ended=str(refusal))
+            raise
+        except Exception:
+            _log.exception("the run failed")
+            write_result(folder.path, "failed", ended="the server failed; run.log says why")
+            raise
+
+
+def _run(grid: Grid, context: Context, kit: ServerKit, folder: RunFolder) -> None:
+    experiment = load_experiment(folder.path / "config.yaml", check=find_shared_contradictions)
+    named = RegisteredGrid(grid, kit.public_keys())
+    agreement = read_agreement(folder.path)
+    if agreement is None:
+        agreement = _meet(named, experiment, kit, folder)
+    plan = agreement.plan
+    checkpoints = CheckpointFolder(folder.checkpoints, plan)
+    checkpoint = checkpoints.load(folder.read_rounds())
+    folder.keep_rounds(len(checkpoint.records) - 1 if checkpoint else 0)
+    _log.info("%s: rounds %d to %d", plan.run, len(checkpoint.records) + 1 if checkpoint else 1, plan.rounds)
+    results: list[FederationResult] = []
+    recorder = _Recorder(plan, folder)
+    create_server_app(plan, recorder, results.append, resume=checkpoint, save=checkpoints.save)(named, context)
+    (result,) = results
+    if not result.aggregated_anything:
+        raise RuntimeError(f"no round averaged anything; {folder.path / 'rounds.jsonl'} says why")
+    write_result(folder.path, "done", ended=result.ended, left_out=agreement.left_out)
+    recorder.finish()
+
+
+def _meet(grid: Grid, experiment: Experiment, kit: ServerKit, folder: RunFolder) -> Agreement:
+    sites = tuple(sorted(kit.public_keys()))
+    _log.info("waiting for %s", ", ".join(sites))
+    nothing: dict[str, dict[str, float]] = {site: {} for site in sites}
+    write_progress(folder.path, "waiting for sites", round_number=0, rounds=experiment.federation.rounds, sites=nothing)
+    agreement = agree(grid, experiment, sites)
+    folder.write_prompts(agreement.plan, 0, agreement.plan.initial)
+    write_agreement(folder.path, agreement)
+    return agreement
+
+
+class _Recorder:
+    """Writes each round into the run folder, and each reply into the progress that others watch."""
+
+    def __init__(self, plan: Plan, folder: RunFolder) -> None:
+        self._plan, self._folder, self._round = plan, folder, 0
+        self._sites: dict[str, dict[str, float | int]] = {site: {} for site in plan.sites}
+        self._write("rounds")
+
+    def on_site(self, round_number: int, site: str, phase: Phase, metrics: Mapping[str, float]) -> None:
+        self._round = round_number
+        prefix = "validation_" if phase == "train" else ""
+        shown = {"round": round_number, "at": time.time(), "auc": metrics[f"{prefix}auc"]}
+        self._sites[site] = {**self._sites[site], **shown} | ({"loss": metrics["loss"]} if phase == "train" else {})
+        self._write("rounds")
+
+    def on_payload(self, round_number: int, payload: Vector, seconds: float) -> None:
+        self._folder.write_prompts(self._plan, round_number, payload)
+        self._round = round_number
+        self._write("rounds")
+        _log.info("round %d of %d: %.1f s", round_number, self._plan.rounds, seconds)
+
+    def on_round(self, record: RoundRecord) -> None:
+        self._folder.write_round(record.to_json())
+        for refusal in record.refused:
+            _log.warning("round %d: %s %s", record.round, refusal.site, refusal.reason)
+
+    def finish(self) -> None:
+        """Say that all rounds are over."""
+        self._write("done")
+
+    def _write(self, phase: RunPhase) -> None:
+        write_progress(self._folder.path, phase, round_number=self._round, rounds=self._plan.rounds, sites=self._sites)

@@ -1,0 +1,125 @@
+"""The proxy between hospitals and SuperLink: an allow-list of paths, TLS for the server's name, and a count of bytes.
+
+SuperLink has one port for everything, and only the Fleet paths on it ask for a node's signature. So it listens on
+loopback alone, and what passes from outside is listed here, path by path.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Mapping
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from ept_fed.artefacts import write_text
+from ept_fed.federation_file import is_address
+from ept_fed.problems import InputRefusedError, Problem
+from server.server_kit import ServerKit
+
+__all__ = ["PATHS", "end_proxy", "find_nginx", "nginx_command", "write_proxy_files"]
+
+PATHS = (
+    *(
+        f"/v1/fleet/{act}"
+        for act in (
+            "activate-node",
+            "deactivate-node",
+            "send-node-heartbeat",
+            "pull-messages",
+            "push-messages",
+            "pull-object",
+            "push-object",
+            "confirm-message-received",
+            "get-run",
+            "get-fab",
+        )
+    ),
+    "/health",
+)
+_SYSTEM_PLACES = "/usr/sbin:/usr/local/sbin:/sbin:/opt/homebrew/bin"
+
+
+def find_nginx() -> str:
+    """Return the path of nginx.
+
+    Raises:
+        InputRefusedError: with what to install.
+    """
+    found = shutil.which("nginx") or shutil.which("nginx", path=_SYSTEM_PLACES)
+    if found is None:
+        fix = (
+            "is not installed; install it (apt install nginx-light, dnf install nginx, brew install nginx; its own "
+            "service may stay off), or use another proxy: --proxy none, and see state/proxy/Caddyfile"
+        )
+        raise InputRefusedError([Problem("nginx", "", fix)])
+    return found
+
+
+def nginx_command(nginx: str, kit: ServerKit) -> tuple[str, ...]:
+    """Return how the proxy is started, in the foreground."""
+    folder = kit.state / "proxy"
+    return (nginx, "-p", str(folder), "-c", str(folder / "nginx.conf"), "-e", "stderr")
+
+
+def write_proxy_files(kit: ServerKit, superlink_port: int, *, nginx: str | None) -> None:
+    """Write nginx.conf and Caddyfile, and have nginx test its own.
+
+    Raises:
+        InputRefusedError: with what nginx says about it, e.g. of a port that this user may not open.
+    """
+    server, folder = kit.federation.server, kit.state / "proxy"
+    if any(character in str(kit.folder) for character in " ;{}\"'$\\"):
+        fix = "has a space, quote, brace or similar in its path, which nginx.conf cannot hold; move it"
+        raise InputRefusedError([Problem("KIT", str(kit.folder), fix)])
+    ipv6 = is_address(server.host) and ":" in server.host
+    words = {
+        "kit": str(kit.folder),
+        "host": f"[{server.host}]" if ipv6 else server.host,
+        "port": server.port,
+        "listen": f"[::]:{server.port}" if ipv6 else f"{_interface(server.host)}{server.port}",
+        "superlink_port": superlink_port,
+        "paths": PATHS,
+    }
+    write_text(folder / "Caddyfile", _render("server/Caddyfile.j2", words))
+    write_text(folder / "nginx.conf", _render("server/nginx.conf.j2", words))
+    if nginx is None:
+        return
+    tested = subprocess.run(
+        [*nginx_command(nginx, kit), "-t"], capture_output=True, text=True, check=False, timeout=60, cwd=folder
+    )
+    if tested.returncode:
+        fix = f"is refused by nginx -t: {' '.join(tested.stderr.split())[-300:]}"
+        raise InputRefusedError([Problem("nginx.conf", str(folder / "nginx.conf"), fix)])
+
+
+def end_proxy(folder: Path) -> None:
+    """End nginx processes that work in a folder; nginx overwrites its environment, so no mark would be found."""
+    for link in Path("/proc").glob("[0-9]*/cwd"):
+        with suppress(OSError):
+            if link.resolve() == folder.resolve() and (link.parent / "comm").read_text().strip() == "nginx":
+                os.kill(int(link.parent.name), signal.SIGKILL)
+
+
+def _interface(host: str) -> str:
+    """Return what to listen on: a federation on this very machine needs nobody else to reach it."""
+    return "127.0.0.1:" if host in ("localhost", "127.0.0.1") else ""
+
+
+@cache
+def _templates() -> Environment:
+    return Environment(
+        loader=PackageLoader("server"),
+        undefined=StrictUndefined,
+        autoescape=False,
+        keep_trailing_newline=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def _render(template: str, words: Mapping[str, object]) -> str:
+    return _templates().get_template(template).render(words)

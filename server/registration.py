@@ -1,0 +1,50 @@
+"""Who may take part, as SuperLink enforces it: brought to what sites.json says, every time the server starts."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from server.control import Control, Node
+from server.server_kit import ServerKit
+
+__all__ = ["Registrations", "plan_registrations", "register_sites"]
+
+
+@dataclass(frozen=True)
+class Registrations:
+    """What has to change: nodes to shut out, by number with the name, and sites to admit."""
+
+    unregister: Mapping[int, str]
+    register: tuple[str, ...]
+
+
+def plan_registrations(keys: Mapping[str, bytes], nodes: Sequence[Node]) -> Registrations:
+    """Compare what SuperLink has registered with what it should: whatever is not a site's own key is shut out.
+
+    A location that has changed is left as it is: Flower takes no key twice, not even one that was unregistered.
+
+    Args:
+        keys: public key (PEM) of each admitted site, by name.
+        nodes: as SuperLink has registered them.
+    """
+    right, wrong = set(), {}
+    for node in nodes:
+        if keys.get(node.name) == node.key and node.name not in right:
+            right.add(node.name)
+        else:
+            wrong[node.identifier] = node.name
+    return Registrations(wrong, tuple(sorted(set(keys) - right)))
+
+
+def register_sites(kit: ServerKit, control: Control) -> Registrations:
+    """Bring SuperLink's registrations to what the kit says; return what changed.
+
+    Raises:
+        ControlError: if SuperLink declines one.
+    """
+    keys = kit.public_keys()
+    changes = plan_registrations(keys, control.nodes())
+    for identifier in changes.unregister:
+        control.unregister(identifier)
+    for name in changes.register:
+        control.register(name, keys[name], kit.sites[name].location)
+    return changes

@@ -1,0 +1,213 @@
+"""`ept-fed server start`: SuperLink on loopback and the proxy before it, kept running together."""
+
+import json
+import logging
+import os
+import signal
+import ssl
+import time
+import urllib.request
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from socket import socket
+from typing import Any, Literal
+
+from ept_fed.artefacts import write_json
+from ept_fed.problems import InputRefusedError, Problem, UnavailableError
+from ept_fed.processes import FLOWER_SWITCHES, PidFile, end_marked
+from ept_fed.supervision import Program, child_environment, find_program, supervise
+from server.control import ControlError, open_control
+from server.proxy import end_proxy, find_nginx, nginx_command, write_proxy_files
+from server.registration import register_sites
+from server.server_kit import KIT_VARIABLE, ServerKit, open_server_kit
+
+__all__ = ["ServerAwayError", "find_server", "find_superlink_port", "start_server", "stop_server"]
+
+_READY_SECONDS = 120.0
+_STOP_SECONDS = 40.0
+
+_log = logging.getLogger(__name__)
+
+
+class ServerAwayError(UnavailableError):
+    """No server of this kit runs."""
+
+
+def start_server(folder: Path, proxy: Literal["nginx", "none"], tell: Callable[[str], None]) -> int:
+    """Run the server of a kit in the foreground until SIGTERM or SIGINT; return an exit code.
+
+    Raises:
+        InputRefusedError: with everything that stands in the way, before anything is started.
+    """
+    kit = open_server_kit(folder)
+    problems = kit.find_tls_problems(datetime.now(UTC))
+    superlink = find_program("flower-superlink")
+    if superlink is None:
+        problems.append(Problem("flower-superlink", "", "is not installed; install ept-fed with its dependencies"))
+    if (pid := find_server(kit)) is not None:
+        fix = f"its server runs already, as process {pid}; stop it first: ept-fed server stop KIT"
+        problems.append(Problem("KIT", str(kit.folder), fix))
+    nginx = None
+    try:
+        kit.public_keys()
+        nginx = find_nginx() if proxy == "nginx" else None
+    except InputRefusedError as refusal:
+        problems += refusal.problems
+    if problems or superlink is None:
+        raise InputRefusedError(problems)
+    kit.make_state()
+    # A killed server may have left processes that hold the ports.
+    end_marked(KIT_VARIABLE, str(kit.folder))
+    end_proxy(_proxy_log(kit).parent)
+    port = _free_port()
+    write_proxy_files(kit, port, nginx=nginx)
+    if nginx is not None:
+        _require_free(kit)
+    programs = [_superlink(kit, superlink, port, tell)]
+    if nginx is not None:
+        programs.append(_proxy(kit, nginx))
+    document = {"schema": 1, "superlink_port": port, "proxy": proxy, "started": time.time()}
+    write_json(kit.state / "server.json", document)
+    try:
+        return supervise(programs, tell)
+    finally:
+        for name in ("server.json", "ready.json"):
+            (kit.state / name).unlink(missing_ok=True)
+
+
+def find_server(kit: ServerKit) -> int | None:
+    """Return the process that keeps the server running."""
+    return _pid_file(kit).read()
+
+
+def find_superlink_port(kit: ServerKit) -> int:
+    """Return the loopback port of the running SuperLink.
+
+    Raises:
+        ServerAwayError: if the server does not run.
+    """
+    try:
+        document: Any = json.loads((kit.state / "server.json").read_text(encoding="utf-8"))
+        if find_server(kit) is not None:
+            return int(document["superlink_port"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    raise ServerAwayError(f"no server runs from {kit.folder}; start it with: ept-fed server start KIT")
+
+
+def stop_server(kit: ServerKit) -> int | None:
+    """End the server; return which process it was, None if none ran.
+
+    Raises:
+        TimeoutError: if it is still there after a while.
+        PermissionError: if another user started it.
+    """
+    pid = find_server(kit)
+    if pid is not None:
+        os.kill(pid, signal.SIGTERM)
+    end = time.monotonic() + _STOP_SECONDS
+    while find_server(kit) is not None:
+        if time.monotonic() >= end:
+            raise TimeoutError(f"process {pid} is still there after {_STOP_SECONDS:g} s")
+        time.sleep(0.1)
+    return pid
+
+
+def _superlink(kit: ServerKit, program: str, port: int, tell: Callable[[str], None]) -> Program:
+    tls, state = kit.folder / "tls", kit.state
+    command = (
+        program,
+        *("--host", "127.0.0.1", "--port", str(port)),
+        *("--ssl-ca-certfile", str(tls / "ca.crt")),
+        *("--ssl-certfile", str(tls / "superlink.crt"), "--ssl-keyfile", str(tls / "superlink.key")),
+        "--enable-supernode-auth",
+        *("--database", str(state / "superlink.db")),
+        "--disable-runtime-dependency-installation",
+    )
+    environment = child_environment(
+        **FLOWER_SWITCHES, FLWR_HOME=str(state / "flwr-home"), **{KIT_VARIABLE: str(kit.folder)}
+    )
+    return Program(
+        name="superlink",
+        command=command,
+        environment=environment,
+        log=state / "logs" / "superlink" / "superlink.log",
+        pid_file=_pid_file(kit),
+        sweep=lambda: end_marked(KIT_VARIABLE, str(kit.folder)),
+        ready=lambda: _prepare_superlink(kit, port, tell),
+    )
+
+
+def _proxy(kit: ServerKit, nginx: str) -> Program:
+    log = _proxy_log(kit)
+    return Program(
+        name="proxy",
+        command=nginx_command(nginx, kit),
+        environment=dict(os.environ),
+        log=log,
+        pid_file=PidFile(kit.state / "proxy.pid"),
+        sweep=lambda: end_proxy(log.parent),
+    )
+
+
+def _proxy_log(kit: ServerKit) -> Path:
+    """Return where the proxy logs; a program works in the folder of its log, and so is found there."""
+    return kit.state / "logs" / "proxy" / "proxy.log"
+
+
+def _prepare_superlink(kit: ServerKit, port: int, tell: Callable[[str], None]) -> None:
+    """Once SuperLink answers: end what its predecessor was running, and register the sites."""
+    authority = kit.folder / "tls" / "ca.crt"
+    context = ssl.create_default_context(cafile=str(authority))
+    end = time.monotonic() + _READY_SECONDS
+    while not _is_healthy(port, context):
+        if time.monotonic() >= end:
+            tell(f"superlink: does not answer after {_READY_SECONDS:g} s; see its log")
+            return
+        time.sleep(0.1)
+    try:
+        with open_control(port, authority) as control:
+            orphans = [run for run in control.runs() if not run.ended]
+            for run in orphans:
+                # Its ServerApp died with the SuperLink that had started it.
+                control.stop(run.identifier)
+                tell(f"run {run.name or run.identifier} was cut off; go on with: ept-fed server run --resume")
+            changes = register_sites(kit, control)
+    except (ControlError, InputRefusedError) as error:
+        tell(f"superlink: the sites could not be registered: {error}")
+        return
+    shut_out = ", ".join(name or "a nameless node" for name in changes.unregister.values())
+    if shut_out:
+        tell(f"no longer registered: {shut_out}")
+    admitted = sorted(name for name, site in kit.sites.items() if not site.revoked)
+    write_json(kit.state / "ready.json", {"schema": 1, "superlink_port": port, "sites": admitted})
+    tell(f"ready: {len(admitted)} sites may take part: {', '.join(admitted)}")
+
+
+def _is_healthy(port: int, context: ssl.SSLContext) -> bool:
+    try:
+        with urllib.request.urlopen(f"https://127.0.0.1:{port}/health", timeout=2, context=context) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+def _require_free(kit: ServerKit) -> None:
+    """Raise InputRefusedError if something else listens on the port for hospitals."""
+    port = kit.federation.server.port
+    with socket() as probe:
+        probe.settimeout(2)
+        if probe.connect_ex(("127.0.0.1", port)) == 0:
+            fix = "is taken by another program on this machine; end that, or write another port into federation.yaml"
+            raise InputRefusedError([Problem("server.port", port, fix)])
+
+
+def _free_port() -> int:
+    with socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def _pid_file(kit: ServerKit) -> PidFile:
+    return PidFile(kit.state / "server.pid")

@@ -1,0 +1,73 @@
+"""Bytes between the server and each site, as the proxy counted them: the body and headers of every request."""
+
+import base64
+import binascii
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Counted", "count_traffic", "read_requests"]
+
+
+@dataclass
+class Counted:
+    """Requests of a site and their bytes, with headers, and bodies alone; both seen from the server."""
+
+    requests: int = 0
+    received: int = 0
+    sent: int = 0
+    received_bodies: int = 0
+    sent_bodies: int = 0
+
+
+def count_traffic(
+    requests: Iterable[Mapping[str, Any]], keys: Mapping[str, bytes], *, since: float = 0.0, until: float = float("inf")
+) -> dict[str, Counted]:
+    """Add up a proxy's log by site; what has no site's key, or was declined, counts for none.
+
+    Args:
+        requests: from `read_requests`.
+        keys: public key (PEM) of each site's node, by name.
+        since, until: seconds since the epoch; the log has whole seconds.
+    """
+    names = {key: name for name, key in keys.items()}
+    found = {name: Counted() for name in keys}
+    for request in requests:
+        name = names.get(_decode(str(request.get("key", ""))))
+        if name is None or request["status"] >= 400:
+            continue
+        if not since <= datetime.fromisoformat(request["time"]).timestamp() <= until:
+            continue
+        counted = found[name]
+        counted.requests += 1
+        counted.received += request["received"]
+        counted.sent += request["sent"]
+        counted.received_bodies += request["body"]
+        counted.sent_bodies += request["sent_body"]
+    return found
+
+
+def read_requests(log: Path) -> Iterator[dict[str, Any]]:
+    """Yield the requests in a proxy's log and its rotated predecessors, the oldest first; other lines are left out."""
+    older = sorted(log.parent.glob(f"{log.name}.*"), key=lambda path: path.suffix, reverse=True)
+    for path in (*older, log):
+        if not path.exists():
+            continue
+        with path.open(encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                if not line.startswith('{"time"'):
+                    continue
+                try:
+                    yield json.loads(line)
+                except ValueError:
+                    continue
+
+
+def _decode(header: str) -> bytes:
+    try:
+        return base64.b64decode(header, validate=True)
+    except (binascii.Error, ValueError):
+        return b""

@@ -1,0 +1,193 @@
+"""A federation as hospitals would run it, on this machine's loopback: one for all tests of this module."""
+
+import json
+import shutil
+import ssl
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from safetensors.numpy import load_file
+
+from ept_fed.experiment_file import load_experiment
+from ept_fed.keys import new_key, spell_openssh_private
+from ept_fed.reports.progress import Silent
+from server.service import find_superlink_port
+from server.status import describe_server
+from server.traffic import Counted, count_traffic, read_requests
+from simulations.rehearsal import Rehearsal
+from simulations.simulate import simulate
+
+pytestmark = pytest.mark.skipif(
+    shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/sbin:/usr/bin:/usr/local/bin:/opt/homebrew/bin") is None,
+    reason="nginx is not installed: apt install nginx-light",
+)
+
+NAME = "two"
+
+
+@dataclass(frozen=True)
+class Federated:
+    """The rehearsal while it still runs, after its run is over."""
+
+    rehearsal: Rehearsal
+    experiment: Path
+    code: int
+    said: str
+    second: tuple[int, str]
+
+    @property
+    def folder(self) -> Path:
+        return self.rehearsal.server.runs / NAME
+
+    def rounds(self) -> list[dict[str, object]]:
+        return [json.loads(line) for line in (self.folder / "rounds.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def federated() -> Iterator[Federated]:
+    with Rehearsal(2) as rehearsal:
+        rehearsal.start_server()
+        for name in rehearsal.names:
+            rehearsal.start_site(name)
+        experiment = rehearsal.write_experiment(NAME)
+        kit = str(rehearsal.server.folder)
+        code, said = rehearsal.ask("server", "run", str(experiment), "--kit", kit, "--detach")
+        assert code == 0, said
+        second = rehearsal.run(experiment, "--name", "other")
+        rehearsal.wait_for(lambda: over(kit), "the run to end", every=0.5)
+        yield Federated(rehearsal, experiment, code, said, second)
+    assert rehearsal.descendants() == []
+    assert not rehearsal.folder.exists()
+
+
+def over(kit: str) -> bool:
+    run = describe_server(Path(kit))["run"]
+    return run is not None and run["phase"] in ("done", "failed", "stopped")
+
+
+def test_the_run_is_done_and_nobody_was_refused(federated: Federated) -> None:
+    run = describe_server(federated.rehearsal.server.folder)["run"]
+    assert run is not None
+    assert (run["phase"], run["ended"]) == ("done", "all rounds"), federated.rehearsal.logs()
+    assert [line["refused"] for line in federated.rounds()] == [[], []]
+    assert [line["aggregated"] for line in federated.rounds()] == [["site-1", "site-2"]] * 2
+
+
+def test_a_second_run_is_refused_by_name_while_one_goes_on(federated: Federated) -> None:
+    code, said = federated.second
+    assert code == 2
+    assert NAME in said
+    assert "goes on" in said
+    assert not (federated.rehearsal.server.runs / "other").exists()
+
+
+def test_prompts_equal_the_simulation_bit_for_bit(federated: Federated, tmp_path: Path) -> None:
+    simulate(load_experiment(federated.experiment), tmp_path / "simulated", Silent())
+    ours, theirs = (
+        {path.name: tensors(path) for path in (folder / "prompts").iterdir()}
+        for folder in (federated.folder, tmp_path / "simulated")
+    )
+    assert len({str(prompts) for prompts in ours.values()}) == 3
+    assert ours == theirs
+
+
+def tensors(path: Path) -> dict[str, bytes]:
+    """A payload's bytes by tensor; the run's name beside them differs, as it says where it ran."""
+    return {name: tensor.tobytes() for name, tensor in load_file(path).items()}
+
+
+def ask(rehearsal: Rehearsal, path: str, *, method: str = "POST", port: int | None = None) -> int:
+    context = ssl.create_default_context(cafile=str(rehearsal.server.folder / "tls" / "ca.crt"))
+    request = urllib.request.Request(f"https://localhost:{port or rehearsal.port}{path}", method=method)
+    try:
+        with urllib.request.urlopen(request, timeout=10, context=context) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/control/list-nodes",
+        "/v1/control/start-run",
+        "/v1/control/register-node",
+        "/v1/runtime/acquire-task",
+        "/v1/fleet/register-node",
+        "/v1/fleet/unregister-node",
+        "/v1/fleet/../control/list-nodes",
+        "/v1/fleet/%2e%2e/control/list-nodes",
+        "//v1/control/list-nodes",
+        "/docs",
+        "/openapi.json",
+        "/",
+    ],
+)
+def test_what_asks_for_no_signature_does_not_pass_from_outside(federated: Federated, path: str) -> None:
+    assert ask(federated.rehearsal, path) == 403
+    assert ask(federated.rehearsal, path, method="GET") == 403
+
+
+def test_the_same_paths_are_open_behind_the_proxy_which_is_why_there_is_one(federated: Federated) -> None:
+    port = find_superlink_port(federated.rehearsal.server)
+    assert ask(federated.rehearsal, "/docs", method="GET", port=port) == 200
+    assert ask(federated.rehearsal, "/health", method="GET") == 200
+
+
+def test_an_intruders_key_is_refused(federated: Federated) -> None:
+    rehearsal = federated.rehearsal
+    kit = rehearsal.copy_site("site-1", "intruder")
+    (kit / "keys" / "node").write_bytes(spell_openssh_private(new_key()))
+    rehearsal.start("intruder", "site", "start", str(kit), "--node-only")
+    log = kit / "logs" / "node" / "supernode.log"
+    rehearsal.wait_for(lambda: log.exists() and "Failed to activate SuperNode" in log.read_text(), "the refusal")
+    rehearsal.end("intruder")
+    sites = describe_server(rehearsal.server.folder)["sites"]
+    assert set(sites) == set(rehearsal.names)
+
+
+def test_a_round_costs_its_payload_and_six_kilobytes_each_way_at_most(federated: Federated) -> None:
+    """Bodies alone: the headers that SuperNode adds to each of its requests are counted beside them."""
+    rehearsal = federated.rehearsal
+    counted = count_traffic(
+        read_requests(rehearsal.server.state / "logs" / "proxy" / "proxy.log"), rehearsal.server.public_keys()
+    )
+    payload = 4 * payload_size(federated)
+    exchanges = 4  # the introduction, two rounds, and the last evaluation
+    for name in rehearsal.names:
+        site = counted[name]
+        assert site.requests > 20
+        assert 2 * payload < site.received_bodies <= exchanges * (payload + 6000)
+        assert 3 * payload < site.sent_bodies <= exchanges * (payload + 6000)
+        assert site.received > site.received_bodies
+    assert counted.keys() == set(rehearsal.names)
+    assert all(isinstance(site, Counted) for site in counted.values())
+
+
+def payload_size(federated: Federated) -> int:
+    from server.run_state import read_agreement
+
+    agreement = read_agreement(federated.folder)
+    assert agreement is not None
+    return agreement.plan.layout.size
+
+
+def test_the_state_is_its_owners_alone(federated: Federated) -> None:
+    assert federated.rehearsal.server.state.stat().st_mode & 0o777 == 0o700
+
+
+def test_status_log_and_a_resume_of_what_is_done(federated: Federated) -> None:
+    rehearsal, kit = federated.rehearsal, str(federated.rehearsal.server.folder)
+    code, said = rehearsal.ask("server", "status", kit, "--json")
+    assert code == 0
+    document = json.loads(said)
+    assert document["run"]["sites"]["site-1"]["bytes_received"] > 0
+    assert {site["status"] for site in document["sites"].values()} == {"online"}
+    code, said = rehearsal.ask("server", "log", kit)
+    assert (code, "round 2 of 2" in said) == (0, True)
+    code, said = rehearsal.ask("server", "run", "--resume", "--kit", kit)
+    assert (code, "is done" in said) == (2, True)
