@@ -1,0 +1,1 @@
+"""What leaves a site, seen with an attacker's eyes: pure functions, no files and no network."""
