@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -258,7 +259,7 @@ class _Attack:
                 passes = 3.0 * len(target.groups)
                 rows, found = attack_inversion(
                     self.model, played, target, view, spec, steps=self.steps, seed=self.seed, sent=self.sent,
-                    on_step=lambda what=what, passes=passes: work.note(what, passes),
+                    on_step=partial(work.note, what, passes),
                 )  # fmt: skip
                 self.rows += rows
                 pictures.append(found)

@@ -85,7 +85,7 @@ def test_a_replayed_update_is_the_one_that_was_sent_bit_for_bit(finished: tuple[
 
 
 def test_the_gate_refuses_crafted_prompts_and_admits_the_shortened_step(finished: tuple[Path, Sent]) -> None:
-    folder, sent = finished
+    folder, _ = finished
     plan = reopen_run(read_run(folder)).plan()
     crafted = craft_prompts(plan.initial, plan.layout)
     tensors = plan.layout.unflatten(crafted)
