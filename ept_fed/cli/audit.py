@@ -1,4 +1,4 @@
-"""`ept-fed audit`: what passed a site's door, and whether its ledger is whole."""
+"""`ept-fed audit`: what passed a site's door, whether its ledger is whole, and what its updates give away."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from ept_fed.cli.audit_attack import ATTACK_EXAMPLES, attack
 from ept_fed.cli.engines import load_engine
 from ept_fed.cli.refusals import DONE, FAILED, exit_on_refusal
 
@@ -20,9 +21,7 @@ _SHOW_EXAMPLES = (
     "  ept-fed audit show state/ledger.jsonl --direction out --last 20 --json"
 )
 
-app = typer.Typer(
-    name="audit", help="What passed a site's door, and whether its ledger is whole.", no_args_is_help=True
-)
+app = typer.Typer(name="audit", help="What passed a site's door, and what its updates give away.", no_args_is_help=True)
 _Ledger = Annotated[Path, typer.Argument(help="The site's ledger.jsonl; ledger.tip lies beside it.", metavar="LEDGER")]
 _AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 
@@ -42,7 +41,7 @@ class _Decision(StrEnum):
 
 @app.callback()
 def _audit() -> None:
-    """Say what passed a site's door, and whether its ledger is whole."""
+    """Say what passed a site's door, whether its ledger is whole, and what its updates give away."""
 
 
 @app.command("verify", epilog=_VERIFY_EXAMPLES)
@@ -123,3 +122,6 @@ def show(
         if entry["reason"] and entry["decision"] != "noted":
             typer.echo(f"{'':>8}{entry['reason']}")
     raise typer.Exit(DONE)
+
+
+app.command("attack", epilog=ATTACK_EXAMPLES)(attack)

@@ -1,1 +1,1 @@
-"""What keeps one site's numbers from everybody else: arithmetic over arrays and bytes, no files, sockets or Flower."""
+"""What leaves a site as an attacker sees it, and what keeps it from everybody else: arithmetic, no files, no Flower."""

@@ -14,6 +14,7 @@ sites/<site>/model.safetensors  the site's federated model: sinks, tokens, its o
 report.json, report.csv         the table at the end
 cross_site.csv                  each site's local model at every site, if `evaluation.cross_site` asks for it
 tracking/                       what TensorBoard and MLflow show, if the run was to be tracked
+attack.json, attack.csv         what `ept-fed audit attack` found; attack-*.png only if it was asked for images
 run.log                         what the code logged, tracebacks of failed sites included
 """
 

@@ -1,0 +1,163 @@
+"""`ept-fed audit attack`: what a site's own updates give away, measured on a run of its own."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ept_fed.cli.engines import load_engine
+from ept_fed.cli.refusals import DONE, exit_on_refusal
+
+__all__ = ["ATTACK_EXAMPLES", "attack"]
+
+ATTACK_EXAMPLES = (
+    "Examples:\n\n  ept-fed audit attack runs/demo\n\n"
+    "  ept-fed audit attack runs/mine --sites north --rounds 1,8 --policy policy.yaml --steps 100"
+)
+_TITLES = {
+    "membership": "Who was trained on? AUC of members against other images; 0.5 is guessing",
+    "control": "The same images scored by the update of a site that trained on none of them",
+    "crafted": "Who was trained on, if the server plants prompts",
+    "inversion": "What did the images look like? Reconstructions against the true ones",
+}
+
+
+def attack(
+    run: Annotated[Path, typer.Argument(help="The folder of a finished run of `ept-fed simulate`.", metavar="RUN")],
+    rounds: Annotated[
+        str, typer.Option(help="Whose updates, comma-separated; the first and the last if empty.", metavar="N,N")
+    ] = "",
+    sites: Annotated[list[str] | None, typer.Option(help="Whose updates; repeatable; the first site if none.")] = None,
+    steps: Annotated[int, typer.Option(min=1, max=100_000, help="Of every reconstruction.")] = 16,
+    seed: Annotated[int, typer.Option(min=0, help="Of candidates, noise and starting points.")] = 0,
+    noise: Annotated[
+        float, typer.Option(min=0.0, max=1000.0, help="Gaussian noise of one row, in root mean squares of the update.")
+    ] = 1.0,
+    policy: Annotated[
+        Path | None, typer.Option(help="The site's policy.yaml, for its bound on prompts; else the default.")
+    ] = None,
+    images: Annotated[
+        bool, typer.Option("--images", help="Also write pictures of true and reconstructed images: patients' data.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
+) -> None:
+    """Attack what a site's updates tell: membership, reconstruction, crafted prompts with the gate on and off.
+
+    The updates are computed again from the run's settings, images and prompts. Writes attack.json and attack.csv into
+    the run folder. Exit code 0: measured, whatever came out; 2: something has to be corrected first.
+    """
+    with exit_on_refusal(as_json=as_json):
+        numbers = _parse_rounds(rounds)
+        with _progress(shown=not as_json) as watch:
+            report = load_engine("audit-attack")(
+                run,
+                watch,
+                rounds=numbers,
+                sites=sites or (),
+                steps=steps,
+                seed=seed,
+                noise=noise,
+                policy=policy,
+                images=images,
+            )
+    if as_json:
+        from ept_fed.artefacts import dump_json
+
+        typer.echo(dump_json(report))
+    else:
+        _print_report(report)
+    raise typer.Exit(DONE)
+
+
+def _parse_rounds(text: str) -> tuple[int, ...]:
+    from ept_fed.problems import InputRefusedError, Problem
+
+    try:
+        return tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise InputRefusedError([Problem("--rounds", text, "write numbers such as 1,8")]) from None
+
+
+@contextmanager
+def _progress(*, shown: bool) -> Iterator[Any]:
+    """Yield a watcher of (what, share of the work that is done), on stderr."""
+    if not shown:
+        yield lambda _what, _share: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = TextColumn("{task.description}", markup=False), BarColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("", total=1.0)
+        yield lambda what, share: progress.update(task, description=what, completed=share)
+
+
+def _print_report(report: Mapping[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+    for part, title in _TITLES.items():
+        rows = [row for row in report["rows"] if row["part"] == part]
+        if not rows:
+            continue
+        table = Table(title=title)
+        inverted = part == "inversion"
+        table.add_column("site, round", overflow="fold")
+        table.add_column("what is seen (* is sent)" if part != "crafted" else "prompts", overflow="fold")
+        measures = list(dict.fromkeys(row["measure"] for row in rows))
+        headings = (["images"] if not inverted else ["batch"]) + measures
+        for heading in headings:
+            table.add_column(heading, justify="right", overflow="fold")
+        for cells in _lines(rows, measures, part):
+            table.add_row(*(Text(cell) for cell in cells))
+        console.print(table)
+    for entry in report["gate"]:
+        refused = entry["refused"]
+        said = f"refuses them: {refused}" if refused else "lets them pass"
+        console.print(f"Crafted prompts at {entry['site']}, round {entry['round']}: the gate {said}.", markup=False)
+    exact = sum(entry["difference"] == 0 for entry in report["replayed"])
+    console.print(
+        f"{exact} of {len(report['replayed'])} rounds trained again to the recorded loss, bit for bit.", markup=False
+    )
+    for note in report["notes"]:
+        console.print(f"note: {note}", style="yellow", markup=False, highlight=False)
+    found = {row["part"] for row in report["rows"]}
+    for part, sentence in report["assumptions"].items():
+        if part in found or part == "all":
+            console.print(f"\nAssumed ({part}): {sentence}", markup=False, highlight=False)
+    console.print(
+        f"\n{report['seconds']:.0f} s. {report['folder']}/attack.json and attack.csv hold every number.",
+        markup=False,
+        highlight=False,
+    )
+
+
+def _lines(rows: Sequence[Mapping[str, Any]], measures: Sequence[str], part: str) -> Iterator[list[str]]:
+    """Yield a table's lines: the measures of one view side by side."""
+    keys = list(dict.fromkeys((r["site"], r["round"], r["prompts"], r["payload"], r["batch"]) for r in rows))
+    for key in keys:
+        own = [r for r in rows if (r["site"], r["round"], r["prompts"], r["payload"], r["batch"]) == key]
+        by_measure = {row["measure"]: row for row in own}
+        site, number, prompts, payload, batch = key
+        seen = prompts if part == "crafted" else f"{payload}{' *' if own[0]['sent'] else ''}"
+        count = str(batch) if part == "inversion" else str(own[0]["images"])
+        yield [f"{site}, {number}", seen, count, *(_cell(by_measure[measure], part) for measure in measures)]
+
+
+def _cell(row: Mapping[str, Any], part: str) -> str:
+    digits = 1 if row["measure"] == "PSNR" else 2
+    value = f"{row['value']:.{digits}f}"
+    if part == "inversion":
+        return f"{value} ({row['gain']:+.{digits}f}{_interval(row, 'gain_', digits)} to the mean image)"
+    return f"{value}{_interval(row, '', digits)}"
+
+
+def _interval(row: Mapping[str, Any], prefix: str, digits: int) -> str:
+    low, high = row[f"{prefix}low"], row[f"{prefix}high"]
+    return "" if math.isnan(low) else f" [{low:.{digits}f}, {high:.{digits}f}]"

@@ -1,0 +1,73 @@
+"""Membership inference: which of a site's images was trained on, judged by one number per image.
+
+Two classic scores, from what a server holds after a round: how much an image's loss fell from the prompts it sent to
+those that came back (after Yeom et al. 2018, arXiv 1709.01604), and how well the update points where that image's own
+gradient would have led (the cosine attack of Li et al. 2023, ICLR). Neither is calibrated on shadow models: a stronger
+attacker would be.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ept_fed.evaluation.bootstrap import Interval, measure, resample, summarise
+from ept_fed.evaluation.metrics import Array
+from ept_fed.evaluation.weighted import Sample, class_ranks
+
+__all__ = ["match_classes", "measure_advantage", "score_alignment", "score_loss_drop"]
+
+
+def score_loss_drop(before: Array, after: Array) -> Array:
+    """Return (n,) scores of n images from their losses (n,) under the prompts before and after; higher is a member."""
+    return before - after
+
+
+def score_alignment(gradients: Array, update: Array) -> Array:
+    """Return (n,) cosines of the update (d,) with each image's descent direction; higher is a member.
+
+    Args:
+        gradients: (n, d) of each image's loss, at the prompts before.
+        update: (d,) prompts after minus before.
+
+    A gradient or an update of zeros points nowhere: its cosine is 0.
+    """
+    lengths = np.linalg.norm(gradients, axis=1) * np.linalg.norm(update)
+    return np.divide(-(gradients @ update), lengths, out=np.zeros(len(gradients)), where=lengths > 0)
+
+
+def match_classes(members: Array, others: Array, rng: np.random.Generator) -> tuple[Array, Array]:
+    """Return ascending indices of members and of others, equally many of every class.
+
+    A K-shot sample has other class frequencies than the images left over. Without this, a score that merely knows the
+    class would look like one that knows the members.
+
+    Args:
+        members: (m,) class indices.
+        others: (o,) class indices.
+        rng: draws which of them.
+    """
+    chosen: tuple[list[Array], list[Array]] = ([], [])
+    for label in np.intersect1d(members, others):
+        places = [np.flatnonzero(labels == label) for labels in (members, others)]
+        count = min(map(len, places))
+        for found, own in zip(chosen, places, strict=True):
+            found.append(rng.choice(own, count, replace=False))
+    first, second = (np.sort(np.concatenate(found)) if found else np.empty(0, dtype=np.int64) for found in chosen)
+    return first, second
+
+
+def measure_advantage(scores: Array, member: Array, groups: Sequence[str], rng: np.random.Generator) -> Interval:
+    """Return the AUC of members against non-members, with its 95 % bootstrap interval over groups.
+
+    Args:
+        scores: (n,) higher for a member.
+        member: (n,) bool.
+        groups: (n,) patients; an interval needs `FEWEST_GROUPS`.
+        rng: of the resamples.
+
+    Returns:
+        0.5 is guessing, 1 tells them all apart; NaN if either kind is missing.
+    """
+    ranks = class_ranks(Sample.of(member[:, None], scores[:, None], "multi_label"))
+    value, draws = measure(ranks, len(scores))[0, 0], resample(ranks, groups, rng)[:, 0, 0]
+    return summarise(float(value), draws, len(set(groups)))

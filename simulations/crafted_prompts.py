@@ -1,0 +1,55 @@
+"""A server that plants prompts so that what comes back tells more: sinks that let one token alone attend.
+
+Every other token's sink is so high that its attention output vanishes. It is a simple attack, the same for every image;
+PromptMIA (arXiv 2601.06641) crafts prompts for one target image, which this does not try.
+"""
+
+import numpy as np
+from scipy.special import logsumexp
+
+from client.incoming import judge_change, root_mean_square
+from client.known_runs import KnownRun
+from client.policy import Policy
+from ept_fed.protocol.layout import PayloadLayout, Vector
+from ept_fed.protocol.messages import Header, RoundRequest
+
+__all__ = ["ask_gate", "craft_prompts", "shorten_step"]
+
+_HEIGHT = 10.0
+
+
+def craft_prompts(payload: Vector, layout: PayloadLayout) -> Vector:
+    """Return a payload whose sinks are 10 for every token but the first (cls), and -10 for that, in every layer."""
+    tensors = layout.unflatten(payload)
+    if "sinks" in tensors:
+        tensors["sinks"] = _dominated(tensors["sinks"].shape)
+    else:
+        folded = logsumexp(tensors["prompts"], axis=-1)
+        tensors["prompts"] = tensors["prompts"] + (_dominated(folded.shape) - folded)[..., None]
+    return layout.flatten(tensors)
+
+
+def shorten_step(latest: Vector, crafted: Vector, bound: float) -> Vector:
+    """Return the crafted payload if it lies within the bound of the latest one, else as far towards it as that allows.
+
+    The bound is a root mean square over all numbers, as in `incoming.prompt_change`.
+    """
+    moved = root_mean_square(crafted, latest)
+    if moved <= bound:
+        return crafted
+    # A little less than the bound: rounding to float32 must not carry it over.
+    return np.asarray(latest + (crafted - latest) * np.float32(bound / moved * (1 - 1e-5)), dtype=np.float32)
+
+
+def ask_gate(policy: Policy, latest: Vector, payload: Vector, round_number: int) -> str | None:
+    """Return the sentence with which the site's gate refuses prompts after the latest ones; None if they pass."""
+    header = Header("", round_number, "", "")
+    request = RoundRequest(header, "train", round_number, payload, "train")
+    broken = judge_change(policy, request, latest, KnownRun(""), "")
+    return "; ".join(str(rule) for rule in broken) or None
+
+
+def _dominated(shape: tuple[int, ...]) -> Vector:
+    sinks = np.full(shape, _HEIGHT, dtype=np.float32)
+    sinks[:, 0] = -_HEIGHT
+    return sinks

@@ -1,0 +1,139 @@
+"""Membership scores: they tell members where they must, nothing where nothing is to be told, and less under noise."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ept_fed.privacy.batch_gradients import batch_gradients, flatten
+from ept_fed.privacy.membership import match_classes, measure_advantage, score_alignment, score_loss_drop
+from ept_fed.privacy.views import View, add_noise, list_views
+from ept_fed.training.losses import LOSSES
+
+N, FEATURES = 40, 200
+LOSS = LOSSES["single_label"]
+
+
+def overfitted() -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Images, labels, and a linear model before and after it learned the first half by heart; labels are coin flips."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(2 * N, FEATURES, generator=generator)
+    labels = torch.randint(2, (2 * N,), generator=generator)
+    model = torch.nn.utils.skip_init(torch.nn.Linear, FEATURES, 2)
+    with torch.no_grad():
+        model.weight.zero_()
+        model.bias.zero_()
+    before = {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    for _ in range(50):
+        optimizer.zero_grad()
+        LOSS(model(images[:N]), labels[:N]).backward()
+        optimizer.step()
+    return images, labels, before, {name: tensor.detach() for name, tensor in model.named_parameters()}
+
+
+def scores_of(update: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    images, labels, before, _ = overfitted()
+    model = torch.nn.utils.skip_init(torch.nn.Linear, FEATURES, 2)
+    gradients = batch_gradients(model, before, images[:, None], labels[:, None], LOSS)
+    losses = [
+        torch.nn.functional.cross_entropy(
+            torch.func.functional_call(model, values, (images,)), labels, reduction="none"
+        ).detach()
+        for values in (before, {name: tensor + update[name] for name, tensor in before.items()})
+    ]
+    return {
+        "drop": score_loss_drop(losses[0].numpy(), losses[1].numpy()),
+        "cosine": score_alignment(flatten(gradients, 1).numpy(), flatten(update).numpy()),
+    }
+
+
+def advantage(scores: np.ndarray) -> tuple[float, float, float]:
+    member = np.arange(2 * N) < N
+    groups = [str(index) for index in range(2 * N)]
+    found = measure_advantage(scores, member, groups, np.random.default_rng(0))
+    return found.value, found.low, found.high
+
+
+def trained_update() -> dict[str, torch.Tensor]:
+    _, _, before, after = overfitted()
+    return {name: after[name] - tensor for name, tensor in before.items()}
+
+
+@pytest.mark.parametrize("score", ["drop", "cosine"])
+def test_members_of_an_overfitted_model_stand_out(score: str) -> None:
+    value, low, _ = advantage(scores_of(trained_update())[score])
+    assert value > 0.9
+    assert low > 0.8
+
+
+@pytest.mark.parametrize("score", ["drop", "cosine"])
+def test_an_update_that_knows_no_image_tells_nobody(score: str) -> None:
+    generator = torch.Generator().manual_seed(7)
+    random = {name: torch.randn(t.shape, generator=generator) for name, t in trained_update().items()}
+    value, low, high = advantage(scores_of(random)[score])
+    assert low < 0.5 < high
+    assert abs(value - 0.5) < 0.15
+
+
+@pytest.mark.parametrize("score", ["drop", "cosine"])
+def test_noise_lowers_what_the_update_tells(score: str) -> None:
+    values = []
+    for multiple in (0.0, 3.0, 30.0):
+        noisy = add_noise(trained_update(), multiple, torch.Generator().manual_seed(1))
+        values.append(advantage(scores_of(noisy)[score])[0])
+    assert values[0] > values[1] > values[2]
+
+
+def test_batch_gradients_are_those_of_each_batch_alone() -> None:
+    images, labels, before, _ = overfitted()
+    model = torch.nn.Linear(FEATURES, 2)
+    model.load_state_dict(before)
+    found = batch_gradients(model, before, images.unflatten(0, (8, 10)), labels.unflatten(0, (8, 10)), LOSS)
+    for index in range(8):
+        chosen = slice(10 * index, 10 * index + 10)
+        alone = torch.autograd.grad(LOSS(model(images[chosen]), labels[chosen]), list(model.parameters()))
+        for tensor, name in zip(alone, before, strict=True):
+            torch.testing.assert_close(found[name][index], tensor)
+
+
+def test_an_update_of_zeros_points_nowhere() -> None:
+    assert not score_alignment(np.ones((3, 4)), np.zeros(4)).any()
+
+
+def test_the_interval_needs_ten_patients() -> None:
+    found = measure_advantage(np.arange(20.0), np.arange(20) > 9, ["a", "b"] * 10, np.random.default_rng(0))
+    assert found.value == 1.0
+    assert math.isnan(found.low)
+
+
+@given(st.lists(st.integers(0, 3), max_size=30), st.lists(st.integers(0, 3), max_size=30), st.integers(0, 9))
+def test_candidates_have_the_same_classes_on_both_sides(members: list[int], others: list[int], seed: int) -> None:
+    labels = np.array(members, dtype=int), np.array(others, dtype=int)
+    chosen = match_classes(*labels, np.random.default_rng(seed))
+    sides = [np.bincount(own[places], minlength=4) for own, places in zip(labels, chosen, strict=True)]
+    assert (sides[0] == sides[1]).all()
+    assert (sides[0] == np.minimum(*(np.bincount(own, minlength=4) for own in labels))).all()
+    assert all(len(set(places.tolist())) == len(places) for places in chosen)
+
+
+def test_a_sink_is_seen_as_the_fold_and_its_gradient_as_the_sum() -> None:
+    prompts = torch.randn(2, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    view = View("sinks", ("sinks",))
+    seen = view.of_state({"prompts": prompts})["sinks"]
+    weights = torch.randn(2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    leaf = prompts.clone().requires_grad_(True)
+    (gradient,) = torch.autograd.grad((weights * torch.logsumexp(leaf, -1)).sum(), leaf)
+    torch.testing.assert_close(seen, torch.logsumexp(prompts, -1))
+    torch.testing.assert_close(view.of_gradient({"prompts": gradient})["sinks"], weights)
+
+
+@pytest.mark.parametrize("names", [("prompts",), ("prompts", "tokens")])
+def test_no_view_without_tokens_names_them(names: tuple[str, ...]) -> None:
+    views = list_views((*names, "head.weight", "head.bias"), 2.0)
+    assert any("tokens" in view.tensors for view in views) == ("tokens" in names)
+    assert [view.noise for view in views if view.noise] == [2.0]
+    assert len({view.name for view in views}) == len(views)

@@ -1,0 +1,187 @@
+"""The self-attack: replayed updates are the ones that were sent, and what it writes and refuses."""
+
+import csv
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+import simulations.attack_inversion
+from client.policy import Policy
+from client.site import Site
+from ept_fed.cli.main import app
+from ept_fed.config import Experiment
+from ept_fed.experiment_file import load_experiment
+from ept_fed.problems import InputRefusedError
+from ept_fed.protocol.messages import RoundReply, RoundRequest
+from ept_fed.reports.progress import Silent
+from ept_fed.reports.read_run import read_run
+from simulations.audit_attack import attack_run
+from simulations.crafted_prompts import ask_gate, craft_prompts, shorten_step
+from simulations.reopen_run import reopen_run
+from simulations.replay import Replay, check_replayable
+from simulations.simulate import simulate
+from simulations.virtual_sites import prepare_federation
+from tests.conftest import MICRO
+
+Sent = dict[tuple[str, int], np.ndarray]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Sent]:
+    """A micro run, and the payload that each site sent in each round."""
+    folder = tmp_path_factory.mktemp("attacked")
+    settings = {**MICRO, "model": {**MICRO["model"], "tokens": 1}, "evaluation": {"baselines": []}}
+    (folder / "micro.yaml").write_text(yaml.safe_dump(settings))
+    experiment: Experiment = load_experiment(folder / "micro.yaml", ())
+    sent: Sent = {}
+    train = Site.train
+
+    def spy(site: Site, request: RoundRequest) -> RoundReply:
+        reply = train(site, request)
+        assert reply.payload is not None
+        sent[site.name, request.header.round] = reply.payload
+        return reply
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Site, "train", spy)
+        simulate(experiment, folder / "run", Silent())
+    return folder / "run", sent
+
+
+@pytest.fixture
+def run(finished: tuple[Path, Sent], tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished[0], tmp_path / "run"))
+
+
+@pytest.fixture
+def two_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(simulations.attack_inversion, "BATCHES", ((1, 2), (2, 1)))
+
+
+def quiet(_what: str, _share: float) -> None:
+    pass
+
+
+def test_a_replayed_update_is_the_one_that_was_sent_bit_for_bit(finished: tuple[Path, Sent]) -> None:
+    folder, sent = finished
+    result = read_run(folder)
+    federation = reopen_run(result)
+    for site in federation.data.sites:
+        replay = Replay(federation, result, site)
+        for number in (1, 2):
+            played = replay.play(number)
+            assert played.payload.tobytes() == sent[site, number].tobytes()
+            assert played.difference == 0
+            # Planted prompts in between leave no trace in the site's own round.
+            crafted = replay.play(number, craft_prompts(played.payload, federation.plan().layout))
+            assert crafted.payload.tobytes() != played.payload.tobytes()
+            assert replay.play(number).payload.tobytes() == sent[site, number].tobytes()
+
+
+def test_the_gate_refuses_crafted_prompts_and_admits_the_shortened_step(finished: tuple[Path, Sent]) -> None:
+    folder, _ = finished
+    plan = reopen_run(read_run(folder)).plan()
+    crafted = craft_prompts(plan.initial, plan.layout)
+    tensors = plan.layout.unflatten(crafted)
+    assert (tensors["sinks"][:, 0] < 0).all()
+    assert (tensors["sinks"][:, 1:] > 0).all()
+    refused = ask_gate(Policy(), plan.initial, crafted, 1)
+    assert refused is not None
+    assert "incoming.prompt_change" in refused
+    within = shorten_step(plan.initial, crafted, 1.0)
+    assert within.dtype == np.float32
+    assert ask_gate(Policy(), plan.initial, within, 1) is None
+    assert ask_gate(Policy(), plan.initial, shorten_step(plan.initial, crafted, 1.01), 1) is not None
+
+
+@pytest.mark.usefixtures("two_images")
+def test_what_was_measured_is_written_with_its_assumptions_and_without_images(run: Path) -> None:
+    shares: list[float] = []
+    report = attack_run(run, lambda _what, share: shares.append(share), rounds=(1, 2), steps=1)
+    written = json.loads((run / "attack.json").read_text())
+    assert written["schema"] == 1
+    assert set(written["assumptions"]) == {"membership", "control", "crafted", "inversion", "all"}
+    assert {row["part"] for row in written["rows"]} == {"membership", "control", "crafted", "inversion"}
+    assert all(0 <= row["value"] <= 1 for row in written["rows"] if row["measure"].startswith("AUC"))
+    sent = {row["payload"] for row in written["rows"] if row["sent"]}
+    assert sent == {"sinks + tokens"}
+    with (run / "attack.csv").open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == len(report["rows"])
+    assert not list(run.glob("attack*.png"))
+    assert "incoming.prompt_change" in written["gate"][0]["refused"]
+    assert written["gate"][0]["refused_within"] is None
+    assert {entry["difference"] for entry in written["replayed"]} == {0.0}
+    assert shares == sorted(shares)
+    # Raw prompts are the same function as their folds, so the loss falls by the same.
+    drops = {
+        row["payload"]: row["value"]
+        for row in written["rows"]
+        if row["part"] == "membership" and row["round"] == 1 and row["measure"] == "AUC, loss drop"
+    }
+    assert drops["raw prompts"] == pytest.approx(drops["sinks"], abs=0.02)
+
+
+@pytest.mark.usefixtures("two_images")
+def test_the_command_prints_tables_and_asks_before_it_draws(run: Path) -> None:
+    done = CliRunner().invoke(app, ["audit", "attack", str(run), "--rounds", "1", "--steps", "1", "--images"])
+    assert done.exit_code == 0, done.output
+    for words in ("0.5 is guessing", "bit for bit", "Assumed (inversion)", "the gate refuses them"):
+        assert words in " ".join(done.output.split())
+    assert len(list(run.glob("attack-*.png"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["--rounds", "9"], "the run has rounds 1 to 2"),
+        (["--rounds", "one"], "write numbers"),
+        (["--sites", "elsewhere"], "the run has no such site"),
+        (["--policy", "none.yaml"], "is not a file"),
+    ],
+)
+def test_what_cannot_be_attacked_is_refused(run: Path, words: list[str], text: str) -> None:
+    done = CliRunner().invoke(app, ["audit", "attack", str(run), *words])
+    assert done.exit_code == 2
+    assert text in done.output
+    assert not (run / "attack.json").exists()
+
+
+def test_no_run_is_refused(tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["audit", "attack", str(tmp_path / "none")])
+    assert done.exit_code == 2
+    assert "is not a folder" in done.output
+
+
+def test_prompts_of_another_round_are_refused(run: Path) -> None:
+    shutil.copy(run / "prompts" / "round-001.safetensors", run / "prompts" / "round-000.safetensors")
+    with pytest.raises(InputRefusedError, match="its round differ"):
+        attack_run(run, quiet)
+
+
+def test_a_site_that_trains_to_something_else_is_refused(run: Path) -> None:
+    lines = [json.loads(line) for line in (run / "rounds.jsonl").read_text().splitlines()]
+    for entry in lines[0]["sites"].values():
+        entry["train"]["loss"] *= 1.5
+    (run / "rounds.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(InputRefusedError, match="another model or other images"):
+        attack_run(run, quiet)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "field"),
+    [
+        (["model.method=linear", "federation.share=prompts+head", "federation.payload=raw"], "model.method"),
+        (["federation.strategy=feddyn", "federation.weights=uniform"], "federation.strategy"),
+    ],
+)
+def test_runs_whose_updates_cannot_be_computed_again_are_named(
+    micro: Callable[..., Experiment], overrides: list[str], field: str
+) -> None:
+    problems = check_replayable(prepare_federation(micro(*overrides)))
+    assert [problem.field for problem in problems] == [field]
