@@ -5,9 +5,10 @@ records' contributions, each of L2 norm C at most, and adds normal noise of stan
 multiplier. Two data sets are neighbours if one holds one record more. Steps of any (σ, q) compose by adding their Rényi
 divergences (Mironov et al. 2019), and the sum is turned into ε for a δ at the best order (Canonne et al. 2020).
 
-The arithmetic is dp-accounting's (Google), released in 2026, without torch and the one that Flower's own extra takes; it has
-no type hints. Opacus, whose accountants import torch, is the second opinion in the tests. RDP, not the privacy loss
-distributions of the same library, whose ε is about a tenth lower: it adds up over rounds, and is quick for any σ.
+The arithmetic is dp-accounting's (Google): released in 2026, without torch, and what Flower's own extra takes, though
+its types are not exported. Opacus, whose accountants import torch, is the second opinion in the tests. RDP, not the
+privacy loss distributions of the same library, whose ε is about a tenth lower: it adds up over rounds, and is quick for
+any σ.
 
 Not covered: anything that leaves beside the noisy sums, and draws or noise that somebody can predict.
 """
