@@ -34,6 +34,7 @@ _NAMES = {
 _SECTIONS: dict[str, type[BaseModel]] = {
     "model": config.ModelSettings,
     "training": config.TrainingSettings,
+    "training.privacy": config.PrivacySettings,
     "federation": config.FederationSettings,
     "personalisation": config.PersonalisationSettings,
     "evaluation": config.EvaluationSettings,
