@@ -3,7 +3,7 @@
     python -m simulations.bench_dp [--device cpu|cuda] [--turns 40]
 
 ViT-S/14 at 112 px, batch 8, seven classes, with and without context tokens: forward, backward and AdamW, against the
-same with each image's own gradient, clipping and noise. The batch is 8 in both: a Poisson sample has 8 images on average.
+same with each image's own gradient, clipping and noise. The batch is 8 in both: a Poisson sample has 8 on average.
 """
 
 import argparse
