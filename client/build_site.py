@@ -68,6 +68,7 @@ def create_site(
         precision=experiment.training.precision,
         ditto=experiment.personalisation.ditto,
         head=_choose_head(experiment, data.name, slot.model.device),
+        privacy=experiment.training.privacy,
         states=states,
     )
 

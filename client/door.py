@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Literal, Protocol
 
+from ept_fed.config import PrivacySettings
+from ept_fed.privacy.accountant import GaussianSteps
 from ept_fed.protocol.layout import PayloadLayout
 from ept_fed.protocol.messages import RoundReply, RoundRequest, Split
 from ept_fed.protocol.proposal import Proposal, SiteIntroduction
@@ -43,6 +45,18 @@ class Door(Protocol):
 
     def admit(self, request: RoundRequest, layout: PayloadLayout, frame: bytes) -> None:
         """Let a train or evaluate request in; its arrays fit the layout.
+
+        Raises:
+            MessageRefusedError: with a sentence that may leave the site.
+        """
+
+    def charge(self, request: RoundRequest, spending: GaussianSteps, privacy: PrivacySettings) -> None:
+        """Take what a private round will cost from the site's budget, before the round begins.
+
+        Args:
+            request: that asks for the round.
+            spending: noise, sampling rate and steps.
+            privacy: clip and δ that the run agreed on.
 
         Raises:
             MessageRefusedError: with a sentence that may leave the site.

@@ -17,6 +17,7 @@ from typing import NoReturn
 from pydantic import TypeAdapter, ValidationError
 
 from client.audit import examine
+from client.budget import BUDGET_FILE, BudgetBrokenError, BudgetLedger, OverspentError
 from client.door import Direction
 from client.incoming import judge_change, judge_proposal, judge_request, request_key, stage_of
 from client.known_runs import KnownRun, PromptStore, pinned_backbone, recall_runs
@@ -25,6 +26,8 @@ from client.outgoing import judge_introduction, judge_reply
 from client.policy import Policy, load_policy
 from client.rules import RuleBroken, RulesBrokenError
 from ept_fed.bundles.signing import read_private_key
+from ept_fed.config import PrivacySettings
+from ept_fed.privacy.accountant import GaussianSteps
 from ept_fed.problems import InputRefusedError, Problem
 from ept_fed.protocol.frames import encode_frame
 from ept_fed.protocol.layout import PayloadLayout
@@ -47,9 +50,12 @@ _NAME: TypeAdapter[str] = TypeAdapter(Name)
 class Gate:
     """The door of one site; see `client.door.Door`. One message at a time passes, whichever thread brings it."""
 
-    def __init__(self, policy: Policy, ledger: Ledger, prompts: PromptStore, *, site: str) -> None:
-        """Take policy and open ledger, and recall from the ledger what was agreed and accepted before."""
+    def __init__(
+        self, policy: Policy, ledger: Ledger, prompts: PromptStore, budget: BudgetLedger, *, site: str
+    ) -> None:
+        """Take policy, open ledger and budget, and recall from the ledger what was agreed and accepted before."""
         self._policy, self._ledger, self._prompts, self._site = policy, ledger, prompts, site
+        self._budget = budget
         self._policy_digest = policy.digest
         self._runs = recall_runs(ledger.history)
         self._pinned = pinned_backbone(ledger.history)
@@ -138,6 +144,31 @@ class Gate:
             if latest is None or stage_of(request) >= latest[0]:
                 self._prompts.keep(run, layout, stage_of(request), request.payload)
 
+    def charge(self, request: RoundRequest, spending: GaussianSteps, privacy: PrivacySettings) -> None:
+        """Write down what a private round will cost, if the site's budget lasts.
+
+        Raises:
+            RulesBrokenError: naming outgoing.budget; neither its size nor what is spent leaves the site.
+            OSError: if it cannot be written, and so must not happen.
+        """
+        with self._turn:
+            limit = self._policy.outgoing.budget
+            try:
+                self._budget.charge(
+                    request.header.run,
+                    request.header.round,
+                    spending,
+                    clip=privacy.clip,
+                    delta=privacy.delta if limit is None else limit.delta,
+                    epsilon=None if limit is None else limit.epsilon,
+                )
+            except OverspentError as error:
+                fix = "the site spends no more; raise outgoing.budget, if its images may tell more"
+                self._refuse(_record_of(request, "in"), b"", [RuleBroken("outgoing.budget", str(error), fix)])
+            except BudgetBrokenError as error:
+                fix = "stop the worker and look at the file; nothing private is trained until it is whole"
+                self._refuse(_record_of(request, "in"), b"", [RuleBroken("outgoing.budget", str(error), fix)])
+
     def release(self, request: RoundRequest, reply: RoundReply, layout: PayloadLayout) -> RoundReply:
         """Return a reply as it may leave: metrics rounded or withheld, the update scaled down if the policy says so.
 
@@ -210,6 +241,7 @@ def open_gate(settings: SiteSettings, kit: Path) -> Gate:
     """
     policy = load_policy(settings.policy)
     key = read_private_key(kit / SITE_KEY)
+    budget = _open_budget(settings)
     path = settings.worker.state / LEDGER_FILE
     try:
         ledger = Ledger(path, key, site=settings.site)
@@ -218,7 +250,7 @@ def open_gate(settings: SiteSettings, kit: Path) -> Gate:
     except OSError as error:
         raise InputRefusedError([Problem("ledger", str(path), f"cannot be opened ({error.strerror})")]) from error
     _log.info("policy %s, ledger of %d entries", policy.digest[:16], len(ledger.history))
-    return Gate(policy, ledger, PromptStore(settings.worker.state / _PROMPTS_FOLDER), site=settings.site)
+    return Gate(policy, ledger, PromptStore(settings.worker.state / _PROMPTS_FOLDER), budget, site=settings.site)
 
 
 def check_gate(settings: SiteSettings, kit: Path) -> None:
@@ -228,6 +260,7 @@ def check_gate(settings: SiteSettings, kit: Path) -> None:
         InputRefusedError: for a policy or key that cannot be used, or a ledger that is not sound.
     """
     load_policy(settings.policy)
+    _open_budget(settings)
     key = read_private_key(kit / SITE_KEY).public_key()
     path = settings.worker.state / LEDGER_FILE
     if not path.exists():
@@ -241,6 +274,24 @@ def check_gate(settings: SiteSettings, kit: Path) -> None:
     if not found.sound:
         fix = f"is not sound; {found.findings[0]}. See ept-fed audit verify {path}"
         raise InputRefusedError([Problem("ledger", str(path), fix)])
+
+
+def _open_budget(settings: SiteSettings) -> BudgetLedger:
+    """Return the ledger of the site's budget.
+
+    Raises:
+        InputRefusedError: if it is not whole, or cannot be read.
+    """
+    path = settings.worker.state / BUDGET_FILE
+    try:
+        return BudgetLedger(path)
+    except BudgetBrokenError as error:
+        fix = f"is not whole: {error}. Put it right, or take it away together with its .tip to begin a new budget"
+        raise InputRefusedError([Problem("outgoing.budget", str(path), fix)]) from error
+    except OSError as error:
+        raise InputRefusedError(
+            [Problem("outgoing.budget", str(path), f"cannot be read ({error.strerror})")]
+        ) from error
 
 
 def _judge_name(run: str) -> list[RuleBroken]:

@@ -80,6 +80,9 @@ def judge_request(
         broken += _judge_train(policy, request)
     else:
         broken += _outside_list("incoming.splits", request.split, rules.splits)
+        if policy.outgoing.budget is not None and request.split == "train":
+            fix = "metrics of training images have no noise; leave out outgoing.budget to allow them"
+            broken.append(RuleBroken("outgoing.budget", "train", fix))
         if request.correction is not None or request.wants_gradient or request.settings:
             broken.append(RuleBroken("protocol.request", "evaluate", "carries what only a train request may carry"))
     return broken + _judge_order(known, request_key(request), sha256)
@@ -136,6 +139,9 @@ def _judge_train(policy: Policy, request: RoundRequest) -> list[RuleBroken]:
     if request.wants_gradient and not policy.outgoing.gradient:
         fix = "the gradient is asked for; set outgoing.gradient: true to allow it"
         broken.append(RuleBroken("outgoing.gradient", True, fix))
+    if request.wants_gradient and policy.outgoing.budget is not None:
+        fix = "the gradient over all training images has no noise; leave out outgoing.budget to allow it"
+        broken.append(RuleBroken("outgoing.budget", "gradient", fix))
     try:
         training = TrainingSettings.model_validate_json(request.settings)
     except ValidationError as error:
@@ -146,7 +152,11 @@ def _judge_train(policy: Policy, request: RoundRequest) -> list[RuleBroken]:
 
 def _judge_training(policy: Policy, training: TrainingSettings) -> list[RuleBroken]:
     ranges = policy.incoming.training
-    return [
+    unpaid = []
+    if policy.outgoing.budget is not None and training.privacy is None:
+        fix = "training without noise has no ε; the consortium has to set training.privacy"
+        unpaid.append(RuleBroken("outgoing.budget", "training.privacy is null", fix))
+    return unpaid + [
         broken
         for name in type(ranges).model_fields
         for broken in beyond(f"incoming.training.{name}", getattr(training, name), getattr(ranges, name))

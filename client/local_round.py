@@ -12,11 +12,13 @@ from client.states import SiteState, Tensors, capture_model, capture_optimizer, 
 from ept_fed.config import TrainingSettings
 from ept_fed.data.datasets import CachedDataset
 from ept_fed.models.method import TunedViT
+from ept_fed.privacy.accountant import GaussianSteps
 from ept_fed.seeds import derive_seed
 from ept_fed.training.fitted_head import HeadFit
 from ept_fed.training.loop import RoundScope, TrainingDivergedError, TrainingOutcome, train_round
 from ept_fed.training.optimizer import build_optimizer
 from ept_fed.training.penalties import ProximalTerm
+from ept_fed.training.private_loop import train_private_round
 
 __all__ = ["DITTO", "train_local_round"]
 
@@ -37,6 +39,7 @@ def train_local_round(
     penalties: Sequence[Penalty],
     ditto: tuple[ProximalTerm, Tensors] | None = None,
     head: HeadFit | None = None,
+    private: GaussianSteps | None = None,
 ) -> tuple[TrainingOutcome, SiteState]:
     """Train the model in place and return what the round came to, and the state to keep.
 
@@ -50,19 +53,25 @@ def train_local_round(
         ditto: the pull of the personal model towards the received payload, and the tensors it starts from in the
             first round (Li et al. 2021, Algorithm 1); None keeps no such model.
         head: see `train_round`.
+        private: what the round may cost, from `plan_private_round`; needed with `settings.privacy`, and only then.
 
     Raises:
+        ValueError: if a private round is not planned, or one that is planned is not private.
         TrainingDivergedError: the model is then of no use.
     """
     stamp = settings.model_dump_json()
-    outcome, tensors = _train(model, images, settings, scope, before, stamp, penalties, head, prefix="")
+    if (private is not None) != (settings.privacy is not None) or (private is not None and ditto is not None):
+        raise ValueError("a private round is planned before it begins, has no model beside it, and no other is planned")
+    outcome, tensors = _train(model, images, settings, scope, before, stamp, penalties, head, private, prefix="")
     if ditto is not None:
         pull, start = ditto
         held = before.tensors if before is not None and any(n.startswith(DITTO) for n in before.tensors) else None
         restore_model(model, start if held is None else held, "model" if held is None else f"{DITTO}/model")
         own_scope = RoundScope(derive_seed(scope.seed, DITTO), scope.site, scope.round, scope.rounds)
         try:
-            _, personal = _train(model, images, settings, own_scope, before, stamp, [pull], None, prefix=f"{DITTO}/")
+            _, personal = _train(
+                model, images, settings, own_scope, before, stamp, [pull], None, None, prefix=f"{DITTO}/"
+            )
         except TrainingDivergedError as diverged:
             _log.warning("Ditto's model of %s stays as it was before round %d: %s", scope.site, scope.round, diverged)
             personal = {name: tensor for name, tensor in (held or {}).items() if name.startswith(f"{DITTO}/")}
@@ -81,12 +90,16 @@ def _train(
     stamp: str,
     penalties: Sequence[Penalty],
     head: HeadFit | None,
+    private: GaussianSteps | None,
     *,
     prefix: str,
 ) -> tuple[TrainingOutcome, dict[str, npt.NDArray[Any]]]:
     optimizer: torch.optim.Optimizer = build_optimizer(model, settings)
     if before is not None and before.settings == stamp and settings.optimizer_state == "keep":
         restore_optimizer(optimizer, before.tensors, f"{prefix}optimizer")
-    outcome = train_round(model, optimizer, images, settings, scope, penalties=penalties, head=head)
+    if private is None:
+        outcome = train_round(model, optimizer, images, settings, scope, penalties=penalties, head=head)
+    else:
+        outcome = train_private_round(model, optimizer, images, settings, scope, private, penalties=penalties)
     moments = capture_optimizer(optimizer, f"{prefix}optimizer") if settings.optimizer_state == "keep" else {}
     return outcome, {**capture_model(model, f"{prefix}model"), **moments}

@@ -110,7 +110,7 @@ def judge_reply(
     if broken:
         return None, broken
     try:
-        reply.check(request.header, layout, wants_gradient=request.wants_gradient)
+        reply.check(request.header, layout, wants_gradient=request.wants_gradient, private=request.private)
     except (MessageRefusedError, PayloadMismatchError) as error:
         return None, [RuleBroken("protocol.reply", request.phase, str(error))]
     payload, clipped = None, None

@@ -18,7 +18,7 @@ from ept_fed.problems import InputRefusedError, Problem
 from ept_fed.settings import Count, Positive, Settings
 from ept_fed.settings_file import read_mapping, validate_settings
 
-__all__ = ["Incoming", "Outgoing", "Policy", "TrainingRanges", "UpdateBound", "load_policy"]
+__all__ = ["Budget", "Incoming", "Outgoing", "Policy", "TrainingRanges", "UpdateBound", "load_policy"]
 
 _log = logging.getLogger(__name__)
 
@@ -60,6 +60,15 @@ class UpdateBound(Settings):
     )
 
 
+class Budget(Settings):
+    """How much all private training at this site may ever tell of one training image."""
+
+    epsilon: Positive = Field(description="largest ε of all private rounds together, over all runs")
+    delta: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
+        1e-5, description="probability that epsilon may fail to hold; keep it well below 1 / training images"
+    )
+
+
 class Outgoing(Settings):
     """What may leave."""
 
@@ -76,6 +85,9 @@ class Outgoing(Settings):
     fewest_training_images: Count = Field(10, description="an update trained on fewer images is refused")
     digits: Annotated[int, Field(ge=0, le=15)] = Field(3, description="decimals that metrics are rounded to")
     update: UpdateBound = UpdateBound()
+    budget: Budget | None = Field(
+        None, description="with one, training without noise is refused, and so is the round that would overspend it"
+    )
 
 
 class TrainingRanges(Settings):

@@ -13,21 +13,26 @@ from torch import Tensor
 import ept_fed
 from client.local_round import train_local_round
 from client.states import SiteState, StateLostError, StateMemory, StateStore, Tensors, capture_model, restore_model
-from ept_fed.config import TrainingSettings
+from ept_fed.config import PrivacySettings, TrainingSettings
 from ept_fed.data.datasets import CachedDataset, SiteData
 from ept_fed.evaluation.calibration import fit_temperature
 from ept_fed.evaluation.metrics import Array, classification_metrics
 from ept_fed.evaluation.prediction import predict_probabilities
 from ept_fed.models.method import TunedViT
 from ept_fed.models.payload import export_payload, import_payload, payload_layout
+from ept_fed.privacy.accountant import GaussianSteps
+from ept_fed.problems import InputRefusedError
 from ept_fed.protocol.layout import Vector
 from ept_fed.protocol.messages import QUALITY_METRICS, Header, MessageRefusedError, RoundReply, RoundRequest
 from ept_fed.training.fitted_head import HeadFit
 from ept_fed.training.loop import RoundScope, TrainingOutcome, use_bfloat16
 from ept_fed.training.payload_gradient import payload_gradient
 from ept_fed.training.penalties import LinearTerm, ProximalTerm
+from ept_fed.training.private_loop import plan_private_round
 
-__all__ = ["ModelSlot", "Site"]
+__all__ = ["Charge", "ModelSlot", "Site"]
+
+Charge = Callable[[GaussianSteps, PrivacySettings], None]
 
 
 class ModelSlot:
@@ -71,6 +76,7 @@ class Site:
         evaluation_batch: int = 32,
         precision: str = "auto",
         head: HeadFit | None = None,
+        privacy: PrivacySettings | None = None,
         states: StateStore | None = None,
     ) -> None:
         """Set a site up for one run.
@@ -86,6 +92,7 @@ class Site:
             evaluation_batch: images per pass where nothing is trained.
             precision: as in `TrainingSettings`.
             head: how the head is computed for the prompts at hand; None trains it with them.
+            privacy: as in `TrainingSettings`; a round that is asked for otherwise is refused.
             states: where its states live; None keeps them in memory.
         """
         self.name = data.name
@@ -97,6 +104,7 @@ class Site:
         self._bfloat16 = use_bfloat16(precision, slot.model.device)
         self._states: StateStore = StateMemory() if states is None else states
         self.head_fit = head
+        self._privacy = privacy
         self._adopted: Vector | None = None
         self._fleeting = False
 
@@ -129,8 +137,13 @@ class Site:
         """
         return self._states.latest(before=round_number)
 
-    def train(self, request: RoundRequest) -> RoundReply:
+    def train(self, request: RoundRequest, *, charge: Charge | None = None) -> RoundReply:
         """Take over the global payload, evaluate it on the validation images, train one round, return the own payload.
+
+        Args:
+            request: the server's.
+            charge: takes what a private round costs from the site's budget before the round begins, or raises; None
+                where there is no budget, as in a simulation.
 
         Raises:
             MessageRefusedError: for a request of another run, backbone, layout or version, with unfit settings, or of
@@ -147,13 +160,16 @@ class Site:
             raise MessageRefusedError(str(lost)) from lost
         if (settings.head == "discriminant") != (self.head_fit is not None):
             raise MessageRefusedError(f"training.head = '{settings.head}' is not what this run began with")
+        private = self._plan_private(settings, request)
         started = time.perf_counter()
         self._load(before)
         self._import(request.payload)
         _, received = self.assess(self.data.validation)
         gradient = self._payload_gradient(settings.batch_size) if request.wants_gradient else None
         penalties = self._penalties(settings, request.correction)
-        trained = self._train_round(settings, request.header.round, request.rounds, before, penalties)
+        if private is not None and settings.privacy is not None and charge is not None:
+            charge(private, settings.privacy)
+        trained = self._train_round(settings, request.header.round, request.rounds, before, penalties, private)
         return RoundReply(
             header=request.header,
             phase="train",
@@ -215,7 +231,10 @@ class Site:
             self._import(payload)
         elif before is None:
             self.refit_head()
-        return self._train_round(settings, round_number, rounds, before, [], alone=payload is None)
+        private = None
+        if settings.privacy is not None:
+            private = plan_private_round(settings, len(self.data.train), rounds)
+        return self._train_round(settings, round_number, rounds, before, [], private, alone=payload is None)
 
     def refit_head(self) -> None:
         """Compute the head anew for the prompts in the model, if this site's head is computed at all."""
@@ -294,6 +313,20 @@ class Site:
         """Return a split by name: train, validation or test."""
         return {"train": self.data.train, "validation": self.data.validation, "test": self.data.test}[name]
 
+    def _plan_private(self, settings: TrainingSettings, request: RoundRequest) -> GaussianSteps | None:
+        """Return what a private round will cost; None where the run is not private."""
+        if settings.privacy != self._privacy:
+            raise MessageRefusedError("training.privacy is not what this run began with")
+        if settings.privacy is None:
+            return None
+        if request.wants_gradient:
+            raise MessageRefusedError("training.privacy: the gradient over all images has no noise, and stays here")
+        try:
+            return plan_private_round(settings, len(self.data.train), request.rounds)
+        except InputRefusedError as error:
+            fields = ", ".join(problem.field for problem in error.problems)
+            raise MessageRefusedError(f"training.privacy does not go with {fields}") from error
+
     def _load(self, state: SiteState | None) -> None:
         restore_model(self._slot.model, self._slot.start if state is None else state.tensors)
         self._slot.holder, self._adopted, self._fleeting = self, None, False
@@ -325,6 +358,7 @@ class Site:
         rounds: int,
         before: SiteState | None,
         penalties: list[Callable[[], Tensor]],
+        private: GaussianSteps | None,
         *,
         alone: bool = False,
     ) -> TrainingOutcome:
@@ -347,6 +381,7 @@ class Site:
                 penalties=penalties,
                 ditto=ditto,
                 head=self.head_fit,
+                private=private,
             )
         except BaseException:
             self._slot.holder = None

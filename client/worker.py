@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from queue import SimpleQueue
 from threading import Lock, Thread
 from typing import Literal, TypeVar
@@ -22,6 +23,8 @@ from client.run_record import Answer
 from client.run_registry import RunRegistry
 from client.site import Site
 from client.warm_site import WarmSite
+from ept_fed.config import PrivacySettings
+from ept_fed.privacy.accountant import GaussianSteps
 from ept_fed.problems import InputRefusedError
 from ept_fed.protocol.frames import (
     Frame,
@@ -179,9 +182,12 @@ class Worker:
 
     def _train(self, request: RoundRequest, content: bytes, site: Site) -> RoundReply:
         self._finished = None
-        reply = site.train(request)
+        reply = site.train(request, charge=partial(self._charge, request))
         self._finished = _Finished(hashlib.sha256(content).digest(), reply)
         return reply
+
+    def _charge(self, request: RoundRequest, spending: GaussianSteps, privacy: PrivacySettings) -> None:
+        self._at_door(lambda: self._door.charge(request, spending, privacy))
 
     def _recall(self, request: RoundRequest, content: bytes, site: Site) -> RoundReply | None:
         """Return the reply that this very request had, if the site still stands where it left it."""

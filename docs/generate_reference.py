@@ -34,6 +34,7 @@ _NAMES = {
 _SECTIONS: dict[str, type[BaseModel]] = {
     "model": config.ModelSettings,
     "training": config.TrainingSettings,
+    "training.privacy": config.PrivacySettings,
     "federation": config.FederationSettings,
     "personalisation": config.PersonalisationSettings,
     "evaluation": config.EvaluationSettings,
@@ -117,6 +118,7 @@ def _describe_policy() -> list[str]:
     sections = {
         "outgoing": policy.Outgoing,
         "outgoing.update": policy.UpdateBound,
+        "outgoing.budget": policy.Budget,
         "incoming": policy.Incoming,
         "incoming.training": policy.TrainingRanges,
     }
@@ -126,7 +128,7 @@ def _describe_policy() -> list[str]:
         "answers.\n\n",
         _table(policy.Policy, skip={"outgoing", "incoming"}).replace("`schema_version`", "`schema`"),
     ]
-    nested = {"update", "training"}
+    nested = {"update", "budget", "training"}
     return parts + [f"\nUnder `{name}`:\n\n{_table(model, skip=nested)}" for name, model in sections.items()]
 
 

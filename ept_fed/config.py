@@ -8,7 +8,7 @@ import json
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ept_fed.benchmark_settings import BenchmarkSettings
 from ept_fed.data_settings import LOCAL_DATA_FIELDS, AnyDataSettings
@@ -23,6 +23,7 @@ __all__ = [
     "LocalModelSettings",
     "ModelSettings",
     "PersonalisationSettings",
+    "PrivacySettings",
     "SharedModelSettings",
     "TrainingSettings",
 ]
@@ -72,6 +73,30 @@ class ModelSettings(LocalModelSettings, SharedModelSettings):
 EPT_SETTINGS = ("prompt_length", "prompt_layers", "tokens", "embedding", "init", "initial_sink")
 
 
+class PrivacySettings(Settings):
+    """Differentially private training of single images (DP-SGD); see docs/privacy.md.
+
+    Give noise_multiplier or epsilon, not both. An epsilon is what the whole run may cost a site; each site finds the
+    noise for it from its own number of images.
+    """
+
+    clip: Positive = Field(
+        description="C, longest gradient of one image in L2, over sinks, tokens and head together; longer ones are "
+        "scaled down to it"
+    )
+    noise_multiplier: Positive | None = Field(None, description="σ, standard deviation of the noise over clip")
+    epsilon: Positive | None = Field(None, description="what all rounds together cost, if the site is asked in each")
+    delta: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
+        1e-5, description="probability that epsilon may fail to hold; keep it well below 1 / training images"
+    )
+
+    @model_validator(mode="after")
+    def _check_noise(self) -> "PrivacySettings":
+        if (self.noise_multiplier is None) == (self.epsilon is None):
+            raise ValueError("set either noise_multiplier or epsilon, and leave the other one out")
+        return self
+
+
 class TrainingSettings(Settings):
     """What one site does in one round. These settings travel with every train request."""
 
@@ -102,13 +127,16 @@ class TrainingSettings(Settings):
     head_shrinkage: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
         0.3, description="of the discriminant's covariance towards the identity"
     )
-    batch_size: Annotated[int, Field(ge=1, le=4096)] = 8
+    batch_size: Annotated[int, Field(ge=1, le=4096)] = Field(
+        8, description="images per step; with privacy their mean number, as each image is drawn for itself"
+    )
     class_balanced: bool = Field(False, description="draw every class equally often")
     optimizer_state: Literal["keep", "reset"] = Field("keep", description="momentum across rounds at a site")
     precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 on CUDA only")
     proximal_mu: Annotated[float, Field(ge=0.0, le=1000.0)] = Field(
         0.0, description="set by federation.strategy fedprox or feddyn; leave it at 0"
     )
+    privacy: PrivacySettings | None = Field(None, description="clipped and noisy gradients; null trains without")
 
 
 class FederationSettings(Settings):

@@ -8,6 +8,7 @@ from ept_fed.config import Experiment, FederationSettings, ModelSettings, Traini
 from ept_fed.data_contradictions import check_exists, find_data_contradictions, find_split_contradictions
 from ept_fed.methods import METHODS
 from ept_fed.options import check_options
+from ept_fed.privacy_contradictions import find_privacy_contradictions
 from ept_fed.problems import Problem
 from ept_fed.strategies import STRATEGIES, count_asked, resolve_options
 
@@ -64,6 +65,7 @@ def _check_sections(experiment: Experiment) -> list[Problem]:
     if experiment.evaluation.cross_site and "local" not in experiment.evaluation.baselines:
         fix = "compares the sites' local models, and there are none; add local to evaluation.baselines"
         found.append(Problem("evaluation.cross_site", True, fix))
+    found += find_privacy_contradictions(experiment)
     return found + _check_method(model, training, federation) + _check_strategy(federation)
 
 

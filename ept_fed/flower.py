@@ -215,9 +215,15 @@ def encode_reply(reply: RoundReply, request: Message) -> Message:
 
 
 def decode_reply(
-    message: Message, phase: Phase, request: Header, layout: PayloadLayout, *, wants_gradient: bool = False
+    message: Message,
+    phase: Phase,
+    request: Header,
+    layout: PayloadLayout,
+    *,
+    wants_gradient: bool = False,
+    private: bool = False,
 ) -> RoundReply:
-    """Read and check a reply at the server.
+    """Read and check a reply at the server; see `RoundReply.check`.
 
     Raises:
         MessageRefusedError, PayloadMismatchError: for an error reply or anything that does not answer the request.
@@ -240,7 +246,7 @@ def decode_reply(
         metrics={key: require_type(value, float, key) for key, value in metrics.items() if key != EXAMPLES_KEY},
         gradient=vectors.get(GRADIENT),
     )
-    reply.check(request, layout, wants_gradient=wants_gradient)
+    reply.check(request, layout, wants_gradient=wants_gradient, private=private)
     return reply
 
 

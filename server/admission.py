@@ -38,7 +38,14 @@ def admit(site: str, message: Message, request: RoundRequest, plan: Plan) -> Rou
     Raises:
         MessageRefusedError, PayloadMismatchError: with the sentence that goes into the round's record.
     """
-    reply = decode_reply(message, request.phase, request.header, plan.layout, wants_gradient=request.wants_gradient)
+    reply = decode_reply(
+        message,
+        request.phase,
+        request.header,
+        plan.layout,
+        wants_gradient=request.wants_gradient,
+        private=request.private,
+    )
     most = plan.max_examples.get(site)
     if request.phase == "train" and most is not None and reply.examples > most:
         raise MessageRefusedError(f"claims {reply.examples} training images; at most {most} are agreed for this site")

@@ -20,6 +20,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from client.audit import examine
+from client.budget import BudgetLedger
 from client.gate import Gate
 from client.known_runs import PromptStore
 from client.ledger import Ledger, Record, tip_path
@@ -49,7 +50,7 @@ def main() -> None:
 def _time_messages(folder: Path, count: int) -> None:
     ledger = Ledger(folder / "ledger.jsonl", ec.generate_private_key(ec.SECP384R1()), site=_SITE)
     policy = Policy.model_validate({"schema": 1, "incoming": {"backbone": "first", "rounds": [1, count]}})
-    gate = Gate(policy, ledger, PromptStore(folder / "prompts"), site=_SITE)
+    gate = Gate(policy, ledger, PromptStore(folder / "prompts"), BudgetLedger(folder / "budget.jsonl"), site=_SITE)
     classes = {"source": "phantoms", "classes": ["a", "b"]}
     proposal = propose(Experiment.model_validate({"data": classes}))
     gate.admit_proposal(_RUN, proposal, encode_frame(Introduce(_RUN, proposal)))

@@ -20,7 +20,7 @@ import yaml
 
 from client.gate import open_gate
 from client.local_round import train_local_round
-from client.site import Site
+from client.site import Charge, Site
 from client.worker import Worker
 from client.worker_process import _accept, bind_socket
 from client.worker_socket import ask_worker
@@ -117,9 +117,9 @@ def watch() -> dict[str, float]:
     seen: dict[str, float] = {}
     train = Site.train
 
-    def enter(self: Site, request: RoundRequest) -> RoundReply:
+    def enter(self: Site, request: RoundRequest, *, charge: Charge | None = None) -> RoundReply:
         seen["site"] = time.perf_counter()
-        return train(self, request)
+        return train(self, request, charge=charge)
 
     def start(*given: Any, **named: Any) -> Any:
         seen["training"] = time.perf_counter()

@@ -75,7 +75,7 @@ def attend(
 
 
 def place_context(vit: VisionTransformer, x: Tensor, tokens: Tensor, *, already: int) -> Tensor:
-    """Put tokens (T, D) after the cls token of x (B, N + already, D), in place of the `already` that are there."""
+    """Put tokens (T, D) or (B, T, D) after the cls token of x (B, N + already, D), in place of the `already` there."""
     start = _context_start(vit)
     own = tokens.to(x.dtype).expand(x.shape[0], -1, -1)
     return torch.cat([x[:, :start], own, x[:, start + already :]], dim=1)

@@ -1,12 +1,13 @@
 """PromptedViT: a frozen timm ViT with embedded prompts in its attention, and a linear head."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from ept_fed.models.attention import prompted_attention
 from ept_fed.models.backbones import Backbone, create_backbone
 from ept_fed.models.blocks import attend, embed_images, place_context, pool_tokens, remove_context, run_block
 from ept_fed.models.embedding import (
@@ -175,6 +176,29 @@ class PromptedViT(TunedViT):
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Return pooled features (B, D) of images (B, 3, height, width)."""
+        embed = (PORTABLE_EMBEDDINGS if self.portable else EMBEDDINGS)[self.embedding]
+        return self._run(images, [_prompted_core(embed, prompt) for prompt in self.prompts], self.tokens)
+
+    def features_per_image(self, images: Tensor, sinks: Tensor, tokens: Tensor | None) -> Tensor:
+        """Return the features (B, D) of images that each have sinks and tokens of their own.
+
+        The gradient of a sum over images in these is every image's own: before the sum over the batch, it has its axis.
+
+        Args:
+            images: (B, 3, height, width).
+            sinks: (L, B, N + T), instead of this model's folded prompts.
+            tokens: (L, B, T, D), instead of this model's; None for a model without.
+
+        Raises:
+            ValueError: if this model's prompts have no fold.
+        """
+        if self.embedding not in FOLDABLE:
+            raise ValueError(refuse_folding(self.embedding))
+        cores = [partial(prompted_attention, sink=sink) for sink in sinks.unbind(0)]
+        return self._run(images, cores, tokens)
+
+    def _run(self, images: Tensor, cores: Sequence[Callable[..., Tensor]], tokens: Tensor | None) -> Tensor:
+        """Run the backbone with one attention core, and (T, D) or (B, T, D) of `tokens`, per prompted layer."""
         vit = self.vit
         x = embed_images(vit, images)
         if x.shape[1] != self.backbone.num_tokens:
@@ -183,7 +207,7 @@ class PromptedViT(TunedViT):
                 f"images {tuple(images.shape)} give {x.shape[1]} tokens, but the prompts have "
                 f"{self.backbone.num_tokens}; resize them to {side}×{side}"
             )
-        embed = (PORTABLE_EMBEDDINGS if self.portable else EMBEDDINGS)[self.embedding]
+        context_of_layer = None if tokens is None else tokens.unbind(0)
         position = {layer: index for index, layer in enumerate(self.layers)}
         context = 0
         for layer, block in enumerate(vit.blocks):
@@ -191,11 +215,10 @@ class PromptedViT(TunedViT):
                 x = block(x)
                 continue
             index = position[layer]
-            if self.tokens is not None:
-                x = place_context(vit, x, self.tokens[index], already=context)
-                context = self.tokens.shape[1]
-            core = _prompted_core(embed, self.prompts[index])
-            x = run_block(block, x, attention=partial(attend, block.attn, core=core))
+            if context_of_layer is not None:
+                x = place_context(vit, x, context_of_layer[index], already=context)
+                context = context_of_layer[index].shape[-2]
+            x = run_block(block, x, attention=partial(attend, block.attn, core=cores[index]))
         return pool_tokens(vit, remove_context(vit, x, context) if context else x)
 
     @torch.no_grad()

@@ -4,6 +4,7 @@ Every message carries a header; a receiver compares it with its own and refuses 
 both sides. Metrics are a fixed key set per phase: undefined is NaN, never missing.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
@@ -100,6 +101,11 @@ class RoundRequest:
     correction: Vector | None = None
     wants_gradient: bool = False
 
+    @property
+    def private(self) -> bool:
+        """Whether it asks for private training; its settings are JSON of training settings, or empty."""
+        return bool(self.settings) and json.loads(self.settings).get("privacy") is not None
+
 
 @dataclass(frozen=True)
 class RoundReply:
@@ -121,8 +127,16 @@ class RoundReply:
     metrics: Mapping[str, float]
     gradient: Vector | None = None
 
-    def check(self, request: Header, layout: PayloadLayout, *, wants_gradient: bool = False) -> None:
+    def check(
+        self, request: Header, layout: PayloadLayout, *, wants_gradient: bool = False, private: bool = False
+    ) -> None:
         """Refuse a reply that does not answer this request.
+
+        Args:
+            request: the header it has to repeat.
+            layout: of the payload.
+            wants_gradient: as in the request.
+            private: whether training was to be private; its loss is over training images, so it stays at the site.
 
         Raises:
             MessageRefusedError: for another header, wrong metric keys, an impossible sample count or value.
@@ -140,7 +154,9 @@ class RoundReply:
         if impossible:
             raise MessageRefusedError(f"metrics {impossible} are impossible")
         if self.phase == "train":
-            if not (np.isfinite(self.metrics["loss"]) and self.metrics["steps"] >= 1):
+            if private and not np.isnan(self.metrics["loss"]):
+                raise MessageRefusedError("a reply of private training must not carry its loss")
+            if not ((private or np.isfinite(self.metrics["loss"])) and self.metrics["steps"] >= 1):
                 raise MessageRefusedError("a train reply needs a finite loss and at least one step")
             if self.payload is None:
                 raise MessageRefusedError("a train reply without a payload")

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["LOSSES", "Loss"]
+__all__ = ["IMAGE_LOSSES", "LOSSES", "Loss"]
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -21,3 +21,18 @@ def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 LOSSES: dict[str, Loss] = {"single_label": _cross_entropy, "multi_label": _binary_cross_entropy}
+
+
+def _binary_cross_entropy_per_image(logits: Tensor, labels: Tensor) -> Tensor:
+    return F.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(-1)
+
+
+def _cross_entropy_per_image(logits: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(logits, labels, reduction="none")
+
+
+# The same losses image by image, (B,): their mean is that of LOSSES.
+IMAGE_LOSSES: dict[str, Loss] = {
+    "single_label": _cross_entropy_per_image,
+    "multi_label": _binary_cross_entropy_per_image,
+}

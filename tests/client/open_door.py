@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from client.worker_process import serve_site
+from ept_fed.config import PrivacySettings
+from ept_fed.privacy.accountant import GaussianSteps
 from ept_fed.protocol.layout import PayloadLayout
 from ept_fed.protocol.messages import RoundReply, RoundRequest, Split
 from ept_fed.protocol.proposal import Proposal, SiteIntroduction
@@ -29,6 +31,9 @@ class OpenDoor:
 
     def admit(self, request: RoundRequest, layout: PayloadLayout, frame: bytes) -> None:
         self.passed.append(f"{request.phase} {request.header.round}")
+
+    def charge(self, request: RoundRequest, spending: GaussianSteps, privacy: PrivacySettings) -> None:
+        self.passed.append(f"charge {request.header.round}")
 
     def release(self, request: RoundRequest, reply: RoundReply, layout: PayloadLayout) -> RoundReply:
         self.passed.append(f"reply {request.header.round}")

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from client import gate as gate_module
 from client.audit import examine
+from client.budget import BudgetLedger
 from client.gate import LEDGER_FILE, SITE_KEY, Gate, check_gate, open_gate
 from client.ledger import tip_path
 from client.ledger_entry import Entry, parse_entry
@@ -574,7 +575,8 @@ class Memory:
 
 def fuzzed_gate(kit: Kit, policy: Policy) -> tuple[Gate, Memory]:
     memory = Memory()
-    gate = Gate(policy, memory, gate_module.PromptStore(kit.folder / "prompts"), site="north")  # type: ignore[arg-type]
+    budget = BudgetLedger(kit.folder / "budget.jsonl")
+    gate = Gate(policy, memory, gate_module.PromptStore(kit.folder / "prompts"), budget, site="north")  # type: ignore[arg-type]
     kit.join(gate)
     return gate, memory
 

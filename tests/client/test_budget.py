@@ -1,0 +1,247 @@
+"""The privacy budget: it lasts across runs, is written before it is spent, and a damaged one is not spent from."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from client.budget import BUDGET_FILE, BudgetBrokenError, BudgetLedger, OverspentError, read_budget
+from client.gate import Gate, check_gate, open_gate
+from client.worker import Worker
+from ept_fed.config import Experiment
+from ept_fed.privacy.accountant import GaussianSteps, spent_epsilon
+from ept_fed.problems import InputRefusedError
+from ept_fed.protocol.frames import Introduce, Refusal, decode_frame, encode_frame
+from ept_fed.protocol.messages import Header, RoundReply, RoundRequest
+from ept_fed.protocol.proposal import propose
+from ept_fed.site_settings import SiteSettings, load_site_settings
+
+STEPS = GaussianSteps(2.0, 0.25, 4)
+DELTA = 1e-5
+
+
+def charge(ledger: BudgetLedger, round_number: int = 1, run: str = "run-a", epsilon: float | None = None) -> float:
+    return ledger.charge(run, round_number, STEPS, clip=1.0, delta=DELTA, epsilon=epsilon).epsilon
+
+
+def filled(path: Path, rounds: int = 3) -> Path:
+    ledger = BudgetLedger(path)
+    for round_number in range(1, rounds + 1):
+        charge(ledger, round_number)
+    return path
+
+
+def test_epsilon_adds_up_over_rounds_runs_and_restarts(tmp_path: Path) -> None:
+    path = tmp_path / BUDGET_FILE
+    for count, run in enumerate(("run-a", "run-a", "run-b", "run-b"), 1):
+        ledger = BudgetLedger(path)
+        assert charge(ledger, count, run) == spent_epsilon([STEPS] * count, DELTA)
+    assert [(line.sequence, line.run) for line in read_budget(path)] == [
+        (1, "run-a"), (2, "run-a"), (3, "run-b"), (4, "run-b")
+    ]  # fmt: skip
+    assert path.stat().st_mode & 0o077 == 0
+
+
+def test_the_round_that_would_overspend_is_refused_and_costs_nothing(tmp_path: Path) -> None:
+    ledger = BudgetLedger(tmp_path / BUDGET_FILE)
+    limit = spent_epsilon([STEPS] * 3, DELTA)
+    for round_number in (1, 2, 3):
+        charge(ledger, round_number, epsilon=limit)
+    before = ledger.path.read_bytes()
+    with pytest.raises(OverspentError, match="is spent"):
+        charge(ledger, 4, epsilon=limit)
+    assert ledger.path.read_bytes() == before
+    with pytest.raises(OverspentError):
+        charge(BudgetLedger(ledger.path), 1, run="run-b", epsilon=limit)
+
+
+def test_a_line_holds_what_the_round_was_accounted_by(tmp_path: Path) -> None:
+    line = json.loads(filled(tmp_path / BUDGET_FILE, 1).read_text())
+    assert set(line) == {
+        "schema", "sequence", "time", "run", "round", "mechanism", "noise_multiplier", "sampling_rate", "steps",
+        "clip", "delta", "epsilon", "previous",
+    }  # fmt: skip
+    assert (line["noise_multiplier"], line["sampling_rate"], line["steps"]) == (2.0, 0.25, 4)
+
+
+DAMAGE: dict[str, Callable[[bytes], bytes]] = {
+    "an altered number": lambda content: content.replace(b'"steps":4', b'"steps":1', 1),
+    "an altered last line": lambda content: b'"steps":1'.join(content.rsplit(b'"steps":4', 1)),
+    "a lost first line": lambda content: content.split(b"\n", 1)[1],
+    "a lost last line": lambda content: b"".join(content.splitlines(keepends=True)[:-1]),
+    "a line twice": lambda content: content + content.splitlines(keepends=True)[-1],
+    "lines in another order": lambda content: b"".join(content.splitlines(keepends=True)[::-1]),
+    "a torn end": lambda content: content[:-20],
+    "a missing end of line": lambda content: content[:-1],
+    "nothing": lambda _: b"",
+    "no text": lambda content: b"\xff\xfe" + content,
+    "an unknown key": lambda content: content.replace(b'"schema":1', b'"schema":1,"forgiven":true', 1),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_ledger_fails_closed(tmp_path: Path, kind: str) -> None:
+    path = filled(tmp_path / BUDGET_FILE)
+    whole = path.read_bytes()
+    damaged = DAMAGE[kind](whole)
+    assert damaged != whole
+    path.write_bytes(damaged)
+    with pytest.raises(BudgetBrokenError):
+        BudgetLedger(path)
+    with pytest.raises(BudgetBrokenError):
+        read_budget(path)
+
+
+@pytest.mark.parametrize("tip", [b"", b"3", b"{}", b'{"schema": 1, "sequence": -1, "hash": "0"}', b"[1]", None])
+def test_a_damaged_or_missing_tip_fails_closed(tmp_path: Path, tip: bytes | None) -> None:
+    path = filled(tmp_path / BUDGET_FILE)
+    if tip is None:
+        path.with_suffix(".tip").unlink()
+    else:
+        path.with_suffix(".tip").write_bytes(tip)
+    with pytest.raises(BudgetBrokenError):
+        BudgetLedger(path)
+
+
+def test_a_removed_ledger_is_noticed_and_an_interrupted_tip_is_not_damage(tmp_path: Path) -> None:
+    path = filled(tmp_path / BUDGET_FILE, 2)
+    tip = path.with_suffix(".tip").read_bytes()
+    charge(BudgetLedger(path), 3)
+    path.with_suffix(".tip").write_bytes(tip)
+    assert len(BudgetLedger(path).charged) == 3
+    path.unlink()
+    with pytest.raises(BudgetBrokenError):
+        BudgetLedger(path)
+
+
+def test_what_cannot_be_written_is_not_spent_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger = BudgetLedger(filled(tmp_path / BUDGET_FILE))
+    with monkeypatch.context() as patched:
+        patched.setattr("client.budget.os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "full")))
+        with pytest.raises(OSError, match="full"):
+            charge(ledger, 4)
+    assert len(BudgetLedger(ledger.path).charged) == 3
+    charge(ledger, 4)
+    ledger.path.write_bytes(ledger.path.read_bytes() + b"x")
+    with pytest.raises(BudgetBrokenError, match="changed"):
+        charge(ledger, 5)
+
+
+class Private:
+    """A worker behind its gate, in a run that trains with privacy."""
+
+    def __init__(self, kit: Path, experiment: Experiment, budget: dict[str, float] | None) -> None:
+        policy = {
+            "schema": 1,
+            "outgoing": {"fewest_images": 2, "fewest_training_images": 2, "budget": budget, "update": {"bound": 1e6}},
+            "incoming": {"backbone": "first", "splits": ["train", "validation"]},
+        }
+        (kit / "policy.yaml").write_text(yaml.safe_dump(policy))
+        self.kit, self.proposal = kit, propose(experiment)
+        self.settings: SiteSettings = load_site_settings(kit / "site.yaml")
+        self.gate: Gate = open_gate(self.settings, kit)
+        self.worker = Worker(self.settings, self.gate)
+        self.budget = self.settings.worker.state / BUDGET_FILE
+
+    def ask(self, run: str, round_number: int = 1, **changes: object) -> object:
+        met = decode_frame(self.worker.answer(encode_frame(Introduce(run, self.proposal))))
+        if isinstance(met, Refusal):
+            return met
+        header = Header(run, round_number, met.backbone_digest, met.layout.hash)
+        settings = self.proposal.training.model_dump_json()
+        given = {"phase": "train", "split": "train", "settings": settings, **changes}
+        request = RoundRequest(header, rounds=30, payload=met.initial, **given)  # type: ignore[arg-type]
+        return decode_frame(self.worker.answer(encode_frame(request)))
+
+
+@pytest.fixture
+def private(make_kit: Callable[..., Path], federation: Callable[..., Experiment]) -> Iterator[Callable[..., Private]]:
+    opened: list[Private] = []
+
+    def build(budget: dict[str, float] | None, *overrides: str) -> Private:
+        kit = make_kit()
+        (kit / "keys").mkdir()
+        key = ec.generate_private_key(ec.SECP384R1()).private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        (kit / "keys" / "site.key").write_bytes(key)
+        (kit / "keys" / "site.key").chmod(0o600)
+        opened.append(Private(kit, federation(*overrides), budget))
+        return opened[-1]
+
+    yield build
+    for one in opened:
+        one.gate.close()
+
+
+NOISE = "training.privacy={clip: 1.0, noise_multiplier: 4.0}"
+
+
+def test_a_worker_spends_before_it_answers_and_stops_when_the_budget_is_gone(private: Callable[..., Private]) -> None:
+    site = private({"epsilon": 4.0, "delta": 1e-4}, NOISE)
+    replies = [site.ask("run-a", 1)]
+    while isinstance(replies[-1], RoundReply) and len(replies) < 29:
+        replies.append(site.ask("run-a", len(replies) + 1))
+    *answered, last = replies
+    assert 1 <= len(answered) < 29
+    assert isinstance(last, Refusal)
+    assert last.reason == "the site's gate refuses it: outgoing.budget"
+    charged = read_budget(site.budget)
+    assert len(charged) == len(answered)
+    assert charged[-1].epsilon <= 4.0
+    assert spent_epsilon([*(line.spending for line in charged), charged[-1].spending], 1e-4) > 4.0
+
+
+def test_the_same_request_again_has_the_same_answer_and_costs_nothing_more(private: Callable[..., Private]) -> None:
+    site = private({"epsilon": 50.0}, NOISE)
+    first, second = site.ask("run-a"), site.ask("run-a")
+    assert isinstance(first, RoundReply)
+    assert isinstance(second, RoundReply)
+    assert (first.payload == second.payload).all()
+    assert len(read_budget(site.budget)) == 1
+
+
+def test_with_a_budget_nothing_is_trained_or_told_without_noise(private: Callable[..., Private]) -> None:
+    site = private({"epsilon": 50.0}, NOISE)
+    plain = json.dumps(json.loads(site.proposal.training.model_dump_json()) | {"privacy": None})
+    for changes in ({"settings": plain}, {"phase": "evaluate", "settings": ""}, {"wants_gradient": True}):
+        answer = site.ask("run-a", **changes)
+        assert isinstance(answer, Refusal), changes
+        assert "outgoing.budget" in answer.reason
+    assert not site.budget.exists()
+
+
+def test_with_a_budget_a_run_without_noise_is_refused_as_a_whole(private: Callable[..., Private]) -> None:
+    answer = private({"epsilon": 50.0}).ask("run-a")
+    assert isinstance(answer, Refusal)
+    assert answer.reason == "the site's gate refuses it: outgoing.budget"
+
+
+def test_without_a_budget_the_cost_is_written_down_all_the_same(private: Callable[..., Private]) -> None:
+    site = private(None, NOISE)
+    assert isinstance(site.ask("run-a"), RoundReply)
+    assert len(read_budget(site.budget)) == 1
+
+
+def test_neither_epsilon_nor_delta_nor_the_loss_is_in_the_reply(private: Callable[..., Private]) -> None:
+    reply = private({"epsilon": 50.0}, NOISE).ask("run-a")
+    assert isinstance(reply, RoundReply)
+    assert reply.metrics["loss"] != reply.metrics["loss"]
+    assert not {name for name in reply.metrics if "epsilon" in name or "delta" in name}
+
+
+def test_a_gate_does_not_open_over_a_damaged_budget(private: Callable[..., Private]) -> None:
+    site = private({"epsilon": 50.0}, NOISE)
+    assert isinstance(site.ask("run-a"), RoundReply)
+    site.budget.write_bytes(site.budget.read_bytes().replace(b'"steps":', b'"steps":1'))
+    answer = site.ask("run-a", 2)
+    assert isinstance(answer, Refusal)
+    assert "outgoing.budget" in answer.reason
+    site.gate.close()
+    for look in (open_gate, check_gate):
+        with pytest.raises(InputRefusedError, match=r"outgoing\.budget"):
+            look(site.settings, site.kit)
