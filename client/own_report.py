@@ -17,8 +17,9 @@ import torch
 from client.compare import Recall, assess_settings, recall_federated
 from client.describe_run import describe_run
 from client.gallery import collect_errors
+from client.gate import LEDGER_FILE
 from client.own_folder import check_own_folder, fill_own_folder
-from client.passages import count_passages, describe_rounds, list_passages
+from client.passages import count_passages, describe_rounds, list_passages, read_ledger_passages
 from client.run_record import Received
 from client.run_registry import RunRegistry
 from client.service import describe_site
@@ -215,10 +216,12 @@ def _write_run(
     folder.write_predictions(site.name, assessed.rows, warm.data.classes, assessed.subgroups)
 
     answers, damaged = RunRegistry(settings.worker.state, site.name).record(found.run).read_answers()
-    passages = list_passages(answers)
+    passages = read_ledger_passages(settings.worker.state / LEDGER_FILE, found.run)
+    counted_by = "ledger" if passages else "worker"
+    passages = passages or list_passages(answers)
     for record in describe_rounds(site.name, found.round, answers, passages):
         folder.write_round(record)
-    counted = count_passages(passages, "worker")
+    counted = count_passages(passages, counted_by)
     comparison = Comparison(
         settings=tuple(recalls),
         metrics={setting: {site.name: values} for setting, values in assessed.metrics.items()},

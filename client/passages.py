@@ -5,11 +5,14 @@ Whoever recorded the messages hands them over as `Passage`s: the worker its answ
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
+from client.audit import examine
+from client.ledger import tip_path
 from client.run_record import Answer
 
-__all__ = ["Passage", "count_passages", "describe_rounds", "list_passages"]
+__all__ = ["Passage", "count_passages", "describe_rounds", "list_passages", "read_ledger_passages"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,22 @@ def list_passages(answers: Iterable[Answer]) -> tuple[Passage, ...]:
             Passage("in", answer.kind, answer.round, answer.bytes_in),
             Passage("out", answer.kind, answer.round, answer.bytes_out),
         )
+    )
+
+
+def read_ledger_passages(ledger: Path, run: str) -> tuple[Passage, ...]:
+    """Return the messages of a run that the site's signed ledger says passed; none if it is missing or not sound."""
+    if not ledger.exists():
+        return ()
+    tip = tip_path(ledger)
+    examined = examine(ledger.read_bytes(), tip.read_bytes() if tip.exists() else None)
+    if not examined.sound:
+        return ()
+    kinds = {"introduce": "introduction"}
+    return tuple(
+        Passage(entry.direction, kinds.get(entry.kind, entry.kind), entry.round, entry.bytes)
+        for entry in examined.entries
+        if entry.run == run and entry.direction != "site" and entry.decision in ("passed", "clipped")
     )
 
 

@@ -205,7 +205,7 @@ def _check_backbone_and_data(_kit: Path, settings: SiteSettings) -> Iterator[Fin
         try:
             proposal = registry.find(names[0])
             experiment = join_proposal(settings, proposal)
-            data, seed = experiment.data, experiment.seed
+            data, seed = experiment.data, experiment.data_seed
             from client.build_site import load_backbone
 
             digest = load_backbone(experiment).digest

@@ -28,10 +28,12 @@ __all__ = [
     "fingerprint",
     "judge_validity",
     "parse_certificate",
+    "parse_der_certificate",
     "public_key",
 ]
 
 NOTICE = timedelta(days=30)
+_UNREADABLE = (ValueError, UnsupportedAlgorithm, x509.InvalidVersion, x509.DuplicateExtension)
 _DAY = timedelta(days=1)
 
 
@@ -70,9 +72,23 @@ def parse_certificate(content: bytes, name: str) -> x509.Certificate:
         if len(found) == 1:
             _read_whole(found[0])
             return found[0]
-    except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion, x509.DuplicateExtension) as error:
+    except _UNREADABLE as error:
         raise InputRefusedError([Problem(name, f"{len(content)} bytes", f"is not a certificate ({error})")]) from error
     raise InputRefusedError([Problem(name, f"{len(found)} certificates", "must hold exactly one")])
+
+
+def parse_der_certificate(content: bytes, name: str) -> x509.Certificate:
+    """Read one certificate in DER, as it travels, whose key is on P-384.
+
+    Raises:
+        InputRefusedError: for anything else, under the given name.
+    """
+    try:
+        certificate = x509.load_der_x509_certificate(content)
+        _read_whole(certificate)
+    except _UNREADABLE as error:
+        raise InputRefusedError([Problem(name, f"{len(content)} bytes", f"is not a certificate ({error})")]) from error
+    return certificate
 
 
 def _read_whole(certificate: x509.Certificate) -> None:

@@ -40,8 +40,8 @@ class Traffic:
     ends the run (`server.rounds`).
 
     Attributes:
-        counted_by: "server", over the messages of the rounds as Flower sends them; or "worker", over the frames at the
-            site's own socket, the proposal's included.
+        counted_by: "server", over the messages of the rounds as Flower sends them; "ledger", over what the site's
+            signed ledger says passed; or "worker", over the frames at its socket. The last two include the proposal.
     """
 
     counted_by: str

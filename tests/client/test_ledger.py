@@ -13,6 +13,7 @@ from client import ledger as ledger_module
 from client.audit import examine
 from client.ledger import Ledger, LedgerBrokenError, LedgerBusyError, Record, tip_path
 from client.ledger_entry import FIRST
+from client.passages import count_passages, read_ledger_passages
 
 KEY = ec.generate_private_key(ec.SECP384R1())
 MESSAGE = Record("out", "train", "passed", run="run", round=1, bytes=100, sha256=FIRST)
@@ -33,6 +34,23 @@ def write(path: Path, count: int = 3) -> None:
 
 def sound(path: Path) -> bool:
     return examine(path.read_bytes(), tip_path(path).read_bytes(), KEY.public_key(), every_signature=True).sound
+
+
+def test_a_report_counts_what_a_sound_ledger_says_passed_in_its_run(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    assert read_ledger_passages(path, "a") == ()
+    ledger = Ledger(path, KEY, site="north")
+    for kind, run, direction, decision in (
+        ("introduce", "a", "in", "passed"), ("train", "b", "out", "passed"), ("train", "a", "in", "passed"),
+        ("train", "a", "out", "refused"), ("train", "a", "out", "clipped"),
+    ):  # fmt: skip
+        ledger.append(Record(direction, kind, decision, run=run, round=1, bytes=7, sha256=FIRST))  # type: ignore[arg-type]
+    ledger.close()
+    passages = read_ledger_passages(path, "a")
+    assert [(p.direction, p.kind) for p in passages] == [("in", "introduction"), ("in", "train"), ("out", "train")]
+    assert count_passages(passages, "ledger")["bytes_from_site"] == 7
+    path.write_bytes(path.read_bytes().replace(b'"bytes":7', b'"bytes":6', 1))
+    assert read_ledger_passages(path, "a") == ()
 
 
 def test_a_ledger_goes_on_where_it_ended(path: Path) -> None:

@@ -1,0 +1,101 @@
+"""Messages of secure aggregation as bytes: a fixed prefix, then an entry for each site concerned, by its place.
+
+Bytes have one reading and a value one spelling: places ascend, lengths are those of the kind, nothing is left over.
+Who sent a message is the transport's to know; what it says about others is signed, encrypted or checked by its owner.
+"""
+
+import struct
+from collections.abc import Mapping
+from enum import IntEnum
+
+from ept_fed.privacy.aggregation_session import VERSION, AggregationSession
+from ept_fed.privacy.masks import KEY_BYTES
+from ept_fed.privacy.secret_sharing import SHARE_BYTES
+from ept_fed.protocol.messages import MessageRefusedError
+
+__all__ = ["KEYS_BYTES", "MOST_CERTIFICATE_BYTES", "SIGNATURE_BYTES", "Kind", "decode_message", "encode_message"]
+
+SIGNATURE_BYTES = 96  # two numbers of P-384
+KEYS_BYTES = 3 * KEY_BYTES  # two public keys and a commitment
+MOST_CERTIFICATE_BYTES = 4096
+_SEALED_BYTES = 2 * SHARE_BYTES + 16
+_PREFIX = struct.Struct("<4sBB32sH")
+_ENTRY = struct.Struct("<HI")
+_MAGIC = b"EPTA"
+
+
+class Kind(IntEnum):
+    """What a message is; odd ones go to the server, even ones to a site."""
+
+    ADVERTISEMENT = 1
+    ADVERTISEMENTS = 2
+    SHARES = 3
+    DELIVERY = 4
+    MASKED_INPUT = 5
+    SURVIVORS = 6
+    CONFIRMATION = 7
+    CONFIRMATIONS = 8
+    UNMASKING = 9
+
+    def __str__(self) -> str:
+        return self.name.lower().replace("_", " ")
+
+
+def encode_message(session: AggregationSession, kind: Kind, entries: Mapping[str, bytes]) -> bytes:
+    """Return the bytes of a message: what is said of each site, by its name."""
+    parts = [_PREFIX.pack(_MAGIC, VERSION, kind, session.digest, len(entries))]
+    for place, site in enumerate(session.sites):
+        if site in entries:
+            parts.append(_ENTRY.pack(place, len(entries[site])) + entries[site])
+    return b"".join(parts)
+
+
+def decode_message(session: AggregationSession, kind: Kind, content: bytes) -> dict[str, bytes]:
+    """Return what a message says of each site, by its name.
+
+    Raises:
+        MessageRefusedError: for anything but what `encode_message` gives for this session and kind.
+    """
+    least, most = _sizes(session, kind)
+    if not _PREFIX.size <= len(content) <= _PREFIX.size + len(session.sites) * (_ENTRY.size + most):
+        raise MessageRefusedError(f"{len(content)} bytes are no {kind} of this session")
+    magic, version, found, digest, count = _PREFIX.unpack_from(content)
+    if (magic, version) != (_MAGIC, VERSION):
+        raise MessageRefusedError(f"these bytes are no message of secure aggregation, version {VERSION}")
+    if digest != session.digest:
+        raise MessageRefusedError("it belongs to another run, round or attempt, or was agreed otherwise")
+    if found != kind:
+        raise MessageRefusedError(f"expected is a {kind}, not a message of kind {found}")
+    entries: dict[str, bytes] = {}
+    start, last = _PREFIX.size, -1
+    for _ in range(count):
+        if len(content) - start < _ENTRY.size:
+            raise MessageRefusedError(f"a {kind} ends in the middle")
+        place, length = _ENTRY.unpack_from(content, start)
+        start += _ENTRY.size
+        if not last < place < len(session.sites):
+            raise MessageRefusedError(f"a {kind} names sites out of order, twice, or none of this session")
+        if not least <= length <= most or len(content) - start < length:
+            raise MessageRefusedError(f"a {kind} has an entry of {length} bytes; each has {least} to {most}")
+        entries[session.sites[place]] = content[start : start + length]
+        start, last = start + length, place
+    if start != len(content):
+        raise MessageRefusedError(f"a {kind} has {len(content) - start} bytes too many")
+    return entries
+
+
+def _sizes(session: AggregationSession, kind: Kind) -> tuple[int, int]:
+    """Return the least and the most bytes of an entry."""
+    advertised = KEYS_BYTES + SIGNATURE_BYTES
+    exact = {
+        Kind.SHARES: _SEALED_BYTES,
+        Kind.DELIVERY: _SEALED_BYTES,
+        Kind.MASKED_INPUT: session.words * session.encoding.dtype.itemsize,
+        Kind.SURVIVORS: 0,
+        Kind.CONFIRMATION: SIGNATURE_BYTES,
+        Kind.CONFIRMATIONS: SIGNATURE_BYTES,
+        Kind.UNMASKING: SHARE_BYTES,
+    }
+    if kind in exact:
+        return exact[kind], exact[kind]
+    return advertised + 1, advertised + MOST_CERTIFICATE_BYTES

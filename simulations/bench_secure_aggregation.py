@@ -1,0 +1,131 @@
+"""What secure aggregation costs: seconds of computing of all sites and the server together, bytes per site and round.
+
+    python -m simulations.bench_secure_aggregation [--values 2364] [--sites 10] [--rounds 5] [--dropouts 1]
+
+Everything runs in this process, one after the other, without any transport. The last sites drop out once they have
+shared their secrets, which costs the server most. Keys and certificates are made beforehand, as provisioning does.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from ept_fed.keys import new_key
+from ept_fed.privacy.aggregation_server import SecureAggregationServer
+from ept_fed.privacy.aggregation_session import AggregationSession, default_threshold
+from ept_fed.privacy.aggregation_site import SecureAggregationSite
+from ept_fed.privacy.fixed_point import FixedPoint
+from ept_fed.protocol.layout import Vector
+from server.authority import Authority
+
+_HEAVIEST = 100_000
+
+
+@dataclass(frozen=True)
+class _Kit:
+    key: ec.EllipticCurvePrivateKey
+    certificate: x509.Certificate
+
+
+def main() -> None:
+    """Lead rounds and print what they took."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--values", type=int, default=2364)
+    parser.add_argument("--sites", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--dropouts", type=int, default=1)
+    arguments = parser.parse_args()
+    names = tuple(f"site-{number:03d}" for number in range(arguments.sites))
+    authority, kits = _provision(names)
+    rng = np.random.default_rng(0)
+    vectors = {name: rng.normal(4.6, 1, arguments.values).astype(np.float32) for name in names}
+    seconds, traffic = [], Counter[str]()
+    for number in range(1, arguments.rounds + 1):
+        session = AggregationSession(
+            run="bench",
+            round=number,
+            attempt=1,
+            sites=names,
+            threshold=default_threshold(len(names)),
+            layout_hash="",
+            size=arguments.values,
+            encoding=FixedPoint(sites=len(names), heaviest=_HEAVIEST),
+        )
+        started = time.process_time()
+        traffic = _lead(session, authority, kits, vectors, names[len(names) - arguments.dropouts :])
+        seconds.append(time.process_time() - started)
+    print(
+        f"{arguments.values:,} values, {len(names)} sites, {arguments.dropouts} dropping out with their secrets shared"
+    )
+    print(f"computing, all together: {statistics.median(seconds):.3f} s ({min(seconds):.3f} to {max(seconds):.3f})")
+    print(f"bytes per site, both ways: at most {max(traffic.values()):,}; plain float32: {4 * arguments.values:,} up")
+
+
+def _provision(names: Sequence[str]) -> tuple[x509.Certificate, dict[str, _Kit]]:
+    now = datetime.now(UTC)
+    kits = {}
+    with tempfile.TemporaryDirectory() as folder:
+        authority = Authority(Path(folder), "bench", now, 3650)
+        for name in names:
+            key = new_key()
+            issued = authority.issue_site(name, key.public_key(), "", now=now, days=365)
+            kits[name] = _Kit(key, issued.parse())
+    return authority.certificate, kits
+
+
+def _lead(
+    session: AggregationSession,
+    authority: x509.Certificate,
+    kits: dict[str, _Kit],
+    vectors: dict[str, Vector],
+    dropouts: Sequence[str],
+) -> Counter[str]:
+    """Lead one session and return the bytes of each site, both ways; the result must be the plain mean."""
+    now, traffic = datetime.now(UTC), Counter[str]()
+    server = SecureAggregationServer(session, authority=authority, now=now)
+    sites = {
+        name: SecureAggregationSite(
+            session, name, key=kit.key, certificate=kit.certificate, authority=authority, now=now
+        )
+        for name, kit in kits.items()
+    }
+
+    def hand_in(name: str, answer: bytes) -> None:
+        traffic[name] += len(answer)
+        server.take(name, answer)
+
+    def ask() -> dict[str, bytes]:
+        requests = server.advance()
+        traffic.update({name: len(request) for name, request in requests.items()})
+        return requests
+
+    for name, site in sites.items():
+        hand_in(name, site.advertise())
+    for name, request in ask().items():
+        hand_in(name, sites[name].share_keys(request))
+    for name, request in ask().items():
+        if name not in dropouts:
+            hand_in(name, sites[name].mask_input(request, vectors[name], 100))
+    for name, request in ask().items():
+        hand_in(name, sites[name].confirm(request))
+    for name, request in ask().items():
+        hand_in(name, sites[name].unmask(request))
+    found = server.finish()
+    plain = np.mean([vectors[name].astype(np.float64) for name in found.sites], axis=0)
+    if np.abs(found.mean - plain).max() > 1e-6:
+        raise AssertionError("the secure mean is not the plain one")
+    return traffic
+
+
+if __name__ == "__main__":
+    main()
