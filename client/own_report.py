@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from client.budget import BUDGET_FILE, BudgetBrokenError, Charged, read_budget
 from client.compare import Recall, assess_settings, recall_federated
 from client.describe_run import describe_run
 from client.gallery import collect_errors
@@ -24,6 +25,7 @@ from client.run_record import Received
 from client.run_registry import RunRegistry
 from client.service import describe_site
 from client.site import Site
+from client.spending import describe_charges
 from client.states import StateFolder, StateLostError, StateMemory, StateStore
 from client.train_alone import train_alone
 from client.warm_site import WarmSite
@@ -244,8 +246,18 @@ def _write_run(
         device=model.device,
     )
     limits = _describe_own_limits(found, over=over, damaged=damaged)
-    own = {"round": found.round, "counted": counted, "limits": limits, **comparison.to_json()}
+    privacy = {site.name: describe_charges(_read_charges(settings), found.run)}
+    own = {"round": found.round, "counted": counted, "privacy": privacy, "limits": limits, **comparison.to_json()}
     folder.write_report(report | own, comparison.rows())
+
+
+def _read_charges(settings: SiteSettings) -> tuple[Charged, ...]:
+    path = settings.worker.state / BUDGET_FILE
+    try:
+        return read_budget(path)
+    except (BudgetBrokenError, OSError) as error:
+        fix = f"cannot be used ({error}); restore it from the backup"
+        raise InputRefusedError([Problem(BUDGET_FILE, str(path), fix)]) from error
 
 
 def _describe_own_limits(found: _Participation, *, over: bool, damaged: int) -> list[str]:

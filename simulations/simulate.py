@@ -8,6 +8,7 @@ from typing import Any
 
 from client.describe_run import describe_run
 from client.site import Site
+from client.spending import describe_private_rounds
 from ept_fed.config import Experiment
 from ept_fed.problems import InputRefusedError, Problem
 from ept_fed.protocol.plan import Plan
@@ -125,7 +126,16 @@ def _run(
         notes=federation.data.notes,
         device=federation.device,
     )
-    return {**report, **comparison.to_json()}, comparison.rows()
+    privacy = {
+        name: describe_private_rounds(
+            experiment.training,
+            len(data.train),
+            sum(name in record.sites and record.sites[name].examples > 0 for record in result.rounds),
+            plan.rounds,
+        )
+        for name, data in federation.data.sites.items()
+    }
+    return {**report, "privacy": privacy, **comparison.to_json()}, comparison.rows()
 
 
 def _prepare(experiment: Experiment, problems: list[Problem]) -> VirtualFederation:

@@ -12,7 +12,7 @@ from ept_fed.reports.subgroup_statistics import SubgroupTable, analyse_subgroups
 from ept_fed.reports.wording import Headline, describe_limits, headline
 from ept_fed.seeds import numpy_generator
 
-__all__ = ["SCHEMA", "RoundRow", "SiteReport", "Traffic", "build_site_report"]
+__all__ = ["SCHEMA", "PrivacySpending", "RoundRow", "SiteReport", "Traffic", "build_site_report"]
 
 SCHEMA = 1
 """Of sites/<site>/report.json. Its keys are the fields of `SiteReport`; numbers that are undefined are null."""
@@ -55,6 +55,23 @@ class Traffic:
 
 
 @dataclass(frozen=True)
+class PrivacySpending:
+    """What the noise in a site's updates promises about any one of its training images: (ε, δ)-differential privacy.
+
+    Attributes:
+        epsilon: ε of this run's updates.
+        delta: δ.
+        rounds: that were trained with noise.
+        epsilon_of_all_runs: ε of every private run of the site together, by its own budget; null where it keeps none.
+    """
+
+    epsilon: float
+    delta: float
+    rounds: int
+    epsilon_of_all_runs: float | None
+
+
+@dataclass(frozen=True)
 class SiteReport:
     """Everything about one site; see the classes of the fields for units and definitions.
 
@@ -72,6 +89,7 @@ class SiteReport:
         subgroups: AUC and accuracy by value of each subgroup column, small cells hidden; empty without such columns.
         learning: the rounds.
         traffic: what left the site.
+        privacy: what was spent; null for a run without noise.
         data: images and groups by split and class, as counted before the run.
         fingerprint: versions, backbone digest, seeds, device.
         limits: sentences.
@@ -90,6 +108,7 @@ class SiteReport:
     subgroups: tuple[SubgroupTable, ...]
     learning: tuple[RoundRow, ...]
     traffic: Traffic
+    privacy: PrivacySpending | None
     data: tuple[Mapping[str, Any], ...]
     fingerprint: Mapping[str, Any]
     limits: tuple[str, ...]
@@ -122,6 +141,7 @@ def build_site_report(run: RunResult, site: str, *, sensitivity: float = 0.9, dr
         subgroups=analyse_subgroups(predictions.test, run.task, numpy_generator(seed, site, "subgroups"), draws),
         learning=tuple(_read_round(record, site) for record in run.rounds),
         traffic=_sum_traffic(run, site),
+        privacy=_read_spending(report.get("privacy", {}).get(site)),
         data=tuple(row for row in report["data"] if row["site"] == site),
         fingerprint={
             "run": report["run"],
@@ -164,6 +184,10 @@ def _sum_traffic(run: RunResult, site: str) -> Traffic:
         "largest_update": max((int(exchange.get("train_bytes_received", 0)) for exchange in exchanges), default=0),
     }
     return Traffic(**counted, tensors=layout, numbers_per_update=int(run.report["payload"]["bytes"]) // 4)
+
+
+def _read_spending(spent: Mapping[str, Any] | None) -> PrivacySpending | None:
+    return None if spent is None else PrivacySpending(**spent)
 
 
 def _count_messages(exchanges: Sequence[Mapping[str, Any]]) -> int:
