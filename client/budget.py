@@ -116,12 +116,16 @@ class BudgetLedger:
             epsilon: ε of the budget, which all rounds together must not exceed; None sets no bound.
 
         Raises:
-            OverspentError: if the round would; nothing is written.
+            OverspentError: if the round would, or without a budget is trained a second time; nothing is written.
             BudgetBrokenError: if the file is not as this process left it.
             OSError: if it cannot be written, and so must not happen.
         """
         if _size(self.path) != self._size:
             raise BudgetBrokenError(f"{self.path.name} was changed, or an entry could not be written whole")
+        if epsilon is None and any((line.run, line.round) == (run, round_number) for line in self.charged):
+            raise OverspentError(
+                f"round {round_number} was trained with noise before, and no budget bounds repetitions"
+            )
         total = spent_epsilon([*(line.spending for line in self.charged), spending], delta)
         if epsilon is not None and not total <= epsilon:
             spent = spent_epsilon([line.spending for line in self.charged], delta)

@@ -34,6 +34,11 @@ def judge_proposal(policy: Policy, proposal: Proposal, known: KnownRun | None) -
         *beyond("incoming.rounds", federation.rounds, rules.rounds),
         *beyond("incoming.image_size", model.image_size or 0, rules.image_size),
         *beyond("incoming.prompt_length", model.prompt_length, rules.prompt_length),
+        *(
+            []
+            if model.initial_sink is None
+            else beyond("incoming.initial_sink", model.initial_sink, rules.initial_sink)
+        ),
         *beyond("incoming.tokens", model.tokens, rules.tokens),
         *beyond("incoming.fine_tune_epochs", personal.fine_tune_epochs or 0, rules.fine_tune_epochs),
         *_judge_training(policy, proposal.training),

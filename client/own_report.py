@@ -256,7 +256,7 @@ def _read_charges(settings: SiteSettings) -> tuple[Charged, ...]:
     try:
         return read_budget(path)
     except (BudgetBrokenError, OSError) as error:
-        fix = f"cannot be used ({error}); restore it from the backup"
+        fix = f"cannot be used ({error}); look at it before anything private is trained again"
         raise InputRefusedError([Problem(BUDGET_FILE, str(path), fix)]) from error
 
 

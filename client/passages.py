@@ -42,7 +42,9 @@ def read_ledger_passages(ledger: Path, run: str) -> tuple[Passage, ...]:
     if not ledger.exists():
         return ()
     tip = tip_path(ledger)
-    examined = examine(ledger.read_bytes(), tip.read_bytes() if tip.exists() else None)
+    # The tip first: a line that is written in between is then after it, as after an interruption, and not missing.
+    end = tip.read_bytes() if tip.exists() else None
+    examined = examine(ledger.read_bytes(), end)
     if not examined.sound:
         return ()
     kinds = {"introduce": "introduction"}

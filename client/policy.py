@@ -133,6 +133,7 @@ class Incoming(Settings):
     image_size: Range = Field((0, 640), description="pixels per side; 0 stands for the backbone's own")
     prompt_length: Range = (1, 1000)
     tokens: Range = Field((0, 20), description="context tokens per prompted layer")
+    initial_sink: Range = Field((0, 8), description="where every sink may be told to start")
     training: TrainingRanges = TrainingRanges()
     prompt_change: Positive = Field(
         1.0,

@@ -73,7 +73,12 @@ class RunRecord:
         self._identity = {"schema": _SCHEMA, "run": run, "site": site}
 
     def accept(self, request: RoundRequest, data_digest: str) -> None:
-        """Keep a request's payload in the place of the one before."""
+        """Keep a request's payload in the place of the one before.
+
+        An old request that is asked for again brings nothing newer, unless its round is trained anew.
+        """
+        if request.phase == "evaluate" and self._is_behind(request):
+            return
         header = request.header
         about = {
             **self._identity,
@@ -84,6 +89,13 @@ class RunRecord:
             "data_digest": data_digest,
         }
         write_sealed(self._received, {_PAYLOAD: request.payload}, about)
+
+    def _is_behind(self, request: RoundRequest) -> bool:
+        try:
+            held = self.read_received()
+        except SealBrokenError:
+            return False
+        return held is not None and request.header.round < held.prompts_of
 
     def read_received(self) -> Received | None:
         """Return the last payload; None if none was accepted yet.

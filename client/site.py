@@ -24,8 +24,8 @@ from ept_fed.privacy.accountant import GaussianSteps
 from ept_fed.problems import InputRefusedError
 from ept_fed.protocol.layout import Vector
 from ept_fed.protocol.messages import QUALITY_METRICS, Header, MessageRefusedError, RoundReply, RoundRequest
-from ept_fed.training.fitted_head import HeadFit
-from ept_fed.training.loop import RoundScope, TrainingOutcome, use_bfloat16
+from ept_fed.training.fitted_head import FeaturesDivergedError, HeadFit
+from ept_fed.training.loop import RoundScope, TrainingDivergedError, TrainingOutcome, use_bfloat16
 from ept_fed.training.payload_gradient import payload_gradient
 from ept_fed.training.penalties import LinearTerm, ProximalTerm
 from ept_fed.training.private_loop import plan_private_round
@@ -237,9 +237,17 @@ class Site:
         return self._train_round(settings, round_number, rounds, before, [], private, alone=payload is None)
 
     def refit_head(self) -> None:
-        """Compute the head anew for the prompts in the model, if this site's head is computed at all."""
+        """Compute the head anew for the prompts in the model, if this site's head is computed at all.
+
+        Raises:
+            TrainingDivergedError: if the prompts lead to features that are no numbers.
+        """
         if self.head_fit is not None:
-            self.head_fit.apply(self._slot.model, self.data.train)
+            try:
+                self.head_fit.apply(self._slot.model, self.data.train)
+            except FeaturesDivergedError as diverged:
+                self._slot.holder = None
+                raise TrainingDivergedError(str(diverged)) from diverged
 
     def forget_after(self, round_number: int) -> None:
         """Go back to the state after a round: an early stop has trained one more that the prompts know nothing of."""

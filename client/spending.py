@@ -44,5 +44,5 @@ def describe_charges(charged: Sequence[Charged], run: str) -> dict[str, Any] | N
         "epsilon": spent_epsilon([line.spending for line in own], delta),
         "delta": delta,
         "rounds": len(own),
-        "epsilon_of_all_runs": charged[-1].epsilon,
+        "epsilon_of_all_runs": spent_epsilon([line.spending for line in charged], delta),
     }

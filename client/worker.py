@@ -17,13 +17,15 @@ from queue import SimpleQueue
 from threading import Lock, Thread
 from typing import Literal, TypeVar
 
+from pydantic import ValidationError
+
 import ept_fed
 from client.door import Door
 from client.run_record import Answer
 from client.run_registry import RunRegistry
 from client.site import Site
 from client.warm_site import WarmSite
-from ept_fed.config import PrivacySettings
+from ept_fed.config import PrivacySettings, TrainingSettings
 from ept_fed.privacy.accountant import GaussianSteps
 from ept_fed.problems import InputRefusedError
 from ept_fed.protocol.frames import (
@@ -37,6 +39,7 @@ from ept_fed.protocol.frames import (
     kind_of,
 )
 from ept_fed.protocol.layout import PayloadMismatchError
+from ept_fed.protocol.make_plan import agree_on_training
 from ept_fed.protocol.messages import SPLITS, MessageRefusedError, RoundReply, RoundRequest, Split, clean_text
 from ept_fed.protocol.proposal import Proposal, SiteIntroduction
 from ept_fed.sealed_tensors import SealBrokenError
@@ -136,7 +139,6 @@ class Worker:
 
     def _introduce(self, run: str, proposal: Proposal, content: bytes) -> SiteIntroduction:
         site = self._warm.open(run, proposal, self._registry.states(run))
-        self._registry.agree(run, proposal)
         introduction = SiteIntroduction(
             site=self._settings.site,
             run=run,
@@ -149,6 +151,7 @@ class Worker:
         counts: dict[Split, int] = {name: len(site.split(name)) for name in SPLITS}
         leaving = encode_frame(introduction)
         self._at_door(lambda: self._door.release_introduction(run, introduction, leaving, counts=counts))
+        self._registry.agree(run, proposal)
         self._registry.record(run).note(Answer("introduction", len(content), len(leaving)))
         return introduction
 
@@ -160,12 +163,15 @@ class Worker:
                 site.layout.check(vector)
         self._at_door(lambda: self._door.admit(request, site.layout, content))
         site.require(request)
+        _require_agreed(request, proposal)
         record = self._registry.record(run)
-        record.accept(request, self._warm.data.digest)
+        recalled = self._recall(request, content, site) if request.phase == "train" else None
+        if recalled is None:
+            record.accept(request, self._warm.data.digest)
         if request.phase == "evaluate":
             reply = site.evaluate(request)
         else:
-            reply = self._recall(request, content, site) or self._train(request, content, site)
+            reply = recalled or self._train(request, content, site)
         leaving = self._at_door(lambda: self._door.release(request, reply, site.layout))
         record.note(
             Answer(
@@ -262,6 +268,27 @@ class Worker:
             except (MessageRefusedError, OSError):
                 _log.exception("a refusal could not be recorded")
         return refusal
+
+
+def _require_agreed(request: RoundRequest, proposal: Proposal) -> None:
+    """Raise unless a request is what the site agreed to: a server cannot propose one training and ask for another.
+
+    Raises:
+        MessageRefusedError: naming what differs.
+    """
+    agreed = proposal.federation.rounds
+    if request.rounds != agreed:
+        raise MessageRefusedError(f"the run was agreed on for {agreed} rounds, and {request.rounds} are asked for")
+    if request.phase == "evaluate":
+        return
+    try:
+        asked = TrainingSettings.model_validate_json(request.settings).model_dump()
+    except ValidationError as error:
+        raise MessageRefusedError(f"training settings are refused: {error.error_count()} are invalid") from error
+    ours = agree_on_training(proposal.training, proposal.federation).model_dump()
+    differing = [name for name, value in ours.items() if asked[name] != value]
+    if differing:
+        raise MessageRefusedError(f"training settings are not those agreed on: {', '.join(differing)} differ")
 
 
 def _explain(error: Exception) -> Refusal:

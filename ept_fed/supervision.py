@@ -72,7 +72,7 @@ def child_environment(**more: str) -> dict[str, str]:
 
 
 def supervise(programs: Sequence[Program], tell: Callable[[str], None]) -> int:
-    """Keep programs running until SIGTERM or SIGINT, then end them and all that they started.
+    """Keep programs running until SIGTERM, SIGINT or SIGHUP (a closed terminal), then end them and what they started.
 
     Returns:
         0 after a signal, 2 if a program refused its settings.
@@ -83,7 +83,8 @@ def supervise(programs: Sequence[Program], tell: Callable[[str], None]) -> int:
     def end(_signal: int, _frame: FrameType | None) -> None:
         stop.set()
 
-    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    mask = os.umask(0o077)
     try:
         for program in programs:
             # What a killed supervisor left behind would hold ports and sockets.
@@ -104,6 +105,7 @@ def supervise(programs: Sequence[Program], tell: Callable[[str], None]) -> int:
         for program in programs:
             program.sweep()
             program.pid_file.remove()
+        os.umask(mask)
         for number, handler in before.items():
             signal.signal(number, handler)
     return REFUSED if refused else 0

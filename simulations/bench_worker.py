@@ -89,7 +89,14 @@ def main() -> None:
             reached, trained = [], []
             for number in range(1, ROUNDS + 1):
                 header = Header("run", number, met.backbone_digest, met.layout.hash)
-                asked = RoundRequest(header, "train", ROUNDS, met.initial, "train", proposal.training.model_dump_json())
+                asked = RoundRequest(
+                    header,
+                    "train",
+                    proposal.federation.rounds,
+                    met.initial,
+                    "train",
+                    proposal.training.model_dump_json(),
+                )
                 sent = time.perf_counter()
                 assert isinstance(ask_worker(path, asked, seconds=None), RoundReply)
                 reached.append(seen["site"] - sent)

@@ -3,12 +3,12 @@
 import json
 from collections.abc import Mapping
 
-from ept_fed.config import Experiment
+from ept_fed.config import Experiment, FederationSettings, TrainingSettings
 from ept_fed.protocol.layout import PayloadLayout, Vector
 from ept_fed.protocol.plan import Plan
 from ept_fed.strategies import STRATEGIES, resolve_options
 
-__all__ = ["make_plan"]
+__all__ = ["agree_on_training", "make_plan"]
 
 _AS_THEY_ARE = {
     "averaging",
@@ -46,8 +46,7 @@ def make_plan(
     """
     federation = experiment.federation
     options = resolve_options(federation.strategy, federation.options)
-    proximal = STRATEGIES[federation.strategy].proximal_option
-    training = experiment.training.model_dump() | {"proximal_mu": options[proximal] if proximal else 0.0}
+    training = agree_on_training(experiment.training, federation).model_dump()
     return Plan(
         run=run,
         seed=experiment.seed,
@@ -62,6 +61,13 @@ def make_plan(
         max_examples=_most_examples(experiment, examples),
         **federation.model_dump(include=_AS_THEY_ARE),
     )
+
+
+def agree_on_training(training: TrainingSettings, federation: FederationSettings) -> TrainingSettings:
+    """Return what every train request of a run carries: the settings, with the strategy's pull towards the mean."""
+    proximal = STRATEGIES[federation.strategy].proximal_option
+    options = resolve_options(federation.strategy, federation.options)
+    return training.model_copy(update={"proximal_mu": options[proximal] if proximal else 0.0})
 
 
 def _most_examples(experiment: Experiment, known: Mapping[str, int]) -> dict[str, int]:

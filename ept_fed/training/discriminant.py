@@ -22,7 +22,8 @@ def fit_discriminant(
 
     Single label: equal priors and one covariance within classes; the logits have mean 0 over the present classes, and
     over the given features a standard deviation of 2. A class without images gets a constant logit below the others.
-    Multi-label: one such analysis per class, of the images with it against those without, half the difference each.
+    Multi-label: one such analysis per class, of the images with it against those without, half the difference
+    each; a label that all images carry gets a constant logit as far above 0 as an absent one is below.
 
     Args:
         features: (n, D).
@@ -51,6 +52,8 @@ def fit_discriminant(
         if groups.any() and not groups.all():
             both, offsets = _analyse(x, groups, shrinkage)
             weight[c], bias[c] = both[1], offsets[1]
+        elif groups.all():
+            bias[c] = -_ABSENT_LOGIT
     return weight, bias
 
 

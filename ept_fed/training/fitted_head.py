@@ -23,10 +23,14 @@ from ept_fed.models.method import TunedViT
 from ept_fed.seeds import derive_seed
 from ept_fed.training.discriminant import fit_discriminant
 
-__all__ = ["VIEWS", "HeadFit"]
+__all__ = ["VIEWS", "FeaturesDivergedError", "HeadFit"]
 
 # Each image as it is tested, and in three random crops: with few shots these are most of what is known of the spread.
 VIEWS = 4
+
+
+class FeaturesDivergedError(RuntimeError):
+    """The prompts lead to features that are no numbers, so no head can be computed from them."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,9 @@ class HeadFit:
             model: its head is written, everything else stays; it is in evaluation mode afterwards.
             images: the site's training images.
             known: indices of the images to use, at least one; None uses all.
+
+        Raises:
+            FeaturesDivergedError: if a feature is not finite; the head is as it was.
         """
         model.eval()
         features: list[npt.NDArray[Any]] = []
@@ -64,8 +71,11 @@ class HeadFit:
                     seen = model.forward_features(batch.to(model.device))
                 features.append(seen.float().cpu().numpy())
                 labels.append(targets.numpy())
+        seen_features = np.concatenate(features)
+        if not np.isfinite(seen_features).all():
+            raise FeaturesDivergedError("the prompts lead to features that are no numbers; lower the learning rates")
         weight, bias = fit_discriminant(
-            np.concatenate(features),
+            seen_features,
             np.concatenate(labels),
             classes=model.head.out_features,
             shrinkage=self.shrinkage,

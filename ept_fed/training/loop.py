@@ -13,7 +13,7 @@ from ept_fed.config import TrainingSettings
 from ept_fed.data.datasets import CachedDataset
 from ept_fed.models.method import TunedViT
 from ept_fed.seeds import derive_seed, numpy_generator
-from ept_fed.training.fitted_head import HeadFit
+from ept_fed.training.fitted_head import FeaturesDivergedError, HeadFit
 from ept_fed.training.losses import LOSSES
 from ept_fed.training.optimizer import set_learning_rates
 from ept_fed.training.sampling import draw_order, halve
@@ -23,7 +23,7 @@ __all__ = ["RoundScope", "TrainingDivergedError", "TrainingOutcome", "train_roun
 
 
 class TrainingDivergedError(RuntimeError):
-    """The loss stopped being a number; the site keeps what it had before the round."""
+    """Loss or features stopped being numbers; the site keeps what it had before the round."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def train_round(
         step = 0
         for lesson in lessons:
             if head is not None:
-                head.apply(model, images, lesson.known)
+                _compute_head(head, model, images, lesson.known)
             model.train()
             augment_seed = derive_seed(scope.seed, scope.site, scope.round, epoch, lesson.augmentation)
             with _trained_alone(model, _part(settings, epoch)):
@@ -117,6 +117,13 @@ def train_round(
     if not all(torch.isfinite(p).all() for group in optimizer.param_groups for p in group["params"]):
         raise TrainingDivergedError(f"the last step of round {scope.round} left the numbers; lower the learning rates")
     return TrainingOutcome(total / seen, taken)
+
+
+def _compute_head(head: HeadFit, model: TunedViT, images: CachedDataset, known: Sequence[int] | None) -> None:
+    try:
+        head.apply(model, images, known)
+    except FeaturesDivergedError as diverged:
+        raise TrainingDivergedError(str(diverged)) from diverged
 
 
 @dataclass(frozen=True)

@@ -154,7 +154,7 @@ class Private:
         header = Header(run, round_number, met.backbone_digest, met.layout.hash)
         settings = self.proposal.training.model_dump_json()
         given = {"phase": "train", "split": "train", "settings": settings, **changes}
-        request = RoundRequest(header, rounds=30, payload=met.initial, **given)  # type: ignore[arg-type]
+        request = RoundRequest(header, rounds=self.proposal.federation.rounds, payload=met.initial, **given)  # type: ignore[arg-type]
         return decode_frame(self.worker.answer(encode_frame(request)))
 
 
@@ -170,7 +170,7 @@ def private(make_kit: Callable[..., Path], federation: Callable[..., Experiment]
         )
         (kit / "keys" / "site.key").write_bytes(key)
         (kit / "keys" / "site.key").chmod(0o600)
-        opened.append(Private(kit, federation(*overrides), budget))
+        opened.append(Private(kit, federation("federation.rounds=30", *overrides), budget))
         return opened[-1]
 
     yield build

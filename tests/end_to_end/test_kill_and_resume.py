@@ -103,9 +103,11 @@ def wait_for_writes(process: multiprocessing.process.BaseProcess, out: Path, cou
 
 def listing_of(out: Path) -> dict[Path, int]:
     listing = {}
-    for path in out.rglob("*"):
-        with contextlib.suppress(FileNotFoundError):
-            listing[path] = path.stat().st_size
+    # A finished run removes its states: their folder may be gone between being seen and being opened.
+    with contextlib.suppress(FileNotFoundError):
+        for path in out.rglob("*"):
+            with contextlib.suppress(FileNotFoundError):
+                listing[path] = path.stat().st_size
     return listing
 
 

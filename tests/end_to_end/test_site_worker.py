@@ -205,27 +205,29 @@ def test_bytes_that_are_no_frame_are_refused_and_the_worker_lives(worker: Proces
 def test_a_worker_killed_while_it_trains_comes_back_and_gives_the_same_reply(
     experiment: Experiment, tmp_path: Path
 ) -> None:
-    proposal = propose(experiment)
+    training = experiment.training.model_copy(update={"epochs": 60})
+    federation = experiment.federation.model_copy(update={"rounds": 4})
+    proposal = propose(experiment.model_copy(update={"training": training, "federation": federation}))
     process = Process(make_kit(tmp_path / "kit"))
     try:
         met = process.ask(Introduce("run-a", proposal))
         assert isinstance(met, SiteIntroduction), met
-        short = request(met, proposal, 1, epochs=1)
+        short = request(met, proposal, 1)
         first = process.ask(short)
         assert isinstance(first, RoundReply)
         # A client that goes away does not end the training, and is answered when it is back.
         with socket.socket(socket.AF_UNIX) as connection:
             connection.connect(str(process.socket))
-            connection.sendall(encode_frame(request(met, proposal, 2, epochs=3)))
+            connection.sendall(encode_frame(request(met, proposal, 2)))
             wait_for(lambda: activity(process) == "train")
-        whole = process.ask(request(met, proposal, 2, epochs=3))
+        whole = process.ask(request(met, proposal, 2))
         assert isinstance(whole, RoundReply)
 
         lost: list[Exception] = []
 
         def train_for_long() -> None:
             try:
-                process.ask(request(met, proposal, 3, epochs=1000))
+                process.ask(request(met, proposal, 3))
             except WorkerAwayError as away:
                 lost.append(away)
 
@@ -243,7 +245,7 @@ def test_a_worker_killed_while_it_trains_comes_back_and_gives_the_same_reply(
         away = forwarder(message(met), node(process.socket))
         assert away.error == Error(SITE_AWAY, "the site's worker does not answer; the site has to start it")
         process.start()
-        again = process.ask(request(met, proposal, 2, epochs=3))
+        again = process.ask(request(met, proposal, 2))
         assert isinstance(again, RoundReply)
         assert np.array_equal(again.payload, whole.payload)
         wrong = forwarder(message(met), node(process.socket))
@@ -260,10 +262,10 @@ def activity(process: Process) -> str:
     return status.activity
 
 
-def request(met: SiteIntroduction, proposal: Proposal, round_number: int, *, epochs: int) -> RoundRequest:
-    settings = proposal.training.model_copy(update={"epochs": epochs}).model_dump_json()
+def request(met: SiteIntroduction, proposal: Proposal, round_number: int) -> RoundRequest:
     header = Header(met.run, round_number, met.backbone_digest, met.layout.hash)
-    return RoundRequest(header, "train", 4, met.initial, "train", settings)
+    rounds, settings = proposal.federation.rounds, proposal.training.model_dump_json()
+    return RoundRequest(header, "train", rounds, met.initial, "train", settings)
 
 
 def message(met: SiteIntroduction) -> Message:

@@ -118,7 +118,7 @@ def test_an_error_that_the_superlink_made_is_laid_at_the_right_door() -> None:
     result, observer = grid_run(LinkErrorGrid, make_plan(rounds=1))
     (refusal,) = [refusal for refusal in observer.records[0].refused if refusal.phase == "train"]
     assert refusal.site == "site-04"
-    assert "Node Unavailable" in refusal.reason
+    assert refusal.reason == "did not answer in time"
     assert result.rounds[0].aggregated == tuple(site for site in SITES if site != "site-04")
 
 
