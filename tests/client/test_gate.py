@@ -192,6 +192,7 @@ def test_without_a_policy_nothing_leaves_and_the_site_learns_what_to_pin(kit: Ki
         ({"model": {"method": "linear"}}, "incoming.methods"),
         ({"model": {"backbone": "hf-hub:someone/vit"}}, "incoming.backbone"),
         ({"model": {"tokens": 21}}, "incoming.tokens"),
+        ({"model": {"initial_sink": 10.0}}, "incoming.initial_sink"),
         ({"model": {"prompt_length": 1001}}, "incoming.prompt_length"),
         ({"model": {"image_size": 4096}}, "incoming.image_size"),
         ({"federation": {"share": "prompts+head"}}, "incoming.share"),

@@ -233,6 +233,24 @@ def test_settings_that_do_not_fit_are_named_without_their_values(settings: SiteS
     assert said == "refused settings: data.shots" + ", data.shots" * 4 + "; the site's own log says why"
 
 
+@pytest.mark.parametrize(
+    ("rounds", "training", "says"),
+    [
+        (3, {}, "agreed on for 2 rounds, and 3"),
+        (2, {"epochs": 7}, "epochs differ"),
+        (2, {"optimizer": "sgd", "prompt_lr": 0.2}, "optimizer, prompt_lr differ"),
+        (2, {"proximal_mu": 0.5}, "proximal_mu differ"),
+    ],
+)
+def test_what_is_asked_for_is_what_was_agreed_on(
+    settings: SiteSettings, proposal: Proposal, rounds: int, training: dict[str, Any], says: str
+) -> None:
+    worker = Worker(settings, OpenDoor())
+    met = introduce(worker, proposal)
+    asked = proposal.training.model_copy(update=training).model_dump_json()
+    assert says in refusal(ask(worker, train_request(met, proposal, rounds=rounds, settings=asked)))
+
+
 def test_a_run_that_was_never_proposed_is_refused(settings: SiteSettings, proposal: Proposal) -> None:
     worker = Worker(settings, OpenDoor())
     met = introduce(worker, proposal)

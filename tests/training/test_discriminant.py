@@ -20,7 +20,7 @@ from ept_fed.reports.progress import Silent
 from ept_fed.reports.run_folder import RunFolder
 from ept_fed.training.discriminant import fit_discriminant
 from ept_fed.training.fitted_head import HeadFit
-from ept_fed.training.loop import RoundScope, train_round
+from ept_fed.training.loop import RoundScope, TrainingDivergedError, train_round
 from ept_fed.training.optimizer import build_optimizer
 from ept_fed.training.sampling import halve
 from simulations.baselines import train_local
@@ -84,6 +84,12 @@ def test_labels_that_occur_together_are_told_apart_one_by_one() -> None:
     logits = x @ weight.T + bias
     assert ((logits[:, :2] > 0) == (y[:, :2] > 0)).mean() > 0.95
     assert (logits[:, 2] < 0).all()
+
+
+def test_a_label_that_every_image_carries_is_expected_of_the_next_one_too() -> None:
+    weight, bias = fit_discriminant(np.eye(4), np.ones((4, 1)), classes=1, shrinkage=0.3)
+    assert not weight.any()
+    assert bias[0] > 0
 
 
 def test_one_image_per_class_without_any_spread_still_gives_numbers() -> None:
@@ -191,6 +197,17 @@ def test_a_round_moves_the_prompts(federation: VirtualFederation) -> None:
     assert reply.payload is not None
     assert not np.array_equal(reply.payload, plan.initial)
     assert reply.metrics["steps"] <= plan.most_steps(reply.examples)
+
+
+def test_prompts_that_lead_to_no_numbers_end_the_round_by_name(
+    federation: VirtualFederation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site, payload = make_site(federation), federation.plan().initial
+    width = site.model.head.in_features
+    nothing = lambda _model, images: torch.full((len(images), width), torch.nan)  # noqa: E731
+    monkeypatch.setattr(type(site.model), "forward_features", nothing)
+    with pytest.raises(TrainingDivergedError, match="no numbers"):
+        site.adopt(payload)
 
 
 def test_a_round_without_a_way_to_compute_the_head_is_refused(federation: VirtualFederation) -> None:
