@@ -105,7 +105,8 @@ def test_what_a_killed_service_left_is_ended_by_the_next(supervisor: subprocess.
 def test_a_worker_ends_with_the_process_that_started_it() -> None:
     worker = (
         "import os, socket; from client.worker_process import _wait; pair = socket.socketpair();"
-        "print('waits', flush=True); _wait(pair[0], os.getppid())"
+        # Asked before the parent may be killed: afterwards it is another process.
+        "parent = os.getppid(); print('waits', flush=True); _wait(pair[0], parent)"
     )
     parent = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {worker!r}]); time.sleep(600)"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
