@@ -6,16 +6,14 @@ import stat
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from importlib import resources
 from typing import Any
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import ept_fed
 from ept_fed.federation_file import Federation, is_address
 from ept_fed.kit_layout import CHECKSUMS, KEYS_OF_SITE, KitFile, KitIdentity, spell_checksums
 from server.authority import Issued
+from server.render import render
 
 __all__ = ["ServerCertificates", "render_server_kit", "render_site_kit", "zip_kit"]
 
@@ -55,17 +53,17 @@ def render_site_kit(
         "keys_here": bool(private),
     }
     files = {
-        "site.yaml": KitFile(_render("site/site.yaml.j2", words)),
+        "site.yaml": KitFile(render("site/site.yaml.j2", words).encode()),
         "policy.yaml": KitFile(resources.files("ept_fed").joinpath("assets/policy.yaml").read_bytes()),
         "federation.json": KitFile(identity.spell()),
         "tls/ca.crt": KitFile(authority),
         "tls/site.crt": KitFile(issued.certificate.encode()),
         "keys/node.pub": KitFile(f"{issued.node} {issued.who}\n".encode()),
-        "README.md": KitFile(_render("site/README.md.j2", words)),
-        "start-worker.sh": KitFile(_render("site/start-worker.sh.j2", words), 0o755),
-        "start-supernode.sh": KitFile(_render("site/start-supernode.sh.j2", words), 0o755),
-        "ept-fed-worker.service": KitFile(_render("site/ept-fed-worker.service.j2", words)),
-        "ept-fed-supernode.service": KitFile(_render("site/ept-fed-supernode.service.j2", words)),
+        "README.md": KitFile(render("site/README.md.j2", words).encode()),
+        "start-worker.sh": KitFile(render("site/start-worker.sh.j2", words).encode(), 0o755),
+        "start-supernode.sh": KitFile(render("site/start-supernode.sh.j2", words).encode(), 0o755),
+        "ept-fed-worker.service": KitFile(render("site/ept-fed-worker.service.j2", words).encode()),
+        "ept-fed-supernode.service": KitFile(render("site/ept-fed-supernode.service.j2", words).encode()),
     }
     return _seal(files, private)
 
@@ -101,9 +99,9 @@ def render_server_kit(
         "tls/ca.crt": KitFile(authority),
         "tls/proxy.crt": KitFile(certificates.proxy.certificate.encode()),
         "tls/superlink.crt": KitFile(certificates.superlink.certificate.encode()),
-        "README.md": KitFile(_render("server/README.md.j2", words)),
-        "start.sh": KitFile(_render("server/start.sh.j2", words), 0o755),
-        "ept-fed-server.service": KitFile(_render("server/ept-fed-server.service.j2", words)),
+        "README.md": KitFile(render("server/README.md.j2", words).encode()),
+        "start.sh": KitFile(render("server/start.sh.j2", words).encode(), 0o755),
+        "ept-fed-server.service": KitFile(render("server/ept-fed-server.service.j2", words).encode()),
     }
     admitted = {name: issued for name, issued in sites.items() if not issued.revoked}
     files |= {f"nodes/{name}.pub": KitFile(f"{issued.node} {name}\n".encode()) for name, issued in admitted.items()}
@@ -172,20 +170,3 @@ def _words(federation: Federation) -> dict[str, Any]:
         "made_by": f"Made by ept-fed {ept_fed.__version__} provision; it is made anew when the kit is.",
         "capabilities": "",
     }
-
-
-def _render(template: str, words: Mapping[str, Any]) -> bytes:
-    return _templates().get_template(template).render(words).encode()
-
-
-@cache
-def _templates() -> Environment:
-    """Shell, YAML, Markdown and units: nothing is HTML, and every name was checked to be safe in all of them."""
-    return Environment(
-        loader=PackageLoader("server"),
-        undefined=StrictUndefined,
-        autoescape=False,
-        keep_trailing_newline=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )

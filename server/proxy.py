@@ -8,16 +8,13 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Mapping
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ept_fed.artefacts import write_text
 from ept_fed.federation_file import is_address
 from ept_fed.problems import InputRefusedError, Problem
+from server.render import render
 from server.server_kit import ServerKit
 
 __all__ = ["PATHS", "end_proxy", "find_nginx", "nginx_command", "write_proxy_files"]
@@ -84,8 +81,8 @@ def write_proxy_files(kit: ServerKit, superlink_port: int, *, nginx: str | None)
         "superlink_port": superlink_port,
         "paths": PATHS,
     }
-    write_text(folder / "Caddyfile", _render("server/Caddyfile.j2", words))
-    write_text(folder / "nginx.conf", _render("server/nginx.conf.j2", words))
+    write_text(folder / "Caddyfile", render("server/Caddyfile.j2", words))
+    write_text(folder / "nginx.conf", render("server/nginx.conf.j2", words))
     if nginx is None:
         return
     tested = subprocess.run(
@@ -107,19 +104,3 @@ def end_proxy(folder: Path) -> None:
 def _interface(host: str) -> str:
     """Return what to listen on: a federation on this very machine needs nobody else to reach it."""
     return "127.0.0.1:" if host in ("localhost", "127.0.0.1") else ""
-
-
-@cache
-def _templates() -> Environment:
-    return Environment(
-        loader=PackageLoader("server"),
-        undefined=StrictUndefined,
-        autoescape=False,
-        keep_trailing_newline=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-
-
-def _render(template: str, words: Mapping[str, object]) -> str:
-    return _templates().get_template(template).render(words)
