@@ -61,6 +61,11 @@ class SharedDataSettings(Settings):
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = Field(
         None, description="of splits, K-shot samples and virtual sites; null takes the run's"
     )
+    split_seed: Annotated[int, Field(ge=0, lt=2**63)] | None = Field(
+        None,
+        description="of splits and virtual sites alone, so that other seeds draw other K-shot samples but test on the "
+        "same images; null takes `seed`",
+    )
     shots: Count | None = Field(
         None,
         description="training images per class and site (K-shot); null trains on the whole training split",
@@ -73,6 +78,10 @@ class SharedDataSettings(Settings):
     validation_fraction: Fraction = Field(0.1, description="share of the groups held out for tuning and live display")
     validation_shots: Count | None = Field(10, description="validation images per class and site; null uses all")
     augmentation: AugmentationSettings = AugmentationSettings()
+
+    def place_by(self, seed: int) -> int:
+        """Return what splits and virtual sites derive from, given what the K-shot samples derive from."""
+        return seed if self.split_seed is None else self.split_seed
 
 
 class DataSettings(SharedDataSettings):

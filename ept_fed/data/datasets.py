@@ -97,13 +97,13 @@ def prepare_data(settings: AnyDataSettings, spec: InputSpec, seed: int) -> Prepa
     """
     from ept_fed.data.transforms import build_pipelines
 
-    catalog = open_catalog(settings, seed)
+    catalog = open_catalog(settings, settings.place_by(seed))
     records = place_records(catalog.records, settings, seed)
     store = catalog.store
     if settings.partition.feature_shift is not None:
         from ept_fed.data.feature_shift import shift_features
 
-        store = shift_features(store, records, settings.partition.feature_shift, seed)
+        store = shift_features(store, records, settings.partition.feature_shift, settings.place_by(seed))
     selected, problems = select_records(records, catalog.classes, settings, seed)
     pipelines = build_pipelines(spec, settings.augmentation)
     images, failures = _load_images(selected, store, pipelines)

@@ -141,7 +141,7 @@ def examine_data(
     Raises:
         InputRefusedError: with everything wrong with the source or the partition.
     """
-    catalog = list_catalog(settings, seed)
+    catalog = list_catalog(settings, settings.place_by(seed))
     straddling = _find_straddling(catalog.records, find_straddling_groups(catalog.records), lambda record: record.split)
     records = catalog.records if straddling else place_records(catalog.records, settings, seed)
     on_start(len(records))

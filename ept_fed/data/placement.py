@@ -20,6 +20,7 @@ def place_records(records: Sequence[ImageRecord], settings: AnyDataSettings, see
         InputRefusedError: for a partition that cannot be made, or unknown sites.
         ValueError: when a group comes in two splits; see `ept_fed.data.sources.open_catalog`.
     """
+    seed = settings.place_by(seed)
     placed = assign_splits(
         partition_records(records, settings.partition, seed),
         test_fraction=settings.test_fraction,

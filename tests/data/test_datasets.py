@@ -65,6 +65,17 @@ def test_another_seed_prepares_otherwise(prepared: PreparedData) -> None:
     assert other.sites["site-1"].train.records != prepared.sites["site-1"].train.records
 
 
+def test_a_split_seed_holds_the_test_images_still_while_the_shots_change() -> None:
+    held = PHANTOMS.model_copy(update={"split_seed": 0})
+    first, second = (prepare_data(held, SPEC, seed=seed) for seed in (1, 2))
+    for name, site in first.sites.items():
+        other = second.sites[name]
+        assert site.test.records == other.test.records
+        assert site.train.records != other.train.records
+        assert not {record.group for record in other.train.records} & {record.group for record in site.test.records}
+        assert torch.equal(_images(site.test), _images(other.test))
+
+
 def test_batches_cover_all_images_in_order(prepared: PreparedData) -> None:
     train = prepared.sites["site-1"].train
     batches = list(train.batches(4))
