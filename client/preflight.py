@@ -171,9 +171,12 @@ def _check_registration(kit: Path, _settings: SiteSettings) -> Iterator[Finding]
 
 def _check_worker(kit: Path, settings: SiteSettings) -> Iterator[Finding]:
     start = "ept-fed site start"
-    node = find_service(kit).get("node")
-    if node is None:
+    running = find_service(kit)
+    node = running.get("node")
+    if "node" not in running:
         yield Finding("SuperNode", "failed", "was not started from this kit by ept-fed site start", start)
+    elif node is None:
+        yield Finding("SuperNode", "unknown", "is another user's, who alone can tell whether it runs", start)
     else:
         yield Finding("SuperNode", "ok", f"kept running by process {node}")
     try:

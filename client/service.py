@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Literal
 
@@ -18,7 +19,7 @@ from client.gate import check_gate
 from client.worker_socket import WorkerAwayError, ask_worker
 from ept_fed.kit_layout import read_identity
 from ept_fed.problems import InputRefusedError, Problem
-from ept_fed.processes import FLOWER_SWITCHES, PidFile, end_marked
+from ept_fed.processes import FLOWER_SWITCHES, AlreadyRunsError, PidFile, end_marked
 from ept_fed.protocol.frames import StatusRequest, WorkerStatus
 from ept_fed.protocol.messages import MessageRefusedError
 from ept_fed.site_settings import SiteSettings, check_site, load_site_settings
@@ -61,13 +62,19 @@ def start_site(kit: Path, parts: Sequence[Part], tell: Callable[[str], None]) ->
         programs = describe_programs(kit, settings, parts)
     except InputRefusedError as refusal:
         problems += refusal.problems
-    for program in programs:
-        if (pid := program.pid_file.read()) is not None:
-            fix = f"its {program.name} runs already, as process {pid}; stop it first: ept-fed site stop KIT"
-            problems.append(Problem("KIT", str(kit), fix))
-    if problems:
-        raise InputRefusedError(problems)
-    return supervise(programs, tell)
+    with ExitStack() as held:
+        for part in parts:
+            try:
+                held.enter_context(_pid_file(kit.resolve(), part).hold())
+            except AlreadyRunsError as running:
+                fix = f"its {part} runs already, as process {running.pid}; stop it first: ept-fed site stop KIT"
+                problems.append(Problem("KIT", str(kit), fix))
+            except OSError as error:
+                fix = f"{error.strerror}; the user who runs the {part} must own {_pid_file(kit, part).path.parent}"
+                problems.append(Problem("KIT", str(kit), fix))
+        if problems:
+            raise InputRefusedError(problems)
+        return supervise(programs, tell)
 
 
 def describe_programs(kit: Path, settings: SiteSettings, parts: Sequence[Part]) -> tuple[Program, ...]:
@@ -89,15 +96,22 @@ def describe_programs(kit: Path, settings: SiteSettings, parts: Sequence[Part]) 
     return tuple(programs)
 
 
-def find_service(kit: Path) -> dict[Part, int]:
-    """Return which parts of a site run, and as which processes."""
+def find_service(kit: Path) -> dict[Part, int | None]:
+    """Return which parts of a site run, and as which processes; None for another user's part, who alone can tell."""
     parts: tuple[Part, ...] = ("worker", "node")
-    found = {part: _pid_file(kit.resolve(), part).read() for part in parts}
-    return {part: pid for part, pid in found.items() if pid is not None}
+    found: dict[Part, int | None] = {}
+    for part in parts:
+        try:
+            pid = _pid_file(kit.resolve(), part).read()
+        except PermissionError:
+            found[part] = None
+        else:
+            found |= {} if pid is None else {part: pid}
+    return found
 
 
-def describe_site(kit: Path) -> tuple[dict[Part, int], WorkerStatus | None]:
-    """Return which parts are kept running, by which processes, and what the worker says; None if it does not answer.
+def describe_site(kit: Path) -> tuple[dict[Part, int | None], WorkerStatus | None]:
+    """Return which parts are kept running, see `find_service`, and what the worker says; None if it does not answer.
 
     Raises:
         InputRefusedError: if site.yaml cannot be read.
@@ -111,20 +125,24 @@ def describe_site(kit: Path) -> tuple[dict[Part, int], WorkerStatus | None]:
 
 
 def stop_site(kit: Path, *, seconds: float = 2 * _GRACE_SECONDS) -> dict[Part, int]:
-    """End a site's service; return what ran.
+    """End this user's parts of a site's service; return what ran.
 
     Raises:
         TimeoutError: if it is still there after so many seconds.
-        PermissionError: if another user started it.
+        PermissionError: if a part is another user's; the others are ended first.
     """
-    running = find_service(kit)
+    found = find_service(kit)
+    running = {part: pid for part, pid in found.items() if pid is not None}
     for pid in set(running.values()):
         os.kill(pid, signal.SIGTERM)
     end = time.monotonic() + seconds
-    while find_service(kit):
+    while any(find_service(kit).values()):
         if time.monotonic() >= end:
             raise TimeoutError(f"still there after {seconds:g} s")
         time.sleep(0.1)
+    others = [part for part, pid in found.items() if pid is None]
+    if others:
+        raise PermissionError(f"the {' and the '.join(others)} may run: another user's, who alone can stop it")
     return running
 
 
@@ -135,7 +153,6 @@ def _program(kit: Path, part: Part, command: tuple[str, ...], switches: Mapping[
         command=command,
         environment=child_environment(**switches, **{_MARK: mark}),
         log=kit / "logs" / part / f"{'supernode' if part == 'node' else part}.log",
-        pid_file=_pid_file(kit, part),
         sweep=lambda: end_marked(_MARK, mark),
         refuses=part == "worker",
     )

@@ -1,17 +1,19 @@
 """Child processes of a service: started with a mark, watched, and ended with everything that they started in turn."""
 
 import contextlib
-import json
+import fcntl
 import os
 import signal
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO
 
-from ept_fed.artefacts import write_text
+__all__ = ["FLOWER_SWITCHES", "AlreadyRunsError", "PidFile", "end_marked", "find_marked", "is_alive"]
 
-__all__ = ["FLOWER_SWITCHES", "PidFile", "end_marked", "find_marked", "start_time"]
+# A reader holds a lock of its own for an instant, which must not look like a service.
+_LOCK_SECONDS = 0.5
 
 # No telemetry, no question for updates, nothing downloaded for a run (Flower reads them when it is imported).
 FLOWER_SWITCHES = {
@@ -31,7 +33,7 @@ def find_marked(variable: str, mark: str) -> list[int]:
     found = []
     for path in Path("/proc").glob("[0-9]*/environ"):
         try:
-            if wanted in path.read_bytes().split(b"\0") and start_time(int(path.parent.name)) is not None:
+            if wanted in path.read_bytes().split(b"\0") and is_alive(int(path.parent.name)):
                 found.append(int(path.parent.name))
         except OSError:
             continue
@@ -51,38 +53,77 @@ def end_marked(variable: str, mark: str, *, grace: float = 5.0) -> list[int]:
     return there
 
 
-def start_time(pid: int) -> str | None:
-    """Return when a process started, in the system's own ticks; None if it is gone, or dead and not yet fetched.
-
-    Two processes of one number differ in it. (`proc_pid_stat(5)`, fields 3 and 22)
-    """
+def is_alive(pid: int) -> bool:
+    """Tell whether a process runs: one that is dead and not yet fetched by its parent does not. (`proc_pid_stat(5)`)"""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
-        return None
-    return None if fields[0] in "ZX" else fields[19]
+        return False
+    return fields[0] not in "ZX"
+
+
+class AlreadyRunsError(RuntimeError):
+    """Another process holds the file.
+
+    Attributes:
+        pid: which; None if it has not said yet.
+    """
+
+    def __init__(self, path: Path, pid: int | None) -> None:
+        """Say which process holds which file."""
+        super().__init__(f"{path} is held by process {pid}")
+        self.pid = pid
 
 
 @dataclass(frozen=True)
 class PidFile:
-    """A file that says which process a service is; one left by a killed service is told by its start time."""
+    """A file that says which process a service is, locked as long as that lives: the system frees a killed one's."""
 
     path: Path
 
-    def write(self) -> None:
-        """Name this process."""
-        write_text(self.path, json.dumps({"pid": os.getpid(), "started": start_time(os.getpid())}) + "\n")
+    @contextlib.contextmanager
+    def hold(self) -> Iterator[None]:
+        """Name this process for as long as the block lasts.
+
+        Raises:
+            AlreadyRunsError: if another process does.
+            PermissionError: if the file is another user's.
+        """
+        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
+        with open(descriptor, "r+b", buffering=0) as file:
+            end = time.monotonic() + _LOCK_SECONDS
+            while not _try_lock(file, fcntl.LOCK_EX):
+                if time.monotonic() >= end:
+                    raise AlreadyRunsError(self.path, _parse_pid(file.read()))
+                time.sleep(0.05)
+            file.truncate(0)
+            file.write(f"{os.getpid()}\n".encode())
+            try:
+                yield
+            finally:
+                file.truncate(0)
 
     def read(self) -> int | None:
-        """Return the process that the file names, if it still lives."""
-        try:
-            document: Any = json.loads(self.path.read_text(encoding="utf-8"))
-            pid, started = int(document["pid"]), document["started"]
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-        return pid if started is not None and start_time(pid) == started else None
+        """Return the process that holds the file, None if none does.
 
-    def remove(self) -> None:
-        """Remove the file if it names this process."""
-        if self.read() == os.getpid():
-            self.path.unlink(missing_ok=True)
+        Raises:
+            PermissionError: if the file is another user's, who alone can tell.
+        """
+        try:
+            with self.path.open("rb") as file:
+                return None if _try_lock(file, fcntl.LOCK_SH) else _parse_pid(file.read())
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+
+def _try_lock(file: IO[bytes], kind: int) -> bool:
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _parse_pid(content: bytes) -> int | None:
+    return int(content) if content.strip().isdigit() else None

@@ -15,8 +15,6 @@ from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from types import FrameType
 
-from ept_fed.processes import PidFile
-
 __all__ = ["REFUSED", "Program", "child_environment", "find_program", "supervise"]
 
 REFUSED = 2
@@ -36,7 +34,6 @@ class Program:
         command: what to start.
         environment: all of it.
         log: where its output goes, and its working folder.
-        pid_file: names the process that keeps it running.
         sweep: ends whatever an earlier start of it left behind.
         refuses: whether exit code 2 means that it refuses its settings: starting it again would change nothing.
         ready: called after every start, in a thread of its own; may take its time, must not raise.
@@ -46,7 +43,6 @@ class Program:
     command: tuple[str, ...]
     environment: Mapping[str, str]
     log: Path
-    pid_file: PidFile
     sweep: Callable[[], object]
     refuses: bool = False
     ready: Callable[[], None] | None = None
@@ -74,6 +70,8 @@ def child_environment(**more: str) -> dict[str, str]:
 def supervise(programs: Sequence[Program], tell: Callable[[str], None]) -> int:
     """Keep programs running until SIGTERM, SIGINT or SIGHUP (a closed terminal), then end them and what they started.
 
+    The caller holds their `PidFile`: what an earlier start left behind is ended, so two at once would end each other.
+
     Returns:
         0 after a signal, 2 if a program refused its settings.
     """
@@ -89,8 +87,6 @@ def supervise(programs: Sequence[Program], tell: Callable[[str], None]) -> int:
         for program in programs:
             # What a killed supervisor left behind would hold ports and sockets.
             program.sweep()
-            program.pid_file.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            program.pid_file.write()
         keepers = [
             threading.Thread(target=_keep, args=(program, stop, refused, tell), name=program.name)
             for program in programs
@@ -104,7 +100,6 @@ def supervise(programs: Sequence[Program], tell: Callable[[str], None]) -> int:
     finally:
         for program in programs:
             program.sweep()
-            program.pid_file.remove()
         os.umask(mask)
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -30,11 +30,15 @@ from flwr.proto.control_pb2 import (  # isort: skip
     UnregisterNodeRequest,
 )
 
-__all__ = ["Control", "ControlError", "Node", "Run", "open_control"]
+__all__ = ["Control", "ControlDeclinedError", "ControlError", "Node", "Run", "open_control"]
 
 
 class ControlError(UnavailableError):
     """SuperLink does not answer, or declines; the text says which."""
+
+
+class ControlDeclinedError(ControlError):
+    """SuperLink answered, and declines this one request."""
 
 
 @dataclass(frozen=True)
@@ -124,9 +128,11 @@ def _ask(method: Any, request: Any) -> Any:
     try:
         return method(request)
     except httpx.HTTPStatusError as error:
-        raise ControlError(f"SuperLink declines ({error.response.status_code}): {error.response.text[:200]}") from error
+        raise ControlDeclinedError(
+            f"SuperLink declines ({error.response.status_code}): {error.response.text[:200]}"
+        ) from error
     except FlowerError as error:
-        raise ControlError(f"SuperLink declines: {error}") from error
+        raise ControlDeclinedError(f"SuperLink declines: {error}") from error
     except (httpx.HTTPError, OSError, ValueError) as error:
         raise ControlError(f"SuperLink does not answer ({type(error).__name__})") from error
 

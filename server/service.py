@@ -4,9 +4,7 @@ import json
 import logging
 import os
 import signal
-import ssl
 import time
-import urllib.request
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,16 +13,14 @@ from typing import Any, Literal
 
 from ept_fed.artefacts import write_json
 from ept_fed.problems import InputRefusedError, Problem, UnavailableError
-from ept_fed.processes import FLOWER_SWITCHES, PidFile, end_marked
+from ept_fed.processes import FLOWER_SWITCHES, AlreadyRunsError, PidFile, end_marked
 from ept_fed.supervision import Program, child_environment, find_program, supervise
-from server.control import ControlError, open_control
 from server.proxy import end_proxy, find_nginx, nginx_command, write_proxy_files
-from server.registration import register_sites
+from server.readiness import make_ready, withdraw
 from server.server_kit import KIT_VARIABLE, ServerKit, open_server_kit
 
 __all__ = ["ServerAwayError", "find_server", "find_superlink_port", "start_server", "stop_server"]
 
-_READY_SECONDS = 120.0
 _STOP_SECONDS = 40.0
 
 _log = logging.getLogger(__name__)
@@ -45,9 +41,6 @@ def start_server(folder: Path, proxy: Literal["nginx", "none"], tell: Callable[[
     superlink = find_program("flower-superlink")
     if superlink is None:
         problems.append(Problem("flower-superlink", "", "is not installed; install ept-fed with its dependencies"))
-    if (pid := find_server(kit)) is not None:
-        fix = f"its server runs already, as process {pid}; stop it first: ept-fed server stop KIT"
-        problems.append(Problem("KIT", str(kit.folder), fix))
     nginx = None
     try:
         kit.public_keys()
@@ -57,6 +50,17 @@ def start_server(folder: Path, proxy: Literal["nginx", "none"], tell: Callable[[
     if problems or superlink is None:
         raise InputRefusedError(problems)
     kit.make_state()
+    try:
+        with _pid_file(kit).hold():
+            return _run(kit, superlink, nginx, proxy, tell)
+    except AlreadyRunsError as running:
+        fix = f"its server runs already, as process {running.pid}; stop it first: ept-fed server stop KIT"
+        raise InputRefusedError([Problem("KIT", str(kit.folder), fix)]) from running
+
+
+def _run(
+    kit: ServerKit, superlink: str, nginx: str | None, proxy: Literal["nginx", "none"], tell: Callable[[str], None]
+) -> int:
     # A killed server may have left processes that hold the ports.
     end_marked(KIT_VARIABLE, str(kit.folder))
     end_proxy(_proxy_log(kit).parent)
@@ -72,12 +76,16 @@ def start_server(folder: Path, proxy: Literal["nginx", "none"], tell: Callable[[
     try:
         return supervise(programs, tell)
     finally:
-        for name in ("server.json", "ready.json"):
-            (kit.state / name).unlink(missing_ok=True)
+        withdraw(kit)
+        (kit.state / "server.json").unlink(missing_ok=True)
 
 
 def find_server(kit: ServerKit) -> int | None:
-    """Return the process that keeps the server running."""
+    """Return the process that keeps the server running.
+
+    Raises:
+        PermissionError: if the kit is another user's.
+    """
     return _pid_file(kit).read()
 
 
@@ -133,9 +141,8 @@ def _superlink(kit: ServerKit, program: str, port: int, tell: Callable[[str], No
         command=command,
         environment=environment,
         log=state / "logs" / "superlink" / "superlink.log",
-        pid_file=_pid_file(kit),
         sweep=lambda: end_marked(KIT_VARIABLE, str(kit.folder)),
-        ready=lambda: _prepare_superlink(kit, port, tell),
+        ready=lambda: make_ready(kit, port, tell),
     )
 
 
@@ -146,7 +153,6 @@ def _proxy(kit: ServerKit, nginx: str) -> Program:
         command=nginx_command(nginx, kit),
         environment=dict(os.environ),
         log=log,
-        pid_file=PidFile(kit.state / "proxy.pid"),
         sweep=lambda: end_proxy(log.parent),
     )
 
@@ -156,50 +162,16 @@ def _proxy_log(kit: ServerKit) -> Path:
     return kit.state / "logs" / "proxy" / "proxy.log"
 
 
-def _prepare_superlink(kit: ServerKit, port: int, tell: Callable[[str], None]) -> None:
-    """Once SuperLink answers: end what its predecessor was running, and register the sites."""
-    authority = kit.folder / "tls" / "ca.crt"
-    context = ssl.create_default_context(cafile=str(authority))
-    end = time.monotonic() + _READY_SECONDS
-    while not _is_healthy(port, context):
-        if time.monotonic() >= end:
-            tell(f"superlink: does not answer after {_READY_SECONDS:g} s; see its log")
-            return
-        time.sleep(0.1)
-    try:
-        with open_control(port, authority) as control:
-            orphans = [run for run in control.runs() if not run.ended]
-            for run in orphans:
-                # Its ServerApp died with the SuperLink that had started it.
-                control.stop(run.identifier)
-                tell(f"run {run.name or run.identifier} was cut off; go on with: ept-fed server run --resume")
-            changes = register_sites(kit, control)
-    except (ControlError, InputRefusedError) as error:
-        tell(f"superlink: the sites could not be registered: {error}")
-        return
-    shut_out = ", ".join(name or "a nameless node" for name in changes.unregister.values())
-    if shut_out:
-        tell(f"no longer registered: {shut_out}")
-    admitted = sorted(name for name, site in kit.sites.items() if not site.revoked)
-    write_json(kit.state / "ready.json", {"schema": 1, "superlink_port": port, "sites": admitted})
-    tell(f"ready: {len(admitted)} sites may take part: {', '.join(admitted)}")
-
-
-def _is_healthy(port: int, context: ssl.SSLContext) -> bool:
-    try:
-        with urllib.request.urlopen(f"https://127.0.0.1:{port}/health", timeout=2, context=context) as answer:
-            return bool(answer.status == 200)
-    except OSError:
-        return False
-
-
 def _require_free(kit: ServerKit) -> None:
     """Raise InputRefusedError if something else listens on the port for hospitals."""
     port = kit.federation.server.port
     with socket() as probe:
         probe.settimeout(2)
         if probe.connect_ex(("127.0.0.1", port)) == 0:
-            fix = "is taken by another program on this machine; end that, or write another port into federation.yaml"
+            fix = (
+                "is taken by another program on this machine; end that. Another port is another address: it goes into "
+                "federation.yaml, and every site needs the kit that ept-fed provision then writes"
+            )
             raise InputRefusedError([Problem("server.port", port, fix)])
 
 

@@ -20,6 +20,7 @@ from ept_fed.reports.run_folder import RunFolder
 from ept_fed.settings import Name
 from server.bundle import build_bundle
 from server.control import Control, ControlError, Run, open_control
+from server.readiness import is_ready
 from server.run_state import RUN_KEY, read_json_file
 from server.server_kit import ServerKit, open_server_kit
 from server.service import ServerAwayError, find_superlink_port
@@ -28,6 +29,7 @@ __all__ = ["RunEnd", "connect", "end_run", "follow", "run_experiment"]
 
 _POLL_SECONDS = 1.0
 _MOST_UNANSWERED = 30.0
+_READY_SECONDS = 60.0
 _NAME: TypeAdapter[str] = TypeAdapter(Name)
 
 
@@ -67,7 +69,7 @@ def run_experiment(
         ServerAwayError, ControlError: if the server does not run or does not answer.
     """
     kit = open_server_kit(kit_folder)
-    find_superlink_port(kit)
+    _await_readiness(kit)
     if resume:
         name = _check_name(name) if name else _newest_run(kit)
     experiment = _load(kit, config, overrides, name if resume else None)
@@ -142,6 +144,21 @@ def connect(kit: ServerKit) -> Iterator[Control]:
     """
     with open_control(find_superlink_port(kit), kit.folder / "tls" / "ca.crt") as control:
         yield control
+
+
+def _await_readiness(kit: ServerKit) -> None:
+    """Wait while the server is being started.
+
+    Raises:
+        ServerAwayError: if it does not run, or does not get ready.
+    """
+    end = time.monotonic() + _READY_SECONDS
+    find_superlink_port(kit)
+    while not is_ready(kit):
+        if time.monotonic() >= end:
+            raise ServerAwayError(f"the server of {kit.folder} is not ready; its own output says why")
+        time.sleep(_POLL_SECONDS / 4)
+        find_superlink_port(kit)
 
 
 def _load(kit: ServerKit, config: Path | None, overrides: Sequence[str], resumed: str | None) -> Experiment:

@@ -23,7 +23,7 @@ from typing import Any, Self
 import yaml
 
 from ept_fed.data.phantom_structures import STRUCTURES
-from ept_fed.processes import end_marked, find_marked, start_time
+from ept_fed.processes import end_marked, find_marked, is_alive
 from ept_fed.supervision import child_environment
 from server.provision import provision
 from server.proxy import end_proxy, find_nginx
@@ -246,7 +246,7 @@ class Rehearsal:
         folder, found = self.kits / "server" / "state" / "logs" / "proxy", []
         for link in Path("/proc").glob("[0-9]*/cwd"):
             with contextlib.suppress(OSError):
-                if link.resolve() == folder.resolve() and start_time(int(link.parent.name)) is not None:
+                if link.resolve() == folder.resolve() and is_alive(int(link.parent.name)):
                     found.append(int(link.parent.name))
         return sorted(found)
 

@@ -86,7 +86,10 @@ def status(kit: _Kit = Path(), as_json: _Json = False) -> None:
         typer.echo(dump_json({**document, "worker": asdict(worker) if worker else None}))
     else:
         for part in ("worker", "node"):
-            kept = f"kept running by process {running[part]}" if part in running else "not kept running from this kit"
+            kept = "not kept running from this kit"
+            if part in running:
+                pid = running[part]
+                kept = f"kept running by process {pid}" if pid else "another user's, who alone can tell"
             typer.echo(f"{part}: {kept}")
         typer.echo(_describe(worker) if worker else "the worker does not answer; start it with: ept-fed site start")
     raise typer.Exit(DONE if worker else FAILED)

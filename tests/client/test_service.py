@@ -16,7 +16,7 @@ from client.worker_process import bind_socket
 from ept_fed.federation_file import ServerAddress
 from ept_fed.kit_layout import KitIdentity
 from ept_fed.problems import InputRefusedError
-from ept_fed.processes import PidFile, end_marked, find_marked, start_time
+from ept_fed.processes import AlreadyRunsError, PidFile, end_marked, find_marked
 from ept_fed.site_settings import load_site_settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,9 +37,10 @@ from ept_fed.processes import end_marked
 from ept_fed.supervision import Program, supervise
 kit, code = Path(sys.argv[1]), sys.argv[2]
 environment = {**os.environ, _MARK: _mark(kit, "node")}
-program = Program("node", (sys.executable, "-c", code), environment, kit / "logs" / "node.log", _pid_file(kit, "node"),
+program = Program("node", (sys.executable, "-c", code), environment, kit / "logs" / "node.log",
     sweep=lambda: end_marked(_MARK, _mark(kit, "node")))
-sys.exit(supervise([program], print))
+with _pid_file(kit, "node").hold():
+    sys.exit(supervise([program], print))
 """
 
 
@@ -81,7 +82,6 @@ def test_a_program_that_is_killed_is_started_again_and_stop_leaves_no_orphan(
     assert supervisor.wait(LIMIT) == 0
     assert find_marked(_MARK, mark) == []
     assert find_service(tmp_path) == {}
-    assert not (tmp_path / "node" / "service.pid").exists()
 
 
 def test_what_a_killed_service_left_is_ended_by_the_next(supervisor: subprocess.Popen[bytes], tmp_path: Path) -> None:
@@ -121,13 +121,30 @@ def test_a_worker_ends_with_the_process_that_started_it() -> None:
 
 def test_a_pid_file_of_a_killed_service_names_nobody(tmp_path: Path) -> None:
     file = PidFile(tmp_path / "service.pid")
-    file.write()
-    assert file.read() == os.getpid()
-    file.path.write_text(file.path.read_text().replace(str(start_time(os.getpid())), "1"))
+    with file.hold():
+        assert file.read() == os.getpid()
+        with pytest.raises(AlreadyRunsError, match=str(os.getpid())), file.hold():
+            raise AssertionError("held twice")
     assert file.read() is None
-    file.path.write_text("7\n")
+    file.path.write_text("1\n")
     assert file.read() is None
     assert stop_site(tmp_path) == {}
+
+
+def test_another_users_part_is_told_and_is_not_taken_for_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = PidFile.read
+
+    def forbid(file: PidFile) -> int | None:
+        if file.path.parent.name == "node":
+            raise PermissionError(13, "Permission denied")
+        return read(file)
+
+    monkeypatch.setattr(PidFile, "read", forbid)
+    assert find_service(tmp_path) == {"node": None}
+    with pytest.raises(PermissionError, match="the node may run"):
+        stop_site(tmp_path)
 
 
 def test_without_a_key_for_the_ledger_nothing_is_started(make_kit: Callable[..., Path]) -> None:

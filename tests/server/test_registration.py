@@ -1,10 +1,14 @@
 """Who may take part is what sites.json says, whatever SuperLink had registered before."""
 
+from types import SimpleNamespace
+from typing import cast
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.control import Node
-from server.registration import plan_registrations
+from server.control import Control, ControlDeclinedError, Node
+from server.registration import plan_registrations, register_sites
+from server.server_kit import ServerKit
 
 NAMES = ["north", "south", "west"]
 KEYS = [b"key-1", b"key-2", b"key-3", b"key-4"]
@@ -37,3 +41,27 @@ def test_registering_twice_changes_nothing() -> None:
 def test_a_strangers_key_under_a_sites_name_is_shut_out() -> None:
     changes = plan_registrations({"north": b"key-1"}, [node(1, "north", b"key-1"), node(2, "north", b"key-2")])
     assert changes.unregister == {2: "north"}
+
+
+def test_a_declined_key_keeps_out_its_own_site_alone() -> None:
+    admitted: list[str] = []
+
+    class SuperLink:
+        def nodes(self) -> list[Node]:
+            return []
+
+        def register(self, name: str, _key: bytes, _location: str | None) -> None:
+            if name == "north":
+                raise ControlDeclinedError("SuperLink declines: key in use")
+            admitted.append(name)
+
+    class Kit:
+        sites = dict.fromkeys(("north", "south"), SimpleNamespace(location=None))
+
+        def public_keys(self) -> dict[str, bytes]:
+            return {"north": b"key-1", "south": b"key-2"}
+
+    changes = register_sites(cast(ServerKit, Kit()), cast(Control, SuperLink()))
+    assert admitted == ["south"]
+    assert changes.register == ("south",)
+    assert list(changes.declined) == ["north"]
