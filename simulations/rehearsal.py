@@ -176,17 +176,25 @@ class Rehearsal:
         return self.ask("server", "run", str(experiment), "--kit", str(self.server.folder), *options)
 
     def ask(self, *words: str) -> tuple[int, str]:
-        """Run a command of ept-fed to its end; return exit code and output, errors included."""
-        done = subprocess.run(
-            [sys.executable, "-m", "ept_fed.cli", *words],
-            cwd=self.folder,
-            env=self._environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-            timeout=_LIMIT,
-        )
+        """Run a command of ept-fed to its end; return exit code and output, errors included.
+
+        Raises:
+            RehearsalError: if it does not end in time.
+        """
+        try:
+            done = subprocess.run(
+                [sys.executable, "-m", "ept_fed.cli", *words],
+                cwd=self.folder,
+                env=self._environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                check=False,
+                timeout=_LIMIT,
+            )
+        except subprocess.TimeoutExpired as late:
+            command = f"ept-fed {' '.join(words)}"
+            raise RehearsalError(f"{command} did not end within {_LIMIT:g} s\n{self.logs()}") from late
         return done.returncode, done.stdout
 
     def start(self, name: str, *words: str) -> subprocess.Popen[bytes]:
