@@ -1,49 +1,35 @@
-"""`ept-fed benchmark`: methods × shots × samplings × seeds × settings, one cell after the other, each trained once."""
+"""`ept-fed benchmark`: methods × shots × samplings × seeds × settings, each cell trained once, some at a time."""
 
+import contextlib
 import logging
 import math
-import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from client.site import Site
+import torch
+
 from ept_fed.benchmark_cells import choose_analysed, list_cells
 from ept_fed.benchmark_settings import Cell
 from ept_fed.config import Experiment
-from ept_fed.data.datasets import SiteData
 from ept_fed.evaluation.benchmark import compare_with_home, summarise
 from ept_fed.problems import InputRefusedError, Problem
-from ept_fed.protocol.plan import Plan
 from ept_fed.reports.analysis_folder import AnalysisFolder
 from ept_fed.reports.benchmark_chart import draw_benchmark
 from ept_fed.reports.benchmark_folder import BenchmarkFolder
 from ept_fed.reports.comparison import METRICS
-from ept_fed.reports.progress import Progress, Silent
-from ept_fed.reports.run_folder import RunFolder
-from simulations.analyse import count_fold, record_features
-from simulations.baselines import train_centralised, train_local
-from simulations.federate import federate
-from simulations.virtual_sites import VirtualFederation, prepare_federation
+from ept_fed.reports.progress import Progress
+from simulations.benchmark_cell import CellTrainer, Outcome, name_backbone
+from simulations.benchmark_workers import CellWorkers
 
 __all__ = ["benchmark"]
 
 _UNDEFINED = float("nan")
 
 
-class _Notes(Silent):
-    """Passes on a cell's notes, with its title, and nothing else."""
-
-    def __init__(self, title: str, progress: Progress) -> None:
-        self._title, self._progress = title, progress
-
-    def on_note(self, sentence: str) -> None:
-        """Pass the note on."""
-        self._progress.on_note(f"{self._title}: {sentence}")
-
-
-def benchmark(experiment: Experiment, out: Path, progress: Progress, *, analyse: bool = False) -> Mapping[str, Any]:
+def benchmark(
+    experiment: Experiment, out: Path, progress: Progress, *, analyse: bool = False, jobs: int = 1
+) -> Mapping[str, Any]:
     """Train what the grid still lacks in the folder, and write its tables.
 
     Args:
@@ -52,6 +38,8 @@ def benchmark(experiment: Experiment, out: Path, progress: Progress, *, analyse:
         progress: told each cell as it ends, and the time left.
         analyse: also look at the features of one cell per method, see `choose_analysed`. A finished cell whose
             features were not kept is trained again for them.
+        jobs: cells that train at a time, each in a process with its share of this one's threads, and with images and
+            backbone of its own; 1 trains in this process. Equal threads per cell give equal numbers.
 
     Returns:
         `status` ("failed" if any cell averaged nothing or was not trained), `cells`, `trained` (in this call),
@@ -76,27 +64,21 @@ def benchmark(experiment: Experiment, out: Path, progress: Progress, *, analyse:
         raise InputRefusedError(damaged)
     unseen = {cell.key for cell in analysed if not analysis.holds(cell.key)}
     missing = _list_missing(cells, finished, unseen)
-    federations = _prepare(missing, {line["backbone"] for line in finished.values()}, out, unseen)
-    folder.open(experiment)
-    started = time.perf_counter()
-    for number, cell in enumerate(missing, start=1):
-        try:
-            line = _run_cell(cell, federations(cell), folder, progress, analysis if cell.key in unseen else None)
-        except InputRefusedError as refusal:
-            # Whether images suffice may depend on how a later seed splits them; the other cells are worth having.
-            progress.on_note(f"{number}/{len(missing)} {cell.title}: not trained, because {refusal}")
-            continue
-        if cell.key not in finished:
-            folder.write_cell(line)
-        left = (time.perf_counter() - started) / number * (len(missing) - number)
-        progress.on_note(f"{number}/{len(missing)} {cell.title}: {_tell(line)}; about {_minutes(left)} left")
-    finished = folder.read_cells()
-    rows = _list_rows([cell for cell in cells if cell.key in finished], finished)
-    if not rows:
-        raise InputRefusedError([Problem("benchmark", len(cells), "no cell could be trained; the notes above say why")])
-    summary = summarise(rows, experiment.benchmark.reference)
-    folder.write_tables(rows, summary, compare_with_home(rows), draw_benchmark(summary))
-    page = _write_analysis(analysis, analysed, experiment, finished, progress) if analyse else None
+    trainer = CellTrainer(folder.unfinished, analysis)
+    _check_cells(missing, trainer, {line["backbone"] for line in finished.values()}, out, unseen)
+    with folder.open(experiment) as before:
+        missing = _list_missing(cells, before, unseen)
+        folder.clear_unfinished()
+        _train(missing, before, unseen, trainer, folder, progress, jobs)
+        folder.clear_unfinished()
+        finished = folder.read_cells()
+        rows = _list_rows([cell for cell in cells if cell.key in finished], finished)
+        if not rows:
+            fix = "no cell could be trained; the notes above say why"
+            raise InputRefusedError([Problem("benchmark", len(cells), fix)])
+        summary = summarise(rows, experiment.benchmark.reference)
+        folder.write_tables(rows, summary, compare_with_home(rows), draw_benchmark(summary))
+        page = _write_analysis(analysis, analysed, experiment, finished, progress) if analyse else None
     failed = any(row["status"] == "failed" for row in rows) or any(cell.key not in finished for cell in cells)
     return {
         "status": "failed" if failed else "done",
@@ -118,29 +100,17 @@ def _list_missing(cells: Sequence[Cell], finished: Mapping[str, Any], unseen: Co
     return list(missing.values())
 
 
-def _prepare(
-    cells: Sequence[Cell], used: Collection[str], out: Path, unseen: Collection[str]
-) -> Callable[[Cell], VirtualFederation]:
-    """Return how to get a cell's federation: images and backbone are loaded once for cells that share them.
+def _check_cells(
+    cells: Sequence[Cell], trainer: CellTrainer, used: Collection[str], out: Path, unseen: Collection[str]
+) -> None:
+    """Put every method around the backbone once, before the first cell trains.
 
-    Every method is put around the backbone once before the first cell trains. `used` are the backbones of the cells
-    that are finished: where weights lie is not part of a cell's key, so what they hold is compared here. `unseen` are
-    the keys of the cells whose features will be looked at.
+    `used` are the backbones of the cells that are finished: where weights lie is not part of a cell's key, so what they
+    hold is compared here. `unseen` are the keys of the cells whose features will be looked at.
 
     Raises:
         InputRefusedError: with what stands in the way of any cell.
     """
-    held: dict[str, VirtualFederation] = {}
-
-    def find(cell: Cell) -> VirtualFederation:
-        own = cell.experiment
-        sources = own.model.model_dump_json(include={"backbone", "weights", "image_size", "device"})
-        shared = f"{own.seed} {own.data.model_dump_json()} {sources}"
-        if shared not in held:
-            held.clear()
-            held[shared] = prepare_federation(own)
-        return replace(held[shared], experiment=own)
-
     problems: dict[str, Problem] = {}
     tried: set[str] = set()
     for cell in cells:
@@ -150,7 +120,7 @@ def _prepare(
             continue
         tried.add(kind)
         try:
-            federation = find(cell)
+            federation = trainer.prepare(cell)
             federation.plan()
             if unseen and federation.data.task == "multi_label":
                 fix = "an image of several classes has no class centre of its own; leave --analyse out"
@@ -158,7 +128,7 @@ def _prepare(
             weights = own.model.weights
             problems |= {
                 other: Problem("model.weights", weights, f"{out} has results of {other}; name another --out")
-                for other in {*used} - {_name_backbone(federation)}
+                for other in {*used} - {name_backbone(federation)}
             }
         except InputRefusedError as refusal:
             for problem in refusal.problems:
@@ -166,84 +136,39 @@ def _prepare(
                 problems.setdefault(str(told), told)
     if problems:
         raise InputRefusedError(list(problems.values()))
-    return find
-
-
-def _name_backbone(federation: VirtualFederation) -> str:
-    """Return what tells backbones of equal settings apart; random weights are drawn from the cell's own seed."""
-    return f"backbone {federation.backbone.digest}" if federation.experiment.model.weights else "random weights"
-
-
-def _run_cell(
-    cell: Cell,
-    federation: VirtualFederation,
-    folder: BenchmarkFolder,
-    progress: Progress,
-    analysis: AnalysisFolder | None,
-) -> dict[str, Any]:
-    """Train one cell and return its line: who it is, and each site's numbers on its own images.
-
-    Its features are kept first, if an analysis is given: a cell without them would be trained again.
-    """
-    started = time.perf_counter()
-    folder.clear_unfinished()
-    recall, sent = _train(cell, federation, RunFolder(folder.unfinished), _Notes(cell.title, progress))
-    sites = {}
-    for name, data in federation.data.sites.items():
-        metrics = dict.fromkeys(METRICS, _UNDEFINED)
-        images = count_fold(cell, data)
-        if recall is not None:
-            _, assessed = recall(name).assess(images)
-            metrics = {metric: assessed[metric] for metric in METRICS}
-        sites[name] = {"images": len(images), **metrics}
-    seconds = round(time.perf_counter() - started, 1)
-    if analysis is not None and recall is not None:
-        analysis.write(record_features(cell, federation, recall, sites))
-    folder.clear_unfinished()
-    return {
-        "key": cell.key,
-        "status": "failed" if recall is None else "done",
-        "method": cell.experiment.model.method,
-        "title": cell.title,
-        "backbone": _name_backbone(federation),
-        "bytes_per_round": sent,
-        "seconds": seconds,
-        "sites": sites,
-    }
 
 
 def _train(
-    cell: Cell, federation: VirtualFederation, scratch: RunFolder, notes: Progress
-) -> tuple[Callable[[str], Site] | None, int]:
-    """Return how to get each site's trained model (None if nothing was averaged), and the bytes it sends per round."""
-    if cell.setting == "local":
-        return train_local(federation, scratch, notes).__getitem__, 0
-    if cell.setting == "centralised":
-        pooled = train_centralised(federation, scratch, notes)
-        return lambda _name: pooled, 0
-    plan = federation.plan()
-    sites = {
-        name: federation.create_site(_unwatched(data, plan), federation.keep_states(scratch, "federated", name))
-        for name, data in federation.data.sites.items()
-    }
-    result = federate(plan, federation.data.digest, sites, scratch, notes, resume=None)
-    sent = 4 * plan.layout.size
-    if not result.aggregated_anything:
-        return None, sent
-
-    def federated(name: str) -> Site:
-        sites[name].forget_after(result.rounds[-1].round)
-        sites[name].adopt(result.payload)
-        return sites[name]
-
-    return federated, sent
-
-
-def _unwatched(data: SiteData, plan: Plan) -> SiteData:
-    """Return a site whose validation images are not assessed round by round, unless an early stop waits for them."""
-    if plan.patience is not None or plan.target_auc is not None:
-        return data
-    return replace(data, validation=data.validation.without_images())
+    cells: Sequence[Cell],
+    finished: Collection[str],
+    unseen: Collection[str],
+    trainer: CellTrainer,
+    folder: BenchmarkFolder,
+    progress: Progress,
+    jobs: int,
+) -> None:
+    """Train the cells, here or in processes of their own, and write the lines of those that were not finished."""
+    processes = min(jobs, len(cells))
+    workers, busy = None, 0.0
+    with contextlib.ExitStack() as stack:
+        if processes > 1:
+            # Each process loads what it needs; a copy here would only take memory.
+            trainer.release()
+            threads = max(1, torch.get_num_threads() // processes)
+            workers = stack.enter_context(CellWorkers(processes, threads, folder.path, folder.unfinished))
+            outcomes: Iterable[tuple[Cell, Outcome]] = workers.train(cells, unseen, progress)
+        else:
+            outcomes = ((cell, trainer.train(cell, progress, look=cell.key in unseen)) for cell in cells)
+        for number, (cell, outcome) in enumerate(outcomes, start=1):
+            counted = f"{number}/{len(cells)} {cell.title}"
+            busy += outcome.seconds
+            if outcome.line is None:
+                progress.on_note(f"{counted}: not trained, because {outcome.refusal}")
+                continue
+            if cell.key not in finished:
+                folder.write_cell(outcome.line)
+            left = _estimate(busy / number, len(cells) - number, workers.alive if workers else 1)
+            progress.on_note(f"{counted}: {_tell(outcome.line)}; about {_minutes(left)} left")
 
 
 def _write_analysis(
@@ -296,6 +221,12 @@ def _tell(line: Mapping[str, Any]) -> str:
     values = [site["auc"] for site in line["sites"].values() if not math.isnan(site["auc"])]
     auc = f"{sum(values) / len(values):.3f}" if values else "undefined"
     return f"AUC {auc} in {line['seconds']:.0f} s"
+
+
+def _estimate(seconds: float, remaining: int, processes: int) -> float:
+    """Return the seconds that the remaining cells take; one has just ended, the other processes are half through."""
+    running = min(processes - 1, remaining)
+    return seconds * (remaining - running / 2) / processes
 
 
 def _minutes(seconds: float) -> str:

@@ -18,7 +18,8 @@ __all__ = ["EXAMPLES", "benchmark"]
 
 EXAMPLES = (
     "Examples:\n\n  ept-fed benchmark configs/demo.yaml --method ept --method linear --setting federated+head\n\n"
-    "  ept-fed benchmark configs/ham10000.yaml --set data.root=DIR --set model.weights=FILE --out results --analyse"
+    "  ept-fed benchmark configs/ham10000.yaml --set data.root=DIR --set model.weights=FILE --out results --analyse "
+    "--jobs 2"
 )
 
 
@@ -42,6 +43,9 @@ def benchmark(
     analyse: Annotated[
         bool, typer.Option("--analyse", help="Also compare each method's features before and after tuning.")
     ] = False,
+    jobs: Annotated[
+        int, typer.Option(min=1, help="Cells that train at a time, each in a process with its share of the cores.")
+    ] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as one JSON document only.")] = False,
 ) -> None:
     """Train methods × shots × samplings × seeds × settings cell by cell, on every site's own test images.
@@ -50,8 +54,9 @@ def benchmark(
     stopped, and a larger grid adds to it. results.csv has a row per cell and site, summary.csv the means, home.csv
     what working together brought each site, accuracy.png the picture. --analyse looks at the features of the first
     shots, sampling and seed, in setting federated+head or else the first; a finished cell is trained again for it once.
-    Its page, analysis.html, holds images. Exit code 0: done; 1: a cell averaged nothing, or could not be trained; 2:
-    something has to be corrected first.
+    Its page, analysis.html, holds images. --jobs trains cells side by side; each process has images and backbone of its
+    own in memory. A folder takes one benchmark at a time. Exit code 0: done; 1: a cell averaged nothing, or could
+    not be trained; 2: something has to be corrected first.
     """
     with exit_on_refusal(as_json=as_json):
         from ept_fed.artefacts import dump_json
@@ -67,7 +72,7 @@ def benchmark(
             def on_note(self, sentence: str) -> None:
                 typer.echo(sentence, err=as_json)
 
-        report = load_engine("benchmark")(experiment, folder, Notes(), analyse=analyse)
+        report = load_engine("benchmark")(experiment, folder, Notes(), analyse=analyse, jobs=jobs)
         if as_json:
             typer.echo(dump_json(report))
         else:

@@ -2,16 +2,20 @@
 
 config.yaml        the resolved settings; a grid that grows may use the folder on, other settings may not
 cells.jsonl        one line per finished cell, by the key of its settings
-unfinished/        what the running cell writes; removed when it ends, and when the next begins
+lock               held by the process that trains; a second one is refused. The system takes it back from the dead
+unfinished/        what the running cells write; removed when the last ends, and when the first begins
 results.csv        one row per cell and site
 home.csv           per site, what working together brought over the same method at home; if the grid has `local`
 summary.csv        mean and standard deviation over seeds, and the paired difference from the reference
 accuracy.png       accuracy against bytes per round
 """
 
+import contextlib
+import fcntl
 import json
+import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,41 +38,45 @@ class BenchmarkFolder:
 
     @property
     def unfinished(self) -> Path:
-        """Where the running cell may write."""
+        """Where running cells may write."""
         return self.path / "unfinished"
 
     def check(self, experiment: Experiment) -> list[Problem]:
-        """Return a problem for each setting that is not as in the folder, or one if something else is there."""
-        if not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir())):
-            return []
-        try:
-            held = yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            fix = f"holds something that is no benchmark ({type(error).__name__}: config.yaml); name another folder"
-            return [Problem("--out", str(self.path), fix)]
-        return [
-            Problem(key, ours, f"the results in {self.path} have {theirs}; set it so, or name another --out")
-            for key, theirs, ours in compare_settings(held, experiment)
-            if not key.startswith("benchmark.")
-        ]
+        """Return a problem for each setting that is not as in the folder, or one if something else is there.
 
-    def open(self, experiment: Experiment) -> None:
-        """Make the folder, or take it up again.
+        A folder that another process is training in is another problem.
+        """
+        return self._check_lock() + self._compare(experiment)
+
+    @contextlib.contextmanager
+    def open(self, experiment: Experiment) -> Iterator[dict[str, dict[str, Any]]]:
+        """Make the folder, or take it up again, keep others out of it meanwhile, and yield the finished cells.
 
         Raises:
-            InputRefusedError: if it holds the results of other settings, or cannot be written.
+            InputRefusedError: if it holds the results of other settings, is in use, or cannot be written.
         """
         problems = self.check(experiment)
         if problems:
             raise InputRefusedError(problems)
-        cells = self.read_cells()
-        try:
-            write_text(self.path / "config.yaml", experiment.to_yaml())
-            # Without a last line that was cut off while it was written: the next would be glued to it.
-            write_text(self.path / "cells.jsonl", "".join(dump_json(cell) + "\n" for cell in cells.values()))
-        except OSError as error:
-            fix = f"cannot be written ({error.strerror}); name another folder"
-            raise InputRefusedError([Problem("--out", str(self.path), fix)]) from error
+        with contextlib.ExitStack() as stack:
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                lock = os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+                stack.callback(os.close, lock)
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # Another process may have come and gone since the first look.
+                if problems := self._compare(experiment):
+                    raise InputRefusedError(problems)
+                cells = self.read_cells()
+                write_text(self.path / "config.yaml", experiment.to_yaml())
+                # Without a last line that was cut off while it was written: the next would be glued to it.
+                write_text(self.path / "cells.jsonl", "".join(dump_json(cell) + "\n" for cell in cells.values()))
+            except BlockingIOError as error:
+                raise InputRefusedError([self._in_use()]) from error
+            except OSError as error:
+                fix = f"cannot be written ({error.strerror}); name another folder"
+                raise InputRefusedError([Problem("--out", str(self.path), fix)]) from error
+            yield cells
 
     def read_cells(self) -> dict[str, dict[str, Any]]:
         """Return the finished cells by key, without a line that was cut off at the end.
@@ -89,7 +97,7 @@ class BenchmarkFolder:
         append_json_line(self.path / "cells.jsonl", cell)
 
     def clear_unfinished(self) -> None:
-        """Remove what a cell left behind."""
+        """Remove what cells left behind."""
         shutil.rmtree(self.unfinished, ignore_errors=True)
 
     def write_tables(
@@ -105,3 +113,40 @@ class BenchmarkFolder:
         if home:
             write_csv(self.path / "home.csv", home, list(home[0]))
         write_bytes(self.path / "accuracy.png", picture)
+
+    @property
+    def _lock(self) -> Path:
+        return self.path / "lock"
+
+    def _compare(self, experiment: Experiment) -> list[Problem]:
+        if not self.path.exists() or (self.path.is_dir() and {path.name for path in self.path.iterdir()} <= {"lock"}):
+            return []
+        try:
+            held = yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            fix = f"holds something that is no benchmark ({type(error).__name__}: config.yaml); name another folder"
+            return [Problem("--out", str(self.path), fix)]
+        return [
+            Problem(key, ours, f"the results in {self.path} have {theirs}; set it so, or name another --out")
+            for key, theirs, ours in compare_settings(held, experiment)
+            if not key.startswith("benchmark.")
+        ]
+
+    def _check_lock(self) -> list[Problem]:
+        """Return a problem if another process holds the lock; nothing is made."""
+        with contextlib.ExitStack() as stack:
+            try:
+                lock = os.open(self._lock, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError:
+                # What cannot be read cannot be written either, and `open` says so.
+                return []
+            stack.callback(os.close, lock)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return [self._in_use()]
+        return []
+
+    def _in_use(self) -> Problem:
+        fix = "is in use: another ept-fed benchmark trains there; wait for it, or name another folder"
+        return Problem("--out", str(self.path), fix)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-import simulations.benchmark
+import simulations.benchmark_cell
 from ept_fed.artefacts import dump_json
 from ept_fed.benchmark_cells import choose_analysed, list_cells
 from ept_fed.config import Experiment
@@ -127,7 +127,9 @@ def test_looking_changes_no_number_and_a_finished_cell_is_trained_again_for_it_o
     assert kept == {path.name: path.read_bytes() for path in (analysed / "analysis").glob("*.safetensors")}
     page = (out / "analysis.html").read_bytes()
     (out / "analysis.html").unlink()
-    monkeypatch.setattr(simulations.benchmark, "prepare_federation", lambda _e: pytest.fail("nothing is left to do"))
+    monkeypatch.setattr(
+        simulations.benchmark_cell, "prepare_federation", lambda _e: pytest.fail("nothing is left to do")
+    )
     assert benchmark(micro(*GRID), out, Silent(), analyse=True)["trained"] == 0
     assert (out / "analysis.html").read_bytes() == page
 
@@ -173,7 +175,7 @@ def test_methods_without_a_cell_and_cells_without_a_model_are_said(
     benchmark(micro(*settings), tmp_path / "results", notes, analyse=True)
     assert "analysis: linear has no cell in setting federated, and is not analysed" in notes.notes
     assert set(records(tmp_path / "results")) == {"ept"}
-    monkeypatch.setattr(simulations.benchmark, "_train", lambda *_arguments: (None, 12))
+    monkeypatch.setattr(simulations.benchmark_cell, "_train", lambda *_arguments: (None, 12))
     report = benchmark(micro(*GRID), tmp_path / "failed", notes, analyse=True)
     assert (report["status"], report["analysis"]) == ("failed", None)
     assert "analysis: no cell's features were kept; the notes above say why" in notes.notes
@@ -190,14 +192,14 @@ def test_sites_without_an_image_to_look_at_are_said(micro: Micro, tmp_path: Path
 
 
 def test_images_of_several_classes_are_refused(micro: Micro, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    prepare = simulations.benchmark.prepare_federation
+    prepare = simulations.benchmark_cell.prepare_federation
 
     def several(experiment: Experiment) -> Any:
         federation = prepare(experiment)
         object.__setattr__(federation.data, "task", "multi_label")
         return federation
 
-    monkeypatch.setattr(simulations.benchmark, "prepare_federation", several)
+    monkeypatch.setattr(simulations.benchmark_cell, "prepare_federation", several)
     with pytest.raises(InputRefusedError, match="no class centre of its own"):
         benchmark(micro(*GRID), tmp_path / "results", Silent(), analyse=True)
     assert not (tmp_path / "results").exists()

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-import simulations.benchmark
+import simulations.benchmark_cell
 from ept_fed.benchmark_cells import list_cells
 from ept_fed.config import Experiment
 from ept_fed.evaluation.benchmark import SUMMARY_METRICS, compare_with_home, summarise
@@ -113,7 +113,9 @@ def test_cells_are_trained_once_and_a_grown_grid_trains_what_is_new(
     report = benchmark(grown, out, Silent())
     assert (report["cells"], report["trained"]) == (5, 2)
     assert (out / "cells.jsonl").read_bytes().startswith(before)
-    monkeypatch.setattr(simulations.benchmark, "prepare_federation", lambda _e: pytest.fail("nothing is left to do"))
+    monkeypatch.setattr(
+        simulations.benchmark_cell, "prepare_federation", lambda _e: pytest.fail("nothing is left to do")
+    )
     assert benchmark(grown, out, Silent())["trained"] == 0
     assert {row["method"] for row in table(out / "summary.csv")} == {"ept", "linear", "bias"}
 
@@ -129,7 +131,7 @@ def test_a_benchmark_that_is_killed_goes_on_with_the_cell_it_was_in(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(simulations.benchmark, "federate", stop)
+        patch.setattr(simulations.benchmark_cell, "federate", stop)
         with pytest.raises(KeyboardInterrupt):
             benchmark(micro(*settings), killed, Silent())
     assert len(titles(killed)) == 1
@@ -145,14 +147,14 @@ def test_a_seed_whose_images_do_not_suffice_costs_its_own_cells_only(
     micro: Micro, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = ("federation.rounds=1", "benchmark.methods=[ept]", "benchmark.settings=[local]")
-    prepare = simulations.benchmark.prepare_federation
+    prepare = simulations.benchmark_cell.prepare_federation
 
     def refuse(experiment: Experiment) -> Any:
         if experiment.seed == 1:
             raise InputRefusedError([Problem("data.shots", 2, "too many")])
         return prepare(experiment)
 
-    monkeypatch.setattr(simulations.benchmark, "prepare_federation", refuse)
+    monkeypatch.setattr(simulations.benchmark_cell, "prepare_federation", refuse)
     report = benchmark(micro(*settings, "benchmark.seeds=[0, 1, 2]"), tmp_path / "results", Silent())
     assert (report["status"], report["cells"], report["trained"]) == ("failed", 3, 2)
     assert [title.split(", ")[2] for title in titles(tmp_path / "results")] == ["seed 0", "seed 2"]
