@@ -1,7 +1,7 @@
 """The server's kit, as `ept-fed provision` wrote it, and the state beside it that only the running server writes.
 
 state/                     0700, made when the server starts
-  server.json              where the SuperLink listens, and since when
+  server.json              where the SuperLink listens, or did last, and since when
   superlink.db             Flower's registrations, runs and messages
   flwr-home/               Flower's own files
   proxy/                   the proxy's configuration and temporary files

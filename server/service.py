@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from socket import socket
+from socket import SO_REUSEADDR, SOL_SOCKET, socket
 from typing import Any, Literal
 
 from ept_fed.artefacts import write_json
@@ -64,7 +64,7 @@ def _run(
     # A killed server may have left processes that hold the ports.
     end_marked(KIT_VARIABLE, str(kit.folder))
     end_proxy(_proxy_log(kit).parent)
-    port = _free_port()
+    port = _free_port(_read_port(kit))
     write_proxy_files(kit, port, nginx=nginx)
     if nginx is not None:
         _require_free(kit)
@@ -77,7 +77,6 @@ def _run(
         return supervise(programs, tell)
     finally:
         withdraw(kit)
-        (kit.state / "server.json").unlink(missing_ok=True)
 
 
 def find_server(kit: ServerKit) -> int | None:
@@ -95,12 +94,9 @@ def find_superlink_port(kit: ServerKit) -> int:
     Raises:
         ServerAwayError: if the server does not run.
     """
-    try:
-        document: Any = json.loads((kit.state / "server.json").read_text(encoding="utf-8"))
-        if find_server(kit) is not None:
-            return int(document["superlink_port"])
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
+    port = _read_port(kit)
+    if port is not None and find_server(kit) is not None:
+        return port
     raise ServerAwayError(f"no server runs from {kit.folder}; start it with: ept-fed server start KIT")
 
 
@@ -175,10 +171,26 @@ def _require_free(kit: ServerKit) -> None:
             raise InputRefusedError([Problem("server.port", port, fix)])
 
 
-def _free_port() -> int:
-    with socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+def _read_port(kit: ServerKit) -> int | None:
+    """Return SuperLink's port as it is, or was when the server last ran."""
+    try:
+        document: Any = json.loads((kit.state / "server.json").read_text(encoding="utf-8"))
+        return int(document["superlink_port"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _free_port(wanted: int | None) -> int:
+    """Return the port wanted if it is free, so that a proxy of one's own need not be told another, or else any."""
+    for port in (wanted, 0):
+        with socket() as listener:
+            listener.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
+            try:
+                listener.bind(("127.0.0.1", port or 0))
+            except OSError:
+                continue
+            return int(listener.getsockname()[1])
+    raise InputRefusedError([Problem("loopback", "127.0.0.1", "has no free port for SuperLink")])
 
 
 def _pid_file(kit: ServerKit) -> PidFile:
