@@ -175,8 +175,12 @@ class Rehearsal:
         """Run `ept-fed server run` to its end; return exit code and output."""
         return self.ask("server", "run", str(experiment), "--kit", str(self.server.folder), *options)
 
-    def ask(self, *words: str) -> tuple[int, str]:
+    def ask(self, *words: str, **environment: str) -> tuple[int, str]:
         """Run a command of ept-fed to its end; return exit code and output, errors included.
+
+        Args:
+            words: of the command.
+            environment: variables that it sees besides.
 
         Raises:
             RehearsalError: if it does not end in time.
@@ -185,7 +189,7 @@ class Rehearsal:
             done = subprocess.run(
                 [sys.executable, "-m", "ept_fed.cli", *words],
                 cwd=self.folder,
-                env=self._environment,
+                env={**self._environment, **environment},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
@@ -197,13 +201,13 @@ class Rehearsal:
             raise RehearsalError(f"{command} did not end within {_LIMIT:g} s\n{self.logs()}") from late
         return done.returncode, done.stdout
 
-    def start(self, name: str, *words: str) -> subprocess.Popen[bytes]:
-        """Start a command of ept-fed that goes on, with a log of its own."""
+    def start(self, name: str, *words: str, **environment: str) -> subprocess.Popen[bytes]:
+        """Start a command of ept-fed that goes on, with a log of its own; arguments as for `ask`."""
         with (self.folder / f"{name}.log").open("ab") as log:
             self._running[name] = subprocess.Popen(
                 [sys.executable, "-m", "ept_fed.cli", *words],
                 cwd=self.folder,
-                env=self._environment,
+                env={**self._environment, **environment},
                 stdout=log,
                 stderr=log,
                 start_new_session=True,

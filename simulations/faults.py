@@ -1,0 +1,371 @@
+"""Faults of a deployment on this machine's loopback: how each is caused, and what has to come of it.
+
+Each fault leaves the deployment as it found it, so that they follow one another in one rehearsal.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ept_fed.keys import new_key, spell_openssh_private
+from ept_fed.supervision import child_environment
+from server.authority import Authority
+from server.run_state import read_json_file
+from server.status import describe_server
+from simulations.rehearsal import Rehearsal, RehearsalError
+
+__all__ = ["FAULTS", "Fault", "Seen"]
+
+_ROUNDS = 2
+_SHIFTED_CLOCK = """
+import datetime, time
+_real, _now = datetime.datetime, time.time
+class _Shifted(_real):
+    @classmethod
+    def now(cls, tz=None):
+        return _real.now(tz) + datetime.timedelta(seconds={seconds})
+datetime.datetime = _Shifted
+time.time = lambda: _now() + {seconds}
+"""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What came of a fault.
+
+    Attributes:
+        status: of the run that it hit, done or failed; refused where something did not start.
+        says: the operator's view, a sentence each.
+        seconds: from the fault until all was well again.
+        lost: what is not there that would have been.
+    """
+
+    status: str
+    says: tuple[str, ...]
+    seconds: float
+    lost: str = "nothing"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A fault, and what must come of it.
+
+    Attributes:
+        cause: causes it, waits until all is well, and tells what was seen.
+        status: that the run must have.
+        says: words, one of which the operator must be told; none: nothing has to be said.
+    """
+
+    cause: Callable[[Rehearsal], Seen]
+    status: str
+    says: tuple[str, ...] = ()
+
+    def is_survived(self, seen: Seen) -> bool:
+        """Tell whether what was seen is what must come of it."""
+        told = " ".join(seen.says)
+        return seen.status == self.status and (not self.says or any(word in told for word in self.says))
+
+
+def _submit(rehearsal: Rehearsal, name: str, *, deadline: float = 90.0, quorum: int | None = None) -> Path:
+    """Submit a run whose training takes some seconds, and return its folder."""
+    experiment = rehearsal.write_experiment(
+        name,
+        training={"epochs": 3, "prompt_lr": 0.01},
+        federation={"rounds": _ROUNDS, "deadline": deadline, "grace": 5.0, "quorum": quorum},
+        data={"shots": None},
+    )
+    code, said = rehearsal.run(experiment, "--detach")
+    if code:
+        raise RehearsalError(said)
+    return rehearsal.server.runs / name
+
+
+def _training(rehearsal: Rehearsal, name: str) -> bool:
+    code, said = rehearsal.ask("site", "status", str(rehearsal.site_kit(name)), "--json")
+    return code == 0 and json.loads(said)["worker"]["activity"] == "train"
+
+
+def _end(rehearsal: Rehearsal, folder: Path) -> str:
+    """Wait for a run's end, and return how it ended."""
+
+    def over() -> bool:
+        return describe_server(rehearsal.server.folder)["run"]["phase"] in ("done", "failed", "stopped")
+
+    rehearsal.wait_for(over, f"{folder.name} to end", every=0.5, limit=400)
+    return str(read_json_file(folder, "result.json").get("status", "failed"))
+
+
+def _refusals(folder: Path) -> list[str]:
+    path = folder / "rounds.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [f"{refusal['site']} {refusal['reason']}" for line in lines for refusal in line["refused"]]
+
+
+def _without(rehearsal: Rehearsal) -> Seen:
+    return _during_training("none", lambda _rehearsal: None)(rehearsal)
+
+
+def _during_training(name: str, fault: Callable[[Rehearsal], None]) -> Callable[[Rehearsal], Seen]:
+    def act(rehearsal: Rehearsal) -> Seen:
+        folder = _submit(rehearsal, name)
+        rehearsal.wait_for(lambda: _training(rehearsal, "site-1"), "training", every=0.2)
+        started = time.monotonic()
+        fault(rehearsal)
+        return _tell(rehearsal, folder, started)
+
+    return act
+
+
+def _tell(rehearsal: Rehearsal, folder: Path, started: float) -> Seen:
+    status = _end(rehearsal, folder)
+    refused = _refusals(folder)
+    lost = f"a site's part in {len(refused)} round(s)" if refused else "nothing"
+    return Seen(status, tuple(dict.fromkeys(refused)), time.monotonic() - started, lost)
+
+
+def _kill_supernode(rehearsal: Rehearsal) -> None:
+    rehearsal.kill(rehearsal.find(rehearsal.site_kit("site-1"), "flower-supernode"))
+
+
+def _kill_worker(rehearsal: Rehearsal) -> None:
+    rehearsal.kill(rehearsal.find(rehearsal.site_kit("site-1"), "client.worker_process"))
+
+
+def _restart_proxy(rehearsal: Rehearsal) -> None:
+    rehearsal.kill(rehearsal.proxy_processes())
+
+
+def _kill_server(rehearsal: Rehearsal) -> Seen:
+    """Kill everything of the server after the first round; what the resumed run leaves must be what it would have."""
+    folder = _submit(rehearsal, "server")
+    rehearsal.wait_for((folder / "checkpoints").exists, "the first round to end", every=0.2)
+    started = time.monotonic()
+    rehearsal.end("server", signal.SIGKILL)
+    rehearsal.kill([*rehearsal.find(rehearsal.server.folder, "flower-superlink"), *rehearsal.proxy_processes()])
+    rehearsal.kill(rehearsal.find(rehearsal.server.folder, "flwr"))
+    rehearsal.start_server()
+    code, said = rehearsal.ask("server", "run", "--resume", "--kit", str(rehearsal.server.folder))
+    seconds = time.monotonic() - started
+    cut = "was cut off; go on with: ept-fed server run --resume"
+    seen = (cut,) if cut in (rehearsal.folder / "server.log").read_text() else ()
+    missing = _ROUNDS - len((folder / "rounds.jsonl").read_text().splitlines())
+    lost = [f"{missing} rounds"] if missing else []
+    undisturbed = rehearsal.server.runs / "none"
+    if not _refusals(folder) and undisturbed.exists() and not _refusals(undisturbed):
+        lost += [] if _prompts(folder) == _prompts(undisturbed) else ["the prompts are not those of the run without"]
+    status = "done" if code == 0 else said.strip()[-200:]
+    return Seen(status, (*seen, *_refusals(folder)), seconds, "; ".join(lost) or "nothing")
+
+
+def _prompts(folder: Path) -> dict[str, dict[str, bytes]]:
+    from safetensors.numpy import load_file
+
+    return {
+        path.name: {name: tensor.tobytes() for name, tensor in load_file(path).items()}
+        for path in sorted((folder / "prompts").iterdir())
+    }
+
+
+def _silent_site(rehearsal: Rehearsal) -> Seen:
+    folder = _submit(rehearsal, "silent", deadline=20.0, quorum=1)
+    rehearsal.wait_for(lambda: _training(rehearsal, "site-1"), "training", every=0.2)
+    stopped = rehearsal.find(rehearsal.site_kit("site-1"), "client.worker_process")
+    started = time.monotonic()
+    for pid in stopped:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        return _tell(rehearsal, folder, started)
+    finally:
+        for pid in stopped:
+            os.kill(pid, signal.SIGCONT)
+
+
+def _full_disk(rehearsal: Rehearsal) -> Seen:
+    """Fill the disk under site-1's state while it trains, and make room after the round was refused."""
+    with _small_disk(rehearsal, "site-1") as state:
+        folder = _submit(rehearsal, "disk", quorum=1)
+        rehearsal.wait_for(lambda: _training(rehearsal, "site-1"), "training", every=0.2)
+        started = time.monotonic()
+        filler = state / "filler"
+        with filler.open("wb", buffering=0) as file:
+            try:
+                while file.write(bytes(4096)):
+                    pass
+            except OSError:
+                pass
+        log = rehearsal.site_kit("site-1") / "logs" / "node" / "supernode.log"
+        rehearsal.wait_for(lambda: "disk is full" in _read(log), "the refusal", every=0.2)
+        filler.unlink()
+        return _tell(rehearsal, folder, started)
+
+
+@contextmanager
+def _small_disk(rehearsal: Rehearsal, name: str) -> Iterator[Path]:
+    """Run a site with its state on a disk of 2 MB; needs root."""
+    state = rehearsal.site_kit(name) / "state"
+    rehearsal.end(name)
+    kept = state.with_name("state-kept")
+    shutil.copytree(state, kept)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m,mode=700", "tmpfs", str(state)], check=True)
+    try:
+        shutil.copytree(kept, state, dirs_exist_ok=True)
+        rehearsal.start_site(name)
+        rehearsal.wait_online(rehearsal.names)
+        yield state
+    finally:
+        rehearsal.end(name)
+        shutil.rmtree(kept)
+        shutil.copytree(state, kept)
+        subprocess.run(["umount", str(state)], check=True)
+        shutil.copytree(kept, state, dirs_exist_ok=True)
+        shutil.rmtree(kept)
+        rehearsal.start_site(name)
+        rehearsal.wait_online(rehearsal.names)
+
+
+def _read(log: Path) -> str:
+    return log.read_text(errors="replace") if log.exists() else ""
+
+
+def _other_backbone(rehearsal: Rehearsal) -> Seen:
+    """Give site-1 weights of its own: a file with other numbers for the same architecture."""
+    import timm
+    from safetensors.torch import save_file
+
+    weights = rehearsal.folder / "other.safetensors"
+    save_file(timm.create_model("test_vit", num_classes=0).state_dict(), weights)
+    with _other_site(rehearsal, "site-1", lambda: rehearsal.fill_site("site-1", weights=str(weights))):
+        return _refused_run(rehearsal, "backbone")
+
+
+def _other_code(rehearsal: Rehearsal) -> Seen:
+    """Let site-1 accept another version of the code alone, as a site does that was not updated."""
+    path = rehearsal.site_kit("site-1") / "policy.yaml"
+
+    def change() -> None:
+        policy = yaml.safe_load(path.read_text())
+        incoming: dict[str, Any] = {**policy.get("incoming", {}), "code": ["0.0.9"]}
+        path.write_text(yaml.safe_dump({**policy, "incoming": incoming}))
+
+    with _other_site(rehearsal, "site-1", change):
+        return _refused_run(rehearsal, "code")
+
+
+@contextmanager
+def _other_site(rehearsal: Rehearsal, name: str, change: Callable[[], None]) -> Iterator[None]:
+    """Run a site with other files for a while."""
+    kit = rehearsal.site_kit(name)
+    before = {path: (kit / path).read_bytes() for path in ("site.yaml", "policy.yaml")}
+    for swap in (change, lambda: None):
+        rehearsal.end(name)
+        for path, content in before.items():
+            (kit / path).write_bytes(content)
+        swap()
+        rehearsal.start_site(name)
+        rehearsal.wait_online(rehearsal.names)
+        if swap is change:
+            yield
+
+
+def _refused_run(rehearsal: Rehearsal, name: str) -> Seen:
+    started = time.monotonic()
+    folder = _submit(rehearsal, name)
+    status = _end(rehearsal, folder)
+    return Seen(status, (str(read_json_file(folder, "result.json").get("ended")),), time.monotonic() - started)
+
+
+def _refused_node(what: str, damage: Callable[[Rehearsal, Path], dict[str, str]]) -> Callable[[Rehearsal], Seen]:
+    """Start a SuperNode with a damaged copy of site-1's kit, and take what it logs and what `site check` says."""
+
+    def act(rehearsal: Rehearsal) -> Seen:
+        kit = rehearsal.copy_site("site-1", what)
+        environment = damage(rehearsal, kit)
+        started = time.monotonic()
+        rehearsal.start(what, "site", "start", str(kit), "--node-only", **environment)
+        log = kit / "logs" / "node" / "supernode.log"
+        rehearsal.wait_for(lambda: any(word in _read(log) for word in _ENDED), "the refusal", every=0.2)
+        seconds = time.monotonic() - started
+        rehearsal.end(what)
+        wanted = ("code:", "CERTIFICATE_VERIFY_FAILED")
+        lines = [line.strip()[-160:] for line in _read(log).splitlines() if any(word in line for word in wanted)]
+        _, said = rehearsal.ask("site", "check", str(kit), "--json", **environment)
+        failed = [check for check in json.loads(said)["checks"] if check["state"] == "failed"]
+        checks = [f"check: {check['name']} {check['found']}" for check in failed if check["name"] in _CHECKED]
+        return Seen("refused", (*lines[:1], *checks), seconds)
+
+    return act
+
+
+_CHECKED = ("clock", "server", "registration")
+# A SuperNode that is refused for its clock says no more than the second.
+_ENDED = ("Exit Code", "terminated gracefully")
+
+
+def _unregistered_key(_rehearsal: Rehearsal, kit: Path) -> dict[str, str]:
+    (kit / "keys" / "node").write_bytes(spell_openssh_private(new_key()))
+    return {}
+
+
+def _foreign_authority(_rehearsal: Rehearsal, kit: Path) -> dict[str, str]:
+    Authority(kit / "foreign", "another", datetime.now(UTC), 30)
+    shutil.copy(kit / "foreign" / "ca.crt", kit / "tls" / "ca.crt")
+    return {}
+
+
+def _clock(seconds: int) -> Callable[[Rehearsal, Path], dict[str, str]]:
+    """Return how to shift the clock of a site's processes, as Python sees it."""
+
+    def shift(_rehearsal: Rehearsal, kit: Path) -> dict[str, str]:
+        folder = kit / "clock"
+        folder.mkdir(exist_ok=True)
+        (folder / "sitecustomize.py").write_text(_SHIFTED_CLOCK.format(seconds=seconds))
+        return {"PYTHONPATH": os.pathsep.join([str(folder), child_environment()["PYTHONPATH"]])}
+
+    return shift
+
+
+def _expired_server(rehearsal: Rehearsal) -> Seen:
+    """Try to start the server when its certificates have ended, as its clock sees it."""
+    rehearsal.end("server")
+    started = time.monotonic()
+    later = _clock(400 * 24 * 3600)(rehearsal, rehearsal.server.folder)
+    code, said = rehearsal.ask("server", "start", str(rehearsal.server.folder), **later)
+    seconds = time.monotonic() - started
+    rehearsal.start_server()
+    rehearsal.wait_online(rehearsal.names)
+    problems = tuple(line.strip(" *") for line in said.splitlines() if line.startswith("  *"))
+    return Seen("refused" if code == 2 else f"exit code {code}", problems, seconds)
+
+
+_GONE = ("went offline", "did not answer", "is not online")
+FAULTS: dict[str, Fault] = {
+    "no fault": Fault(_without, "done"),
+    "SuperNode killed while the site trains": Fault(_during_training("supernode", _kill_supernode), "done", _GONE),
+    "worker killed while it trains": Fault(_during_training("worker", _kill_worker), "done", ("does not answer",)),
+    "proxy killed while sites train": Fault(_during_training("proxy", _restart_proxy), "done"),
+    "server, SuperLink and proxy killed after round 1": Fault(_kill_server, "done", ("was cut off",)),
+    "a site falls silent (deadline 20 s, quorum 1)": Fault(_silent_site, "done", ("did not answer in time",)),
+    "a site's disk is full for a while (quorum 1)": Fault(_full_disk, "done", ("disk is full",)),
+    "a node with a key that is not registered": Fault(
+        _refused_node("unregistered", _unregistered_key), "refused", ("Failed to activate",)
+    ),
+    "a kit with another consortium's authority": Fault(
+        _refused_node("foreign", _foreign_authority), "refused", ("CERTIFICATE_VERIFY_FAILED",)
+    ),
+    "a site's clock is six minutes behind": Fault(_refused_node("behind", _clock(-360)), "refused", ("clock",)),
+    "a site's clock is a minute ahead": Fault(_refused_node("ahead", _clock(60)), "refused", ("clock",)),
+    "the server's certificates have ended": Fault(_expired_server, "refused", ("ended",)),
+    "one of two sites has another backbone": Fault(_other_backbone, "failed", ("backbone",)),
+    "one of two sites accepts another code version": Fault(_other_code, "failed", ("code",)),
+}
