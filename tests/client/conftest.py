@@ -1,6 +1,6 @@
 """A site's kit small enough to serve in a second."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from ept_fed.config import Experiment
 from ept_fed.data.phantom_structures import STRUCTURES
 from ept_fed.flower import encode_proposal
 from ept_fed.protocol.proposal import propose
+from tests.client.gated_kit import Kit
 
 
 @pytest.fixture
@@ -39,3 +40,10 @@ def make_kit(tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture
 def proposal_record(federation: Callable[..., Experiment]) -> RecordDict:
     return encode_proposal("run-a", propose(federation()))
+
+
+@pytest.fixture
+def kit(tmp_path: Path, micro: Callable[..., Experiment]) -> Iterator[Kit]:
+    made = Kit(tmp_path, propose(micro("data.classes=[a, b]")))
+    yield made
+    made.close()

@@ -1,0 +1,154 @@
+"""A site's folder and its gate, and messages that its strictest policy lets through: what the gate's tests share."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from hypothesis import HealthCheck, settings
+
+from client import gate as gate_module
+from client.audit import examine
+from client.budget import BudgetLedger
+from client.gate import LEDGER_FILE, SITE_KEY, Gate, open_gate
+from client.ledger import tip_path
+from client.ledger_entry import Entry, parse_entry
+from client.policy import Policy
+from client.rules import RulesBrokenError
+from ept_fed.config import TrainingSettings
+from ept_fed.protocol.frames import Introduce, encode_frame
+from ept_fed.protocol.layout import PayloadLayout
+from ept_fed.protocol.messages import (
+    Header,
+    RoundReply,
+    RoundRequest,
+    metric_keys,
+)
+from ept_fed.protocol.proposal import Proposal, SiteIntroduction
+from ept_fed.site_settings import SiteSettings
+
+RUN, BACKBONE = "run-a", "ab" * 32
+LAYOUT = PayloadLayout((("sinks", (2, 3)),), ("embedding concat", "layer 0", "layer 1"))
+WITH_HEAD = PayloadLayout(
+    (("sinks", (2, 3)), ("head.weight", (2, 4)), ("head.bias", (2,))),
+    ("embedding concat", "layer 0", "layer 1", "class a", "class b"),
+)
+COUNTS: Mapping[Any, int] = {"train": 40, "validation": 20, "test": 5}
+INITIAL = np.linspace(0, 1, 6, dtype=np.float32)
+
+
+class Kit:
+    """A site's folder, and its gate under a policy."""
+
+    def __init__(self, folder: Path, proposal: Proposal) -> None:
+        self.folder, self.proposal = folder, proposal
+        self.settings = SiteSettings.model_validate(
+            {
+                "site": "north",
+                "data": {"source": "phantoms"},
+                "worker": {"state": folder / "state", "socket": folder / "worker.sock"},
+                "policy": folder / "policy.yaml",
+            }
+        )
+        key = ec.generate_private_key(ec.SECP384R1())
+        (folder / SITE_KEY).parent.mkdir()
+        (folder / SITE_KEY).write_bytes(
+            key.private_bytes(
+                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+            )
+        )
+        (folder / SITE_KEY).chmod(0o600)
+        self.key = key.public_key()
+        self.gates: list[Gate] = []
+
+    def open(self, **rules: Any) -> Gate:
+        """Open the gate anew, as a worker that restarts does; rules are `outgoing__head=True`."""
+        self.close()
+        document: dict[str, Any] = {"schema": 1, "outgoing": {}, "incoming": {"backbone": "first"}}
+        for name, value in rules.items():
+            section, _, rule = name.partition("__")
+            document[section][rule] = value
+        self.settings.policy.write_text(Policy.model_validate(document).model_dump_json(by_alias=True))
+        self.gates.append(open_gate(self.settings, self.folder))
+        return self.gates[-1]
+
+    def close(self) -> None:
+        while self.gates:
+            self.gates.pop().close()
+
+    def join(self, gate: Gate, layout: PayloadLayout = LAYOUT, proposal: Proposal | None = None) -> None:
+        """Let a run be proposed and answered."""
+        wanted = proposal or self.proposal
+        gate.admit_proposal(RUN, wanted, encode_frame(Introduce(RUN, wanted)))
+        met = introduction(wanted, layout=layout, initial=np.resize(INITIAL, layout.size))
+        gate.release_introduction(RUN, met, encode_frame(met), counts=COUNTS)
+
+    def entries(self) -> list[Entry]:
+        lines = (self.folder / "state" / LEDGER_FILE).read_bytes().splitlines()
+        return [entry for line in lines if (entry := parse_entry(line)) is not None]
+
+    def is_sound(self) -> bool:
+        path = self.folder / "state" / LEDGER_FILE
+        return examine(path.read_bytes(), tip_path(path).read_bytes(), self.key, every_signature=True).sound
+
+
+def introduction(proposal: Proposal, **changes: Any) -> SiteIntroduction:
+    whole = SiteIntroduction("north", RUN, proposal.digest, BACKBONE, LAYOUT, INITIAL, COUNTS["train"])
+    return dataclasses.replace(whole, **changes)
+
+
+def request(round_number: int = 1, layout: PayloadLayout = LAYOUT, **changes: Any) -> RoundRequest:
+    header = Header(RUN, round_number, BACKBONE, layout.hash)
+    whole = RoundRequest(
+        header, "train", 5, np.resize(INITIAL, layout.size), "train", TrainingSettings().model_dump_json()
+    )
+    return dataclasses.replace(whole, **changes)
+
+
+def evaluation(round_number: int = 1, split: str = "validation", **changes: Any) -> RoundRequest:
+    return request(round_number, phase="evaluate", split=split, settings="", **changes)
+
+
+def answer(asked: RoundRequest, **changes: Any) -> RoundReply:
+    metrics = dict.fromkeys(metric_keys(asked.phase), 1.0)
+    trained = asked.payload + np.float32(0.5) if asked.phase == "train" else None
+    whole = RoundReply(asked.header, asked.phase, trained, COUNTS[asked.split], metrics)
+    return dataclasses.replace(whole, **changes)
+
+
+def admit(gate: Gate, asked: RoundRequest, layout: PayloadLayout = LAYOUT) -> None:
+    gate.admit(asked, layout, encode_frame(asked))
+
+
+def rules_of(act: Callable[[], object]) -> tuple[str, ...]:
+    """Return the rules that an act breaks."""
+    with pytest.raises(RulesBrokenError) as refusal:
+        act()
+    return refusal.value.rules
+
+
+class Memory:
+    """In the place of a disk: the fuzzing is about what passes, and the ledger's own tests are about the disk."""
+
+    def __init__(self) -> None:
+        self.decisions: list[tuple[str, str]] = []
+        self.history: list[Entry] = []
+
+    def append(self, record: Any) -> None:
+        self.decisions.append((record.direction, record.decision))
+
+
+def fuzzed_gate(kit: Kit, policy: Policy) -> tuple[Gate, Memory]:
+    memory = Memory()
+    budget = BudgetLedger(kit.folder / "budget.jsonl")
+    gate = Gate(policy, memory, gate_module.PromptStore(kit.folder / "prompts"), budget, site="north")  # type: ignore[arg-type]
+    kit.join(gate)
+    return gate, memory
+
+
+STRICT = Policy.model_validate({"schema": 1, "incoming": {"backbone": "first"}})
+FUZZED = settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])

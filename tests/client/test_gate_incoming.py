@@ -1,0 +1,228 @@
+"""What comes in through the gate: only what the policy grants, in order, and no farther than it allows."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from client.rules import RulesBrokenError
+from ept_fed.config import TrainingSettings
+from ept_fed.protocol.frames import encode_frame
+from ept_fed.protocol.messages import (
+    SPLITS,
+    Header,
+    MessageRefusedError,
+    RoundRequest,
+)
+from ept_fed.protocol.proposal import Proposal
+from tests.client.gated_kit import (
+    BACKBONE,
+    FUZZED,
+    INITIAL,
+    LAYOUT,
+    RUN,
+    STRICT,
+    WITH_HEAD,
+    Kit,
+    admit,
+    evaluation,
+    fuzzed_gate,
+    request,
+    rules_of,
+)
+
+FAR = INITIAL + np.float32(2.5)
+JSON = TrainingSettings().model_dump()
+
+
+@pytest.mark.parametrize(
+    ("change", "rule"),
+    [
+        ({"model": {"method": "linear"}}, "incoming.methods"),
+        ({"model": {"backbone": "hf-hub:someone/vit"}}, "incoming.backbone"),
+        ({"model": {"tokens": 21}}, "incoming.tokens"),
+        ({"model": {"initial_sink": 10.0}}, "incoming.initial_sink"),
+        ({"model": {"prompt_length": 1001}}, "incoming.prompt_length"),
+        ({"model": {"image_size": 4096}}, "incoming.image_size"),
+        ({"federation": {"share": "prompts+head"}}, "incoming.share"),
+        ({"federation": {"payload": "raw"}}, "incoming.payload"),
+        ({"federation": {"rounds": 10_000}}, "incoming.rounds"),
+        ({"personalisation": {"fine_tune_epochs": 999}}, "incoming.fine_tune_epochs"),
+        ({"training": {"epochs": 1000}}, "incoming.training.epochs"),
+        ({"training": {"batch_size": 1}}, "incoming.training.batch_size"),
+        ({"training": {"prompt_lr": 50.0}}, "incoming.training.prompt_lr"),
+    ],
+)
+def test_a_proposal_beyond_the_policy_is_refused_by_rule(kit: Kit, change: dict[str, Any], rule: str) -> None:
+    gate = kit.open()
+    document = kit.proposal.model_dump()
+    for section, values in change.items():
+        document[section] |= values
+    wanted = Proposal.model_validate(document)
+    assert rules_of(lambda: gate.admit_proposal(RUN, wanted, b"frame")) == (rule,)
+    assert (kit.entries()[-1].decision, kit.entries()[-1].rule) == ("refused", rule)
+
+
+def test_all_rules_that_a_proposal_breaks_are_named_together_and_no_value_leaves(kit: Kit) -> None:
+    gate = kit.open()
+    document = kit.proposal.model_dump()
+    document["training"] |= {"epochs": 999, "batch_size": 1}
+    with pytest.raises(RulesBrokenError) as refusal:
+        gate.admit_proposal(RUN, Proposal.model_validate(document), b"frame")
+    text = str(refusal.value)
+    assert "incoming.training.epochs" in text
+    assert "incoming.training.batch_size" in text
+    assert "999" not in text
+    assert "999" in kit.entries()[-1].reason
+
+
+def test_a_run_cannot_be_proposed_again_with_other_settings(kit: Kit) -> None:
+    gate = kit.open()
+    kit.join(gate)
+    kit.join(gate)
+    other = kit.proposal.model_copy(update={"seed": 7})
+    assert rules_of(lambda: gate.admit_proposal(RUN, other, b"frame")) == ("protocol.run",)
+    assert rules_of(lambda: kit.open().admit_proposal(RUN, other, b"frame")) == ("protocol.run",)
+
+
+@pytest.mark.parametrize("name", ["", "../north", "a" * 65, "a b", ".gate"])
+def test_a_runs_name_is_no_path(kit: Kit, name: str) -> None:
+    gate = kit.open()
+    assert rules_of(lambda: gate.admit_proposal(name, kit.proposal, b"frame")) == ("protocol.run",)
+
+
+@pytest.mark.parametrize(
+    ("asked", "rule"),
+    [
+        (request(payload=FAR), "incoming.prompt_change"),
+        (request(payload=np.full(6, np.inf, np.float32)), "protocol.payload"),
+        (request(payload=INITIAL.astype(np.float64)), "protocol.payload"),
+        (request(payload=INITIAL[:5]), "protocol.payload"),
+        (request(rounds=10_000), "incoming.rounds"),
+        (request(6), "protocol.round"),
+        (request(0), "protocol.round"),
+        (request(settings="{}", split="test"), "protocol.request"),
+        (request(settings="{"), "protocol.settings"),
+        (request(settings=TrainingSettings(epochs=900).model_dump_json()), "incoming.training.epochs"),
+        (request(settings=TrainingSettings(proximal_mu=900).model_dump_json()), "incoming.training.proximal_mu"),
+        (request(correction=np.ones(6, np.float32)), "incoming.correction"),
+        (request(wants_gradient=True), "outgoing.gradient"),
+        (evaluation(split="train"), "incoming.splits"),
+        (evaluation(wants_gradient=True), "protocol.request"),
+        (request(header=Header("other", 1, BACKBONE, LAYOUT.hash)), "protocol.run"),
+        (request(header=Header(RUN, 1, "cd" * 32, LAYOUT.hash)), "protocol.backbone"),
+        (request(header=Header(RUN, 1, BACKBONE, WITH_HEAD.hash)), "protocol.layout"),
+        (request(header=Header(RUN, 1, BACKBONE, LAYOUT.hash, protocol=0)), "protocol.version"),
+        (request(header=Header(RUN, 1, BACKBONE, LAYOUT.hash, code="0")), "incoming.code"),
+    ],
+)
+def test_a_request_beyond_the_policy_is_refused_by_rule_and_the_site_goes_on(
+    kit: Kit, asked: RoundRequest, rule: str
+) -> None:
+    gate = kit.open()
+    kit.join(gate)
+    assert rules_of(lambda: gate.admit(asked, LAYOUT, b"frame")) == (rule,)
+    assert (kit.entries()[-1].decision, kit.entries()[-1].rule) == ("refused", rule)
+    admit(gate, request())
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_server_cannot_go_back_or_ask_twice_and_may_ask_again_bit_for_bit(kit: Kit, restart: bool) -> None:
+    gate = kit.open()
+    kit.join(gate)
+    for number in (1, 3):
+        admit(gate, request(number))
+    gate = kit.open() if restart else gate
+    admit(gate, request(1))
+    admit(gate, request(3))
+    assert rules_of(lambda: admit(gate, request(2))) == ("protocol.replay",)
+    other = request(3, payload=INITIAL + np.float32(0.1))
+    assert rules_of(lambda: admit(gate, other)) == ("protocol.replay",)
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_prompts_may_move_by_the_bound_whatever_round_a_server_claims(kit: Kit, restart: bool) -> None:
+    gate = kit.open()
+    kit.join(gate)
+    admit(gate, request(1))
+    admit(gate, request(2, payload=INITIAL + np.float32(0.9)))
+    gate = kit.open() if restart else gate
+    far = request(5, payload=INITIAL + np.float32(2.0))
+    assert rules_of(lambda: admit(gate, far)) == ("incoming.prompt_change",)
+    admit(gate, request(5, payload=INITIAL + np.float32(1.8)))
+
+
+def test_lost_prompts_fail_closed_until_the_run_is_proposed_again(kit: Kit) -> None:
+    gate = kit.open()
+    kit.join(gate)
+    admit(gate, request(1))
+    for file in (kit.folder / "state" / ".gate").iterdir():
+        file.write_bytes(file.read_bytes()[:-3])
+    gate = kit.open()
+    assert rules_of(lambda: admit(gate, request(2))) == ("incoming.prompt_change",)
+    kit.join(gate)
+    admit(gate, request(2))
+
+
+ASKED = st.fixed_dictionaries(
+    {},
+    optional={
+        "phase": st.sampled_from(["train", "evaluate"]),
+        "rounds": st.integers(-5, 20_000),
+        "payload": st.lists(st.floats(width=32), min_size=5, max_size=7).map(lambda v: np.array(v, np.float32)),
+        "split": st.sampled_from(SPLITS),
+        "settings": st.one_of(
+            st.just(""),
+            st.text(max_size=30),
+            st.fixed_dictionaries(
+                {}, optional={"epochs": st.integers(1, 1000), "batch_size": st.integers(1, 4096)}
+            ).map(lambda values: TrainingSettings.model_validate(values).model_dump_json()),
+        ),
+        "correction": st.one_of(st.none(), st.just(np.ones(6, np.float32))),
+        "wants_gradient": st.booleans(),
+        "header": st.builds(
+            Header,
+            st.sampled_from([RUN, "other", "../x"]),
+            st.integers(-2, 9),
+            st.sampled_from([BACKBONE, "x"]),
+            st.sampled_from([LAYOUT.hash, "x"]),
+        ),
+    },
+)
+
+
+@FUZZED
+@given(sequence=st.lists(ASKED, min_size=1, max_size=4))
+def test_whatever_a_server_asks_only_what_the_policy_grants_comes_in(kit: Kit, sequence: list[dict[str, Any]]) -> None:
+    gate, memory = fuzzed_gate(kit, STRICT)
+    highest = 0
+    for changes in sequence:
+        asked = request(**changes)
+        try:
+            gate.admit(asked, LAYOUT, encode_frame_or_none(asked))
+        except MessageRefusedError as refusal:
+            assert memory.decisions[-1] == ("in", "refused")
+            assert str(refusal).startswith("the site's gate refuses it: ")
+            continue
+        assert memory.decisions[-1] == ("in", "passed")
+        assert asked.header.round >= highest or len(sequence) > 1
+        highest = max(highest, asked.header.round)
+        assert asked.header == Header(RUN, asked.header.round, BACKBONE, LAYOUT.hash)
+        assert 1 <= asked.header.round <= asked.rounds <= 200
+        assert np.isfinite(asked.payload).all()
+        assert asked.correction is None
+        assert not asked.wants_gradient
+        assert asked.split == "train" if asked.phase == "train" else asked.split in ("validation", "test")
+        if asked.phase == "train":
+            training = TrainingSettings.model_validate_json(asked.settings)
+            assert training.epochs <= 20
+            assert 4 <= training.batch_size <= 256
+
+
+def encode_frame_or_none(asked: RoundRequest) -> bytes:
+    try:
+        return encode_frame(asked)
+    except MessageRefusedError:
+        return b"unspelled"

@@ -1,0 +1,263 @@
+"""What leaves through the gate: nothing but what the policy allows, whatever a site computed."""
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ept_fed.methods import METHODS
+from ept_fed.protocol.frames import encode_frame
+from ept_fed.protocol.layout import PayloadLayout
+from ept_fed.protocol.messages import (
+    EVALUATE_METRICS,
+    TRAIN_METRICS,
+    Header,
+    MessageRefusedError,
+)
+from ept_fed.protocol.proposal import Proposal
+from tests.client.gated_kit import (
+    BACKBONE,
+    COUNTS,
+    FUZZED,
+    INITIAL,
+    LAYOUT,
+    RUN,
+    STRICT,
+    WITH_HEAD,
+    Kit,
+    admit,
+    answer,
+    evaluation,
+    fuzzed_gate,
+    introduction,
+    request,
+    rules_of,
+)
+
+
+@pytest.mark.parametrize(
+    ("change", "rule"),
+    [
+        ({"layout": WITH_HEAD, "initial": np.zeros(16, np.float32)}, "outgoing.head"),
+        ({"layout": PayloadLayout((("prompts", (2, 3, 1)),))}, "outgoing.tensors"),
+        ({"layout": PayloadLayout(LAYOUT.shapes, ("patient Jane Roe",))}, "protocol.layout"),
+        ({"layout": PayloadLayout(LAYOUT.shapes, ("class carcinoma of Jane Roe",))}, "protocol.layout"),
+        ({"initial": np.full(6, np.nan, np.float32)}, "protocol.payload"),
+        ({"initial": np.zeros(6)}, "protocol.payload"),
+        ({"examples": 9}, "outgoing.fewest_training_images"),
+        ({"site": "Jane Roe"}, "protocol.site"),
+        ({"run": "other"}, "protocol.run"),
+        ({"proposal": "00" * 32}, "protocol.run"),
+        ({"code": "0"}, "protocol.version"),
+    ],
+)
+def test_an_introduction_outside_the_policy_does_not_leave(kit: Kit, change: dict[str, Any], rule: str) -> None:
+    gate = kit.open()
+    gate.admit_proposal(RUN, kit.proposal, b"frame")
+    met = dataclasses.replace(introduction(kit.proposal), **change)
+    assert rules_of(lambda: gate.release_introduction(RUN, met, b"frame", counts=COUNTS)) == (rule,)
+    assert rules_of(lambda: admit(gate, request())) == ("protocol.run",)
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_what_any_method_says_of_its_layout_may_leave(kit: Kit, method: str) -> None:
+    info = METHODS[method]
+    said = (f"method {method}", *(f"{name} {option.default:g}" for name, option in info.options.items()))
+    gate = kit.open()
+    gate.admit_proposal(RUN, kit.proposal, b"frame")
+    met = introduction(kit.proposal, layout=PayloadLayout(LAYOUT.shapes, (*said, "class a")))
+    gate.release_introduction(RUN, met, encode_frame(met), counts=COUNTS)
+
+
+def test_the_first_backbone_is_kept_over_restarts_and_a_list_overrules_it(kit: Kit) -> None:
+    kit.join(kit.open())
+    gate = kit.open()
+    gate.admit_proposal("run-b", kit.proposal, b"frame")
+    other = introduction(kit.proposal, run="run-b", backbone_digest="cd" * 32)
+    assert rules_of(lambda: gate.release_introduction("run-b", other, b"frame", counts=COUNTS)) == (
+        "incoming.backbone",
+    )
+    gate = kit.open(incoming__backbone=["cd" * 32])
+    gate.admit_proposal("run-b", kit.proposal, b"frame")
+    gate.release_introduction("run-b", other, b"frame", counts=COUNTS)
+
+
+@pytest.mark.parametrize(
+    ("change", "rule"),
+    [
+        ({"payload": np.full(6, np.inf, np.float32)}, "protocol.reply"),
+        ({"payload": INITIAL.astype(np.float64)}, "protocol.reply"),
+        ({"payload": np.zeros(7, np.float32)}, "protocol.reply"),
+        ({"payload": INITIAL.reshape(2, 3)}, "protocol.reply"),
+        ({"payload": None}, "protocol.reply"),
+        ({"payload": INITIAL.tolist()}, "protocol.payload"),
+        ({"payload": INITIAL + np.float32(1.1)}, "outgoing.update"),
+        ({"gradient": INITIAL}, "protocol.reply"),
+        ({"examples": 3}, "outgoing.fewest_training_images"),
+        ({"examples": True}, "protocol.reply"),
+        ({"metrics": {**dict.fromkeys(TRAIN_METRICS, 1.0), "patient": 1.0}}, "outgoing.metrics"),
+        ({"metrics": dict.fromkeys(TRAIN_METRICS, "Jane Roe")}, "outgoing.metrics"),
+        ({"metrics": dict.fromkeys(TRAIN_METRICS, math.inf)}, "protocol.reply"),
+        ({"header": Header("Jane Roe", 1, BACKBONE, LAYOUT.hash)}, "protocol.reply"),
+        ({"phase": "evaluate"}, "protocol.reply"),
+    ],
+)
+def test_a_reply_outside_the_policy_does_not_leave(kit: Kit, change: dict[str, Any], rule: str) -> None:
+    gate = kit.open()
+    kit.join(gate)
+    asked = request()
+    admit(gate, asked)
+    assert rules_of(lambda: gate.release(asked, answer(asked, **change), LAYOUT)) == (rule,)
+    assert (kit.entries()[-1].direction, kit.entries()[-1].decision) == ("out", "refused")
+    assert gate.release(asked, answer(asked), LAYOUT).payload is not None
+
+
+def test_a_payload_of_the_right_size_but_another_layout_does_not_leave(kit: Kit) -> None:
+    gate = kit.open()
+    kit.join(gate)
+    asked = request()
+    admit(gate, asked)
+    other = PayloadLayout((("sinks", (3, 2)),), LAYOUT.meaning)
+    assert rules_of(lambda: gate.release(asked, answer(asked), other)) == ("protocol.layout",)
+
+
+def test_a_head_leaves_only_if_both_rules_say_so(kit: Kit) -> None:
+    document = kit.proposal.model_dump()
+    document["federation"] |= {"share": "prompts+head"}
+    wanted = Proposal.model_validate(document)
+    assert rules_of(lambda: kit.join(kit.open(), WITH_HEAD, wanted)) == ("incoming.share",)
+    shared = {"incoming__share": ["prompts+head"]}
+    assert rules_of(lambda: kit.join(kit.open(**shared), WITH_HEAD, wanted)) == ("outgoing.head",)
+    gate = kit.open(**shared, outgoing__head=True)
+    kit.join(gate, WITH_HEAD, wanted)
+    asked = request(layout=WITH_HEAD)
+    admit(gate, asked, WITH_HEAD)
+    gate.release(asked, answer(asked), WITH_HEAD)
+    assert "head.weight" in {name for name, _ in kit.entries()[-1].tensors}
+    stricter = kit.open(**shared)
+    assert "outgoing.head" in rules_of(lambda: stricter.release(asked, answer(asked), WITH_HEAD))
+
+
+def test_a_gradient_leaves_only_if_the_policy_says_so(kit: Kit) -> None:
+    gate = kit.open(outgoing__gradient=True)
+    kit.join(gate)
+    asked = request(wants_gradient=True)
+    admit(gate, asked)
+    left = gate.release(asked, answer(asked, gradient=INITIAL), LAYOUT)
+    assert np.array_equal(left.gradient, INITIAL)
+    assert ("gradient/sinks", (2, 3)) in kit.entries()[-1].tensors
+
+
+def test_clipping_scales_the_update_to_the_bound_and_says_so(kit: Kit) -> None:
+    gate = kit.open(outgoing__update={"bound": 0.25, "above": "clip"})
+    kit.join(gate)
+    asked = request()
+    admit(gate, asked)
+    left = gate.release(asked, answer(asked), LAYOUT)
+    np.testing.assert_allclose(left.payload - asked.payload, 0.25, rtol=1e-5)
+    entry = kit.entries()[-1]
+    assert (entry.decision, entry.rule) == ("clipped", "outgoing.update")
+    assert entry.totals.sent.messages == 2
+
+
+def test_metrics_over_too_few_images_and_unlisted_ones_are_undefined_and_the_rest_is_rounded(kit: Kit) -> None:
+    gate = kit.open(outgoing__metrics=["auc", "accuracy"], outgoing__digits=2)
+    kit.join(gate)
+    asked = evaluation(split="test")
+    admit(gate, asked)
+    left = gate.release(asked, answer(asked), LAYOUT)
+    assert left.examples == 0
+    assert all(math.isnan(value) for value in left.metrics.values())
+    asked = evaluation()
+    admit(gate, asked)
+    metrics = {**dict.fromkeys(EVALUATE_METRICS, 0.98765), "classes_present": 2.0}
+    left = gate.release(asked, answer(asked, metrics=metrics), LAYOUT)
+    assert left.metrics["auc"] == left.metrics["accuracy"] == 0.99
+    assert {name for name, value in left.metrics.items() if not math.isnan(value)} == {"auc", "accuracy"}
+    assert kit.entries()[-1].metrics == ("auc", "accuracy")
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_validation_metrics_of_a_train_reply_count_validation_images(kit: Kit, restart: bool) -> None:
+    gate = kit.open(outgoing__fewest_images=21)
+    kit.join(gate)
+    gate = kit.open(outgoing__fewest_images=21) if restart else gate
+    asked = request()
+    admit(gate, asked)
+    left = gate.release(asked, answer(asked), LAYOUT)
+    assert math.isnan(left.metrics["validation_auc"])
+    assert (left.metrics["loss"], left.metrics["steps"]) == (1.0, 1.0)
+    left.check(asked.header, LAYOUT)
+
+
+NUMBERS = st.one_of(st.floats(), st.integers(-(10**12), 10**12), st.booleans(), st.text(max_size=5), st.none())
+VECTORS = st.one_of(
+    st.none(),
+    st.sampled_from(["float32", "float64", "float16", "int64", "complex64", "object", "<U5"]).flatmap(
+        lambda dtype: st.sampled_from([(6,), (5,), (7,), (2, 3), (), (0,), (10_000,)]).map(
+            lambda shape: np.ones(shape, dtype)
+        )
+    ),
+    st.lists(st.floats(width=32), min_size=6, max_size=6).map(lambda values: np.array(values, np.float32)),
+    st.binary(max_size=24),
+    st.dictionaries(st.text(max_size=5), st.floats(), max_size=2),
+)
+METRICS = st.one_of(
+    st.fixed_dictionaries(dict.fromkeys(TRAIN_METRICS, NUMBERS)),
+    st.fixed_dictionaries({name: st.floats(0, 1) for name in TRAIN_METRICS} | {"steps": st.just(3.0)}),
+    st.dictionaries(st.one_of(st.sampled_from(TRAIN_METRICS), st.text(max_size=8)), NUMBERS, max_size=12),
+    st.text(),
+)
+HEADERS = st.one_of(
+    st.just(request().header),
+    st.builds(Header, st.text(max_size=9), st.integers(0, 9), st.text(max_size=9), st.text(max_size=9)),
+    st.none(),
+)
+ANYTHING = st.fixed_dictionaries(
+    {},
+    optional={
+        "header": HEADERS,
+        "phase": st.sampled_from(["train", "evaluate", "secret", None]),
+        "payload": VECTORS,
+        "examples": NUMBERS,
+        "metrics": METRICS,
+        "gradient": VECTORS,
+    },
+)
+
+
+@FUZZED
+@given(changes=ANYTHING)
+def test_whatever_a_reply_holds_nothing_leaves_but_what_the_policy_allows(kit: Kit, changes: dict[str, Any]) -> None:
+    gate, memory = fuzzed_gate(kit, STRICT)
+    asked = request()
+    admit(gate, asked)
+    try:
+        left = gate.release(asked, answer(asked, **changes), LAYOUT)
+    except MessageRefusedError as refusal:
+        assert memory.decisions[-1] == ("out", "refused")
+        assert set(str(refusal).removeprefix("the site's gate refuses it: ").split(", ")) <= {
+            "outgoing.update",
+            "outgoing.metrics",
+            "outgoing.fewest_training_images",
+            "protocol.reply",
+            "protocol.payload",
+            "protocol.gradient",
+        }
+        return
+    assert memory.decisions[-1] == ("out", "passed")
+    assert left.header is asked.header
+    assert (left.phase, left.gradient) == ("train", None)
+    assert type(left.payload) is np.ndarray
+    assert (left.payload.dtype, left.payload.shape) == (np.float32, (6,))
+    assert np.sqrt(np.mean((left.payload - asked.payload).astype(np.float64) ** 2)) <= 1.0
+    assert list(left.metrics) == list(TRAIN_METRICS)
+    assert all(
+        type(value) is float and (math.isnan(value) or value == round(value, 3)) for value in left.metrics.values()
+    )
+    assert type(left.examples) is int
+    assert len(encode_frame(left)) < 1500
