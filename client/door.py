@@ -43,8 +43,14 @@ class Door(Protocol):
             MessageRefusedError: with a sentence that may leave the site.
         """
 
-    def admit(self, request: RoundRequest, layout: PayloadLayout, frame: bytes) -> None:
-        """Let a train or evaluate request in; its arrays fit the layout.
+    def admit(self, request: RoundRequest, proposal: Proposal, layout: PayloadLayout, frame: bytes) -> None:
+        """Let a train or evaluate request in.
+
+        Args:
+            request: whose arrays fit the layout.
+            proposal: that the site agreed to for this run, perhaps long ago and under another policy.
+            layout: that the site made.
+            frame: the request's bytes.
 
         Raises:
             MessageRefusedError: with a sentence that may leave the site.

@@ -19,7 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 from client.audit import examine
 from client.budget import BUDGET_FILE, BudgetBrokenError, BudgetLedger, OverspentError
 from client.door import Direction
-from client.incoming import judge_change, judge_proposal, judge_request, request_key, stage_of
+from client.incoming import judge_backbone, judge_change, judge_proposal, judge_request, request_key, stage_of
 from client.known_runs import KnownRun, PromptStore, pinned_backbone, recall_runs
 from client.ledger import Ledger, LedgerBrokenError, LedgerBusyError, Record, tip_path
 from client.outgoing import judge_introduction, judge_reply
@@ -123,8 +123,14 @@ class Gate:
             if self._prompts.latest(run, introduction.layout) is None:
                 self._prompts.keep(run, introduction.layout, 0, introduction.initial)
 
-    def admit(self, request: RoundRequest, layout: PayloadLayout, frame: bytes) -> None:
-        """Let a train or evaluate request in.
+    def admit(self, request: RoundRequest, proposal: Proposal, layout: PayloadLayout, frame: bytes) -> None:
+        """Let a train or evaluate request in, of a run that today's policy would still agree to.
+
+        Args:
+            request: what came.
+            proposal: that the site agreed to for this run.
+            layout: that the site made.
+            frame: the request's bytes.
 
         Raises:
             RulesBrokenError: naming the rules.
@@ -134,6 +140,9 @@ class Gate:
             run, sha256 = request.header.run, hashlib.sha256(frame).hexdigest()
             known = self._runs.get(run)
             broken = judge_request(self._policy, request, layout, known, sha256)
+            if known is not None and known.backbone is not None:
+                broken += judge_proposal(self._policy, proposal, known)
+                broken += judge_backbone(self._policy, known.backbone, self._pinned)
             latest = None
             if known is not None and not broken:
                 latest = self._prompts.latest(run, layout)
@@ -215,7 +224,8 @@ class Gate:
 
     def _refuse(self, record: Record, frame: bytes, broken: Sequence[RuleBroken]) -> NoReturn:
         error = RulesBrokenError(broken)
-        reason = clean_text("; ".join(str(rule) for rule in broken), _LONGEST_REASON)
+        # A request may break a rule with what its proposal broke it with: said once.
+        reason = clean_text("; ".join(dict.fromkeys(str(rule) for rule in broken)), _LONGEST_REASON)
         _log.warning("refused %s (%s): %s", record.kind, record.direction, reason)
         rule = ", ".join(error.rules)
         self._append(dataclasses.replace(record, decision="refused", rule=rule, reason=reason), frame)

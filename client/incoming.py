@@ -14,11 +14,19 @@ from ept_fed.protocol.layout import PayloadLayout, PayloadMismatchError, Vector
 from ept_fed.protocol.messages import PROTOCOL_VERSION, RoundRequest
 from ept_fed.protocol.proposal import Proposal
 
-__all__ = ["judge_change", "judge_proposal", "judge_request", "request_key", "root_mean_square", "stage_of"]
+__all__ = [
+    "judge_backbone",
+    "judge_change",
+    "judge_proposal",
+    "judge_request",
+    "request_key",
+    "root_mean_square",
+    "stage_of",
+]
 
 
 def judge_proposal(policy: Policy, proposal: Proposal, known: KnownRun | None) -> list[RuleBroken]:
-    """Return every rule that a proposed run breaks.
+    """Return every rule that a proposed run breaks, or one that was agreed on under an earlier policy.
 
     Args:
         policy: the site's.
@@ -50,6 +58,26 @@ def judge_proposal(policy: Policy, proposal: Proposal, known: KnownRun | None) -
         fix = "this run was proposed with other settings before; the consortium has to start a new run"
         broken.append(RuleBroken("protocol.run", proposal.digest, fix))
     return broken
+
+
+def judge_backbone(policy: Policy, digest: str, pinned: str | None) -> list[RuleBroken]:
+    """Return what breaks if a run tunes this backbone.
+
+    Args:
+        policy: the site's.
+        digest: SHA-256 of the backbone's tensors.
+        pinned: that of the first backbone of this site; None if there is none yet.
+    """
+    pins, rule = policy.incoming.backbone, "incoming.backbone"
+    if pins is None:
+        fix = f"no backbone is pinned; if this is the file you mean, write {rule}: [{digest}]"
+        return [RuleBroken(rule, digest, fix)]
+    if pins == "first":
+        if pinned is None or pinned == digest:
+            return []
+        fix = f"{pinned} came first; to change to this one, write {rule}: [{digest}]"
+        return [RuleBroken(rule, digest, fix)]
+    return [] if digest in pins else [RuleBroken(rule, digest, f"add it to {rule} if this is the file you mean")]
 
 
 def judge_request(

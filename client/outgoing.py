@@ -16,7 +16,7 @@ from typing import get_args
 import numpy as np
 
 import ept_fed
-from client.incoming import root_mean_square
+from client.incoming import judge_backbone, root_mean_square
 from client.policy import Policy
 from client.rules import RuleBroken
 from ept_fed.config import SharedModelSettings
@@ -78,7 +78,7 @@ def judge_introduction(
         ("protocol.version", introduction.code, ept_fed.__version__),
     )
     broken = [RuleBroken(rule, theirs, f"agreed was {ours}") for rule, theirs, ours in agreed if theirs != ours]
-    broken += _judge_backbone(policy, introduction.backbone_digest, pinned)
+    broken += judge_backbone(policy, introduction.backbone_digest, pinned)
     broken += _judge_layout(policy, introduction.layout, proposal)
     broken += _judge_training_images(policy, introduction.examples)
     try:
@@ -173,19 +173,6 @@ def _judge_tensor_names(policy: Policy, layout: PayloadLayout) -> list[RuleBroke
             fix = f"the policy allows {', '.join(rules.tensors) or 'none'}; add it to outgoing.tensors to let it leave"
             broken.append(RuleBroken("outgoing.tensors", name, fix))
     return broken
-
-
-def _judge_backbone(policy: Policy, digest: str, pinned: str | None) -> list[RuleBroken]:
-    pins, rule = policy.incoming.backbone, "incoming.backbone"
-    if pins is None:
-        fix = f"no backbone is pinned; if this is the file you mean, write {rule}: [{digest}]"
-        return [RuleBroken(rule, digest, fix)]
-    if pins == "first":
-        if pinned is None or pinned == digest:
-            return []
-        fix = f"{pinned} came first; to change to this one, write {rule}: [{digest}]"
-        return [RuleBroken(rule, digest, fix)]
-    return [] if digest in pins else [RuleBroken(rule, digest, f"add it to {rule} if this is the file you mean")]
 
 
 def _judge_training_images(policy: Policy, examples: int) -> list[RuleBroken]:

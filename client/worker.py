@@ -161,7 +161,7 @@ class Worker:
         for vector in (request.payload, request.correction):
             if vector is not None:
                 site.layout.check(vector)
-        self._at_door(lambda: self._door.admit(request, site.layout, content))
+        self._at_door(lambda: self._door.admit(request, proposal, site.layout, content))
         site.require(request)
         _require_agreed(request, proposal)
         record = self._registry.record(run)

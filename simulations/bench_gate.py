@@ -66,7 +66,7 @@ def _time_messages(folder: Path, count: int) -> None:
         frame = encode_frame(request)
         reply = RoundReply(header, "train", initial + np.float32(0.01), 40, dict.fromkeys(TRAIN_METRICS, 1.0))
         acts: dict[str, Callable[[], object]] = {
-            "in": partial(gate.admit, request, _LAYOUT, frame),
+            "in": partial(gate.admit, request, proposal, _LAYOUT, frame),
             "out": partial(gate.release, request, reply, _LAYOUT),
         }
         for direction, act in acts.items():

@@ -45,7 +45,7 @@ class Kit:
     """A site's folder, and its gate under a policy."""
 
     def __init__(self, folder: Path, proposal: Proposal) -> None:
-        self.folder, self.proposal = folder, proposal
+        self.folder, self.proposal, self.agreed = folder, proposal, proposal
         self.settings = SiteSettings.model_validate(
             {
                 "site": "north",
@@ -83,9 +83,16 @@ class Kit:
     def join(self, gate: Gate, layout: PayloadLayout = LAYOUT, proposal: Proposal | None = None) -> None:
         """Let a run be proposed and answered."""
         wanted = proposal or self.proposal
+        self.agreed = wanted
         gate.admit_proposal(RUN, wanted, encode_frame(Introduce(RUN, wanted)))
         met = introduction(wanted, layout=layout, initial=np.resize(INITIAL, layout.size))
         gate.release_introduction(RUN, met, encode_frame(met), counts=COUNTS)
+
+    def admit(
+        self, gate: Gate, asked: RoundRequest, layout: PayloadLayout = LAYOUT, frame: bytes | None = None
+    ) -> None:
+        """Bring a request of the run that was joined last to the gate."""
+        gate.admit(asked, self.agreed, layout, encode_frame(asked) if frame is None else frame)
 
     def entries(self) -> list[Entry]:
         lines = (self.folder / "state" / LEDGER_FILE).read_bytes().splitlines()
@@ -118,10 +125,6 @@ def answer(asked: RoundRequest, **changes: Any) -> RoundReply:
     trained = asked.payload + np.float32(0.5) if asked.phase == "train" else None
     whole = RoundReply(asked.header, asked.phase, trained, COUNTS[asked.split], metrics)
     return dataclasses.replace(whole, **changes)
-
-
-def admit(gate: Gate, asked: RoundRequest, layout: PayloadLayout = LAYOUT) -> None:
-    gate.admit(asked, layout, encode_frame(asked))
 
 
 def rules_of(act: Callable[[], object]) -> tuple[str, ...]:

@@ -29,7 +29,7 @@ class OpenDoor:
     ) -> None:
         self.passed.append("introduction")
 
-    def admit(self, request: RoundRequest, layout: PayloadLayout, frame: bytes) -> None:
+    def admit(self, request: RoundRequest, proposal: Proposal, layout: PayloadLayout, frame: bytes) -> None:
         self.passed.append(f"{request.phase} {request.header.round}")
 
     def charge(self, request: RoundRequest, spending: GaussianSteps, privacy: PrivacySettings) -> None:

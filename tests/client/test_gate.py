@@ -11,7 +11,7 @@ from ept_fed.protocol.frames import encode_frame
 from ept_fed.protocol.messages import (
     RoundReply,
 )
-from tests.client.gated_kit import BACKBONE, LAYOUT, Kit, admit, answer, evaluation, request, rules_of
+from tests.client.gated_kit import BACKBONE, LAYOUT, Kit, answer, evaluation, request, rules_of
 
 
 def test_a_run_passes_and_every_message_is_in_the_ledger(kit: Kit) -> None:
@@ -19,11 +19,11 @@ def test_a_run_passes_and_every_message_is_in_the_ledger(kit: Kit) -> None:
     kit.join(gate)
     for number in (1, 2):
         asked = request(number)
-        admit(gate, asked)
+        kit.admit(gate, asked)
         left = gate.release(asked, answer(asked), LAYOUT)
         left.check(asked.header, LAYOUT)
         assert np.array_equal(left.payload, answer(asked).payload)
-    admit(gate, evaluation(2))
+    kit.admit(gate, evaluation(2))
     gate.release(evaluation(2), answer(evaluation(2)), LAYOUT)
     entries = kit.entries()
     assert [(entry.direction, entry.kind, entry.round) for entry in entries] == [
@@ -41,7 +41,7 @@ def test_a_run_passes_and_every_message_is_in_the_ledger(kit: Kit) -> None:
 
 def left_of(gate: Gate, kit: Kit) -> RoundReply:
     asked = request(1)
-    admit(gate, asked)
+    kit.admit(gate, asked)
     return gate.release(asked, answer(asked), LAYOUT)
 
 
@@ -58,17 +58,17 @@ def test_what_cannot_be_recorded_does_not_pass(kit: Kit, monkeypatch: pytest.Mon
     gate = kit.open()
     kit.join(gate)
     asked = request()
-    admit(gate, asked)
+    kit.admit(gate, asked)
 
     def fail(handle: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("client.ledger.os.fsync", fail)
-    for act in (lambda: admit(gate, request(2)), lambda: gate.release(asked, answer(asked), LAYOUT)):
+    for act in (lambda: kit.admit(gate, request(2)), lambda: gate.release(asked, answer(asked), LAYOUT)):
         with pytest.raises(OSError, match="No space left"):
             act()
     monkeypatch.undo()
-    admit(gate, request(2))
+    kit.admit(gate, request(2))
     assert kit.is_sound()
 
 

@@ -26,7 +26,6 @@ from tests.client.gated_kit import (
     STRICT,
     WITH_HEAD,
     Kit,
-    admit,
     evaluation,
     fuzzed_gate,
     request,
@@ -87,6 +86,38 @@ def test_a_run_cannot_be_proposed_again_with_other_settings(kit: Kit) -> None:
     assert rules_of(lambda: kit.open().admit_proposal(RUN, other, b"frame")) == ("protocol.run",)
 
 
+@pytest.mark.parametrize(
+    ("tighter", "rule"),
+    [
+        ({"incoming__methods": ["linear"]}, "incoming.methods"),
+        ({"incoming__rounds": [1, 2]}, "incoming.rounds"),
+        ({"incoming__tokens": [1, 20]}, "incoming.tokens"),
+        ({"incoming__backbone": ["cd" * 32]}, "incoming.backbone"),
+        ({"incoming__backbone": None}, "incoming.backbone"),
+        ({"incoming__training": {"batch_size": [64, 256]}}, "incoming.training.batch_size"),
+        ({"outgoing__budget": {"epsilon": 8.0}}, "outgoing.budget"),
+    ],
+)
+def test_a_policy_that_was_tightened_stops_a_run_that_was_agreed_on_before(
+    kit: Kit, tighter: dict[str, Any], rule: str
+) -> None:
+    gate = kit.open()
+    kit.join(gate)
+    kit.admit(gate, request(1))
+    stricter = kit.open(**tighter)
+    for asked in (request(1), request(2), evaluation(2)):
+        assert rules_of(lambda asked=asked: kit.admit(stricter, asked)) == (rule,)
+        assert (kit.entries()[-1].decision, kit.entries()[-1].rule) == ("refused", rule)
+    kit.admit(kit.open(), request(2))
+
+
+def test_what_the_site_is_said_to_have_agreed_to_must_be_what_its_ledger_says(kit: Kit) -> None:
+    gate = kit.open()
+    kit.join(gate)
+    kit.agreed = kit.proposal.model_copy(update={"seed": 7})
+    assert rules_of(lambda: kit.admit(gate, request())) == ("protocol.run",)
+
+
 @pytest.mark.parametrize("name", ["", "../north", "a" * 65, "a b", ".gate"])
 def test_a_runs_name_is_no_path(kit: Kit, name: str) -> None:
     gate = kit.open()
@@ -123,9 +154,9 @@ def test_a_request_beyond_the_policy_is_refused_by_rule_and_the_site_goes_on(
 ) -> None:
     gate = kit.open()
     kit.join(gate)
-    assert rules_of(lambda: gate.admit(asked, LAYOUT, b"frame")) == (rule,)
+    assert rules_of(lambda: kit.admit(gate, asked, frame=b"frame")) == (rule,)
     assert (kit.entries()[-1].decision, kit.entries()[-1].rule) == ("refused", rule)
-    admit(gate, request())
+    kit.admit(gate, request())
 
 
 @pytest.mark.parametrize("restart", [False, True])
@@ -133,37 +164,37 @@ def test_a_server_cannot_go_back_or_ask_twice_and_may_ask_again_bit_for_bit(kit:
     gate = kit.open()
     kit.join(gate)
     for number in (1, 3):
-        admit(gate, request(number))
+        kit.admit(gate, request(number))
     gate = kit.open() if restart else gate
-    admit(gate, request(1))
-    admit(gate, request(3))
-    assert rules_of(lambda: admit(gate, request(2))) == ("protocol.replay",)
+    kit.admit(gate, request(1))
+    kit.admit(gate, request(3))
+    assert rules_of(lambda: kit.admit(gate, request(2))) == ("protocol.replay",)
     other = request(3, payload=INITIAL + np.float32(0.1))
-    assert rules_of(lambda: admit(gate, other)) == ("protocol.replay",)
+    assert rules_of(lambda: kit.admit(gate, other)) == ("protocol.replay",)
 
 
 @pytest.mark.parametrize("restart", [False, True])
 def test_prompts_may_move_by_the_bound_whatever_round_a_server_claims(kit: Kit, restart: bool) -> None:
     gate = kit.open()
     kit.join(gate)
-    admit(gate, request(1))
-    admit(gate, request(2, payload=INITIAL + np.float32(0.9)))
+    kit.admit(gate, request(1))
+    kit.admit(gate, request(2, payload=INITIAL + np.float32(0.9)))
     gate = kit.open() if restart else gate
     far = request(5, payload=INITIAL + np.float32(2.0))
-    assert rules_of(lambda: admit(gate, far)) == ("incoming.prompt_change",)
-    admit(gate, request(5, payload=INITIAL + np.float32(1.8)))
+    assert rules_of(lambda: kit.admit(gate, far)) == ("incoming.prompt_change",)
+    kit.admit(gate, request(5, payload=INITIAL + np.float32(1.8)))
 
 
 def test_lost_prompts_fail_closed_until_the_run_is_proposed_again(kit: Kit) -> None:
     gate = kit.open()
     kit.join(gate)
-    admit(gate, request(1))
+    kit.admit(gate, request(1))
     for file in (kit.folder / "state" / ".gate").iterdir():
         file.write_bytes(file.read_bytes()[:-3])
     gate = kit.open()
-    assert rules_of(lambda: admit(gate, request(2))) == ("incoming.prompt_change",)
+    assert rules_of(lambda: kit.admit(gate, request(2))) == ("incoming.prompt_change",)
     kit.join(gate)
-    admit(gate, request(2))
+    kit.admit(gate, request(2))
 
 
 ASKED = st.fixed_dictionaries(
@@ -201,7 +232,7 @@ def test_whatever_a_server_asks_only_what_the_policy_grants_comes_in(kit: Kit, s
     for changes in sequence:
         asked = request(**changes)
         try:
-            gate.admit(asked, LAYOUT, encode_frame_or_none(asked))
+            kit.admit(gate, asked, frame=encode_frame_or_none(asked))
         except MessageRefusedError as refusal:
             assert memory.decisions[-1] == ("in", "refused")
             assert str(refusal).startswith("the site's gate refuses it: ")

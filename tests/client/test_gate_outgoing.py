@@ -29,7 +29,6 @@ from tests.client.gated_kit import (
     STRICT,
     WITH_HEAD,
     Kit,
-    admit,
     answer,
     evaluation,
     fuzzed_gate,
@@ -60,7 +59,7 @@ def test_an_introduction_outside_the_policy_does_not_leave(kit: Kit, change: dic
     gate.admit_proposal(RUN, kit.proposal, b"frame")
     met = dataclasses.replace(introduction(kit.proposal), **change)
     assert rules_of(lambda: gate.release_introduction(RUN, met, b"frame", counts=COUNTS)) == (rule,)
-    assert rules_of(lambda: admit(gate, request())) == ("protocol.run",)
+    assert rules_of(lambda: kit.admit(gate, request())) == ("protocol.run",)
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))
@@ -110,7 +109,7 @@ def test_a_reply_outside_the_policy_does_not_leave(kit: Kit, change: dict[str, A
     gate = kit.open()
     kit.join(gate)
     asked = request()
-    admit(gate, asked)
+    kit.admit(gate, asked)
     assert rules_of(lambda: gate.release(asked, answer(asked, **change), LAYOUT)) == (rule,)
     assert (kit.entries()[-1].direction, kit.entries()[-1].decision) == ("out", "refused")
     assert gate.release(asked, answer(asked), LAYOUT).payload is not None
@@ -120,7 +119,7 @@ def test_a_payload_of_the_right_size_but_another_layout_does_not_leave(kit: Kit)
     gate = kit.open()
     kit.join(gate)
     asked = request()
-    admit(gate, asked)
+    kit.admit(gate, asked)
     other = PayloadLayout((("sinks", (3, 2)),), LAYOUT.meaning)
     assert rules_of(lambda: gate.release(asked, answer(asked), other)) == ("protocol.layout",)
 
@@ -135,7 +134,7 @@ def test_a_head_leaves_only_if_both_rules_say_so(kit: Kit) -> None:
     gate = kit.open(**shared, outgoing__head=True)
     kit.join(gate, WITH_HEAD, wanted)
     asked = request(layout=WITH_HEAD)
-    admit(gate, asked, WITH_HEAD)
+    kit.admit(gate, asked, WITH_HEAD)
     gate.release(asked, answer(asked), WITH_HEAD)
     assert "head.weight" in {name for name, _ in kit.entries()[-1].tensors}
     stricter = kit.open(**shared)
@@ -146,7 +145,7 @@ def test_a_gradient_leaves_only_if_the_policy_says_so(kit: Kit) -> None:
     gate = kit.open(outgoing__gradient=True)
     kit.join(gate)
     asked = request(wants_gradient=True)
-    admit(gate, asked)
+    kit.admit(gate, asked)
     left = gate.release(asked, answer(asked, gradient=INITIAL), LAYOUT)
     assert np.array_equal(left.gradient, INITIAL)
     assert ("gradient/sinks", (2, 3)) in kit.entries()[-1].tensors
@@ -156,7 +155,7 @@ def test_clipping_scales_the_update_to_the_bound_and_says_so(kit: Kit) -> None:
     gate = kit.open(outgoing__update={"bound": 0.25, "above": "clip"})
     kit.join(gate)
     asked = request()
-    admit(gate, asked)
+    kit.admit(gate, asked)
     left = gate.release(asked, answer(asked), LAYOUT)
     np.testing.assert_allclose(left.payload - asked.payload, 0.25, rtol=1e-5)
     entry = kit.entries()[-1]
@@ -168,12 +167,12 @@ def test_metrics_over_too_few_images_and_unlisted_ones_are_undefined_and_the_res
     gate = kit.open(outgoing__metrics=["auc", "accuracy"], outgoing__digits=2)
     kit.join(gate)
     asked = evaluation(split="test")
-    admit(gate, asked)
+    kit.admit(gate, asked)
     left = gate.release(asked, answer(asked), LAYOUT)
     assert left.examples == 0
     assert all(math.isnan(value) for value in left.metrics.values())
     asked = evaluation()
-    admit(gate, asked)
+    kit.admit(gate, asked)
     metrics = {**dict.fromkeys(EVALUATE_METRICS, 0.98765), "classes_present": 2.0}
     left = gate.release(asked, answer(asked, metrics=metrics), LAYOUT)
     assert left.metrics["auc"] == left.metrics["accuracy"] == 0.99
@@ -187,7 +186,7 @@ def test_validation_metrics_of_a_train_reply_count_validation_images(kit: Kit, r
     kit.join(gate)
     gate = kit.open(outgoing__fewest_images=21) if restart else gate
     asked = request()
-    admit(gate, asked)
+    kit.admit(gate, asked)
     left = gate.release(asked, answer(asked), LAYOUT)
     assert math.isnan(left.metrics["validation_auc"])
     assert (left.metrics["loss"], left.metrics["steps"]) == (1.0, 1.0)
@@ -235,7 +234,7 @@ ANYTHING = st.fixed_dictionaries(
 def test_whatever_a_reply_holds_nothing_leaves_but_what_the_policy_allows(kit: Kit, changes: dict[str, Any]) -> None:
     gate, memory = fuzzed_gate(kit, STRICT)
     asked = request()
-    admit(gate, asked)
+    kit.admit(gate, asked)
     try:
         left = gate.release(asked, answer(asked, **changes), LAYOUT)
     except MessageRefusedError as refusal:
