@@ -146,7 +146,8 @@ class Gate:
             latest = None
             if known is not None and not broken:
                 latest = self._prompts.latest(run, layout)
-                broken = judge_change(self._policy, request, None if latest is None else latest[1], known, sha256)
+                before = None if latest is None else latest[1]
+                broken = judge_change(self._policy, request, before, layout, known, sha256)
             tensors = _name_tensors(layout, "correction" if request.correction is not None else None)
             self._decide(dataclasses.replace(_record_of(request, "in"), tensors=tensors), frame, broken)
             self._runs[run].accept(request_key(request), sha256)
@@ -199,7 +200,7 @@ class Gate:
                 else _name_tensors(layout, "gradient" if leaving.gradient is not None else None),
                 metrics=tuple(name for name, value in leaving.metrics.items() if not math.isnan(value)),
                 images=leaving.examples,
-                decision="passed" if released.clipped is None else "clipped",
+                decision="clipped" if released.clipped else "passed",
                 rule=", ".join(rule for rule, _ in released.notes),
                 reason="; ".join(text for _, text in released.notes),
             )

@@ -19,8 +19,8 @@ __all__ = [
     "judge_change",
     "judge_proposal",
     "judge_request",
+    "measure_change",
     "request_key",
-    "root_mean_square",
     "stage_of",
 ]
 
@@ -122,14 +122,15 @@ def judge_request(
 
 
 def judge_change(
-    policy: Policy, request: RoundRequest, latest: Vector | None, known: KnownRun, sha256: str
+    policy: Policy, request: RoundRequest, latest: Vector | None, layout: PayloadLayout, known: KnownRun, sha256: str
 ) -> list[RuleBroken]:
-    """Return what breaks if the prompts moved further than the policy lets them.
+    """Return what breaks if a tensor of the prompts moved further than the policy lets each of them.
 
     Args:
         policy: the site's.
         request: sound by `judge_request`.
         latest: the prompts accepted last; None if they are lost.
+        layout: of both.
         known: what the site knows of the run.
         sha256: of the request's frame: one that was accepted before is not judged again.
     """
@@ -139,11 +140,12 @@ def judge_change(
     if latest is None:
         fix = "the prompts to compare with are lost; the server has to propose the run again"
         return [RuleBroken(rule, "unknown", fix)]
-    moved = root_mean_square(request.payload, latest)
-    if moved <= bound:
-        return []
     fix = f"the policy allows {bound:g} since the prompts accepted last; change {rule} to allow it"
-    return [RuleBroken(rule, f"moved by {moved:.4g}", fix)]
+    return [
+        RuleBroken(rule, f"{name} moved by {moved:.4g}", fix)
+        for name, moved in measure_change(request.payload, latest, layout).items()
+        if not moved <= bound
+    ]
 
 
 def request_key(request: RoundRequest) -> RequestKey:
@@ -156,10 +158,17 @@ def stage_of(request: RoundRequest) -> int:
     return request.header.round - (request.phase == "train")
 
 
-def root_mean_square(one: Vector, other: Vector) -> float:
-    """Return the root mean square of the difference of two vectors (n,)."""
-    difference = one.astype(np.float64) - other.astype(np.float64)
-    return float(np.sqrt(np.mean(difference * difference)))
+def measure_change(one: Vector, other: Vector, layout: PayloadLayout) -> dict[str, float]:
+    """Return how far each tensor moved between two payloads (layout.size,): the root mean square over its own numbers.
+
+    Over all numbers together a jump of a few hundred sinks would hide among thousands of numbers of tokens.
+
+    Raises:
+        PayloadMismatchError: if one of them is none of the layout.
+    """
+    before, after = layout.unflatten(other), layout.unflatten(one)
+    moved = {name: after[name].astype(np.float64) - before[name] for name in before}
+    return {name: float(np.sqrt(np.mean(difference * difference))) for name, difference in moved.items()}
 
 
 def _judge_train(policy: Policy, request: RoundRequest) -> list[RuleBroken]:

@@ -16,7 +16,7 @@ from typing import get_args
 import numpy as np
 
 import ept_fed
-from client.incoming import judge_backbone, root_mean_square
+from client.incoming import judge_backbone, measure_change
 from client.policy import Policy
 from client.rules import RuleBroken
 from ept_fed.config import SharedModelSettings
@@ -48,12 +48,12 @@ class Release:
 
     Attributes:
         reply: rebuilt.
-        clipped: root mean square of the update before it was scaled down; None if it was not.
+        clipped: whether the update was scaled down.
         notes: rules that altered the reply, and what each altered.
     """
 
     reply: RoundReply
-    clipped: float | None
+    clipped: bool
     notes: tuple[tuple[str, str], ...]
 
 
@@ -113,10 +113,10 @@ def judge_reply(
         reply.check(request.header, layout, wants_gradient=request.wants_gradient, private=request.private)
     except (MessageRefusedError, PayloadMismatchError) as error:
         return None, [RuleBroken("protocol.reply", request.phase, str(error))]
-    payload, clipped = None, None
+    payload, clipped = None, ""
     if reply.payload is not None:
         broken += _judge_training_images(policy, reply.examples)
-        payload, clipped, outsized = _bound_update(policy, request.payload, reply.payload)
+        payload, clipped, outsized = _bound_update(policy, request.payload, reply.payload, layout)
         broken += outsized
     if reply.gradient is not None and not policy.outgoing.gradient:
         broken.append(RuleBroken("outgoing.gradient", True, "set outgoing.gradient: true to let it leave"))
@@ -126,10 +126,9 @@ def judge_reply(
     gradient = None if reply.gradient is None else _copy(reply.gradient)
     rebuilt = RoundReply(request.header, request.phase, payload, examples, metrics, gradient)
     notes = [(rule, f"withheld: {', '.join(names)}") for rule, names in withheld.items()]
-    if clipped is not None:
-        text = f"the update of {clipped:.4g} was scaled down to {policy.outgoing.update.bound:g}"
-        notes.append(("outgoing.update", text))
-    return Release(rebuilt, clipped, tuple(notes)), []
+    if clipped:
+        notes.append(("outgoing.update", clipped))
+    return Release(rebuilt, bool(clipped), tuple(notes)), []
 
 
 def _judge_form(
@@ -182,18 +181,23 @@ def _judge_training_images(policy: Policy, examples: int) -> list[RuleBroken]:
     return [RuleBroken(rule, examples, f"the policy asks for {fewest} at least; lower {rule}, or train on more")]
 
 
-def _bound_update(policy: Policy, received: Vector, trained: Vector) -> tuple[Vector, float | None, list[RuleBroken]]:
-    """Return the payload to send, the update's size if it was clipped, and what it breaks if it may not leave."""
+def _bound_update(
+    policy: Policy, received: Vector, trained: Vector, layout: PayloadLayout
+) -> tuple[Vector, str, list[RuleBroken]]:
+    """Return the payload to send, what was done if it was clipped, and what it breaks if it may not leave."""
     rules = policy.outgoing.update
-    size = root_mean_square(trained, received)
-    if size <= rules.bound:
-        return _copy(trained), None, []
+    sizes = measure_change(trained, received, layout)
+    above = {name: size for name, size in sizes.items() if not size <= rules.bound}
+    if not above:
+        return _copy(trained), "", []
     if rules.above == "refuse":
         fix = f"the policy allows {rules.bound:g}; raise outgoing.update.bound, or set outgoing.update.above: clip"
-        return trained, None, [RuleBroken("outgoing.update", f"{size:.4g}", fix)]
-    start = received.astype(np.float64)
-    scaled = start + (trained.astype(np.float64) - start) * (rules.bound / size)
-    return scaled.astype(np.float32), size, []
+        return trained, "", [RuleBroken("outgoing.update", f"{name} {size:.4g}", fix) for name, size in above.items()]
+    # One factor for all tensors: the update keeps its direction.
+    start, largest = received.astype(np.float64), max(above.values())
+    scaled = start + (trained.astype(np.float64) - start) * (rules.bound / largest)
+    named = ", ".join(f"{name} {size:.4g}" for name, size in above.items())
+    return scaled.astype(np.float32), f"the update ({named}) was scaled down to {rules.bound:g}", []
 
 
 def _choose_metrics(

@@ -53,7 +53,8 @@ class UpdateBound(Settings):
     """How far training may move what the site sends."""
 
     bound: Positive = Field(
-        1.0, description="largest root mean square of an update, over all its numbers; its length / sqrt(their count)"
+        1.0,
+        description="largest root mean square of an update, over the numbers of each tensor by itself",
     )
     above: Literal["refuse", "clip"] = Field(
         "refuse", description="an update above the bound: refuse it, or scale it down to the bound"
@@ -137,7 +138,8 @@ class Incoming(Settings):
     training: TrainingRanges = TrainingRanges()
     prompt_change: Positive = Field(
         1.0,
-        description="largest root mean square of the change of the prompts that come in, against those accepted last",
+        description="largest root mean square of the change of the prompts that come in, over the numbers of each "
+        "tensor by itself, against those accepted last",
     )
 
 

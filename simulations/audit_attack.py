@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from client.incoming import root_mean_square
+from client.incoming import measure_change
 from client.policy import Policy, load_policy
 from ept_fed.artefacts import write_bytes
 from ept_fed.models.vit import PromptedViT
@@ -226,16 +226,17 @@ class _Attack:
         bound = self.policy.incoming.prompt_change
         # What the gate compares with: the prompts of the round before, or the site's own start.
         latest = read_prompts(self.run.folder, self.plan, max(number - 2, 0))
-        crafted = craft_prompts(read_prompts(self.run.folder, self.plan, number - 1), self.plan.layout)
-        within = shorten_step(latest, crafted, bound)
+        layout = self.plan.layout
+        crafted = craft_prompts(read_prompts(self.run.folder, self.plan, number - 1), layout)
+        within = shorten_step(latest, crafted, layout, bound)
         self.gate.append(
             {
                 "site": replay.site,
                 "round": number,
-                "moved": root_mean_square(crafted, latest),
+                "moved": measure_change(crafted, latest, layout),
                 "bound": bound,
-                "refused": ask_gate(self.policy, latest, crafted, number),
-                "refused_within": ask_gate(self.policy, latest, within, number),
+                "refused": ask_gate(self.policy, latest, crafted, layout, number),
+                "refused_within": ask_gate(self.policy, latest, within, layout, number),
             }
         )
         for prompts, payload in (("crafted, gate on", within), ("crafted, gate off", crafted)):

@@ -7,7 +7,7 @@ PromptMIA (arXiv 2601.06641) crafts prompts for one target image, which this doe
 import numpy as np
 from scipy.special import logsumexp
 
-from client.incoming import judge_change, root_mean_square
+from client.incoming import judge_change, measure_change
 from client.known_runs import KnownRun
 from client.policy import Policy
 from ept_fed.protocol.layout import PayloadLayout, Vector
@@ -29,23 +29,23 @@ def craft_prompts(payload: Vector, layout: PayloadLayout) -> Vector:
     return layout.flatten(tensors)
 
 
-def shorten_step(latest: Vector, crafted: Vector, bound: float) -> Vector:
+def shorten_step(latest: Vector, crafted: Vector, layout: PayloadLayout, bound: float) -> Vector:
     """Return the crafted payload if it lies within the bound of the latest one, else as far towards it as that allows.
 
-    The bound is a root mean square over all numbers, as in `incoming.prompt_change`.
+    The bound is a root mean square over the numbers of each tensor, as in `incoming.prompt_change`.
     """
-    moved = root_mean_square(crafted, latest)
+    moved = max(measure_change(crafted, latest, layout).values())
     if moved <= bound:
         return crafted
     # A little less than the bound: rounding to float32 must not carry it over.
     return np.asarray(latest + (crafted - latest) * np.float32(bound / moved * (1 - 1e-5)), dtype=np.float32)
 
 
-def ask_gate(policy: Policy, latest: Vector, payload: Vector, round_number: int) -> str | None:
+def ask_gate(policy: Policy, latest: Vector, payload: Vector, layout: PayloadLayout, round_number: int) -> str | None:
     """Return the sentence with which the site's gate refuses prompts after the latest ones; None if they pass."""
     header = Header("", round_number, "", "")
     request = RoundRequest(header, "train", round_number, payload, "train")
-    broken = judge_change(policy, request, latest, KnownRun(""), "")
+    broken = judge_change(policy, request, latest, layout, KnownRun(""), "")
     return "; ".join(str(rule) for rule in broken) or None
 
 

@@ -37,6 +37,7 @@ WITH_HEAD = PayloadLayout(
     (("sinks", (2, 3)), ("head.weight", (2, 4)), ("head.bias", (2,))),
     ("embedding concat", "layer 0", "layer 1", "class a", "class b"),
 )
+WITH_TOKENS = PayloadLayout((("sinks", (2, 3)), ("tokens", (2, 1, 60))), LAYOUT.meaning)
 COUNTS: Mapping[Any, int] = {"train": 40, "validation": 20, "test": 5}
 INITIAL = np.linspace(0, 1, 6, dtype=np.float32)
 

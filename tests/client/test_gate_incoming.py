@@ -25,6 +25,7 @@ from tests.client.gated_kit import (
     RUN,
     STRICT,
     WITH_HEAD,
+    WITH_TOKENS,
     Kit,
     evaluation,
     fuzzed_gate,
@@ -183,6 +184,19 @@ def test_prompts_may_move_by_the_bound_whatever_round_a_server_claims(kit: Kit, 
     far = request(5, payload=INITIAL + np.float32(2.0))
     assert rules_of(lambda: kit.admit(gate, far)) == ("incoming.prompt_change",)
     kit.admit(gate, request(5, payload=INITIAL + np.float32(1.8)))
+
+
+@pytest.mark.parametrize(("name", "numbers"), [("sinks", slice(0, 6)), ("tokens", slice(6, None))])
+def test_a_jump_of_one_tensor_does_not_hide_among_the_numbers_of_another(kit: Kit, name: str, numbers: slice) -> None:
+    gate = kit.open()
+    kit.join(gate, WITH_TOKENS)
+    start = request(layout=WITH_TOKENS).payload
+    jumped = start.copy()
+    jumped[numbers] += np.float32(1.01)
+    asked = request(layout=WITH_TOKENS, payload=jumped)
+    assert rules_of(lambda: kit.admit(gate, asked, WITH_TOKENS)) == ("incoming.prompt_change",)
+    assert f"{name} moved by 1.01" in kit.entries()[-1].reason
+    kit.admit(gate, request(layout=WITH_TOKENS, payload=start + np.float32(0.99)), WITH_TOKENS)
 
 
 def test_lost_prompts_fail_closed_until_the_run_is_proposed_again(kit: Kit) -> None:

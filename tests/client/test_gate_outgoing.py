@@ -28,6 +28,7 @@ from tests.client.gated_kit import (
     RUN,
     STRICT,
     WITH_HEAD,
+    WITH_TOKENS,
     Kit,
     answer,
     evaluation,
@@ -161,6 +162,24 @@ def test_clipping_scales_the_update_to_the_bound_and_says_so(kit: Kit) -> None:
     entry = kit.entries()[-1]
     assert (entry.decision, entry.rule) == ("clipped", "outgoing.update")
     assert entry.totals.sent.messages == 2
+
+
+@pytest.mark.parametrize(("name", "numbers"), [("sinks", slice(0, 6)), ("tokens", slice(6, None))])
+def test_an_update_is_bounded_tensor_by_tensor_and_clipping_keeps_its_direction(
+    kit: Kit, name: str, numbers: slice
+) -> None:
+    asked = request(layout=WITH_TOKENS)
+    trained = asked.payload + np.float32(0.1)
+    trained[numbers] += np.float32(1.9)
+    gate = kit.open()
+    kit.join(gate, WITH_TOKENS)
+    kit.admit(gate, asked, WITH_TOKENS)
+    reply = answer(asked, payload=trained)
+    assert rules_of(lambda: gate.release(asked, reply, WITH_TOKENS)) == ("outgoing.update",)
+    assert f"{name} 2:" in kit.entries()[-1].reason
+    left = kit.open(outgoing__update={"bound": 1.0, "above": "clip"}).release(asked, reply, WITH_TOKENS)
+    np.testing.assert_allclose(left.payload - asked.payload, (trained - asked.payload) / 2, atol=1e-6)
+    assert kit.entries()[-1].decision == "clipped"
 
 
 def test_metrics_over_too_few_images_and_unlisted_ones_are_undefined_and_the_rest_is_rounded(kit: Kit) -> None:

@@ -91,13 +91,14 @@ def test_the_gate_refuses_crafted_prompts_and_admits_the_shortened_step(finished
     tensors = plan.layout.unflatten(crafted)
     assert (tensors["sinks"][:, 0] < 0).all()
     assert (tensors["sinks"][:, 1:] > 0).all()
-    refused = ask_gate(Policy(), plan.initial, crafted, 1)
+    refused = ask_gate(Policy(), plan.initial, crafted, plan.layout, 1)
     assert refused is not None
     assert "incoming.prompt_change" in refused
-    within = shorten_step(plan.initial, crafted, 1.0)
+    within = shorten_step(plan.initial, crafted, plan.layout, 1.0)
     assert within.dtype == np.float32
-    assert ask_gate(Policy(), plan.initial, within, 1) is None
-    assert ask_gate(Policy(), plan.initial, shorten_step(plan.initial, crafted, 1.01), 1) is not None
+    assert ask_gate(Policy(), plan.initial, within, plan.layout, 1) is None
+    farther = shorten_step(plan.initial, crafted, plan.layout, 1.01)
+    assert ask_gate(Policy(), plan.initial, farther, plan.layout, 1) is not None
 
 
 @pytest.mark.usefixtures("two_images")
