@@ -19,8 +19,17 @@ from pydantic import TypeAdapter, ValidationError
 from client.audit import examine
 from client.budget import BUDGET_FILE, BudgetBrokenError, BudgetLedger, OverspentError
 from client.door import Direction
-from client.incoming import judge_backbone, judge_change, judge_proposal, judge_request, request_key, stage_of
-from client.known_runs import KnownRun, PromptStore, pinned_backbone, recall_runs
+from client.incoming import (
+    judge_backbone,
+    judge_change,
+    judge_proposal,
+    judge_request,
+    judge_splits,
+    request_key,
+    splits_of,
+    stage_of,
+)
+from client.known_runs import SPLITS, KnownRun, PromptStore, pinned_backbone, pinned_splits, recall_runs
 from client.ledger import Ledger, LedgerBrokenError, LedgerBusyError, Record, tip_path
 from client.outgoing import judge_introduction, judge_reply
 from client.policy import Policy, load_policy
@@ -59,6 +68,7 @@ class Gate:
         self._policy_digest = policy.digest
         self._runs = recall_runs(ledger.history)
         self._pinned = pinned_backbone(ledger.history)
+        self._splits = pinned_splits(ledger.history)
         self._proposals: dict[str, Proposal] = {}
         self._turn = threading.Lock()
 
@@ -71,6 +81,7 @@ class Gate:
         """
         with self._turn:
             broken = _judge_name(run) + judge_proposal(self._policy, proposal, self._runs.get(run))
+            broken += judge_splits(self._policy, proposal, self._splits)
             record = Record("in", "introduce", "passed", run=clean_text(run, 64), about={"proposal": proposal.digest})
             self._decide(record, frame, broken)
             self._runs.setdefault(run, KnownRun(proposal.digest))
@@ -115,9 +126,12 @@ class Gate:
                 run=run,
                 tensors=introduction.layout.shapes,
                 images=introduction.examples,
-                about=about | {"validation_images": str(counts["validation"])},
+                about=about
+                | {"validation_images": str(counts["validation"])}
+                | ({} if proposal is None else self._pin_splits(proposal)),
             )
             self._decide(record, frame, broken)
+            self._splits = record.about.get(SPLITS, self._splits)
             self._runs[run].introduce(record.about)
             self._pinned = self._pinned or introduction.backbone_digest
             if self._prompts.latest(run, introduction.layout) is None:
@@ -142,6 +156,7 @@ class Gate:
             broken = judge_request(self._policy, request, layout, known, sha256)
             if known is not None and known.backbone is not None:
                 broken += judge_proposal(self._policy, proposal, known)
+                broken += judge_splits(self._policy, proposal, self._splits)
                 broken += judge_backbone(self._policy, known.backbone, self._pinned)
             latest = None
             if known is not None and not broken:
@@ -149,7 +164,9 @@ class Gate:
                 before = None if latest is None else latest[1]
                 broken = judge_change(self._policy, request, before, layout, known, sha256)
             tensors = _name_tensors(layout, "correction" if request.correction is not None else None)
-            self._decide(dataclasses.replace(_record_of(request, "in"), tensors=tensors), frame, broken)
+            record = dataclasses.replace(_record_of(request, "in"), tensors=tensors, about=self._pin_splits(proposal))
+            self._decide(record, frame, broken)
+            self._splits = record.about.get(SPLITS, self._splits)
             self._runs[run].accept(request_key(request), sha256)
             if latest is None or stage_of(request) >= latest[0]:
                 self._prompts.keep(run, layout, stage_of(request), request.payload)
@@ -216,6 +233,11 @@ class Gate:
     def close(self) -> None:
         """Let go of the ledger."""
         self._ledger.close()
+
+    def _pin_splits(self, proposal: Proposal) -> dict[str, str]:
+        """Return what the first message that passes under a budget says of the splits, for all that come after it."""
+        first = self._policy.outgoing.budget is not None and self._splits is None
+        return {SPLITS: splits_of(proposal)} if first else {}
 
     def _decide(self, record: Record, frame: bytes, broken: Sequence[RuleBroken]) -> None:
         """Record a message as passed, or refuse it."""

@@ -19,8 +19,10 @@ __all__ = [
     "judge_change",
     "judge_proposal",
     "judge_request",
+    "judge_splits",
     "measure_change",
     "request_key",
+    "splits_of",
     "stage_of",
 ]
 
@@ -78,6 +80,24 @@ def judge_backbone(policy: Policy, digest: str, pinned: str | None) -> list[Rule
         fix = f"{pinned} came first; to change to this one, write {rule}: [{digest}]"
         return [RuleBroken(rule, digest, fix)]
     return [] if digest in pins else [RuleBroken(rule, digest, f"add it to {rule} if this is the file you mean")]
+
+
+def judge_splits(policy: Policy, proposal: Proposal, pinned: str | None) -> list[RuleBroken]:
+    """Return what breaks if a run splits the images in another way than all others under the privacy budget.
+
+    Test images of the one run would be training images of the other, and their metrics, which have no noise, would
+    tell of them.
+
+    Args:
+        policy: the site's.
+        proposal: what the server would have the site do.
+        pinned: `splits_of` the first run under a budget; None if there is none yet.
+    """
+    splits = splits_of(proposal)
+    if policy.outgoing.budget is None or pinned in (None, splits):
+        return []
+    fix = f"the budget counts on {pinned}, which came first; the consortium has to keep data.seed and the fractions"
+    return [RuleBroken("outgoing.budget", splits, fix)]
 
 
 def judge_request(
@@ -156,6 +176,13 @@ def request_key(request: RoundRequest) -> RequestKey:
 def stage_of(request: RoundRequest) -> int:
     """Return after how many rounds the request's prompts stand: those to train on are the round before's."""
     return request.header.round - (request.phase == "train")
+
+
+def splits_of(proposal: Proposal) -> str:
+    """Return in words what decides, of a proposal, which images are for training and which are not."""
+    data = proposal.data
+    seed = proposal.seed if data.seed is None else data.seed
+    return f"data.seed {seed}, test_fraction {data.test_fraction:g}, validation_fraction {data.validation_fraction:g}"
 
 
 def measure_change(one: Vector, other: Vector, layout: PayloadLayout) -> dict[str, float]:

@@ -13,9 +13,10 @@ from client.ledger_entry import Entry
 from ept_fed.protocol.layout import PayloadLayout, Vector
 from ept_fed.sealed_tensors import SealBrokenError, read_sealed, seal_tensors
 
-__all__ = ["KnownRun", "PromptStore", "RequestKey", "pinned_backbone", "recall_runs"]
+__all__ = ["SPLITS", "KnownRun", "PromptStore", "RequestKey", "pinned_backbone", "pinned_splits", "recall_runs"]
 
 RequestKey = tuple[int, str, str]  # round, phase, split
+SPLITS = "splits"  # in the `about` of the first message that passed under a privacy budget
 _PROMPTS = "prompts"
 
 
@@ -69,6 +70,12 @@ def pinned_backbone(history: Iterable[Entry]) -> str | None:
     """Return the backbone of the first introduction that left; None if none did."""
     passed = (entry for entry in history if entry.kind == "introduction" and entry.decision == "passed")
     return next((entry.about["backbone"] for entry in passed), None)
+
+
+def pinned_splits(history: Iterable[Entry]) -> str | None:
+    """Return how images were split when the first message passed under a privacy budget; None if none did."""
+    passed = (entry for entry in history if entry.decision in ("passed", "clipped"))
+    return next((entry.about[SPLITS] for entry in passed if SPLITS in entry.about), None)
 
 
 class PromptStore:

@@ -130,7 +130,8 @@ class Entry(Signed):
         decision: passed, clipped (and then passed), refused or noted.
         rule: the policy's setting that refused or altered it.
         reason: what was decided and why, for people at the site.
-        about: digests of proposal, payload and backbone; the public key; what an interruption left.
+        about: digests of proposal, payload and backbone; the splits that a budget counts on; the public key; what an
+            interruption left.
         totals: of both directions, this entry included.
         key: fingerprint of the key that signs.
         previous: SHA-256 of the line before; 64 zeros before the first.

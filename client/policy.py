@@ -87,7 +87,9 @@ class Outgoing(Settings):
     digits: Annotated[int, Field(ge=0, le=15)] = Field(3, description="decimals that metrics are rounded to")
     update: UpdateBound = UpdateBound()
     budget: Budget | None = Field(
-        None, description="with one, training without noise is refused, and so is the round that would overspend it"
+        None,
+        description="with one, training without noise is refused, and so are other splits than the first run's, "
+        "and the round that would overspend it",
     )
 
 

@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from client.budget import BUDGET_FILE, BudgetBrokenError, BudgetLedger, OverspentError, read_budget
 from client.gate import Gate, check_gate, open_gate
+from client.rules import RulesBrokenError
 from client.worker import Worker
 from ept_fed.config import Experiment
 from ept_fed.privacy.accountant import GaussianSteps, spent_epsilon
@@ -135,17 +136,27 @@ class Private:
     """A worker behind its gate, in a run that trains with privacy."""
 
     def __init__(self, kit: Path, experiment: Experiment, budget: dict[str, float] | None) -> None:
+        self.kit, self.proposal, self.limit = kit, propose(experiment), budget
+        self.settings: SiteSettings = load_site_settings(kit / "site.yaml")
+        self.budget = self.settings.worker.state / BUDGET_FILE
+        self._open()
+
+    def _open(self) -> None:
+        outgoing = {"fewest_images": 2, "fewest_training_images": 2, "budget": self.limit, "update": {"bound": 1e6}}
         policy = {
             "schema": 1,
-            "outgoing": {"fewest_images": 2, "fewest_training_images": 2, "budget": budget, "update": {"bound": 1e6}},
+            "outgoing": outgoing,
             "incoming": {"backbone": "first", "splits": ["train", "validation"]},
         }
-        (kit / "policy.yaml").write_text(yaml.safe_dump(policy))
-        self.kit, self.proposal = kit, propose(experiment)
-        self.settings: SiteSettings = load_site_settings(kit / "site.yaml")
-        self.gate: Gate = open_gate(self.settings, kit)
+        (self.kit / "policy.yaml").write_text(yaml.safe_dump(policy))
+        self.gate: Gate = open_gate(self.settings, self.kit)
         self.worker = Worker(self.settings, self.gate)
-        self.budget = self.settings.worker.state / BUDGET_FILE
+
+    def restart(self, **changes: dict[str, float] | None) -> None:
+        """Start the worker anew, with another budget if one is given."""
+        self.limit = changes.get("budget", self.limit)
+        self.gate.close()
+        self._open()
 
     def ask(self, run: str, round_number: int = 1, **changes: object) -> object:
         met = decode_frame(self.worker.answer(encode_frame(Introduce(run, self.proposal))))
@@ -176,6 +187,12 @@ def private(make_kit: Callable[..., Path], federation: Callable[..., Experiment]
     yield build
     for one in opened:
         one.gate.close()
+
+
+def refused_proposal(site: Private, run: str) -> str:
+    with pytest.raises(RulesBrokenError) as refusal:
+        site.gate.admit_proposal(run, site.proposal, b"frame")
+    return str(refusal.value)
 
 
 NOISE = "training.privacy={clip: 1.0, noise_multiplier: 4.0}"
@@ -219,6 +236,45 @@ def test_with_a_budget_a_run_without_noise_is_refused_as_a_whole(private: Callab
     answer = private({"epsilon": 50.0}).ask("run-a")
     assert isinstance(answer, Refusal)
     assert answer.reason == "the site's gate refuses it: outgoing.budget"
+
+
+OTHER_SPLITS: tuple[dict[str, object], ...] = ({"seed": 7}, {"test_fraction": 0.3}, {"validation_fraction": 0.3})
+
+
+@pytest.mark.parametrize("changes", OTHER_SPLITS, ids=lambda changes: next(iter(changes)))
+@pytest.mark.parametrize("restart", [False, True])
+def test_with_a_budget_no_run_may_test_on_images_that_another_trained_on(
+    private: Callable[..., Private], changes: dict[str, object], restart: bool
+) -> None:
+    site = private({"epsilon": 50.0}, NOISE)
+    assert isinstance(site.ask("run-a"), RoundReply)
+    if restart:
+        site.restart()
+    agreed = site.proposal
+    site.proposal = agreed.model_copy(update={"data": agreed.data.model_copy(update=changes)})
+    answer = refused_proposal(site, "run-b")
+    assert answer == "the site's gate refuses it: outgoing.budget"
+    site.proposal = agreed.model_copy(update={"seed": 7, "data": agreed.data.model_copy(update={"seed": agreed.seed})})
+    site.gate.admit_proposal("run-b", site.proposal, b"frame")
+    site.restart(budget=None)
+    site.proposal = agreed.model_copy(update={"seed": 8})
+    site.gate.admit_proposal("run-c", site.proposal, b"frame")
+
+
+def test_a_proposal_that_came_to_nothing_pins_no_splits(private: Callable[..., Private]) -> None:
+    site = private({"epsilon": 50.0}, NOISE)
+    agreed = site.proposal
+    site.gate.admit_proposal("run-x", agreed.model_copy(update={"seed": 7}), b"frame")
+    assert isinstance(site.ask("run-a"), RoundReply)
+
+
+def test_a_run_agreed_on_before_the_budget_pins_its_splits_when_it_goes_on(private: Callable[..., Private]) -> None:
+    site = private(None, NOISE)
+    assert isinstance(site.ask("run-a"), RoundReply)
+    site.restart(budget={"epsilon": 50.0})
+    assert isinstance(site.ask("run-a", 2), RoundReply)
+    site.proposal = site.proposal.model_copy(update={"seed": 7})
+    assert refused_proposal(site, "run-b") == "the site's gate refuses it: outgoing.budget"
 
 
 def test_without_a_budget_the_cost_is_written_down_all_the_same(private: Callable[..., Private]) -> None:
