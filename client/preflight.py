@@ -18,11 +18,11 @@ import ept_fed
 from client.gate import check_gate
 from client.run_registry import RunRegistry
 from client.service import describe_programs, find_service
-from client.worker_socket import WorkerAwayError, ask_worker
+from client.worker_socket import WorkerAwayError
+from client.worker_status import ask_status
 from ept_fed.kit_doctor import examine_kit
 from ept_fed.kit_layout import read_identity
 from ept_fed.problems import InputRefusedError
-from ept_fed.protocol.frames import StatusRequest, WorkerStatus
 from ept_fed.protocol.messages import MessageRefusedError
 from ept_fed.site_settings import SiteSettings, check_site, join_proposal, load_site_settings
 
@@ -180,13 +180,14 @@ def _check_worker(kit: Path, settings: SiteSettings) -> Iterator[Finding]:
     else:
         yield Finding("SuperNode", "ok", f"kept running by process {node}")
     try:
-        status = ask_worker(settings.worker.socket, StatusRequest(), seconds=_SECONDS)
-    except (WorkerAwayError, MessageRefusedError):
-        yield Finding("worker", "failed", "does not answer at its socket", start)
+        status = ask_status(settings.worker.socket, seconds=_SECONDS)
+    except PermissionError:
+        yield Finding("worker", "unknown", "answers only to its own user", "check as the user whom the worker runs as")
         return
-    if not isinstance(status, WorkerStatus):
-        yield Finding("worker", "failed", "answers something else", "restart it")
-    elif (status.site, status.code) != (settings.site, ept_fed.__version__):
+    except WorkerAwayError:
+        yield Finding("worker", "failed", "does not say how it is", start)
+        return
+    if (status.site, status.code) != (settings.site, ept_fed.__version__):
         found = f"is {status.site} with ept-fed {status.code}; here is {settings.site} with {ept_fed.__version__}"
         yield Finding("worker", "failed", found, "restart it")
     else:

@@ -4,6 +4,7 @@ Three users may share a kit: the worker's, which alone reads images, state and `
 `keys/node` and connects to the socket; and whoever edits. `--worker-only` and `--node-only` run them apart.
 """
 
+import contextlib
 import logging
 import os
 import signal
@@ -16,12 +17,11 @@ from typing import Literal
 
 from client.app import SOCKET_KEY
 from client.gate import check_gate
-from client.worker_socket import WorkerAwayError, ask_worker
+from client.worker_socket import WorkerAwayError
+from client.worker_status import WorkerStatus, ask_status
 from ept_fed.kit_layout import read_identity
 from ept_fed.problems import InputRefusedError, Problem
 from ept_fed.processes import FLOWER_SWITCHES, AlreadyRunsError, PidFile, end_marked
-from ept_fed.protocol.frames import StatusRequest, WorkerStatus
-from ept_fed.protocol.messages import MessageRefusedError
 from ept_fed.site_settings import SiteSettings, check_site, load_site_settings
 from ept_fed.supervision import Program, child_environment, find_program, supervise
 
@@ -111,17 +111,17 @@ def find_service(kit: Path) -> dict[Part, int | None]:
 
 
 def describe_site(kit: Path) -> tuple[dict[Part, int | None], WorkerStatus | None]:
-    """Return which parts are kept running, see `find_service`, and what the worker says; None if it does not answer.
+    """Return which parts are kept running, see `find_service`, and what the worker says; None if it does not answer,
+    as it does nobody but its own user.
 
     Raises:
         InputRefusedError: if site.yaml cannot be read.
     """
     settings = load_site_settings(kit / "site.yaml")
-    try:
-        status = ask_worker(settings.worker.socket, StatusRequest(), seconds=_STATUS_SECONDS)
-    except (WorkerAwayError, MessageRefusedError):
-        status = None
-    return find_service(kit), status if isinstance(status, WorkerStatus) else None
+    status = None
+    with contextlib.suppress(WorkerAwayError, PermissionError):
+        status = ask_status(settings.worker.socket, seconds=_STATUS_SECONDS)
+    return find_service(kit), status
 
 
 def stop_site(kit: Path, *, seconds: float = 2 * _GRACE_SECONDS) -> dict[Part, int]:

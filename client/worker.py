@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from queue import SimpleQueue
 from threading import Lock, Thread
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 from pydantic import ValidationError
 
@@ -25,6 +25,7 @@ from client.run_record import Answer
 from client.run_registry import RunRegistry
 from client.site import Site
 from client.warm_site import WarmSite
+from client.worker_status import Activity, WorkerStatus
 from ept_fed.config import PrivacySettings, TrainingSettings
 from ept_fed.privacy.accountant import GaussianSteps
 from ept_fed.problems import InputRefusedError
@@ -32,8 +33,6 @@ from ept_fed.protocol.frames import (
     Frame,
     Introduce,
     Refusal,
-    StatusRequest,
-    WorkerStatus,
     decode_frame,
     encode_frame,
     kind_of,
@@ -48,7 +47,6 @@ from ept_fed.training.loop import TrainingDivergedError
 
 __all__ = ["Worker"]
 
-Activity = Literal["idle", "introduce", "train", "evaluate"]
 _DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _Made = TypeVar("_Made")
 
@@ -106,7 +104,7 @@ class Worker:
             return encode_frame(self._decline(error, kind, content))
 
     def status(self) -> WorkerStatus:
-        """Return how the worker is, at once, whatever it is doing."""
+        """Return how the worker is, at once, whatever it is doing; never an answer to a frame."""
         with self._hold_lock:
             hold = self._hold
         return WorkerStatus(
@@ -124,8 +122,6 @@ class Worker:
         )
 
     def _answer(self, frame: Frame, content: bytes) -> Frame:
-        if isinstance(frame, StatusRequest):
-            return self.status()
         if isinstance(frame, Introduce):
             self._require_free(frame.run)
             self._at_door(lambda: self._door.admit_proposal(frame.run, frame.proposal, content))

@@ -1,4 +1,4 @@
-"""The worker as a process, listening on its Unix socket.
+"""The worker as a process, listening on its Unix sockets: one for SuperNode's app, one for people at the site.
 
 python -m client.worker_process KIT
 """
@@ -18,11 +18,12 @@ from types import FrameType
 from client.door import Door
 from client.gate import open_gate
 from client.worker_socket import receive_frame
+from client.worker_status import serve_status, status_path
 from ept_fed.problems import InputRefusedError, Problem
 from ept_fed.protocol.messages import MessageRefusedError
 from ept_fed.site_settings import SiteSettings, check_site, load_site_settings
 
-__all__ = ["bind_socket", "serve_site"]
+__all__ = ["bind_socket", "bind_status", "serve_site"]
 
 _MOST_CONNECTIONS = 16
 _READ_SECONDS = 60.0
@@ -43,7 +44,7 @@ def serve_site(kit: Path, make_door: Callable[[SiteSettings, Path], Door] = open
     if problems:
         raise InputRefusedError(problems)
     door = make_door(settings, kit)
-    with bind_socket(settings) as listener:
+    with bind_socket(settings) as listener, bind_status(settings) as status_listener:
         import torch
 
         from client.worker import Worker
@@ -59,10 +60,12 @@ def serve_site(kit: Path, make_door: Callable[[SiteSettings, Path], Door] = open
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, stop)
         Thread(target=_accept, args=(listener, worker.answer), name="accept", daemon=True).start()
+        Thread(target=serve_status, args=(status_listener, worker.status), name="status", daemon=True).start()
         _log.info("%s listens at %s", settings.site, settings.worker.socket)
         _wait(stopped[0], parent)
         _log.info("%s stops", settings.site)
-        settings.worker.socket.unlink(missing_ok=True)
+        for path in (settings.worker.socket, status_path(settings.worker.socket)):
+            path.unlink(missing_ok=True)
     logging.shutdown()
     sys.stdout.flush()
     # A training must not hold up the end: its state is written in one step, or not at all.
@@ -88,13 +91,7 @@ def bind_socket(settings: SiteSettings) -> socket.socket:
         fix = "another worker is alive there; stop it first, or give this site a socket of its own"
         raise InputRefusedError([Problem("worker.socket", str(path), fix)]) from error
     # The lock is never closed: it is this process's until it ends.
-    path.unlink(missing_ok=True)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    before = os.umask(0o177)
-    try:
-        listener.bind(str(path))
-    finally:
-        os.umask(before)
+    listener = _bind_private(path)
     if group is not None:
         try:
             number = grp.getgrnam(group).gr_gid
@@ -106,6 +103,27 @@ def bind_socket(settings: SiteSettings) -> socket.socket:
         path.chmod(0o660)
         path.parent.chmod(0o750)
     listener.listen(_MOST_CONNECTIONS)
+    return listener
+
+
+def bind_status(settings: SiteSettings) -> socket.socket:
+    """Return the socket on which the worker says how it is: its user's alone, whatever group may use the other one.
+
+    Only a worker that `bind_socket` let through may call it: the socket that is there is replaced.
+    """
+    listener = _bind_private(status_path(settings.worker.socket))
+    listener.listen(_MOST_CONNECTIONS)
+    return listener
+
+
+def _bind_private(path: Path) -> socket.socket:
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    before = os.umask(0o177)
+    try:
+        listener.bind(str(path))
+    finally:
+        os.umask(before)
     return listener
 
 

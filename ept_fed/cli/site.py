@@ -1,15 +1,12 @@
 """`ept-fed site`: a hospital's side of a federation: its worker, and Flower's SuperNode beside it."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from ept_fed.cli.engines import load_engine
 from ept_fed.cli.refusals import DONE, FAILED, exit_on_refusal
-
-if TYPE_CHECKING:
-    from ept_fed.protocol.frames import WorkerStatus
 
 __all__ = ["app"]
 
@@ -73,7 +70,8 @@ def check(kit: _Kit = Path(), as_json: _Json = False) -> None:
 def status(kit: _Kit = Path(), as_json: _Json = False) -> None:
     """Say what runs and what the worker does, at once, even while it trains.
 
-    Exit code 0: the worker answers; 1: it does not; 2: site.yaml has to be corrected first.
+    The worker answers its own user alone. Exit code 0: it answers; 1: it does not; 2: site.yaml has to be corrected
+    first.
     """
     from dataclasses import asdict
 
@@ -91,7 +89,8 @@ def status(kit: _Kit = Path(), as_json: _Json = False) -> None:
                 pid = running[part]
                 kept = f"kept running by process {pid}" if pid else "another user's, who alone can tell"
             typer.echo(f"{part}: {kept}")
-        typer.echo(_describe(worker) if worker else "the worker does not answer; start it with: ept-fed site start")
+        away = "the worker does not answer; start it with: ept-fed site start, or ask as the user whom it runs as"
+        typer.echo(_describe(worker) if worker else away)
     raise typer.Exit(DONE if worker else FAILED)
 
 
@@ -160,7 +159,7 @@ def _print_finding(finding: Any) -> None:
         typer.echo(f"        {finding.fix}")
 
 
-def _describe(worker: "WorkerStatus") -> str:
+def _describe(worker: Any) -> str:
     from datetime import datetime
 
     since = datetime.fromtimestamp(worker.started).isoformat(sep=" ", timespec="seconds")

@@ -13,7 +13,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal, TypeAlias, get_type_hints
+from typing import Any, TypeAlias, get_type_hints
 
 import numpy as np
 from pydantic import TypeAdapter
@@ -29,8 +29,6 @@ __all__ = [
     "Frame",
     "Introduce",
     "Refusal",
-    "StatusRequest",
-    "WorkerStatus",
     "decode_frame",
     "encode_frame",
     "kind_of",
@@ -53,42 +51,6 @@ class Introduce:
 
 
 @dataclass(frozen=True)
-class StatusRequest:
-    """A person at the site asks the worker how it is; never forwarded from the server."""
-
-
-@dataclass(frozen=True)
-class WorkerStatus:
-    """The worker answers a person at the site.
-
-    Attributes:
-        site: its name.
-        code: version.
-        pid: of the worker.
-        started: when, in seconds since 1970.
-        activity: what it does now.
-        run: the run that holds the worker, None if it is free for any.
-        round: the last round asked for in that run.
-        last_message: when the last message came, in seconds since 1970.
-        runs: all runs of which the site keeps a state.
-        backbone_digest: of the backbone in memory.
-        training_images: of the data in memory.
-    """
-
-    site: str
-    code: str
-    pid: int
-    started: float
-    activity: Literal["idle", "introduce", "train", "evaluate"]
-    run: str | None
-    round: int | None
-    last_message: float | None
-    runs: tuple[str, ...]
-    backbone_digest: str | None
-    training_images: int | None
-
-
-@dataclass(frozen=True)
 class Refusal:
     """The worker declines.
 
@@ -101,13 +63,11 @@ class Refusal:
     failed: bool = False
 
 
-Frame: TypeAlias = Introduce | StatusRequest | RoundRequest | SiteIntroduction | WorkerStatus | RoundReply | Refusal
+Frame: TypeAlias = Introduce | RoundRequest | SiteIntroduction | RoundReply | Refusal
 _KINDS: Mapping[str, type] = {
     "introduce": Introduce,
-    "status": StatusRequest,
     "request": RoundRequest,
     "introduction": SiteIntroduction,
-    "worker-status": WorkerStatus,
     "reply": RoundReply,
     "refusal": Refusal,
 }

@@ -11,7 +11,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordD
 
 from client.app import app
 from ept_fed.flower import SITE_AWAY, SITE_FAILED, SITE_REFUSED, encode_frame_record, set_task_identity
-from ept_fed.protocol.frames import StatusRequest, encode_frame
+from ept_fed.protocol.frames import Refusal, encode_frame
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -38,7 +38,7 @@ def test_it_loads_neither_torch_nor_monai() -> None:
         RecordDict({"config": ConfigRecord({"frame": b"\x00" * 40})}),
         RecordDict({"config": ConfigRecord({"frame": "text"})}),
         RecordDict({"arrays": ArrayRecord({"payload": Array(np.zeros(3, np.float32))})}),
-        encode_frame_record(encode_frame(StatusRequest())),
+        encode_frame_record(encode_frame(Refusal("no"))),
     ],
 )
 def test_what_is_no_request_is_refused_without_asking_the_worker(

@@ -18,7 +18,7 @@ from client.audit_report import verify_ledger
 from client.gate import LEDGER_FILE, Gate, open_gate
 from client.worker import Worker
 from ept_fed.config import Experiment, TrainingSettings
-from ept_fed.protocol.frames import Introduce, Refusal, WorkerStatus, decode_frame, encode_frame
+from ept_fed.protocol.frames import Introduce, Refusal, decode_frame, encode_frame
 from ept_fed.protocol.messages import SPLITS, Header, MessageRefusedError, RoundReply, RoundRequest
 from ept_fed.protocol.proposal import Proposal, SiteIntroduction, propose
 from ept_fed.site_settings import load_site_settings
@@ -102,7 +102,7 @@ def test_whatever_the_app_asks_nothing_comes_back_but_what_the_policy_allows(
     for place, value in flips:
         content[place % len(content)] = value
     answer = decode_frame(gated.worker.answer(bytes(content)))
-    assert isinstance(answer, (Refusal, RoundReply, WorkerStatus))
+    assert isinstance(answer, (Refusal, RoundReply))
     if isinstance(answer, Refusal):
         assert str(gated.ledger.parent) not in answer.reason
         assert len(answer.reason) <= 300

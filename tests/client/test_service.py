@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from client.service import _MARK, describe_programs, find_service, start_site, stop_site
-from client.worker_process import bind_socket
+from client.worker_process import bind_socket, bind_status
+from client.worker_status import status_path
 from ept_fed.federation_file import ServerAddress
 from ept_fed.kit_layout import KitIdentity
 from ept_fed.problems import InputRefusedError
@@ -202,7 +203,9 @@ def test_a_group_may_connect_if_the_site_says_so(make_kit: Callable[..., Path]) 
 
     group = grp.getgrgid(os.getgid()).gr_name
     kit = make_kit(worker={"socket_group": group})
-    with bind_socket(load_site_settings(kit / "site.yaml")):
+    settings = load_site_settings(kit / "site.yaml")
+    with bind_socket(settings), bind_status(settings):
+        assert stat.S_IMODE(status_path(settings.worker.socket).stat().st_mode) == 0o600
         assert stat.S_IMODE((kit / "run" / "worker.sock").stat().st_mode) == 0o660
         assert stat.S_IMODE((kit / "run").stat().st_mode) == 0o750
     unknown = make_kit("other", worker={"socket_group": "nobody-has-this"})

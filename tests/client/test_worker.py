@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import os
+import struct
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -19,8 +20,6 @@ from ept_fed.protocol.frames import (
     Frame,
     Introduce,
     Refusal,
-    StatusRequest,
-    WorkerStatus,
     decode_frame,
     encode_frame,
 )
@@ -163,8 +162,7 @@ def test_status_is_answered_and_another_run_refused_while_the_site_trains(
     trainer.start()
     assert training.wait(60)
     clock.now += 10**6
-    status = ask(worker, StatusRequest())
-    assert isinstance(status, WorkerStatus)
+    status = worker.status()
     assert (status.activity, status.run, status.round) == ("train", "run-a", 1)
     assert "serves run run-a" in refusal(ask(worker, Introduce("run-b", proposal)))
     go_on.set()
@@ -277,7 +275,12 @@ def test_one_name_is_one_agreement(settings: SiteSettings, proposal: Proposal) -
         registry.find("run-a")
 
 
-@pytest.mark.parametrize("answer", [Refusal("no"), b"no frame", b""])
+# What asked for the status while the one socket told both sides.
+STATUS_HEAD = b'{"kind":"status","arrays":{}}'
+ASKS_STATUS = struct.pack("<4sIQ", b"EPT1", len(STATUS_HEAD), 0) + STATUS_HEAD
+
+
+@pytest.mark.parametrize("answer", [Refusal("no"), b"no frame", b"", ASKS_STATUS])
 def test_what_is_no_question_is_refused_and_recorded(settings: SiteSettings, answer: Any) -> None:
     door = OpenDoor()
     worker = Worker(settings, door)

@@ -20,10 +20,11 @@ from flwr.app import Context, RecordDict
 from client.app import app as forwarder
 from client.audit_report import show_ledger, verify_ledger
 from client.worker_socket import WorkerAwayError, ask_worker
+from client.worker_status import ask_status
 from ept_fed.config import Experiment
 from ept_fed.data.phantom_structures import STRUCTURES
 from ept_fed.experiment_file import load_experiment
-from ept_fed.protocol.frames import Frame, Introduce, Refusal, StatusRequest
+from ept_fed.protocol.frames import Frame, Introduce, Refusal
 from ept_fed.protocol.messages import RoundReply, RoundRequest
 from ept_fed.protocol.proposal import SiteIntroduction, propose
 from server.app import create_server_app
@@ -74,7 +75,7 @@ class GatedSite:
 
     def is_there(self) -> bool:
         with contextlib.suppress(WorkerAwayError):
-            self.ask(StatusRequest())
+            ask_status(self.socket, seconds=LIMIT)
             return True
         return False
 

@@ -1,6 +1,7 @@
 """The worker as a real process behind its real socket, asked by the app that SuperNode would start."""
 
 import contextlib
+import grp
 import json
 import os
 import signal
@@ -21,11 +22,12 @@ from flwr.app import Context, Error, Message, RecordDict
 from client.app import app as forwarder
 from client.in_process_app import create_client_app
 from client.worker_socket import WorkerAwayError, ask_worker
+from client.worker_status import WorkerStatus, ask_status, status_path
 from ept_fed.config import Experiment
 from ept_fed.data.phantom_structures import STRUCTURES
 from ept_fed.experiment_file import load_experiment
 from ept_fed.flower import SITE_AWAY, SITE_REFUSED, decode_introduction, encode_proposal, set_task_identity
-from ept_fed.protocol.frames import Frame, Introduce, Refusal, StatusRequest, WorkerStatus, encode_frame
+from ept_fed.protocol.frames import Frame, Introduce, Refusal, encode_frame
 from ept_fed.protocol.messages import Header, RoundReply, RoundRequest
 from ept_fed.protocol.plan import Plan
 from ept_fed.protocol.proposal import Proposal, SiteIntroduction, propose
@@ -58,8 +60,11 @@ class Process:
 
     def is_there(self) -> bool:
         with contextlib.suppress(WorkerAwayError):
-            return isinstance(self.ask(StatusRequest()), WorkerStatus)
+            return self.status().pid == self.process.pid
         return False
+
+    def status(self) -> WorkerStatus:
+        return ask_status(self.socket, seconds=LIMIT)
 
     def ask(self, frame: Frame) -> Frame:
         return ask_worker(self.socket, frame, seconds=LIMIT)
@@ -76,10 +81,12 @@ def wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def make_kit(folder: Path) -> Path:
+def make_kit(folder: Path, **sections: object) -> Path:
     folder.mkdir()
     data = {"source": "phantoms", "phantom_sites": 3, "patients_per_class": 8, "sites": [SITE]}
-    (folder / "site.yaml").write_text(yaml.safe_dump({"site": SITE, "data": data, "model": {"device": "cpu"}}))
+    (folder / "site.yaml").write_text(
+        yaml.safe_dump({"site": SITE, "data": data, "model": {"device": "cpu"}, **sections})
+    )
     return folder
 
 
@@ -97,7 +104,7 @@ def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
     try:
         yield process
         assert process.end() == 0
-        assert not process.socket.exists()
+        assert not list(process.socket.parent.glob("*.sock*"))
     finally:
         process.process.kill()
 
@@ -147,7 +154,8 @@ def without_seconds(document: object) -> object:
 
 
 def test_the_socket_is_its_owners_alone(worker: Process) -> None:
-    assert stat.S_IMODE(worker.socket.stat().st_mode) == 0o600
+    for path in (worker.socket, status_path(worker.socket)):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(worker.socket.parent.stat().st_mode) == 0o700
     assert stat.S_IMODE((worker.kit / "state").stat().st_mode) == 0o700
 
@@ -178,6 +186,37 @@ for act in (lambda: socket.socket(socket.AF_UNIX).connect({str(worker.socket)!r}
     assert done.stdout.split() == ["refused"] * 4
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
+def test_supernodes_user_reaches_the_worker_and_not_its_status(tmp_path: Path) -> None:
+    group = grp.getgrgid(65534)
+    kit = make_kit(tmp_path / "kit", worker={"socket_group": group.gr_name})
+    for folder in (kit, *kit.parents):
+        if folder.stat().st_uid == os.getuid() and str(folder).startswith(str(tmp_path.parents[1])):
+            folder.chmod(folder.stat().st_mode | 0o011)
+    process = Process(kit)
+    try:
+        code = f"""
+import os
+from pathlib import Path
+from client.worker_socket import ask_worker
+from client.worker_status import ask_status
+from ept_fed.protocol.frames import Refusal
+os.setgid(65534); os.setgroups([65534]); os.setuid(65534)
+path = Path({str(process.socket)!r})
+print(ask_worker(path, Refusal("no"), seconds=60).reason)
+try:
+    ask_status(path, seconds=60)
+except PermissionError:
+    print("refused")
+"""
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, cwd="/")
+        assert done.stdout.splitlines() == ["a refusal is nothing that a worker answers", "refused"]
+    finally:
+        process.end(signal.SIGKILL)
+
+
 def test_a_second_worker_never_takes_a_living_ones_socket(worker: Process) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     code = (
@@ -198,7 +237,7 @@ def test_bytes_that_are_no_frame_are_refused_and_the_worker_lives(worker: Proces
             assert b"refusal" in connection.recv(1000)
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(str(worker.socket))
-        connection.sendall(encode_frame(StatusRequest())[:10])
+        connection.sendall(encode_frame(Refusal("no"))[:10])
     assert worker.is_there()
 
 
@@ -257,9 +296,7 @@ def test_a_worker_killed_while_it_trains_comes_back_and_gives_the_same_reply(
 
 
 def activity(process: Process) -> str:
-    status = process.ask(StatusRequest())
-    assert isinstance(status, WorkerStatus)
-    return status.activity
+    return process.status().activity
 
 
 def request(met: SiteIntroduction, proposal: Proposal, round_number: int) -> RoundRequest:

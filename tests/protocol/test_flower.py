@@ -30,7 +30,7 @@ from ept_fed.flower import (
     read_frame_record,
     set_task_identity,
 )
-from ept_fed.protocol.frames import Introduce, StatusRequest, decode_frame, encode_frame
+from ept_fed.protocol.frames import Introduce, Refusal, decode_frame, encode_frame
 from ept_fed.protocol.layout import PayloadLayout, PayloadMismatchError
 from ept_fed.protocol.messages import (
     EVALUATE_METRICS,
@@ -243,7 +243,7 @@ def test_a_proposal_and_its_answer_pass_unchanged() -> None:
     assert encode_frame(answered) == encode_frame(INTRODUCTION)
 
 
-@pytest.mark.parametrize("frame", [b"", encode_frame(StatusRequest()), encode_frame(INTRODUCTION)[:-1]])
+@pytest.mark.parametrize("frame", [b"", encode_frame(Refusal("no")), encode_frame(INTRODUCTION)[:-1]])
 def test_what_does_not_answer_a_proposal_is_refused(frame: bytes) -> None:
     with pytest.raises(MessageRefusedError):
         decode_introduction(introduction_message(frame), "r", PROPOSAL)

@@ -20,8 +20,6 @@ from ept_fed.protocol.frames import (
     Frame,
     Introduce,
     Refusal,
-    StatusRequest,
-    WorkerStatus,
     decode_frame,
     encode_frame,
     kind_of,
@@ -38,11 +36,9 @@ PAYLOAD = np.arange(6, dtype=np.float32) * np.float32(0.1)
 METRICS = {**dict.fromkeys(metric_keys("train"), 0.1), "validation_auc": math.nan}
 FRAMES: list[Frame] = [
     Introduce("run", PROPOSAL),
-    StatusRequest(),
     RoundRequest(HEADER, "train", 3, PAYLOAD, "train", '{"epochs":1}', PAYLOAD, True),
     RoundRequest(HEADER, "evaluate", 3, PAYLOAD, "test"),
     SiteIntroduction("north", "run", PROPOSAL.digest, "backbone", LAYOUT, PAYLOAD, 5),
-    WorkerStatus("north", "1", 7, 1.5, "train", "run", 2, 2.5, ("run", "other"), "backbone", 9),
     RoundReply(HEADER, "train", PAYLOAD, 5, METRICS, PAYLOAD),
     RoundReply(HEADER, "evaluate", None, 0, dict.fromkeys(metric_keys("evaluate"), math.nan)),
     Refusal("the images are gone", failed=True),
@@ -143,7 +139,7 @@ def set_field(name: str, value: Any) -> Callable[[dict[str, Any]], None]:
     ],
 )
 def test_a_head_that_is_not_exact_is_refused(change: Callable[[dict[str, Any]], None]) -> None:
-    frame = encode_frame(FRAMES[3])
+    frame = encode_frame(FRAMES[2])
     head = head_of(frame)
     change(head)
     with pytest.raises(MessageRefusedError):
