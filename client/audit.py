@@ -16,6 +16,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from client.interruption import is_torn_line, is_unbegun
 from client.ledger_entry import FIRST, NOTHING, Entry, Tip, hash_line, parse_entry, parse_tip
 from ept_fed.bundles.signing import fingerprint
 
@@ -55,8 +56,10 @@ class Examination:
     Attributes:
         entries: the lines that can be read, in the file's order.
         findings: tampering, by line; empty for a sound ledger.
-        torn: bytes of a last line that an interruption cut short before anything was done about its message.
+        torn: bytes of a last line without its end: of a crash, which came before anything was done about its message,
+            or of a cut by somebody who kept an older tip.
         unconfirmed: whole entries after the tip; an interruption came between them and the tip.
+        unbegun: there is no whole entry, as after a crash while the ledger was begun, or after it was emptied.
         last: hash of the last line.
         signatures: how many lines' own signatures were checked.
         more: whether there are more findings than are listed.
@@ -66,14 +69,15 @@ class Examination:
     findings: list[Finding] = field(default_factory=list)
     torn: int = 0
     unconfirmed: int = 0
+    unbegun: bool = False
     last: str = FIRST
     signatures: int = 0
     more: bool = False
 
     @property
     def sound(self) -> bool:
-        """Tell whether nothing was found."""
-        return not self.findings
+        """Tell whether nothing was found in a ledger that holds something."""
+        return not self.findings and not self.unbegun
 
     def add(self, line: int, kind: Kind, text: str) -> None:
         """Note a finding."""
@@ -145,7 +149,9 @@ def _follow(
     """Follow the chain from the first line to the tip."""
     result = Examination(entries=[entry for entry in parsed if entry is not None])
     if not result.entries:
-        result.add(1, "cut", "there is no entry that can be read")
+        result.unbegun = seen is None and is_unbegun(b"\n".join([*lines, tail]), tip_file, key)
+        if not result.unbegun:
+            result.add(1, "cut", "there is no entry that can be read")
         return result
     ledger, mine = result.entries[0].ledger, fingerprint(key) if key is not None else ""
     if key is None:
@@ -273,8 +279,7 @@ def _find_tip(result: Examination, lines: Sequence[bytes], key: ec.EllipticCurve
 
 def _check_torn(result: Examination, tail: bytes, number: int, ledger: str) -> None:
     """A line without its end is what an interruption leaves if it begins as the next entry would; else it was added."""
-    begun = f'{{"schema":1,"ledger":"{ledger}","sequence":{number},'.encode()
-    if begun.startswith(tail[: len(begun)]):
+    if is_torn_line(tail, ledger, number):
         result.torn = len(tail)
     else:
         result.add(number, "added", "these bytes without a line's end are not the beginning of the next entry")

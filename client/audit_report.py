@@ -10,7 +10,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from client.audit import Examination, Seen, examine
-from client.ledger import tip_path
+from client.ledger import LEFT, tip_path
 from client.ledger_entry import Entry
 from ept_fed.methods import HEAD_TENSORS
 from ept_fed.problems import InputRefusedError, Problem
@@ -38,7 +38,7 @@ def verify_ledger(
         every_signature: check every line's own signature even if nothing is amiss.
 
     Returns:
-        a JSON-ready document: `status` sound or altered, `sentences`, `findings`, totals and the ledger's end.
+        a JSON-ready document: `status` sound, altered or unbegun, `sentences`, `findings`, totals and the ledger's end.
 
     Raises:
         InputRefusedError: for files that cannot be read, and certificates that are none.
@@ -90,7 +90,7 @@ def describe(result: Examination, key_of: str) -> dict[str, Any]:
     latest = entries[-1] if entries else None
     return {
         "schema": 1,
-        "status": "sound" if result.sound else "altered",
+        "status": "unbegun" if result.unbegun else "sound" if result.sound else "altered",
         "site": entries[0].about.get("site", "") if entries else "",
         "entries": len(entries),
         "from": entries[0].time if entries else None,
@@ -169,6 +169,9 @@ def _say_notes(entries: Sequence[Entry]) -> list[str]:
     policies = list(dict.fromkeys(entry.policy for entry in entries if entry.policy is not None))
     if len(policies) > 1:
         said.append(f"The site's policy changed {_many(len(policies) - 1, 'time')}.")
+    if LEFT in entries[0].about:
+        left = entries[0].about[LEFT]
+        said.append(f"When it was begun, {left}: a crash at an earlier beginning, or an emptied ledger.")
     interrupted = sum(entry.kind == "recovered" for entry in entries)
     if interrupted:
         said.append(f"The worker was interrupted while it wrote {_many(interrupted, 'time')}, and went on.")
@@ -176,6 +179,11 @@ def _say_notes(entries: Sequence[Entry]) -> list[str]:
 
 
 def _say_verdict(result: Examination, key_of: str) -> list[str]:
+    if result.unbegun:
+        return [
+            "THE LEDGER HOLDS NO WHOLE ENTRY. A crash while it was begun leaves this, before any message could pass; "
+            "so does somebody who empties it and its tip. An end that was noted earlier tells which (--seen)."
+        ]
     if not result.sound:
         count = f"more than {len(result.findings)}" if result.more else str(len(result.findings))
         return [f"THE LEDGER IS NOT WHOLE ({count} finding{'s' if len(result.findings) > 1 else ''}):"] + [
@@ -189,10 +197,10 @@ def _say_verdict(result: Examination, key_of: str) -> list[str]:
     count = _many(len(result.entries), "entry")
     said = [f"The ledger is whole: its {count} follow one another, and the end is signed {signed}."]
     if result.torn:
-        text = (
-            f"After them stand {result.torn} bytes of a line that an interruption cut short; nothing was sent for it."
+        said.append(
+            f"It ends in the middle of a line, after {result.torn} bytes of it: a crash, and then nothing was sent for "
+            "it; or a cut, by somebody who kept an older tip. An end that was noted earlier tells which (--seen)."
         )
-        said.append(text)
     if result.unconfirmed:
         said.append(
             f"The last {_many(result.unconfirmed, 'entry')} came after the tip was last written, in an interruption."

@@ -300,11 +300,11 @@ def check_gate(settings: SiteSettings, kit: Path) -> None:
         return
     try:
         # The tip first: a worker may write meanwhile, and then the ledger is the newer one, as after an interruption.
-        tip = tip_path(path).read_bytes()
+        tip = tip_path(path).read_bytes() if tip_path(path).exists() else None
         found = examine(path.read_bytes(), tip, key)
     except OSError as error:
         raise InputRefusedError([Problem("ledger", str(path), f"cannot be read ({error.strerror})")]) from error
-    if not found.sound:
+    if found.findings:
         fix = f"is not sound; {found.findings[0]}. See ept-fed audit verify {path}"
         raise InputRefusedError([Problem("ledger", str(path), fix)])
 

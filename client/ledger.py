@@ -4,7 +4,8 @@ A line is on the disk before `append` returns, and nothing is sent or done befor
 it, in place and without waiting for the disk: one wait per message is what a message can afford, and a tip that a power
 failure left behind is told apart from a ledger that somebody shortened.
 
-One process writes at a time: the file is locked while it is open. A ledger that is not sound is not written to.
+One process writes at a time: the file is locked while it is open. A ledger that is not sound is not written to. One
+that a crash kept from being begun is begun again, and its first entry says that something was there.
 """
 
 import fcntl
@@ -19,6 +20,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from client.audit import PUBLIC_KEY, examine
+from client.interruption import is_unbegun
 from client.ledger_entry import (
     FIRST,
     NOTHING,
@@ -27,12 +29,14 @@ from client.ledger_entry import (
     Entry,
     Tip,
     hash_line,
+    parse_tip,
     sign_entry,
 )
 from ept_fed.bundles.signing import fingerprint
 
-__all__ = ["Ledger", "LedgerBrokenError", "LedgerBusyError", "Record", "tip_path"]
+__all__ = ["LEFT", "Ledger", "LedgerBrokenError", "LedgerBusyError", "Record", "tip_path"]
 
+LEFT = "left_behind"  # in the first entry's `about`: what an earlier beginning left
 _TIP_BYTES = 512  # one sector, always overwritten whole
 
 
@@ -96,12 +100,13 @@ class Ledger:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.history: list[Entry] = []
         self._name, self._sequence, self._totals, self._last = "", 0, NOTHING, FIRST
+        fresh = not path.exists() and not tip_path(path).exists()
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
         self._tip = -1
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._tip = os.open(tip_path(path), os.O_RDWR | os.O_CREAT, 0o600)
-            self._resume(site)
+            self._resume(site, fresh)
         except BlockingIOError as error:
             self.close()
             raise LedgerBusyError(f"{path} is open in another process; stop that worker first") from error
@@ -157,11 +162,12 @@ class Ledger:
         )
         return sign_entry(unsigned, self._key)
 
-    def _resume(self, site: str) -> None:
+    def _resume(self, site: str, fresh: bool) -> None:
         """Begin, or continue after the last entry, past what an interruption left, and note what that was."""
         content, tip = self.path.read_bytes(), tip_path(self.path).read_bytes()
-        if not content and not tip:
-            self._begin(site)
+        if is_unbegun(content, tip, self._key.public_key()):
+            left = f"{len(content)} bytes of a ledger and {len(tip)} of a tip were there, and no whole entry"
+            self._begin(site, tip, {} if fresh else {LEFT: left})
             return
         found = examine(content, tip, self._key.public_key())
         if not found.sound:
@@ -178,17 +184,25 @@ class Ledger:
             reason = "the worker was interrupted while it wrote; nothing was done about the message of a torn line"
             self.append(Record("site", "recovered", "noted", reason=reason, about=interrupted))
 
-    def _begin(self, site: str) -> None:
-        """Write the first entry, its tip before it: a ledger cut down to nothing never looks like one not yet begun."""
-        self._name = secrets.token_hex(16)
+    def _begin(self, site: str, tip: bytes, left: Mapping[str, str]) -> None:
+        """Write the first entry, its tip before it: a ledger cut down to nothing never looks like one not yet begun.
+
+        Both files' names are on the disk before the entry, or a power cut could take them with all that came after.
+        """
+        earlier = parse_tip(tip)
+        # The name that a torn first line carries: until that line is gone, the new tip must fit it.
+        self._name = secrets.token_hex(16) if earlier is None else earlier.ledger
+        os.ftruncate(self._file, 0)
         pem = self._key.public_key().public_bytes(
             serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
         )
-        about = {"site": site, PUBLIC_KEY: pem.decode()}
+        about = {"site": site, PUBLIC_KEY: pem.decode(), **left}
         first = self._compose(Record("site", "opened", "noted", reason="the ledger begins", about=about))
         self._adopt(first, hash_line(first.line))
         self._write_tip()
         os.fsync(self._tip)
+        for folder in (self.path.parent, self.path.parent.parent):
+            _sync_folder(folder)
         self._write(first.line)
 
     def _adopt(self, latest: Entry, last: str) -> None:
@@ -204,9 +218,22 @@ class Ledger:
                 raise OSError(f"{self.path}: the disk took only part of an entry; free some space")
             os.fsync(self._file)
         except OSError:
-            os.ftruncate(self._file, before)
+            try:
+                os.ftruncate(self._file, before)
+            except OSError:
+                # Another entry behind this one would not follow it: the next start sorts it out.
+                self.close()
             raise
 
     def _write_tip(self) -> None:
         tip = sign_entry(Tip(ledger=self._name, sequence=self._sequence, last=self._last), self._key)
-        os.pwrite(self._tip, tip.line.ljust(_TIP_BYTES - 1) + b"\n", 0)
+        if os.pwrite(self._tip, tip.line.ljust(_TIP_BYTES - 1) + b"\n", 0) != _TIP_BYTES:
+            raise OSError(f"{tip_path(self.path)}: the disk took only part of the tip; free some space")
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -66,7 +66,8 @@ def verify(
 ) -> None:
     """Check chain, signatures, tip and totals of a ledger, and say what left the site.
 
-    Exit code 0: whole; 1: altered, with line and kind of every finding; 2: a file cannot be read.
+    Exit code 0: whole; 1: altered, with line and kind of every finding, or without any whole entry; 2: a file cannot be
+    read.
     """
     with exit_on_refusal(as_json=as_json):
         report = load_engine("audit-verify")(

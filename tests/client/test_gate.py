@@ -1,11 +1,13 @@
 """The gate as a whole: every message is in the ledger, and a gate that cannot be sure of itself does not open."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from client.gate import LEDGER_FILE, SITE_KEY, Gate, check_gate, open_gate
+from client.ledger import tip_path
 from ept_fed.problems import InputRefusedError
 from ept_fed.protocol.frames import encode_frame
 from ept_fed.protocol.messages import (
@@ -100,6 +102,21 @@ def test_a_gate_that_cannot_be_sure_of_itself_does_not_open(kit: Kit, spoil: str
     else:
         with pytest.raises(InputRefusedError):
             check_gate(kit.settings, kit.folder)
+
+
+@pytest.mark.parametrize(("ledger", "tip"), [(b"", None), (b"", b""), (b"", b'{"schema":1,"led'), (None, b"")])
+def test_a_crash_while_the_ledger_was_begun_keeps_no_site_from_starting(
+    kit: Kit, ledger: bytes | None, tip: bytes | None
+) -> None:
+    state = kit.settings.worker.state
+    state.mkdir()
+    for name, content in ((LEDGER_FILE, ledger), (tip_path(Path(LEDGER_FILE)).name, tip)):
+        if content is not None:
+            (state / name).write_bytes(content)
+    check_gate(kit.settings, kit.folder)
+    kit.join(kit.open())
+    assert kit.is_sound()
+    assert "no whole entry" in kit.entries()[0].about["left_behind"]
 
 
 def test_checking_a_gate_begins_no_ledger(kit: Kit) -> None:

@@ -1,0 +1,329 @@
+"""The ledger, cut off at every write, sync and truncation: by a kill, a full disk or a power cut, and by a thief."""
+
+import errno
+import itertools
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from client import ledger as ledger_module
+from client.audit import Examination, examine
+from client.audit_report import describe, verify_ledger
+from client.ledger import LEFT, Ledger, Record, tip_path
+from client.ledger_entry import FIRST
+
+KEY = ec.generate_private_key(ec.SECP384R1())
+MESSAGE = Record("out", "train", "passed", run="run", round=1, bytes=100, sha256=FIRST)
+SECTOR = 512
+State = tuple[bytes | None, bytes | None]  # of ledger and tip; None if there is no such file
+
+
+class KilledError(BaseException):
+    """The process is no more: no handler of its own may see to anything."""
+
+
+@dataclass
+class Disk:
+    """Stands for `os` in the ledger; event number `fails_at` fails, after `part` of its bytes if it writes.
+
+    Attributes:
+        fails_at: 1, 2, 3, …; 0 for never.
+        part: share of a write's bytes that is done before it fails.
+        full: fail once with ENOSPC, instead of killing the process.
+        synced: what of each file a power cut leaves at least.
+        named: files whose names it leaves.
+    """
+
+    fails_at: int = 0
+    part: float = 0.0
+    full: bool = False
+    events: int = 0
+    dead: bool = False
+    synced: dict[str, bytes] = field(default_factory=dict)
+    named: set[str] = field(default_factory=set)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(os, name)
+
+    def open(self, path: Path, flags: int, mode: int = 0o777) -> int:
+        self._pass_event()
+        return os.open(path, flags, mode)
+
+    def write(self, handle: int, content: bytes) -> int:
+        self._pass_event(lambda: os.write(handle, content[: int(self.part * len(content))]))
+        return os.write(handle, content)
+
+    def pwrite(self, handle: int, content: bytes, offset: int) -> int:
+        fresh = os.fstat(handle).st_size == 0
+        # A sector that is there already is overwritten whole or not at all.
+        done = int(self.part * len(content)) if fresh else SECTOR * int(self.part)
+        self._pass_event(lambda: os.pwrite(handle, content[:done], offset))
+        return os.pwrite(handle, content, offset)
+
+    def ftruncate(self, handle: int, size: int) -> None:
+        self._pass_event()
+        os.ftruncate(handle, size)
+
+    def fsync(self, handle: int) -> None:
+        self._pass_event()
+        path = Path(os.readlink(f"/proc/self/fd/{handle}"))
+        if path.is_dir():
+            self.named |= {str(file) for file in path.iterdir()}
+        else:
+            self.synced[str(path)] = path.read_bytes()
+
+    def _pass_event(self, begun: Any = lambda: None) -> None:
+        if self.dead:
+            raise KilledError
+        self.events += 1
+        if self.events == self.fails_at:
+            begun()
+            self.dead = not self.full
+            raise OSError(errno.ENOSPC, "No space left on device") if self.full else KilledError
+
+
+def run(path: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch, appends: int = 2) -> int:
+    """Open a ledger and append to it until something fails; return how many entries were confirmed."""
+    confirmed = 0
+    with monkeypatch.context() as patched:
+        patched.setattr(ledger_module, "os", disk)
+        ledger = None
+        try:
+            ledger = Ledger(path, KEY, site="north")
+            for _ in range(appends):
+                try:
+                    confirmed = ledger.append(MESSAGE).sequence
+                except OSError:
+                    continue
+        except (KilledError, OSError):
+            pass
+        finally:
+            if ledger is not None:
+                ledger.close()
+    return confirmed
+
+
+def read(path: Path) -> State:
+    return (
+        path.read_bytes() if path.exists() else None,
+        tip_path(path).read_bytes() if tip_path(path).exists() else None,
+    )
+
+
+def put(path: Path, state: State) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for file, content in zip((path, tip_path(path)), state, strict=True):
+        file.unlink(missing_ok=True)
+        if content is not None:
+            file.write_bytes(content)
+
+
+def after_power_cut(path: Path, disk: Disk) -> Iterator[State]:
+    """Every way in which what was not synced may have come to the disk, or not."""
+    ways = []
+    for file, content in zip((path, tip_path(path)), read(path), strict=True):
+        held = disk.synced.get(str(file), b"")
+        if content is None:
+            ways.append([None])
+            continue
+        found: list[bytes | None] = [held, content]
+        if file == path and content.startswith(held):
+            ends = [end for end in (len(held) + 9, (len(held) + len(content)) // 2) if end <= len(content)]
+            found += [content[:end] for end in ends]
+            found += [content[:end] + bytes(len(content) - end) for end in ends]
+        elif not held and content:
+            found.append(bytes(len(content)))
+        ways.append([*found, *([] if str(file) in disk.named else [None])])
+    yield from itertools.product(*ways)
+
+
+def check(path: Path, state: State, confirmed: int, monkeypatch: pytest.MonkeyPatch) -> Examination:
+    """A crash is never tampering, loses nothing that was confirmed, and lets the ledger go on with it told."""
+    put(path, state)
+    content, tip = state
+    found = examine(content or b"", tip, KEY.public_key())
+    assert not found.findings, (confirmed, found.findings)
+    assert len(found.entries) >= confirmed
+    if found.unbegun:
+        assert confirmed == 0
+    assert run(path, Disk(), monkeypatch, appends=1) > confirmed
+    content, tip = read(path)
+    assert content is not None
+    after = examine(content, tip, KEY.public_key(), every_signature=True)
+    assert after.sound
+    assert after.unconfirmed == after.torn == 0
+    assert [entry.sequence for entry in after.entries[:confirmed]] == list(range(1, confirmed + 1))
+    if found.unbegun:
+        assert (LEFT in after.entries[0].about) == (state != (None, None))
+    else:
+        noted = [entry.about for entry in after.entries[len(found.entries) :] if entry.kind == "recovered"]
+        assert bool(noted) == bool(found.torn or found.unconfirmed)
+    return found
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A ledger with its first entry, and as it went on with one more."""
+
+    first: bytes
+    first_tip: bytes
+    whole: State
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> Begun:
+    path = tmp_path_factory.mktemp("begun") / "state" / "ledger.jsonl"
+    ledger = Ledger(path, KEY, site="north")
+    first, first_tip = path.read_bytes(), tip_path(path).read_bytes()
+    ledger.append(MESSAGE)
+    ledger.close()
+    return Begun(first, first_tip, read(path))
+
+
+def count_events(path: Path, state: State, monkeypatch: pytest.MonkeyPatch) -> int:
+    disk = Disk()
+    put(path, state)
+    run(path, disk, monkeypatch)
+    return disk.events
+
+
+PARTS = (0.0, 0.02, 0.5, 1.0)
+NOTHING: State = (None, None)
+
+
+@pytest.mark.parametrize("start", ["nothing", "begun"])
+@pytest.mark.parametrize("full", [False, True], ids=["killed", "full disk"])
+def test_a_ledger_cut_off_at_any_event_goes_on_and_is_never_called_altered(
+    tmp_path: Path, begun: Begun, start: str, full: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "state" / "ledger.jsonl"
+    state = begun.whole if start == "begun" else NOTHING
+    kinds = set()
+    for fails_at in range(1, count_events(path, state, monkeypatch) + 1):
+        for part in PARTS:
+            put(path, state)
+            confirmed = run(path, Disk(fails_at, part, full), monkeypatch)
+            found = check(path, read(path), confirmed, monkeypatch)
+            kinds.add((found.unbegun, bool(found.torn), bool(found.unconfirmed)))
+    assert full or start == "begun" or {(True, False, False), (False, True, False), (False, False, True)} <= kinds
+
+
+@pytest.mark.parametrize("start", ["nothing", "begun", "torn"])
+def test_a_ledger_after_a_power_cut_at_any_event_goes_on_and_is_never_called_altered(
+    tmp_path: Path, begun: Begun, start: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "state" / "ledger.jsonl"
+    torn = (begun.first[:300], begun.first_tip)
+    state = {"nothing": NOTHING, "begun": begun.whole, "torn": torn}[start]
+    seen = set()
+    for fails_at in range(1, count_events(path, state, monkeypatch) + 1):
+        put(path, state)
+        disk = Disk(fails_at, 1.0)
+        if start != "nothing":
+            disk.named = {str(path), str(tip_path(path))}
+            disk.synced = {str(path): state[0] or b"", str(tip_path(path)): state[1] or b""}
+        confirmed = run(path, disk, monkeypatch)
+        for left in after_power_cut(path, disk):
+            if (left, confirmed) not in seen:
+                seen.add((left, confirmed))
+                check(path, left, confirmed, monkeypatch)
+    assert len(seen) > 20
+
+
+def test_a_crash_while_the_ledger_takes_up_after_a_crash_is_no_tampering_either(
+    tmp_path: Path, begun: Begun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "state" / "ledger.jsonl"
+    content, tip = begun.whole
+    assert content is not None
+    states: list[State] = [
+        (content + b'{"schema":1', tip),
+        (content, begun.first_tip),
+        (b"", begun.first_tip[:40]),
+        (begun.first[:300], begun.first_tip),
+    ]
+    for state in states:
+        for fails_at in range(1, count_events(path, state, monkeypatch) + 1):
+            for part in (0.0, 0.5):
+                put(path, state)
+                confirmed = run(path, Disk(fails_at, part), monkeypatch)
+                check(path, read(path), confirmed, monkeypatch)
+
+
+def test_no_cut_is_passed_over_in_silence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "state" / "ledger.jsonl"
+    for appends in (0, 1, 2):
+        put(path, NOTHING)
+        run(path, Disk(), monkeypatch, appends)
+        content, tip = read(path)
+        assert content is not None
+        for length in range(0, len(content), 7):
+            for left in (tip, b"", None, (tip or b"")[:99]):
+                found = examine(content[:length], left, KEY.public_key())
+                assert not found.sound
+                if found.unbegun:
+                    # Before the first message nothing can have been lost but the beginning itself.
+                    assert left is not tip or appends == 0
+                    (said,) = describe(found, "not checked")["verdict"]
+                    assert "crash" in said
+                    assert "empties" in said
+
+
+def test_an_emptied_ledger_is_told_from_a_crash_by_its_tip_or_by_an_end_that_was_noted(
+    tmp_path: Path, begun: Begun
+) -> None:
+    path = tmp_path / "ledger.jsonl"
+    put(path, begun.whole)
+    end = verify_ledger(path)["end"]
+    put(path, (b"", begun.whole[1]))
+    assert verify_ledger(path)["status"] == "altered"
+    put(path, (b"", b""))
+    assert verify_ledger(path)["status"] == "unbegun"
+    assert verify_ledger(path, seen=end)["status"] == "altered"
+
+
+def test_a_last_line_cut_short_is_told_as_a_crash_or_a_cut(tmp_path: Path, begun: Begun) -> None:
+    path = tmp_path / "ledger.jsonl"
+    put(path, begun.whole)
+    ledger = Ledger(path, KEY, site="north")
+    ledger.append(MESSAGE)
+    ledger.close()
+    put(path, (path.read_bytes()[:-50], begun.whole[1]))
+    report = verify_ledger(path)
+    assert report["status"] == "sound"
+    assert any("ends in the middle of a line" in said and "or a cut" in said for said in report["verdict"])
+    assert verify_ledger(path, seen="3:" + "0" * 64)["status"] == "altered"
+
+
+def test_where_an_entry_cannot_be_taken_back_nothing_is_written_behind_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Failing(Disk):
+        broken = False
+
+        def fsync(self, handle: int) -> None:
+            if self.broken:
+                raise OSError(errno.EIO, "Input/output error")
+
+        def ftruncate(self, handle: int, size: int) -> None:
+            if self.broken:
+                raise OSError(errno.EIO, "Input/output error")
+
+    path, disk = tmp_path / "ledger.jsonl", Failing()
+    monkeypatch.setattr(ledger_module, "os", disk)
+    ledger = Ledger(path, KEY, site="north")
+    disk.broken = True
+    with pytest.raises(OSError, match="Input/output"):
+        ledger.append(MESSAGE)
+    disk.broken = False
+    with pytest.raises(ledger_module.LedgerBrokenError, match="closed"):
+        ledger.append(MESSAGE)
+    Ledger(path, KEY, site="north").close()
+    found = examine(path.read_bytes(), tip_path(path).read_bytes(), KEY.public_key())
+    assert found.sound
+    assert [entry.kind for entry in found.entries] == ["opened", "train", "recovered"]
