@@ -33,6 +33,7 @@ from ept_fed.protocol.proposal import SiteIntroduction, propose
 
 _LAYOUT = PayloadLayout((("sinks", (12, 197)),), ("embedding concat", *(f"layer {layer}" for layer in range(12))))
 _RUN, _BACKBONE, _SITE = "bench", "0" * 64, "north"
+_BOUND = 5.0  # milliseconds per message
 
 
 def main() -> None:
@@ -78,8 +79,9 @@ def _time_messages(folder: Path, count: int) -> None:
         whole, disk = (np.array([pair[place] for pair in times]) for place in (0, 1))
         own = whole - disk
         print(
-            f"  {direction:>3}: {np.median(whole):.2f} ms ({np.percentile(whole, 95):.2f}), of which the disk "
-            f"{np.median(disk):.2f} ms; without it {np.median(own):.2f} ({np.percentile(own, 95):.2f})"
+            f"  {direction:>3}: {np.median(whole):.2f} ms ({np.percentile(whole, 95):.2f}), "
+            f"{100 * np.mean(whole > _BOUND):.0f} % above {_BOUND:g} ms, of which the disk {np.median(disk):.2f} "
+            f"({np.percentile(disk, 95):.2f}); without it {np.median(own):.2f} ({np.percentile(own, 95):.2f})"
         )
 
 
