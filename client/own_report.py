@@ -18,7 +18,7 @@ from client.budget import BUDGET_FILE, BudgetBrokenError, Charged, read_budget
 from client.compare import Recall, assess_settings, recall_federated
 from client.describe_run import describe_run
 from client.gallery import collect_errors
-from client.gate import LEDGER_FILE
+from client.open_gate import LEDGER_FILE
 from client.own_folder import check_own_folder, fill_own_folder
 from client.passages import count_passages, describe_rounds, list_passages, read_ledger_passages
 from client.run_record import Received

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 import ept_fed
-from client.gate import check_gate
+from client.open_gate import check_gate
 from client.run_registry import RunRegistry
 from client.service import describe_programs, find_service
 from client.worker_socket import WorkerAwayError

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from client.app import SOCKET_KEY
-from client.gate import check_gate
+from client.open_gate import check_gate
 from client.worker_socket import WorkerAwayError
 from client.worker_status import WorkerStatus, ask_status
 from ept_fed.kit_layout import read_identity

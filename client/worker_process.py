@@ -16,7 +16,7 @@ from threading import BoundedSemaphore, Thread
 from types import FrameType
 
 from client.door import Door
-from client.gate import open_gate
+from client.open_gate import open_gate
 from client.worker_socket import receive_frame
 from client.worker_status import serve_status, status_path
 from ept_fed.problems import InputRefusedError, Problem

@@ -18,8 +18,8 @@ from unittest import mock
 
 import yaml
 
-from client.gate import open_gate
 from client.local_round import train_local_round
+from client.open_gate import open_gate
 from client.site import Charge, Site
 from client.worker import Worker
 from client.worker_process import _accept, bind_socket

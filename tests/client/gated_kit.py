@@ -11,12 +11,13 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import HealthCheck, settings
 
-from client import gate as gate_module
 from client.audit import examine
 from client.budget import BudgetLedger
-from client.gate import LEDGER_FILE, SITE_KEY, Gate, open_gate
+from client.gate import Gate
+from client.known_runs import PromptStore
 from client.ledger import tip_path
 from client.ledger_entry import Entry, parse_entry
+from client.open_gate import LEDGER_FILE, SITE_KEY, open_gate
 from client.policy import Policy
 from client.rules import RulesBrokenError
 from ept_fed.config import TrainingSettings
@@ -149,7 +150,7 @@ class Memory:
 def fuzzed_gate(kit: Kit, policy: Policy) -> tuple[Gate, Memory]:
     memory = Memory()
     budget = BudgetLedger(kit.folder / "budget.jsonl")
-    gate = Gate(policy, memory, gate_module.PromptStore(kit.folder / "prompts"), budget, site="north")  # type: ignore[arg-type]
+    gate = Gate(policy, memory, PromptStore(kit.folder / "prompts"), budget, site="north")  # type: ignore[arg-type]
     kit.join(gate)
     return gate, memory
 

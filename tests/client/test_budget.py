@@ -10,7 +10,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from client.budget import BUDGET_FILE, BudgetBrokenError, BudgetLedger, OverspentError, read_budget
-from client.gate import Gate, check_gate, open_gate
+from client.gate import Gate
+from client.open_gate import check_gate, open_gate
 from client.rules import RulesBrokenError
 from client.worker import Worker
 from ept_fed.config import Experiment

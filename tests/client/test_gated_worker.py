@@ -15,7 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from client.audit_report import verify_ledger
-from client.gate import LEDGER_FILE, Gate, open_gate
+from client.gate import Gate
+from client.open_gate import LEDGER_FILE, open_gate
 from client.worker import Worker
 from ept_fed.config import Experiment, TrainingSettings
 from ept_fed.protocol.frames import Introduce, Refusal, decode_frame, encode_frame
