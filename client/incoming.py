@@ -96,7 +96,7 @@ def judge_splits(policy: Policy, proposal: Proposal, pinned: str | None) -> list
     splits = splits_of(proposal)
     if policy.outgoing.budget is None or pinned in (None, splits):
         return []
-    fix = f"the budget counts on {pinned}, which came first; the consortium has to keep data.seed and the fractions"
+    fix = f"the budget counts on {pinned}, which came first; the consortium has to set data.split_seed and fractions so"
     return [RuleBroken("outgoing.budget", splits, fix)]
 
 
@@ -181,8 +181,8 @@ def stage_of(request: RoundRequest) -> int:
 def splits_of(proposal: Proposal) -> str:
     """Return in words what decides, of a proposal, which images are for training and which are not."""
     data = proposal.data
-    seed = proposal.seed if data.seed is None else data.seed
-    return f"data.seed {seed}, test_fraction {data.test_fraction:g}, validation_fraction {data.validation_fraction:g}"
+    seed = data.place_by(proposal.seed if data.seed is None else data.seed)
+    return f"split_seed {seed}, test_fraction {data.test_fraction:g}, validation_fraction {data.validation_fraction:g}"
 
 
 def measure_change(one: Vector, other: Vector, layout: PayloadLayout) -> dict[str, float]:

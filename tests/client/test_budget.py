@@ -239,7 +239,12 @@ def test_with_a_budget_a_run_without_noise_is_refused_as_a_whole(private: Callab
     assert answer.reason == "the site's gate refuses it: outgoing.budget"
 
 
-OTHER_SPLITS: tuple[dict[str, object], ...] = ({"seed": 7}, {"test_fraction": 0.3}, {"validation_fraction": 0.3})
+OTHER_SPLITS: tuple[dict[str, object], ...] = (
+    {"seed": 7},
+    {"split_seed": 7},
+    {"test_fraction": 0.3},
+    {"validation_fraction": 0.3},
+)
 
 
 @pytest.mark.parametrize("changes", OTHER_SPLITS, ids=lambda changes: next(iter(changes)))
@@ -255,8 +260,9 @@ def test_with_a_budget_no_run_may_test_on_images_that_another_trained_on(
     site.proposal = agreed.model_copy(update={"data": agreed.data.model_copy(update=changes)})
     answer = refused_proposal(site, "run-b")
     assert answer == "the site's gate refuses it: outgoing.budget"
-    site.proposal = agreed.model_copy(update={"seed": 7, "data": agreed.data.model_copy(update={"seed": agreed.seed})})
-    site.gate.admit_proposal("run-b", site.proposal, b"frame")
+    for number, same in enumerate(({"seed": agreed.seed}, {"seed": 7, "split_seed": agreed.seed})):
+        site.proposal = agreed.model_copy(update={"seed": 7, "data": agreed.data.model_copy(update=same)})
+        site.gate.admit_proposal(f"run-b{number}", site.proposal, b"frame")
     site.restart(budget=None)
     site.proposal = agreed.model_copy(update={"seed": 8})
     site.gate.admit_proposal("run-c", site.proposal, b"frame")
