@@ -158,9 +158,9 @@ class Rehearsal:
         self.start("server", "server", "start", str(self.server.folder))
         self.wait_for(ready.exists, "the server to be ready")
 
-    def start_site(self, name: str) -> None:
+    def start_site(self, name: str, **environment: str) -> None:
         """Run `ept-fed site start`; `wait_online` waits for it."""
-        self.start(name, "site", "start", str(self.site_kit(name)))
+        self.start(name, "site", "start", str(self.site_kit(name)), **environment)
 
     def wait_online(self, names: Sequence[str]) -> None:
         """Wait until SuperLink sees the nodes of these sites."""
