@@ -10,7 +10,8 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from threading import BoundedSemaphore, Thread
 from types import FrameType
@@ -44,7 +45,9 @@ def serve_site(kit: Path, make_door: Callable[[SiteSettings, Path], Door] = open
     if problems:
         raise InputRefusedError(problems)
     door = make_door(settings, kit)
-    with bind_socket(settings) as listener, bind_status(settings) as status_listener:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _leave)
+    with bind_socket(settings) as listener, bind_status(settings) as status_listener, _removed_at_the_end(settings):
         import torch
 
         from client.worker import Worker
@@ -64,12 +67,24 @@ def serve_site(kit: Path, make_door: Callable[[SiteSettings, Path], Door] = open
         _log.info("%s listens at %s", settings.site, settings.worker.socket)
         _wait(stopped[0], parent)
         _log.info("%s stops", settings.site)
-        for path in (settings.worker.socket, status_path(settings.worker.socket)):
-            path.unlink(missing_ok=True)
     logging.shutdown()
     sys.stdout.flush()
     # A training must not hold up the end: its state is written in one step, or not at all.
     os._exit(0)
+
+
+def _leave(_signal: int, _frame: FrameType | None) -> None:
+    """End a worker that is still loading through every `with`."""
+    raise SystemExit(0)
+
+
+@contextmanager
+def _removed_at_the_end(settings: SiteSettings) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        for path in (settings.worker.socket, status_path(settings.worker.socket)):
+            path.unlink(missing_ok=True)
 
 
 def bind_socket(settings: SiteSettings) -> socket.socket:
