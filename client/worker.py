@@ -126,11 +126,22 @@ class Worker:
             self._require_free(frame.run)
             self._at_door(lambda: self._door.admit_proposal(frame.run, frame.proposal, content))
             self._take_hold(frame.run, None)
-            return self._in_turn("introduce", frame.run, lambda: self._introduce(frame.run, frame.proposal, content))
+            try:
+                return self._in_turn(
+                    "introduce", frame.run, lambda: self._introduce(frame.run, frame.proposal, content)
+                )
+            except Exception:
+                # A run that the site takes no part in must not keep others waiting.
+                self._let_go(frame.run)
+                raise
         if isinstance(frame, RoundRequest):
             proposal = self._registry.find(frame.header.run)
             self._take_hold(frame.header.run, frame.header.round)
-            return self._in_turn(frame.phase, frame.header.run, lambda: self._reply(frame, proposal, content))
+            reply = self._in_turn(frame.phase, frame.header.run, lambda: self._reply(frame, proposal, content))
+            if frame.phase == "evaluate" and frame.header.round == frame.rounds:
+                # What the last round left is the last that a server asks about.
+                self._let_go(frame.header.run)
+            return reply
         raise MessageRefusedError(f"a {kind_of(frame)} is nothing that a worker answers")
 
     def _introduce(self, run: str, proposal: Proposal, content: bytes) -> SiteIntroduction:
@@ -213,6 +224,12 @@ class Worker:
         with self._hold_lock:
             self._require_free(run)
             self._hold = _Hold(run, round_number, self._clock())
+
+    def _let_go(self, run: str) -> None:
+        """Let another run take the worker at once."""
+        with self._hold_lock:
+            if self._hold is not None and self._hold.run == run:
+                self._hold = None
 
     def _is_over(self, hold: _Hold) -> bool:
         return self._busy == "idle" and self._clock() - hold.at > 60 * self._settings.worker.hold_minutes

@@ -310,3 +310,22 @@ def test_one_site_is_one_site(make_kit: Callable[..., Path], proposal: Proposal)
 def test_nothing_is_loaded_before_the_first_proposal(settings: SiteSettings) -> None:
     warm = WarmSite(settings)
     assert (warm.backbone_digest, warm.training_images) == (None, None)
+
+
+def test_a_run_that_is_over_or_came_to_nothing_keeps_no_other_waiting(
+    settings: SiteSettings, proposal: Proposal
+) -> None:
+    worker = Worker(settings, OpenDoor())
+    greedy = proposal.model_copy(update={"data": proposal.data.model_copy(update={"shots": 5000})})
+    assert isinstance(ask(worker, Introduce("run-0", greedy)), Refusal)
+    met = introduce(worker, proposal)
+    assert worker.status().run == "run-a"
+    other = Introduce("run-b", proposal)
+    for number, phase in ((1, "train"), (2, "train"), (1, "evaluate")):
+        settings_of = proposal.training.model_dump_json() if phase == "train" else ""
+        split = "train" if phase == "train" else "validation"
+        ask(worker, train_request(met, proposal, number, phase=phase, split=split, settings=settings_of))
+        assert "serves run run-a" in refusal(ask(worker, other))
+    last = train_request(met, proposal, 2, phase="evaluate", split="validation", settings="")
+    assert isinstance(ask(worker, last), RoundReply)
+    assert not isinstance(ask(worker, other), Refusal)
