@@ -139,6 +139,14 @@ class TrainingSettings(Settings):
     privacy: PrivacySettings | None = Field(None, description="clipped and noisy gradients; null trains without")
 
 
+class SecureAggregationSettings(Settings):
+    """Masks that cancel in the sum: the server learns the average of a round's updates and none of them."""
+
+    threshold: Annotated[int, Field(ge=2)] | None = Field(
+        None, description="sites that must stay to the end of a round, more than half of all; null: two thirds of them"
+    )
+
+
 class FederationSettings(Settings):
     """What is shared, how often, and how it is averaged."""
 
@@ -181,6 +189,9 @@ class FederationSettings(Settings):
     )
     target_auc: Annotated[float, Field(gt=0.0, le=1.0)] | None = Field(
         None, description="stop once the median validation AUC over sites reaches this"
+    )
+    secure_aggregation: SecureAggregationSettings | None = Field(
+        None, description="hide every site's update from the server; null: it sees them; {} takes the defaults below"
     )
 
 

@@ -10,6 +10,7 @@ from ept_fed.methods import METHODS
 from ept_fed.options import check_options
 from ept_fed.privacy_contradictions import find_privacy_contradictions
 from ept_fed.problems import Problem
+from ept_fed.secure_contradictions import check_secure_sites, find_secure_contradictions
 from ept_fed.strategies import STRATEGIES, count_asked, resolve_options
 
 __all__ = ["check_sites", "find_contradictions", "find_shared_contradictions"]
@@ -65,7 +66,7 @@ def _check_sections(experiment: Experiment) -> list[Problem]:
     if experiment.evaluation.cross_site and "local" not in experiment.evaluation.baselines:
         fix = "compares the sites' local models, and there are none; add local to evaluation.baselines"
         found.append(Problem("evaluation.cross_site", True, fix))
-    found += find_privacy_contradictions(experiment)
+    found += find_privacy_contradictions(experiment) + find_secure_contradictions(federation)
     return found + _check_method(model, training, federation) + _check_strategy(federation)
 
 
@@ -152,4 +153,4 @@ def check_sites(federation: FederationSettings, names: Collection[str]) -> list[
         found.append(Problem("federation.quorum", federation.quorum, fix))
     if federation.sites_per_round > sites:
         found.append(Problem("federation.sites_per_round", federation.sites_per_round, f"there are {sites} sites"))
-    return found
+    return found + check_secure_sites(federation, sites)

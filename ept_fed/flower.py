@@ -222,6 +222,7 @@ def decode_reply(
     *,
     wants_gradient: bool = False,
     private: bool = False,
+    masked: bool = False,
 ) -> RoundReply:
     """Read and check a reply at the server; see `RoundReply.check`.
 
@@ -233,11 +234,11 @@ def decode_reply(
     content = _content(message)
     metrics = _only(content.metric_records, METRICS)
     vectors: dict[str, Vector] = {}
-    if phase == "train":
+    if phase == "train" and not masked:
         wanted = (PAYLOAD, GRADIENT) if wants_gradient else (PAYLOAD,)
         vectors = _decode_arrays(_only(content.array_records, ARRAYS), layout, wanted)
     elif content.array_records:
-        raise MessageRefusedError("an evaluate reply must not carry a payload")
+        raise MessageRefusedError("an evaluate reply, or one whose update is masked, must not carry a payload")
     reply = RoundReply(
         header=_decode_header(_read_config(content, tuple(_HEADER_TYPES))),
         phase=phase,
@@ -246,7 +247,7 @@ def decode_reply(
         metrics={key: require_type(value, float, key) for key, value in metrics.items() if key != EXAMPLES_KEY},
         gradient=vectors.get(GRADIENT),
     )
-    reply.check(request, layout, wants_gradient=wants_gradient, private=private)
+    reply.check(request, layout, wants_gradient=wants_gradient, private=private, masked=masked)
     return reply
 
 

@@ -24,6 +24,7 @@ class StrategyInfo:
         wants_gradient: whether sites also send the gradient of their loss at the payload they received.
         proximal_option: the option that sets the sites' `proximal_mu`, if any.
         uniform_only: whether it is defined for equal weights of the sites alone.
+        mean_suffices: whether all that it uses of a round is the weighted mean of the payloads.
     """
 
     paper: str
@@ -34,6 +35,7 @@ class StrategyInfo:
     wants_gradient: bool = False
     proximal_option: str | None = None
     uniform_only: bool = False
+    mean_suffices: bool = False
 
 
 _FAULTY = Option(1, 0, 1000, "f, faulty or hostile sites to survive", whole=True)
@@ -51,6 +53,7 @@ STRATEGIES: dict[str, StrategyInfo] = {
         "McMahan et al. 2017, arXiv 1602.05629",
         "The weighted mean of the sites' payloads.",
         "One hostile site can move it anywhere.",
+        mean_suffices=True,
     ),
     "fedavgm": StrategyInfo(
         "Hsu et al. 2019, arXiv 1909.06335",
@@ -60,6 +63,7 @@ STRATEGIES: dict[str, StrategyInfo] = {
             "server_learning_rate": Option(1.0, 1e-6, 10, "step along the averaged update"),
             "server_momentum": Option(0.9, 0, 0.9999, "share of the last step that is repeated"),
         },
+        mean_suffices=True,
     ),
     "fedprox": StrategyInfo(
         "Li et al. 2020, arXiv 1812.06127",
@@ -67,24 +71,28 @@ STRATEGIES: dict[str, StrategyInfo] = {
         "Too large a mu stops the sites from learning at all.",
         {"proximal_mu": Option(0.01, 0, 1000, "strength of the pull towards the global payload")},
         proximal_option="proximal_mu",
+        mean_suffices=True,
     ),
     "fedadam": StrategyInfo(
         "Reddi et al. 2021, arXiv 2003.00295",
         "Adam on the server, with the averaged update as its gradient.",
         _ADAPTIVE,
         {"eta": _ETA, "tau": _TAU, **_BETAS},
+        mean_suffices=True,
     ),
     "fedyogi": StrategyInfo(
         "Reddi et al. 2021, arXiv 2003.00295",
         "Yogi on the server: Adam with a second moment that grows additively.",
         _ADAPTIVE,
         {"eta": _ETA, "tau": _TAU, **_BETAS},
+        mean_suffices=True,
     ),
     "fedadagrad": StrategyInfo(
         "Reddi et al. 2021, arXiv 2003.00295",
         "Adagrad on the server.",
         _ADAPTIVE,
         {"eta": _ETA, "tau": _TAU},
+        mean_suffices=True,
     ),
     "fedmedian": StrategyInfo(
         "Yin et al. 2018, arXiv 1803.01498",

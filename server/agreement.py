@@ -13,6 +13,7 @@ from flwr.serverapp import Grid
 
 from ept_fed.config import Experiment
 from ept_fed.flower import decode_introduction, encode_proposal
+from ept_fed.privacy.aggregation_session import default_threshold
 from ept_fed.protocol.layout import PayloadMismatchError
 from ept_fed.protocol.make_plan import make_plan
 from ept_fed.protocol.messages import MessageRefusedError, clean_text
@@ -51,8 +52,11 @@ def agree(grid: Grid, experiment: Experiment, sites: tuple[str, ...]) -> Agreeme
     Raises:
         NoAgreementError: if fewer than the quorum are left, or the sites are split without a majority.
     """
-    federation, proposal = experiment.federation, propose(experiment)
+    federation, proposal = experiment.federation, propose(experiment, sites)
     quorum = federation.quorum or math.ceil(len(sites) / 2)
+    if federation.secure_aggregation is not None:
+        # With fewer no round could ever be unmasked.
+        quorum = max(quorum, federation.secure_aggregation.threshold or default_threshold(len(sites)))
     online, doubled = wait_for_sites(grid, sites, deadline=federation.deadline, quorum=quorum, grace=federation.grace)
     left_out = dict.fromkeys((name for name in sites if name not in online), _ABSENT)
     left_out |= dict.fromkeys(doubled, "two nodes are online under its name")
@@ -74,6 +78,7 @@ def agree(grid: Grid, experiment: Experiment, sites: tuple[str, ...]) -> Agreeme
         backbone_digest=first.backbone_digest,
         layout=first.layout,
         initial=first.initial,
+        proposed_to=sites,
     )
     return Agreement(plan, left_out)
 

@@ -166,9 +166,10 @@ def _load(kit: ServerKit, config: Path | None, overrides: Sequence[str], resumed
         raise InputRefusedError([Problem("CONFIG", "", "is needed: an experiment in YAML")])
     path = config or kit.runs / str(resumed) / "config.yaml"
     experiment = load_experiment(path, overrides, check=find_shared_contradictions)
-    problems = check_sites(experiment.federation, sorted(kit.public_keys()))
+    sites = sorted(kit.public_keys())
+    problems = check_sites(experiment.federation, sites)
     try:
-        propose(experiment)
+        propose(experiment, sites)
     except InputRefusedError as refusal:
         problems += refusal.problems
     if problems:

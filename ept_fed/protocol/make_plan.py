@@ -1,7 +1,7 @@
 """From an experiment, and what the sites' backbone leads to, to the plan that the server follows."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from ept_fed.config import Experiment, FederationSettings, TrainingSettings
 from ept_fed.protocol.layout import PayloadLayout, Vector
@@ -32,6 +32,7 @@ def make_plan(
     backbone_digest: str,
     layout: PayloadLayout,
     initial: Vector,
+    proposed_to: Sequence[str] | None = None,
 ) -> Plan:
     """Return the plan of an experiment.
 
@@ -43,6 +44,7 @@ def make_plan(
         backbone_digest: SHA-256 of the backbone that every site has.
         layout: of the payload.
         initial: layout.size float32.
+        proposed_to: names of all sites that were asked to take part; None: those in `examples`.
     """
     federation = experiment.federation
     options = resolve_options(federation.strategy, federation.options)
@@ -59,6 +61,8 @@ def make_plan(
         strategy=federation.strategy,
         options=options,
         max_examples=_most_examples(experiment, examples),
+        secure_sites=tuple(sorted(proposed_to or examples)) if federation.secure_aggregation else (),
+        secure_threshold=federation.secure_aggregation.threshold if federation.secure_aggregation else None,
         **federation.model_dump(include=_AS_THEY_ARE),
     )
 

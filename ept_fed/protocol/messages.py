@@ -114,7 +114,7 @@ class RoundReply:
     Attributes:
         header: the request's, as seen by the site.
         phase: train or evaluate.
-        payload: the site's vector after training; None for evaluate.
+        payload: the site's vector after training; None for evaluate, and where updates are summed under masks.
         examples: images trained on or evaluated; an empty split evaluates to NaN with 0 examples.
         metrics: exactly the keys of `metric_keys(phase)`.
         gradient: of the site's loss at the payload it received, if the request wants it.
@@ -128,7 +128,13 @@ class RoundReply:
     gradient: Vector | None = None
 
     def check(
-        self, request: Header, layout: PayloadLayout, *, wants_gradient: bool = False, private: bool = False
+        self,
+        request: Header,
+        layout: PayloadLayout,
+        *,
+        wants_gradient: bool = False,
+        private: bool = False,
+        masked: bool = False,
     ) -> None:
         """Refuse a reply that does not answer this request.
 
@@ -137,6 +143,7 @@ class RoundReply:
             layout: of the payload.
             wants_gradient: as in the request.
             private: whether training was to be private; its loss is over training images, so it stays at the site.
+            masked: whether the update stays at the site until it is summed under masks.
 
         Raises:
             MessageRefusedError: for another header, wrong metric keys, an impossible sample count or value.
@@ -158,9 +165,10 @@ class RoundReply:
                 raise MessageRefusedError("a reply of private training must not carry its loss")
             if not ((private or np.isfinite(self.metrics["loss"])) and self.metrics["steps"] >= 1):
                 raise MessageRefusedError("a train reply needs a finite loss and at least one step")
-            if self.payload is None:
-                raise MessageRefusedError("a train reply without a payload")
-            layout.check(self.payload)
+            if masked != (self.payload is None):
+                raise MessageRefusedError("a train reply carries its payload exactly where updates are not masked")
+            if self.payload is not None:
+                layout.check(self.payload)
         elif self.payload is not None:
             raise MessageRefusedError("an evaluate reply must not carry a payload")
         if wants_gradient != (self.gradient is not None):

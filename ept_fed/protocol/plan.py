@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ept_fed.config import TrainingSettings
+from ept_fed.privacy.aggregation_session import AggregationSession
+from ept_fed.privacy.round_session import plan_session
 from ept_fed.protocol.layout import PayloadLayout, Vector
 from ept_fed.protocol.messages import Header
 
@@ -33,6 +35,8 @@ class Plan:
             as in `FederationSettings`.
         max_examples: most training images that a site may claim, by site; a site that is not named may claim any.
         training: JSON of the training settings, sent with each train request.
+        secure_sites: names of all sites that the run was proposed to, if their updates are masked; empty: in clear.
+        secure_threshold: as in `SecureAggregationSettings`.
     """
 
     run: str
@@ -56,6 +60,8 @@ class Plan:
     max_examples: Mapping[str, int] = field(default_factory=dict)
     patience: int | None = None
     target_auc: float | None = None
+    secure_sites: tuple[str, ...] = ()
+    secure_threshold: int | None = None
 
     def most_steps(self, examples: int) -> int:
         """Return the optimiser steps of one round on so many images, by the training settings that the sites get."""
@@ -63,6 +69,22 @@ class Plan:
         # Beside a discriminant's head an epoch has two halves, which may share images of classes that have one only.
         parts = 2 if settings.head == "discriminant" else 1
         return parts * (settings.head_first_epochs + settings.epochs) * math.ceil(examples / settings.batch_size)
+
+    def session(self, round_number: int) -> AggregationSession:
+        """Return the secure aggregation of a round (1-based).
+
+        Raises:
+            InputRefusedError: if the run has none, or too few sites for it.
+        """
+        return plan_session(
+            run=self.run,
+            round_number=round_number,
+            sites=self.secure_sites,
+            threshold=self.secure_threshold,
+            layout=self.layout,
+            weights=self.weights,
+            weight_cap=self.weight_cap,
+        )
 
     def header(self, round_number: int) -> Header:
         """Return the header of this run's messages in a round (1-based)."""

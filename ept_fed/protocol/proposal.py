@@ -5,10 +5,11 @@ the site's own; `ept_fed.site_settings` joins the two.
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 import ept_fed
 from ept_fed.bundles.canonical import spell_canonical
@@ -35,7 +36,12 @@ class ProposedData(SharedDataSettings):
 
 
 class Proposal(Settings):
-    """What a run would be, without a word about any machine."""
+    """What a run would be, without a word about any machine.
+
+    Attributes:
+        sites: names of all sites that are asked to take part, sorted, if their updates are masked; otherwise empty,
+            as no site has to know the others.
+    """
 
     name: Name
     seed: Seed
@@ -44,6 +50,15 @@ class Proposal(Settings):
     training: TrainingSettings
     federation: FederationSettings
     personalisation: PersonalisationSettings
+    sites: tuple[Name, ...] = ()
+
+    @model_validator(mode="after")
+    def _check_sites(self) -> Self:
+        if bool(self.sites) != (self.federation.secure_aggregation is not None):
+            raise ValueError("sites are named exactly where federation.secure_aggregation is set")
+        if list(self.sites) != sorted(set(self.sites)):
+            raise ValueError("sites must be distinct names, sorted")
+        return self
 
     @property
     def digest(self) -> str:
@@ -102,8 +117,8 @@ class SiteIntroduction:
         self.layout.check(self.initial)
 
 
-def propose(experiment: Experiment) -> Proposal:
-    """Return the consortium's part of an experiment.
+def propose(experiment: Experiment, sites: Sequence[str] = ()) -> Proposal:
+    """Return the consortium's part of an experiment; `sites` are all that are asked, and named if updates are masked.
 
     Raises:
         InputRefusedError: if it names no classes.
@@ -114,8 +129,9 @@ def propose(experiment: Experiment) -> Proposal:
     whole = experiment.model_dump(mode="json")
     return Proposal.model_validate(
         {
-            **{name: whole[name] for name in Proposal.model_fields},
+            **{name: whole[name] for name in Proposal.model_fields if name in whole},
             "data": {name: whole["data"][name] for name in ProposedData.model_fields},
             "model": {name: whole["model"][name] for name in SharedModelSettings.model_fields},
+            "sites": sorted(sites) if experiment.federation.secure_aggregation else [],
         }
     )
