@@ -69,6 +69,7 @@ def create_site(
         ditto=experiment.personalisation.ditto,
         head=_choose_head(experiment, data.name, slot.model.device),
         privacy=experiment.training.privacy,
+        masked=experiment.federation.secure_aggregation is not None,
         states=states,
     )
 

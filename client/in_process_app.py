@@ -2,23 +2,52 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
 
 from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 
+from client.secure_rounds import SecureRounds
 from client.site import Site
-from ept_fed.flower import SITE_FAILED, SITE_REFUSED, decode_request, encode_reply
+from ept_fed.flower import (
+    SITE_FAILED,
+    SITE_REFUSED,
+    decode_request,
+    encode_frame_record,
+    encode_reply,
+    read_frame_record,
+)
+from ept_fed.privacy.aggregation_session import AggregationSession
+from ept_fed.problems import InputRefusedError
+from ept_fed.protocol.frames import decode_frame, encode_frame
 from ept_fed.protocol.layout import PayloadMismatchError
 from ept_fed.protocol.messages import MessageRefusedError, Phase, clean_text
+from ept_fed.protocol.stages import StageRequest
 from ept_fed.training.loop import TrainingDivergedError
 
-__all__ = ["create_client_app"]
+__all__ = ["MaskedSums", "create_client_app"]
 
 _log = logging.getLogger(__name__)
 
 
-def create_client_app(find_site: Callable[[Context], Site]) -> ClientApp:
-    """Return a ClientApp whose train and evaluate are answered by `find_site(context)`.
+@dataclass(frozen=True)
+class MaskedSums:
+    """How the in-process sites take part in secure aggregation.
+
+    Attributes:
+        find_rounds: the site's part, by its name.
+        open_session: the session of a round.
+        weigh: from training images to the site's weight.
+    """
+
+    find_rounds: Callable[[str], SecureRounds]
+    open_session: Callable[[int], AggregationSession]
+    weigh: Callable[[int], int]
+
+
+def create_client_app(find_site: Callable[[Context], Site], masked: MaskedSums | None = None) -> ClientApp:
+    """Return a ClientApp whose train and evaluate are answered by `find_site(context)`, and stages by `masked`.
 
     A declined request is answered with SITE_REFUSED and the sentence that says why, which names versions, shapes and
     the loss only. Any other failure is answered with SITE_FAILED and no detail: exception texts hold paths and file
@@ -26,13 +55,15 @@ def create_client_app(find_site: Callable[[Context], Site]) -> ClientApp:
     """
     app = ClientApp()
 
-    def answer(message: Message, context: Context, phase: Phase) -> Message:
+    def answer(message: Message, context: Context, phase: Phase | Literal["stage"]) -> Message:
         try:
             site = find_site(context)
+            if phase == "stage":
+                return _answer_stage(message, site, masked)
             request = decode_request(message, phase, site.layout)
             reply = site.train(request) if phase == "train" else site.evaluate(request)
             return encode_reply(reply, message)
-        except (MessageRefusedError, PayloadMismatchError, TrainingDivergedError) as refusal:
+        except (MessageRefusedError, PayloadMismatchError, TrainingDivergedError, InputRefusedError) as refusal:
             reason = clean_text(str(refusal))
             _log.warning("declined a %s request: %s", phase, reason)
             return Message(Error(code=SITE_REFUSED, reason=reason), reply_to=message)
@@ -48,4 +79,22 @@ def create_client_app(find_site: Callable[[Context], Site]) -> ClientApp:
     def evaluate(message: Message, context: Context) -> Message:
         return answer(message, context, "evaluate")
 
+    @app.query()
+    def stage(message: Message, context: Context) -> Message:
+        return answer(message, context, "stage")
+
     return app
+
+
+def _answer_stage(message: Message, site: Site, masked: MaskedSums | None) -> Message:
+    request = decode_frame(read_frame_record(message))
+    if masked is None or not isinstance(request, StageRequest):
+        raise MessageRefusedError("this run has no secure aggregation")
+    site.require_header(request.header)
+    round_number = request.header.round
+    reply = masked.find_rounds(site.name).answer(
+        request,
+        masked.open_session(round_number),
+        lambda: (site.trained_payload(round_number), masked.weigh(len(site.data.train))),
+    )
+    return Message(encode_frame_record(encode_frame(reply)), reply_to=message)

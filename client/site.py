@@ -77,6 +77,7 @@ class Site:
         precision: str = "auto",
         head: HeadFit | None = None,
         privacy: PrivacySettings | None = None,
+        masked: bool = False,
         states: StateStore | None = None,
     ) -> None:
         """Set a site up for one run.
@@ -93,6 +94,7 @@ class Site:
             precision: as in `TrainingSettings`.
             head: how the head is computed for the prompts at hand; None trains it with them.
             privacy: as in `TrainingSettings`; a round that is asked for otherwise is refused.
+            masked: whether updates leave under masks, see `trained_payload`, and not with the reply.
             states: where its states live; None keeps them in memory.
         """
         self.name = data.name
@@ -104,7 +106,7 @@ class Site:
         self._bfloat16 = use_bfloat16(precision, slot.model.device)
         self._states: StateStore = StateMemory() if states is None else states
         self.head_fit = head
-        self._privacy = privacy
+        self._privacy, self._masked = privacy, masked
         self._adopted: Vector | None = None
         self._fleeting = False
 
@@ -173,7 +175,7 @@ class Site:
         return RoundReply(
             header=request.header,
             phase="train",
-            payload=self.export(),
+            payload=None if self._masked else self.export(),
             examples=len(self.data.train),
             metrics={
                 "loss": trained.loss,
@@ -210,11 +212,25 @@ class Site:
             PayloadMismatchError: for a payload that does not fit this site's layout.
         """
         round_number = request.header.round
-        mine = Header(self._run, round_number, self._slot.model.backbone.digest, self.layout.hash)
-        request.header.require(mine)
+        self.require_header(request.header)
         if not 1 <= round_number <= request.rounds:
             raise MessageRefusedError(f"round {round_number} of {request.rounds} does not exist")
         self.layout.check(np.asarray(request.payload))
+
+    def require_header(self, header: Header) -> None:
+        """Raise MessageRefusedError unless a message is about this run, backbone, layout and version."""
+        header.require(Header(self._run, header.round, self._slot.model.backbone.digest, self.layout.hash))
+
+    def trained_payload(self, round_number: int) -> Vector:
+        """Return what training this round ended with, to be summed under masks.
+
+        Raises:
+            MessageRefusedError: if the site has not trained it, or trained another since.
+        """
+        state = self.state
+        if state is None or state.round != round_number:
+            raise MessageRefusedError(f"the site has not just trained round {round_number}")
+        return self.own_payload()
 
     def fit(
         self, settings: TrainingSettings, round_number: int, rounds: int, *, payload: Vector | None = None

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from cryptography import x509
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
@@ -20,15 +21,17 @@ def create_server_app(
     *,
     resume: Checkpoint | None = None,
     save: Callable[[Checkpoint], None] | None = None,
+    authority: x509.Certificate | None = None,
 ) -> ServerApp:
     """Return a ServerApp that runs `plan` over whatever Grid it is given and hands the result to `on_result`.
 
-    `resume` and `save` are as in `run_rounds`.
+    `resume`, `save` and `authority` are as in `run_rounds`.
     """
     app = ServerApp()
 
     @app.main()
     def main(grid: Grid, _context: Context) -> None:
-        on_result(run_rounds(grid, plan, create_aggregator(plan), observer, resume=resume, save=save))
+        aggregator = create_aggregator(plan)
+        on_result(run_rounds(grid, plan, aggregator, observer, resume=resume, save=save, authority=authority))
 
     return app

@@ -11,9 +11,11 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Protocol
 
 import numpy as np
+from cryptography import x509
 from flwr.serverapp import Grid
 
 from ept_fed.protocol.layout import Vector
@@ -28,6 +30,7 @@ from server.attendance import wait_for_sites
 from server.checkpoints import Checkpoint
 from server.exchange import Exchange
 from server.round_record import RoundRecord
+from server.secure_exchange import Collected, SecureExchange
 
 __all__ = ["FederationResult", "RoundObserver", "run_rounds"]
 
@@ -75,6 +78,7 @@ def run_rounds(
     *,
     resume: Checkpoint | None = None,
     save: Callable[[Checkpoint], None] | None = None,
+    authority: x509.Certificate | None = None,
 ) -> FederationResult:
     """Run a whole federation.
 
@@ -90,7 +94,10 @@ def run_rounds(
         observer: told about every reply, payload and round.
         resume: where an earlier process was; None starts with round 1.
         save: called with a checkpoint after every round, once the observer has the payload.
+        authority: whose certificates sites sign with; needed where updates are masked.
     """
+    if plan.secure_sites and authority is None:
+        raise ValueError("updates are masked in this run: give the authority's certificate")
     records: list[RoundRecord] = []
     payload, stop = plan.initial, _EarlyStop(plan)
     if resume is not None:
@@ -111,6 +118,7 @@ def run_rounds(
                 observer.on_round(records[-1])
                 return FederationResult(payload, tuple(records), ended)
             observer.on_round(records[-1])
+        collected = _collect(grid, plan, exchange, nodes, round_number, trained, authority)
         record = RoundRecord(
             round=round_number,
             seconds=0.0,
@@ -118,10 +126,10 @@ def run_rounds(
             aggregated=(),
             outcome="",
             sites={},
-            refused=[*absent, *exchange.refused, *outsized],
+            refused=[*absent, *exchange.refused, *outsized, *collected.refused],
         )
         _note_training(record, exchange, replies)
-        payload, record.outcome = _aggregate(aggregator, plan, record, trained, payload)
+        payload, record.outcome = _aggregate(aggregator, plan, record, collected, payload)
         record.seconds = time.perf_counter() - started
         _log.info("round %d: %s", round_number, record.outcome)
         observer.on_payload(round_number, payload, record.seconds)
@@ -164,13 +172,32 @@ def _note_training(record: RoundRecord, exchange: Exchange, trained: Sequence[Ac
         entry.train_bytes_received = exchange.traffic[site].received
 
 
+def _collect(
+    grid: Grid,
+    plan: Plan,
+    exchange: Exchange,
+    nodes: Mapping[int, str],
+    round_number: int,
+    trained: Sequence[Accepted],
+    authority: x509.Certificate | None,
+) -> Collected:
+    """Return the updates of a round: as they came with the replies, or as one under masks."""
+    if authority is None or not plan.secure_sites:
+        return Collected([_as_update(site, reply) for site, reply in trained], tuple(site for site, _ in trained))
+    now = datetime.now(UTC)
+    secure = SecureExchange(grid, plan, nodes, round_number, exchange.traffic, authority=authority, now=now)
+    return secure.collect(trained)
+
+
 def _aggregate(
-    aggregator: Aggregator, plan: Plan, record: RoundRecord, trained: Sequence[Accepted], payload: Vector
+    aggregator: Aggregator, plan: Plan, record: RoundRecord, collected: Collected, payload: Vector
 ) -> tuple[Vector, str]:
+    if collected.abandoned:
+        return payload, f"kept the old prompts: {collected.abandoned}"
     needed = max(plan.quorum or math.ceil(len(record.asked) / 2), STRATEGIES[plan.strategy].minimum_sites(plan.options))
-    if len(trained) < max(1, needed):
-        return payload, f"kept the old prompts: {len(trained)} sound replies, {needed} needed"
-    updates = [_as_update(site, reply) for site, reply in trained]
+    if len(collected.sites) < max(1, needed):
+        return payload, f"kept the old prompts: {len(collected.sites)} sound replies, {needed} needed"
+    updates = collected.updates
     before = copy.deepcopy(aggregator.state())
     try:
         averaged = aggregator.aggregate(record.round, payload, updates)
@@ -180,7 +207,7 @@ def _aggregate(
         _log.exception("%s failed in round %d", plan.strategy, record.round)
         aggregator.load_state(before, payload)
         return payload, f"kept the old prompts: {plan.strategy} failed ({type(failure).__name__}: {failure})"
-    record.aggregated = tuple(site for site, _ in trained)
+    record.aggregated = collected.sites
     return averaged, "aggregated"
 
 

@@ -8,33 +8,23 @@ shared their secrets, which costs the server most. Keys and certificates are mad
 
 import argparse
 import statistics
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 
 import numpy as np
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec
 
-from ept_fed.keys import new_key
+from client.secure_rounds import Credentials
 from ept_fed.privacy.aggregation_server import SecureAggregationServer
 from ept_fed.privacy.aggregation_session import AggregationSession, default_threshold
 from ept_fed.privacy.aggregation_site import SecureAggregationSite
 from ept_fed.privacy.fixed_point import FixedPoint
 from ept_fed.protocol.layout import Vector
-from server.authority import Authority
+from simulations.certify import certify_sites
 
 _HEAVIEST = 100_000
-
-
-@dataclass(frozen=True)
-class _Kit:
-    key: ec.EllipticCurvePrivateKey
-    certificate: x509.Certificate
 
 
 def main() -> None:
@@ -46,7 +36,7 @@ def main() -> None:
     parser.add_argument("--dropouts", type=int, default=1)
     arguments = parser.parse_args()
     names = tuple(f"site-{number:03d}" for number in range(arguments.sites))
-    authority, kits = _provision(names)
+    authority, kits = certify_sites(names)
     rng = np.random.default_rng(0)
     vectors = {name: rng.normal(4.6, 1, arguments.values).astype(np.float32) for name in names}
     seconds, traffic = [], Counter[str]()
@@ -71,22 +61,10 @@ def main() -> None:
     print(f"bytes per site, both ways: at most {max(traffic.values()):,}; plain float32: {4 * arguments.values:,} up")
 
 
-def _provision(names: Sequence[str]) -> tuple[x509.Certificate, dict[str, _Kit]]:
-    now = datetime.now(UTC)
-    kits = {}
-    with tempfile.TemporaryDirectory() as folder:
-        authority = Authority(Path(folder), "bench", now, 3650)
-        for name in names:
-            key = new_key()
-            issued = authority.issue_site(name, key.public_key(), "", now=now, days=365)
-            kits[name] = _Kit(key, issued.parse())
-    return authority.certificate, kits
-
-
 def _lead(
     session: AggregationSession,
     authority: x509.Certificate,
-    kits: dict[str, _Kit],
+    kits: dict[str, Credentials],
     vectors: dict[str, Vector],
     dropouts: Sequence[str],
 ) -> Counter[str]:

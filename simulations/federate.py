@@ -1,13 +1,17 @@
 """The federated part of a simulation: rounds over LocalGrid into a run folder, from the start or from a checkpoint."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
+from cryptography import x509
 from flwr.app import Context
 
-from client.in_process_app import create_client_app
+from client.in_process_app import MaskedSums, create_client_app
+from client.secure_rounds import SecureRounds
 from client.site import Site
 from client.states import StateLostError
+from ept_fed.privacy.round_session import weigh_site
 from ept_fed.problems import InputRefusedError, Problem
 from ept_fed.protocol.layout import Vector
 from ept_fed.protocol.messages import Phase
@@ -19,6 +23,7 @@ from server.app import create_server_app
 from server.checkpoints import Checkpoint, CheckpointFolder
 from server.round_record import RoundRecord
 from server.rounds import FederationResult
+from simulations.certify import certify_sites
 from simulations.local_grid import run_locally
 
 __all__ = ["federate", "find_checkpoint"]
@@ -79,10 +84,23 @@ def federate(
         progress.on_note(f"resuming after round {finished + 1} of {plan.rounds}")
     recorder = _Recorder(plan, folder, progress, track)
     checkpoints = CheckpointFolder(folder.checkpoints, plan, data)
-    server_app = create_server_app(plan, recorder, results.append, resume=resume, save=checkpoints.save)
-    run_locally(server_app, create_client_app(find_site), tuple(sites))
+    authority, masked = _certify(plan, resume.records[-1].round if resume else 0)
+    server_app = create_server_app(
+        plan, recorder, results.append, resume=resume, save=checkpoints.save, authority=authority
+    )
+    run_locally(server_app, create_client_app(find_site, masked), tuple(sites))
     (result,) = results
     return result
+
+
+def _certify(plan: Plan, finished: int) -> tuple[x509.Certificate | None, MaskedSums | None]:
+    """Return what secure aggregation needs on both sides; the rounds that are finished are never summed again."""
+    if not plan.secure_sites:
+        return None, None
+    authority, credentials = certify_sites(plan.secure_sites)
+    rounds = {name: SecureRounds(name, held, masked=finished) for name, held in credentials.items()}
+    weigh = partial(weigh_site, weights=plan.weights, weight_cap=plan.weight_cap)
+    return authority, MaskedSums(rounds.__getitem__, plan.session, weigh)
 
 
 class _Recorder:

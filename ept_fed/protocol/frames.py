@@ -1,9 +1,9 @@
 """Frames: what SuperNode's app and the site's worker say to each other, as bytes.
 
-A frame is a fixed prefix with the lengths of what follows, a JSON head, and float32 arrays. Bytes have one reading and
-a value one spelling: a head that is not spelled as `encode_frame` spells it is refused, so no key can be missing, extra
-or given twice, and no number can come as text. Nothing is unpickled. An introduction travels as a frame inside Flower's
-messages too.
+A frame is a fixed prefix with the lengths of what follows, a JSON head, and float32 arrays or plain bytes. Bytes have
+one reading and a value one spelling: a head that is not spelled as `encode_frame` spells it is refused, so no key can
+be missing, extra or given twice, and no number can come as text. Nothing is unpickled. Introductions and the stages of
+a secure aggregation travel as frames inside Flower's messages too.
 """
 
 import dataclasses
@@ -21,6 +21,7 @@ from pydantic import TypeAdapter
 from ept_fed.protocol.layout import Vector
 from ept_fed.protocol.messages import MessageRefusedError, RoundReply, RoundRequest
 from ept_fed.protocol.proposal import Proposal, SiteIntroduction
+from ept_fed.protocol.stages import StageReply, StageRequest
 
 __all__ = [
     "MOST_ARRAY_BYTES",
@@ -63,19 +64,23 @@ class Refusal:
     failed: bool = False
 
 
-Frame: TypeAlias = Introduce | RoundRequest | SiteIntroduction | RoundReply | Refusal
+Frame: TypeAlias = Introduce | RoundRequest | StageRequest | SiteIntroduction | RoundReply | StageReply | Refusal
 _KINDS: Mapping[str, type] = {
     "introduce": Introduce,
     "request": RoundRequest,
+    "stage": StageRequest,
     "introduction": SiteIntroduction,
     "reply": RoundReply,
+    "stage reply": StageReply,
     "refusal": Refusal,
 }
 _NAMES = {kind: name for name, kind in _KINDS.items()}
 
 
 def kind_of(frame: Frame) -> str:
-    """Return what a frame is called where it is logged: its phase if it belongs to a round, else its kind."""
+    """Return what a frame is called where it is logged: its phase or stage if it belongs to a round, else its kind."""
+    if isinstance(frame, StageRequest | StageReply):
+        return frame.stage
     return frame.phase if isinstance(frame, RoundRequest | RoundReply) else _NAMES[type(frame)]
 
 
@@ -86,10 +91,12 @@ def encode_frame(frame: Frame) -> bytes:
         MessageRefusedError: if it is larger than a frame may be, or holds an infinite number.
     """
     kind: type = type(frame)
-    names = [name for name in _array_names(kind) if getattr(frame, name) is not None]
-    arrays = [np.ascontiguousarray(getattr(frame, name), dtype="<f4") for name in names]
-    head = _spell(frame, {name: array.size for name, array in zip(names, arrays, strict=True)})
-    body = b"".join(array.tobytes() for array in arrays)
+    parts = {name: getattr(frame, name) for name in _part_names(kind) if getattr(frame, name) is not None}
+    head = _spell(frame, {name: len(part) for name, part in parts.items()})
+    body = b"".join(
+        part if isinstance(part, bytes) else np.ascontiguousarray(part, dtype="<f4").tobytes()
+        for part in parts.values()
+    )
     prefix = _PREFIX.pack(_MAGIC, len(head), len(body))
     read_prefix(prefix)
     return prefix + head + body
@@ -128,7 +135,7 @@ def decode_frame(content: bytes) -> Frame:
     try:
         document = json.loads(spelled)
         kind, sizes = _KINDS[document.pop("kind")], document.pop("arrays")
-        values = {**_read_fields(kind, document), **_read_arrays(kind, sizes, content[PREFIX_BYTES + head :])}
+        values = {**_read_fields(kind, document), **_read_parts(kind, sizes, content[PREFIX_BYTES + head :])}
         frame: Frame = kind(**values)
         faithful = _spell(frame, sizes) == spelled
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
@@ -158,20 +165,24 @@ def _read_fields(kind: type, document: dict[str, Any]) -> dict[str, Any]:
     return {name: adapter.validate_python(document[name]) for name, adapter in _fields(kind).items()}
 
 
-def _read_arrays(kind: type, sizes: Mapping[str, int], body: bytes) -> dict[str, Vector | None]:
-    vectors: dict[str, Vector | None] = dict.fromkeys(_array_names(kind))
+def _read_parts(kind: type, sizes: Mapping[str, int], body: bytes) -> dict[str, Vector | bytes | None]:
+    parts: dict[str, Vector | bytes | None] = dict.fromkeys(_part_names(kind))
     start = 0
     for name, size in sizes.items():
-        if name not in vectors or type(size) is not int or not 0 <= 4 * size <= len(body) - start:
-            raise ValueError("the arrays are not those of this kind of frame")
-        vectors[name] = np.frombuffer(body, dtype="<f4", count=size, offset=start).astype(np.float32)
-        start += 4 * size
+        width = 1 if _hints(kind).get(name) is bytes else 4
+        if name not in parts or type(size) is not int or not 0 <= width * size <= len(body) - start:
+            raise ValueError("the parts are not those of this kind of frame")
+        if width == 1:
+            parts[name] = body[start : start + size]
+        else:
+            parts[name] = np.frombuffer(body, dtype="<f4", count=size, offset=start).astype(np.float32)
+        start += width * size
     if start != len(body):
         raise ValueError("bytes are left over")
-    missing = [name for name in _needed_arrays(kind) if vectors[name] is None]
+    missing = [name for name in _needed_parts(kind) if parts[name] is None]
     if missing:
-        raise ValueError("an array is missing")
-    return vectors
+        raise ValueError("a part is missing")
+    return parts
 
 
 @cache
@@ -182,15 +193,15 @@ def _hints(kind: type) -> dict[str, Any]:
 
 @cache
 def _fields(kind: type) -> dict[str, TypeAdapter[Any]]:
-    arrays = _array_names(kind)
-    return {name: TypeAdapter(hint) for name, hint in _hints(kind).items() if name not in arrays}
+    parts = _part_names(kind)
+    return {name: TypeAdapter(hint) for name, hint in _hints(kind).items() if name not in parts}
 
 
 @cache
-def _array_names(kind: type) -> tuple[str, ...]:
-    return tuple(name for name, hint in _hints(kind).items() if hint in (Vector, Vector | None))
+def _part_names(kind: type) -> tuple[str, ...]:
+    return tuple(name for name, hint in _hints(kind).items() if hint in (Vector, Vector | None, bytes))
 
 
 @cache
-def _needed_arrays(kind: type) -> tuple[str, ...]:
-    return tuple(name for name, hint in _hints(kind).items() if hint == Vector)
+def _needed_parts(kind: type) -> tuple[str, ...]:
+    return tuple(name for name, hint in _hints(kind).items() if hint in (Vector, bytes))

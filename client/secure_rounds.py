@@ -1,0 +1,91 @@
+"""A site's part in the secure aggregation of a run: its update leaves under masks, once a round, or not at all."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from ept_fed.privacy.aggregation_session import AggregationSession
+from ept_fed.privacy.aggregation_site import SecureAggregationSite
+from ept_fed.protocol.layout import Vector
+from ept_fed.protocol.messages import MessageRefusedError
+from ept_fed.protocol.stages import StageReply, StageRequest
+
+__all__ = ["Credentials", "SecureRounds"]
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """What a site signs with, and whom it believes: keys/site.key, tls/site.crt and tls/ca.crt of its kit."""
+
+    key: ec.EllipticCurvePrivateKey
+    certificate: x509.Certificate
+    authority: x509.Certificate
+
+
+class SecureRounds:
+    """Answers the stages of one run's rounds, one session at a time.
+
+    Keys and seeds of a session live in memory: a site that is started anew in the middle of one has dropped out of it.
+
+    Attributes:
+        masked: the last round whose update left under masks, 0 before the first. The update of that round, or one
+            before it, never leaves again: two sums of one round would differ by single sites.
+    """
+
+    def __init__(self, site: str, credentials: Credentials, *, masked: int = 0) -> None:
+        """Take the site's certified name and credentials, and what an earlier process says of `masked`."""
+        self.masked = masked
+        self._site, self._credentials = site, credentials
+        self._open: tuple[AggregationSession, SecureAggregationSite] | None = None
+
+    def answer(
+        self, request: StageRequest, session: AggregationSession, update: Callable[[], tuple[Vector, int]]
+    ) -> StageReply:
+        """Return the site's part of a stage.
+
+        Args:
+            request: whose header the site has found to be its own.
+            session: of the request's round, as the site agreed to it.
+            update: called when it is due: the payload (n,) after training that round, and the site's weight.
+
+        Raises:
+            MessageRefusedError: for a stage out of turn, a second time, or what the server made up; the site takes no
+                further part in that round.
+            PayloadMismatchError: for an update that cannot be summed.
+            InputRefusedError: if this site is none of the session's.
+        """
+        if request.stage == "advertisement":
+            if session.round <= self.masked:
+                raise MessageRefusedError(f"this site gave its part of round {self.masked} and gives none again")
+            self._open = session, self._join(session)
+        if self._open is None or self._open[0] != session:
+            raise MessageRefusedError("no secure aggregation of this round is open at this site")
+        member = self._open[1]
+        if request.stage == "advertisement":
+            content = member.advertise()
+        elif request.stage == "shares":
+            content = member.share_keys(request.content)
+        elif request.stage == "masked input":
+            values, weight = update()
+            content = member.mask_input(request.content, values, weight)
+            self.masked = session.round
+        elif request.stage == "confirmation":
+            content = member.confirm(request.content)
+        else:
+            content = member.unmask(request.content)
+            self._open = None
+        return StageReply(request.header, request.stage, content)
+
+    def _join(self, session: AggregationSession) -> SecureAggregationSite:
+        held = self._credentials
+        return SecureAggregationSite(
+            session,
+            self._site,
+            key=held.key,
+            certificate=held.certificate,
+            authority=held.authority,
+            now=datetime.now(UTC),
+        )

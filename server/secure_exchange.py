@@ -1,0 +1,128 @@
+"""The secure aggregation of one round over a grid: five exchanges after training, and the server has the mean alone."""
+
+import logging
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from cryptography import x509
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+from ept_fed.flower import count_bytes, encode_frame_record, read_frame_record
+from ept_fed.privacy.aggregation_server import SecureAggregationServer, SecureMean
+from ept_fed.privacy.aggregation_session import AggregationAbandonedError
+from ept_fed.protocol.frames import decode_frame, encode_frame
+from ept_fed.protocol.messages import MessageRefusedError, clean_text
+from ept_fed.protocol.plan import Plan
+from ept_fed.protocol.stages import STAGES, Stage, StageReply, StageRequest
+from server.admission import Accepted, Refusal
+from server.aggregator import Update
+from server.exchange import Traffic, find_sender
+
+__all__ = ["Collected", "SecureExchange"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Collected:
+    """The updates of a round, and whose they are.
+
+    Attributes:
+        updates: one per site, or a single one that stands for their weighted mean.
+        sites: whose they are, sorted.
+        refused: who was left out of the sum, and why.
+        abandoned: why there is no sum; empty if there is one.
+    """
+
+    updates: Sequence[Update]
+    sites: tuple[str, ...]
+    refused: Sequence[Refusal] = ()
+    abandoned: str = ""
+
+
+class SecureExchange:
+    """Leads the sites that have trained through the stages, and keeps who was left out on the way.
+
+    Attributes:
+        refused: sites that were silent or refused, and why.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        plan: Plan,
+        nodes: Mapping[int, str],
+        round_number: int,
+        traffic: Mapping[str, Traffic],
+        *,
+        authority: x509.Certificate,
+        now: datetime,
+    ) -> None:
+        """Prepare a round; `nodes` are the names of those asked to train by node id, `traffic` is added to."""
+        self.refused: list[Refusal] = []
+        self._grid, self._plan, self._nodes, self._round = grid, plan, nodes, round_number
+        self._traffic = traffic
+        self._leader = SecureAggregationServer(plan.session(round_number), authority=authority, now=now)
+
+    def collect(self, trained: Sequence[Accepted]) -> Collected:
+        """Return the mean of the updates of sites whose train replies were sound, as one update."""
+        try:
+            mean = self.run([site for site, _ in trained])
+        except AggregationAbandonedError as abandoned:
+            return Collected((), (), self.refused, f"secure aggregation: {abandoned}")
+        # Strategies that need no more than the mean look at neither loss nor steps.
+        update = Update("the sum", mean.mean, mean.weight, loss=0.0, steps=1)
+        return Collected((update,), mean.sites, self.refused)
+
+    def run(self, trained: Collection[str]) -> SecureMean:
+        """Return the weighted mean of the updates of the sites that stay to the end.
+
+        Args:
+            trained: names of the sites whose train replies were sound.
+
+        Raises:
+            AggregationAbandonedError: if too few stay, or the sum cannot be unmasked.
+        """
+        requests = dict.fromkeys(sorted(trained), b"")
+        for stage in STAGES:
+            self._ask(stage, requests)
+            if stage != STAGES[-1]:
+                requests = self._leader.advance()
+        mean = self._leader.finish()
+        # A wrong share shows only when a secret is put together from it.
+        known = {refusal.site for refusal in self.refused}
+        self.refused += [
+            Refusal(site, "train", reason) for site, reason in self._leader.refused.items() if site not in known
+        ]
+        return mean
+
+    def _ask(self, stage: Stage, requests: Mapping[str, bytes]) -> None:
+        header = self._plan.header(self._round)
+        messages = []
+        waiting = {node: name for node, name in self._nodes.items() if name in requests}
+        for node, name in waiting.items():
+            content = encode_frame_record(encode_frame(StageRequest(header, stage, requests[name])))
+            message = Message(content, node, "query", group_id=str(self._round), ttl=self._plan.deadline)
+            self._traffic[name].sent += count_bytes(message)
+            messages.append(message)
+        for reply in self._grid.send_and_receive(messages, timeout=self._plan.deadline):
+            site = waiting.pop(find_sender(reply, messages), None)
+            if site is None:
+                continue
+            self._traffic[site].received += count_bytes(reply)
+            try:
+                frame = decode_frame(read_frame_record(reply))
+                if not isinstance(frame, StageReply) or frame.stage != stage:
+                    raise MessageRefusedError(f"it answered something else than its {stage}")
+                frame.header.require(header)
+                self._leader.take(site, frame.content)
+            except MessageRefusedError as refusal:
+                self._leave_out(site, stage, clean_text(str(refusal)))
+        for site in waiting.values():
+            self._leave_out(site, stage, "did not answer in time")
+
+    def _leave_out(self, site: str, stage: Stage, reason: str) -> None:
+        _log.warning("%s: secure aggregation, %s: %s", site, stage, reason)
+        self.refused.append(Refusal(site, "train", f"secure aggregation, {stage}: {reason}"))
