@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from ept_fed.privacy.aggregation_messages import Kind
 from ept_fed.privacy.aggregation_session import AggregationSession
 from ept_fed.privacy.aggregation_site import SecureAggregationSite
 from ept_fed.protocol.layout import Vector
@@ -69,6 +70,7 @@ class SecureRounds:
         elif request.stage == "shares":
             content = member.share_keys(request.content)
         elif request.stage == "masked input":
+            member.require(Kind.MASKED_INPUT)
             values, weight = update()
             content = member.mask_input(request.content, values, weight)
             self.masked = session.round

@@ -208,13 +208,18 @@ class SecureAggregationSite:
         except InvalidTag as error:
             raise MessageRefusedError(f"the share from {peer} fails authentication") from error
 
+    def require(self, kind: Kind) -> None:
+        """Raise MessageRefusedError, and end this site's part, unless this is what it has to give next."""
+        if self._next != kind:
+            asked = "nothing more" if self._next is None else f"its {self._next}"
+            self._next = None
+            raise MessageRefusedError(f"this site has {asked} to give in this session, not its {kind}")
+
     @contextmanager
     def _stage(self, kind: Kind) -> Iterator[None]:
         """Pass one stage; the object is of no more use if that fails."""
-        expected, self._next = self._next, None
-        if expected != kind:
-            asked = "nothing more" if expected is None else f"its {expected}"
-            raise MessageRefusedError(f"this site has {asked} to give in this session, not its {kind}")
+        self.require(kind)
+        self._next = None
         yield
         self._next = Kind(kind + 2) if kind < Kind.UNMASKING else None
 

@@ -1,0 +1,79 @@
+"""Sites that add numbers and send them under masks; and what may happen to any of them at any stage."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+from cryptography import x509
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from client.secure_rounds import Credentials, SecureRounds
+from ept_fed.flower import decode_request, encode_frame_record, encode_reply, read_frame_record
+from ept_fed.privacy.round_session import weigh_site
+from ept_fed.protocol.frames import decode_frame, encode_frame
+from ept_fed.protocol.layout import Vector
+from ept_fed.protocol.messages import EVALUATE_METRICS, TRAIN_METRICS, RoundReply
+from ept_fed.protocol.plan import Plan
+from ept_fed.protocol.stages import StageReply, StageRequest
+from server.app import create_server_app
+from server.rounds import FederationResult
+from simulations.local_grid import run_locally
+from tests.server.adding_sites import EXAMPLES, LAYOUT, Observer, auc_of, make_plan, step_of
+
+# What becomes of a site's answer to a stage: another answer, or None for a site that is gone.
+Fault = Callable[[StageRequest, StageReply], StageReply | None]
+Certified = tuple[x509.Certificate, Mapping[str, Credentials]]
+
+
+def make_secure_plan(sites: tuple[str, ...], **changes: object) -> Plan:
+    return make_plan(sites, secure_sites=sites, norm_bound=None, **changes)
+
+
+def masking_app(plan: Plan, certified: Certified, faults: Mapping[str, Fault], seen: list[bytes]) -> ClientApp:
+    """Return sites that keep their update back; every answer of theirs is added to `seen`."""
+    app = ClientApp()
+    rounds = {name: SecureRounds(name, certified[1][name]) for name in plan.sites}
+    updates: dict[tuple[str, int], Vector] = {}
+    weigh = partial(weigh_site, weights=plan.weights, weight_cap=plan.weight_cap)
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        site = str(context.node_config["site"])
+        request = decode_request(message, "train", LAYOUT)
+        updates[site, request.header.round] = request.payload + step_of(site)
+        metrics = dict.fromkeys(TRAIN_METRICS, 1.0) | {"validation_auc": auc_of(request.payload)}
+        return encode_reply(RoundReply(request.header, "train", None, EXAMPLES[site], metrics), message)
+
+    @app.evaluate()
+    def evaluate(message: Message, context: Context) -> Message:
+        request = decode_request(message, "evaluate", LAYOUT)
+        metrics = dict.fromkeys(EVALUATE_METRICS, 1.0) | {"auc": auc_of(request.payload)}
+        return encode_reply(RoundReply(request.header, "evaluate", None, 5, metrics), message)
+
+    @app.query()
+    def stage(message: Message, context: Context) -> Message:
+        site = str(context.node_config["site"])
+        request = decode_frame(read_frame_record(message))
+        assert isinstance(request, StageRequest)
+        number = request.header.round
+        reply = rounds[site].answer(
+            request, plan.session(number), lambda: (updates[site, number], weigh(EXAMPLES[site]))
+        )
+        altered = faults[site](request, reply) if site in faults else reply
+        if altered is None:
+            raise RuntimeError("gone")
+        seen.append(altered.content)
+        return Message(encode_frame_record(encode_frame(altered)), reply_to=message)
+
+    return app
+
+
+def run_masked(
+    plan: Plan, certified: Certified, faults: Mapping[str, Fault] | None = None
+) -> tuple[FederationResult, Observer, list[bytes]]:
+    """Run a federation under masks; return what the server was sent, too."""
+    results: list[FederationResult] = []
+    observer, seen = Observer(), []
+    server = create_server_app(plan, observer, results.append, authority=certified[0])
+    run_locally(server, masking_app(plan, certified, faults or {}, seen), plan.sites)
+    return results[0], observer, seen

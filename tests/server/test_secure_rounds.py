@@ -1,0 +1,191 @@
+"""Rounds under masks: the server gets the mean it would have got in clear, whoever leaves on the way, and no update."""
+
+import dataclasses
+import logging
+
+import numpy as np
+import pytest
+
+from client.secure_rounds import SecureRounds
+from ept_fed.config import FederationSettings
+from ept_fed.contradictions import check_sites
+from ept_fed.problems import InputRefusedError
+from ept_fed.protocol.messages import MessageRefusedError
+from ept_fed.protocol.stages import STAGES, StageReply, StageRequest
+from ept_fed.secure_contradictions import find_secure_contradictions
+from ept_fed.strategies import STRATEGIES, resolve_options
+from server.aggregator import Update
+from server.strategies import create_aggregator
+from simulations.certify import certify_sites
+from tests.server.adding_sites import EXAMPLES, SITES, make_plan, mean_step, run, step_of
+from tests.server.masking_sites import Certified, Fault, make_secure_plan, run_masked
+
+STEP = 2.0**-24
+FIVE = SITES[:5]
+
+
+@pytest.fixture(scope="module")
+def certified() -> Certified:
+    return certify_sites(SITES)
+
+
+@pytest.mark.parametrize("weights", [("examples", None), ("uniform", None), ("capped", 25)], ids=str)
+@pytest.mark.parametrize("strategy", [name for name, info in STRATEGIES.items() if info.mean_suffices])
+def test_a_masked_run_leaves_what_the_same_run_in_clear_leaves(
+    certified: Certified, strategy: str, weights: tuple[str, int | None]
+) -> None:
+    rule = {"weights": weights[0], "weight_cap": weights[1]}
+    clear = run(make_plan(FIVE, strategy, norm_bound=None, **rule))[0]
+    masked, observer, _ = run_masked(make_secure_plan(FIVE, strategy=strategy, **rule), certified)
+    # Adam and its kin divide by roots of squares, which carries the last bits further.
+    tolerance = 8 * STEP if strategy in ("fedavg", "fedavgm", "fedprox") else 1e-4
+    np.testing.assert_allclose(masked.payload, clear.payload, rtol=0, atol=tolerance)
+    assert [record.aggregated for record in observer.records] == [FIVE, FIVE]
+    assert all(record.refused == [] for record in observer.records)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_exactly_those_strategies_pass_that_need_no_more_than_the_mean(strategy: str) -> None:
+    """Their result on a round's updates is that on the mean of the updates alone."""
+    options = resolve_options(strategy, {})
+    plan = make_plan(SITES, strategy, weights="uniform", options=options)
+    rng = np.random.default_rng(0)
+    sent = [rng.normal(size=15).astype(np.float32) for _ in SITES]
+    losses, steps = rng.uniform(1, 3, len(SITES)), rng.integers(1, 9, len(SITES))
+    gradient = np.ones(15, np.float32) if STRATEGIES[strategy].wants_gradient else None
+    several = [
+        Update(site, vector, 10, float(loss), int(count), gradient)
+        for site, vector, loss, count in zip(SITES, sent, losses, steps, strict=True)
+    ]
+    one = [Update("the sum", np.mean(sent, axis=0, dtype=np.float64).astype(np.float32), 90, 0.0, 1, gradient)]
+    refused = find_secure_contradictions(
+        FederationSettings.model_validate({"strategy": strategy, "secure_aggregation": {}, "norm_bound": None})
+    )
+    assert STRATEGIES[strategy].mean_suffices == (not refused)
+    if STRATEGIES[strategy].mean_suffices:
+        alone, together = (create_aggregator(plan).aggregate(1, plan.initial, updates) for updates in (one, several))
+        np.testing.assert_allclose(alone, together, rtol=1e-4, atol=1e-5)
+
+
+def gone(at: str) -> Fault:
+    return lambda request, reply: None if STAGES.index(request.stage) >= STAGES.index(at) else reply
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_site_that_leaves_at_any_stage_costs_its_own_part_at_most(certified: Certified, stage: str) -> None:
+    logging.getLogger("simulations.local_grid").setLevel(logging.CRITICAL)
+    leaves = FIVE[1]
+    result, observer, _ = run_masked(make_secure_plan(FIVE, rounds=1), certified, {leaves: gone(stage)})
+    (record,) = observer.records
+    # Whose masked input has come is summed, also if the site is silent from then on.
+    kept = STAGES.index(stage) > STAGES.index("masked input")
+    stay = FIVE if kept else tuple(site for site in FIVE if site != leaves)
+    assert record.aggregated == stay
+    np.testing.assert_allclose(result.payload, mean_step(*stay), rtol=0, atol=STEP)
+    assert {refusal.site for refusal in record.refused} == {leaves}
+    assert stage in record.refused[0].reason
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_with_too_few_left_the_old_prompts_stay_and_the_run_goes_on(certified: Certified, stage: str) -> None:
+    logging.getLogger("simulations.local_grid").setLevel(logging.CRITICAL)
+
+    def in_round_one(request: StageRequest, reply: StageReply) -> StageReply | None:
+        return gone(stage)(request, reply) if request.header.round == 1 else reply
+
+    leave = dict.fromkeys(FIVE[:2], in_round_one)
+    plan = make_secure_plan(FIVE, rounds=2, secure_threshold=4)
+    result, observer, _ = run_masked(plan, certified, leave)
+    first, second = observer.records
+    assert first.aggregated == ()
+    assert "kept the old prompts: secure aggregation" in first.outcome
+    assert second.aggregated == FIVE
+    np.testing.assert_allclose(result.payload, mean_step(*FIVE), rtol=0, atol=STEP)
+
+
+@pytest.mark.parametrize(
+    "alter",
+    [
+        lambda request, reply: dataclasses.replace(reply, content=reply.content[:-1]),
+        lambda request, reply: dataclasses.replace(reply, content=b""),
+        lambda request, reply: dataclasses.replace(
+            reply, stage="unmasking" if request.stage != "unmasking" else "shares"
+        ),
+        lambda request, reply: dataclasses.replace(reply, header=dataclasses.replace(reply.header, round=7)),
+    ],
+    ids=["cut", "empty", "another stage", "another round"],
+)
+def test_a_site_that_answers_nonsense_is_left_out_by_name(certified: Certified, alter: Fault) -> None:
+    result, observer, _ = run_masked(make_secure_plan(FIVE, rounds=1), certified, {FIVE[2]: alter})
+    others = tuple(site for site in FIVE if site != FIVE[2])
+    assert observer.records[0].aggregated == others
+    assert [refusal.site for refusal in observer.records[0].refused] == [FIVE[2]]
+    np.testing.assert_allclose(result.payload, mean_step(*others), rtol=0, atol=STEP)
+
+
+def test_no_update_reaches_the_server(certified: Certified) -> None:
+    """Neither as floats nor as fixed-point words, in none of the bytes that sites sent."""
+    plan = make_secure_plan(FIVE, rounds=1)
+    _, _, seen = run_masked(plan, certified)
+    encoding = plan.session(1).encoding
+    for site in FIVE:
+        vector = step_of(site)
+        words = encoding.encode(vector, EXAMPLES[site])
+        for part in (vector[:2].tobytes(), words[:1].tobytes(), words[-3:-1].tobytes()):
+            assert not any(part in content for content in seen)
+
+
+def test_an_update_leaves_once_and_no_second_session_of_its_round_gets_it(certified: Certified) -> None:
+    plan = make_secure_plan(FIVE)
+    rounds = SecureRounds(FIVE[0], certified[1][FIVE[0]], masked=1)
+    begin = StageRequest(plan.header(1), "advertisement", b"")
+
+    def update() -> tuple[np.ndarray, int]:
+        raise AssertionError("it was asked for the update")
+
+    with pytest.raises(MessageRefusedError, match="gives none again"):
+        rounds.answer(begin, plan.session(1), update)
+    with pytest.raises(MessageRefusedError, match="no secure aggregation of this round is open"):
+        rounds.answer(dataclasses.replace(begin, stage="masked input"), plan.session(2), update)
+    rounds.answer(dataclasses.replace(begin, header=plan.header(2)), plan.session(2), update)
+    with pytest.raises(MessageRefusedError, match="not its masked input"):
+        rounds.answer(dataclasses.replace(begin, stage="masked input"), plan.session(2), update)
+
+
+def test_masked_runs_without_an_authority_are_refused() -> None:
+    with pytest.raises(ValueError, match="authority"):
+        run(make_secure_plan(FIVE))
+
+
+@pytest.mark.parametrize(
+    ("changes", "sites", "field"),
+    [
+        ({}, 2, "federation.secure_aggregation"),
+        ({"secure_aggregation": {"threshold": 2}}, 5, "federation.secure_aggregation.threshold"),
+        ({"secure_aggregation": {"threshold": 6}}, 5, "federation.secure_aggregation.threshold"),
+        ({"sites_per_round": 0.5}, 6, "federation.sites_per_round"),
+    ],
+)
+def test_what_these_sites_make_impossible_is_refused(changes: dict[str, object], sites: int, field: str) -> None:
+    federation = FederationSettings.model_validate({"secure_aggregation": {}, **changes})
+    assert [problem.field for problem in check_sites(federation, SITES[:sites])] == [field]
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"strategy": "krum"}, "federation.strategy"),
+        ({"averaging": "log_mean_exp"}, "federation.averaging"),
+        ({"norm_bound": 3.0}, "federation.norm_bound"),
+        ({"payload": "raw"}, "federation.payload"),
+    ],
+)
+def test_what_needs_to_see_single_updates_is_refused(changes: dict[str, object], field: str) -> None:
+    federation = FederationSettings.model_validate({"secure_aggregation": {}, "norm_bound": None, **changes})
+    assert [problem.field for problem in find_secure_contradictions(federation)] == [field]
+    assert find_secure_contradictions(federation.model_copy(update={"secure_aggregation": None})) == []
+
+
+def test_a_session_of_too_few_sites_cannot_be_planned() -> None:
+    with pytest.raises(InputRefusedError, match="sites"):
+        make_secure_plan(FIVE[:2]).session(1)
