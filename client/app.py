@@ -24,8 +24,9 @@ from ept_fed.flower import (
 )
 from ept_fed.protocol.frames import Frame, Introduce, Refusal, decode_frame, encode_frame
 from ept_fed.protocol.layout import PayloadMismatchError
-from ept_fed.protocol.messages import MessageRefusedError, RoundReply, clean_text
+from ept_fed.protocol.messages import MessageRefusedError, RoundReply, RoundRequest, clean_text
 from ept_fed.protocol.proposal import SiteIntroduction
+from ept_fed.protocol.stages import StageReply, StageRequest
 
 __all__ = ["SOCKET_KEY", "app"]
 
@@ -36,9 +37,9 @@ app = ClientApp()
 
 
 @app.query()
-def introduce(message: Message, context: Context) -> Message:
-    """Hand a proposal to the worker, and its introduction back."""
-    return _forward(message, context, _read_proposal)
+def query(message: Message, context: Context) -> Message:
+    """Hand a proposal or a stage of secure aggregation to the worker, and its answer back."""
+    return _forward(message, context, _read_question)
 
 
 @app.train()
@@ -61,9 +62,9 @@ def _forward(message: Message, context: Context, read: Callable[[Message], Frame
         answer = ask_worker(socket, question, seconds=message.metadata.ttl)
         if isinstance(answer, Refusal):
             return _decline(message, SITE_FAILED if answer.failed else SITE_REFUSED, answer.reason)
-        if isinstance(question, Introduce) and isinstance(answer, SiteIntroduction):
+        if (type(question), type(answer)) in {(Introduce, SiteIntroduction), (StageRequest, StageReply)}:
             return Message(encode_frame_record(encode_frame(answer)), reply_to=message)
-        if not isinstance(question, Introduce) and isinstance(answer, RoundReply):
+        if isinstance(question, RoundRequest) and isinstance(answer, RoundReply):
             return encode_reply(answer, message)
         raise TypeError(f"the worker answered with a {type(answer).__name__}")
     except (MessageRefusedError, PayloadMismatchError) as refusal:
@@ -75,10 +76,10 @@ def _forward(message: Message, context: Context, read: Callable[[Message], Frame
         return _decline(message, SITE_FAILED, "the site failed; its own log says why")
 
 
-def _read_proposal(message: Message) -> Frame:
+def _read_question(message: Message) -> Frame:
     frame = decode_frame(read_frame_record(message))
-    if not isinstance(frame, Introduce):
-        raise MessageRefusedError("the question holds no proposal")
+    if not isinstance(frame, Introduce | StageRequest):
+        raise MessageRefusedError("the question holds neither a proposal nor a stage")
     return frame
 
 

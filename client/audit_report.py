@@ -208,7 +208,16 @@ def _say_verdict(result: Examination, key_of: str) -> list[str]:
     return said
 
 
-_KINDS = {"introduction": "introduction", "train": "answer to training", "evaluate": "answer to evaluation"}
+_KINDS = {
+    "introduction": "introduction",
+    "train": "answer to training",
+    "evaluate": "answer to evaluation",
+    "advertisement": "advertisement of keys for masks",
+    "shares": "message of encrypted shares of them",
+    "masked input": "update under masks",
+    "confirmation": "confirmation of whose updates are summed",
+    "unmasking": "message that unmasks the sum",
+}
 
 
 def _many(count: int, what: str) -> str:

@@ -5,9 +5,10 @@ from typing import Literal, Protocol
 
 from ept_fed.config import PrivacySettings
 from ept_fed.privacy.accountant import GaussianSteps
-from ept_fed.protocol.layout import PayloadLayout
+from ept_fed.protocol.layout import PayloadLayout, Vector
 from ept_fed.protocol.messages import RoundReply, RoundRequest, Split
 from ept_fed.protocol.proposal import Proposal, SiteIntroduction
+from ept_fed.protocol.stages import StageRequest
 
 __all__ = ["Direction", "Door"]
 
@@ -74,6 +75,30 @@ class Door(Protocol):
         Raises:
             MessageRefusedError: with a sentence that may leave the site.
         """
+
+    def admit_stage(self, request: StageRequest, proposal: Proposal, layout: PayloadLayout, frame: bytes) -> None:
+        """Let the request for a stage of secure aggregation in.
+
+        Raises:
+            MessageRefusedError: with a sentence that may leave the site.
+        """
+
+    def mask(self, request: StageRequest, trained: Vector, examples: int, layout: PayloadLayout) -> Vector:
+        """Return an update, which nobody can judge once it is masked, as it may leave under masks.
+
+        Raises:
+            MessageRefusedError: with a sentence that may leave the site.
+        """
+
+    def release_stage(self, request: StageRequest, frame: bytes) -> None:
+        """Let the site's part of a stage out, a masked input only after `mask`.
+
+        Raises:
+            MessageRefusedError: with a sentence that may leave the site.
+        """
+
+    def masked_rounds(self, run: str) -> int:
+        """Return the last round of a run whose update left under masks; 0 if none did."""
 
     def refused(self, direction: Direction, kind: str, reason: str, frame: bytes) -> None:
         """Record what could not be read or answered; the bytes are those that came in."""

@@ -27,17 +27,19 @@ from client.incoming import (
     splits_of,
     stage_of,
 )
-from client.known_runs import SPLITS, KnownRun, PromptStore, pinned_backbone, pinned_splits, recall_runs
+from client.known_runs import SECURE, SPLITS, KnownRun, PromptStore, pinned_backbone, pinned_splits, recall_runs
 from client.ledger import Ledger, Record
+from client.masked import judge_stage, judge_update
 from client.outgoing import judge_introduction, judge_reply
 from client.policy import Policy
 from client.rules import RuleBroken, RulesBrokenError
 from ept_fed.config import PrivacySettings
 from ept_fed.privacy.accountant import GaussianSteps
 from ept_fed.protocol.frames import encode_frame
-from ept_fed.protocol.layout import PayloadLayout
+from ept_fed.protocol.layout import PayloadLayout, Vector
 from ept_fed.protocol.messages import RoundReply, RoundRequest, Split, clean_text
 from ept_fed.protocol.proposal import Proposal, SiteIntroduction
+from ept_fed.protocol.stages import StageRequest
 from ept_fed.settings import Name
 
 __all__ = ["Gate"]
@@ -62,6 +64,7 @@ class Gate:
         self._pinned = pinned_backbone(ledger.history)
         self._splits = pinned_splits(ledger.history)
         self._proposals: dict[str, Proposal] = {}
+        self._masking: Record | None = None
         self._turn = threading.Lock()
 
     def admit_proposal(self, run: str, proposal: Proposal, frame: bytes) -> None:
@@ -74,9 +77,11 @@ class Gate:
         with self._turn:
             broken = _judge_name(run) + judge_proposal(self._policy, proposal, self._runs.get(run))
             broken += judge_splits(self._policy, proposal, self._splits)
-            record = Record("in", "introduce", "passed", run=clean_text(run, 64), about={"proposal": proposal.digest})
+            secure = proposal.federation.secure_aggregation is not None
+            about = {"proposal": proposal.digest} | ({SECURE: "yes"} if secure else {})
+            record = Record("in", "introduce", "passed", run=clean_text(run, 64), about=about)
             self._decide(record, frame, broken)
-            self._runs.setdefault(run, KnownRun(proposal.digest))
+            self._runs.setdefault(run, KnownRun(proposal.digest, secure=secure))
             self._proposals[run] = proposal
 
     def release_introduction(
@@ -197,7 +202,7 @@ class Gate:
         """
         with self._turn:
             known = self._runs.get(request.header.run, KnownRun(proposal=""))
-            released, broken = judge_reply(self._policy, request, reply, layout, known.layout, known.validation_images)
+            released, broken = judge_reply(self._policy, request, reply, layout, known)
             record = _record_of(request, "out")
             if released is None:
                 self._refuse(record, b"", broken)
@@ -215,6 +220,66 @@ class Gate:
             )
             self._append(record, encode_frame(leaving))
             return leaving
+
+    def admit_stage(self, request: StageRequest, proposal: Proposal, layout: PayloadLayout, frame: bytes) -> None:
+        """Let the request for a stage of secure aggregation in; arguments and refusals as for `admit`."""
+        with self._turn:
+            known = self._runs.get(request.header.run)
+            broken = judge_stage(self._policy, request, layout, known)
+            if known is not None:
+                broken += judge_proposal(self._policy, proposal, known)
+            self._decide(_record_of_stage(request, "in"), frame, broken)
+
+    def mask(self, request: StageRequest, trained: Vector, examples: int, layout: PayloadLayout) -> Vector:
+        """Return an update as it may be masked, scaled down if the policy says so; refusals as for `release`.
+
+        Args:
+            request: for the masked input.
+            trained: the payload after the round.
+            examples: training images behind it.
+            layout: that the site made.
+        """
+        with self._turn:
+            known = self._runs.get(request.header.run, KnownRun(proposal=""))
+            latest = self._prompts.latest(request.header.run, layout)
+            received = latest[1] if latest is not None and latest[0] == request.header.round - 1 else None
+            leaving, clipped, broken = judge_update(self._policy, received, trained, examples, layout, known)
+            record = _record_of_stage(request, "out")
+            if broken:
+                self._refuse(record, b"", broken)
+            self._masking = dataclasses.replace(
+                record,
+                tensors=layout.shapes,
+                images=examples,
+                decision="clipped" if clipped else "passed",
+                rule="outgoing.update" if clipped else "",
+                reason=clipped,
+            )
+            return leaving
+
+    def release_stage(self, request: StageRequest, frame: bytes) -> None:
+        """Let a site's part of a stage out.
+
+        Raises:
+            RulesBrokenError: for a masked input whose update did not pass `mask`.
+            OSError: if it cannot be recorded, and so does not pass.
+        """
+        with self._turn:
+            record, masking = _record_of_stage(request, "out"), self._masking
+            if request.stage == "masked input":
+                if masking is None or (masking.run, masking.round) != (record.run, record.round):
+                    fix = "the update was not judged before it was masked"
+                    self._refuse(record, b"", [RuleBroken("protocol.stage", request.stage, fix)])
+                record, self._masking = masking, None
+            self._append(record, frame)
+            if request.stage == "masked input":
+                self._runs[request.header.run].masked = request.header.round
+
+    def masked_rounds(self, run: str) -> int:
+        """Return the last round of a run whose update left under masks; 0 if none did."""
+        with self._turn:
+            known = self._runs.get(run)
+            return 0 if known is None else known.masked
 
     def refused(self, direction: Direction, kind: str, reason: str, frame: bytes) -> None:
         """Record what could not be read or answered; the worker has refused it already."""
@@ -270,6 +335,11 @@ def _record_of(request: RoundRequest, direction: Direction) -> Record:
         round=request.header.round,
         split=request.split if request.phase == "evaluate" else None,
     )
+
+
+def _record_of_stage(request: StageRequest, direction: Direction) -> Record:
+    header = request.header
+    return Record(direction, request.stage, "passed", run=clean_text(header.run, 64), round=header.round)
 
 
 def _name_tensors(layout: PayloadLayout, beside: str | None) -> tuple[tuple[str, tuple[int, ...]], ...]:

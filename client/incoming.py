@@ -11,12 +11,13 @@ from client.policy import Policy
 from client.rules import RuleBroken, beyond
 from ept_fed.config import TrainingSettings
 from ept_fed.protocol.layout import PayloadLayout, PayloadMismatchError, Vector
-from ept_fed.protocol.messages import PROTOCOL_VERSION, RoundRequest
+from ept_fed.protocol.messages import PROTOCOL_VERSION, Header, RoundRequest
 from ept_fed.protocol.proposal import Proposal
 
 __all__ = [
     "judge_backbone",
     "judge_change",
+    "judge_header",
     "judge_proposal",
     "judge_request",
     "judge_splits",
@@ -56,6 +57,9 @@ def judge_proposal(policy: Policy, proposal: Proposal, known: KnownRun | None) -
     if ":" in model.backbone and not isinstance(rules.backbone, tuple):
         fix = "pin its SHA-256 in incoming.backbone before a server may name a repository of the internet"
         broken.append(RuleBroken("incoming.backbone", model.backbone, fix))
+    if policy.outgoing.masked_only and federation.secure_aggregation is None:
+        fix = "updates leave under masks only; the consortium has to set federation.secure_aggregation"
+        broken.append(RuleBroken("outgoing.masked_only", "in clear", fix))
     if known is not None and known.proposal != proposal.digest:
         fix = "this run was proposed with other settings before; the consortium has to start a new run"
         broken.append(RuleBroken("protocol.run", proposal.digest, fix))
@@ -113,17 +117,9 @@ def judge_request(
         sha256: of the request's frame.
     """
     rules, header = policy.incoming, request.header
+    broken = judge_header(policy, header, layout, known)
     if known is None or known.backbone is None:
-        fix = "this site has not introduced itself for this run; the server has to propose it first"
-        return [RuleBroken("protocol.run", header.run, fix)]
-    broken = _outside_list("incoming.code", header.code, rules.code)
-    same = (
-        ("protocol.version", header.protocol, PROTOCOL_VERSION),
-        ("protocol.backbone", header.backbone_digest, known.backbone),
-        ("protocol.layout", header.layout_hash, known.layout),
-        ("protocol.layout", layout.hash, known.layout),
-    )
-    broken += [RuleBroken(rule, theirs, f"agreed was {ours}") for rule, theirs, ours in same if theirs != ours]
+        return broken
     broken += beyond("incoming.rounds", request.rounds, rules.rounds)
     if not 1 <= header.round <= request.rounds:
         broken.append(RuleBroken("protocol.round", header.round, f"the run has {request.rounds} rounds"))
@@ -139,6 +135,28 @@ def judge_request(
         if request.correction is not None or request.wants_gradient or request.settings:
             broken.append(RuleBroken("protocol.request", "evaluate", "carries what only a train request may carry"))
     return broken + _judge_order(known, request_key(request), sha256)
+
+
+def judge_header(policy: Policy, header: Header, layout: PayloadLayout, known: KnownRun | None) -> list[RuleBroken]:
+    """Return every rule that a message's header breaks.
+
+    Args:
+        policy: the site's.
+        header: of a request of whatever kind.
+        layout: that the site itself made.
+        known: what the site knows of the run; None if nothing.
+    """
+    if known is None or known.backbone is None:
+        fix = "this site has not introduced itself for this run; the server has to propose it first"
+        return [RuleBroken("protocol.run", header.run, fix)]
+    broken = _outside_list("incoming.code", header.code, policy.incoming.code)
+    same = (
+        ("protocol.version", header.protocol, PROTOCOL_VERSION),
+        ("protocol.backbone", header.backbone_digest, known.backbone),
+        ("protocol.layout", header.layout_hash, known.layout),
+        ("protocol.layout", layout.hash, known.layout),
+    )
+    return broken + [RuleBroken(rule, theirs, f"agreed was {ours}") for rule, theirs, ours in same if theirs != ours]
 
 
 def judge_change(

@@ -11,11 +11,22 @@ from pathlib import Path
 
 from client.ledger_entry import Entry
 from ept_fed.protocol.layout import PayloadLayout, Vector
+from ept_fed.protocol.stages import STAGES
 from ept_fed.sealed_tensors import SealBrokenError, read_sealed, seal_tensors
 
-__all__ = ["SPLITS", "KnownRun", "PromptStore", "RequestKey", "pinned_backbone", "pinned_splits", "recall_runs"]
+__all__ = [
+    "SECURE",
+    "SPLITS",
+    "KnownRun",
+    "PromptStore",
+    "RequestKey",
+    "pinned_backbone",
+    "pinned_splits",
+    "recall_runs",
+]
 
 RequestKey = tuple[int, str, str]  # round, phase, split
+SECURE = "secure"  # in the `about` of a proposal whose updates leave under masks
 SPLITS = "splits"  # in the `about` of the first message that passed under a privacy budget
 _PROMPTS = "prompts"
 
@@ -29,6 +40,8 @@ class KnownRun:
         backbone: digest that the site introduced itself with; None until it did.
         layout: hash of the payload's layout, likewise.
         validation_images: of the site in this run.
+        secure: whether its updates leave under masks.
+        masked: last round whose update left under masks.
         last_round: of the requests accepted so far.
         accepted: SHA-256 of the frame of every accepted request.
     """
@@ -37,6 +50,8 @@ class KnownRun:
     backbone: str | None = None
     layout: str | None = None
     validation_images: int = 0
+    secure: bool = False
+    masked: int = 0
     last_round: int = 0
     accepted: dict[RequestKey, str] = field(default_factory=dict)
 
@@ -58,9 +73,13 @@ def recall_runs(history: Iterable[Entry]) -> dict[str, KnownRun]:
         if entry.decision not in ("passed", "clipped") or entry.run is None:
             continue
         if entry.kind == "introduce" and entry.direction == "in":
-            runs.setdefault(entry.run, KnownRun(entry.about["proposal"]))
+            runs.setdefault(entry.run, KnownRun(entry.about["proposal"], secure=SECURE in entry.about))
         elif entry.kind == "introduction" and entry.direction == "out":
             runs[entry.run].introduce(entry.about)
+        elif entry.kind == "masked input" and entry.direction == "out" and entry.round is not None:
+            runs[entry.run].masked = max(runs[entry.run].masked, entry.round)
+        elif entry.direction == "in" and entry.kind in STAGES:
+            continue
         elif entry.direction == "in" and entry.round is not None and entry.sha256 is not None:
             runs[entry.run].accept((entry.round, entry.kind, entry.split or ""), entry.sha256)
     return runs

@@ -17,6 +17,7 @@ import numpy as np
 
 import ept_fed
 from client.incoming import judge_backbone, measure_change
+from client.known_runs import KnownRun
 from client.policy import Policy
 from client.rules import RuleBroken
 from ept_fed.config import SharedModelSettings
@@ -32,7 +33,14 @@ from ept_fed.protocol.messages import (
 )
 from ept_fed.protocol.proposal import Proposal, SiteIntroduction
 
-__all__ = ["Release", "judge_introduction", "judge_reply"]
+__all__ = [
+    "Release",
+    "bound_update",
+    "judge_introduction",
+    "judge_reply",
+    "judge_tensor_names",
+    "judge_training_images",
+]
 
 # What a layout may say in words; classes apart, which must be the proposal's own.
 _EMBEDDINGS = "|".join(get_args(SharedModelSettings.model_fields["embedding"].annotation))
@@ -80,7 +88,7 @@ def judge_introduction(
     broken = [RuleBroken(rule, theirs, f"agreed was {ours}") for rule, theirs, ours in agreed if theirs != ours]
     broken += judge_backbone(policy, introduction.backbone_digest, pinned)
     broken += _judge_layout(policy, introduction.layout, proposal)
-    broken += _judge_training_images(policy, introduction.examples)
+    broken += judge_training_images(policy, introduction.examples)
     try:
         introduction.layout.check(introduction.initial)
     except PayloadMismatchError as error:
@@ -93,36 +101,42 @@ def judge_reply(
     request: RoundRequest,
     reply: RoundReply,
     layout: PayloadLayout,
-    agreed: str | None,
-    validation: int,
+    known: KnownRun,
 ) -> tuple[Release | None, list[RuleBroken]]:
     """Return what may leave of a reply, or every rule that it breaks.
+
+    An update that leaves under masks is no part of the reply; see `client.masked`.
 
     Args:
         policy: the site's.
         request: that it answers.
         reply: what the site computed.
         layout: that the site made.
-        agreed: hash of the layout that the site introduced itself with.
-        validation: validation images behind a train reply's metrics.
+        known: what the site knows of the run.
     """
-    broken = _judge_tensor_names(policy, layout) + _judge_form(reply, request, layout, agreed)
+    broken = judge_tensor_names(policy, layout) + _judge_form(reply, request, layout, known.layout)
     if broken:
         return None, broken
     try:
-        reply.check(request.header, layout, wants_gradient=request.wants_gradient, private=request.private)
+        reply.check(
+            request.header,
+            layout,
+            wants_gradient=request.wants_gradient,
+            private=request.private,
+            masked=known.secure and request.phase == "train",
+        )
     except (MessageRefusedError, PayloadMismatchError) as error:
         return None, [RuleBroken("protocol.reply", request.phase, str(error))]
     payload, clipped = None, ""
     if reply.payload is not None:
-        broken += _judge_training_images(policy, reply.examples)
-        payload, clipped, outsized = _bound_update(policy, request.payload, reply.payload, layout)
+        broken += judge_training_images(policy, reply.examples)
+        payload, clipped, outsized = bound_update(policy, request.payload, reply.payload, layout)
         broken += outsized
     if reply.gradient is not None and not policy.outgoing.gradient:
         broken.append(RuleBroken("outgoing.gradient", True, "set outgoing.gradient: true to let it leave"))
     if broken:
         return None, broken
-    metrics, examples, withheld = _choose_metrics(policy, reply, validation)
+    metrics, examples, withheld = _choose_metrics(policy, reply, known.validation_images)
     gradient = None if reply.gradient is None else _copy(reply.gradient)
     rebuilt = RoundReply(request.header, request.phase, payload, examples, metrics, gradient)
     notes = [(rule, f"withheld: {', '.join(names)}") for rule, names in withheld.items()]
@@ -159,10 +173,11 @@ def _judge_layout(policy: Policy, layout: PayloadLayout, proposal: Proposal) -> 
     known = {f"class {name}" for name in proposal.data.classes}
     odd = [text for text in layout.meaning if text not in known and not _MEANING.fullmatch(text)]
     broken = [RuleBroken("protocol.layout", text, "no text leaves that the proposal did not hold") for text in odd]
-    return broken + _judge_tensor_names(policy, layout)
+    return broken + judge_tensor_names(policy, layout)
 
 
-def _judge_tensor_names(policy: Policy, layout: PayloadLayout) -> list[RuleBroken]:
+def judge_tensor_names(policy: Policy, layout: PayloadLayout) -> list[RuleBroken]:
+    """Return what breaks if a payload of this layout leaves."""
     rules, broken = policy.outgoing, []
     for name, _ in layout.shapes:
         if name in HEAD_TENSORS:
@@ -174,14 +189,15 @@ def _judge_tensor_names(policy: Policy, layout: PayloadLayout) -> list[RuleBroke
     return broken
 
 
-def _judge_training_images(policy: Policy, examples: int) -> list[RuleBroken]:
+def judge_training_images(policy: Policy, examples: int) -> list[RuleBroken]:
+    """Return what breaks if an update from so many training images leaves."""
     rule, fewest = "outgoing.fewest_training_images", policy.outgoing.fewest_training_images
     if examples >= fewest:
         return []
     return [RuleBroken(rule, examples, f"the policy asks for {fewest} at least; lower {rule}, or train on more")]
 
 
-def _bound_update(
+def bound_update(
     policy: Policy, received: Vector, trained: Vector, layout: PayloadLayout
 ) -> tuple[Vector, str, list[RuleBroken]]:
     """Return the payload to send, what was done if it was clipped, and what it breaks if it may not leave."""

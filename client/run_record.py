@@ -16,11 +16,12 @@ from typing import Any, Literal
 from ept_fed.artefacts import append_json_line
 from ept_fed.protocol.layout import Vector
 from ept_fed.protocol.messages import Phase, RoundRequest
+from ept_fed.protocol.stages import Stage
 from ept_fed.sealed_tensors import SealBrokenError, read_sealed, write_sealed
 
 __all__ = ["Answer", "Received", "RunRecord"]
 
-AnswerKind = Literal["introduction", "train", "evaluate"]
+AnswerKind = Literal["introduction", "train", "evaluate"] | Stage
 _SCHEMA = 1
 _PAYLOAD = "payload"
 

@@ -23,11 +23,13 @@ import ept_fed
 from client.door import Door
 from client.run_record import Answer
 from client.run_registry import RunRegistry
+from client.secure_rounds import Credentials, SecureRounds
 from client.site import Site
 from client.warm_site import WarmSite
 from client.worker_status import Activity, WorkerStatus
 from ept_fed.config import PrivacySettings, TrainingSettings
 from ept_fed.privacy.accountant import GaussianSteps
+from ept_fed.privacy.round_session import plan_session, weigh_site
 from ept_fed.problems import InputRefusedError
 from ept_fed.protocol.frames import (
     Frame,
@@ -37,10 +39,11 @@ from ept_fed.protocol.frames import (
     encode_frame,
     kind_of,
 )
-from ept_fed.protocol.layout import PayloadMismatchError
+from ept_fed.protocol.layout import PayloadMismatchError, Vector
 from ept_fed.protocol.make_plan import agree_on_training
 from ept_fed.protocol.messages import SPLITS, MessageRefusedError, RoundReply, RoundRequest, Split, clean_text
 from ept_fed.protocol.proposal import Proposal, SiteIntroduction
+from ept_fed.protocol.stages import StageReply, StageRequest
 from ept_fed.sealed_tensors import SealBrokenError
 from ept_fed.site_settings import SiteSettings
 from ept_fed.training.loop import TrainingDivergedError
@@ -77,9 +80,21 @@ class _Finished:
 class Worker:
     """Answers frames with frames, from any number of threads; model and images are touched by one thread only."""
 
-    def __init__(self, settings: SiteSettings, door: Door, *, clock: Callable[[], float] = time.time) -> None:
-        """Start the thread that works; nothing is loaded before the first proposal."""
+    def __init__(
+        self,
+        settings: SiteSettings,
+        door: Door,
+        *,
+        credentials: Credentials | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """Start the thread that works; nothing is loaded before the first proposal.
+
+        Without `credentials` the site takes part in no secure aggregation.
+        """
         self._settings, self._door, self._clock = settings, door, clock
+        self._credentials = credentials
+        self._secure: tuple[str, SecureRounds] | None = None
         self._registry = RunRegistry(settings.worker.state, settings.site)
         self._warm = WarmSite(settings)
         self._hold: _Hold | None = None
@@ -142,6 +157,10 @@ class Worker:
                 # What the last round left is the last that a server asks about.
                 self._let_go(frame.header.run)
             return reply
+        if isinstance(frame, StageRequest):
+            proposal = self._registry.find(frame.header.run)
+            self._take_hold(frame.header.run, frame.header.round)
+            return self._in_turn("mask", frame.header.run, lambda: self._reply_to_stage(frame, proposal, content))
         raise MessageRefusedError(f"a {kind_of(frame)} is nothing that a worker answers")
 
     def _introduce(self, run: str, proposal: Proposal, content: bytes) -> SiteIntroduction:
@@ -192,6 +211,38 @@ class Worker:
             )
         )
         return leaving
+
+    def _reply_to_stage(self, request: StageRequest, proposal: Proposal, content: bytes) -> StageReply:
+        run, number = request.header.run, request.header.round
+        site = self._warm.open(run, proposal, self._registry.states(run))
+        self._at_door(lambda: self._door.admit_stage(request, proposal, site.layout, content))
+        site.require_header(request.header)
+        federation, examples = proposal.federation, len(site.data.train)
+        if self._credentials is None or federation.secure_aggregation is None:
+            raise MessageRefusedError("the site has no certificate, or the run no secure aggregation")
+        session = plan_session(
+            run=run,
+            round_number=number,
+            sites=proposal.sites,
+            threshold=federation.secure_aggregation.threshold,
+            layout=site.layout,
+            weights=federation.weights,
+            weight_cap=federation.weight_cap,
+        )
+
+        def update() -> tuple[Vector, int]:
+            trained = site.trained_payload(number)
+            leaving = self._at_door(lambda: self._door.mask(request, trained, examples, site.layout))
+            return leaving, weigh_site(examples, federation.weights, federation.weight_cap)
+
+        if self._secure is None or self._secure[0] != run:
+            masked = self._door.masked_rounds(run)
+            self._secure = run, SecureRounds(self._settings.site, self._credentials, masked=masked)
+        reply = self._secure[1].answer(request, session, update)
+        leaving = encode_frame(reply)
+        self._at_door(lambda: self._door.release_stage(request, leaving))
+        self._registry.record(run).note(Answer(request.stage, len(content), len(leaving), number))
+        return reply
 
     def _train(self, request: RoundRequest, content: bytes, site: Site) -> RoundReply:
         self._finished = None

@@ -16,6 +16,7 @@ from pathlib import Path
 from threading import BoundedSemaphore, Thread
 from types import FrameType
 
+from client.credentials import read_credentials
 from client.door import Door
 from client.open_gate import open_gate
 from client.worker_socket import receive_frame
@@ -45,6 +46,7 @@ def serve_site(kit: Path, make_door: Callable[[SiteSettings, Path], Door] = open
     if problems:
         raise InputRefusedError(problems)
     door = make_door(settings, kit)
+    credentials = read_credentials(kit)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _leave)
     with bind_socket(settings) as listener, bind_status(settings) as status_listener, _removed_at_the_end(settings):
@@ -54,7 +56,7 @@ def serve_site(kit: Path, make_door: Callable[[SiteSettings, Path], Door] = open
 
         if settings.worker.threads is not None:
             torch.set_num_threads(settings.worker.threads)
-        worker = Worker(settings, door)
+        worker = Worker(settings, door, credentials=credentials)
         stopped = socket.socketpair()
 
         def stop(_signal: int, _frame: FrameType | None) -> None:

@@ -20,7 +20,7 @@ from client.worker_socket import WorkerAwayError
 
 __all__ = ["Activity", "WorkerStatus", "ask_status", "serve_status", "status_path"]
 
-Activity = Literal["idle", "introduce", "train", "evaluate"]
+Activity = Literal["idle", "introduce", "train", "mask", "evaluate"]
 
 _CHUNK = 1 << 16
 _SEND_SECONDS = 1.0

@@ -104,7 +104,7 @@ def join_proposal(settings: SiteSettings, proposal: Proposal) -> Experiment:
         problems.append(Problem("model.backbone", proposal.model.backbone, fix))
     experiment = Experiment.model_validate(
         {
-            **proposal.model_dump(),
+            **proposal.model_dump(exclude={"sites"}),
             "data": data,
             "model": proposal.model.model_dump() | settings.model.model_dump(),
         }

@@ -78,7 +78,11 @@ def _run(grid: Grid, context: Context, kit: ServerKit, folder: RunFolder) -> Non
     _log.info("%s: rounds %d to %d", plan.run, len(checkpoint.records) + 1 if checkpoint else 1, plan.rounds)
     results: list[FederationResult] = []
     recorder = _Recorder(plan, folder)
-    create_server_app(plan, recorder, results.append, resume=checkpoint, save=checkpoints.save)(named, context)
+    authority = kit.authority() if plan.secure_sites else None
+    server_app = create_server_app(
+        plan, recorder, results.append, resume=checkpoint, save=checkpoints.save, authority=authority
+    )
+    server_app(named, context)
     (result,) = results
     if not result.aggregated_anything:
         raise RuntimeError(f"no round averaged anything; {folder.path / 'rounds.jsonl'} says why")

@@ -15,6 +15,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from pydantic import ConfigDict, Field, ValidationError
 
@@ -88,6 +89,14 @@ class ServerKit:
             for name, site in self.sites.items()
             if not site.revoked
         }
+
+    def authority(self) -> x509.Certificate:
+        """Return the certificate of the consortium's authority, which the sites' certificates come from.
+
+        Raises:
+            InputRefusedError: if it cannot be read.
+        """
+        return parse_certificate((self.folder / "tls" / "ca.crt").read_bytes(), "tls/ca.crt")
 
     def make_state(self) -> None:
         """Make the folders that the server's processes write to, for its user alone."""

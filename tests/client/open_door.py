@@ -8,9 +8,10 @@ from pathlib import Path
 from client.worker_process import serve_site
 from ept_fed.config import PrivacySettings
 from ept_fed.privacy.accountant import GaussianSteps
-from ept_fed.protocol.layout import PayloadLayout
+from ept_fed.protocol.layout import PayloadLayout, Vector
 from ept_fed.protocol.messages import RoundReply, RoundRequest, Split
 from ept_fed.protocol.proposal import Proposal, SiteIntroduction
+from ept_fed.protocol.stages import StageRequest
 from ept_fed.site_settings import SiteSettings
 
 
@@ -38,6 +39,19 @@ class OpenDoor:
     def release(self, request: RoundRequest, reply: RoundReply, layout: PayloadLayout) -> RoundReply:
         self.passed.append(f"reply {request.header.round}")
         return reply
+
+    def admit_stage(self, request: StageRequest, proposal: Proposal, layout: PayloadLayout, frame: bytes) -> None:
+        self.passed.append(f"{request.stage} {request.header.round}")
+
+    def mask(self, request: StageRequest, trained: Vector, examples: int, layout: PayloadLayout) -> Vector:
+        self.passed.append(f"mask {request.header.round}")
+        return trained
+
+    def release_stage(self, request: StageRequest, frame: bytes) -> None:
+        self.passed.append(f"part {request.header.round}")
+
+    def masked_rounds(self, run: str) -> int:
+        return 0
 
     def refused(self, direction: str, kind: str, reason: str, frame: bytes) -> None:
         self.turned_away.append((kind, reason))

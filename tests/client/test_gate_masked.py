@@ -1,0 +1,148 @@
+"""Updates that leave under masks: judged before, once a round, in the ledger like all else."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from client.gate import Gate
+from ept_fed.config import SecureAggregationSettings
+from ept_fed.protocol.frames import encode_frame
+from ept_fed.protocol.messages import Header
+from ept_fed.protocol.proposal import propose
+from ept_fed.protocol.stages import STAGES, StageReply, StageRequest
+from tests.client.gated_kit import BACKBONE, COUNTS, INITIAL, LAYOUT, RUN, WITH_TOKENS, Kit, answer, request, rules_of
+
+TRAINED = INITIAL + np.float32(0.5)
+
+
+def stage(name: str, round_number: int = 1, **header: Any) -> StageRequest:
+    return StageRequest(Header(**{**Header(RUN, round_number, BACKBONE, LAYOUT.hash).__dict__, **header}), name, b"")  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def secure(tmp_path: Path, micro: Any) -> Kit:
+    experiment = micro("data.classes=[a, b]", "federation.norm_bound=null", "federation.rounds=5")
+    federation = experiment.federation.model_copy(update={"secure_aggregation": SecureAggregationSettings()})
+    return Kit(tmp_path, propose(experiment.model_copy(update={"federation": federation}), ("east", "north", "south")))
+
+
+def train(kit: Kit, gate: Gate, round_number: int = 1) -> None:
+    asked = request(round_number)
+    kit.admit(gate, asked)
+    left = gate.release(asked, answer(asked, payload=None), LAYOUT)
+    assert left.payload is None
+
+
+def admit(kit: Kit, gate: Gate, asked: StageRequest) -> None:
+    gate.admit_stage(asked, kit.agreed, LAYOUT, encode_frame(asked))
+
+
+def give(kit: Kit, gate: Gate, name: str, round_number: int = 1) -> None:
+    asked = stage(name, round_number)
+    admit(kit, gate, asked)
+    if name == "masked input":
+        assert np.array_equal(gate.mask(asked, TRAINED, COUNTS["train"], LAYOUT), TRAINED)
+    gate.release_stage(asked, encode_frame(StageReply(asked.header, asked.stage, b"masked")))
+
+
+def test_a_masked_round_passes_and_the_ledger_has_every_message(secure: Kit) -> None:
+    gate = secure.open()
+    secure.join(gate)
+    train(secure, gate)
+    for name in STAGES:
+        give(secure, gate, name)
+    assert gate.masked_rounds(RUN) == 1
+    entries = secure.entries()
+    assert [entry.kind for entry in entries if entry.direction == "out"] == ["introduction", "train", *STAGES]
+    (masked,) = [entry for entry in entries if entry.kind == "masked input" and entry.direction == "out"]
+    assert masked.tensors == LAYOUT.shapes
+    assert masked.images == COUNTS["train"]
+    (trained,) = [entry for entry in entries if entry.kind == "train" and entry.direction == "out"]
+    assert trained.tensors == ()
+    assert secure.is_sound()
+
+
+def test_an_update_in_clear_never_leaves_a_run_whose_updates_are_masked(secure: Kit) -> None:
+    gate = secure.open()
+    secure.join(gate)
+    asked = request()
+    secure.admit(gate, asked)
+    assert rules_of(lambda: gate.release(asked, answer(asked), LAYOUT)) == ("protocol.reply",)
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_an_update_leaves_once_also_after_a_restart(secure: Kit, restart: bool) -> None:
+    gate = secure.open()
+    secure.join(gate)
+    train(secure, gate)
+    for name in STAGES[:3]:
+        give(secure, gate, name)
+    gate = secure.open() if restart else gate
+    assert gate.masked_rounds(RUN) == 1
+    for name in ("advertisement", "masked input"):
+        assert rules_of(lambda name=name: admit(secure, gate, stage(name))) == ("protocol.replay",)
+    train(secure, gate, 2)
+    give(secure, gate, "advertisement", 2)
+
+
+@pytest.mark.parametrize(
+    ("asked", "rule"),
+    [
+        (stage("advertisement", 2), "protocol.replay"),
+        (stage("advertisement", 1, run="run-b"), "protocol.run"),
+        (stage("advertisement", 1, layout_hash="x"), "protocol.layout"),
+        (stage("advertisement", 1, backbone_digest="x"), "protocol.backbone"),
+        (stage("advertisement", 1, code="9"), "incoming.code"),
+    ],
+)
+def test_a_stage_of_another_round_run_or_version_is_refused(secure: Kit, asked: StageRequest, rule: str) -> None:
+    gate = secure.open()
+    secure.join(gate)
+    train(secure, gate)
+    assert rules_of(lambda: admit(secure, gate, asked)) == (rule,)
+
+
+def test_no_stage_is_served_before_its_round_was_trained(secure: Kit) -> None:
+    gate = secure.open()
+    secure.join(gate)
+    assert rules_of(lambda: admit(secure, gate, stage("advertisement"))) == ("protocol.replay",)
+
+
+def test_a_run_in_clear_serves_no_stage_and_can_be_refused_as_such(tmp_path: Path, micro: Any) -> None:
+    kit = Kit(tmp_path, propose(micro("data.classes=[a, b]")))
+    gate = kit.open()
+    kit.join(gate)
+    kit.admit(gate, request())
+    assert rules_of(lambda: admit(kit, gate, stage("advertisement"))) == ("protocol.stage",)
+    strict = kit.open(outgoing__masked_only=True)
+    assert rules_of(lambda: kit.admit(strict, request(2))) == ("outgoing.masked_only",)
+
+
+def test_a_masked_update_is_held_to_the_rules_of_one_in_clear(secure: Kit) -> None:
+    gate = secure.open()
+    secure.join(gate)
+    train(secure, gate)
+    asked = stage("masked input")
+    admit(secure, gate, asked)
+    far, infinite = INITIAL + np.float32(1.5), np.full_like(INITIAL, np.inf)
+    assert rules_of(lambda: gate.mask(asked, far, COUNTS["train"], LAYOUT)) == ("outgoing.update",)
+    assert rules_of(lambda: gate.mask(asked, infinite, COUNTS["train"], LAYOUT)) == ("protocol.payload",)
+    assert rules_of(lambda: gate.mask(asked, TRAINED, 9, LAYOUT)) == ("outgoing.fewest_training_images",)
+    assert "protocol.layout" in rules_of(lambda: gate.mask(asked, TRAINED, COUNTS["train"], WITH_TOKENS))
+    clipping = secure.open(outgoing__update={"bound": 1.0, "above": "clip"})
+    np.testing.assert_allclose(clipping.mask(asked, far, COUNTS["train"], LAYOUT), INITIAL + 1, rtol=1e-6)
+
+
+def test_a_masked_input_that_was_not_judged_does_not_leave(secure: Kit) -> None:
+    gate = secure.open()
+    secure.join(gate)
+    train(secure, gate)
+    give(secure, gate, "advertisement")
+    asked = stage("masked input")
+    admit(secure, gate, asked)
+    assert rules_of(lambda: gate.release_stage(asked, b"masked")) == ("protocol.stage",)
+    gate.mask(asked, TRAINED, COUNTS["train"], LAYOUT)
+    train(secure, gate, 2)
+    assert rules_of(lambda: gate.release_stage(stage("masked input", 2), b"masked")) == ("protocol.stage",)
