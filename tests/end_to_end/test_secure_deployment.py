@@ -1,0 +1,76 @@
+"""Secure aggregation as hospitals would run it: certified kits, gates, ledgers, and a server that sees no update."""
+
+import json
+import shutil
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from client.audit import examine
+from client.ledger import tip_path
+from client.open_gate import LEDGER_FILE, SITE_KEY
+from ept_fed.bundles.signing import read_private_key
+from ept_fed.experiment_file import load_experiment
+from ept_fed.protocol.stages import STAGES
+from ept_fed.reports.progress import Silent
+from simulations.rehearsal import Rehearsal
+from simulations.simulate import simulate
+
+pytestmark = pytest.mark.skipif(
+    shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/sbin:/usr/bin:/usr/local/bin:/opt/homebrew/bin") is None,
+    reason="nginx is not installed: apt install nginx-light",
+)
+NAME = "masked"
+ROUNDS = 2
+
+
+@pytest.fixture(scope="module")
+def rehearsal() -> Iterator[Rehearsal]:
+    with Rehearsal(3) as running:
+        running.start_server()
+        for name in running.names:
+            running.start_site(name)
+        experiment = running.write_experiment(
+            NAME, federation={"rounds": ROUNDS, "secure_aggregation": {}, "norm_bound": None, "deadline": 60.0}
+        )
+        code, said = running.run(experiment)
+        assert code == 0, said
+        yield running
+
+
+def test_the_prompts_are_those_of_a_run_in_clear_to_the_fixed_point_step(
+    rehearsal: Rehearsal, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    plain = rehearsal.write_experiment(NAME, federation={"rounds": ROUNDS, "norm_bound": None})
+    folder = tmp_path_factory.mktemp("clear") / "run"
+    simulate(load_experiment(plain), folder, Silent())
+    for number in range(1, ROUNDS + 1):
+        name = f"round-{number:03d}.safetensors"
+        masked, clear = (load_file(path / "prompts" / name) for path in (rehearsal.server.runs / NAME, folder))
+        for tensor, values in clear.items():
+            np.testing.assert_allclose(masked[tensor], values, rtol=0, atol=1e-5)
+
+
+def test_every_site_is_in_every_sum_and_nobody_was_refused(rehearsal: Rehearsal) -> None:
+    lines = (rehearsal.server.runs / NAME / "rounds.jsonl").read_text().splitlines()
+    rounds = [json.loads(line) for line in lines]
+    assert [line["aggregated"] for line in rounds] == [list(rehearsal.names)] * ROUNDS
+    assert [line["refused"] for line in rounds] == [[]] * ROUNDS
+
+
+def test_the_ledgers_are_sound_and_show_updates_under_masks_alone(rehearsal: Rehearsal) -> None:
+    for name in rehearsal.names:
+        kit = rehearsal.site_kit(name)
+        path = kit / "state" / LEDGER_FILE
+        key = read_private_key(kit / SITE_KEY).public_key()
+        examined = examine(path.read_bytes(), tip_path(path).read_bytes(), key, every_signature=True)
+        assert examined.sound
+        sent = [entry for entry in examined.entries if entry.direction == "out"]
+        assert [entry.kind for entry in sent if entry.round is not None] == [
+            *(kind for _ in range(ROUNDS) for kind in ("train", *STAGES)),
+            "evaluate",
+        ]
+        carrying = {entry.kind for entry in sent if entry.tensors}
+        assert carrying == {"introduction", "masked input"}
