@@ -17,6 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from client.budget import BudgetBrokenError, BudgetLedger, OverspentError
 from client.door import Direction
+from client.gate_records import name_tensors, record_request, record_stage
 from client.incoming import (
     judge_backbone,
     judge_change,
@@ -160,8 +161,10 @@ class Gate:
                 latest = self._prompts.latest(run, layout)
                 before = None if latest is None else latest[1]
                 broken = judge_change(self._policy, request, before, layout, known, sha256)
-            tensors = _name_tensors(layout, "correction" if request.correction is not None else None)
-            record = dataclasses.replace(_record_of(request, "in"), tensors=tensors, about=self._pin_splits(proposal))
+            tensors = name_tensors(layout, "correction" if request.correction is not None else None)
+            record = dataclasses.replace(
+                record_request(request, "in"), tensors=tensors, about=self._pin_splits(proposal)
+            )
             self._decide(record, frame, broken)
             self._splits = record.about.get(SPLITS, self._splits)
             self._runs[run].accept(request_key(request), sha256)
@@ -188,10 +191,10 @@ class Gate:
                 )
             except OverspentError as error:
                 fix = "the site spends no more; raise outgoing.budget, if its images may tell more"
-                self._refuse(_record_of(request, "in"), b"", [RuleBroken("outgoing.budget", str(error), fix)])
+                self._refuse(record_request(request, "in"), b"", [RuleBroken("outgoing.budget", str(error), fix)])
             except BudgetBrokenError as error:
                 fix = "stop the worker and look at the file; nothing private is trained until it is whole"
-                self._refuse(_record_of(request, "in"), b"", [RuleBroken("outgoing.budget", str(error), fix)])
+                self._refuse(record_request(request, "in"), b"", [RuleBroken("outgoing.budget", str(error), fix)])
 
     def release(self, request: RoundRequest, reply: RoundReply, layout: PayloadLayout) -> RoundReply:
         """Return a reply as it may leave: metrics rounded or withheld, the update scaled down if the policy says so.
@@ -203,7 +206,7 @@ class Gate:
         with self._turn:
             known = self._runs.get(request.header.run, KnownRun(proposal=""))
             released, broken = judge_reply(self._policy, request, reply, layout, known)
-            record = _record_of(request, "out")
+            record = record_request(request, "out")
             if released is None:
                 self._refuse(record, b"", broken)
             leaving = released.reply
@@ -211,7 +214,7 @@ class Gate:
                 record,
                 tensors=()
                 if leaving.payload is None
-                else _name_tensors(layout, "gradient" if leaving.gradient is not None else None),
+                else name_tensors(layout, "gradient" if leaving.gradient is not None else None),
                 metrics=tuple(name for name, value in leaving.metrics.items() if not math.isnan(value)),
                 images=leaving.examples,
                 decision="clipped" if released.clipped else "passed",
@@ -228,7 +231,7 @@ class Gate:
             broken = judge_stage(self._policy, request, layout, known)
             if known is not None:
                 broken += judge_proposal(self._policy, proposal, known)
-            self._decide(_record_of_stage(request, "in"), frame, broken)
+            self._decide(record_stage(request, "in"), frame, broken)
 
     def mask(self, request: StageRequest, trained: Vector, examples: int, layout: PayloadLayout) -> Vector:
         """Return an update as it may be masked, scaled down if the policy says so; refusals as for `release`.
@@ -244,7 +247,7 @@ class Gate:
             latest = self._prompts.latest(request.header.run, layout)
             received = latest[1] if latest is not None and latest[0] == request.header.round - 1 else None
             leaving, clipped, broken = judge_update(self._policy, received, trained, examples, layout, known)
-            record = _record_of_stage(request, "out")
+            record = record_stage(request, "out")
             if broken:
                 self._refuse(record, b"", broken)
             self._masking = dataclasses.replace(
@@ -265,7 +268,7 @@ class Gate:
             OSError: if it cannot be recorded, and so does not pass.
         """
         with self._turn:
-            record, masking = _record_of_stage(request, "out"), self._masking
+            record, masking = record_stage(request, "out"), self._masking
             if request.stage == "masked input":
                 if masking is None or (masking.run, masking.round) != (record.run, record.round):
                     fix = "the update was not judged before it was masked"
@@ -324,26 +327,3 @@ def _judge_name(run: str) -> list[RuleBroken]:
     except ValidationError:
         return [RuleBroken("protocol.run", "name", "is not 1 to 64 letters, digits, dots, dashes or underscores")]
     return []
-
-
-def _record_of(request: RoundRequest, direction: Direction) -> Record:
-    return Record(
-        direction,
-        request.phase,
-        "passed",
-        run=clean_text(request.header.run, 64),
-        round=request.header.round,
-        split=request.split if request.phase == "evaluate" else None,
-    )
-
-
-def _record_of_stage(request: StageRequest, direction: Direction) -> Record:
-    header = request.header
-    return Record(direction, request.stage, "passed", run=clean_text(header.run, 64), round=header.round)
-
-
-def _name_tensors(layout: PayloadLayout, beside: str | None) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    """Return names and shapes of a payload's tensors, and of a vector of the same layout that travels beside it."""
-    return layout.shapes + (
-        () if beside is None else tuple((f"{beside}/{name}", shape) for name, shape in layout.shapes)
-    )

@@ -36,6 +36,7 @@ _SECTIONS: dict[str, type[BaseModel]] = {
     "training": config.TrainingSettings,
     "training.privacy": config.PrivacySettings,
     "federation": config.FederationSettings,
+    "federation.secure_aggregation": config.SecureAggregationSettings,
     "personalisation": config.PersonalisationSettings,
     "evaluation": config.EvaluationSettings,
     "benchmark": BenchmarkSettings,
