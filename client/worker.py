@@ -246,6 +246,7 @@ class Worker:
 
     def _train(self, request: RoundRequest, content: bytes, site: Site) -> RoundReply:
         self._finished = None
+        _log.info("round %d of %s: training begins", request.header.round, request.header.run)
         reply = site.train(request, charge=partial(self._charge, request))
         self._finished = _Finished(hashlib.sha256(content).digest(), reply)
         return reply

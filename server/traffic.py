@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Counted", "count_traffic", "read_requests"]
+__all__ = ["Counted", "count_traffic", "read_requests", "sender_of"]
 
 
 @dataclass
@@ -36,7 +36,7 @@ def count_traffic(
     names = {key: name for name, key in keys.items()}
     found = {name: Counted() for name in keys}
     for request in requests:
-        name = names.get(_decode(str(request.get("key", ""))))
+        name = names.get(sender_of(request))
         if name is None or request["status"] >= 400:
             continue
         if not since <= datetime.fromisoformat(request["time"]).timestamp() <= until:
@@ -66,8 +66,9 @@ def read_requests(log: Path) -> Iterator[dict[str, Any]]:
                     continue
 
 
-def _decode(header: str) -> bytes:
+def sender_of(request: Mapping[str, Any]) -> bytes:
+    """Return the public key (PEM) that a request showed; empty if it showed none."""
     try:
-        return base64.b64decode(header, validate=True)
+        return base64.b64decode(str(request.get("key", "")), validate=True)
     except (binascii.Error, ValueError):
         return b""
