@@ -2,7 +2,8 @@
 
 import torch
 
-from client.site import ModelSlot, Site
+from client.model_slot import ModelSlot
+from client.site import Site
 from client.states import StateStore
 from ept_fed.config import Experiment
 from ept_fed.data.datasets import SiteData

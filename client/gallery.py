@@ -5,7 +5,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from client.site import ModelSlot
+from client.model_slot import ModelSlot
 from ept_fed.data.datasets import CachedDataset
 from ept_fed.models.embedding import FOLDABLE
 from ept_fed.models.scaling_map import scaling_map

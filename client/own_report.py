@@ -21,6 +21,7 @@ from client.gallery import collect_errors
 from client.open_gate import LEDGER_FILE
 from client.own_folder import check_own_folder, fill_own_folder
 from client.passages import count_passages, describe_rounds, list_passages, read_ledger_passages
+from client.release_model import release_model
 from client.run_record import Received
 from client.run_registry import RunRegistry
 from client.service import describe_site
@@ -213,7 +214,7 @@ def _write_run(
     folder, model = RunFolder(staged), site.model
     folder.create(experiment.to_yaml())
     site.adopt(found.received.payload)
-    folder.write_site_model(site.name, *site.release())
+    folder.write_site_model(site.name, *release_model(site))
     assessed = assess_settings(site.data, recalls)
     folder.write_predictions(site.name, assessed.rows, warm.data.classes, assessed.subgroups)
 

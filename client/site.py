@@ -2,26 +2,24 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-import ept_fed
 from client.local_round import train_local_round
+from client.model_slot import ModelSlot
+from client.private_plan import plan_requested_round
 from client.states import SiteState, StateLostError, StateMemory, StateStore, Tensors, capture_model, restore_model
 from ept_fed.config import PrivacySettings, TrainingSettings
 from ept_fed.data.datasets import CachedDataset, SiteData
-from ept_fed.evaluation.calibration import fit_temperature
 from ept_fed.evaluation.metrics import Array, classification_metrics
 from ept_fed.evaluation.prediction import predict_probabilities
 from ept_fed.models.method import TunedViT
 from ept_fed.models.payload import export_payload, import_payload, payload_layout
 from ept_fed.privacy.accountant import GaussianSteps
-from ept_fed.problems import InputRefusedError
 from ept_fed.protocol.layout import Vector
 from ept_fed.protocol.messages import QUALITY_METRICS, Header, MessageRefusedError, RoundReply, RoundRequest
 from ept_fed.training.fitted_head import FeaturesDivergedError, HeadFit
@@ -30,24 +28,9 @@ from ept_fed.training.payload_gradient import payload_gradient
 from ept_fed.training.penalties import LinearTerm, ProximalTerm
 from ept_fed.training.private_loop import plan_private_round
 
-__all__ = ["Charge", "ModelSlot", "Site"]
+__all__ = ["Charge", "Site"]
 
 Charge = Callable[[GaussianSteps, PrivacySettings], None]
-
-
-class ModelSlot:
-    """One model in memory, in which any number of sites take turns.
-
-    Attributes:
-        model: what the method trains, and the head, around the frozen backbone.
-        holder: whose tensors are in it; None if nobody's.
-    """
-
-    def __init__(self, model: TunedViT) -> None:
-        """Take the model as every site's start."""
-        self.model = model
-        self.holder: Site | None = None
-        self.start = capture_model(model)
 
 
 class Site:
@@ -61,6 +44,8 @@ class Site:
         data: its splits.
         layout: of the payload this site sends and accepts.
         head_fit: how the head is computed; None if it is trained.
+        run: identity of the run.
+        payload: folded or raw, as in `FederationSettings`.
     """
 
     def __init__(
@@ -100,7 +85,8 @@ class Site:
         self.name = data.name
         self.data = data
         self.layout = payload_layout(slot.model, share=share, payload=payload, classes=data.classes)
-        self._slot, self._run, self._seed, self._ditto = slot, run, seed, ditto
+        self.run, self.payload = run, payload
+        self._slot, self._seed, self._ditto = slot, seed, ditto
         self._shared = (share, payload)
         self._evaluation_batch = evaluation_batch
         self._bfloat16 = use_bfloat16(precision, slot.model.device)
@@ -162,7 +148,7 @@ class Site:
             raise MessageRefusedError(str(lost)) from lost
         if (settings.head == "discriminant") != (self.head_fit is not None):
             raise MessageRefusedError(f"training.head = '{settings.head}' is not what this run began with")
-        private = self._plan_private(settings, request)
+        private = plan_requested_round(settings, request, self._privacy, len(self.data.train))
         started = time.perf_counter()
         self._load(before)
         self._import(request.payload)
@@ -219,7 +205,7 @@ class Site:
 
     def require_header(self, header: Header) -> None:
         """Raise MessageRefusedError unless a message is about this run, backbone, layout and version."""
-        header.require(Header(self._run, header.round, self._slot.model.backbone.digest, self.layout.hash))
+        header.require(Header(self.run, header.round, self._slot.model.backbone.digest, self.layout.hash))
 
     def trained_payload(self, round_number: int) -> Vector:
         """Return what training this round ended with, to be summed under masks.
@@ -299,32 +285,6 @@ class Site:
         """Return what this site would send: the payload of the model as it stands."""
         return export_payload(self.model, self.layout)
 
-    def release(self) -> tuple[dict[str, Vector], dict[str, Any]]:
-        """Return the model as it stands, for prediction at this site: tensors by name, and a description.
-
-        The tensors are the payload's and this site's own head. The description holds what turns an image into
-        probabilities again: backbone and digest, input, method, classes, and the temperature fitted on the
-        site's validation images.
-        """
-        model = self.model
-        tensors = model.payload_tensors(share="prompts+head", payload=self._shared[1])
-        probabilities, _ = self.assess(self.data.validation)
-        labels = self.data.validation.labels.numpy()
-        about = {
-            "schema": 1,
-            "run": self._run,
-            "site": self.name,
-            "backbone": {"name": model.backbone.name, "digest": model.backbone.digest},
-            "input": asdict(model.backbone.input),
-            **model.describe(),
-            "classes": list(self.data.classes),
-            "task": self.data.task,
-            "temperature": fit_temperature(labels, probabilities, self.data.task),
-            "validation_images": len(self.data.validation),
-            "code": ept_fed.__version__,
-        }
-        return {name: tensor.float().cpu().numpy() for name, tensor in tensors.items()}, about
-
     def assess(self, images: CachedDataset) -> tuple[Array, dict[str, float]]:
         """Return probabilities (n, C) of the model as it stands, and `QUALITY_METRICS`."""
         probabilities = predict_probabilities(
@@ -336,20 +296,6 @@ class Site:
     def split(self, name: str) -> CachedDataset:
         """Return a split by name: train, validation or test."""
         return {"train": self.data.train, "validation": self.data.validation, "test": self.data.test}[name]
-
-    def _plan_private(self, settings: TrainingSettings, request: RoundRequest) -> GaussianSteps | None:
-        """Return what a private round will cost; None where the run is not private."""
-        if settings.privacy != self._privacy:
-            raise MessageRefusedError("training.privacy is not what this run began with")
-        if settings.privacy is None:
-            return None
-        if request.wants_gradient:
-            raise MessageRefusedError("training.privacy: the gradient over all images has no noise, and stays here")
-        try:
-            return plan_private_round(settings, len(self.data.train), request.rounds)
-        except InputRefusedError as error:
-            fields = ", ".join(problem.field for problem in error.problems)
-            raise MessageRefusedError(f"training.privacy does not go with {fields}") from error
 
     def _load(self, state: SiteState | None) -> None:
         restore_model(self._slot.model, self._slot.start if state is None else state.tensors)

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from client.build_site import choose_device, create_site, create_start_model, load_backbone
-from client.site import ModelSlot, Site
+from client.model_slot import ModelSlot
+from client.site import Site
 from client.states import StateStore
 from ept_fed.config import Experiment
 from ept_fed.data.datasets import PreparedData, prepare_data

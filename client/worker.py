@@ -4,7 +4,6 @@ What it does not protect against: whoever can connect to its socket may ask it, 
 and whoever can read its memory or its state folder has the local head.
 """
 
-import errno
 import hashlib
 import logging
 import os
@@ -17,17 +16,17 @@ from queue import SimpleQueue
 from threading import Lock, Thread
 from typing import TypeVar
 
-from pydantic import ValidationError
-
 import ept_fed
+from client.agreed import require_agreed
 from client.door import Door
+from client.explain import explain
 from client.run_record import Answer
 from client.run_registry import RunRegistry
 from client.secure_rounds import Credentials, SecureRounds
 from client.site import Site
 from client.warm_site import WarmSite
 from client.worker_status import Activity, WorkerStatus
-from ept_fed.config import PrivacySettings, TrainingSettings
+from ept_fed.config import PrivacySettings
 from ept_fed.privacy.accountant import GaussianSteps
 from ept_fed.privacy.round_session import plan_session, weigh_site
 from ept_fed.problems import InputRefusedError
@@ -40,17 +39,13 @@ from ept_fed.protocol.frames import (
     kind_of,
 )
 from ept_fed.protocol.layout import PayloadMismatchError, Vector
-from ept_fed.protocol.make_plan import agree_on_training
-from ept_fed.protocol.messages import SPLITS, MessageRefusedError, RoundReply, RoundRequest, Split, clean_text
+from ept_fed.protocol.messages import SPLITS, MessageRefusedError, RoundReply, RoundRequest, Split
 from ept_fed.protocol.proposal import Proposal, SiteIntroduction
 from ept_fed.protocol.stages import StageReply, StageRequest
-from ept_fed.sealed_tensors import SealBrokenError
 from ept_fed.site_settings import SiteSettings
-from ept_fed.training.loop import TrainingDivergedError
 
 __all__ = ["Worker"]
 
-_DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _Made = TypeVar("_Made")
 
 _log = logging.getLogger(__name__)
@@ -189,7 +184,7 @@ class Worker:
                 site.layout.check(vector)
         self._at_door(lambda: self._door.admit(request, proposal, site.layout, content))
         site.require(request)
-        _require_agreed(request, proposal)
+        require_agreed(request, proposal)
         record = self._registry.record(run)
         recalled = self._recall(request, content, site) if request.phase == "train" else None
         if recalled is None:
@@ -322,7 +317,7 @@ class Worker:
             raise _TurnedAwayError(str(refusal)) from refusal
 
     def _decline(self, error: Exception, kind: str, content: bytes) -> Refusal:
-        refusal = _explain(error)
+        refusal = explain(error)
         if refusal.failed or isinstance(error, InputRefusedError):
             _log.error("failed on a %s message", kind, exc_info=error)
         else:
@@ -333,38 +328,3 @@ class Worker:
             except (MessageRefusedError, OSError):
                 _log.exception("a refusal could not be recorded")
         return refusal
-
-
-def _require_agreed(request: RoundRequest, proposal: Proposal) -> None:
-    """Raise unless a request is what the site agreed to: a server cannot propose one training and ask for another.
-
-    Raises:
-        MessageRefusedError: naming what differs.
-    """
-    agreed = proposal.federation.rounds
-    if request.rounds != agreed:
-        raise MessageRefusedError(f"the run was agreed on for {agreed} rounds, and {request.rounds} are asked for")
-    if request.phase == "evaluate":
-        return
-    try:
-        asked = TrainingSettings.model_validate_json(request.settings).model_dump()
-    except ValidationError as error:
-        raise MessageRefusedError(f"training settings are refused: {error.error_count()} are invalid") from error
-    ours = agree_on_training(proposal.training, proposal.federation).model_dump()
-    differing = [name for name, value in ours.items() if asked[name] != value]
-    if differing:
-        raise MessageRefusedError(f"training settings are not those agreed on: {', '.join(differing)} differ")
-
-
-def _explain(error: Exception) -> Refusal:
-    """Say what may leave the site: sentences made for that, and of anything else that it happened."""
-    if isinstance(error, MessageRefusedError | PayloadMismatchError | TrainingDivergedError):
-        return Refusal(clean_text(str(error)))
-    if isinstance(error, InputRefusedError):
-        fields = ", ".join(problem.field for problem in error.problems)
-        return Refusal(clean_text(f"refused settings: {fields}; the site's own log says why"))
-    if isinstance(error, OSError) and error.errno in _DISK_FULL:
-        return Refusal("the site's disk is full; nothing is lost, ask again once there is room")
-    if isinstance(error, SealBrokenError):
-        return Refusal("a state of the site is damaged; its own log says which", failed=True)
-    return Refusal("the site failed; its own log says why", failed=True)

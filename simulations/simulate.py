@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from client.describe_run import describe_run
+from client.release_model import release_model
 from client.site import Site
 from client.spending import describe_private_rounds
 from ept_fed.config import Experiment
@@ -109,7 +110,7 @@ def _run(
         for name, site in sites.items():
             site.forget_after(result.rounds[-1].round)
             site.adopt(result.payload)
-            folder.write_site_model(name, *site.release())
+            folder.write_site_model(name, *release_model(site))
         settings = prepare_settings(federation, sites, result.payload, folder, progress)
     comparison = compare_settings(federation, settings, result, folder)
     if experiment.evaluation.cross_site and settings:

@@ -6,7 +6,8 @@ from functools import cached_property
 import torch
 
 from client.build_site import choose_device, create_site, create_start_model, load_backbone
-from client.site import ModelSlot, Site
+from client.model_slot import ModelSlot
+from client.site import Site
 from client.states import StateFolder, StateStore
 from ept_fed.config import Experiment
 from ept_fed.contradictions import check_sites

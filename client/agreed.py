@@ -1,0 +1,31 @@
+"""A request is what the site agreed to: a server cannot propose one training and ask for another."""
+
+from pydantic import ValidationError
+
+from ept_fed.config import TrainingSettings
+from ept_fed.protocol.make_plan import agree_on_training
+from ept_fed.protocol.messages import MessageRefusedError, RoundRequest
+from ept_fed.protocol.proposal import Proposal
+
+__all__ = ["require_agreed"]
+
+
+def require_agreed(request: RoundRequest, proposal: Proposal) -> None:
+    """Raise unless a request asks for what the proposal said.
+
+    Raises:
+        MessageRefusedError: naming what differs.
+    """
+    agreed = proposal.federation.rounds
+    if request.rounds != agreed:
+        raise MessageRefusedError(f"the run was agreed on for {agreed} rounds, and {request.rounds} are asked for")
+    if request.phase == "evaluate":
+        return
+    try:
+        asked = TrainingSettings.model_validate_json(request.settings).model_dump()
+    except ValidationError as error:
+        raise MessageRefusedError(f"training settings are refused: {error.error_count()} are invalid") from error
+    ours = agree_on_training(proposal.training, proposal.federation).model_dump()
+    differing = [name for name, value in ours.items() if asked[name] != value]
+    if differing:
+        raise MessageRefusedError(f"training settings are not those agreed on: {', '.join(differing)} differ")
