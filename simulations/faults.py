@@ -62,11 +62,13 @@ class Fault:
         cause: causes it, waits until all is well, and tells what was seen.
         status: that the run must have.
         says: words, one of which the operator must be told; none: nothing has to be said.
+        quick: whether it needs no run to show.
     """
 
     cause: Callable[[Rehearsal], Seen]
     status: str
     says: tuple[str, ...] = ()
+    quick: bool = False
 
     def is_survived(self, seen: Seen) -> bool:
         """Tell whether what was seen is what must come of it."""
@@ -365,14 +367,16 @@ FAULTS: dict[str, Fault] = {
     "a site falls silent (deadline 20 s, quorum 1)": Fault(_silent_site, "done", ("did not answer in time",)),
     "a site's disk is full for a while (quorum 1)": Fault(_full_disk, "done", ("disk is full",)),
     "a node with a key that is not registered": Fault(
-        _refused_node("unregistered", _unregistered_key), "refused", ("Failed to activate",)
+        _refused_node("unregistered", _unregistered_key), "refused", ("Failed to activate",), quick=True
     ),
     "a kit with another consortium's authority": Fault(
-        _refused_node("foreign", _foreign_authority), "refused", ("CERTIFICATE_VERIFY_FAILED",)
+        _refused_node("foreign", _foreign_authority), "refused", ("CERTIFICATE_VERIFY_FAILED",), quick=True
     ),
-    "a site's clock is six minutes behind": Fault(_refused_node("behind", _clock(-360)), "refused", ("clock",)),
-    "a site's clock is a minute ahead": Fault(_refused_node("ahead", _clock(60)), "refused", ("clock",)),
-    "the server's certificates have ended": Fault(_expired_server, "refused", ("ended",)),
+    "a site's clock is six minutes behind": Fault(
+        _refused_node("behind", _clock(-360)), "refused", ("clock",), quick=True
+    ),
+    "a site's clock is a minute ahead": Fault(_refused_node("ahead", _clock(60)), "refused", ("clock",), quick=True),
+    "the server's certificates have ended": Fault(_expired_server, "refused", ("ended",), quick=True),
     "one of two sites has another backbone": Fault(_other_backbone, "failed", ("backbone",)),
     "one of two sites has another version of the code": Fault(_other_code, "done", ("code version", "code:")),
 }

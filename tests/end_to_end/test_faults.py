@@ -1,4 +1,7 @@
-"""Faults, each caused on a federation of real processes: what must come of it comes, and nothing is left behind."""
+"""Faults, each caused on a federation of real processes: what must come of it comes, and nothing is left behind.
+
+Those that hit a run take minutes of waiting together: `make faults`.
+"""
 
 import os
 import shutil
@@ -29,7 +32,9 @@ def rehearsal() -> Iterator[Rehearsal]:
         assert [path for name in running.names for path in running.site_kit(name).glob("run/*.sock")] == []
 
 
-@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if fault.quick else [pytest.mark.faults]) for name, fault in FAULTS.items()]
+)
 def test_a_fault_is_survived_and_the_operator_is_told(rehearsal: Rehearsal, name: str) -> None:
     if name in NEEDS_ROOT and os.geteuid() != 0:
         pytest.skip("only root can mount a small disk")
