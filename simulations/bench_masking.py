@@ -54,7 +54,7 @@ def main() -> None:
 
 def _run(rehearsal: Rehearsal, name: str, rounds: int, masked: bool) -> _Cost:
     federation = {"rounds": rounds, "norm_bound": None, "deadline": 120.0}
-    secure = {"secure_aggregation": {}} if masked else {}
+    secure: dict[str, object] = {"secure_aggregation": {}} if masked else {}
     started = time.time()
     code, said = rehearsal.run(rehearsal.write_experiment(name, federation={**federation, **secure}))
     if code:
