@@ -75,48 +75,61 @@ def train_round(
     Raises:
         TrainingDivergedError: if the loss, or a parameter after the last step, is not finite.
     """
-    device = model.device
-    loss_of = LOSSES[images.task]
     if (head is not None) != (settings.head == "discriminant"):
         raise ValueError(
             f"training.head = '{settings.head}' with head = {head}: give a HeadFit for a discriminant only"
         )
-    epochs = settings.head_first_epochs + settings.epochs
-    balanced = images.labels.numpy() if settings.class_balanced else None
     total, seen, taken = 0.0, 0, 0
-    for epoch in range(epochs):
-        rng = numpy_generator(scope.seed, scope.site, scope.round, epoch, "order")
-        order = draw_order(balanced, len(images), rng).tolist()
-        lessons = [_Lesson(None, order, "augmentation")]
-        if head is not None:
-            halves = halve(images.labels.numpy(), numpy_generator(scope.seed, scope.site, scope.round, epoch, "halves"))
-            lessons = _cross_over(order, halves[0].tolist(), halves[1].tolist())
+    for epoch in range(settings.head_first_epochs + settings.epochs):
+        lessons = _plan_epoch(images, settings, scope, epoch, crossed=head is not None)
         steps = sum(math.ceil(len(lesson.order) / settings.batch_size) for lesson in lessons)
         step = 0
         for lesson in lessons:
             if head is not None:
                 _compute_head(head, model, images, lesson.known)
             model.train()
-            augment_seed = derive_seed(scope.seed, scope.site, scope.round, epoch, lesson.augmentation)
+            seed = derive_seed(scope.seed, scope.site, scope.round, epoch, lesson.augmentation)
             with _trained_alone(model, _part(settings, epoch)):
-                for batch, labels in images.batches(settings.batch_size, order=lesson.order, augment_seed=augment_seed):
-                    progress = (scope.round - 1 + (epoch + step / steps) / epochs) / scope.rounds
-                    set_learning_rates(optimizer, schedule_factor(settings.schedule, progress))
-                    with torch.autocast(device.type, torch.bfloat16, enabled=use_bfloat16(settings.precision, device)):
-                        logits = model(batch.to(device))
-                    loss = loss_of(logits.float(), labels.to(device))
-                    if not np.isfinite(value := loss.item()):
-                        raise TrainingDivergedError(f"loss is {value} in round {scope.round}; lower the learning rates")
-                    optimizer.zero_grad(set_to_none=True)
-                    torch.stack([loss, *(penalty() for penalty in penalties)]).sum().backward()
-                    optimizer.step()
-                    total += value * len(labels)
+                for batch, labels in images.batches(settings.batch_size, order=lesson.order, augment_seed=seed):
+                    _set_rates(optimizer, settings, scope, epoch + step / steps)
+                    total += len(labels) * _take_step(model, optimizer, batch, labels, images.task, settings, penalties)
                     seen += len(labels)
                     step += 1
         taken += steps
     if not all(torch.isfinite(p).all() for group in optimizer.param_groups for p in group["params"]):
         raise TrainingDivergedError(f"the last step of round {scope.round} left the numbers; lower the learning rates")
     return TrainingOutcome(total / seen, taken)
+
+
+def _set_rates(
+    optimizer: torch.optim.Optimizer, settings: TrainingSettings, scope: RoundScope, epochs_done: float
+) -> None:
+    """Set the learning rates for a step that so many epochs of the round lie before."""
+    epochs = settings.head_first_epochs + settings.epochs
+    progress = (scope.round - 1 + epochs_done / epochs) / scope.rounds
+    set_learning_rates(optimizer, schedule_factor(settings.schedule, progress))
+
+
+def _take_step(
+    model: TunedViT,
+    optimizer: torch.optim.Optimizer,
+    batch: Tensor,
+    labels: Tensor,
+    task: str,
+    settings: TrainingSettings,
+    penalties: Sequence[Callable[[], Tensor]],
+) -> float:
+    """Take one optimiser step and return the batch's mean loss, without the penalties."""
+    device = model.device
+    with torch.autocast(device.type, torch.bfloat16, enabled=use_bfloat16(settings.precision, device)):
+        logits = model(batch.to(device))
+    loss = LOSSES[task](logits.float(), labels.to(device))
+    if not np.isfinite(value := loss.item()):
+        raise TrainingDivergedError(f"the loss is {value}; lower the learning rates")
+    optimizer.zero_grad(set_to_none=True)
+    torch.stack([loss, *(penalty() for penalty in penalties)]).sum().backward()
+    optimizer.step()
+    return float(value)
 
 
 def _compute_head(head: HeadFit, model: TunedViT, images: CachedDataset, known: Sequence[int] | None) -> None:
@@ -133,6 +146,19 @@ class _Lesson:
     known: Sequence[int] | None
     order: Sequence[int]
     augmentation: str
+
+
+def _plan_epoch(
+    images: CachedDataset, settings: TrainingSettings, scope: RoundScope, epoch: int, *, crossed: bool
+) -> list[_Lesson]:
+    """Return one pass over the images: in one lesson, or in two whose heads are computed from each other's images."""
+    labels = images.labels.numpy()
+    rng = numpy_generator(scope.seed, scope.site, scope.round, epoch, "order")
+    order = draw_order(labels if settings.class_balanced else None, len(images), rng).tolist()
+    if not crossed:
+        return [_Lesson(None, order, "augmentation")]
+    first, second = halve(labels, numpy_generator(scope.seed, scope.site, scope.round, epoch, "halves"))
+    return _cross_over(order, first.tolist(), second.tolist())
 
 
 def _cross_over(order: Sequence[int], first: Sequence[int], second: Sequence[int]) -> list[_Lesson]:
