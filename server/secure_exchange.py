@@ -24,6 +24,9 @@ __all__ = ["Collected", "SecureExchange"]
 
 _log = logging.getLogger(__name__)
 
+# A stage takes a site no training: whoever is silent for so long is not waited for by all the others.
+_STAGE_SECONDS = 300.0
+
 
 @dataclass(frozen=True)
 class Collected:
@@ -99,15 +102,15 @@ class SecureExchange:
         return mean
 
     def _ask(self, stage: Stage, requests: Mapping[str, bytes]) -> None:
-        header = self._plan.header(self._round)
+        header, patience = self._plan.header(self._round), min(self._plan.deadline, _STAGE_SECONDS)
         messages = []
         waiting = {node: name for node, name in self._nodes.items() if name in requests}
         for node, name in waiting.items():
             content = encode_frame_record(encode_frame(StageRequest(header, stage, requests[name])))
-            message = Message(content, node, "query", group_id=str(self._round), ttl=self._plan.deadline)
+            message = Message(content, node, "query", group_id=str(self._round), ttl=patience)
             self._traffic[name].sent += count_bytes(message)
             messages.append(message)
-        for reply in self._grid.send_and_receive(messages, timeout=self._plan.deadline):
+        for reply in self._grid.send_and_receive(messages, timeout=patience):
             site = waiting.pop(find_sender(reply, messages), None)
             if site is None:
                 continue
