@@ -3,8 +3,8 @@
 `state/budget.jsonl` holds a line of JSON per round, written to the disk before the round begins, so before anything of
 it can leave: a round that then fails has cost its share all the same. Each line holds the hash of the line before, and
 `budget.tip` the number and hash of the last one, so that an altered, lost or reordered line, a torn end and a file that
-was cut or removed are found. What is not whole is not spent from: nothing private is trained until somebody at the site
-has looked at it.
+was cut or removed are found. What is not whole is not spent from: the worker does not start until somebody at the
+site has looked at it.
 
 ε counts one image of the site's training set, whatever run it was used in; runs on other images are added all the same,
 so the sum is an upper bound. Neither ε nor what is left of it leaves the site; `read_budget` is for its own report.

@@ -197,10 +197,15 @@ def stage_of(request: RoundRequest) -> int:
 
 
 def splits_of(proposal: Proposal) -> str:
-    """Return in words what decides, of a proposal, which images are for training and which are not."""
+    """Return in words what decides, of a proposal, which images are for training and which are not.
+
+    Images of several classes are sorted into strata by the first of them, so there the order of classes decides too.
+    """
     data = proposal.data
     seed = data.place_by(proposal.seed if data.seed is None else data.seed)
-    return f"split_seed {seed}, test_fraction {data.test_fraction:g}, validation_fraction {data.validation_fraction:g}"
+    fractions = f"test_fraction {data.test_fraction!r}, validation_fraction {data.validation_fraction!r}"
+    order = f", classes {'|'.join(data.classes)}" if data.task == "multi_label" else ""
+    return f"split_seed {seed}, {fractions}{order}"
 
 
 def measure_change(one: Vector, other: Vector, layout: PayloadLayout) -> dict[str, float]:

@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Literal
 
@@ -69,9 +69,11 @@ def start_site(kit: Path, parts: Sequence[Part], tell: Callable[[str], None]) ->
             except AlreadyRunsError as running:
                 fix = f"its {part} runs already, as process {running.pid}; stop it first: ept-fed site stop KIT"
                 problems.append(Problem("KIT", str(kit), fix))
-            except OSError as error:
-                fix = f"{error.strerror}; the user who runs the {part} must own {_pid_file(kit, part).path.parent}"
+            except PermissionError:
+                fix = f"the user who runs the {part} must own {_pid_file(kit, part).path.parent}"
                 problems.append(Problem("KIT", str(kit), fix))
+            except OSError as error:
+                problems.append(Problem("KIT", str(kit), f"cannot be written to: {error.strerror}"))
         if problems:
             raise InputRefusedError(problems)
         return supervise(programs, tell)
@@ -134,7 +136,8 @@ def stop_site(kit: Path, *, seconds: float = 2 * _GRACE_SECONDS) -> dict[Part, i
     found = find_service(kit)
     running = {part: pid for part, pid in found.items() if pid is not None}
     for pid in set(running.values()):
-        os.kill(pid, signal.SIGTERM)
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
     end = time.monotonic() + seconds
     while any(find_service(kit).values()):
         if time.monotonic() >= end:

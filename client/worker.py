@@ -93,6 +93,7 @@ class Worker:
         self._registry = RunRegistry(settings.worker.state, settings.site)
         self._warm = WarmSite(settings)
         self._hold: _Hold | None = None
+        self._last_message: float | None = None
         self._hold_lock = Lock()
         self._busy: Activity = "idle"
         self._finished: _Finished | None = None
@@ -116,16 +117,16 @@ class Worker:
     def status(self) -> WorkerStatus:
         """Return how the worker is, at once, whatever it is doing; never an answer to a frame."""
         with self._hold_lock:
-            hold = self._hold
+            hold = None if self._hold is None or self._is_over(self._hold) else self._hold
         return WorkerStatus(
             site=self._settings.site,
             code=ept_fed.__version__,
             pid=os.getpid(),
             started=self._started,
             activity=self._busy,
-            run=None if hold is None or self._is_over(hold) else hold.run,
+            run=None if hold is None else hold.run,
             round=None if hold is None else hold.round,
-            last_message=None if hold is None else hold.at,
+            last_message=self._last_message,
             runs=self._registry.names(),
             backbone_digest=self._warm.backbone_digest,
             training_images=self._warm.training_images,
@@ -144,19 +145,22 @@ class Worker:
                 # A run that the site takes no part in must not keep others waiting.
                 self._let_go(frame.run)
                 raise
-        if isinstance(frame, RoundRequest):
-            proposal = self._registry.find(frame.header.run)
-            self._take_hold(frame.header.run, frame.header.round)
-            reply = self._in_turn(frame.phase, frame.header.run, lambda: self._reply(frame, proposal, content))
-            if frame.phase == "evaluate" and frame.header.round == frame.rounds:
-                # What the last round left is the last that a server asks about.
-                self._let_go(frame.header.run)
-            return reply
-        if isinstance(frame, StageRequest):
-            proposal = self._registry.find(frame.header.run)
-            self._take_hold(frame.header.run, frame.header.round)
-            return self._in_turn("mask", frame.header.run, lambda: self._reply_to_stage(frame, proposal, content))
-        raise MessageRefusedError(f"a {kind_of(frame)} is nothing that a worker answers")
+        if not isinstance(frame, RoundRequest | StageRequest):
+            raise MessageRefusedError(f"a {kind_of(frame)} is nothing that a worker answers")
+        run = frame.header.run
+        proposal = self._registry.find(run)
+        self._take_hold(run, frame.header.round)
+        try:
+            if isinstance(frame, StageRequest):
+                return self._in_turn("mask", run, lambda: self._reply_to_stage(frame, proposal, content))
+            reply = self._in_turn(frame.phase, run, lambda: self._reply(frame, proposal, content))
+        except _TurnedAwayError:
+            self._let_go(run)
+            raise
+        if frame.phase == "evaluate" and frame.header.round == frame.rounds:
+            # What the last round left is the last that a server asks about.
+            self._let_go(run)
+        return reply
 
     def _introduce(self, run: str, proposal: Proposal, content: bytes) -> SiteIntroduction:
         site = self._warm.open(run, proposal, self._registry.states(run))
@@ -258,12 +262,12 @@ class Worker:
         return finished.reply if state is not None and state.round == request.header.round else None
 
     def _require_free(self, run: str) -> None:
-        """Raise MessageRefusedError, naming the run that holds the worker, if that is another."""
+        """Raise MessageRefusedError if another run holds the worker; which, is not for whoever proposes a new one."""
         hold = self._hold
         if hold is not None and hold.run != run and not self._is_over(hold):
             raise MessageRefusedError(
-                f"the site serves run {hold.run} and takes one run at a time; it is free "
-                f"{self._settings.worker.hold_minutes:g} minutes after that run's last message"
+                "the site serves another run and takes one at a time; it is free when that is over, or "
+                f"{self._settings.worker.hold_minutes:g} minutes after its last message"
             )
 
     def _take_hold(self, run: str, round_number: int | None) -> None:
@@ -271,6 +275,7 @@ class Worker:
         with self._hold_lock:
             self._require_free(run)
             self._hold = _Hold(run, round_number, self._clock())
+            self._last_message = self._hold.at
 
     def _let_go(self, run: str) -> None:
         """Let another run take the worker at once."""

@@ -9,6 +9,7 @@ What it does not protect against: under one user for both, SuperNode's code can 
 import json
 import logging
 import socket
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ Activity = Literal["idle", "introduce", "train", "mask", "evaluate"]
 
 _CHUNK = 1 << 16
 _SEND_SECONDS = 1.0
+_PAUSE_SECONDS = 0.1
 
 _log = logging.getLogger(__name__)
 
@@ -70,13 +72,14 @@ def status_path(worker_socket: Path) -> Path:
 def serve_status(listener: socket.socket, status: Callable[[], WorkerStatus]) -> None:
     """Send the status to whoever connects, for ever."""
     while True:
-        connection, _ = listener.accept()
-        with connection:
-            connection.settimeout(_SEND_SECONDS)
-            try:
+        try:
+            connection, _ = listener.accept()
+            with connection:
+                connection.settimeout(_SEND_SECONDS)
                 connection.sendall(json.dumps(asdict(status())).encode())
-            except OSError as error:
-                _log.warning("the status could not be told: %s", error)
+        except Exception as error:  # noqa: BLE001 - the next who asks must have an answer
+            _log.warning("the status could not be told: %s", error)
+            time.sleep(_PAUSE_SECONDS)
 
 
 def ask_status(worker_socket: Path, *, seconds: float) -> WorkerStatus:

@@ -14,6 +14,7 @@ __all__ = ["FLOWER_SWITCHES", "AlreadyRunsError", "PidFile", "end_marked", "find
 
 # A reader holds a lock of its own for an instant, which must not look like a service.
 _LOCK_SECONDS = 0.5
+_LOOK_SECONDS = 0.02
 
 # No telemetry, no question for updates, nothing downloaded for a run (Flower reads them when it is imported).
 FLOWER_SWITCHES = {
@@ -112,7 +113,15 @@ class PidFile:
         """
         try:
             with self.path.open("rb") as file:
-                return None if _try_lock(file, fcntl.LOCK_SH) else _parse_pid(file.read())
+                said: int | None = None
+                while not _try_lock(file, fcntl.LOCK_SH):
+                    file.seek(0)
+                    # Twice the same: whoever has just taken the lock has not written yet, or its predecessor's stands.
+                    before, said = said, _parse_pid(file.read())
+                    if said is not None and said == before:
+                        return said
+                    time.sleep(_LOOK_SECONDS)
+                return None
         except (FileNotFoundError, NotADirectoryError):
             return None
 

@@ -36,7 +36,8 @@ class Program:
         log: where its output goes, and its working folder.
         sweep: ends whatever an earlier start of it left behind.
         refuses: whether exit code 2 means that it refuses its settings: starting it again would change nothing.
-        ready: called after every start, in a thread of its own; may take its time, must not raise.
+        ready: called after every start, in a thread of its own, with an event that is set when the process has ended;
+            returns soon after that, and must not raise.
     """
 
     name: str
@@ -45,7 +46,7 @@ class Program:
     log: Path
     sweep: Callable[[], object]
     refuses: bool = False
-    ready: Callable[[], None] | None = None
+    ready: Callable[[threading.Event], None] | None = None
 
 
 def find_program(name: str) -> str | None:
@@ -124,10 +125,16 @@ def _keep(program: Program, stop: threading.Event, refused: list[str], tell: Cal
         tell(f"{program.name}: process {process.pid}, log {program.log}")
         reader = threading.Thread(target=_copy_lines, args=(process, log), daemon=True)
         reader.start()
+        ended, preparing = threading.Event(), None
         if program.ready is not None:
-            threading.Thread(target=program.ready, daemon=True).start()
+            preparing = threading.Thread(target=program.ready, args=(ended,), daemon=True)
+            preparing.start()
         while process.poll() is None and not stop.wait(0.2):
             pass
+        ended.set()
+        if preparing is not None:
+            # Two at once would each take the other's process for its own.
+            preparing.join(_GRACE_SECONDS)
         if stop.is_set():
             _end(process)
             break

@@ -8,6 +8,8 @@ import ssl
 import time
 import urllib.request
 from collections.abc import Callable
+from http.client import HTTPException
+from threading import Event
 
 from ept_fed.artefacts import write_json
 from ept_fed.problems import InputRefusedError
@@ -31,24 +33,30 @@ def withdraw(kit: ServerKit) -> None:
     (kit.state / "ready.json").unlink(missing_ok=True)
 
 
-def make_ready(kit: ServerKit, port: int, tell: Callable[[str], None]) -> None:
-    """Wait for SuperLink, prepare it, and say so; what stands in the way is tried again for a while, then told."""
+def make_ready(kit: ServerKit, port: int, tell: Callable[[str], None], ended: Event) -> None:
+    """Wait for SuperLink, prepare it, and say so; what stands in the way is tried again for a while, then told.
+
+    Args:
+        kit: the server's.
+        port: SuperLink's, on loopback.
+        tell: told what an operator has to know.
+        ended: set once this SuperLink has ended: another one is not this call's to prepare.
+    """
     withdraw(kit)
     end = time.monotonic() + _READY_SECONDS
     problem = "does not answer"
-    while time.monotonic() < end:
-        if _is_healthy(port, kit):
-            try:
-                changes = _prepare(kit, port, tell)
-            except InputRefusedError as error:
-                tell(f"superlink: the sites cannot be registered: {error}")
+    while not ended.wait(_PAUSE_SECONDS) and time.monotonic() < end:
+        try:
+            if _is_healthy(port, kit):
+                _announce(kit, port, _prepare(kit, port, tell), tell)
                 return
-            except ControlError as error:
-                problem = str(error)
-            else:
-                _announce(kit, port, changes, tell)
-                return
-        time.sleep(_PAUSE_SECONDS)
+        except InputRefusedError as error:
+            tell(f"superlink: the sites cannot be registered: {error}")
+            return
+        except (ControlError, OSError, HTTPException) as error:
+            problem = str(error) or type(error).__name__
+    if ended.is_set():
+        return
     tell(f"superlink: not ready after {_READY_SECONDS:g} s: {problem}; see its log")
 
 

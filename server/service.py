@@ -1,5 +1,6 @@
 """`ept-fed server start`: SuperLink on loopback and the proxy before it, kept running together."""
 
+import contextlib
 import json
 import logging
 import os
@@ -61,7 +62,8 @@ def start_server(folder: Path, proxy: Literal["nginx", "none"], tell: Callable[[
 def _run(
     kit: ServerKit, superlink: str, nginx: str | None, proxy: Literal["nginx", "none"], tell: Callable[[str], None]
 ) -> int:
-    # A killed server may have left processes that hold the ports.
+    # What a killed server left: its word that runs may be submitted, and processes that hold the ports.
+    withdraw(kit)
     end_marked(KIT_VARIABLE, str(kit.folder))
     end_proxy(_proxy_log(kit).parent)
     port = _free_port(_read_port(kit))
@@ -109,7 +111,8 @@ def stop_server(kit: ServerKit) -> int | None:
     """
     pid = find_server(kit)
     if pid is not None:
-        os.kill(pid, signal.SIGTERM)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
     end = time.monotonic() + _STOP_SECONDS
     while find_server(kit) is not None:
         if time.monotonic() >= end:
@@ -138,7 +141,7 @@ def _superlink(kit: ServerKit, program: str, port: int, tell: Callable[[str], No
         environment=environment,
         log=state / "logs" / "superlink" / "superlink.log",
         sweep=lambda: end_marked(KIT_VARIABLE, str(kit.folder)),
-        ready=lambda: make_ready(kit, port, tell),
+        ready=lambda ended: make_ready(kit, port, tell, ended),
     )
 
 

@@ -23,12 +23,15 @@ def describe_server(folder: Path) -> dict[str, Any]:
         InputRefusedError: if the folder is no server's kit.
     """
     kit = open_server_kit(folder)
-    pid, problem = find_server(kit), None
+    pid, problem = None, None
     nodes: list[Node] = []
     runs: list[Run] = []
     try:
+        pid = find_server(kit)
         with connect(kit) as control:
             nodes, runs = control.nodes(), control.runs()
+    except PermissionError:
+        problem = "the kit is another user's, who alone can tell"
     except (ServerAwayError, ControlError) as error:
         problem = str(error)
     return {

@@ -26,7 +26,7 @@ def main() -> None:
         for fault in wanted:
             try:
                 seen = FAULTS[fault].cause(rehearsal)
-            except (RehearsalError, subprocess.TimeoutExpired) as error:
+            except (RehearsalError, subprocess.SubprocessError) as error:
                 seen = Seen("NOT SURVIVED", (str(error).splitlines()[0],), float("nan"), "?")
                 print(error, file=sys.stderr)
             survived = "" if FAULTS[fault].is_survived(seen) else "UNEXPECTED: "
@@ -35,8 +35,7 @@ def main() -> None:
             rehearsal.wait_online(rehearsal.names)
         rehearsal.stop()
         left = rehearsal.descendants()
-        sockets = [path.name for name in rehearsal.names for path in rehearsal.site_kit(name).glob("run/*.sock")]
-        print(f"\nprocesses left: {left or 'none'}; sockets left: {sockets or 'none'}")
+        print(f"\nprocesses left: {left or 'none'}; sockets left: {rehearsal.sockets() or 'none'}")
 
 
 if __name__ == "__main__":

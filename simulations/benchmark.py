@@ -149,12 +149,14 @@ def _train(
 ) -> None:
     """Train the cells, here or in processes of their own, and write the lines of those that were not finished."""
     processes = min(jobs, len(cells))
+    # By what was asked for, not by what is left to do: a cell comes out the same whenever it is trained.
+    threads = max(1, torch.get_num_threads() // jobs)
+    torch.set_num_threads(threads)
     workers, busy = None, 0.0
     with contextlib.ExitStack() as stack:
         if processes > 1:
             # Each process loads what it needs; a copy here would only take memory.
             trainer.release()
-            threads = max(1, torch.get_num_threads() // processes)
             workers = stack.enter_context(CellWorkers(processes, threads, folder.path, folder.unfinished))
             outcomes: Iterable[tuple[Cell, Outcome]] = workers.train(cells, unseen, progress)
         else:

@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Collection, Iterable, Iterator
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from simulations.benchmark_cell import Outcome
 
 __all__ = ["CellQueue", "CellWorkers"]
+
+_log = logging.getLogger(__name__)
 
 
 class CellQueue:
@@ -202,15 +205,24 @@ def _serve(parent: Connection, threads: int, out: Path, scratch: Path) -> None:
     import torch
 
     from ept_fed.reports.analysis_folder import AnalysisFolder
-    from simulations.benchmark_cell import CellTrainer
+    from simulations.benchmark_cell import CellTrainer, Outcome
 
     logging.getLogger("flwr").setLevel(logging.WARNING)
     torch.set_num_threads(threads)
     trainer = CellTrainer(scratch, AnalysisFolder(out))
-    with contextlib.suppress(EOFError):
-        while True:
+    while True:
+        try:
             cell, look = parent.recv()
-            parent.send(trainer.train(cell, _Relay(parent), look=look))
+        except (EOFError, OSError):
+            return
+        started = time.perf_counter()
+        try:
+            outcome = trainer.train(cell, _Relay(parent), look=look)
+        except Exception as error:  # noqa: BLE001 - one method's fault must not take the others' process away
+            _log.exception("%s", cell.title)
+            outcome = Outcome(None, f"{type(error).__name__}: {error}", time.perf_counter() - started)
+        with contextlib.suppress(OSError):
+            parent.send(outcome)
 
 
 def _end_with_parent() -> None:

@@ -5,12 +5,13 @@ Each fault leaves the deployment as it found it, so that they follow one another
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -63,12 +64,14 @@ class Fault:
         status: that the run must have.
         says: words, one of which the operator must be told; none: nothing has to be said.
         quick: whether it needs no run to show.
+        mounts: whether it needs the right to mount a disk.
     """
 
     cause: Callable[[Rehearsal], Seen]
     status: str
     says: tuple[str, ...] = ()
     quick: bool = False
+    mounts: bool = False
 
     def is_survived(self, seen: Seen) -> bool:
         """Tell whether what was seen is what must come of it."""
@@ -90,9 +93,11 @@ def _submit(rehearsal: Rehearsal, name: str, *, deadline: float = 90.0, quorum: 
     return rehearsal.server.runs / name
 
 
-def _training(rehearsal: Rehearsal, name: str) -> bool:
-    code, said = rehearsal.ask("site", "status", str(rehearsal.site_kit(name)), "--json")
-    return code == 0 and json.loads(said)["worker"]["activity"] == "train"
+def _wait_for_training(rehearsal: Rehearsal, run: str) -> None:
+    """Wait until site-1 trains for a run."""
+    log = rehearsal.site_kit("site-1") / "logs" / "worker" / "worker.log"
+    begun = re.compile(rf"round \d+ of {re.escape(run)}-[0-9a-f]+: training begins")
+    rehearsal.wait_for(lambda: begun.search(_read(log)) is not None, "training")
 
 
 def _end(rehearsal: Rehearsal, folder: Path) -> str:
@@ -118,7 +123,7 @@ def _without(rehearsal: Rehearsal) -> Seen:
 def _during_training(name: str, fault: Callable[[Rehearsal], None]) -> Callable[[Rehearsal], Seen]:
     def act(rehearsal: Rehearsal) -> Seen:
         folder = _submit(rehearsal, name)
-        rehearsal.wait_for(lambda: _training(rehearsal, "site-1"), "training", every=0.2)
+        _wait_for_training(rehearsal, folder.name)
         started = time.monotonic()
         fault(rehearsal)
         return _tell(rehearsal, folder, started)
@@ -161,8 +166,12 @@ def _kill_server(rehearsal: Rehearsal) -> Seen:
     missing = _ROUNDS - len((folder / "rounds.jsonl").read_text().splitlines())
     lost = [f"{missing} rounds"] if missing else []
     undisturbed = rehearsal.server.runs / "none"
-    if not _refusals(folder) and undisturbed.exists() and not _refusals(undisturbed):
-        lost += [] if _prompts(folder) == _prompts(undisturbed) else ["the prompts are not those of the run without"]
+    if not undisturbed.exists():
+        _without(rehearsal)
+    if _refusals(folder) or _refusals(undisturbed):
+        lost.append("the comparison with the run without a fault: a site was refused in one of them")
+    elif _prompts(folder) != _prompts(undisturbed):
+        lost.append("the prompts are not those of the run without")
     status = "done" if code == 0 else said.strip()[-200:]
     return Seen(status, (*seen, *_refusals(folder)), seconds, "; ".join(lost) or "nothing")
 
@@ -178,7 +187,7 @@ def _prompts(folder: Path) -> dict[str, dict[str, bytes]]:
 
 def _silent_site(rehearsal: Rehearsal) -> Seen:
     folder = _submit(rehearsal, "silent", deadline=20.0, quorum=1)
-    rehearsal.wait_for(lambda: _training(rehearsal, "site-1"), "training", every=0.2)
+    _wait_for_training(rehearsal, folder.name)
     stopped = rehearsal.find(rehearsal.site_kit("site-1"), "client.worker_process")
     started = time.monotonic()
     for pid in stopped:
@@ -194,7 +203,7 @@ def _full_disk(rehearsal: Rehearsal) -> Seen:
     """Fill the disk under site-1's state while it trains, and make room after the round was refused."""
     with _small_disk(rehearsal, "site-1") as state:
         folder = _submit(rehearsal, "disk", quorum=1)
-        rehearsal.wait_for(lambda: _training(rehearsal, "site-1"), "training", every=0.2)
+        _wait_for_training(rehearsal, folder.name)
         started = time.monotonic()
         filler = state / "filler"
         with filler.open("wb", buffering=0) as file:
@@ -211,26 +220,29 @@ def _full_disk(rehearsal: Rehearsal) -> Seen:
 
 @contextmanager
 def _small_disk(rehearsal: Rehearsal, name: str) -> Iterator[Path]:
-    """Run a site with its state on a disk of 2 MB; needs root."""
+    """Run a site with its state on a disk of 2 MB; needs the right to mount."""
     state = rehearsal.site_kit(name) / "state"
-    rehearsal.end(name)
     kept = state.with_name("state-kept")
-    shutil.copytree(state, kept)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m,mode=700", "tmpfs", str(state)], check=True)
-    try:
+    with ExitStack() as back:
+        rehearsal.end(name)
+        back.callback(rehearsal.wait_online, rehearsal.names)
+        back.callback(rehearsal.start_site, name)
+        shutil.copytree(state, kept)
+        back.callback(shutil.rmtree, kept)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m,mode=700", "tmpfs", str(state)], check=True)
+        back.callback(shutil.copytree, kept, state, dirs_exist_ok=True)
+        back.callback(subprocess.run, ["umount", str(state)], check=True)
         shutil.copytree(kept, state, dirs_exist_ok=True)
         rehearsal.start_site(name)
+        back.callback(_keep, state, kept)
+        back.callback(rehearsal.end, name)
         rehearsal.wait_online(rehearsal.names)
         yield state
-    finally:
-        rehearsal.end(name)
-        shutil.rmtree(kept)
-        shutil.copytree(state, kept)
-        subprocess.run(["umount", str(state)], check=True)
-        shutil.copytree(kept, state, dirs_exist_ok=True)
-        shutil.rmtree(kept)
-        rehearsal.start_site(name)
-        rehearsal.wait_online(rehearsal.names)
+
+
+def _keep(state: Path, kept: Path) -> None:
+    shutil.rmtree(kept)
+    shutil.copytree(state, kept)
 
 
 def _read(log: Path) -> str:
@@ -251,20 +263,19 @@ def _other_backbone(rehearsal: Rehearsal) -> Seen:
 def _other_code(rehearsal: Rehearsal) -> Seen:
     """Run site-1 for a while with another version of the code, as a site does that was not updated."""
     environment = _customise(rehearsal.folder / "old-code", "import ept_fed; ept_fed.__version__ = '0.0.9'")
-    rehearsal.end("site-1")
-    rehearsal.start_site("site-1", **environment)
-    rehearsal.wait_online(rehearsal.names)
-    try:
+    with ExitStack() as back:
+        rehearsal.end("site-1")
+        back.callback(rehearsal.wait_online, rehearsal.names)
+        back.callback(rehearsal.start_site, "site-1")
+        rehearsal.start_site("site-1", **environment)
+        back.callback(rehearsal.end, "site-1")
+        rehearsal.wait_online(rehearsal.names)
         started = time.monotonic()
         folder = _submit(rehearsal, "code")
         status = _end(rehearsal, folder)
         left_out = read_json_file(folder, "result.json").get("left_out", {})
         says = tuple(f"{name} is left out: {reason}" for name, reason in left_out.items())
         return Seen(status, says, time.monotonic() - started, "that site's part")
-    finally:
-        rehearsal.end("site-1")
-        rehearsal.start_site("site-1")
-        rehearsal.wait_online(rehearsal.names)
 
 
 @contextmanager
@@ -297,11 +308,13 @@ def _refused_node(what: str, damage: Callable[[Rehearsal, Path], dict[str, str]]
         kit = rehearsal.copy_site("site-1", what)
         environment = damage(rehearsal, kit)
         started = time.monotonic()
-        rehearsal.start(what, "site", "start", str(kit), "--node-only", **environment)
         log = kit / "logs" / "node" / "supernode.log"
-        rehearsal.wait_for(lambda: any(word in _read(log) for word in _ENDED), "the refusal", every=0.2)
-        seconds = time.monotonic() - started
-        rehearsal.end(what)
+        rehearsal.start(what, "site", "start", str(kit), "--node-only", **environment)
+        try:
+            rehearsal.wait_for(lambda: any(word in _read(log) for word in _ENDED), "the refusal", every=0.2)
+            seconds = time.monotonic() - started
+        finally:
+            rehearsal.end(what)
         wanted = ("code:", "CERTIFICATE_VERIFY_FAILED")
         lines = [line.strip()[-160:] for line in _read(log).splitlines() if any(word in line for word in wanted)]
         _, said = rehearsal.ask("site", "check", str(kit), "--json", **environment)
@@ -365,7 +378,7 @@ FAULTS: dict[str, Fault] = {
     "proxy killed while sites train": Fault(_during_training("proxy", _restart_proxy), "done"),
     "server, SuperLink and proxy killed after round 1": Fault(_kill_server, "done", ("was cut off",)),
     "a site falls silent (deadline 20 s, quorum 1)": Fault(_silent_site, "done", ("did not answer in time",)),
-    "a site's disk is full for a while (quorum 1)": Fault(_full_disk, "done", ("disk is full",)),
+    "a site's disk is full for a while (quorum 1)": Fault(_full_disk, "done", ("disk is full",), mounts=True),
     "a node with a key that is not registered": Fault(
         _refused_node("unregistered", _unregistered_key), "refused", ("Failed to activate",), quick=True
     ),

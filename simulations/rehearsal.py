@@ -153,10 +153,10 @@ class Rehearsal:
 
     def start_server(self) -> None:
         """Run `ept-fed server start`, and wait until the sites are registered."""
-        ready = self.server.state / "ready.json"
-        ready.unlink(missing_ok=True)
+        ready, before = self.server.state / "ready.json", time.time()
         self.start("server", "server", "start", str(self.server.folder))
-        self.wait_for(ready.exists, "the server to be ready")
+        # A killed server's may still be there.
+        self.wait_for(lambda: ready.exists() and ready.stat().st_mtime >= before, "the server to be ready")
 
     def start_site(self, name: str, **environment: str) -> None:
         """Run `ept-fed site start`; `wait_online` waits for it."""
@@ -252,6 +252,10 @@ class Rehearsal:
     def descendants(self) -> list[int]:
         """Return the processes that are still there, the proxy's included."""
         return find_marked(_MARK, self._mark) + self.proxy_processes()
+
+    def sockets(self) -> list[Path]:
+        """Return the sites' sockets that are there."""
+        return [path for name in self.names for path in self.site_kit(name).glob("run/*.sock*")]
 
     def proxy_processes(self) -> list[int]:
         """Return nginx's processes, which hide the environment that they were started with."""

@@ -119,7 +119,9 @@ class BenchmarkFolder:
         return self.path / "lock"
 
     def _compare(self, experiment: Experiment) -> list[Problem]:
-        if not self.path.exists() or (self.path.is_dir() and {path.name for path in self.path.iterdir()} <= {"lock"}):
+        # A name that begins with a dot is what a kill left of a file that was being written.
+        held = {path.name for path in self.path.iterdir() if path.name[0] != "."} if self.path.is_dir() else set()
+        if not self.path.exists() or (self.path.is_dir() and held <= {"lock"}):
             return []
         try:
             held = yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8"))

@@ -136,7 +136,7 @@ def test_a_second_run_is_refused_with_the_name_of_the_first_until_that_is_silent
     worker = Worker(settings, door, clock=clock)
     introduce(worker, proposal)
     clock.now += 599
-    assert "serves run run-a" in refusal(ask(worker, Introduce("run-b", proposal)))
+    assert "serves another run" in refusal(ask(worker, Introduce("run-b", proposal)))
     assert door.turned_away[-1][0] == "introduce"
     clock.now += 2
     introduce(worker, proposal, "run-b")
@@ -164,7 +164,7 @@ def test_status_is_answered_and_another_run_refused_while_the_site_trains(
     clock.now += 10**6
     status = worker.status()
     assert (status.activity, status.run, status.round) == ("train", "run-a", 1)
-    assert "serves run run-a" in refusal(ask(worker, Introduce("run-b", proposal)))
+    assert "serves another run" in refusal(ask(worker, Introduce("run-b", proposal)))
     go_on.set()
     trainer.join(60)
     assert worker.status().activity == "idle"
@@ -325,7 +325,7 @@ def test_a_run_that_is_over_or_came_to_nothing_keeps_no_other_waiting(
         settings_of = proposal.training.model_dump_json() if phase == "train" else ""
         split = "train" if phase == "train" else "validation"
         ask(worker, train_request(met, proposal, number, phase=phase, split=split, settings=settings_of))
-        assert "serves run run-a" in refusal(ask(worker, other))
+        assert "serves another run" in refusal(ask(worker, other))
     last = train_request(met, proposal, 2, phase="evaluate", split="validation", settings="")
     assert isinstance(ask(worker, last), RoundReply)
     assert not isinstance(ask(worker, other), Refusal)
