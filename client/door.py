@@ -83,7 +83,9 @@ class Door(Protocol):
             MessageRefusedError: with a sentence that may leave the site.
         """
 
-    def mask(self, request: StageRequest, trained: Vector, examples: int, layout: PayloadLayout) -> Vector:
+    def mask(
+        self, request: StageRequest, received: Vector, trained: Vector, examples: int, layout: PayloadLayout
+    ) -> Vector:
         """Return an update, which nobody can judge once it is masked, as it may leave under masks.
 
         Raises:

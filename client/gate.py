@@ -28,9 +28,9 @@ from client.incoming import (
     splits_of,
     stage_of,
 )
-from client.known_runs import SECURE, SPLITS, KnownRun, PromptStore, pinned_backbone, pinned_splits, recall_runs
+from client.known_runs import CONTENT, SPLITS, KnownRun, PromptStore, pinned_backbone, pinned_splits, recall_runs
 from client.ledger import Ledger, Record
-from client.masked import judge_stage, judge_update
+from client.masked import describe_masks, judge_masked_request, judge_repetition, judge_stage, judge_update
 from client.outgoing import judge_introduction, judge_reply
 from client.policy import Policy
 from client.rules import RuleBroken, RulesBrokenError
@@ -79,10 +79,12 @@ class Gate:
             broken = _judge_name(run) + judge_proposal(self._policy, proposal, self._runs.get(run))
             broken += judge_splits(self._policy, proposal, self._splits)
             secure = proposal.federation.secure_aggregation is not None
-            about = {"proposal": proposal.digest} | ({SECURE: "yes"} if secure else {})
+            about = {"proposal": proposal.digest} | (describe_masks(proposal) if secure else {})
+            if secure:
+                broken += judge_repetition(run, about[CONTENT], self._runs)
             record = Record("in", "introduce", "passed", run=clean_text(run, 64), about=about)
             self._decide(record, frame, broken)
-            self._runs.setdefault(run, KnownRun(proposal.digest, secure=secure))
+            self._runs.setdefault(run, KnownRun(proposal.digest, secure=secure, content=about.get(CONTENT)))
             self._proposals[run] = proposal
 
     def release_introduction(
@@ -152,6 +154,8 @@ class Gate:
             run, sha256 = request.header.run, hashlib.sha256(frame).hexdigest()
             known = self._runs.get(run)
             broken = judge_request(self._policy, request, layout, known, sha256)
+            if known is not None and known.secure:
+                broken += judge_masked_request(request, known)
             if known is not None and known.backbone is not None:
                 broken += judge_proposal(self._policy, proposal, known)
                 broken += judge_splits(self._policy, proposal, self._splits)
@@ -212,9 +216,7 @@ class Gate:
             leaving = released.reply
             record = dataclasses.replace(
                 record,
-                tensors=()
-                if leaving.payload is None
-                else name_tensors(layout, "gradient" if leaving.gradient is not None else None),
+                tensors=_shapes_of(leaving, layout),
                 metrics=tuple(name for name, value in leaving.metrics.items() if not math.isnan(value)),
                 images=leaving.examples,
                 decision="clipped" if released.clipped else "passed",
@@ -229,23 +231,26 @@ class Gate:
         with self._turn:
             known = self._runs.get(request.header.run)
             broken = judge_stage(self._policy, request, layout, known)
-            if known is not None:
+            if known is not None and known.backbone is not None:
                 broken += judge_proposal(self._policy, proposal, known)
+                broken += judge_splits(self._policy, proposal, self._splits)
+                broken += judge_backbone(self._policy, known.backbone, self._pinned)
             self._decide(record_stage(request, "in"), frame, broken)
 
-    def mask(self, request: StageRequest, trained: Vector, examples: int, layout: PayloadLayout) -> Vector:
+    def mask(
+        self, request: StageRequest, received: Vector, trained: Vector, examples: int, layout: PayloadLayout
+    ) -> Vector:
         """Return an update as it may be masked, scaled down if the policy says so; refusals as for `release`.
 
         Args:
             request: for the masked input.
+            received: the payload that the round began with.
             trained: the payload after the round.
             examples: training images behind it.
             layout: that the site made.
         """
         with self._turn:
             known = self._runs.get(request.header.run, KnownRun(proposal=""))
-            latest = self._prompts.latest(request.header.run, layout)
-            received = latest[1] if latest is not None and latest[0] == request.header.round - 1 else None
             leaving, clipped, broken = judge_update(self._policy, received, trained, examples, layout, known)
             record = record_stage(request, "out")
             if broken:
@@ -319,6 +324,13 @@ class Gate:
         sha256 = hashlib.sha256(frame).hexdigest() if frame else None
         whole = dataclasses.replace(record, bytes=len(frame), sha256=sha256, policy=self._policy_digest)
         self._ledger.append(whole)
+
+
+def _shapes_of(reply: RoundReply, layout: PayloadLayout) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """Return names and shapes of all vectors that a reply carries, each by itself."""
+    payload = name_tensors(layout, None) if reply.payload is not None else ()
+    gradient = name_tensors(layout, "gradient")[len(layout.shapes) :] if reply.gradient is not None else ()
+    return payload + gradient
 
 
 def _judge_name(run: str) -> list[RuleBroken]:

@@ -37,12 +37,12 @@ class MaskedSums:
 
     Attributes:
         find_rounds: the site's part, by its name.
-        open_session: the session of a round.
+        open_session: the session of a round, given the digest of what it began with.
         weigh: from training images to the site's weight.
     """
 
     find_rounds: Callable[[str], SecureRounds]
-    open_session: Callable[[int], AggregationSession]
+    open_session: Callable[[int, str], AggregationSession]
     weigh: Callable[[int], int]
 
 
@@ -61,6 +61,8 @@ def create_client_app(find_site: Callable[[Context], Site], masked: MaskedSums |
             if phase == "stage":
                 return _answer_stage(message, site, masked)
             request = decode_request(message, phase, site.layout)
+            if masked is not None and phase == "train":
+                masked.find_rounds(site.name).begin(request)
             reply = site.train(request) if phase == "train" else site.evaluate(request)
             return encode_reply(reply, message)
         except (MessageRefusedError, PayloadMismatchError, TrainingDivergedError, InputRefusedError) as refusal:
@@ -94,7 +96,7 @@ def _answer_stage(message: Message, site: Site, masked: MaskedSums | None) -> Me
     round_number = request.header.round
     reply = masked.find_rounds(site.name).answer(
         request,
-        masked.open_session(round_number),
+        masked.open_session,
         lambda: (site.trained_payload(round_number), masked.weigh(len(site.data.train))),
     )
     return Message(encode_frame_record(encode_frame(reply)), reply_to=message)

@@ -10,6 +10,7 @@ from client.known_runs import KnownRun, RequestKey
 from client.policy import Policy
 from client.rules import RuleBroken, beyond
 from ept_fed.config import TrainingSettings
+from ept_fed.privacy.round_session import count_fewest
 from ept_fed.protocol.layout import PayloadLayout, PayloadMismatchError, Vector
 from ept_fed.protocol.messages import PROTOCOL_VERSION, Header, RoundRequest
 from ept_fed.protocol.proposal import Proposal
@@ -60,6 +61,11 @@ def judge_proposal(policy: Policy, proposal: Proposal, known: KnownRun | None) -
     if policy.outgoing.masked_only and federation.secure_aggregation is None:
         fix = "updates leave under masks only; the consortium has to set federation.secure_aggregation"
         broken.append(RuleBroken("outgoing.masked_only", "in clear", fix))
+    if federation.secure_aggregation is not None:
+        fewest = count_fewest(len(proposal.sites), federation.secure_aggregation.threshold)
+        if fewest < policy.outgoing.fewest_masked_sites:
+            fix = f"sums of {policy.outgoing.fewest_masked_sites} at least; lower the rule, or raise the threshold"
+            broken.append(RuleBroken("outgoing.fewest_masked_sites", fewest, fix))
     if known is not None and known.proposal != proposal.digest:
         fix = "this run was proposed with other settings before; the consortium has to start a new run"
         broken.append(RuleBroken("protocol.run", proposal.digest, fix))

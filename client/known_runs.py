@@ -15,6 +15,7 @@ from ept_fed.protocol.stages import STAGES
 from ept_fed.sealed_tensors import SealBrokenError, read_sealed, seal_tensors
 
 __all__ = [
+    "CONTENT",
     "SECURE",
     "SPLITS",
     "KnownRun",
@@ -26,7 +27,8 @@ __all__ = [
 ]
 
 RequestKey = tuple[int, str, str]  # round, phase, split
-SECURE = "secure"  # in the `about` of a proposal whose updates leave under masks
+# In the `about` of a proposal whose updates leave under masks: who takes part, and its digest whatever its name.
+SECURE, CONTENT = "masked among", "content"
 SPLITS = "splits"  # in the `about` of the first message that passed under a privacy budget
 _PROMPTS = "prompts"
 
@@ -41,6 +43,7 @@ class KnownRun:
         layout: hash of the payload's layout, likewise.
         validation_images: of the site in this run.
         secure: whether its updates leave under masks.
+        content: digest of its proposal whatever its name, if its updates leave under masks.
         masked: last round whose update left under masks.
         last_round: of the requests accepted so far.
         accepted: SHA-256 of the frame of every accepted request.
@@ -51,6 +54,7 @@ class KnownRun:
     layout: str | None = None
     validation_images: int = 0
     secure: bool = False
+    content: str | None = None
     masked: int = 0
     last_round: int = 0
     accepted: dict[RequestKey, str] = field(default_factory=dict)
@@ -73,7 +77,7 @@ def recall_runs(history: Iterable[Entry]) -> dict[str, KnownRun]:
         if entry.decision not in ("passed", "clipped") or entry.run is None:
             continue
         if entry.kind == "introduce" and entry.direction == "in":
-            runs.setdefault(entry.run, KnownRun(entry.about["proposal"], secure=SECURE in entry.about))
+            runs.setdefault(entry.run, _recall_run(entry))
         elif entry.kind == "introduction" and entry.direction == "out":
             runs[entry.run].introduce(entry.about)
         elif entry.kind == "masked input" and entry.direction == "out" and entry.round is not None:
@@ -83,6 +87,10 @@ def recall_runs(history: Iterable[Entry]) -> dict[str, KnownRun]:
         elif entry.direction == "in" and entry.round is not None and entry.sha256 is not None:
             runs[entry.run].accept((entry.round, entry.kind, entry.split or ""), entry.sha256)
     return runs
+
+
+def _recall_run(entry: Entry) -> KnownRun:
+    return KnownRun(entry.about["proposal"], secure=SECURE in entry.about, content=entry.about.get(CONTENT))
 
 
 def pinned_backbone(history: Iterable[Entry]) -> str | None:

@@ -4,15 +4,48 @@ A masked input cannot be judged once it is masked, so the update is judged befor
 leaves in clear.
 """
 
+from collections.abc import Mapping
+
 from client.incoming import judge_header
-from client.known_runs import KnownRun
+from client.known_runs import CONTENT, SECURE, KnownRun
 from client.outgoing import bound_update, judge_tensor_names, judge_training_images
 from client.policy import Policy
 from client.rules import RuleBroken
 from ept_fed.protocol.layout import PayloadLayout, PayloadMismatchError, Vector
+from ept_fed.protocol.messages import RoundRequest
+from ept_fed.protocol.proposal import Proposal
 from ept_fed.protocol.stages import StageRequest
 
-__all__ = ["judge_stage", "judge_update"]
+__all__ = ["describe_masks", "judge_masked_request", "judge_repetition", "judge_stage", "judge_update"]
+
+
+def describe_masks(proposal: Proposal) -> dict[str, str]:
+    """Return what the ledger says of a proposal whose updates leave under masks."""
+    nameless = proposal.model_copy(update={"name": "nameless"})
+    return {SECURE: ", ".join(proposal.sites), CONTENT: nameless.digest}
+
+
+def judge_repetition(run: str, content: str, runs: Mapping[str, KnownRun]) -> list[RuleBroken]:
+    """Return what breaks if a run would give again, under another name, what left under masks before.
+
+    Equal settings and seeds train to the same bits. The sums of two such runs, in which not the same sites took part,
+    would differ by single sites.
+    """
+    twins = [name for name, known in runs.items() if name != run and known.content == content and known.masked]
+    fix = "it left its updates under masks; the consortium has to change the seed of the new run"
+    return [RuleBroken("protocol.run", f"the same as run {name}", fix) for name in twins]
+
+
+def judge_masked_request(request: RoundRequest, known: KnownRun) -> list[RuleBroken]:
+    """Return every rule that a train or evaluate request breaks because the run's updates leave under masks."""
+    broken = []
+    if request.correction is not None or request.wants_gradient:
+        fix = "updates of this run leave under masks, so no gradient leaves and no site is given a term of its own"
+        broken.append(RuleBroken("protocol.request", "gradient or correction", fix))
+    if request.phase == "train" and request.header.round <= known.masked:
+        fix = "the update of this round left under masks already, and leaves once"
+        broken.append(RuleBroken("protocol.replay", f"train of round {request.header.round}", fix))
+    return broken
 
 
 def judge_stage(
@@ -43,13 +76,13 @@ def judge_stage(
 
 
 def judge_update(
-    policy: Policy, received: Vector | None, trained: Vector, examples: int, layout: PayloadLayout, known: KnownRun
+    policy: Policy, received: Vector, trained: Vector, examples: int, layout: PayloadLayout, known: KnownRun
 ) -> tuple[Vector, str, list[RuleBroken]]:
     """Return the payload to mask, what was done if it was clipped, and every rule that it breaks.
 
     Args:
         policy: the site's.
-        received: the prompts that the round began with; None if they are lost.
+        received: the prompts that the round began with.
         trained: what the site would mask, layout.size float32.
         examples: training images behind it.
         layout: that the site made.
@@ -62,9 +95,6 @@ def judge_update(
         layout.check(trained)
     except PayloadMismatchError as error:
         broken.append(RuleBroken("protocol.payload", "update", str(error)))
-    if received is None:
-        fix = "the prompts that the round began with are lost; the site takes part again in the next round"
-        broken.append(RuleBroken("outgoing.update", "unknown", fix))
-    if broken or received is None:
+    if broken:
         return trained, "", broken
     return bound_update(policy, received, trained, layout)

@@ -128,8 +128,9 @@ def judge_reply(
     except (MessageRefusedError, PayloadMismatchError) as error:
         return None, [RuleBroken("protocol.reply", request.phase, str(error))]
     payload, clipped = None, ""
-    if reply.payload is not None:
+    if reply.phase == "train":
         broken += judge_training_images(policy, reply.examples)
+    if reply.payload is not None:
         payload, clipped, outsized = bound_update(policy, request.payload, reply.payload, layout)
         broken += outsized
     if reply.gradient is not None and not policy.outgoing.gradient:

@@ -15,6 +15,10 @@ from client.run_record import Answer
 __all__ = ["Passage", "count_passages", "describe_rounds", "list_passages", "read_ledger_passages"]
 
 
+# What an update travels in: its round's answer, or apart from it under masks.
+_UPDATES = ("train", "masked input")
+
+
 @dataclass(frozen=True)
 class Passage:
     """One message: `direction` as the site sees it, `kind` as in `Answer`, `round` None outside of rounds."""
@@ -68,7 +72,7 @@ def count_passages(passages: Sequence[Passage], counted_by: str) -> dict[str, An
         "messages_from_site": len(left),
         "bytes_to_site": sum(passage.bytes for passage in passages if passage.direction == "in"),
         "bytes_from_site": sum(passage.bytes for passage in left),
-        "largest_update": max((passage.bytes for passage in left if passage.kind == "train"), default=0),
+        "largest_update": max((passage.bytes for passage in left if passage.kind in _UPDATES), default=0),
     }
 
 
@@ -82,6 +86,7 @@ def describe_rounds(
     simulation.
     """
     trained = {answer.round: answer for answer in answers if answer.kind == "train"}
+    masked = {answer.round for answer in answers if answer.kind == "masked input"}
     records = []
     for number in range(1, last + 1):
         own, after = trained.get(number), trained.get(number + 1)
@@ -93,7 +98,7 @@ def describe_rounds(
             "evaluation": _select(after, validation=True) or _find_evaluation(number, answers),
             "bytes_sent": sum(p.bytes for p in moved if p.direction == "in"),
             "bytes_received": sum(p.bytes for p in sent),
-            "train_bytes_received": max((p.bytes for p in sent if p.kind == "train"), default=0),
+            "train_bytes_received": max((p.bytes for p in sent if p.kind in _UPDATES), default=0),
         }
         there = [site] if own else []
         records.append(
@@ -101,7 +106,7 @@ def describe_rounds(
                 "schema": 1,
                 "round": number,
                 "asked": there,
-                "aggregated": there,
+                "aggregated": there if not masked or number in masked else [],
                 "outcome": "not known at the site",
                 "sites": {site: entry},
                 "refused": [],

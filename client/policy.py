@@ -86,6 +86,9 @@ class Outgoing(Settings):
     fewest_training_images: Count = Field(10, description="an update trained on fewer images is refused")
     digits: Annotated[int, Field(ge=0, le=15)] = Field(3, description="decimals that metrics are rounded to")
     update: UpdateBound = UpdateBound()
+    fewest_masked_sites: Annotated[int, Field(ge=3)] = Field(
+        3, description="refuse secure aggregation whose sums may be of fewer sites than these"
+    )
     masked_only: bool = Field(
         False, description="refuse runs without secure aggregation, in which the server sees every update"
     )

@@ -10,8 +10,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from ept_fed.privacy.aggregation_messages import Kind
 from ept_fed.privacy.aggregation_session import AggregationSession
 from ept_fed.privacy.aggregation_site import SecureAggregationSite
+from ept_fed.privacy.round_session import digest_start
 from ept_fed.protocol.layout import Vector
-from ept_fed.protocol.messages import MessageRefusedError
+from ept_fed.protocol.messages import MessageRefusedError, RoundRequest
 from ept_fed.protocol.stages import StageReply, StageRequest
 
 __all__ = ["Credentials", "SecureRounds"]
@@ -29,27 +30,37 @@ class Credentials:
 class SecureRounds:
     """Answers the stages of one run's rounds, one session at a time.
 
-    Keys and seeds of a session live in memory: a site that is started anew in the middle of one has dropped out of it.
+    Keys and seeds of a session, and what its round began with, live in memory: a site that is started anew in the
+    middle of one has dropped out of it.
 
     Attributes:
+        began: the last round that was trained, and the train request's payload and settings; None before the first.
         masked: the last round whose update left under masks, 0 before the first. The update of that round, or one
             before it, never leaves again: two sums of one round would differ by single sites.
     """
 
-    def __init__(self, site: str, credentials: Credentials, *, masked: int = 0) -> None:
-        """Take the site's certified name and credentials, and what an earlier process says of `masked`."""
+    def __init__(self, site: str, credentials: Callable[[], Credentials], *, masked: int = 0) -> None:
+        """Take the site's certified name, how to read its credentials, and what an earlier process says of `masked`."""
         self.masked = masked
+        self.began: tuple[int, Vector, str] | None = None
         self._site, self._credentials = site, credentials
         self._open: tuple[AggregationSession, SecureAggregationSite] | None = None
 
+    def begin(self, request: RoundRequest) -> None:
+        """Remember what a round begins with: the sum is of sites that began with the same."""
+        self.began = request.header.round, request.payload, request.settings
+
     def answer(
-        self, request: StageRequest, session: AggregationSession, update: Callable[[], tuple[Vector, int]]
+        self,
+        request: StageRequest,
+        open_session: Callable[[int, str], AggregationSession],
+        update: Callable[[], tuple[Vector, int]],
     ) -> StageReply:
         """Return the site's part of a stage.
 
         Args:
             request: whose header the site has found to be its own.
-            session: of the request's round, as the site agreed to it.
+            open_session: from a round and the digest of what it began with to its session, as the site agreed to it.
             update: called when it is due: the payload (n,) after training that round, and the site's weight.
 
         Raises:
@@ -58,6 +69,10 @@ class SecureRounds:
             PayloadMismatchError: for an update that cannot be summed.
             InputRefusedError: if this site is none of the session's.
         """
+        number = request.header.round
+        if self.began is None or self.began[0] != number:
+            raise MessageRefusedError(f"this site has not trained round {number} since it was started")
+        session = open_session(number, digest_start(*self.began[1:]))
         if request.stage == "advertisement":
             if session.round <= self.masked:
                 raise MessageRefusedError(f"this site gave its part of round {self.masked} and gives none again")
@@ -82,7 +97,7 @@ class SecureRounds:
         return StageReply(request.header, request.stage, content)
 
     def _join(self, session: AggregationSession) -> SecureAggregationSite:
-        held = self._credentials
+        held = self._credentials()
         return SecureAggregationSite(
             session,
             self._site,

@@ -46,6 +46,7 @@ class Site:
         head_fit: how the head is computed; None if it is trained.
         run: identity of the run.
         payload: folded or raw, as in `FederationSettings`.
+        masked: whether updates leave under masks, and not with the reply.
     """
 
     def __init__(
@@ -92,7 +93,7 @@ class Site:
         self._bfloat16 = use_bfloat16(precision, slot.model.device)
         self._states: StateStore = StateMemory() if states is None else states
         self.head_fit = head
-        self._privacy, self._masked = privacy, masked
+        self._privacy, self.masked = privacy, masked
         self._adopted: Vector | None = None
         self._fleeting = False
 
@@ -161,7 +162,7 @@ class Site:
         return RoundReply(
             header=request.header,
             phase="train",
-            payload=None if self._masked else self.export(),
+            payload=None if self.masked else self.export(),
             examples=len(self.data.train),
             metrics={
                 "loss": trained.loss,

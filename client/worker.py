@@ -28,6 +28,7 @@ from client.warm_site import WarmSite
 from client.worker_status import Activity, WorkerStatus
 from ept_fed.config import PrivacySettings
 from ept_fed.privacy.accountant import GaussianSteps
+from ept_fed.privacy.aggregation_session import AggregationSession
 from ept_fed.privacy.round_session import plan_session, weigh_site
 from ept_fed.problems import InputRefusedError
 from ept_fed.protocol.frames import (
@@ -38,7 +39,7 @@ from ept_fed.protocol.frames import (
     encode_frame,
     kind_of,
 )
-from ept_fed.protocol.layout import PayloadMismatchError, Vector
+from ept_fed.protocol.layout import PayloadLayout, PayloadMismatchError, Vector
 from ept_fed.protocol.messages import SPLITS, MessageRefusedError, RoundReply, RoundRequest, Split
 from ept_fed.protocol.proposal import Proposal, SiteIntroduction
 from ept_fed.protocol.stages import StageReply, StageRequest
@@ -80,12 +81,12 @@ class Worker:
         settings: SiteSettings,
         door: Door,
         *,
-        credentials: Credentials | None = None,
+        credentials: Callable[[], Credentials | None] = lambda: None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """Start the thread that works; nothing is loaded before the first proposal.
 
-        Without `credentials` the site takes part in no secure aggregation.
+        `credentials` reads the site's; without any it takes part in no secure aggregation.
         """
         self._settings, self._door, self._clock = settings, door, clock
         self._credentials = credentials
@@ -164,6 +165,8 @@ class Worker:
 
     def _introduce(self, run: str, proposal: Proposal, content: bytes) -> SiteIntroduction:
         site = self._warm.open(run, proposal, self._registry.states(run))
+        if proposal.sites:
+            self._require_masks(run, proposal, site.layout, len(site.data.train))
         introduction = SiteIntroduction(
             site=self._settings.site,
             run=run,
@@ -216,36 +219,60 @@ class Worker:
         site = self._warm.open(run, proposal, self._registry.states(run))
         self._at_door(lambda: self._door.admit_stage(request, proposal, site.layout, content))
         site.require_header(request.header)
-        federation, examples = proposal.federation, len(site.data.train)
-        if self._credentials is None or federation.secure_aggregation is None:
-            raise MessageRefusedError("the site has no certificate, or the run no secure aggregation")
-        session = plan_session(
-            run=run,
-            round_number=number,
-            sites=proposal.sites,
-            threshold=federation.secure_aggregation.threshold,
-            layout=site.layout,
-            weights=federation.weights,
-            weight_cap=federation.weight_cap,
-        )
+        examples, federation = len(site.data.train), proposal.federation
+        secure = self._open_rounds(run)
 
         def update() -> tuple[Vector, int]:
-            trained = site.trained_payload(number)
-            leaving = self._at_door(lambda: self._door.mask(request, trained, examples, site.layout))
+            trained, began = site.trained_payload(number), secure.began
+            if began is None:
+                raise MessageRefusedError(f"what round {number} began with is lost")
+            leaving = self._at_door(lambda: self._door.mask(request, began[1], trained, examples, site.layout))
             return leaving, weigh_site(examples, federation.weights, federation.weight_cap)
 
-        if self._secure is None or self._secure[0] != run:
-            masked = self._door.masked_rounds(run)
-            self._secure = run, SecureRounds(self._settings.site, self._credentials, masked=masked)
-        reply = self._secure[1].answer(request, session, update)
+        reply = secure.answer(request, partial(_plan_session, run, proposal, site.layout), update)
         leaving = encode_frame(reply)
         self._at_door(lambda: self._door.release_stage(request, leaving))
         self._registry.record(run).note(Answer(request.stage, len(content), len(leaving), number))
         return reply
 
+    def _open_rounds(self, run: str) -> SecureRounds:
+        """Return the site's part in the secure aggregation of a run.
+
+        Raises:
+            MessageRefusedError: if nobody certified the site.
+        """
+        if self._secure is None or self._secure[0] != run:
+            self._secure = (
+                run,
+                SecureRounds(self._settings.site, self._require_credentials, masked=self._door.masked_rounds(run)),
+            )
+        return self._secure[1]
+
+    def _require_credentials(self) -> Credentials:
+        """Read the site's credentials, which may have been renewed meanwhile."""
+        credentials = self._credentials()
+        if credentials is None:
+            raise MessageRefusedError("this site has no certificate, which secure aggregation needs")
+        return credentials
+
+    def _require_masks(self, run: str, proposal: Proposal, layout: PayloadLayout, examples: int) -> None:
+        """Raise unless the site could take part in the sums of a run: better now than after each round's training.
+
+        Raises:
+            MessageRefusedError, InputRefusedError: naming what stands in the way.
+        """
+        session = _plan_session(run, proposal, layout, 1, "")
+        if self._settings.site not in proposal.sites:
+            raise MessageRefusedError("this site is not among those that the run is proposed to")
+        if proposal.federation.weights == "examples" and examples > session.encoding.heaviest:
+            raise MessageRefusedError(f"a site of more than {session.encoding.heaviest} images cannot be weighed")
+        self._require_credentials()
+
     def _train(self, request: RoundRequest, content: bytes, site: Site) -> RoundReply:
         self._finished = None
         _log.info("round %d of %s: training begins", request.header.round, request.header.run)
+        if site.masked:
+            self._open_rounds(request.header.run).begin(request)
         reply = site.train(request, charge=partial(self._charge, request))
         self._finished = _Finished(hashlib.sha256(content).digest(), reply)
         return reply
@@ -333,3 +360,22 @@ class Worker:
             except (MessageRefusedError, OSError):
                 _log.exception("a refusal could not be recorded")
         return refusal
+
+
+def _plan_session(
+    run: str, proposal: Proposal, layout: PayloadLayout, round_number: int, start: str
+) -> AggregationSession:
+    """Return the secure aggregation of a round as this site agreed to it."""
+    federation = proposal.federation
+    if federation.secure_aggregation is None:
+        raise MessageRefusedError("the updates of this run leave in clear")
+    return plan_session(
+        run=run,
+        round_number=round_number,
+        start=start,
+        sites=proposal.sites,
+        threshold=federation.secure_aggregation.threshold,
+        layout=layout,
+        weights=federation.weights,
+        weight_cap=federation.weight_cap,
+    )

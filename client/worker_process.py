@@ -12,6 +12,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from threading import BoundedSemaphore, Thread
 from types import FrameType
@@ -46,7 +47,6 @@ def serve_site(kit: Path, make_door: Callable[[SiteSettings, Path], Door] = open
     if problems:
         raise InputRefusedError(problems)
     door = make_door(settings, kit)
-    credentials = read_credentials(kit)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _leave)
     with bind_socket(settings) as listener, bind_status(settings) as status_listener, _removed_at_the_end(settings):
@@ -56,7 +56,7 @@ def serve_site(kit: Path, make_door: Callable[[SiteSettings, Path], Door] = open
 
         if settings.worker.threads is not None:
             torch.set_num_threads(settings.worker.threads)
-        worker = Worker(settings, door, credentials=credentials)
+        worker = Worker(settings, door, credentials=partial(read_credentials, kit))
         stopped = socket.socketpair()
 
         def stop(_signal: int, _frame: FrameType | None) -> None:

@@ -2,6 +2,7 @@
 
 from ept_fed.config import FederationSettings
 from ept_fed.privacy.aggregation_session import FEWEST_SITES
+from ept_fed.privacy.round_session import MOST_EXAMPLES
 from ept_fed.problems import Problem
 from ept_fed.strategies import STRATEGIES, count_asked
 
@@ -24,6 +25,9 @@ def find_secure_contradictions(federation: FederationSettings) -> list[Problem]:
     if federation.norm_bound is not None:
         fix = "compares the lengths of single updates, which nobody sees; set it to null: each gate bounds its own"
         found.append(Problem("federation.norm_bound", federation.norm_bound, fix))
+    if federation.weight_cap is not None and federation.weight_cap > MOST_EXAMPLES:
+        fix = f"leaves no room for the sum; the most is {MOST_EXAMPLES}"
+        found.append(Problem("federation.weight_cap", federation.weight_cap, fix))
     if federation.payload == "raw":
         fix = "may be large, and travels masked at twice its size; set it to folded"
         found.append(Problem("federation.payload", federation.payload, fix))

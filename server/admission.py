@@ -6,6 +6,7 @@ plan allows its site. `refuse_outsized` compares the replies of a round with eac
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from flwr.app import Message
@@ -25,10 +26,10 @@ Accepted = tuple[str, RoundReply]
 
 @dataclass(frozen=True)
 class Refusal:
-    """A site that was left out of an exchange, and why."""
+    """A site that was left out of an exchange, or of the sum under masks that followed it, and why."""
 
     site: str
-    phase: Phase
+    phase: Phase | Literal["mask"]
     reason: str
 
 

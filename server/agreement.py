@@ -13,7 +13,7 @@ from flwr.serverapp import Grid
 
 from ept_fed.config import Experiment
 from ept_fed.flower import decode_introduction, encode_proposal
-from ept_fed.privacy.aggregation_session import default_threshold
+from ept_fed.privacy.round_session import count_fewest
 from ept_fed.protocol.layout import PayloadMismatchError
 from ept_fed.protocol.make_plan import make_plan
 from ept_fed.protocol.messages import MessageRefusedError, clean_text
@@ -56,7 +56,7 @@ def agree(grid: Grid, experiment: Experiment, sites: tuple[str, ...]) -> Agreeme
     quorum = federation.quorum or math.ceil(len(sites) / 2)
     if federation.secure_aggregation is not None:
         # With fewer no round could ever be unmasked.
-        quorum = max(quorum, federation.secure_aggregation.threshold or default_threshold(len(sites)))
+        quorum = max(quorum, count_fewest(len(sites), federation.secure_aggregation.threshold))
     online, doubled = wait_for_sites(grid, sites, deadline=federation.deadline, quorum=quorum, grace=federation.grace)
     left_out = dict.fromkeys((name for name in sites if name not in online), _ABSENT)
     left_out |= dict.fromkeys(doubled, "two nodes are online under its name")

@@ -118,7 +118,8 @@ def run_rounds(
                 observer.on_round(records[-1])
                 return FederationResult(payload, tuple(records), ended)
             observer.on_round(records[-1])
-        collected = _collect(grid, plan, exchange, nodes, round_number, trained, authority)
+        arrived = {site: traffic.received for site, traffic in exchange.traffic.items()}
+        collected = _collect(grid, plan, exchange, nodes, round_number, payload, trained, authority)
         record = RoundRecord(
             round=round_number,
             seconds=0.0,
@@ -128,7 +129,7 @@ def run_rounds(
             sites={},
             refused=[*absent, *exchange.refused, *outsized, *collected.refused],
         )
-        _note_training(record, exchange, replies)
+        _note_training(record, exchange, replies, {**arrived, **collected.update_bytes})
         payload, record.outcome = _aggregate(aggregator, plan, record, collected, payload)
         record.seconds = time.perf_counter() - started
         _log.info("round %d: %s", round_number, record.outcome)
@@ -154,14 +155,16 @@ def _select_sites(grid: Grid, plan: Plan, phase: Phase, round_number: int) -> tu
         count = count_asked(plan.sites_per_round, len(wanted))
         rng = numpy_generator(plan.seed, round_number, "sites")
         wanted = [wanted[index] for index in sorted(rng.permutation(len(wanted))[:count])]
-    quorum = plan.quorum or math.ceil(len(wanted) / 2)
+    quorum = max(plan.quorum or math.ceil(len(wanted) / 2), plan.fewest_masked)
     online, doubled = wait_for_sites(grid, wanted, deadline=plan.deadline, quorum=quorum, grace=plan.grace)
     absent = [Refusal(name, phase, "is not online") for name in wanted if name not in online]
     absent += [Refusal(name, phase, "two nodes are online under its name") for name in doubled]
     return {online[name]: name for name in sorted(online) if name not in doubled}, absent
 
 
-def _note_training(record: RoundRecord, exchange: Exchange, trained: Sequence[Accepted]) -> None:
+def _note_training(
+    record: RoundRecord, exchange: Exchange, trained: Sequence[Accepted], update_bytes: Mapping[str, int]
+) -> None:
     for site, traffic in exchange.traffic.items():
         record.site(site).bytes_sent = traffic.sent
         record.site(site).bytes_received = traffic.received
@@ -169,7 +172,7 @@ def _note_training(record: RoundRecord, exchange: Exchange, trained: Sequence[Ac
         entry = record.site(site)
         entry.examples = reply.examples
         entry.train = {key: value for key, value in reply.metrics.items() if not key.startswith("validation_")}
-        entry.train_bytes_received = exchange.traffic[site].received
+        entry.train_bytes_received = update_bytes[site]
 
 
 def _collect(
@@ -178,6 +181,7 @@ def _collect(
     exchange: Exchange,
     nodes: Mapping[int, str],
     round_number: int,
+    payload: Vector,
     trained: Sequence[Accepted],
     authority: x509.Certificate | None,
 ) -> Collected:
@@ -185,7 +189,7 @@ def _collect(
     if authority is None or not plan.secure_sites:
         return Collected([_as_update(site, reply) for site, reply in trained], tuple(site for site, _ in trained))
     now = datetime.now(UTC)
-    secure = SecureExchange(grid, plan, nodes, round_number, exchange.traffic, authority=authority, now=now)
+    secure = SecureExchange(grid, plan, nodes, round_number, payload, exchange.traffic, authority=authority, now=now)
     return secure.collect(trained)
 
 

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from cryptography import x509
@@ -12,7 +12,9 @@ from flwr.serverapp import Grid
 from ept_fed.flower import count_bytes, encode_frame_record, read_frame_record
 from ept_fed.privacy.aggregation_server import SecureAggregationServer, SecureMean
 from ept_fed.privacy.aggregation_session import AggregationAbandonedError
+from ept_fed.privacy.round_session import digest_start, weigh_site
 from ept_fed.protocol.frames import decode_frame, encode_frame
+from ept_fed.protocol.layout import Vector
 from ept_fed.protocol.messages import MessageRefusedError, clean_text
 from ept_fed.protocol.plan import Plan
 from ept_fed.protocol.stages import STAGES, Stage, StageReply, StageRequest
@@ -37,12 +39,14 @@ class Collected:
         sites: whose they are, sorted.
         refused: who was left out of the sum, and why.
         abandoned: why there is no sum; empty if there is one.
+        update_bytes: serialised bytes of each update, where it came apart from the train reply.
     """
 
     updates: Sequence[Update]
     sites: tuple[str, ...]
     refused: Sequence[Refusal] = ()
     abandoned: str = ""
+    update_bytes: Mapping[str, int] = field(default_factory=dict)
 
 
 class SecureExchange:
@@ -50,6 +54,7 @@ class SecureExchange:
 
     Attributes:
         refused: sites that were silent or refused, and why.
+        update_bytes: serialised bytes of each site's masked input.
     """
 
     def __init__(
@@ -58,16 +63,30 @@ class SecureExchange:
         plan: Plan,
         nodes: Mapping[int, str],
         round_number: int,
+        start: Vector,
         traffic: Mapping[str, Traffic],
         *,
         authority: x509.Certificate,
         now: datetime,
     ) -> None:
-        """Prepare a round; `nodes` are the names of those asked to train by node id, `traffic` is added to."""
+        """Prepare a round.
+
+        Args:
+            grid: Flower's connection to the sites.
+            plan: of the run.
+            nodes: names of those who were asked to train, by node id.
+            round_number: 1-based.
+            start: the payload that the round began with.
+            traffic: by site; what this exchange sends and receives is added.
+            authority: whose certificates the sites sign with.
+            now: for the certificates' dates.
+        """
         self.refused: list[Refusal] = []
         self._grid, self._plan, self._nodes, self._round = grid, plan, nodes, round_number
         self._traffic = traffic
-        self._leader = SecureAggregationServer(plan.session(round_number), authority=authority, now=now)
+        session = plan.session(round_number, digest_start(start, plan.training))
+        self._leader = SecureAggregationServer(session, authority=authority, now=now)
+        self.update_bytes: dict[str, int] = {}
 
     def collect(self, trained: Sequence[Accepted]) -> Collected:
         """Return the mean of the updates of sites whose train replies were sound, as one update."""
@@ -75,9 +94,15 @@ class SecureExchange:
             mean = self.run([site for site, _ in trained])
         except AggregationAbandonedError as abandoned:
             return Collected((), (), self.refused, f"secure aggregation: {abandoned}")
+        stated = {
+            site: weigh_site(reply.examples, self._plan.weights, self._plan.weight_cap) for site, reply in trained
+        }
+        if mean.weight != sum(stated[site] for site in mean.sites):
+            # One site with a weight of its own making would be most of the mean.
+            return Collected((), (), self.refused, "secure aggregation: the weights summed are not those stated")
         # Strategies that need no more than the mean look at neither loss nor steps.
         update = Update("the sum", mean.mean, mean.weight, loss=0.0, steps=1)
-        return Collected((update,), mean.sites, self.refused)
+        return Collected((update,), mean.sites, self.refused, update_bytes=self.update_bytes)
 
     def run(self, trained: Collection[str]) -> SecureMean:
         """Return the weighted mean of the updates of the sites that stay to the end.
@@ -97,7 +122,7 @@ class SecureExchange:
         # A wrong share shows only when a secret is put together from it.
         known = {refusal.site for refusal in self.refused}
         self.refused += [
-            Refusal(site, "train", reason) for site, reason in self._leader.refused.items() if site not in known
+            Refusal(site, "mask", reason) for site, reason in self._leader.refused.items() if site not in known
         ]
         return mean
 
@@ -123,9 +148,15 @@ class SecureExchange:
                 self._leader.take(site, frame.content)
             except MessageRefusedError as refusal:
                 self._leave_out(site, stage, clean_text(str(refusal)))
+            except Exception:  # noqa: BLE001 - whatever one site's bytes drive a parser to, the round goes on
+                _log.exception("%s: its %s could not be read", site, stage)
+                self._leave_out(site, stage, "it cannot be read")
+            else:
+                if stage == "masked input":
+                    self.update_bytes[site] = count_bytes(reply)
         for site in waiting.values():
             self._leave_out(site, stage, "did not answer in time")
 
     def _leave_out(self, site: str, stage: Stage, reason: str) -> None:
         _log.warning("%s: secure aggregation, %s: %s", site, stage, reason)
-        self.refused.append(Refusal(site, "train", f"secure aggregation, {stage}: {reason}"))
+        self.refused.append(Refusal(site, "mask", f"secure aggregation, {stage}: {reason}"))

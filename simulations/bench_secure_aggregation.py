@@ -47,6 +47,7 @@ def main() -> None:
             attempt=1,
             sites=names,
             threshold=default_threshold(len(names)),
+            start="",
             layout_hash="",
             size=arguments.values,
             encoding=FixedPoint(sites=len(names), heaviest=_HEAVIEST),

@@ -98,9 +98,12 @@ def _certify(plan: Plan, finished: int) -> tuple[x509.Certificate | None, Masked
     if not plan.secure_sites:
         return None, None
     authority, credentials = certify_sites(plan.secure_sites)
-    rounds = {name: SecureRounds(name, held, masked=finished) for name, held in credentials.items()}
+    rounds = {name: SecureRounds(name, partial(credentials.__getitem__, name), masked=finished) for name in credentials}
     weigh = partial(weigh_site, weights=plan.weights, weight_cap=plan.weight_cap)
     return authority, MaskedSums(rounds.__getitem__, plan.session, weigh)
+
+
+_WITHOUT = {"train": "trained nothing in", "mask": "did not stay to the end of", "evaluate": "did not evaluate"}
 
 
 class _Recorder:
@@ -127,7 +130,7 @@ class _Recorder:
         if self._track is not None:
             self._track(record.to_json())
         for refusal in record.refused:
-            what = "trained nothing in" if refusal.phase == "train" else "did not evaluate"
-            self._progress.on_note(f"{refusal.site} {what} round {record.round}: {refusal.reason}")
+            did = _WITHOUT[refusal.phase]
+            self._progress.on_note(f"{refusal.site} {did} round {record.round}: {refusal.reason}")
         if not record.aggregated:
             self._progress.on_note(f"round {record.round} {record.outcome}")

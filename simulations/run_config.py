@@ -28,4 +28,8 @@ def read_experiment(run_config: Mapping[str, Any]) -> Experiment:
         words = shlex.split(overrides)
     except ValueError as error:
         raise InputRefusedError([Problem("set", overrides, f"has an open quote ({error}); close it")]) from error
-    return load_experiment(_APP / name, words)
+    experiment = load_experiment(_APP / name, words)
+    if experiment.federation.secure_aggregation is not None:
+        fix = "needs certified sites, and those of flwr run have no names; use ept-fed simulate, or ept-fed server run"
+        raise InputRefusedError([Problem("federation.secure_aggregation", "on", fix)])
+    return experiment

@@ -4,6 +4,7 @@ The transport says which site a message is of. What nobody is protected against 
 `ept_fed/privacy/aggregation_session.py`.
 """
 
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -163,14 +164,22 @@ class SecureAggregationServer:
         if set(entries) != about:
             raise MessageRefusedError(f"{site}: {stage} must be about {', '.join(sorted(about))}, each once")
         if stage == Kind.ADVERTISEMENT:
-            self._peers[site] = read_advertisement(
-                session, site, entries[site], authority=self._authority, now=self._now
-            )
+            advertised = read_advertisement(session, site, entries[site], authority=self._authority, now=self._now)
+            self._require_own_keys(site, advertised)
+            self._peers[site] = advertised
         elif stage == Kind.CONFIRMATION:
             said = statement(session, self._told, self._members, self._inputs)
             if not verify(self._peers[site].identity, entries[site], said):
                 raise MessageRefusedError(f"{site}: it did not confirm what it was told")
         return entries
+
+    def _require_own_keys(self, site: str, advertised: Advertisement) -> None:
+        """Leave a site out whose keys would make all others refuse: that somebody has already, or of small order."""
+        taken = {key for peer in self._peers.values() for key in (peer.channel, peer.mask)}
+        if advertised.channel == advertised.mask or taken & {advertised.channel, advertised.mask}:
+            raise MessageRefusedError(f"{site}: it advertised a key that is not its own alone")
+        for key in (advertised.channel, advertised.mask):
+            agree(secrets.token_bytes(KEY_BYTES), key, b"")
 
     def _is_seed(self, site: str, seed: bytes) -> bool:
         return commit(self._session, site, seed) == self._peers[site].commitment

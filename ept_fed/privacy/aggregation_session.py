@@ -13,6 +13,7 @@ What it does not protect against:
 * two sums of one round: they differ by the values of the sites that only one holds. Whoever carries this must not give
   a second masked input for the same round once the first may have been unmasked;
 * poisoned updates: nobody sees one alone, so nothing compares lengths; each site's own gate bounds what it masks;
+* whoever holds the authority's key, who can certify sites that do not exist and take their part;
 * a revoked certificate before its end, which the server lets in: sites know no revocations;
 * a site that ends rounds by malformed shares: it is named where it can be, and the round yields nothing.
 """
@@ -42,9 +43,12 @@ class AggregationSession:
 
     Attributes:
         run, round: which round this is.
-        attempt: counts repetitions of the round, from 1; a site takes part in each once.
+        attempt: counts repetitions of the round, from 1; runs make one attempt at each.
         sites: certified names of all that may take part, sorted.
         threshold: how many sites must stay to the end; more than half of all.
+        start: digest of what the round began with, prompts and settings. A server that gives sites different prompts
+            could know in advance what all but one of them train (Pasquini et al. 2022, "Eluding Secure Aggregation in
+            Federated Learning via Model Inconsistency", CCS); their sessions then differ, and none of them is answered.
         layout_hash: of the vector.
         size: numbers in the vector.
         encoding: how they become integers.
@@ -58,6 +62,7 @@ class AggregationSession:
     attempt: int
     sites: tuple[str, ...]
     threshold: int
+    start: str
     layout_hash: str
     size: int
     encoding: FixedPoint
@@ -102,6 +107,7 @@ class AggregationSession:
                 self.round,
                 self.attempt,
                 self.threshold,
+                self.start,
                 self.layout_hash,
                 self.size,
                 coding.heaviest,

@@ -3,14 +3,17 @@
 A site takes all of this from the proposal that it agreed to, never from a message of the round.
 """
 
+import hashlib
 from collections.abc import Sequence
 from typing import Literal
 
-from ept_fed.privacy.aggregation_session import AggregationSession, default_threshold
-from ept_fed.privacy.fixed_point import FixedPoint
-from ept_fed.protocol.layout import PayloadLayout
+import numpy as np
 
-__all__ = ["MOST_EXAMPLES", "Weights", "plan_session", "weigh_site"]
+from ept_fed.privacy.aggregation_session import FEWEST_SITES, AggregationSession, default_threshold
+from ept_fed.privacy.fixed_point import FixedPoint
+from ept_fed.protocol.layout import PayloadLayout, Vector
+
+__all__ = ["MOST_EXAMPLES", "Weights", "count_fewest", "digest_start", "plan_session", "weigh_site"]
 
 Weights = Literal["examples", "uniform", "capped"]
 MOST_EXAMPLES = 1 << 20  # leaves room for a sum of a thousand sites in 64 bits
@@ -20,6 +23,7 @@ def plan_session(
     *,
     run: str,
     round_number: int,
+    start: str,
     sites: Sequence[str],
     threshold: int | None,
     layout: PayloadLayout,
@@ -30,6 +34,7 @@ def plan_session(
 
     Args:
         run, round_number: whose.
+        start: `digest_start` of what the round began with.
         sites: names of all that take part in the run.
         threshold: as in `SecureAggregationSettings`.
         layout: of the payload.
@@ -46,10 +51,22 @@ def plan_session(
         attempt=1,
         sites=names,
         threshold=default_threshold(len(names)) if threshold is None else threshold,
+        start=start,
         layout_hash=layout.hash,
         size=layout.size,
         encoding=FixedPoint(sites=len(names), heaviest=heaviest),
     )
+
+
+def digest_start(payload: Vector, settings: str) -> str:
+    """Return the digest of what a round begins with: prompts (n,), and training settings as they are spelled."""
+    content = np.ascontiguousarray(payload, dtype="<f4").tobytes()
+    return hashlib.sha256(hashlib.sha256(content).digest() + settings.encode()).hexdigest()
+
+
+def count_fewest(sites: int, threshold: int | None) -> int:
+    """Return how many of so many sites a sum is of, at least."""
+    return max(FEWEST_SITES, default_threshold(sites) if threshold is None else threshold)
 
 
 def weigh_site(examples: int, weights: Weights, weight_cap: int | None) -> int:

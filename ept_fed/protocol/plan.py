@@ -10,7 +10,7 @@ from typing import Literal
 
 from ept_fed.config import TrainingSettings
 from ept_fed.privacy.aggregation_session import AggregationSession
-from ept_fed.privacy.round_session import plan_session
+from ept_fed.privacy.round_session import count_fewest, plan_session
 from ept_fed.protocol.layout import PayloadLayout, Vector
 from ept_fed.protocol.messages import Header
 
@@ -70,8 +70,13 @@ class Plan:
         parts = 2 if settings.head == "discriminant" else 1
         return parts * (settings.head_first_epochs + settings.epochs) * math.ceil(examples / settings.batch_size)
 
-    def session(self, round_number: int) -> AggregationSession:
-        """Return the secure aggregation of a round (1-based).
+    @property
+    def fewest_masked(self) -> int:
+        """How many sites have to stay for a sum under masks; 0 where updates come in clear."""
+        return count_fewest(len(self.secure_sites), self.secure_threshold) if self.secure_sites else 0
+
+    def session(self, round_number: int, start: str) -> AggregationSession:
+        """Return the secure aggregation of a round (1-based); `start` is the digest of what it began with.
 
         Raises:
             InputRefusedError: if the run has none, or too few sites for it.
@@ -79,6 +84,7 @@ class Plan:
         return plan_session(
             run=self.run,
             round_number=round_number,
+            start=start,
             sites=self.secure_sites,
             threshold=self.secure_threshold,
             layout=self.layout,

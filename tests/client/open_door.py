@@ -43,7 +43,9 @@ class OpenDoor:
     def admit_stage(self, request: StageRequest, proposal: Proposal, layout: PayloadLayout, frame: bytes) -> None:
         self.passed.append(f"{request.stage} {request.header.round}")
 
-    def mask(self, request: StageRequest, trained: Vector, examples: int, layout: PayloadLayout) -> Vector:
+    def mask(
+        self, request: StageRequest, received: Vector, trained: Vector, examples: int, layout: PayloadLayout
+    ) -> Vector:
         self.passed.append(f"mask {request.header.round}")
         return trained
 

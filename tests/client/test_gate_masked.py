@@ -43,7 +43,7 @@ def give(kit: Kit, gate: Gate, name: str, round_number: int = 1) -> None:
     asked = stage(name, round_number)
     admit(kit, gate, asked)
     if name == "masked input":
-        assert np.array_equal(gate.mask(asked, TRAINED, COUNTS["train"], LAYOUT), TRAINED)
+        assert np.array_equal(gate.mask(asked, INITIAL, TRAINED, COUNTS["train"], LAYOUT), TRAINED)
     gate.release_stage(asked, encode_frame(StageReply(asked.header, asked.stage, b"masked")))
 
 
@@ -127,12 +127,12 @@ def test_a_masked_update_is_held_to_the_rules_of_one_in_clear(secure: Kit) -> No
     asked = stage("masked input")
     admit(secure, gate, asked)
     far, infinite = INITIAL + np.float32(1.5), np.full_like(INITIAL, np.inf)
-    assert rules_of(lambda: gate.mask(asked, far, COUNTS["train"], LAYOUT)) == ("outgoing.update",)
-    assert rules_of(lambda: gate.mask(asked, infinite, COUNTS["train"], LAYOUT)) == ("protocol.payload",)
-    assert rules_of(lambda: gate.mask(asked, TRAINED, 9, LAYOUT)) == ("outgoing.fewest_training_images",)
-    assert "protocol.layout" in rules_of(lambda: gate.mask(asked, TRAINED, COUNTS["train"], WITH_TOKENS))
+    assert rules_of(lambda: gate.mask(asked, INITIAL, far, COUNTS["train"], LAYOUT)) == ("outgoing.update",)
+    assert rules_of(lambda: gate.mask(asked, INITIAL, infinite, COUNTS["train"], LAYOUT)) == ("protocol.payload",)
+    assert rules_of(lambda: gate.mask(asked, INITIAL, TRAINED, 9, LAYOUT)) == ("outgoing.fewest_training_images",)
+    assert "protocol.layout" in rules_of(lambda: gate.mask(asked, INITIAL, TRAINED, COUNTS["train"], WITH_TOKENS))
     clipping = secure.open(outgoing__update={"bound": 1.0, "above": "clip"})
-    np.testing.assert_allclose(clipping.mask(asked, far, COUNTS["train"], LAYOUT), INITIAL + 1, rtol=1e-6)
+    np.testing.assert_allclose(clipping.mask(asked, INITIAL, far, COUNTS["train"], LAYOUT), INITIAL + 1, rtol=1e-6)
 
 
 def test_a_masked_input_that_was_not_judged_does_not_leave(secure: Kit) -> None:
@@ -143,6 +143,68 @@ def test_a_masked_input_that_was_not_judged_does_not_leave(secure: Kit) -> None:
     asked = stage("masked input")
     admit(secure, gate, asked)
     assert rules_of(lambda: gate.release_stage(asked, b"masked")) == ("protocol.stage",)
-    gate.mask(asked, TRAINED, COUNTS["train"], LAYOUT)
+    gate.mask(asked, INITIAL, TRAINED, COUNTS["train"], LAYOUT)
     train(secure, gate, 2)
     assert rules_of(lambda: gate.release_stage(stage("masked input", 2), b"masked")) == ("protocol.stage",)
+
+
+def test_no_gradient_leaves_and_no_site_gets_a_term_of_its_own(secure: Kit) -> None:
+    gate = secure.open(outgoing__gradient=True, incoming__correction=True)
+    secure.join(gate)
+    for asked in (request(wants_gradient=True), request(correction=INITIAL)):
+        assert rules_of(lambda asked=asked: secure.admit(gate, asked)) == ("protocol.request",)
+
+
+def test_a_round_whose_update_left_is_not_trained_again(secure: Kit) -> None:
+    gate = secure.open()
+    secure.join(gate)
+    train(secure, gate)
+    for name in STAGES[:3]:
+        give(secure, gate, name)
+    assert rules_of(lambda: secure.admit(gate, request())) == ("protocol.replay",)
+
+
+def test_the_same_run_under_another_name_is_refused_once_an_update_left(secure: Kit) -> None:
+    def propose_again(gate: Gate, **changes: Any) -> None:
+        again = secure.proposal.model_copy(update={"name": "another", **changes})
+        gate.admit_proposal("run-b", again, b"frame")
+
+    gate = secure.open()
+    secure.join(gate)
+    propose_again(gate)
+    train(secure, gate)
+    for name in STAGES[:3]:
+        give(secure, gate, name)
+    assert rules_of(lambda: propose_again(gate)) == ("protocol.run",)
+    reopened = secure.open()
+    assert rules_of(lambda: propose_again(reopened)) == ("protocol.run",)
+    propose_again(reopened, name="third", seed=1)
+
+
+def test_sums_of_fewer_sites_than_the_policy_asks_for_are_refused(secure: Kit) -> None:
+    gate = secure.open(outgoing__fewest_masked_sites=4)
+    assert rules_of(lambda: secure.join(gate)) == ("outgoing.fewest_masked_sites",)
+
+
+def test_a_reply_of_few_images_does_not_leave_though_its_update_stays(secure: Kit) -> None:
+    asked = request()
+    secure.join(secure.open())
+    gate = secure.open(outgoing__fewest_training_images=1000)
+    secure.admit(gate, asked)
+    assert rules_of(lambda: gate.release(asked, answer(asked, payload=None), LAYOUT)) == (
+        "outgoing.fewest_training_images",
+    )
+
+
+def test_a_stage_is_judged_by_the_policy_of_today(secure: Kit) -> None:
+    gate = secure.open()
+    secure.join(gate)
+    train(secure, gate)
+    stricter = secure.open(incoming__backbone=["0" * 64])
+    assert rules_of(lambda: admit(secure, stricter, stage("advertisement"))) == ("incoming.backbone",)
+
+
+def test_the_ledger_names_those_whose_updates_are_summed(secure: Kit) -> None:
+    secure.join(secure.open())
+    (proposed,) = [entry for entry in secure.entries() if entry.kind == "introduce"]
+    assert proposed.about["masked among"] == "east, north, south"

@@ -49,6 +49,7 @@ class Consortium:
             "attempt": 1,
             "sites": NAMES[:count],
             "threshold": default_threshold(count),
+            "start": "start",
             "layout_hash": "layout",
             "size": size,
             "encoding": encoding,

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from cryptography import x509
-from flwr.app import Context, Message
+from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from client.secure_rounds import Credentials, SecureRounds
@@ -17,7 +17,7 @@ from ept_fed.protocol.plan import Plan
 from ept_fed.protocol.stages import StageReply, StageRequest
 from server.app import create_server_app
 from server.rounds import FederationResult
-from simulations.local_grid import run_locally
+from simulations.local_grid import LocalGrid
 from tests.server.adding_sites import EXAMPLES, LAYOUT, Observer, auc_of, make_plan, step_of
 
 # What becomes of a site's answer to a stage: another answer, or None for a site that is gone.
@@ -29,10 +29,15 @@ def make_secure_plan(sites: tuple[str, ...], **changes: object) -> Plan:
     return make_plan(sites, secure_sites=sites, norm_bound=None, **changes)
 
 
-def masking_app(plan: Plan, certified: Certified, faults: Mapping[str, Fault], seen: list[bytes]) -> ClientApp:
-    """Return sites that keep their update back; every answer of theirs is added to `seen`."""
+def masking_app(
+    plan: Plan, certified: Certified, faults: Mapping[str, Fault], seen: list[bytes], heavier: Mapping[str, int]
+) -> ClientApp:
+    """Return sites that keep their update back; every answer of theirs is added to `seen`.
+
+    Those in `heavier` mask another weight than their images give.
+    """
     app = ClientApp()
-    rounds = {name: SecureRounds(name, certified[1][name]) for name in plan.sites}
+    rounds = {name: SecureRounds(name, partial(certified[1].__getitem__, name)) for name in plan.sites}
     updates: dict[tuple[str, int], Vector] = {}
     weigh = partial(weigh_site, weights=plan.weights, weight_cap=plan.weight_cap)
 
@@ -40,9 +45,12 @@ def masking_app(plan: Plan, certified: Certified, faults: Mapping[str, Fault], s
     def train(message: Message, context: Context) -> Message:
         site = str(context.node_config["site"])
         request = decode_request(message, "train", LAYOUT)
+        rounds[site].begin(request)
         updates[site, request.header.round] = request.payload + step_of(site)
         metrics = dict.fromkeys(TRAIN_METRICS, 1.0) | {"validation_auc": auc_of(request.payload)}
-        return encode_reply(RoundReply(request.header, "train", None, EXAMPLES[site], metrics), message)
+        reply = RoundReply(request.header, "train", None, EXAMPLES[site], metrics)
+        seen.append(encode_frame(reply))
+        return encode_reply(reply, message)
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
@@ -57,7 +65,7 @@ def masking_app(plan: Plan, certified: Certified, faults: Mapping[str, Fault], s
         assert isinstance(request, StageRequest)
         number = request.header.round
         reply = rounds[site].answer(
-            request, plan.session(number), lambda: (updates[site, number], weigh(EXAMPLES[site]))
+            request, plan.session, lambda: (updates[site, number], heavier.get(site, weigh(EXAMPLES[site])))
         )
         altered = faults[site](request, reply) if site in faults else reply
         if altered is None:
@@ -69,11 +77,16 @@ def masking_app(plan: Plan, certified: Certified, faults: Mapping[str, Fault], s
 
 
 def run_masked(
-    plan: Plan, certified: Certified, faults: Mapping[str, Fault] | None = None
+    plan: Plan,
+    certified: Certified,
+    faults: Mapping[str, Fault] | None = None,
+    grid: type[LocalGrid] = LocalGrid,
+    heavier: Mapping[str, int] | None = None,
 ) -> tuple[FederationResult, Observer, list[bytes]]:
     """Run a federation under masks; return what the server was sent, too."""
     results: list[FederationResult] = []
     observer, seen = Observer(), []
     server = create_server_app(plan, observer, results.append, authority=certified[0])
-    run_locally(server, masking_app(plan, certified, faults or {}, seen), plan.sites)
+    context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config={})
+    server(grid(masking_app(plan, certified, faults or {}, seen, heavier or {}), plan.sites), context)
     return results[0], observer, seen

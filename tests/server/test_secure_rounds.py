@@ -5,18 +5,22 @@ import logging
 
 import numpy as np
 import pytest
+from flwr.app import Array, ArrayRecord, RecordDict
 
 from client.secure_rounds import SecureRounds
 from ept_fed.config import FederationSettings
 from ept_fed.contradictions import check_sites
+from ept_fed.privacy.aggregation_messages import Kind
 from ept_fed.problems import InputRefusedError
-from ept_fed.protocol.messages import MessageRefusedError
-from ept_fed.protocol.stages import STAGES, StageReply, StageRequest
+from ept_fed.protocol.messages import MessageRefusedError, RoundRequest
+from ept_fed.protocol.plan import Plan
+from ept_fed.protocol.stages import STAGES, Stage, StageReply, StageRequest
 from ept_fed.secure_contradictions import find_secure_contradictions
 from ept_fed.strategies import STRATEGIES, resolve_options
 from server.aggregator import Update
 from server.strategies import create_aggregator
 from simulations.certify import certify_sites
+from simulations.local_grid import LocalGrid
 from tests.server.adding_sites import EXAMPLES, SITES, make_plan, mean_step, run, step_of
 from tests.server.masking_sites import Certified, Fault, make_secure_plan, run_masked
 
@@ -127,7 +131,7 @@ def test_no_update_reaches_the_server(certified: Certified) -> None:
     """Neither as floats nor as fixed-point words, in none of the bytes that sites sent."""
     plan = make_secure_plan(FIVE, rounds=1)
     _, _, seen = run_masked(plan, certified)
-    encoding = plan.session(1).encoding
+    encoding = plan.session(1, "").encoding
     for site in FIVE:
         vector = step_of(site)
         words = encoding.encode(vector, EXAMPLES[site])
@@ -135,21 +139,63 @@ def test_no_update_reaches_the_server(certified: Certified) -> None:
             assert not any(part in content for content in seen)
 
 
+def train_request(plan: Plan, number: int, payload: np.ndarray | None = None) -> RoundRequest:
+    start = plan.initial if payload is None else payload
+    return RoundRequest(plan.header(number), "train", plan.rounds, start, "train", plan.training)
+
+
 def test_an_update_leaves_once_and_no_second_session_of_its_round_gets_it(certified: Certified) -> None:
     plan = make_secure_plan(FIVE)
-    rounds = SecureRounds(FIVE[0], certified[1][FIVE[0]], masked=1)
-    begin = StageRequest(plan.header(1), "advertisement", b"")
+    rounds = SecureRounds(FIVE[0], lambda: certified[1][FIVE[0]], masked=1)
 
     def update() -> tuple[np.ndarray, int]:
         raise AssertionError("it was asked for the update")
 
+    def ask(number: int, stage: Stage) -> StageReply:
+        return rounds.answer(StageRequest(plan.header(number), stage, b""), plan.session, update)
+
+    with pytest.raises(MessageRefusedError, match="has not trained round 1"):
+        ask(1, "advertisement")
+    rounds.begin(train_request(plan, 1))
     with pytest.raises(MessageRefusedError, match="gives none again"):
-        rounds.answer(begin, plan.session(1), update)
+        ask(1, "advertisement")
+    rounds.begin(train_request(plan, 2))
     with pytest.raises(MessageRefusedError, match="no secure aggregation of this round is open"):
-        rounds.answer(dataclasses.replace(begin, stage="masked input"), plan.session(2), update)
-    rounds.answer(dataclasses.replace(begin, header=plan.header(2)), plan.session(2), update)
+        ask(2, "masked input")
+    ask(2, "advertisement")
     with pytest.raises(MessageRefusedError, match="not its masked input"):
-        rounds.answer(dataclasses.replace(begin, stage="masked input"), plan.session(2), update)
+        ask(2, "masked input")
+
+
+def test_sites_that_began_with_different_prompts_give_no_sum(certified: Certified) -> None:
+    """A server could know in advance what all but one of them train, and read that one."""
+
+    class Singling(LocalGrid):
+        """A server that moves the prompts of all sites but the first."""
+
+        def send_and_receive(self, messages, *, timeout=None):  # type: ignore[no-untyped-def]
+            asked = list(messages)
+            for message in asked[1:]:
+                if message.metadata.message_type == "train":
+                    moved = ArrayRecord({"payload": Array(plan.initial - np.float32(0.99))})
+                    message.content = RecordDict({**dict(message.content), "arrays": moved})
+            return super().send_and_receive(asked, timeout=timeout)
+
+    plan = make_secure_plan(FIVE, rounds=1)
+    _, observer, seen = run_masked(plan, certified, grid=Singling)
+    (record,) = observer.records
+    assert record.aggregated == ()
+    assert "secure aggregation" in record.outcome
+    assert {refusal.site for refusal in record.refused} == set(FIVE[1:])
+    kinds = [content[5] for content in seen if content[:4] == b"EPTA"]
+    assert kinds == [Kind.ADVERTISEMENT] * 5
+
+
+def test_a_site_with_a_weight_of_its_own_making_gives_no_mean(certified: Certified) -> None:
+    plan = make_secure_plan(FIVE, rounds=1)
+    result, observer, _ = run_masked(plan, certified, heavier={FIVE[0]: 1 << 20})
+    assert "the weights summed are not those stated" in observer.records[0].outcome
+    np.testing.assert_array_equal(result.payload, plan.initial)
 
 
 def test_masked_runs_without_an_authority_are_refused() -> None:
@@ -188,4 +234,4 @@ def test_what_needs_to_see_single_updates_is_refused(changes: dict[str, object],
 
 def test_a_session_of_too_few_sites_cannot_be_planned() -> None:
     with pytest.raises(InputRefusedError, match="sites"):
-        make_secure_plan(FIVE[:2]).session(1)
+        make_secure_plan(FIVE[:2]).session(1, "")

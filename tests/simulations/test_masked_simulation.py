@@ -1,0 +1,39 @@
+"""A simulation under masks: real sites, throwaway certificates, and the prompts of the same simulation in clear."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from ept_fed.config import Experiment
+from ept_fed.reports.progress import Silent
+from simulations.simulate import simulate
+
+MASKED = ("federation={rounds: 2, norm_bound: null, secure_aggregation: {}}", "evaluation.baselines=[]")
+CLEAR = ("federation={rounds: 2, norm_bound: null}", "evaluation.baselines=[]")
+
+
+@pytest.mark.parametrize("weights", ["examples", "uniform"])
+def test_masks_change_the_prompts_by_the_fixed_point_step_at_most(
+    micro: Callable[..., Experiment], tmp_path: Path, weights: str
+) -> None:
+    for name, settings in (("masked", MASKED), ("clear", CLEAR)):
+        simulate(micro(*settings, f"federation.weights={weights}"), tmp_path / name, Silent())
+    for number in (1, 2):
+        masked, clear = (
+            load_file(tmp_path / name / "prompts" / f"round-{number:03d}.safetensors") for name in ("masked", "clear")
+        )
+        for tensor, values in clear.items():
+            np.testing.assert_allclose(masked[tensor], values, rtol=0, atol=1e-5)
+    rounds = [json.loads(line) for line in (tmp_path / "masked" / "rounds.jsonl").read_text().splitlines()]
+    assert all(len(line["aggregated"]) == 3 and line["refused"] == [] for line in rounds)
+
+
+def test_private_training_goes_with_masks(micro: Callable[..., Experiment], tmp_path: Path) -> None:
+    private = "training.privacy={clip: 1.0, noise_multiplier: 1.0}"
+    simulate(micro(*MASKED, private), tmp_path / "run", Silent())
+    rounds = [json.loads(line) for line in (tmp_path / "run" / "rounds.jsonl").read_text().splitlines()]
+    assert all(line["outcome"] == "aggregated" for line in rounds)
