@@ -167,7 +167,7 @@ def test_a_round_whose_update_left_is_not_trained_again(secure: Kit) -> None:
 def test_the_same_run_under_another_name_is_refused_once_an_update_left(secure: Kit) -> None:
     def propose_again(gate: Gate, **changes: Any) -> None:
         again = secure.proposal.model_copy(update={"name": "another", **changes})
-        gate.admit_proposal("run-b", again, b"frame")
+        gate.admit_proposal(f"run-{again.seed}", again, b"frame")
 
     gate = secure.open()
     secure.join(gate)
