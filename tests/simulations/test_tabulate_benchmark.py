@@ -11,7 +11,7 @@ from simulations.benchmark import benchmark
 from simulations.tabulate_benchmark import fill_page, read_results, tabulate_methods, tabulate_sites
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-SITES_OF = ("ept", "ept+tokens", "linear", "lora", "vpt")
+SITES_OF = ("ept", "ept+tokens", "ept fitted", "ept+tokens fitted", "linear", "lora", "vpt")
 
 
 def test_a_table_has_every_cell_of_the_grid(micro: Callable[..., Experiment], tmp_path: Path) -> None:
