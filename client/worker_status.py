@@ -65,8 +65,8 @@ _STATUS: TypeAdapter[WorkerStatus] = TypeAdapter(WorkerStatus)
 
 
 def status_path(worker_socket: Path) -> Path:
-    """Return where the status is told: run/worker.sock -> run/worker.sock.status."""
-    return worker_socket.with_name(f"{worker_socket.name}.status")
+    """Return where the status is told: run/worker.sock -> run/worker.sock.st."""
+    return worker_socket.with_name(f"{worker_socket.name}.st")
 
 
 def serve_status(listener: socket.socket, status: Callable[[], WorkerStatus]) -> None:

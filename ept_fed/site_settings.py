@@ -27,7 +27,7 @@ __all__ = [
     "load_site_settings",
 ]
 
-_LONGEST_SOCKET = 96  # bytes; a Unix address has 108 on Linux, 104 on macOS, and `.status` is put behind it
+_LONGEST_SOCKET = 100  # bytes; a Unix address has 108 on Linux, 104 on macOS, and `.st` is put behind it
 _SHARED = frozenset(SharedDataSettings.model_fields) | {"partition"}
 
 

@@ -69,13 +69,14 @@ def run_experiment(
         ServerAwayError, ControlError: if the server does not run or does not answer.
     """
     kit = open_server_kit(kit_folder)
-    _await_readiness(kit)
+    find_superlink_port(kit)
     if resume:
         name = _check_name(name) if name else _newest_run(kit)
     experiment = _load(kit, config, overrides, name if resume else None)
     name = _check_name(name or experiment.name)
     experiment = experiment.model_copy(update={"name": name})
     folder = RunFolder(kit.runs / name)
+    _await_readiness(kit)
     with _one_at_a_time(kit), connect(kit) as control:
         going_on = [run for run in control.runs() if not run.ended]
         if going_on:
