@@ -19,8 +19,9 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# One thread each: with as many test processes as cores, more only wait for each other.
 test: lint
-	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal --durations=15
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal --durations=15
 
 # What a deployment survives, with the minutes of waiting that it takes; the cheap ones are in `make test` too.
 faults: $(READY)

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(
     reason="nginx is not installed: apt install nginx-light",
 )
 NAME = "masked"
-ROUNDS = 2
+ROUNDS = 1
 
 
 @pytest.fixture(scope="module")
