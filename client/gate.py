@@ -156,10 +156,7 @@ class Gate:
             broken = judge_request(self._policy, request, layout, known, sha256)
             if known is not None and known.secure:
                 broken += judge_masked_request(request, known)
-            if known is not None and known.backbone is not None:
-                broken += judge_proposal(self._policy, proposal, known)
-                broken += judge_splits(self._policy, proposal, self._splits)
-                broken += judge_backbone(self._policy, known.backbone, self._pinned)
+            broken += self._judge_agreement(known, proposal)
             latest = None
             if known is not None and not broken:
                 latest = self._prompts.latest(run, layout)
@@ -231,10 +228,7 @@ class Gate:
         with self._turn:
             known = self._runs.get(request.header.run)
             broken = judge_stage(self._policy, request, layout, known)
-            if known is not None and known.backbone is not None:
-                broken += judge_proposal(self._policy, proposal, known)
-                broken += judge_splits(self._policy, proposal, self._splits)
-                broken += judge_backbone(self._policy, known.backbone, self._pinned)
+            broken += self._judge_agreement(known, proposal)
             self._decide(record_stage(request, "in"), frame, broken)
 
     def mask(
@@ -298,6 +292,13 @@ class Gate:
     def close(self) -> None:
         """Let go of the ledger."""
         self._ledger.close()
+
+    def _judge_agreement(self, known: KnownRun | None, proposal: Proposal) -> list[RuleBroken]:
+        """Return what of a run that the site agreed to breaks the policy of today."""
+        if known is None or known.backbone is None:
+            return []
+        broken = judge_proposal(self._policy, proposal, known) + judge_splits(self._policy, proposal, self._splits)
+        return broken + judge_backbone(self._policy, known.backbone, self._pinned)
 
     def _pin_splits(self, proposal: Proposal) -> dict[str, str]:
         """Return what the first message that passes under a budget says of the splits, for all that come after it."""
