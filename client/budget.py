@@ -23,6 +23,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, ValidationError
 
+from client.round_cost import Mechanism, RoundCost
 from ept_fed.artefacts import write_text
 from ept_fed.privacy.accountant import GaussianSteps, spent_epsilon
 from ept_fed.settings import Count, Positive, Settings
@@ -53,9 +54,8 @@ class Charged(Settings):
         time: UTC, by the site's clock.
         run: the run.
         round: its round; it may occur again, as a round that is trained again costs again.
-        mechanism: how the numbers are accounted for.
+        mechanism, clip: see `RoundCost`.
         noise_multiplier, sampling_rate, steps: see `GaussianSteps`.
-        clip: longest gradient of an image.
         delta: at which `epsilon` holds.
         epsilon: of all lines up to this one together.
         previous: SHA-256 of the line before; zeros in the first.
@@ -68,7 +68,7 @@ class Charged(Settings):
     time: str
     run: str
     round: Count
-    mechanism: Literal["poisson-subsampled gaussian"] = "poisson-subsampled gaussian"
+    mechanism: Mechanism
     noise_multiplier: Positive
     sampling_rate: Annotated[float, Field(gt=0.0, le=1.0)]
     steps: Count
@@ -102,16 +102,13 @@ class BudgetLedger:
         self.charged, self._last = _read(path)
         self._size = _size(path)
 
-    def charge(
-        self, run: str, round_number: int, spending: GaussianSteps, *, clip: float, delta: float, epsilon: float | None
-    ) -> Charged:
+    def charge(self, run: str, round_number: int, cost: RoundCost, *, delta: float, epsilon: float | None) -> Charged:
         """Write down what a round is about to cost, on the disk when this returns.
 
         Args:
             run: the run.
             round_number: its round.
-            spending: what it will cost.
-            clip: longest gradient of an image.
+            cost: what it will cost.
             delta: δ of the budget.
             epsilon: ε of the budget, which all rounds together must not exceed; None sets no bound.
 
@@ -126,6 +123,7 @@ class BudgetLedger:
             raise OverspentError(
                 f"round {round_number} was trained with noise before, and no budget bounds repetitions"
             )
+        spending = cost.spending
         total = spent_epsilon([*(line.spending for line in self.charged), spending], delta)
         if epsilon is not None and not total <= epsilon:
             spent = spent_epsilon([line.spending for line in self.charged], delta)
@@ -135,10 +133,11 @@ class BudgetLedger:
             time=self._clock().astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             run=run,
             round=round_number,
+            mechanism=cost.mechanism,
             noise_multiplier=spending.noise_multiplier,
             sampling_rate=spending.sampling_rate,
             steps=spending.steps,
-            clip=clip,
+            clip=cost.clip,
             delta=delta,
             epsilon=total,
             previous=self._last,

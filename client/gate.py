@@ -31,11 +31,11 @@ from client.incoming import (
 from client.known_runs import CONTENT, SPLITS, KnownRun, PromptStore, pinned_backbone, pinned_splits, recall_runs
 from client.ledger import Ledger, Record
 from client.masked import describe_masks, judge_masked_request, judge_repetition, judge_stage, judge_update
+from client.noise_rules import describe_noise
 from client.outgoing import judge_introduction, judge_reply
 from client.policy import Policy
+from client.round_cost import RoundCost
 from client.rules import RuleBroken, RulesBrokenError
-from ept_fed.config import PrivacySettings
-from ept_fed.privacy.accountant import GaussianSteps
 from ept_fed.protocol.frames import encode_frame
 from ept_fed.protocol.layout import PayloadLayout, Vector
 from ept_fed.protocol.messages import RoundReply, RoundRequest, Split, clean_text
@@ -80,11 +80,12 @@ class Gate:
             broken += judge_splits(self._policy, proposal, self._splits)
             secure = proposal.federation.secure_aggregation is not None
             about = {"proposal": proposal.digest} | (describe_masks(proposal) if secure else {})
+            about |= describe_noise(proposal.federation.site_privacy)
             if secure:
                 broken += judge_repetition(run, about[CONTENT], self._runs)
             record = Record("in", "introduce", "passed", run=clean_text(run, 64), about=about)
             self._decide(record, frame, broken)
-            self._runs.setdefault(run, KnownRun(proposal.digest, secure=secure, content=about.get(CONTENT)))
+            self._runs.setdefault(run, KnownRun.agree(about))
             self._proposals[run] = proposal
 
     def release_introduction(
@@ -172,7 +173,7 @@ class Gate:
             if latest is None or stage_of(request) >= latest[0]:
                 self._prompts.keep(run, layout, stage_of(request), request.payload)
 
-    def charge(self, request: RoundRequest, spending: GaussianSteps, privacy: PrivacySettings) -> None:
+    def charge(self, request: RoundRequest, cost: RoundCost) -> None:
         """Write down what a private round will cost, if the site's budget lasts.
 
         Raises:
@@ -185,9 +186,8 @@ class Gate:
                 self._budget.charge(
                     request.header.run,
                     request.header.round,
-                    spending,
-                    clip=privacy.clip,
-                    delta=privacy.delta if limit is None else limit.delta,
+                    cost,
+                    delta=cost.delta if limit is None else limit.delta,
                     epsilon=None if limit is None else limit.epsilon,
                 )
             except OverspentError as error:

@@ -124,6 +124,7 @@ def judge_reply(
             wants_gradient=request.wants_gradient,
             private=request.private,
             masked=known.secure and request.phase == "train",
+            silent=known.silent,
         )
     except (MessageRefusedError, PayloadMismatchError) as error:
         return None, [RuleBroken("protocol.reply", request.phase, str(error))]

@@ -50,6 +50,16 @@ class SecureRounds:
         """Remember what a round begins with: the sum is of sites that began with the same."""
         self.began = request.header.round, request.payload, request.settings
 
+    def require_begun(self, number: int) -> tuple[int, Vector, str]:
+        """Return a round's number, and the payload (n,) and settings that it began with.
+
+        Raises:
+            MessageRefusedError: if this is not the round trained last.
+        """
+        if self.began is None or self.began[0] != number:
+            raise MessageRefusedError(f"this site has not trained round {number} since it was started")
+        return self.began
+
     def answer(
         self,
         request: StageRequest,
@@ -69,10 +79,8 @@ class SecureRounds:
             PayloadMismatchError: for an update that cannot be summed.
             InputRefusedError: if this site is none of the session's.
         """
-        number = request.header.round
-        if self.began is None or self.began[0] != number:
-            raise MessageRefusedError(f"this site has not trained round {number} since it was started")
-        session = open_session(number, digest_start(*self.began[1:]))
+        number, received, settings = self.require_begun(request.header.round)
+        session = open_session(number, digest_start(received, settings))
         if request.stage == "advertisement":
             if session.round <= self.masked:
                 raise MessageRefusedError(f"this site gave its part of round {self.masked} and gives none again")

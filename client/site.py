@@ -1,5 +1,6 @@
 """One hospital's side of the federation: its images, its state, and how it answers a request."""
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,17 +12,27 @@ from torch import Tensor
 
 from client.local_round import train_local_round
 from client.model_slot import ModelSlot
+from client.noisy_update import UpdateNoise
 from client.private_plan import plan_requested_round
+from client.round_cost import RoundCost
 from client.states import SiteState, StateLostError, StateMemory, StateStore, Tensors, capture_model, restore_model
-from ept_fed.config import PrivacySettings, TrainingSettings
+from ept_fed.config import TrainingSettings
 from ept_fed.data.datasets import CachedDataset, SiteData
 from ept_fed.evaluation.metrics import Array, classification_metrics
 from ept_fed.evaluation.prediction import predict_probabilities
 from ept_fed.models.method import TunedViT
 from ept_fed.models.payload import export_payload, import_payload, payload_layout
 from ept_fed.privacy.accountant import GaussianSteps
+from ept_fed.privacy_settings import PrivacySettings
 from ept_fed.protocol.layout import Vector
-from ept_fed.protocol.messages import QUALITY_METRICS, Header, MessageRefusedError, RoundReply, RoundRequest
+from ept_fed.protocol.messages import (
+    QUALITY_METRICS,
+    TOLD_METRICS,
+    Header,
+    MessageRefusedError,
+    RoundReply,
+    RoundRequest,
+)
 from ept_fed.training.fitted_head import FeaturesDivergedError, HeadFit
 from ept_fed.training.loop import RoundScope, TrainingDivergedError, TrainingOutcome, use_bfloat16
 from ept_fed.training.payload_gradient import payload_gradient
@@ -30,7 +41,7 @@ from ept_fed.training.private_loop import plan_private_round
 
 __all__ = ["Charge", "Site"]
 
-Charge = Callable[[GaussianSteps, PrivacySettings], None]
+Charge = Callable[[RoundCost], None]
 
 
 class Site:
@@ -63,6 +74,7 @@ class Site:
         precision: str = "auto",
         head: HeadFit | None = None,
         privacy: PrivacySettings | None = None,
+        noise: UpdateNoise | None = None,
         masked: bool = False,
         states: StateStore | None = None,
     ) -> None:
@@ -80,7 +92,8 @@ class Site:
             precision: as in `TrainingSettings`.
             head: how the head is computed for the prompts at hand; None trains it with them.
             privacy: as in `TrainingSettings`; a round that is asked for otherwise is refused.
-            masked: whether updates leave under masks, see `trained_payload`, and not with the reply.
+            noise: on whole updates; None leaves them as they are.
+            masked: whether updates leave under masks, see `masked_payload`, and not with the reply.
             states: where its states live; None keeps them in memory.
         """
         self.name = data.name
@@ -93,7 +106,7 @@ class Site:
         self._bfloat16 = use_bfloat16(precision, slot.model.device)
         self._states: StateStore = StateMemory() if states is None else states
         self.head_fit = head
-        self._privacy, self.masked = privacy, masked
+        self._privacy, self._noise, self.masked = privacy, noise, masked
         self._adopted: Vector | None = None
         self._fleeting = False
 
@@ -150,28 +163,27 @@ class Site:
         if (settings.head == "discriminant") != (self.head_fit is not None):
             raise MessageRefusedError(f"training.head = '{settings.head}' is not what this run began with")
         private = plan_requested_round(settings, request, self._privacy, len(self.data.train))
+        cost = private if self._noise is None else self._noise.plan(request)
         started = time.perf_counter()
         self._load(before)
         self._import(request.payload)
         _, received = self.assess(self.data.validation)
         gradient = self._payload_gradient(settings.batch_size) if request.wants_gradient else None
         penalties = self._penalties(settings, request.correction)
-        if private is not None and settings.privacy is not None and charge is not None:
-            charge(private, settings.privacy)
-        trained = self._train_round(settings, request.header.round, request.rounds, before, penalties, private)
-        return RoundReply(
-            header=request.header,
-            phase="train",
-            payload=None if self.masked else self.export(),
-            examples=len(self.data.train),
-            metrics={
-                "loss": trained.loss,
-                "steps": float(trained.steps),
-                "seconds": time.perf_counter() - started,
-                **{f"validation_{name}": value for name, value in received.items()},
-            },
-            gradient=gradient,
-        )
+        if cost is not None and charge is not None:
+            charge(cost)
+        spending = None if private is None else private.spending
+        trained = self._train_round(settings, request.header.round, request.rounds, before, penalties, spending)
+        payload = None if self.masked else self.export()
+        if payload is not None and self._noise is not None:
+            payload = self._noise.cover(request.payload, payload)
+        metrics = {
+            "loss": trained.loss,
+            "steps": float(trained.steps),
+            "seconds": time.perf_counter() - started,
+            **{f"validation_{name}": value for name, value in received.items()},
+        }
+        return RoundReply(request.header, "train", payload, len(self.data.train), self._withhold(metrics), gradient)
 
     def evaluate(self, request: RoundRequest) -> RoundReply:
         """Evaluate the global payload with the own head on one of the own splits; trains nothing.
@@ -188,7 +200,7 @@ class Site:
             phase="evaluate",
             payload=None,
             examples=len(self.split(request.split)),
-            metrics={**metrics, "seconds": time.perf_counter() - started},
+            metrics=self._withhold({**metrics, "seconds": time.perf_counter() - started}),
         )
 
     def require(self, request: RoundRequest) -> None:
@@ -208,8 +220,13 @@ class Site:
         """Raise MessageRefusedError unless a message is about this run, backbone, layout and version."""
         header.require(Header(self.run, header.round, self._slot.model.backbone.digest, self.layout.hash))
 
-    def trained_payload(self, round_number: int) -> Vector:
-        """Return what training this round ended with, to be summed under masks.
+    def masked_payload(self, round_number: int, received: Vector, *, fewest: int) -> Vector:
+        """Return what training this round ended with, to be summed under masks; with noise it differs each time.
+
+        Args:
+            round_number: the round.
+            received: the payload that it began with.
+            fewest: sites that a sum is of, at least.
 
         Raises:
             MessageRefusedError: if the site has not trained it, or trained another since.
@@ -217,7 +234,8 @@ class Site:
         state = self.state
         if state is None or state.round != round_number:
             raise MessageRefusedError(f"the site has not just trained round {round_number}")
-        return self.own_payload()
+        trained = self.own_payload()
+        return trained if self._noise is None else self._noise.cover(received, trained, shares=fewest)
 
     def fit(
         self, settings: TrainingSettings, round_number: int, rounds: int, *, payload: Vector | None = None
@@ -306,6 +324,12 @@ class Site:
         import_payload(self._slot.model, payload, self.layout)
         self._adopted = np.array(payload)
         self.refit_head()
+
+    def _withhold(self, metrics: dict[str, float]) -> dict[str, float]:
+        """Return metrics as they may leave: those without noise are undefined where noise covers the whole site."""
+        if self._noise is None or self._noise.settings.metrics:
+            return metrics
+        return {key: value if key in TOLD_METRICS else math.nan for key, value in metrics.items()}
 
     def _payload_gradient(self, batch_size: int) -> Vector:
         gradients = payload_gradient(self.model, self.data.train, batch_size=batch_size, shared=self._shared)

@@ -20,16 +20,15 @@ import ept_fed
 from client.agreed import require_agreed
 from client.door import Door
 from client.explain import explain
+from client.round_cost import RoundCost
 from client.run_record import Answer
 from client.run_registry import RunRegistry
 from client.secure_rounds import Credentials, SecureRounds
 from client.site import Site
 from client.warm_site import WarmSite
 from client.worker_status import Activity, WorkerStatus
-from ept_fed.config import PrivacySettings
-from ept_fed.privacy.accountant import GaussianSteps
 from ept_fed.privacy.aggregation_session import AggregationSession
-from ept_fed.privacy.round_session import plan_session, weigh_site
+from ept_fed.privacy.round_session import count_fewest, plan_session, weigh_site
 from ept_fed.problems import InputRefusedError
 from ept_fed.protocol.frames import (
     Frame,
@@ -223,10 +222,9 @@ class Worker:
         secure = self._open_rounds(run)
 
         def update() -> tuple[Vector, int]:
-            trained, began = site.trained_payload(number), secure.began
-            if began is None:
-                raise MessageRefusedError(f"what round {number} began with is lost")
-            leaving = self._at_door(lambda: self._door.mask(request, began[1], trained, examples, site.layout))
+            _, received, _ = secure.require_begun(number)
+            trained = site.masked_payload(number, received, fewest=_count_fewest(proposal))
+            leaving = self._at_door(lambda: self._door.mask(request, received, trained, examples, site.layout))
             return leaving, weigh_site(examples, federation.weights, federation.weight_cap)
 
         reply = secure.answer(request, partial(_plan_session, run, proposal, site.layout), update)
@@ -277,8 +275,8 @@ class Worker:
         self._finished = _Finished(hashlib.sha256(content).digest(), reply)
         return reply
 
-    def _charge(self, request: RoundRequest, spending: GaussianSteps, privacy: PrivacySettings) -> None:
-        self._at_door(lambda: self._door.charge(request, spending, privacy))
+    def _charge(self, request: RoundRequest, cost: RoundCost) -> None:
+        self._at_door(lambda: self._door.charge(request, cost))
 
     def _recall(self, request: RoundRequest, content: bytes, site: Site) -> RoundReply | None:
         """Return the reply that this very request had, if the site still stands where it left it."""
@@ -360,6 +358,12 @@ class Worker:
             except (MessageRefusedError, OSError):
                 _log.exception("a refusal could not be recorded")
         return refusal
+
+
+def _count_fewest(proposal: Proposal) -> int:
+    """Return how many sites a sum of this run is of, at least."""
+    secure = proposal.federation.secure_aggregation
+    return count_fewest(len(proposal.sites), None if secure is None else secure.threshold)
 
 
 def _plan_session(

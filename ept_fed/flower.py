@@ -223,6 +223,7 @@ def decode_reply(
     wants_gradient: bool = False,
     private: bool = False,
     masked: bool = False,
+    silent: bool = False,
 ) -> RoundReply:
     """Read and check a reply at the server; see `RoundReply.check`.
 
@@ -247,7 +248,7 @@ def decode_reply(
         metrics={key: require_type(value, float, key) for key, value in metrics.items() if key != EXAMPLES_KEY},
         gradient=vectors.get(GRADIENT),
     )
-    reply.check(request, layout, wants_gradient=wants_gradient, private=private, masked=masked)
+    reply.check(request, layout, wants_gradient=wants_gradient, private=private, masked=masked, silent=silent)
     return reply
 
 

@@ -47,6 +47,7 @@ def admit(site: str, message: Message, request: RoundRequest, plan: Plan) -> Rou
         wants_gradient=request.wants_gradient,
         private=request.private,
         masked=bool(plan.secure_sites),
+        silent=plan.silent,
     )
     most = plan.max_examples.get(site)
     if request.phase == "train" and most is not None and reply.examples > most:

@@ -19,6 +19,7 @@ from ept_fed.strategies import STRATEGIES
 from server.aggregation import fednova, geometric_median, log_mean_exp, site_weights
 from server.aggregator import Aggregator, Update, count_examples, stack_payloads
 from server.corrected import FedDyn, Scaffold
+from server.noisy_mean import NoisyMean
 
 __all__ = ["AGGREGATORS", "FlowerAggregator", "create_aggregator"]
 
@@ -113,7 +114,10 @@ def create_aggregator(plan: Plan) -> Aggregator:
     """
     if plan.strategy not in AGGREGATORS:
         raise ValueError(f"federation.strategy = '{plan.strategy}': choose one of {', '.join(sorted(AGGREGATORS))}")
-    return AGGREGATORS[plan.strategy](plan)
+    aggregator, private = AGGREGATORS[plan.strategy](plan), plan.site_privacy
+    if private is None or private.noise != "central":
+        return aggregator
+    return NoisyMean(aggregator, private, rounds=plan.rounds)
 
 
 def _weigh(plan: Plan) -> Callable[[np.ndarray], np.ndarray]:

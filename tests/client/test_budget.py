@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from client.budget import BUDGET_FILE, BudgetBrokenError, BudgetLedger, OverspentError, read_budget
 from client.gate import Gate
 from client.open_gate import check_gate, open_gate
+from client.round_cost import RoundCost
 from client.rules import RulesBrokenError
 from client.worker import Worker
 from ept_fed.config import Experiment
@@ -24,10 +25,11 @@ from ept_fed.site_settings import SiteSettings, load_site_settings
 
 STEPS = GaussianSteps(2.0, 0.25, 4)
 DELTA = 1e-5
+COST = RoundCost("poisson-subsampled gaussian", STEPS, clip=1.0, delta=DELTA)
 
 
 def charge(ledger: BudgetLedger, round_number: int = 1, run: str = "run-a", epsilon: float | None = None) -> float:
-    return ledger.charge(run, round_number, STEPS, clip=1.0, delta=DELTA, epsilon=epsilon).epsilon
+    return ledger.charge(run, round_number, COST, delta=DELTA, epsilon=epsilon).epsilon
 
 
 def filled(path: Path, rounds: int = 3) -> Path:
