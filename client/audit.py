@@ -281,7 +281,7 @@ def _find_tip(
 
 
 def _check_torn(result: Examination, tail: bytes, number: int, ledger: str) -> None:
-    """A line that is not whole is what an interruption leaves if it begins as the next entry would; else it was added."""
+    """What is not whole is what an interruption leaves if it begins as the next entry would; else it was added."""
     if is_torn_line(tail, ledger, number):
         result.torn = len(tail)
     else:

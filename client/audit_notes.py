@@ -49,6 +49,6 @@ def _say_torn(entry: Entry, lost: Collection[str]) -> list[str]:
         return []
     where = "is no longer beside the ledger as it was" if torn.file in lost else "is kept beside the ledger"
     return [
-        f"{torn.size:,} bytes of a line that was never whole stood before entry {entry.sequence}: nothing was done about "
-        f"its message, and {torn.file} (SHA-256 {torn.sha256[:16]}…) {where}."
+        f"{torn.size:,} bytes of a line that was never whole stood before entry {entry.sequence}: nothing was done "
+        f"about its message, and {torn.file} (SHA-256 {torn.sha256[:16]}…) {where}."
     ]

@@ -194,8 +194,8 @@ def _say_verdict(result: Examination, key_of: str) -> list[str]:
     said = [f"The ledger is whole: its {count} follow one another, and the end is signed {signed}."]
     if result.torn:
         said.append(
-            f"After them {result.torn} bytes of a line stand that is not whole: a crash, and then nothing was done about "
-            "its message; or a cut, by somebody who kept an older tip. An end that was noted earlier tells which "
+            f"After them {result.torn} bytes of a line stand that is not whole: a crash, and then nothing was done "
+            "about its message; or a cut, by somebody who kept an older tip. An end that was noted earlier tells which "
             "(--seen). The worker sets it aside when it starts, and records that."
         )
     if result.unconfirmed:

@@ -7,7 +7,7 @@ from client.audit import examine
 from client.budget import BUDGET_FILE, BudgetBrokenError, BudgetLedger
 from client.gate import Gate
 from client.known_runs import PromptStore
-from client.ledger import Ledger, LedgerBrokenError, LedgerBusyError, tip_path
+from client.ledger import Ledger, LedgerBrokenError, LedgerBusyError, Record, tip_path
 from client.policy import load_policy
 from ept_fed.bundles.signing import read_private_key
 from ept_fed.problems import InputRefusedError, Problem
@@ -43,6 +43,11 @@ def open_gate(settings: SiteSettings, kit: Path) -> Gate:
         raise InputRefusedError([Problem("ledger", str(path), str(error))]) from error
     except OSError as error:
         raise InputRefusedError([Problem("ledger", str(path), f"cannot be opened ({error.strerror})")]) from error
+    if budget.owed is not None:
+        reason = "the line of a private round was not written whole; the round counts as spent"
+        _log.warning("%s: run %s, round %d", reason, budget.owed.run, budget.owed.round)
+        ledger.append(Record("site", "recovered", "noted", run=budget.owed.run, round=budget.owed.round, reason=reason))
+        budget.complete()
     _log.info("policy %s, ledger of %d entries", policy.digest[:16], len(ledger.history))
     return Gate(policy, ledger, PromptStore(settings.worker.state / _PROMPTS_FOLDER), budget, site=settings.site)
 

@@ -1,6 +1,6 @@
 """Torn lines: what an interruption left of a ledger's last line, kept beside it and named by a later entry.
 
-ledger.torn-9e0c41d7-42-5f1c2a9be0d3   bytes of entry 42, and in the name the beginnings of the ledger's own and their SHA-256
+ledger.torn-9e0c41d7-42-5f1c2a9be0d3   of entry 42; the ledger's own name and the bytes' SHA-256 begin like this
 
 A torn line was never whole on the disk, so nothing was done about its message, and it is no entry. It is kept because
 a cut by somebody who kept an older tip may look the same. The file is on the disk before the ledger is shortened, so

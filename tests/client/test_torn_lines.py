@@ -1,4 +1,4 @@
-"""A last line that an interruption tore is set aside and told; the same damage to any line that was whole is tampering."""
+"""A last line that an interruption tore is set aside and told; the same done to a line that was whole is tampering."""
 
 import hashlib
 from dataclasses import dataclass
