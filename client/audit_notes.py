@@ -5,6 +5,7 @@ from collections.abc import Collection, Sequence
 from client.ledger import LEFT
 from client.ledger_entry import Entry
 from client.torn_lines import recall_torn
+from client.witnesses import recall_anew, spell_served
 
 __all__ = ["many", "say_notes"]
 
@@ -37,6 +38,10 @@ def many(count: int, what: str) -> str:
 
 def _say_beginning(first: Entry) -> list[str]:
     said = []
+    reason, earlier = recall_anew(first)
+    if reason:
+        known = f"what passed in {spell_served(earlier)}" if earlier else "what passed before"
+        said.append(f'It was begun anew on {first.time[:10]}, because "{reason}": {known} is in another ledger.')
     if LEFT in first.about:
         left = first.about[LEFT]
         said.append(f"When it was begun, {left}: a crash at an earlier beginning, or an emptied ledger.")
