@@ -4,7 +4,7 @@ What is not covered: whether a server tells all sites the same, and what many pe
 """
 
 import numpy as np
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from client.known_runs import KnownRun, RequestKey
 from client.noise_rules import judge_noise
@@ -15,11 +15,13 @@ from ept_fed.privacy.round_session import count_fewest
 from ept_fed.protocol.layout import PayloadLayout, PayloadMismatchError, Vector
 from ept_fed.protocol.messages import PROTOCOL_VERSION, Header, RoundRequest
 from ept_fed.protocol.proposal import Proposal
+from ept_fed.settings import Name
 
 __all__ = [
     "judge_backbone",
     "judge_change",
     "judge_header",
+    "judge_name",
     "judge_proposal",
     "judge_request",
     "judge_splits",
@@ -28,6 +30,18 @@ __all__ = [
     "splits_of",
     "stage_of",
 ]
+
+
+_NAME: TypeAdapter[str] = TypeAdapter(Name)
+
+
+def judge_name(run: str) -> list[RuleBroken]:
+    """Return what a run's name breaks, which becomes that of a file."""
+    try:
+        _NAME.validate_python(run)
+    except ValidationError:
+        return [RuleBroken("protocol.run", "name", "is not 1 to 64 letters, digits, dots, dashes or underscores")]
+    return []
 
 
 def judge_proposal(policy: Policy, proposal: Proposal, known: KnownRun | None) -> list[RuleBroken]:
