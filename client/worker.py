@@ -27,6 +27,7 @@ from client.secure_rounds import Credentials, SecureRounds
 from client.site import Site
 from client.warm_site import WarmSite
 from client.worker_status import Activity, WorkerStatus
+from ept_fed.contradictions import check_sites
 from ept_fed.privacy.aggregation_session import AggregationSession
 from ept_fed.privacy.round_session import count_fewest, plan_session, weigh_site
 from ept_fed.problems import InputRefusedError
@@ -259,6 +260,8 @@ class Worker:
         Raises:
             MessageRefusedError, InputRefusedError: naming what stands in the way.
         """
+        if problems := check_sites(proposal.federation, proposal.sites):
+            raise InputRefusedError(problems)
         session = _plan_session(run, proposal, layout, 1, "")
         if self._settings.site not in proposal.sites:
             raise MessageRefusedError("this site is not among those that the run is proposed to")

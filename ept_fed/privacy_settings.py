@@ -1,4 +1,4 @@
-"""Settings of what protects single images, whole sites and single updates; see docs/privacy.md."""
+"""Settings of what protects single images, whole sites and single updates."""
 
 from typing import Annotated, Literal
 
@@ -33,7 +33,7 @@ class _NoiseSettings(Settings):
 
 
 class PrivacySettings(_NoiseSettings):
-    """Differentially private training of single images (DP-SGD); see docs/privacy.md.
+    """Differentially private training of single images (DP-SGD); see docs/differential-privacy.md.
 
     Give noise_multiplier or epsilon, not both. An epsilon is what the whole run may cost a site; each site finds the
     noise for it from its own number of images.
@@ -61,7 +61,7 @@ class AdaptiveClipSettings(Settings):
 
 
 class SitePrivacySettings(_NoiseSettings):
-    """Differentially private updates of whole sites: clipped, and with noise; see docs/privacy.md.
+    """Differentially private updates of whole sites: clipped, and with noise; see docs/differential-privacy.md.
 
     Give noise_multiplier or epsilon, not both. ε is for all training images of a site exchanged for any others.
     """

@@ -92,6 +92,16 @@ def test_an_answer_with_noise_leaves_again_bit_for_bit_and_is_charged_once(
     gated.gate.close()
 
 
+def test_shares_of_noise_that_fixed_point_would_swallow_are_refused_at_the_site(
+    make_kit: Callable[..., Path], federation: Callable[..., Experiment]
+) -> None:
+    private = "{noise: distributed, clip: 1.0e-6, noise_multiplier: 2.0}"
+    given = f"federation={{norm_bound: null, weights: uniform, secure_aggregation: {{}}, site_privacy: {private}}}"
+    proposal = propose(federation(given), ("site-1", "site-2", "site-3"))
+    with pytest.raises(AssertionError, match=r"federation\.site_privacy\.clip"):
+        join_run(make_kit(), proposal)
+
+
 REQUESTS = st.fixed_dictionaries(
     {},
     optional={
