@@ -79,7 +79,11 @@ def create_site(
 
 def _choose_noise(federation: FederationSettings) -> UpdateNoise | None:
     private = federation.site_privacy
-    return None if private is None else UpdateNoise(private, federation.rounds)
+    return (
+        None
+        if private is None
+        else UpdateNoise(private, federation.rounds, masked=federation.secure_aggregation is not None)
+    )
 
 
 def _choose_head(experiment: Experiment, site: str, device: torch.device) -> HeadFit | None:

@@ -28,7 +28,7 @@ from client.incoming import (
 from client.known_runs import CONTENT, SPLITS, KnownRun, PromptStore, pinned_backbone, pinned_splits, recall_runs
 from client.ledger import Ledger, Record
 from client.masked import describe_masks, judge_masked_request, judge_repetition, judge_stage, judge_update
-from client.noise_rules import describe_noise
+from client.noise_rules import describe_noise, judge_clip
 from client.outgoing import judge_introduction, judge_reply
 from client.policy import Policy
 from client.round_cost import RoundCost
@@ -147,7 +147,7 @@ class Gate:
             broken = judge_request(self._policy, request, layout, known, sha256)
             if known is not None and known.secure:
                 broken += judge_masked_request(request, known)
-            broken += self._judge_agreement(known, proposal)
+            broken += self._judge_agreement(known, proposal, layout)
             latest = None
             if known is not None and not broken:
                 latest = self._prompts.latest(run, layout)
@@ -209,7 +209,7 @@ class Gate:
         with self._turn:
             known = self._runs.get(request.header.run)
             broken = judge_stage(self._policy, request, layout, known)
-            broken += self._judge_agreement(known, proposal)
+            broken += self._judge_agreement(known, proposal, layout)
             self._decisions.settle(record_stage(request, "in"), frame, broken)
 
     def mask(
@@ -274,11 +274,12 @@ class Gate:
         """Let go of the ledger."""
         self._decisions.close()
 
-    def _judge_agreement(self, known: KnownRun | None, proposal: Proposal) -> list[RuleBroken]:
+    def _judge_agreement(self, known: KnownRun | None, proposal: Proposal, layout: PayloadLayout) -> list[RuleBroken]:
         """Return what of a run that the site agreed to breaks the policy of today."""
         if known is None or known.backbone is None:
             return []
         broken = judge_proposal(self._policy, proposal, known) + judge_splits(self._policy, proposal, self._splits)
+        broken += judge_clip(self._policy, proposal.federation.site_privacy, layout)
         return broken + judge_backbone(self._policy, known.backbone, self._pinned)
 
     def _pin_splits(self, proposal: Proposal) -> dict[str, str]:

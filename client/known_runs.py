@@ -76,6 +76,11 @@ class KnownRun:
         """Whether loss and quality stay at the site."""
         return self.noise is not None and self.noise.endswith(WITHHELD)
 
+    @property
+    def own_noise(self) -> bool:
+        """Whether what leaves carries noise that this site added, beside which the update itself cannot be seen."""
+        return self.noise is not None and not self.noise.startswith("central")
+
     def introduce(self, about: Mapping[str, str]) -> None:
         """Remember how the site introduced itself, by the ledger's words for it."""
         self.backbone, self.layout = about["backbone"], about["layout"]

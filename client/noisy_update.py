@@ -9,7 +9,7 @@ import numpy as np
 from client.private_plan import plan_noisy_round
 from client.round_cost import RoundCost
 from ept_fed.privacy.noise import Entropy
-from ept_fed.privacy.site_noise import add_noise, clip_update, find_site_noise
+from ept_fed.privacy.site_noise import LARGEST_START, add_noise, clip_update, find_site_noise
 from ept_fed.privacy_settings import SitePrivacySettings
 from ept_fed.protocol.layout import Vector
 from ept_fed.protocol.messages import MessageRefusedError, RoundRequest
@@ -27,11 +27,13 @@ class UpdateNoise:
     Attributes:
         settings: of the run.
         rounds: of the run, which the noise for an ε depends on.
+        masked: whether updates leave under masks.
         entropy: random bytes; another source than the system's is for tests.
     """
 
     settings: SitePrivacySettings
     rounds: int
+    masked: bool = False
     entropy: Entropy = os.urandom
 
     def plan(self, request: RoundRequest) -> RoundCost:
@@ -42,6 +44,8 @@ class UpdateNoise:
         """
         if request.wants_gradient:
             raise MessageRefusedError("federation.site_privacy: the gradient over all images has no noise, and stays")
+        if self.masked and np.abs(request.payload).max() > LARGEST_START:
+            raise MessageRefusedError(f"prompts beyond {LARGEST_START:g} leave no room for the noise under masks")
         return plan_noisy_round(self.settings, self.rounds)
 
     def cover(self, received: Vector, trained: Vector, *, shares: int = 1) -> Vector:

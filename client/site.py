@@ -101,6 +101,11 @@ class Site(SiteModel):
         self._seed, self._ditto, self._privacy, self._noise = seed, ditto, privacy, noise
         self._shared = (share, payload)
 
+    @property
+    def noisy(self) -> bool:
+        """Whether noise covers its whole updates."""
+        return self._noise is not None
+
     def train(self, request: RoundRequest, *, charge: Charge | None = None) -> RoundReply:
         """Take over the global payload, evaluate it on the validation images, train one round, return the own payload.
 
@@ -141,7 +146,8 @@ class Site(SiteModel):
             payload = self._noise.cover(request.payload, payload)
         metrics = {
             "loss": trained.loss,
-            "steps": float(trained.steps),
+            # Their number may tell how many images the classes have, so with noise it is what any images would give.
+            "steps": float(trained.steps if self._noise is None else settings.most_steps(len(self.data.train))),
             "seconds": time.perf_counter() - started,
             **{f"validation_{name}": value for name, value in received.items()},
         }
@@ -220,7 +226,7 @@ class Site(SiteModel):
         return self._train_round(settings, round_number, rounds, before, [], private, alone=payload is None)
 
     def _withhold(self, metrics: dict[str, float]) -> dict[str, float]:
-        """Return metrics as they may leave: those without noise are undefined where noise covers the whole site."""
+        """Return metrics as they may leave: they have no noise, and are undefined where it covers the whole site."""
         if self._noise is None or self._noise.settings.metrics:
             return metrics
         return {key: value if key in TOLD_METRICS else math.nan for key, value in metrics.items()}

@@ -10,7 +10,7 @@ from ept_fed.config import Experiment
 from ept_fed.privacy.accountant import spent_epsilon
 from ept_fed.training.private_loop import plan_private_round
 
-__all__ = ["describe_charges", "describe_private_rounds"]
+__all__ = ["describe_charges", "describe_private_rounds", "is_silent"]
 
 
 def describe_private_rounds(experiment: Experiment, images: int, trained: int) -> dict[str, Any] | None:
@@ -27,6 +27,7 @@ def describe_private_rounds(experiment: Experiment, images: int, trained: int) -
     return {
         "covers": _covers(cost.mechanism),
         "noise": cost.mechanism.partition(" ")[0],
+        "silent": is_silent(experiment),
         "epsilon": spent_epsilon([cost.spending] * trained, cost.delta),
         "delta": cost.delta,
         "rounds": trained,
@@ -34,12 +35,13 @@ def describe_private_rounds(experiment: Experiment, images: int, trained: int) -
     }
 
 
-def describe_charges(charged: Sequence[Charged], run: str) -> dict[str, Any] | None:
+def describe_charges(charged: Sequence[Charged], run: str, *, silent: bool) -> dict[str, Any] | None:
     """Return (ε, δ) of a run by the site's own budget, a round that was trained twice counting twice; None without any.
 
     Args:
         charged: every private round of the site, oldest first.
         run: the run.
+        silent: whether loss and quality stayed at the site.
     """
     own = [line for line in charged if line.run == run]
     if not own:
@@ -48,11 +50,18 @@ def describe_charges(charged: Sequence[Charged], run: str) -> dict[str, Any] | N
     return {
         "covers": _covers(own[-1].mechanism),
         "noise": own[-1].mechanism.partition(" ")[0],
+        "silent": silent,
         "epsilon": spent_epsilon([line.spending for line in own], delta),
         "delta": delta,
         "rounds": len(own),
         "epsilon_of_all_runs": spent_epsilon([line.spending for line in charged], delta),
     }
+
+
+def is_silent(experiment: Experiment) -> bool:
+    """Return whether nothing that a run's noise does not cover, but numbers of images and steps, left its sites."""
+    private = experiment.federation.site_privacy
+    return private is not None and not private.metrics
 
 
 def _plan(experiment: Experiment, images: int) -> RoundCost | None:

@@ -23,13 +23,12 @@ from client.explain import explain
 from client.round_cost import RoundCost
 from client.run_record import Answer
 from client.run_registry import RunRegistry
-from client.secure_rounds import Credentials, SecureRounds
+from client.secure_rounds import Credentials, SecureRounds, count_agreed_fewest, plan_agreed_session
 from client.site import Site
 from client.warm_site import WarmSite
 from client.worker_status import Activity, WorkerStatus
 from ept_fed.contradictions import check_sites
-from ept_fed.privacy.aggregation_session import AggregationSession
-from ept_fed.privacy.round_session import count_fewest, plan_session, weigh_site
+from ept_fed.privacy.round_session import weigh_site
 from ept_fed.problems import InputRefusedError
 from ept_fed.protocol.frames import (
     Frame,
@@ -224,11 +223,11 @@ class Worker:
 
         def update() -> tuple[Vector, int]:
             _, received, _ = secure.require_begun(number)
-            trained = site.masked_payload(number, received, fewest=_count_fewest(proposal))
+            trained = site.masked_payload(number, received, fewest=count_agreed_fewest(proposal))
             leaving = self._at_door(lambda: self._door.mask(request, received, trained, examples, site.layout))
             return leaving, weigh_site(examples, federation.weights, federation.weight_cap)
 
-        reply = secure.answer(request, partial(_plan_session, run, proposal, site.layout), update)
+        reply = secure.answer(request, partial(plan_agreed_session, run, proposal, site.layout), update)
         leaving = encode_frame(reply)
         self._at_door(lambda: self._door.release_stage(request, leaving))
         self._registry.record(run).note(Answer(request.stage, len(content), len(leaving), number))
@@ -262,7 +261,7 @@ class Worker:
         """
         if problems := check_sites(proposal.federation, proposal.sites):
             raise InputRefusedError(problems)
-        session = _plan_session(run, proposal, layout, 1, "")
+        session = plan_agreed_session(run, proposal, layout, 1, "")
         if self._settings.site not in proposal.sites:
             raise MessageRefusedError("this site is not among those that the run is proposed to")
         if proposal.federation.weights == "examples" and examples > session.encoding.heaviest:
@@ -361,28 +360,3 @@ class Worker:
             except (MessageRefusedError, OSError):
                 _log.exception("a refusal could not be recorded")
         return refusal
-
-
-def _count_fewest(proposal: Proposal) -> int:
-    """Return how many sites a sum of this run is of, at least."""
-    secure = proposal.federation.secure_aggregation
-    return count_fewest(len(proposal.sites), None if secure is None else secure.threshold)
-
-
-def _plan_session(
-    run: str, proposal: Proposal, layout: PayloadLayout, round_number: int, start: str
-) -> AggregationSession:
-    """Return the secure aggregation of a round as this site agreed to it."""
-    federation = proposal.federation
-    if federation.secure_aggregation is None:
-        raise MessageRefusedError("the updates of this run leave in clear")
-    return plan_session(
-        run=run,
-        round_number=round_number,
-        start=start,
-        sites=proposal.sites,
-        threshold=federation.secure_aggregation.threshold,
-        layout=layout,
-        weights=federation.weights,
-        weight_cap=federation.weight_cap,
-    )

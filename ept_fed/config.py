@@ -5,6 +5,7 @@
 
 import hashlib
 import json
+import math
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -113,6 +114,12 @@ class TrainingSettings(Settings):
         0.0, description="set by federation.strategy fedprox or feddyn; leave it at 0"
     )
     privacy: PrivacySettings | None = Field(None, description="clipped and noisy gradients; null trains without")
+
+    def most_steps(self, examples: int) -> int:
+        """Return the optimiser steps of one round on so many images; with a discriminant's head it may have fewer."""
+        # Beside a discriminant's head an epoch has two halves, which may share images of classes that have one only.
+        parts = 2 if self.head == "discriminant" else 1
+        return parts * (self.head_first_epochs + self.epochs) * math.ceil(examples / self.batch_size)
 
 
 class FederationSettings(Settings):

@@ -73,7 +73,7 @@ class SitePrivacySettings(_NoiseSettings):
     clip: Positive = Field(description="C, longest update of a site in L2; longer ones are scaled down to it")
     delta: Delta = Field(1e-5, description="probability that epsilon may fail to hold")
     metrics: bool = Field(
-        False, description="whether loss and quality leave the sites too: they have no noise, and ε does not count them"
+        False, description="whether loss, quality and seconds leave too: they have no noise, and ε does not count them"
     )
     adaptive: AdaptiveClipSettings | None = Field(
         None, description="let the clip follow the updates, from `clip` on; with central noise only"

@@ -5,7 +5,7 @@ import math
 from ept_fed.config import Experiment, FederationSettings
 from ept_fed.privacy.fixed_point import FixedPoint
 from ept_fed.privacy.round_session import count_fewest
-from ept_fed.privacy.site_noise import FEWEST_STEPS, find_site_noise, split_noise
+from ept_fed.privacy.site_noise import FEWEST_STEPS, LARGEST_START, MOST_DEVIATIONS, find_site_noise, split_noise
 from ept_fed.privacy_settings import SitePrivacySettings
 from ept_fed.problems import Problem
 from ept_fed.strategies import STRATEGIES
@@ -40,17 +40,21 @@ def find_site_privacy_contradictions(experiment: Experiment) -> list[Problem]:
 
 
 def check_noise_shares(federation: FederationSettings, sites: int) -> list[Problem]:
-    """Return what noise in so many shares makes impossible: shares that the fixed point would swallow."""
+    """Return what fixed point makes impossible with noise in so many shares: shares too small for it, or too large."""
     private, secure = federation.site_privacy, federation.secure_aggregation
     if private is None or secure is None or _check_noise(private, federation.rounds):
         return []
     noise = find_site_noise(private.noise_multiplier, private.epsilon, private.delta, rounds=federation.rounds)
     shares = count_fewest(sites, secure.threshold) if private.noise == "distributed" else 1
-    least = FixedPoint(sites=1, heaviest=1).step * FEWEST_STEPS
-    if noise * private.clip / math.sqrt(shares) >= least:
-        return []
-    fix = f"makes noise below {least:.2g} a site, which fixed-point numbers do not hold; raise it, or the noise"
-    return [Problem(f"{_FIELD}.clip", private.clip, fix)]
+    deviation, numbers = noise * private.clip / math.sqrt(shares), FixedPoint(sites=1, heaviest=1)
+    least, room = numbers.step * FEWEST_STEPS, numbers.bound - LARGEST_START
+    if deviation < least:
+        fix = f"makes noise below {least:.2g} a site, which fixed-point numbers do not hold; raise it, or the noise"
+        return [Problem(f"{_FIELD}.clip", private.clip, fix)]
+    if private.clip + MOST_DEVIATIONS * deviation > room:
+        fix = f"with noise of {deviation:.3g} a site reaches beyond fixed-point numbers; lower it, or the noise"
+        return [Problem(f"{_FIELD}.clip", private.clip, fix)]
+    return []
 
 
 def _check_noise(private: SitePrivacySettings, rounds: int) -> list[Problem]:

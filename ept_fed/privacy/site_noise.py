@@ -29,6 +29,8 @@ from ept_fed.protocol.layout import Vector
 
 __all__ = [
     "FEWEST_STEPS",
+    "LARGEST_START",
+    "MOST_DEVIATIONS",
     "adapt_clip",
     "add_noise",
     "clip_update",
@@ -38,6 +40,10 @@ __all__ = [
 ]
 
 FEWEST_STEPS = 1000.0  # of fixed point, in the standard deviation of one site's share
+# Under masks a round may begin with numbers up to here, so that no update with noise is beyond fixed point: whether one
+# is would tell of it. `draw_normal` gives none further than so many deviations.
+LARGEST_START = 32.0
+MOST_DEVIATIONS = 8.5
 
 Update = npt.NDArray[np.float64]
 

@@ -38,8 +38,8 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 QUALITY_METRICS = ("loss", "auc", "accuracy", "balanced_accuracy", "average_precision", "classes_present")
 EVALUATE_METRICS = (*QUALITY_METRICS, "seconds")
-# What a reply tells where loss and quality stay at the site.
-TOLD_METRICS = ("steps", "seconds")
+# What a reply tells where everything that was made from images, but for the update, stays at the site.
+TOLD_METRICS = ("steps",)
 TRAIN_METRICS = ("loss", "steps", "seconds", *(f"validation_{name}" for name in QUALITY_METRICS))
 
 
@@ -148,7 +148,7 @@ class RoundReply:
             wants_gradient: as in the request.
             private: whether training was to be private; its loss is over training images, so it stays at the site.
             masked: whether the update stays at the site until it is summed under masks.
-            silent: whether loss and quality stay at the site, see `SitePrivacySettings.metrics`.
+            silent: whether all metrics but the steps stay at the site, see `SitePrivacySettings.metrics`.
 
         Raises:
             MessageRefusedError: for another header, wrong metric keys, an impossible sample count or value.

@@ -3,7 +3,6 @@
 Whoever has the backbone makes the plan (`ept-fed simulate` does); the server reads it with numpy alone.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -68,10 +67,7 @@ class Plan:
 
     def most_steps(self, examples: int) -> int:
         """Return the optimiser steps of one round on so many images, by the training settings that the sites get."""
-        settings = TrainingSettings.model_validate_json(self.training)
-        # Beside a discriminant's head an epoch has two halves, which may share images of classes that have one only.
-        parts = 2 if settings.head == "discriminant" else 1
-        return parts * (settings.head_first_epochs + settings.epochs) * math.ceil(examples / settings.batch_size)
+        return TrainingSettings.model_validate_json(self.training).most_steps(examples)
 
     @property
     def silent(self) -> bool:

@@ -62,6 +62,7 @@ class PrivacySpending:
         covers: "image": any one training image, present or not; "site": all of them, exchanged for any others.
         noise: "poisson-subsampled", on the gradients of images; or who adds it to whole updates: "local", the site;
             "distributed", all sites of a sum; "central", the server.
+        silent: whether loss and quality, which have no noise, stayed at the site.
         epsilon: ε of this run's updates.
         delta: δ.
         rounds: that were trained with noise.
@@ -70,6 +71,7 @@ class PrivacySpending:
 
     covers: str
     noise: str
+    silent: bool
     epsilon: float
     delta: float
     rounds: int

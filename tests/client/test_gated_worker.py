@@ -75,7 +75,7 @@ def join_run(kit: Path, proposal: Proposal) -> Gated:
 def test_an_answer_with_noise_leaves_again_bit_for_bit_and_is_charged_once(
     make_kit: Callable[..., Path], federation: Callable[..., Experiment]
 ) -> None:
-    private = "federation.site_privacy={noise: local, clip: 0.1, noise_multiplier: 2.0}"
+    private = "federation.site_privacy={noise: local, clip: 0.5, epsilon: 8.0}"
     gated = join_run(make_kit(), propose(federation(private)))
     asked = encode_frame(gated.request())
     first, again = (gated.worker.answer(asked) for _ in range(2))
@@ -83,9 +83,9 @@ def test_an_answer_with_noise_leaves_again_bit_for_bit_and_is_charged_once(
     reply = decode_frame(first)
     assert isinstance(reply, RoundReply), reply
     assert reply.payload is not None
-    assert np.std(reply.payload - gated.met.initial) == pytest.approx(0.2, rel=0.4)
     (charged,) = read_budget(gated.ledger.parent / BUDGET_FILE)
     assert charged.mechanism == "local gaussian"
+    assert np.std(reply.payload - gated.met.initial) == pytest.approx(0.5 * 2 * charged.noise_multiplier, rel=0.4)
     seen = decode_frame(gated.worker.answer(encode_frame(gated.request(phase="evaluate", split="test", settings=""))))
     assert isinstance(seen, RoundReply), seen
     assert math.isnan(seen.metrics["auc"])

@@ -112,6 +112,20 @@ def test_loss_and_quality_leave_only_where_the_run_says_so(site_of: SiteOf, metr
         reply.check(reply.header, site.layout, silent=plan.silent)
 
 
+def test_prompts_that_leave_no_room_for_the_noise_are_refused_before_it_is_drawn() -> None:
+    private = noise("distributed", 0.5)
+    far = request(payload=request().payload + np.float32(40))
+    UpdateNoise(private, 3).plan(far)
+    with pytest.raises(MessageRefusedError, match="no room for the noise"):
+        UpdateNoise(private, 3, masked=True).plan(far)
+
+
+@pytest.mark.parametrize("head", ["trained", "discriminant"])
+def test_the_steps_told_are_those_of_any_images_of_that_number(site_of: SiteOf, head: str) -> None:
+    plan, site = site_of(*clear_of_site(), f"training.head={head}")
+    assert site.train(request_of(plan)).metrics["steps"] == plan.most_steps(len(site.data.train))
+
+
 def test_the_gradient_over_all_images_is_refused(site_of: SiteOf) -> None:
     plan, site = site_of(*clear_of_site())
     with pytest.raises(MessageRefusedError, match="site_privacy"):
@@ -137,6 +151,24 @@ def test_under_a_budget_only_noise_that_the_policy_believes_in_counts(kit: Kit, 
         kit.admit(gate, request())
     else:
         assert rules_of(lambda: kit.admit(gate, request())) == ("outgoing.budget.noise",)
+
+
+def test_a_clip_beyond_the_bound_on_updates_is_refused_before_anything_is_trained(kit: Kit) -> None:
+    """sinks (2, 3): a clip of 3 lets their root mean square be 1.22, and the policy allows 1."""
+    gate = kit.open()
+    assert rules_of(lambda: kit.join(gate, proposal=propose_noise(kit, clip=3.0))) == ("outgoing.update",)
+    kit.join(kit.open(outgoing__update={"bound": 1.5}), proposal=propose_noise(kit, clip=3.0))
+    assert rules_of(lambda: kit.admit(kit.open(), request())) == ("outgoing.update",)
+
+
+def test_noise_of_the_sites_own_is_neither_refused_nor_scaled_down(kit: Kit) -> None:
+    gate = kit.open(outgoing__update={"bound": 0.5, "above": "clip"})
+    kit.join(gate, proposal=propose_noise(kit))
+    kit.admit(gate, request())
+    far = answer(request(), payload=request().payload + np.float32(7))
+    hidden = {key: value if key in TOLD_METRICS else math.nan for key, value in far.metrics.items()}
+    released = gate.release(request(), dataclasses.replace(far, metrics=hidden), LAYOUT)
+    np.testing.assert_array_equal(released.payload, far.payload)
 
 
 def test_under_a_budget_metrics_without_noise_are_refused(kit: Kit) -> None:
@@ -169,6 +201,6 @@ def test_the_budget_keeps_what_each_noise_cost_and_refuses_what_would_overspend(
         gate.charge(request(2), plan(request(2)))
     (line,) = read_budget(kit.settings.worker.state / BUDGET_FILE)
     assert (line.mechanism, line.noise_multiplier, line.sampling_rate, line.steps) == ("local gaussian", 1.5, 1.0, 1)
-    told = describe_charges([line], "run-a")
+    told = describe_charges([line], "run-a", silent=True)
     assert told is not None
     assert (told["covers"], told["noise"], told["rounds"]) == ("site", "local", 1)

@@ -23,12 +23,12 @@ def test_a_run_costs_its_own_rounds_and_the_site_all_of_them(tmp_path: Path) -> 
     ledger = BudgetLedger(tmp_path / "budget.jsonl")
     for run, number in (("a", 1), ("b", 1), ("b", 2)):
         ledger.charge(run, number, COST, delta=1e-5, epsilon=None)
-    told = describe_charges(ledger.charged, "b")
+    told = describe_charges(ledger.charged, "b", silent=False)
     assert told is not None
     assert told["epsilon"] == pytest.approx(spent_epsilon([STEPS] * 2, 1e-5))
     assert told["epsilon_of_all_runs"] == pytest.approx(spent_epsilon([STEPS] * 3, 1e-5))
     assert (told["rounds"], told["delta"]) == (2, 1e-5)
-    assert describe_charges(ledger.charged, "c") is None
+    assert describe_charges(ledger.charged, "c", silent=False) is None
 
 
 def test_a_simulations_page_says_what_its_noise_promises(micro: Micro, tmp_path: Path) -> None:

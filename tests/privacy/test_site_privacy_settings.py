@@ -99,8 +99,16 @@ def test_metrics_that_are_let_out_may_stop_a_run(micro: Micro) -> None:
     assert micro(spoken, "federation.patience=2").federation.patience == 2
 
 
-@pytest.mark.parametrize(("clip", "fields"), [(1e-4, []), (1e-5, ["federation.site_privacy.clip"])])
-def test_shares_that_fixed_point_would_swallow_are_refused(clip: float, fields: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("clip", "fields"),
+    [
+        (1e-4, []),
+        (1e-5, ["federation.site_privacy.clip"]),
+        (1.5, []),
+        (3.0, ["federation.site_privacy.clip"]),
+    ],
+)
+def test_shares_that_fixed_point_would_swallow_or_cut_are_refused(clip: float, fields: list[str]) -> None:
     federation = FederationSettings.model_validate(
         {
             "secure_aggregation": {},

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -165,6 +166,33 @@ def test_an_update_leaves_once_and_no_second_session_of_its_round_gets_it(certif
     ask(2, "advertisement")
     with pytest.raises(MessageRefusedError, match="not its masked input"):
         ask(2, "masked input")
+
+
+def test_an_update_that_something_refused_is_not_made_again_in_its_round(
+    certified: Certified, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Noise that was drawn once on an update is not drawn again until something lets it pass."""
+    plan, made = make_secure_plan(FIVE), []
+    member = Mock(advertise=lambda: b"", share_keys=lambda content: b"")
+    rounds = SecureRounds(FIVE[0], lambda: certified[1][FIVE[0]])
+    monkeypatch.setattr(rounds, "_join", lambda session: member)
+
+    def update() -> tuple[np.ndarray, int]:
+        made.append(1)
+        raise MessageRefusedError("the gate refuses it")
+
+    def ask(stage: Stage) -> StageReply:
+        return rounds.answer(StageRequest(plan.header(1), stage, b""), plan.session, update)
+
+    rounds.begin(train_request(plan, 1))
+    ask("advertisement")
+    ask("shares")
+    for said in ("the gate refuses it", "gives none again"):
+        with pytest.raises(MessageRefusedError, match=said):
+            ask("masked input")
+    with pytest.raises(MessageRefusedError, match="gives none again"):
+        ask("advertisement")
+    assert made == [1]
 
 
 def test_sites_that_began_with_different_prompts_give_no_sum(certified: Certified) -> None:

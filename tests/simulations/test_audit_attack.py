@@ -212,6 +212,7 @@ def test_a_site_that_trains_to_something_else_is_refused(run: Path) -> None:
     [
         (["model.method=linear", "federation.share=prompts+head", "federation.payload=raw"], "model.method"),
         (["federation.strategy=feddyn", "federation.weights=uniform"], "federation.strategy"),
+        (["federation.site_privacy={noise: local, clip: 1, noise_multiplier: 1}"], "federation.site_privacy"),
     ],
 )
 def test_runs_whose_updates_cannot_be_computed_again_are_named(

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,9 @@ from safetensors.numpy import load_file
 from ept_fed.config import Experiment
 from ept_fed.privacy.accountant import GaussianSteps, spent_epsilon
 from ept_fed.reports.progress import Silent
+from server.noisy_mean import NoisyMean
 from simulations.simulate import simulate
+from tests.simulations.test_resume import StopHere
 
 SETTINGS = {
     "local": "{rounds: 2, norm_bound: null, weights: uniform}",
@@ -25,7 +28,7 @@ SENTENCES = {
 }
 
 
-def of(source: str, noise: float, clip: float = 100.0) -> tuple[str, ...]:
+def of(source: str, noise: float, clip: float = 20.0) -> tuple[str, ...]:
     private = f"{{noise: {source}, clip: {clip}, noise_multiplier: {noise}}}"
     return f"federation={SETTINGS[source]}", f"federation.site_privacy={private}", "evaluation.baselines=[]"
 
@@ -34,7 +37,7 @@ def of(source: str, noise: float, clip: float = 100.0) -> tuple[str, ...]:
 def test_noise_that_is_next_to_none_changes_next_to_nothing(
     micro: Callable[..., Experiment], tmp_path: Path, source: str
 ) -> None:
-    simulate(micro(*of(source, 2e-6)), tmp_path / "noisy", Silent())
+    simulate(micro(*of(source, 6e-6)), tmp_path / "noisy", Silent())
     simulate(micro(f"federation={SETTINGS['local']}", "evaluation.baselines=[]"), tmp_path / "clear", Silent())
     noisy, clear = (load_file(tmp_path / name / "prompts" / "round-002.safetensors") for name in ("noisy", "clear"))
     for name, values in clear.items():
@@ -56,6 +59,7 @@ def test_the_page_says_who_added_the_noise_and_what_it_promises(
     assert site["privacy"] == {
         "covers": "site",
         "noise": source,
+        "silent": True,
         "epsilon": pytest.approx(spent_epsilon([GaussianSteps(2.0, 1.0, 1)] * 2, 1e-5)),
         "delta": 1e-5,
         "rounds": 2,
@@ -66,12 +70,26 @@ def test_the_page_says_who_added_the_noise_and_what_it_promises(
     assert site["statistics"], "what the site measures itself is not held back from its own page"
 
 
-def test_a_clip_that_follows_the_updates_outlives_a_killed_run(
-    micro: Callable[..., Experiment], tmp_path: Path
+def test_a_clip_that_follows_the_updates_goes_on_where_a_killed_run_left_it(
+    micro: Callable[..., Experiment], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     private = "{noise: central, clip: 50, noise_multiplier: 1.0e-6, adaptive: {quantile: 0.5, rate: 1.0}}"
     given = (f"federation={SETTINGS['central']}", f"federation.site_privacy={private}", "evaluation.baselines=[]")
-    simulate(micro(*given), tmp_path / "run", Silent())
-    states = sorted((tmp_path / "run" / "checkpoints").rglob("*.safetensors"))
-    (clip,) = (tensors[name] for tensors in map(load_file, states[-1:]) for name in tensors if "clip" in name)
-    assert 50 * np.exp(-1.01) < clip.item() < 50 * np.exp(-0.99)
+    with pytest.raises(KeyboardInterrupt):
+        simulate(micro(*given), tmp_path / "run", StopHere("federated", 1))
+    first = tmp_path / "run" / "prompts" / "round-001.safetensors"
+    held = load_file(first)["sinks"]
+    first.unlink()
+    clips: list[float] = []
+    aggregate = NoisyMean.aggregate
+
+    def watch(mean: NoisyMean, *given: Any) -> Any:
+        clips.append(mean.clip)
+        return aggregate(mean, *given)
+
+    monkeypatch.setattr(NoisyMean, "aggregate", watch)
+    simulate(micro(*given), tmp_path / "run", Silent(), resume=True)
+    assert clips == [pytest.approx(50 * np.exp(-0.5), rel=1e-3)], (
+        "one round was left, with the clip that the first left"
+    )
+    np.testing.assert_array_equal(load_file(first)["sinks"], held)
