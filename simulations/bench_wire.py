@@ -14,13 +14,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from server.run_state import read_agreement
-from server.traffic import read_requests, sender_of
+from server.traffic import is_idle, kind_of, read_requests, sender_of
 from simulations.rehearsal import Rehearsal, RehearsalError
 
 _NAME = "wire"
 _OF_A_MESSAGE = ("pull-messages", "pull-object", "confirm-message-received", "push-messages", "push-object")
-# A poll that finds a message is answered with its metadata and the ids of its parts, at the least 64 bytes each.
-_FEWEST_FOUND = 64
 
 
 @dataclass(frozen=True)
@@ -59,38 +57,29 @@ def main() -> None:
 
 
 def _print_site(name: str, requests: list[dict[str, Any]], rounds: int, payload: int) -> None:
-    idle = [request for request in requests if _is_idle(request)]
+    idle = [request for request in requests if is_idle(request)]
     # The first message is the proposal, the last one the evaluation.
-    trains = _split_by_message(request for request in requests if not _is_idle(request))[1 : rounds + 1]
+    trains = _split_by_message(request for request in requests if not is_idle(request))[1 : rounds + 1]
     print(f"\n{name}{'':22} requests   from site (bodies)     to site (bodies)")
     for kind in _OF_A_MESSAGE:
-        _print_cost(kind, [_add_up(request for request in train if _kind(request) == kind) for train in trains])
+        _print_cost(kind, [_add_up(request for request in train if kind_of(request) == kind) for train in trains])
     whole = [_add_up(train) for train in trains]
     _print_cost("a round", whole)
     over = [statistics.median(getattr(cost, way) for cost in whole) - payload for way in ("received", "sent")]
     print(f"  beside the payload: {over[0]:.0f} bytes from the site, {over[1]:.0f} to it")
     for kind in ("pull-messages", "send-node-heartbeat"):
-        _print_cost(f"{kind}, idle, each", [_add_up([request]) for request in idle if _kind(request) == kind])
+        _print_cost(f"{kind}, idle, each", [_add_up([request]) for request in idle if kind_of(request) == kind])
 
 
 def _split_by_message(requests: Iterable[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
     """Return the requests about each message of a run; what comes before the first is about none."""
     found: list[list[Mapping[str, Any]]] = []
     for request in requests:
-        if _kind(request) == "pull-messages":
+        if kind_of(request) == "pull-messages":
             found.append([])
-        if found and _kind(request) in _OF_A_MESSAGE:
+        if found and kind_of(request) in _OF_A_MESSAGE:
             found[-1].append(request)
     return found
-
-
-def _is_idle(request: Mapping[str, Any]) -> bool:
-    kind = _kind(request)
-    return kind == "send-node-heartbeat" or (kind == "pull-messages" and request["sent_body"] < _FEWEST_FOUND)
-
-
-def _kind(request: Mapping[str, Any]) -> str:
-    return str(request["path"]).rsplit("/", maxsplit=1)[-1]
 
 
 def _add_up(requests: Iterable[Mapping[str, Any]]) -> _Cost:
