@@ -62,7 +62,7 @@ class MultiplexedFleetClient(FleetHttpClient):
 
 def main() -> None:
     """Run Flower's SuperNode until it is told to end."""
-    fleet_http_connection.FleetHttpClient = MultiplexedFleetClient  # type: ignore[misc]
+    fleet_http_connection.FleetHttpClient = MultiplexedFleetClient
     sys.argv[0] = "flower-supernode"
     flower_supernode()
 
