@@ -12,7 +12,6 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from flwr.serverapp import Grid
 from flwr.serverapp import strategy as flower
 
-from ept_fed.flower import encode_payload
 from ept_fed.protocol.layout import Vector
 from ept_fed.protocol.plan import Plan
 from ept_fed.strategies import STRATEGIES
@@ -45,7 +44,7 @@ class FlowerAggregator(Aggregator):
         weights = self._weigh(count_examples(updates))
         grid = cast(Grid, _Nodes(len(updates)))
         requests = sorted(
-            self._strategy.configure_train(round_number, encode_payload(payload), ConfigRecord(), grid),
+            self._strategy.configure_train(round_number, _as_record(payload), ConfigRecord(), grid),
             key=lambda request: request.metadata.dst_node_id,
         )
         replies = [
@@ -74,8 +73,8 @@ class FlowerAggregator(Aggregator):
         if unknown:
             raise ValueError(f"{type(self._strategy).__name__} does not remember {sorted(unknown)}")
         if hasattr(self._strategy, "current_arrays"):
-            self._strategy.current_arrays = encode_payload(payload)
-        (key,) = encode_payload(payload)
+            self._strategy.current_arrays = _as_record(payload)
+        (key,) = _as_record(payload)
         for name in self._memory:
             held: Any = None
             if name in state:
@@ -192,5 +191,8 @@ def _stack(updates: Sequence[Update], weigh: Callable[[np.ndarray], np.ndarray])
 
 def _as_reply(request: Message, update: Update, weight: float) -> Message:
     metrics = MetricRecord({_WEIGHT: weight, _LOSS: update.loss})
-    arrays = ArrayRecord({"payload": Array(update.payload)})
-    return Message(RecordDict({_ARRAYS: arrays, _METRICS: metrics}), reply_to=request)
+    return Message(RecordDict({_ARRAYS: _as_record(update.payload), _METRICS: metrics}), reply_to=request)
+
+
+def _as_record(payload: Vector) -> ArrayRecord:
+    return ArrayRecord({"payload": Array(np.ascontiguousarray(payload, dtype=np.float32))})

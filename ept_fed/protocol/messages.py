@@ -31,7 +31,7 @@ __all__ = [
     "metric_keys",
 ]
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 Phase = Literal["train", "evaluate"]
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")

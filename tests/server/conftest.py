@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from ept_fed.flower import set_task_identity
+from ept_fed.flower.transport import set_task_identity
 from server.provision import provision
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)

@@ -6,11 +6,11 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, RecordDict
 
 from client.secure_rounds import SecureRounds
 from ept_fed.config import FederationSettings
 from ept_fed.contradictions import check_sites
+from ept_fed.flower.messages import decode_request, encode_request
 from ept_fed.privacy.aggregation_messages import Kind
 from ept_fed.problems import InputRefusedError
 from ept_fed.protocol.messages import MessageRefusedError, RoundRequest
@@ -22,7 +22,7 @@ from server.aggregator import Update
 from server.strategies import create_aggregator
 from simulations.certify import certify_sites
 from simulations.local_grid import LocalGrid
-from tests.server.adding_sites import EXAMPLES, SITES, make_plan, mean_step, run, step_of
+from tests.server.adding_sites import EXAMPLES, LAYOUT, SITES, make_plan, mean_step, run, step_of
 from tests.server.masking_sites import Certified, Fault, make_secure_plan, run_masked
 
 STEP = 2.0**-24
@@ -205,8 +205,9 @@ def test_sites_that_began_with_different_prompts_give_no_sum(certified: Certifie
             asked = list(messages)
             for message in asked[1:]:
                 if message.metadata.message_type == "train":
-                    moved = ArrayRecord({"payload": Array(plan.initial - np.float32(0.99))})
-                    message.content = RecordDict({**dict(message.content), "arrays": moved})
+                    request = decode_request(message, "train", LAYOUT)
+                    moved = dataclasses.replace(request, payload=plan.initial - np.float32(0.99))
+                    message.content = encode_request(moved)
             return super().send_and_receive(asked, timeout=timeout)
 
     plan = make_secure_plan(FIVE, rounds=1)
