@@ -78,7 +78,7 @@ VALUES = st.one_of(
     st.floats(),
     st.text(max_size=5),
     st.lists(st.floats(), max_size=2),
-    st.just({}),
+    st.builds(dict),
 )
 SECTIONS = st.sampled_from(["header", "metrics", "arrays", None])
 NAMES = st.sampled_from(
