@@ -27,7 +27,7 @@ NAME = "masked"
 ROUNDS = 1
 CLEAR = {"rounds": ROUNDS, "norm_bound": None, "weights": "uniform"}
 # So little that it shows in the last digits alone: a share is just above what fixed point holds.
-NOISE = {"noise": "distributed", "clip": 20.0, "noise_multiplier": 1e-5}
+NOISE = {"noise": "distributed", "clip": 10.0, "noise_multiplier": 2e-5}
 
 
 @pytest.fixture(scope="module")
