@@ -160,8 +160,8 @@ def _require_charged(budget: BudgetLedger, history: Sequence[Entry]) -> None:
     if named and not budget.holds(named[-1]):
         fix = (
             f"lacks line {named[-1].partition(':')[0]}, which the ledger names: it was taken away together with its "
-            "tip, or is of another day. Put both back. If they are lost, nobody knows any more what was spent: move the "
-            "ledger and its tip aside too, and begin a new one, which says so: ept-fed audit begin KIT --reason WHY"
+            "tip, or is of another day. Put both back. If they are lost, nobody knows any more what was spent: move "
+            "the ledger and its tip aside too, and begin a new one, which says so: ept-fed audit begin KIT --reason WHY"
         )
         raise InputRefusedError([Problem("outgoing.budget", str(budget.path), fix)])
 
