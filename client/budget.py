@@ -121,7 +121,7 @@ class BudgetLedger:
         """Tell whether a line that was once the last is still there."""
         hashes = [line.previous for line in self.charged] + [self._last]
         number, _, last = end.partition(":")
-        return int(number) < len(hashes) and hashes[int(number)] == last
+        return number.isdigit() and int(number) < len(hashes) and hashes[int(number)] == last
 
     def complete(self) -> None:
         """Write the line that is owed, if one is.
