@@ -10,7 +10,8 @@ start until somebody at the site has looked at it.
 ε counts one image of the site's training set, whatever run it was used in; runs on other images are added all the same,
 so the sum is an upper bound. Neither ε nor what is left of it leaves the site; `read_budget` is for its own report.
 
-Not covered: whoever may write the site's state can begin a new file, or restore an old one with its tip.
+The gate notes each line's hash in its signed ledger, so that a file that was begun anew, or is of another day, is
+missed as long as that ledger is there.
 """
 
 import errno
@@ -30,9 +31,10 @@ from ept_fed.artefacts import sync_folder, write_bytes
 from ept_fed.privacy.accountant import GaussianSteps, spent_epsilon
 from ept_fed.settings import Count, Positive, Settings
 
-__all__ = ["BUDGET_FILE", "BudgetBrokenError", "BudgetLedger", "Charged", "OverspentError", "read_budget"]
+__all__ = ["BUDGET", "BUDGET_FILE", "BudgetBrokenError", "BudgetLedger", "Charged", "OverspentError", "read_budget"]
 
 BUDGET_FILE = "budget.jsonl"
+BUDGET = "budget"  # in the `about` of the ledger's entry for a line: the end that the line then was
 _FIRST = "0" * 64
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -109,6 +111,17 @@ class BudgetLedger:
     def owed(self) -> Charged | None:
         """The last round, if an interruption tore its line or kept it from being written; it counts as spent."""
         return self.charged[-1] if self._owed else None
+
+    @property
+    def end(self) -> str:
+        """Number and hash of the last line, for whoever is to miss it: "12:5f1c…"; "0:000…" before the first."""
+        return f"{len(self.charged)}:{self._last}"
+
+    def holds(self, end: str) -> bool:
+        """Tell whether a line that was once the last is still there."""
+        hashes = [line.previous for line in self.charged] + [self._last]
+        number, _, last = end.partition(":")
+        return number.isdigit() and int(number) < len(hashes) and hashes[int(number)] == last
 
     def complete(self) -> None:
         """Write the line that is owed, if one is.

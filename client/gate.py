@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from client.budget import BudgetBrokenError, BudgetLedger, OverspentError
 from client.decisions import Decisions
 from client.door import Direction
-from client.gate_records import name_tensors, record_release, record_request, record_stage
+from client.gate_records import name_tensors, record_charge, record_release, record_request, record_stage
 from client.incoming import (
     judge_backbone,
     judge_change,
@@ -186,6 +186,7 @@ class Gate:
                     fix = "the site spends no more; raise outgoing.budget, if its images may tell more"
                 broken = [RuleBroken("outgoing.budget", str(error), fix)]
                 self._decisions.refuse(record_request(request, "in"), b"", broken)
+            self._decisions.append(record_charge(request, self._budget.end), b"")
 
     def release(self, request: RoundRequest, reply: RoundReply, layout: PayloadLayout) -> RoundReply:
         """Return a reply as it may leave: metrics rounded or withheld, the update scaled down if the policy says so.

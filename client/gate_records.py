@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+from client.budget import BUDGET
 from client.door import Direction
 from client.ledger import Record
 from client.outgoing import Release
@@ -10,7 +11,7 @@ from ept_fed.protocol.layout import PayloadLayout
 from ept_fed.protocol.messages import RoundRequest, clean_text
 from ept_fed.protocol.stages import StageRequest
 
-__all__ = ["name_tensors", "record_release", "record_request", "record_stage"]
+__all__ = ["name_tensors", "record_charge", "record_release", "record_request", "record_stage"]
 
 
 def record_request(request: RoundRequest, direction: Direction) -> Record:
@@ -29,6 +30,12 @@ def record_stage(request: StageRequest, direction: Direction) -> Record:
     """Return the same of a stage of secure aggregation."""
     header = request.header
     return Record(direction, request.stage, "passed", run=clean_text(header.run, 64), round=header.round)
+
+
+def record_charge(request: RoundRequest, end: str) -> Record:
+    """Return the note of what a private round was charged to the site's budget, which now ends like this."""
+    about = {BUDGET: end}
+    return Record("site", "charged", "noted", run=request.header.run, round=request.header.round, about=about)
 
 
 def record_release(record: Record, released: Release, layout: PayloadLayout) -> Record:

@@ -214,7 +214,7 @@ class Ledger:
         earlier = parse_tip(tip)
         # The name that a torn first line carries: until that line is gone, the new tip must fit it.
         self._name = secrets.token_hex(16) if earlier is None else earlier.ledger
-        if content:
+        if content.strip(b"\0"):
             set_aside(self.path, self._name, 1, content)
         os.ftruncate(self._file, 0)
         pem = self._key.public_key().public_bytes(

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from client.audit import examine
-from client.budget import BUDGET_FILE, BudgetBrokenError, BudgetLedger
+from client.budget import BUDGET, BUDGET_FILE, BudgetBrokenError, BudgetLedger
 from client.gate import Gate
 from client.known_runs import PromptStore
 from client.ledger import Ledger, LedgerBrokenError, LedgerBusyError, Record, tip_path
@@ -59,6 +59,7 @@ def open_gate(settings: SiteSettings, kit: Path) -> Gate:
     ledger = open_ledger(path, key, settings.site)
     try:
         _require_known(path, served, ledger.history)
+        _require_charged(budget, ledger.history)
         _complete(budget, ledger)
     except BaseException:
         ledger.close()
@@ -84,6 +85,8 @@ def check_gate(settings: SiteSettings, kit: Path) -> None:
         fix = f"is not sound; {found.findings[0]}. See ept-fed audit verify {path}"
         raise InputRefusedError([Problem("ledger", str(path), fix)])
     _require_known(path, served, found.entries)
+    # The budget once more, as it was after the ledger: a line of it is written before the ledger's note.
+    _require_charged(open_budget(settings), found.entries)
 
 
 def read_ledger(path: Path) -> tuple[bytes, bytes | None]:
@@ -129,7 +132,7 @@ def open_budget(settings: SiteSettings) -> BudgetLedger:
     try:
         return BudgetLedger(path)
     except BudgetBrokenError as error:
-        fix = f"is not whole: {error}. Put it right, or take it away together with its .tip to begin a new budget"
+        fix = f"is not whole: {error}. Put the file and its .tip back as they were"
         raise InputRefusedError([Problem("outgoing.budget", str(path), fix)]) from error
     except OSError as error:
         raise InputRefusedError(
@@ -149,6 +152,18 @@ def _require_known(path: Path, served: Mapping[str, int], history: Sequence[Entr
         "new one, which says so: ept-fed audit begin KIT --reason WHY"
     )
     raise InputRefusedError([Problem("ledger", str(path), fix)])
+
+
+def _require_charged(budget: BudgetLedger, history: Sequence[Entry]) -> None:
+    """Raise InputRefusedError if the budget lacks a line that the ledger names."""
+    named = [entry.about[BUDGET] for entry in history if BUDGET in entry.about]
+    if named and not budget.holds(named[-1]):
+        fix = (
+            f"lacks line {named[-1].partition(':')[0]}, which the ledger names: it was taken away together with its "
+            "tip, or is of another day. Put both back. If they are lost, nobody knows any more what was spent: move "
+            "the ledger and its tip aside too, and begin a new one, which says so: ept-fed audit begin KIT --reason WHY"
+        )
+        raise InputRefusedError([Problem("outgoing.budget", str(budget.path), fix)])
 
 
 def _complete(budget: BudgetLedger, ledger: Ledger) -> None:

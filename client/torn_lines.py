@@ -8,6 +8,7 @@ the next start finds one that no entry names yet, however often the site is inte
 """
 
 import hashlib
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from ept_fed.artefacts import sync_folder, write_bytes
 __all__ = ["TornLine", "find_unrecorded", "recall_torn", "set_aside"]
 
 _BYTES, _SHA256, _FILE = "torn_bytes", "torn_sha256", "torn_file"
+_NUMBER = re.compile(r"\d{1,9}", re.ASCII)
+_NAME = re.compile(r"[\w-]+\.torn-[0-9a-f]{8}-\d+-[0-9a-f]{12}", re.ASCII)
 _SHORT = 12  # of a digest in a file's name
 _LEDGER = 8  # of the ledger's own name there: one that was begun anew has no part in it
 
@@ -62,9 +65,11 @@ def set_aside(ledger: Path, name: str, number: int, torn: bytes) -> None:
 
 def recall_torn(about: Mapping[str, str]) -> TornLine | None:
     """Return the torn line that an entry's `about` records; None if it records none."""
-    if not {_BYTES, _SHA256, _FILE} <= set(about):
+    size, sha256, file = (about.get(key, "") for key in (_BYTES, _SHA256, _FILE))
+    # Whoever verifies another's ledger reads what its key's holder wrote, paths and all.
+    if not (_NUMBER.fullmatch(size) and _NAME.fullmatch(file)):
         return None
-    return TornLine(about[_FILE], int(about[_BYTES]), about[_SHA256])
+    return TornLine(file, int(size), sha256)
 
 
 def find_unrecorded(ledger: Path, name: str, history: Iterable[Entry]) -> list[TornLine]:

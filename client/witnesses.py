@@ -68,4 +68,5 @@ def record_anew(reason: str, served: Mapping[str, int]) -> dict[str, str]:
 def recall_anew(first: Entry) -> tuple[str, dict[str, int]]:
     """Return what `record_anew` was given; an empty reason for a ledger that is its site's first."""
     pairs = [pair.rpartition(":") for pair in first.about.get(_EARLIER, "").split()]
-    return first.about.get(_REASON, ""), {run: int(last) for run, _, last in pairs}
+    served = {run: int(last) for run, _, last in pairs if last.isascii() and last.isdigit()}
+    return first.about.get(_REASON, ""), served

@@ -98,7 +98,7 @@ def show(
         _Direction | None, typer.Option(help="Only what came in, went out, or is the site's own.")
     ] = None,
     kind: Annotated[
-        str | None, typer.Option(help="introduce, introduction, train, evaluate; opened, recovered.")
+        str | None, typer.Option(help="introduce, introduction, train, evaluate; opened, recovered, charged.")
     ] = None,
     decision: Annotated[_Decision | None, typer.Option(help="Only what was decided like this.")] = None,
     last: Annotated[int | None, typer.Option(min=1, help="Only so many, the newest.")] = None,

@@ -12,7 +12,7 @@ import yaml
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from client.audit_report import verify_ledger
+from client.audit_report import show_ledger, verify_ledger
 from client.budget import BUDGET_FILE, BudgetBrokenError, BudgetLedger, OverspentError, read_budget
 from client.gate import Gate
 from client.open_gate import check_gate, open_gate
@@ -384,6 +384,28 @@ def test_a_round_whose_line_a_power_cut_tore_is_spent_and_the_ledger_says_so(pri
     assert len(read_budget(site.budget)) == 2
     said = verify_ledger(site.budget.with_name("ledger.jsonl"))["sentences"]
     assert any("interrupted while it wrote 1 time" in sentence for sentence in said)
+
+
+@pytest.mark.parametrize("left", ["nothing", "an older end"])
+def test_a_budget_that_was_taken_away_with_its_tip_is_missed_by_the_ledger(
+    private: Callable[..., Private], left: str
+) -> None:
+    site = private({"epsilon": 50.0}, NOISE)
+    files = site.budget, site.budget.with_suffix(".tip")
+    assert isinstance(site.ask("run-a"), RoundReply)
+    kept = [file.read_bytes() for file in files]
+    assert isinstance(site.ask("run-a", 2), RoundReply)
+    site.restart()
+    site.gate.close()
+    for file, content in zip(files, kept, strict=True):
+        file.unlink()
+        if left == "an older end":
+            file.write_bytes(content)
+    for look in (open_gate, check_gate):
+        with pytest.raises(InputRefusedError, match=r"outgoing\.budget.*lacks line 2, which the ledger names"):
+            look(site.settings, site.kit)
+    shown = show_ledger(site.budget.with_name("ledger.jsonl"), kind="charged")
+    assert [(entry["run"], entry["round"]) for entry in shown] == [("run-a", 1), ("run-a", 2)]
 
 
 def test_a_gate_does_not_open_over_a_damaged_budget(private: Callable[..., Private]) -> None:

@@ -162,6 +162,20 @@ def test_whole_lines_without_zeros_are_never_torn(line: bytes, zeros: int) -> No
     assert (lines == [line]) == (b"\0" not in line)
 
 
+@pytest.mark.parametrize("file", ["../../etc/passwd", "/etc/passwd", "", ".", ".."])
+@pytest.mark.parametrize("size", ["1", "-1", "many"])
+def test_a_ledger_of_another_cannot_name_files_elsewhere(
+    written: Written, tmp_path: Path, file: str, size: str
+) -> None:
+    path = place(tmp_path, b"", b"")
+    ledger = Ledger(path, KEY, site="north")
+    about = {"torn_bytes": size, "torn_sha256": "0" * 64, "torn_file": file}
+    ledger.append(Record("site", "recovered", "noted", about=about))
+    ledger.close()
+    report = verify_ledger(path)
+    assert (report["status"], report["torn_lines_lost"]) == ("sound", [])
+
+
 def test_only_zeros_may_stand_in_the_place_of_what_was_written() -> None:
     assert all(is_torn(found, b"abcd") for found in (b"", b"ab", b"\0b", b"a\0c", b"abcd", bytes(9), b"ab" + bytes(9)))
     assert not any(is_torn(found, b"abcd") for found in (b"b", b"abcde", b"a\0d", b"abcd\0e"))
