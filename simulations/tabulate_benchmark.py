@@ -17,17 +17,12 @@ from typing import Annotated, Any
 import typer
 
 from ept_fed.artefacts import write_text
+from ept_fed.benchmark_settings import SETTINGS
 from ept_fed.evaluation.benchmark import SUMMARY_METRICS, compare_with_home, summarise
 
 __all__ = ["fill_page", "read_results", "tabulate_methods", "tabulate_sites"]
 
 _PAGES = (Path("README.md"), Path("docs/benchmark.md"))
-_SETTINGS = {
-    "local": "alone",
-    "federated": "federated, head at home",
-    "federated+head": "federated, head shared",
-    "centralised": "images pooled",
-}
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:
@@ -48,15 +43,16 @@ def tabulate_methods(rows: Sequence[Mapping[str, Any]], metric: str = "auc") -> 
         if row["metric"] == metric
     }
     shots = list(dict.fromkeys(key[1] for key in found))
+    settings = [setting for setting in SETTINGS if any(key[2] == setting for key in found)]
     lines = [
-        f"| method | {' | '.join(_SETTINGS.values())} |",
-        f"|---|{'---|' * len(_SETTINGS)}",
+        f"| method | {' | '.join(SETTINGS[setting].heading for setting in settings)} |",
+        f"|---|{'---|' * len(settings)}",
     ]
     for count in shots:
         if len(shots) > 1:
-            lines.append(f"| **{count} images per class and site** |{' |' * len(_SETTINGS)}")
+            lines.append(f"| **{count} images per class and site** |{' |' * len(settings)}")
         for method in dict.fromkeys(key[0] for key in found if key[1] == count):
-            cells = [_tell_cell(found.get((method, count, setting))) for setting in _SETTINGS]
+            cells = [_tell_cell(found.get((method, count, setting))) for setting in settings]
             lines.append(f"| {method} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -69,7 +65,7 @@ def tabulate_sites(rows: Sequence[Mapping[str, Any]], methods: Sequence[str], me
     lines = [f"| method | setting | {' | '.join(sites)} |", f"|---|---|{'---|' * len(sites)}"]
     for method, shots, setting in dict.fromkeys(key[:3] for key in gains):
         cells = [_tell_gain(gains[method, shots, setting, site]) for site in sites]
-        lines.append(f"| {method}, {shots} shots | {_SETTINGS[setting]} | {' | '.join(cells)} |")
+        lines.append(f"| {method}, {shots} shots | {SETTINGS[setting].heading} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -5,12 +5,13 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 import simulations.benchmark_cell
 from ept_fed.benchmark_cells import list_cells
+from ept_fed.benchmark_settings import SETTINGS, Setting
 from ept_fed.config import Experiment
 from ept_fed.evaluation.benchmark import SUMMARY_METRICS, compare_with_home, summarise
 from ept_fed.methods import METHODS
@@ -49,6 +50,19 @@ def test_the_grid_is_the_product_of_its_axes_without_what_cannot_be(micro: Micro
         assert cell.experiment.model.method == cell.method
         assert (cell.experiment.federation.payload == "folded") == (cell.method == "ept")
         assert (cell.experiment.data.shots, cell.experiment.seed) == (cell.shots, cell.seed)
+
+
+def test_every_setting_has_the_cells_that_it_can_have_and_leaves_those_of_the_others(micro: Micro) -> None:
+    assert tuple(SETTINGS) == get_args(Setting)
+    variants = "{fitted: [model.method=ept, training.head=discriminant], first: [training.head_first_epochs=1]}"
+    grid = f"benchmark={{methods: [ept, fitted, first, linear], seeds: [0], variants: {variants}"
+    usual = {cell.key for cell in list_cells(micro(grid + "}"))}
+    cells = list_cells(micro(grid + f", settings: [{', '.join(SETTINGS)}]}}"))
+    assert usual == {cell.key for cell in cells if cell.setting != "centralised-prompts"}
+    held = {name: [cell.method for cell in cells if cell.setting == name] for name in SETTINGS}
+    everyone, tunes, trained = ["ept", "fitted", "first", "linear"], ["ept", "fitted", "first"], ["ept", "linear"]
+    assert (held["local"], held["centralised"], held["federated+head"]) == (everyone, everyone, trained)
+    assert held["federated"] == held["centralised-prompts"] == tunes
 
 
 def test_samplings_change_the_images_and_seeds_the_training(micro: Micro) -> None:
@@ -208,6 +222,8 @@ def test_a_folder_of_other_settings_or_of_something_else_is_refused(micro: Micro
         (("benchmark.methods=[linear]",), "benchmark.reference"),
         (("benchmark.methods=[ept, ept]",), "benchmark.methods"),
         (("benchmark.seeds=[1, 1]",), "benchmark.seeds"),
+        (("benchmark={methods: [linear], reference: linear, settings: [centralised-prompts]}",), "benchmark.settings"),
+        (("benchmark.settings=[centralized-prompts]",), "benchmark.settings.0"),
         (("benchmark.methods=[ept, vp]", "benchmark.variants={vp: ['model.method_options={pad: 32}']}"),
          "benchmark: vp: model.method_options.pad"),
         (("benchmark.methods=[ept, x]", "benchmark.variants={x: [model.tokns=1]}"), "benchmark: x: model.tokns"),
