@@ -83,6 +83,8 @@ def _list_settings(
     if not any(change.startswith("federation.payload=") for change in own):
         folds = model.method == "ept" and model.embedding == "concat"
         changes.append(f"federation.payload={'folded' if folds else 'raw'}")
+    # A variant may be about other shots than the grid's: its cells are told by its own.
+    told = changed.data.shots if any(change.startswith("data.shots=") for change in own) else shots
     cells = []
     for setting in experiment.benchmark.settings:
         kind = SETTINGS[setting]
@@ -93,7 +95,7 @@ def _list_settings(
         # Alone nothing is sent; the head is named so that methods without other tensors have a payload to adopt.
         share = "prompts" if kind.prompts_alone or settled else "prompts+head"
         settings = override_experiment(experiment, [*changes, f"federation.share={share}"])
-        cells.append(Cell(method, shots, sampling, seed, setting, experiment.benchmark.fold, settings))
+        cells.append(Cell(method, told, sampling, seed, setting, experiment.benchmark.fold, settings))
     return cells
 
 

@@ -13,7 +13,7 @@ import simulations.benchmark_cell
 from ept_fed.benchmark_cells import list_cells
 from ept_fed.benchmark_settings import SETTINGS, Setting
 from ept_fed.config import Experiment
-from ept_fed.evaluation.benchmark import SUMMARY_METRICS, compare_with_home, summarise
+from ept_fed.evaluation.benchmark import SUMMARY_METRICS, compare_means_with_home, compare_with_home, summarise
 from ept_fed.methods import METHODS
 from ept_fed.problems import InputRefusedError, Problem
 from ept_fed.reports.benchmark_chart import draw_benchmark
@@ -106,6 +106,12 @@ def test_variants_change_what_they_say_and_names_are_no_part_of_a_cell(micro: Mi
     assert (plain.experiment.model.tokens, tokens.experiment.model.tokens) == (0, 1)
     assert plain.key == same.key != tokens.key
     assert vpt.experiment.training.method_lr == 0.003
+
+
+def test_a_variant_about_other_shots_is_told_by_its_own(micro: Micro) -> None:
+    grid = "benchmark={methods: [ept, one], seeds: [0], settings: [local], variants: {one: [data.shots=1]}}"
+    plain, one = list_cells(micro(grid))
+    assert (plain.shots, one.shots, one.experiment.data.shots) == (2, 1, 1)
 
 
 def test_cells_are_trained_once_and_a_grown_grid_trains_what_is_new(
@@ -259,6 +265,21 @@ def test_what_a_site_gains_is_measured_from_its_own_home_run_by_run() -> None:
     )  # fmt: skip
     assert (nothing["site"], nothing["runs"]) == ("b", 0)
     assert math.isnan(nothing["difference"])
+
+
+def test_the_mean_gain_is_over_sites_within_a_run_and_its_interval_over_runs() -> None:
+    gains = {0: {"a": 0.1, "b": -0.3}, 1: {"a": 0.2, "b": 0.0}, 2: {"a": 0.3, "b": float("nan")}}
+    rows = [row("ept", seed, site, 0.5, "local") for seed in gains for site in ("a", "b")]
+    rows += [row("ept", seed, site, 0.5 + gain) for seed, own in gains.items() for site, gain in own.items()]
+    rows += [row("ept", 3, "a", 0.9), row("linear", 0, "a", 0.9)]
+    (gained,) = compare_means_with_home(rows)
+    assert (gained["method"], gained["setting"], gained["runs"]) == ("ept", "federated", 3)
+    assert (gained["sites"], gained["helped"]) == (2, 1)
+    # Means of the runs: -0.1, 0.1 and 0.3 (site b is undefined there); their standard deviation is 0.2.
+    assert (gained["home"], gained["difference"]) == (pytest.approx(0.5), pytest.approx(0.1))
+    assert gained["low"] == pytest.approx(0.1 - 4.303 * 0.2 / 3**0.5, abs=1e-4)
+    assert gained["high"] == pytest.approx(0.1 + 4.303 * 0.2 / 3**0.5, abs=1e-4)
+    assert math.isnan(compare_means_with_home(rows[:2] + rows[6:8])[0]["low"])
 
 
 def test_differences_are_paired_seed_by_seed() -> None:
