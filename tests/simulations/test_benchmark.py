@@ -20,6 +20,7 @@ from ept_fed.reports.benchmark_chart import draw_benchmark
 from ept_fed.reports.progress import Silent
 from simulations.benchmark import benchmark
 from simulations.simulate import simulate
+from simulations.tabulate_benchmark import tabulate_methods
 from simulations.virtual_sites import prepare_federation
 
 Micro = Callable[..., Experiment]
@@ -297,3 +298,12 @@ def test_differences_are_paired_seed_by_seed() -> None:
     assert (vpt["difference"], vpt["pairs"]) == (pytest.approx(0.05), 2)
     assert vpt["difference_sd"] == pytest.approx(0.1 / 2**0.5)
     assert draw_benchmark(summarise(rows, "ept")).startswith(b"\x89PNG")
+
+
+def test_every_setting_has_a_place_in_the_picture_and_a_column_in_the_table() -> None:
+    rows = [row("ept", 0, "a", 0.5, setting) for setting in SETTINGS]
+    assert draw_benchmark(summarise(rows, "ept")).startswith(b"\x89PNG")
+    assert tabulate_methods(rows).splitlines()[0].split(" | ")[1:] == [
+        *(info.heading for info in list(SETTINGS.values())[:-1]),
+        f"{SETTINGS['centralised-prompts'].heading} |",
+    ]
