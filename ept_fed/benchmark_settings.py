@@ -68,7 +68,7 @@ class BenchmarkSettings(Settings):
     settings: Annotated[tuple[Setting, ...], Field(min_length=1)] = Field(
         ("local", "federated", "federated+head", "centralised"),
         description="alone; heads at home; heads averaged too; all images in one place; prompts trained there and then "
-        "held still at each site under a head of its own, the most that prompts alone could bring",
+        "held still at each site under a head of its own, for what averaging costs",
     )
     fold: Fold = Field("test", description="the images that count; choose settings on validation, and report on test")
     reference: str = Field("ept", description="the row that the others are paired with, by shots, seed and setting")

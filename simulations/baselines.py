@@ -39,9 +39,9 @@ def train_centralised_prompts(
 ) -> Mapping[str, Site]:
     """Give every site the prompts of `train_centralised`, to make a head of its own for them from its own images.
 
-    What prompts alone could carry if they need not be averaged: they are held still at the sites, where the head is
-    trained as in `train_local` (the same rounds, order, crops, schedule and start), or computed. Needs
-    `federation.share` prompts; under it the pooled head stays behind.
+    What prompts alone could carry if nobody had to average them, though no bound: averaging may also keep prompts from
+    overfitting. They are held still at the sites, where the head is trained as often as in `train_local` (the same
+    rounds, order, crops and start), or computed. Needs `federation.share` prompts; the pooled head stays behind.
     """
     prompts = train_centralised(federation, folder, progress).own_payload()
     stage = "centralised-prompts"
@@ -54,8 +54,9 @@ def train_centralised_prompts(
         for site in sites.values():
             site.adopt(prompts)
     else:
-        still = training.model_copy(update={"prompt_lr": 0.0, "token_lr": 0.0, "method_lr": 0.0})
-        _train(sites, stage, federation, still, progress, start=prompts)
+        epochs = training.head_first_epochs or training.epochs
+        still = {"prompt_lr": 0.0, "token_lr": 0.0, "method_lr": 0.0, "epochs": epochs, "head_first_epochs": 0}
+        _train(sites, stage, federation, training.model_copy(update=still), progress, start=prompts)
     return sites
 
 
