@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 from client.site import Site
 from ept_fed.config import TrainingSettings
+from ept_fed.protocol.layout import Vector
 from ept_fed.reports.progress import Progress
 from ept_fed.training.loop import TrainingDivergedError
 
@@ -12,13 +13,28 @@ __all__ = ["train_alone"]
 
 
 def train_alone(
-    sites: Mapping[str, Site], training: TrainingSettings, rounds: int, progress: Progress, *, stage: str = "local"
+    sites: Mapping[str, Site],
+    training: TrainingSettings,
+    rounds: int,
+    progress: Progress,
+    *,
+    stage: str = "local",
+    start: Vector | None = None,
 ) -> None:
-    """Train each site alone: the same rounds, seeds, schedule and start as in the federation, but no exchange.
+    """Train each site alone: the same rounds, seeds and schedule as in the federation, but no exchange.
 
     A site goes on from its newest state, so what an earlier process trained is not trained again.
 
+    Args:
+        sites: by name.
+        training: what each does in a round.
+        rounds: how many.
+        progress: told each site's rounds.
+        stage: what this is called there.
+        start: payload that the first round takes over; None starts as the federation does.
+
     Raises:
+        PayloadMismatchError: if `start` does not fit a site's layout.
         SealBrokenError: if the state of a site is damaged; nothing is trained then.
     """
     progress.on_stage(stage, tuple(sites), rounds)
@@ -30,7 +46,7 @@ def train_alone(
             if round_number <= done[name]:
                 continue
             try:
-                outcome = sites[name].fit(training, round_number, rounds)
+                outcome = sites[name].fit(training, round_number, rounds, payload=start if round_number == 1 else None)
             except TrainingDivergedError as diverged:
                 training_sites.discard(name)
                 progress.on_note(f"{stage}: {name} stops before round {round_number}, because {diverged}")

@@ -6,7 +6,7 @@ import itertools
 import json
 from collections.abc import Sequence
 
-from ept_fed.benchmark_settings import BenchmarkSettings, Cell, Setting
+from ept_fed.benchmark_settings import SETTINGS, BenchmarkSettings, Cell, Setting
 from ept_fed.config import EPT_SETTINGS, Experiment, ModelSettings
 from ept_fed.experiment_file import override_experiment
 from ept_fed.methods import METHODS
@@ -18,11 +18,12 @@ __all__ = ["choose_analysed", "list_cells"]
 def list_cells(experiment: Experiment) -> tuple[Cell, ...]:
     """Return the cells in the order in which they run: what shares its images stands together.
 
-    A method that has nothing to send without its head has no cell `federated`, and one whose head is computed at the
-    sites has none `federated+head`.
+    A method that has nothing to send without its head has no cell in a setting of prompts alone, and one whose head is
+    computed at the sites, or trained before the prompts are, has none in a setting that shares it.
 
     Raises:
-        InputRefusedError: with the problems of the grid, and of every cell's own settings, each told once.
+        InputRefusedError: with the problems of the grid, and of every cell's own settings, each told once; also if no
+            method has a cell in any setting.
     """
     grid = experiment.benchmark
     methods = _expand_patterns(grid)
@@ -43,6 +44,9 @@ def list_cells(experiment: Experiment) -> tuple[Cell, ...]:
                     found.setdefault(str(told), told)
     if found:
         raise InputRefusedError(list(found.values()))
+    if not cells:
+        fix = f"none of {', '.join(methods)} has prompts and a head that these settings need; name another setting"
+        raise InputRefusedError([Problem("benchmark.settings", ", ".join(grid.settings), fix)])
     return tuple(cells)
 
 
@@ -73,20 +77,25 @@ def _list_settings(
         *own,
     ]
     changed = override_experiment(experiment, changes, check=lambda _experiment: [])
-    model, computed = changed.model, changed.training.head == "discriminant"
+    model = changed.model
+    # Neither a head that is computed at the site nor one that is trained before the prompts can be averaged.
+    settled = changed.training.head == "discriminant" or changed.training.head_first_epochs > 0
     if not any(change.startswith("federation.payload=") for change in own):
         folds = model.method == "ept" and model.embedding == "concat"
         changes.append(f"federation.payload={'folded' if folds else 'raw'}")
+    # A variant may be about other shots than the grid's: its cells are told by its own.
+    told = changed.data.shots if any(change.startswith("data.shots=") for change in own) else shots
     cells = []
     for setting in experiment.benchmark.settings:
-        if setting == "federated" and not METHODS[model.method].sends_without_head:
+        kind = SETTINGS[setting]
+        if kind.prompts_alone and not METHODS[model.method].sends_without_head:
             continue
-        if setting == "federated+head" and computed:
+        if kind.shares_head and settled:
             continue
         # Alone nothing is sent; the head is named so that methods without other tensors have a payload to adopt.
-        share = "prompts" if setting == "federated" or computed else "prompts+head"
+        share = "prompts" if kind.prompts_alone or settled else "prompts+head"
         settings = override_experiment(experiment, [*changes, f"federation.share={share}"])
-        cells.append(Cell(method, shots, sampling, seed, setting, experiment.benchmark.fold, settings))
+        cells.append(Cell(method, told, sampling, seed, setting, experiment.benchmark.fold, settings))
     return cells
 
 

@@ -13,11 +13,36 @@ from ept_fed.settings import Count, Settings
 if TYPE_CHECKING:
     from ept_fed.config import Experiment
 
-__all__ = ["BenchmarkSettings", "Cell", "Fold", "Setting"]
+__all__ = ["SETTINGS", "BenchmarkSettings", "Cell", "Fold", "Setting", "SettingInfo"]
 
-Setting = Literal["local", "federated", "federated+head", "centralised"]
+Setting = Literal["local", "federated", "federated+head", "centralised", "centralised-prompts"]
 Fold = Literal["test", "validation"]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+@dataclass(frozen=True)
+class SettingInfo:
+    """One way of working together.
+
+    Attributes:
+        heading: of its column in a table.
+        prompts_alone: what a site gets of the others is prompts without a head, so a method that has nothing beside
+            the head has no cell there.
+        shares_head: the head travels too, so one that belongs to its site cannot take part.
+    """
+
+    heading: str
+    prompts_alone: bool = False
+    shares_head: bool = False
+
+
+SETTINGS: dict[Setting, SettingInfo] = {
+    "local": SettingInfo("alone"),
+    "federated": SettingInfo("federated, head at home", prompts_alone=True),
+    "federated+head": SettingInfo("federated, head shared", shares_head=True),
+    "centralised": SettingInfo("images pooled"),
+    "centralised-prompts": SettingInfo("prompts of pooled images, head at home", prompts_alone=True),
+}
 
 
 class BenchmarkSettings(Settings):
@@ -42,7 +67,8 @@ class BenchmarkSettings(Settings):
     )
     settings: Annotated[tuple[Setting, ...], Field(min_length=1)] = Field(
         ("local", "federated", "federated+head", "centralised"),
-        description="alone; heads at home; heads averaged too; all images in one place",
+        description="alone; heads at home; heads averaged too; all images in one place; prompts trained there and then "
+        "held still at each site under a head of its own, for what averaging costs",
     )
     fold: Fold = Field("test", description="the images that count; choose settings on validation, and report on test")
     reference: str = Field("ept", description="the row that the others are paired with, by shots, seed and setting")

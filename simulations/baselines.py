@@ -4,13 +4,15 @@ from collections.abc import Mapping
 
 from client.site import Site
 from client.train_alone import train_alone
+from ept_fed.config import TrainingSettings
 from ept_fed.problems import InputRefusedError, Problem
+from ept_fed.protocol.layout import Vector
 from ept_fed.reports.progress import Progress
 from ept_fed.reports.run_folder import RunFolder
 from ept_fed.sealed_tensors import SealBrokenError
 from simulations.virtual_sites import POOLED_SITE, VirtualFederation
 
-__all__ = ["train_centralised", "train_local"]
+__all__ = ["train_centralised", "train_centralised_prompts", "train_local"]
 
 
 def train_local(federation: VirtualFederation, folder: RunFolder, progress: Progress) -> Mapping[str, Site]:
@@ -19,7 +21,7 @@ def train_local(federation: VirtualFederation, folder: RunFolder, progress: Prog
         name: federation.create_site(data, federation.keep_states(folder, "local", name))
         for name, data in federation.data.sites.items()
     }
-    _train(sites, "local", federation, progress)
+    _train(sites, "local", federation, federation.experiment.training, progress)
     return sites
 
 
@@ -28,13 +30,45 @@ def train_centralised(federation: VirtualFederation, folder: RunFolder, progress
     steps per round, so neither a bound nor a like-for-like comparison."""
     states = federation.keep_states(folder, "centralised", POOLED_SITE)
     site = federation.create_site(federation.pooled(), states)
-    _train({POOLED_SITE: site}, "centralised", federation, progress)
+    _train({POOLED_SITE: site}, "centralised", federation, federation.experiment.training, progress)
     return site
 
 
-def _train(sites: Mapping[str, Site], stage: str, federation: VirtualFederation, progress: Progress) -> None:
-    experiment = federation.experiment
+def train_centralised_prompts(
+    federation: VirtualFederation, folder: RunFolder, progress: Progress
+) -> Mapping[str, Site]:
+    """Give every site the prompts of `train_centralised`, to make a head of its own for them from its own images.
+
+    What prompts alone could carry if nobody had to average them, though no bound: averaging may also keep prompts from
+    overfitting. They are held still at the sites, where the head is trained as often as in `train_local` (the same
+    rounds, order, crops and start), or computed. Needs `federation.share` prompts; the pooled head stays behind.
+    """
+    prompts = train_centralised(federation, folder, progress).own_payload()
+    stage = "centralised-prompts"
+    sites = {
+        name: federation.create_site(data, federation.keep_states(folder, stage, name))
+        for name, data in federation.data.sites.items()
+    }
+    training = federation.experiment.training
+    if training.head == "discriminant":
+        for site in sites.values():
+            site.adopt(prompts)
+    else:
+        epochs = training.head_first_epochs or training.epochs
+        still = {"prompt_lr": 0.0, "token_lr": 0.0, "method_lr": 0.0, "epochs": epochs, "head_first_epochs": 0}
+        _train(sites, stage, federation, training.model_copy(update=still), progress, start=prompts)
+    return sites
+
+
+def _train(
+    sites: Mapping[str, Site],
+    stage: str,
+    federation: VirtualFederation,
+    training: TrainingSettings,
+    progress: Progress,
+    start: Vector | None = None,
+) -> None:
     try:
-        train_alone(sites, experiment.training, experiment.federation.rounds, progress, stage=stage)
+        train_alone(sites, training, federation.experiment.federation.rounds, progress, stage=stage, start=start)
     except SealBrokenError as broken:
         raise InputRefusedError([Problem("--resume", stage, f"{broken}; remove the file")]) from broken

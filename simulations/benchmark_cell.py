@@ -18,7 +18,7 @@ from ept_fed.reports.comparison import METRICS
 from ept_fed.reports.progress import Progress, Silent
 from ept_fed.reports.run_folder import RunFolder
 from simulations.analyse import count_fold, record_features
-from simulations.baselines import train_centralised, train_local
+from simulations.baselines import train_centralised, train_centralised_prompts, train_local
 from simulations.federate import federate
 from simulations.virtual_sites import VirtualFederation, prepare_federation
 
@@ -145,6 +145,8 @@ def _train(
     if cell.setting == "centralised":
         pooled = train_centralised(federation, scratch, notes)
         return lambda _name: pooled, 0
+    if cell.setting == "centralised-prompts":
+        return train_centralised_prompts(federation, scratch, notes).__getitem__, 0
     plan = federation.plan()
     sites = {
         name: federation.create_site(_unwatched(data, plan), federation.keep_states(scratch, "federated", name))

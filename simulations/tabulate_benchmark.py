@@ -2,9 +2,9 @@
 
     python -m simulations.tabulate_benchmark results/ham10000.csv --name ham10000
 
-Every number of those tables comes from here. A page takes the table where it has the lines `<!-- NAME:methods -->` or
-`<!-- NAME:sites -->`; what stands between such a line and the next `<!-- end -->` is replaced. `--check` writes
-nothing, and fails if a page is not as it would be.
+Every number of those tables comes from here. A page takes a table where it has the line `<!-- NAME:methods -->`,
+`<!-- NAME:sites -->` or `<!-- NAME:gains -->`; what stands between such a line and the next `<!-- end -->` is replaced.
+`--check` writes nothing, and fails if a page is not as it would be.
 """
 
 import csv
@@ -17,17 +17,12 @@ from typing import Annotated, Any
 import typer
 
 from ept_fed.artefacts import write_text
-from ept_fed.evaluation.benchmark import SUMMARY_METRICS, compare_with_home, summarise
+from ept_fed.benchmark_settings import SETTINGS
+from ept_fed.evaluation.benchmark import SUMMARY_METRICS, compare_means_with_home, compare_with_home, summarise
 
-__all__ = ["fill_page", "read_results", "tabulate_methods", "tabulate_sites"]
+__all__ = ["fill_page", "read_results", "tabulate_all", "tabulate_gains", "tabulate_methods", "tabulate_sites"]
 
 _PAGES = (Path("README.md"), Path("docs/benchmark.md"))
-_SETTINGS = {
-    "local": "alone",
-    "federated": "federated, head at home",
-    "federated+head": "federated, head shared",
-    "centralised": "images pooled",
-}
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:
@@ -48,15 +43,16 @@ def tabulate_methods(rows: Sequence[Mapping[str, Any]], metric: str = "auc") -> 
         if row["metric"] == metric
     }
     shots = list(dict.fromkeys(key[1] for key in found))
+    settings = [setting for setting in SETTINGS if any(key[2] == setting for key in found)]
     lines = [
-        f"| method | {' | '.join(_SETTINGS.values())} |",
-        f"|---|{'---|' * len(_SETTINGS)}",
+        f"| method | {' | '.join(SETTINGS[setting].heading for setting in settings)} |",
+        f"|---|{'---|' * len(settings)}",
     ]
     for count in shots:
         if len(shots) > 1:
-            lines.append(f"| **{count} images per class and site** |{' |' * len(_SETTINGS)}")
+            lines.append(f"| **{count} images per class and site** |{' |' * len(settings)}")
         for method in dict.fromkeys(key[0] for key in found if key[1] == count):
-            cells = [_tell_cell(found.get((method, count, setting))) for setting in _SETTINGS]
+            cells = [_tell_cell(found.get((method, count, setting))) for setting in settings]
             lines.append(f"| {method} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -69,8 +65,37 @@ def tabulate_sites(rows: Sequence[Mapping[str, Any]], methods: Sequence[str], me
     lines = [f"| method | setting | {' | '.join(sites)} |", f"|---|---|{'---|' * len(sites)}"]
     for method, shots, setting in dict.fromkeys(key[:3] for key in gains):
         cells = [_tell_gain(gains[method, shots, setting, site]) for site in sites]
-        lines.append(f"| {method}, {shots} shots | {_SETTINGS[setting]} | {' | '.join(cells)} |")
+        lines.append(f"| {method}, {shots} shots | {SETTINGS[setting].heading} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def tabulate_gains(rows: Sequence[Mapping[str, Any]], metric: str = "auc") -> str:
+    """Return a table with a line per method and shots: what each way of working together brought over staying home."""
+    sent = {(row["method"], row["shots"], row["setting"]): row["bytes_per_round"] for row in rows}
+    compared = {(row["method"], row["shots"], row["setting"]): row for row in compare_means_with_home(rows, metric)}
+    settings = [setting for setting in SETTINGS if any(key[2] == setting for key in compared)]
+    headings = ["method", "shots", "runs", SETTINGS["local"].heading, *(SETTINGS[own].heading for own in settings)]
+    lines = [f"| {' | '.join(headings)} |", "|---" * len(headings) + "|"]
+    for method, shots in dict.fromkeys(key[:2] for key in compared):
+        found = [compared.get((method, shots, setting)) for setting in settings]
+        known = [row for row in found if row is not None]
+        gains = [
+            "–" if row is None else f"{_tell_gain(row)}, {_tell_helped(row, sent[method, shots, row['setting']])}"
+            for row in found
+        ]
+        runs = "/".join(str(count) for count in sorted({row["runs"] for row in known}))
+        lines.append(f"| {method} | {shots or 'all'} | {runs} | {known[0]['home']:.3f} | {' | '.join(gains)} |")
+    return "\n".join(lines)
+
+
+def tabulate_all(rows: Sequence[Mapping[str, Any]], name: str, sites_of: Sequence[str] = ()) -> dict[str, str]:
+    """Return every table of a benchmark by its mark; the table of sites is about some methods, or about all."""
+    methods = sites_of or list(dict.fromkeys(str(row["method"]) for row in rows))
+    return {
+        f"{name}:methods": tabulate_methods(rows),
+        f"{name}:sites": tabulate_sites(rows, methods),
+        f"{name}:gains": tabulate_gains(rows),
+    }
 
 
 def fill_page(text: str, tables: Mapping[str, str]) -> str:
@@ -100,8 +125,7 @@ def main(
 ) -> None:
     """Fill the pages' tables from one benchmark's results."""
     rows = read_results(results)
-    methods = sites_of or list(dict.fromkeys(row["method"] for row in rows))
-    tables = {f"{name}:methods": tabulate_methods(rows), f"{name}:sites": tabulate_sites(rows, methods)}
+    tables = tabulate_all(rows, name, sites_of or ())
     stale = []
     for page in _PAGES:
         text = page.read_text(encoding="utf-8")
@@ -127,6 +151,11 @@ def _tell_gain(row: Mapping[str, Any]) -> str:
         return "–"
     interval = "" if math.isnan(row["low"]) else f" ({row['low']:+.3f} to {row['high']:+.3f})"
     return f"{row['difference']:+.3f}{interval}".replace("-", "−")
+
+
+def _tell_helped(row: Mapping[str, Any], count: int) -> str:
+    helped = f"{row['helped']} of {row['sites']} sites"
+    return f"{helped}, {_tell_bytes(count)}" if count else helped
 
 
 def _tell_bytes(count: int) -> str:

@@ -53,7 +53,7 @@ class VirtualFederation:
         return create_site(self.experiment, data, self.slot, run=self.experiment.run_id, states=states)
 
     def keep_states(self, folder: RunFolder, setting: str, site: str) -> StateFolder:
-        """Return where a site of a setting (federated, local, centralised) keeps its states in a run folder."""
+        """Return where a site of a setting (federated, local, centralised, …) keeps its states in a run folder."""
         return StateFolder(folder.states(setting, site), run=self.experiment.run_id, site=site)
 
     def pooled(self) -> SiteData:

@@ -33,7 +33,10 @@ def benchmark(
     ] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--setting", help="local, federated, federated+head or centralised only; repeatable."),
+        typer.Option(
+            "--setting",
+            help="local, federated, federated+head, centralised or centralised-prompts only; repeatable.",
+        ),
     ] = None,
     shots: Annotated[list[int] | None, typer.Option("--shots", help="Images per class and site; repeatable.")] = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="Seeds from 0 to one less than this.")] = None,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-__all__ = ["SUMMARY_METRICS", "compare_with_home", "summarise"]
+__all__ = ["SUMMARY_METRICS", "compare_means_with_home", "compare_with_home", "summarise"]
 
 SUMMARY_METRICS = ("auc", "accuracy", "balanced_accuracy", "average_precision")
 
@@ -91,8 +91,7 @@ def compare_with_home(rows: Sequence[Mapping[str, Any]], metric: str = "auc") ->
                 pairs.append((home, value - home))
     compared = []
     for (method, shots, setting, site), pairs in runs.items():
-        mean, sd = _mean_and_sd([difference for _, difference in pairs])
-        half = float(stats.t.ppf(0.975, len(pairs) - 1)) * sd / len(pairs) ** 0.5 if len(pairs) > 1 else float("nan")
+        mean, half = _mean_and_half_interval([difference for _, difference in pairs])
         compared.append(
             {
                 "method": method,
@@ -110,6 +109,57 @@ def compare_with_home(rows: Sequence[Mapping[str, Any]], metric: str = "auc") ->
     return compared
 
 
+def compare_means_with_home(rows: Sequence[Mapping[str, Any]], metric: str = "auc") -> list[dict[str, Any]]:
+    """Return what working together brought on the mean over sites: one row per method, shots and setting.
+
+    Within a run, a site counts if its metric is defined both alone and together. The interval is Student's over runs,
+    as in `compare_with_home`: it says nothing about other sites than these.
+
+    Args:
+        rows: as for `summarise`.
+        metric: one of `SUMMARY_METRICS`.
+
+    Returns:
+        `home` and `difference`, means over `runs`, `low` and `high`, the difference's 95 % interval (NaN from one run),
+        and of the `sites` how many gained on the mean over runs: `helped`. A method without the setting `local` has no
+        rows.
+    """
+    values = {
+        (row["method"], row["shots"], row["setting"], (row["sampling"], row["seed"]), row["site"]): float(row[metric])
+        for row in rows
+    }
+    pairs: dict[tuple[Any, ...], dict[_Run, dict[str, tuple[float, float]]]] = {}
+    for (method, shots, setting, run, site), value in values.items():
+        home = values.get((method, shots, "local", run, site))
+        if setting != "local" and home is not None and not np.isnan(home - value):
+            group = pairs.setdefault((method, shots, setting), {})
+            group.setdefault(run, {})[site] = (home, value - home)
+    compared = []
+    for (method, shots, setting), runs in pairs.items():
+        means = [np.mean(list(sites.values()), axis=0) for sites in runs.values()]
+        mean, half = _mean_and_half_interval([float(difference) for _, difference in means])
+        gains: dict[str, list[float]] = {}
+        for sites in runs.values():
+            for site, (_, difference) in sites.items():
+                gains.setdefault(site, []).append(difference)
+        compared.append(
+            {
+                "method": method,
+                "shots": shots,
+                "setting": setting,
+                "metric": metric,
+                "home": float(np.mean([home for home, _ in means])),
+                "difference": mean,
+                "low": mean - half,
+                "high": mean + half,
+                "runs": len(runs),
+                "sites": len(gains),
+                "helped": sum(float(np.mean(own)) > 0 for own in gains.values()),
+            }
+        )
+    return compared
+
+
 def _average_sites(runs: Mapping[_Run, Sequence[Mapping[str, Any]]], metric: str) -> dict[_Run, float]:
     means = {}
     for run, rows in runs.items():
@@ -117,6 +167,12 @@ def _average_sites(runs: Mapping[_Run, Sequence[Mapping[str, Any]]], metric: str
         if values:
             means[run] = float(np.mean(values))
     return means
+
+
+def _mean_and_half_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Return the mean, and half the length of Student's 95 % interval around it; NaN where there are too few values."""
+    mean, sd = _mean_and_sd(values)
+    return mean, float(stats.t.ppf(0.975, len(values) - 1)) * sd / len(values) ** 0.5 if len(values) > 1 else sd
 
 
 def _mean_and_sd(values: Sequence[float]) -> tuple[float, float]:

@@ -15,7 +15,7 @@ from ept_fed.reports.charts import shorten, styled
 __all__ = ["draw_benchmark"]
 
 _MARKERS = {"federated": "o", "federated+head": "^"}
-_DASHES = {"local": (4, 3), "centralised": (1, 1.5)}
+_DASHES = {"local": (4, 3), "centralised": (1, 1.5), "centralised-prompts": (4, 1.5, 1, 1.5)}
 
 
 @styled
@@ -50,7 +50,10 @@ def draw_benchmark(summary: Sequence[Mapping[str, Any]], metric: str = "accuracy
     axes[0].set_ylabel(f"{metric.replace('_', ' ')}, mean over sites")
     entries = [Line2D([], [], color=colour, marker="s", linestyle="") for colour in colours.values()]
     figure.legend(entries, [shorten(method, 16) for method in colours], loc="outside right upper", frameon=False)
-    figure.supxlabel("circle: head at home; triangle: head shared; dashes: alone; dots: images pooled", fontsize=8)
+    key = "circle: head at home; triangle: head shared; dashes: alone; dots: images pooled"
+    if any(row["setting"] == "centralised-prompts" for row in rows):
+        key += "; dash-dot: prompts of pooled images"
+    figure.supxlabel(key, fontsize=8)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
     return buffer.getvalue()

@@ -173,6 +173,9 @@ def _cross_over(order: Sequence[int], first: Sequence[int], second: Sequence[int
 def _part(settings: TrainingSettings, epoch: int) -> str:
     if settings.head == "discriminant":
         return "prompts"
+    if not (settings.prompt_lr or settings.token_lr or settings.method_lr):
+        # Nothing but the head has a rate; without gradients for the rest no pass goes back through the backbone.
+        return "head"
     if not settings.head_first_epochs:
         return "all"
     return "head" if epoch < settings.head_first_epochs else "prompts"

@@ -5,20 +5,22 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 import simulations.benchmark_cell
 from ept_fed.benchmark_cells import list_cells
+from ept_fed.benchmark_settings import SETTINGS, Setting
 from ept_fed.config import Experiment
-from ept_fed.evaluation.benchmark import SUMMARY_METRICS, compare_with_home, summarise
+from ept_fed.evaluation.benchmark import SUMMARY_METRICS, compare_means_with_home, compare_with_home, summarise
 from ept_fed.methods import METHODS
 from ept_fed.problems import InputRefusedError, Problem
 from ept_fed.reports.benchmark_chart import draw_benchmark
 from ept_fed.reports.progress import Silent
 from simulations.benchmark import benchmark
 from simulations.simulate import simulate
+from simulations.tabulate_benchmark import tabulate_methods
 from simulations.virtual_sites import prepare_federation
 
 Micro = Callable[..., Experiment]
@@ -49,6 +51,19 @@ def test_the_grid_is_the_product_of_its_axes_without_what_cannot_be(micro: Micro
         assert cell.experiment.model.method == cell.method
         assert (cell.experiment.federation.payload == "folded") == (cell.method == "ept")
         assert (cell.experiment.data.shots, cell.experiment.seed) == (cell.shots, cell.seed)
+
+
+def test_every_setting_has_the_cells_that_it_can_have_and_leaves_those_of_the_others(micro: Micro) -> None:
+    assert tuple(SETTINGS) == get_args(Setting)
+    variants = "{fitted: [model.method=ept, training.head=discriminant], first: [training.head_first_epochs=1]}"
+    grid = f"benchmark={{methods: [ept, fitted, first, linear], seeds: [0], variants: {variants}"
+    usual = {cell.key for cell in list_cells(micro(grid + "}"))}
+    cells = list_cells(micro(grid + f", settings: [{', '.join(SETTINGS)}]}}"))
+    assert usual == {cell.key for cell in cells if cell.setting != "centralised-prompts"}
+    held = {name: [cell.method for cell in cells if cell.setting == name] for name in SETTINGS}
+    everyone, tunes, trained = ["ept", "fitted", "first", "linear"], ["ept", "fitted", "first"], ["ept", "linear"]
+    assert (held["local"], held["centralised"], held["federated+head"]) == (everyone, everyone, trained)
+    assert held["federated"] == held["centralised-prompts"] == tunes
 
 
 def test_samplings_change_the_images_and_seeds_the_training(micro: Micro) -> None:
@@ -92,6 +107,12 @@ def test_variants_change_what_they_say_and_names_are_no_part_of_a_cell(micro: Mi
     assert (plain.experiment.model.tokens, tokens.experiment.model.tokens) == (0, 1)
     assert plain.key == same.key != tokens.key
     assert vpt.experiment.training.method_lr == 0.003
+
+
+def test_a_variant_about_other_shots_is_told_by_its_own(micro: Micro) -> None:
+    grid = "benchmark={methods: [ept, one], seeds: [0], settings: [local], variants: {one: [data.shots=1]}}"
+    plain, one = list_cells(micro(grid))
+    assert (plain.shots, one.shots, one.experiment.data.shots) == (2, 1, 1)
 
 
 def test_cells_are_trained_once_and_a_grown_grid_trains_what_is_new(
@@ -208,6 +229,8 @@ def test_a_folder_of_other_settings_or_of_something_else_is_refused(micro: Micro
         (("benchmark.methods=[linear]",), "benchmark.reference"),
         (("benchmark.methods=[ept, ept]",), "benchmark.methods"),
         (("benchmark.seeds=[1, 1]",), "benchmark.seeds"),
+        (("benchmark={methods: [linear], reference: linear, settings: [centralised-prompts]}",), "benchmark.settings"),
+        (("benchmark.settings=[centralized-prompts]",), "benchmark.settings.0"),
         (("benchmark.methods=[ept, vp]", "benchmark.variants={vp: ['model.method_options={pad: 32}']}"),
          "benchmark: vp: model.method_options.pad"),
         (("benchmark.methods=[ept, x]", "benchmark.variants={x: [model.tokns=1]}"), "benchmark: x: model.tokns"),
@@ -245,6 +268,21 @@ def test_what_a_site_gains_is_measured_from_its_own_home_run_by_run() -> None:
     assert math.isnan(nothing["difference"])
 
 
+def test_the_mean_gain_is_over_sites_within_a_run_and_its_interval_over_runs() -> None:
+    gains = {0: {"a": 0.1, "b": -0.3}, 1: {"a": 0.2, "b": 0.0}, 2: {"a": 0.3, "b": float("nan")}}
+    rows = [row("ept", seed, site, 0.5, "local") for seed in gains for site in ("a", "b")]
+    rows += [row("ept", seed, site, 0.5 + gain) for seed, own in gains.items() for site, gain in own.items()]
+    rows += [row("ept", 3, "a", 0.9), row("linear", 0, "a", 0.9)]
+    (gained,) = compare_means_with_home(rows)
+    assert (gained["method"], gained["setting"], gained["runs"]) == ("ept", "federated", 3)
+    assert (gained["sites"], gained["helped"]) == (2, 1)
+    # Means of the runs: -0.1, 0.1 and 0.3 (site b is undefined there); their standard deviation is 0.2.
+    assert (gained["home"], gained["difference"]) == (pytest.approx(0.5), pytest.approx(0.1))
+    assert gained["low"] == pytest.approx(0.1 - 4.303 * 0.2 / 3**0.5, abs=1e-4)
+    assert gained["high"] == pytest.approx(0.1 + 4.303 * 0.2 / 3**0.5, abs=1e-4)
+    assert math.isnan(compare_means_with_home(rows[:2] + rows[6:8])[0]["low"])
+
+
 def test_differences_are_paired_seed_by_seed() -> None:
     rows = [row("ept", 0, "a", 0.5), row("ept", 0, "b", 0.7), row("ept", 1, "a", 0.9)]
     rows += [
@@ -260,3 +298,12 @@ def test_differences_are_paired_seed_by_seed() -> None:
     assert (vpt["difference"], vpt["pairs"]) == (pytest.approx(0.05), 2)
     assert vpt["difference_sd"] == pytest.approx(0.1 / 2**0.5)
     assert draw_benchmark(summarise(rows, "ept")).startswith(b"\x89PNG")
+
+
+def test_every_setting_has_a_place_in_the_picture_and_a_column_in_the_table() -> None:
+    rows = [row("ept", 0, "a", 0.5, setting) for setting in SETTINGS]
+    assert draw_benchmark(summarise(rows, "ept")).startswith(b"\x89PNG")
+    assert tabulate_methods(rows).splitlines()[0].split(" | ")[1:] == [
+        *(info.heading for info in list(SETTINGS.values())[:-1]),
+        f"{SETTINGS['centralised-prompts'].heading} |",
+    ]

@@ -8,7 +8,7 @@ import pytest
 from ept_fed.config import Experiment
 from ept_fed.reports.progress import Silent
 from simulations.benchmark import benchmark
-from simulations.tabulate_benchmark import fill_page, read_results, tabulate_methods, tabulate_sites
+from simulations.tabulate_benchmark import fill_page, read_results, tabulate_all, tabulate_methods, tabulate_sites
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SITES_OF = ("ept", "ept+tokens", "ept fitted", "ept+tokens fitted", "linear", "lora", "vpt")
@@ -24,6 +24,10 @@ def test_a_table_has_every_cell_of_the_grid(micro: Callable[..., Experiment], tm
     assert f"{mean['ept', 'local']['mean']:.3f} ± {mean['ept', 'local']['sd']:.3f}" in table[2]
     assert f"({mean['ept', 'federated']['bytes_per_round']} B)" in table[2]
     assert table[3].split(" | ")[2] == "–"
+    gains = tabulate_all(rows, "small")["small:gains"].splitlines()
+    assert [line.count("|") for line in gains] == [7] * 4
+    assert gains[3].split(" | ")[4] == "–"
+    assert f"of 3 sites, {mean['ept', 'federated']['bytes_per_round']} B" in gains[2]
     sites = tabulate_sites(rows, ["ept"]).splitlines()
     assert len(sites) == 2 + 2
     assert "(−" in sites[2] or "(+" in sites[2]
@@ -41,11 +45,8 @@ def test_only_what_stands_between_the_marks_is_replaced() -> None:
 @pytest.mark.parametrize("results", sorted((REPOSITORY / "results").glob("*.csv")), ids=lambda path: path.stem)
 def test_the_pages_show_the_committed_results(results: Path) -> None:
     rows = read_results(results)
-    tables = {
-        f"{results.stem}:methods": tabulate_methods(rows),
-        f"{results.stem}:sites": tabulate_sites(rows, SITES_OF),
-    }
+    tables = tabulate_all(rows, results.stem, SITES_OF)
     pages = [(REPOSITORY / name).read_text() for name in ("README.md", "docs/benchmark.md")]
-    assert any(f"<!-- {results.stem}:methods -->" in page for page in pages)
+    assert any(f"<!-- {mark} -->" in page for page in pages for mark in tables)
     for page in pages:
         assert fill_page(page, tables) == page

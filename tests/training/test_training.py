@@ -93,6 +93,19 @@ def test_a_rate_of_zero_freezes_its_group(micro: Callable[..., Experiment]) -> N
     assert changed == {"embedded.tokens", "head.weight", "head.bias"}
 
 
+def test_a_head_alone_trains_as_beside_prompts_without_a_rate(micro: Callable[..., Experiment]) -> None:
+    heads = []
+    for method_lr in (0, 1e-3):
+        # ept has nothing that method_lr is for: only the first of the two says that nothing but the head has a rate.
+        experiment = micro("training.prompt_lr=0", "training.token_lr=0", f"training.method_lr={method_lr}")
+        site = (federation := prepare_federation(experiment)).create_site(federation.data.sites["site-1"])
+        for number in (1, 2):
+            site.fit(experiment.training, number, 2)
+        heads.append(site.model.head.weight.detach().clone())
+    assert torch.equal(*heads)
+    assert not torch.equal(heads[0], torch.from_numpy(federation.slot.start["model/head.weight"]))
+
+
 def test_bfloat16_training_follows_float32(micro: Callable[..., Experiment]) -> None:
     losses = []
     for precision in ("float32", "bfloat16"):

@@ -1,0 +1,53 @@
+"""Prompts of pooled images, held still at the sites: what prompts alone could carry."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from client.states import capture_model
+from ept_fed.config import Experiment
+from ept_fed.reports.progress import Silent
+from ept_fed.reports.run_folder import RunFolder
+from simulations.baselines import train_centralised, train_centralised_prompts, train_local
+from simulations.virtual_sites import VirtualFederation, prepare_federation
+
+Micro = Callable[..., Experiment]
+
+METHODS = {
+    "sinks": (),
+    "tokens": ("model.tokens=1",),
+    "tokens, fitted head": ("model.tokens=1", "training.head=discriminant"),
+    "lora": ("model.method=lora", "federation.payload=raw"),
+}
+
+
+def heads(federation: VirtualFederation, sites: Any) -> dict[str, Any]:
+    return {name: capture_model(sites[name].model)["model/head.weight"] for name in federation.data.sites}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_sites_hold_the_pooled_prompts_under_heads_of_their_own(method: str, micro: Micro, tmp_path: Path) -> None:
+    federation = prepare_federation(micro(*METHODS[method], "federation.rounds=3"))
+    pooled = train_centralised(federation, RunFolder(tmp_path / "pooled"), Silent())
+    untrained = federation.plan().initial
+    prompts, pooled_head = pooled.own_payload(), capture_model(pooled.model)["model/head.weight"]
+    sites = train_centralised_prompts(federation, RunFolder(tmp_path / "ceiling"), Silent())
+    for site in sites.values():
+        np.testing.assert_allclose(site.export(), prompts, atol=1e-5)
+        assert not np.allclose(site.export(), untrained, atol=1e-3)
+    found = heads(federation, sites)
+    start = federation.slot.start["model/head.weight"]
+    first, *others = [*found.values(), pooled_head, start]
+    assert not any(np.allclose(first, other, atol=1e-4) for other in others)
+
+
+def test_prompts_that_pooling_did_not_move_are_worth_what_staying_home_is(micro: Micro, tmp_path: Path) -> None:
+    still = ("training.prompt_lr=0", "training.token_lr=0", "training.method_lr=0", "model.tokens=1")
+    federation = prepare_federation(micro(*still))
+    home = heads(federation, train_local(federation, RunFolder(tmp_path / "home"), Silent()))
+    found = heads(federation, train_centralised_prompts(federation, RunFolder(tmp_path / "ceiling"), Silent()))
+    for name, head in home.items():
+        np.testing.assert_allclose(found[name], head, atol=1e-6)
