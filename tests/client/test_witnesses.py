@@ -13,6 +13,7 @@ from client.audit_report import verify_ledger
 from client.budget import BUDGET_FILE, BudgetLedger
 from client.ledger import tip_path
 from client.open_gate import LEDGER_FILE, check_gate, open_gate
+from client.round_cost import RoundCost
 from client.run_record import Answer
 from client.run_registry import RunRegistry
 from client.states import SiteState
@@ -56,7 +57,8 @@ def keep_state(state: Path, round_number: int) -> None:
 
 def keep_budget(state: Path, round_number: int) -> None:
     ledger = BudgetLedger(state / BUDGET_FILE)
-    ledger.charge(RUN, round_number, GaussianSteps(2.0, 0.25, 4), clip=1.0, delta=1e-5, epsilon=None)
+    cost = RoundCost("poisson-subsampled gaussian", GaussianSteps(2.0, 0.25, 4), clip=1.0, delta=1e-5)
+    ledger.charge(RUN, round_number, cost, delta=1e-5, epsilon=None)
 
 
 # Each alone is to be enough: whoever removes a ledger may remove some of them.
