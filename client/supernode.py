@@ -8,6 +8,7 @@ flwr 1.41 has no setting for it, so its client is replaced by the one below befo
 
 import ssl
 import sys
+import time
 from threading import Lock
 from typing import Any
 
@@ -23,28 +24,51 @@ __all__ = ["MultiplexedFleetClient", "main"]
 # Between two polls, and between two heartbeats, a connection stays: a new one costs 3 kB of TLS. Not for longer than
 # the proxy keeps it.
 _KEEP_SECONDS = 60.0
+# A proxy that ends a connection of HTTP/2 (nginx after 1,000 requests or an hour) says so before its last answer, which
+# httpcore then takes for lost. So a connection is left before anybody ends it.
+_MOST_REQUESTS = 500
+_MOST_SECONDS = 900.0
 
 
-class MultiplexedFleetClient(FleetHttpClient):
-    """Flower's client of the Fleet API, with one connection for messages and one for heartbeats.
+class SingleFleetClient(FleetHttpClient):
+    """Flower's client of the Fleet API over one connection: HTTP/2, where the server has it, one request at a time.
 
-    The first is HTTP/2, where the server has it, with one request at a time: httpcore's is not safe for two threads,
-    whose headers would be compressed in one order and sent in another. So a heartbeat would wait for as long as a
-    payload takes: it has a connection to itself.
+    httpcore's HTTP/2 is not safe for two threads, whose headers would be compressed in one order and sent in another.
     """
+
+    _client: httpx.Client
+
+    def __init__(self, base_url: str, *, verify: ssl.SSLContext | bool | str = True, **options: Any) -> None:
+        """Prepare the connection; the arguments are those of Flower's client."""
+        super().__init__(base_url, verify=verify, **options)
+        self._verify, self._timeout = verify, self._client.timeout
+        self._client.close()
+        self._client = self._open()
+        self._one_at_a_time = Lock()
+
+    def _open(self) -> httpx.Client:
+        self._requests, self._since = 0, time.monotonic()
+        limits = httpx.Limits(keepalive_expiry=_KEEP_SECONDS)
+        return httpx.Client(
+            verify=self._verify, http2=True, timeout=self._timeout, limits=limits, follow_redirects=True
+        )
+
+    def _send(self, context: ProtobufRequestContext, *, stream: bool = False) -> httpx.Response:
+        with self._one_at_a_time:
+            if self._requests >= _MOST_REQUESTS or time.monotonic() - self._since >= _MOST_SECONDS:
+                self._client.close()
+                self._client = self._open()
+            self._requests += 1
+            return super()._send(context, stream=stream)
+
+
+class MultiplexedFleetClient(SingleFleetClient):
+    """One connection for messages and one for heartbeats, which would otherwise wait for as long as a payload takes."""
 
     def __init__(self, base_url: str, *, verify: ssl.SSLContext | bool | str = True, **options: Any) -> None:
         """Prepare both connections; the arguments are those of Flower's client."""
         super().__init__(base_url, verify=verify, **options)
-        self._heart = FleetHttpClient(base_url, verify=verify, **options)
-        self._one_at_a_time = Lock()
-        for client, http2 in ((self, True), (self._heart, False)):
-            timeout = client._client.timeout
-            client._client.close()
-            limits = httpx.Limits(keepalive_expiry=_KEEP_SECONDS)
-            client._client = httpx.Client(
-                verify=verify, http2=http2, timeout=timeout, limits=limits, follow_redirects=True
-            )
+        self._heart = SingleFleetClient(base_url, verify=verify, **options)
 
     def SendNodeHeartbeat(self, request: SendNodeHeartbeatRequest) -> SendNodeHeartbeatResponse:  # noqa: N802 - Flower's
         """Send a heartbeat over its own connection."""
@@ -54,10 +78,6 @@ class MultiplexedFleetClient(FleetHttpClient):
         """Close both connections."""
         super().close()
         self._heart.close()
-
-    def _send(self, context: ProtobufRequestContext, *, stream: bool = False) -> httpx.Response:
-        with self._one_at_a_time:
-            return super()._send(context, stream=stream)
 
 
 def main() -> None:

@@ -50,6 +50,11 @@ class Collected:
     update_bytes: Mapping[str, int] = field(default_factory=dict)
 
 
+def _most_numbers(plan: Plan) -> int:
+    """Return how many floats a site's part of a stage may be as long as: words of eight bytes, and shares for all sites."""
+    return 2 * (plan.layout.size + 1) + 4096 * len(plan.secure_sites)
+
+
 class SecureExchange:
     """Leads the sites that have trained through the stages, and keeps who was left out on the way.
 
@@ -142,7 +147,7 @@ class SecureExchange:
                 continue
             self._traffic[site].received += count_bytes(reply)
             try:
-                frame = decode_frame(read_frame_record(reply))
+                frame = decode_frame(read_frame_record(reply, numbers=_most_numbers(self._plan)))
                 if not isinstance(frame, StageReply) or frame.stage != stage:
                     raise MessageRefusedError(f"it answered something else than its {stage}")
                 frame.header.require(header)

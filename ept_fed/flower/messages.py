@@ -38,7 +38,7 @@ def decode_request(message: Message, phase: Phase, layout: PayloadLayout) -> Rou
     Raises:
         MessageRefusedError, PayloadMismatchError: for anything that is not a well-formed request.
     """
-    request = decode_frame(read_frame_record(message))
+    request = decode_frame(read_frame_record(message, numbers=2 * layout.size))
     if not isinstance(request, RoundRequest) or request.phase != phase:
         raise MessageRefusedError(f"the message holds a {kind_of(request)}, not a {phase} request")
     for vector in (request.payload, request.correction):
@@ -72,7 +72,7 @@ def decode_reply(
     Raises:
         MessageRefusedError, PayloadMismatchError: for an error reply or anything that does not answer the request.
     """
-    reply = decode_frame(read_frame_record(message))
+    reply = decode_frame(read_frame_record(message, numbers=2 * layout.size))
     if not isinstance(reply, RoundReply) or reply.phase != phase:
         raise MessageRefusedError(f"the message holds a {kind_of(reply)}, not a {phase} reply")
     reply.check(request, layout, wants_gradient=wants_gradient, private=private, masked=masked, silent=silent)

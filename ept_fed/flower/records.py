@@ -7,6 +7,8 @@ and what a slow line has to send again when it breaks.
 
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 
+import ept_fed
+from ept_fed.protocol.framing import PREFIX_BYTES, read_prefix
 from ept_fed.protocol.messages import MessageRefusedError, clean_text, require_type
 
 __all__ = ["PART_BYTES", "SITE_AWAY", "SITE_FAILED", "SITE_REFUSED", "encode_frame_record", "read_frame_record"]
@@ -14,6 +16,7 @@ __all__ = ["PART_BYTES", "SITE_AWAY", "SITE_FAILED", "SITE_REFUSED", "encode_fra
 PART_BYTES = 5_000_000
 SITE_REFUSED, SITE_FAILED, SITE_AWAY = 101, 102, 103
 _PART = "frame"
+_OTHER_VERSION = f" (this is ept-fed {ept_fed.__version__}; is the other side of another version?)"
 # Errors that SuperLink makes in a node's name (flwr.common.constant.ErrorCode).
 _OF_SUPERLINK = {
     3: "did not answer in time",
@@ -24,12 +27,22 @@ _OF_SUPERLINK = {
 
 def encode_frame_record(frame: bytes) -> RecordDict:
     """Return the bytes of a frame as the records of a message, PART_BYTES in each but the last."""
-    parts = [frame[start : start + PART_BYTES] for start in range(0, len(frame), PART_BYTES)]
+    parts = [frame[start : start + PART_BYTES] for start in _starts(len(frame))]
     return RecordDict({str(place): ConfigRecord({_PART: part}) for place, part in enumerate(parts)})
 
 
-def read_frame_record(message: Message) -> bytes:
+def _starts(total: int) -> range:
+    return range(0, total, PART_BYTES)
+
+
+def read_frame_record(message: Message, *, numbers: int | None = None) -> bytes:
     """Return the bytes of the frame that a message holds.
+
+    Equal records travel once, so a small message may be large here: lengths are compared before anything is joined.
+
+    Args:
+        message: what came.
+        numbers: most floats that the frame's arrays may hold; None leaves it at what any frame may hold.
 
     Raises:
         MessageRefusedError: for an error reply, or a message that holds anything else.
@@ -41,8 +54,16 @@ def read_frame_record(message: Message) -> bytes:
     records = message.content
     places = [str(place) for place in range(len(records))]
     if not places or set(records) != set(places):
-        raise MessageRefusedError(f"records are {list(records)[:5]}; a frame's are numbered from 0")
-    return b"".join(_read_part(records[place]) for place in places)
+        found = clean_text(", ".join(list(records)[:5]), 100)
+        raise MessageRefusedError(f"its records are {found}; a frame's are numbered from 0{_OTHER_VERSION}")
+    parts = [_read_part(records[place]) for place in places]
+    head, body = read_prefix(parts[0][:PREFIX_BYTES])
+    if numbers is not None and body > 4 * numbers:
+        raise MessageRefusedError(f"arrays of {body} bytes; this message may hold {4 * numbers} at most")
+    sizes = [min(PART_BYTES, PREFIX_BYTES + head + body - start) for start in _starts(PREFIX_BYTES + head + body)]
+    if [len(part) for part in parts] != sizes:
+        raise MessageRefusedError(f"its records are not those of a frame of {PREFIX_BYTES + head + body} bytes")
+    return b"".join(parts)
 
 
 def _read_part(record: object) -> bytes:

@@ -38,8 +38,9 @@ def test_it_loads_neither_torch_nor_monai() -> None:
     "records",
     [
         RecordDict(),
-        RecordDict({"config": ConfigRecord({"frame": b"\x00" * 40})}),
-        RecordDict({"config": ConfigRecord({"frame": "text"})}),
+        RecordDict({"0": ConfigRecord({"frame": b"\x00" * 40})}),
+        RecordDict({"0": ConfigRecord({"frame": "text"})}),
+        RecordDict({"config": ConfigRecord({"frame": encode_frame(Refusal("no"))})}),
         RecordDict({"arrays": ArrayRecord({"payload": Array(np.zeros(3, np.float32))})}),
         encode_frame_record(encode_frame(Refusal("no"))[:-1]),
         encode_frame_record(encode_frame(Refusal("no")) + b"more"),

@@ -36,6 +36,7 @@ class Fleet(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Answer)
         self.polled, self.may_answer = threading.Event(), threading.Event()
         self.at_once, self.most_at_once, self.lock = 0, 0, threading.Lock()
+        self.connections = 0
         self.certificate = folder / "server.crt"
         key, name = new_key(), x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
         now = datetime.now(UTC)
@@ -71,6 +72,10 @@ class Answer(BaseHTTPRequestHandler):
         self.send_header("Content-Length", "0")
         self.end_headers()
 
+    def setup(self) -> None:
+        super().setup()
+        self.server.connections += 1
+
     def log_message(self, *_words: object) -> None:
         """Say nothing."""
 
@@ -86,7 +91,7 @@ def fleet(tmp_path: Path) -> Iterator[Fleet]:
 
 def connect(fleet: Fleet) -> MultiplexedFleetClient:
     address = f"localhost:{fleet.server_address[1]}"
-    return MultiplexedFleetClient.from_server_address(address, False, str(fleet.certificate), [])
+    return MultiplexedFleetClient.from_server_address(address, False, fleet.certificate.read_bytes(), [])
 
 
 def test_a_server_without_http_2_is_spoken_to_as_flowers_own_client_would(fleet: Fleet) -> None:
@@ -116,11 +121,21 @@ def test_messages_go_one_at_a_time(fleet: Fleet) -> None:
     assert fleet.most_at_once == 1
 
 
+@pytest.mark.parametrize("after", ["requests", "seconds"])
+def test_a_connection_is_left_before_a_proxy_ends_it(fleet: Fleet, monkeypatch: pytest.MonkeyPatch, after: str) -> None:
+    monkeypatch.setattr(supernode, *(("_MOST_REQUESTS", 2) if after == "requests" else ("_MOST_SECONDS", 0.0)))
+    fleet.may_answer.set()
+    with connect(fleet) as client:
+        for _ in range(5):
+            client.PullMessages(PullMessagesRequest())
+    assert fleet.connections == (3 if after == "requests" else 5)
+
+
 def test_a_certificate_that_nobody_vouches_for_is_refused(fleet: Fleet, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     with Fleet(tmp_path / "other") as other:
         address = f"localhost:{fleet.server_address[1]}"
-        client = MultiplexedFleetClient.from_server_address(address, False, str(other.certificate), [])
+        client = MultiplexedFleetClient.from_server_address(address, False, other.certificate.read_bytes(), [])
     for call in (client.PullMessages, client.SendNodeHeartbeat):
         with pytest.raises(Exception, match="CERTIFICATE_VERIFY_FAILED"):
             call(PullMessagesRequest() if call == client.PullMessages else SendNodeHeartbeatRequest())

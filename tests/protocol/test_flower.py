@@ -30,6 +30,7 @@ from ept_fed.flower.records import (
 )
 from ept_fed.flower.transport import copy_over_wire, count_bytes, set_task_identity
 from ept_fed.protocol.frames import Introduce, Refusal, decode_frame, encode_frame
+from ept_fed.protocol.framing import PREFIX_BYTES, make_prefix
 from ept_fed.protocol.layout import PayloadLayout, PayloadMismatchError
 from ept_fed.protocol.messages import (
     EVALUATE_METRICS,
@@ -88,25 +89,49 @@ def test_an_undefined_metric_arrives_as_nan_and_not_as_absent() -> None:
     assert all(np.isnan(value) for value in received.metrics.values())
 
 
-@pytest.mark.parametrize("length", [0, 1, 999, 1000, 1001, 3500])
+@pytest.mark.parametrize("length", [16, 999, 1000, 1001, 3500])
 def test_a_frame_of_any_length_is_one_record_for_every_so_many_bytes(
     monkeypatch: pytest.MonkeyPatch, length: int
 ) -> None:
     monkeypatch.setattr(records, "PART_BYTES", 1000)
-    frame = np.random.default_rng(length).bytes(length)
+    frame = make_prefix(0, length - PREFIX_BYTES) + np.random.default_rng(length).bytes(length - PREFIX_BYTES)
     content = encode_frame_record(frame)
     assert len(content) == math.ceil(length / 1000)
-    if frame:
-        assert read_frame_record(copy_over_wire(with_frame(frame))) == frame
+    assert read_frame_record(copy_over_wire(with_frame(frame))) == frame
+
+
+def test_equal_records_under_many_names_are_refused_before_they_are_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flower sends equal records once, so this message is a thousandth of what it would be."""
+    monkeypatch.setattr(records, "PART_BYTES", 1000)
+    frame = make_prefix(0, 999_984) + bytes(984)
+    content = RecordDict({str(number): ConfigRecord({"frame": frame}) for number in range(1000)})
+    message = copy_over_wire(Message(content, reply_to=request_message()))
+    assert len(read_frame_record(message)) == 1_000_000
+    with pytest.raises(MessageRefusedError, match="may hold 400 at most"):
+        read_frame_record(message, numbers=100)
+    for short in (make_prefix(0, 984) + bytes(984), make_prefix(0, 2_000_000) + bytes(984)):
+        content = RecordDict({str(number): ConfigRecord({"frame": short}) for number in range(1000)})
+        with pytest.raises(MessageRefusedError, match="not those of a frame"):
+            read_frame_record(Message(content, reply_to=request_message()))
+
+
+def test_parts_that_are_cut_elsewhere_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records, "PART_BYTES", 20)
+    frame = make_prefix(0, 24) + bytes(24)
+    for parts in ((frame[:10], frame[10:]), (frame[:20], frame[20:], b""), (frame[:19], frame[19:])):
+        content = RecordDict({str(place): ConfigRecord({"frame": part}) for place, part in enumerate(parts)})
+        with pytest.raises(MessageRefusedError):
+            read_frame_record(Message(content, reply_to=request_message()))
 
 
 def test_records_are_put_together_by_number_and_not_by_the_order_in_which_they_come(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(records, "PART_BYTES", 10)
-    content = encode_frame_record(bytes(range(120)))
+    monkeypatch.setattr(records, "PART_BYTES", 20)
+    frame = make_prefix(0, 224) + bytes(range(224))
+    content = encode_frame_record(frame)
     turned = RecordDict({name: content[name] for name in reversed(list(content))})
-    assert read_frame_record(Message(turned, 1, "train")) == bytes(range(120))
+    assert read_frame_record(Message(turned, 1, "train")) == frame
 
 
 @pytest.mark.parametrize("twice", [False, True], ids=["different parts", "equal parts"])
