@@ -16,7 +16,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from client.interruption import is_torn_line, is_unbegun
+from client.interruption import is_torn_line, is_unbegun, split_lines
 from client.ledger_entry import FIRST, NOTHING, Entry, Tip, hash_line, parse_entry, parse_tip
 from ept_fed.bundles.signing import fingerprint
 
@@ -56,7 +56,7 @@ class Examination:
     Attributes:
         entries: the lines that can be read, in the file's order.
         findings: tampering, by line; empty for a sound ledger.
-        torn: bytes of a last line without its end: of a crash, which came before anything was done about its message,
+        torn: bytes of a last line that is not whole: of a crash, which came before anything was done about its message,
             or of a cut by somebody who kept an older tip.
         unconfirmed: whole entries after the tip; an interruption came between them and the tip.
         unbegun: there is no whole entry, as after a crash while the ledger was begun, or after it was emptied.
@@ -105,7 +105,7 @@ def examine(
         seen: an end that was noted earlier and must still be in the ledger.
         every_signature: check every line's own signature even if nothing is amiss.
     """
-    *lines, tail = content.split(b"\n")
+    lines, tail = split_lines(content)
     parsed = [parse_entry(line) for line in lines]
     first = next((entry for entry in parsed if entry is not None), None)
     named = read_public_pem(first.about.get(PUBLIC_KEY, "")) if first is not None else None
@@ -255,12 +255,14 @@ def _check_tip(
     elif tip.ledger != ledger:
         result.add(after, "tip", "the tip is that of another ledger")
     else:
-        _find_tip(result, lines, key, tip)
+        _find_tip(result, lines, tail, key, tip)
     if tail:
         _check_torn(result, tail, after, ledger)
 
 
-def _find_tip(result: Examination, lines: Sequence[bytes], key: ec.EllipticCurvePublicKey, tip: Tip) -> None:
+def _find_tip(
+    result: Examination, lines: Sequence[bytes], tail: bytes, key: ec.EllipticCurvePublicKey, tip: Tip
+) -> None:
     """Look for the line that the tip names; what comes after it is the writer's only if the site signed it."""
     place = next((place for place in reversed(range(len(lines))) if hash_line(lines[place]) == tip.last), None)
     highest = max(entry.sequence for entry in result.entries)
@@ -272,13 +274,14 @@ def _find_tip(result: Examination, lines: Sequence[bytes], key: ec.EllipticCurve
                 result.add(number, "added", "stands after the tip and does not carry the site's signature")
     elif highest < tip.sequence:
         text = f"the ledger ended with entry {tip.sequence}; {tip.sequence - highest} are missing at the end"
+        text += ", and what is left of a line was whole" if tail else ""
         result.add(len(lines) + 1, "cut", text)
     elif result.sound:
         result.add(len(lines), "replaced", "is not the entry that the tip names")
 
 
 def _check_torn(result: Examination, tail: bytes, number: int, ledger: str) -> None:
-    """A line without its end is what an interruption leaves if it begins as the next entry would; else it was added."""
+    """What is not whole is what an interruption leaves if it begins as the next entry would; else it was added."""
     if is_torn_line(tail, ledger, number):
         result.torn = len(tail)
     else:

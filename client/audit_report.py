@@ -1,7 +1,7 @@
 """What a ledger says, for a data-protection officer: sentences and a document; and what was found wrong with it."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,10 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from client.audit import Examination, Seen, examine
-from client.ledger import LEFT, tip_path
+from client.audit_notes import many, say_notes
+from client.ledger import tip_path
 from client.ledger_entry import Entry
+from client.torn_lines import recall_torn
 from ept_fed.methods import HEAD_TENSORS
 from ept_fed.problems import InputRefusedError, Problem
 
@@ -58,7 +60,8 @@ def verify_ledger(
         if site != named:
             result.add(1, "foreign key", f"the ledger is that of {site}, the certificate that of {named}")
     checked = "not checked" if owner is None else _common_name(owner)
-    return describe(result, checked)
+    torn = [found for entry in result.entries if (found := recall_torn(entry.about)) is not None]
+    return describe(result, checked, lost=[line.file for line in torn if not line.is_kept_beside(path)])
 
 
 def show_ledger(
@@ -84,8 +87,14 @@ def show_ledger(
     return entries if last is None else entries[-last:]
 
 
-def describe(result: Examination, key_of: str) -> dict[str, Any]:
-    """Return what an examination found as a document with sentences."""
+def describe(result: Examination, key_of: str, *, lost: Collection[str] = ()) -> dict[str, Any]:
+    """Return what an examination found as a document with sentences.
+
+    Args:
+        result: of `examine`.
+        key_of: whose certificate the key was held against; "not checked" without one.
+        lost: names of torn lines that are no longer beside the ledger as they were set aside.
+    """
     entries = result.entries
     latest = entries[-1] if entries else None
     return {
@@ -97,7 +106,7 @@ def describe(result: Examination, key_of: str) -> dict[str, Any]:
         "to": latest.time if latest else None,
         "totals": latest.totals.model_dump() if latest else None,
         "refused_by_rule": dict(_count_rules(entries)),
-        "sentences": _say_content(entries) if entries else [],
+        "sentences": _say_content(entries) + say_notes(entries, lost) if entries else [],
         "verdict": _say_verdict(result, key_of),
         "findings": [{"line": f.line, "kind": f.kind, "text": f.text} for f in result.findings],
         "more_findings": result.more,
@@ -105,6 +114,7 @@ def describe(result: Examination, key_of: str) -> dict[str, Any]:
         "key": latest.key if latest else None,
         "key_of": key_of,
         "torn_bytes": result.torn,
+        "torn_lines_lost": list(lost),
         "unconfirmed_entries": result.unconfirmed,
         "end": f"{latest.sequence}:{result.last}" if latest and result.sound else None,
     }
@@ -115,8 +125,8 @@ def _say_content(entries: Sequence[Entry]) -> list[str]:
     site, totals = entries[0].about.get("site", "?"), entries[-1].totals
     start, end = (entry.time[:_SHOWN_MINUTES].replace("T", " ") for entry in (entries[0], entries[-1]))
     said = [
-        f"Between {start} and {end} UTC the site {site} sent {_many(totals.sent.messages, 'message')} of "
-        f"{totals.sent.bytes:,} bytes together, and received {_many(totals.received.messages, 'message')} of "
+        f"Between {start} and {end} UTC the site {site} sent {many(totals.sent.messages, 'message')} of "
+        f"{totals.sent.bytes:,} bytes together, and received {many(totals.received.messages, 'message')} of "
         f"{totals.received.bytes:,} bytes."
     ]
     sent = [entry for entry in entries if entry.direction == "out" and entry.decision != "refused"]
@@ -127,13 +137,13 @@ def _say_content(entries: Sequence[Entry]) -> list[str]:
         if refused:
             rules = ", ".join(f"{rule} ({count})" for rule, count in _count_rules(refused).most_common())
             verb = "was" if len(refused) == 1 else "were"
-            said.append(f"{_many(len(refused), 'message')} {what} {verb} refused, by these rules: {rules}.")
+            said.append(f"{many(len(refused), 'message')} {what} {verb} refused, by these rules: {rules}.")
     if not any(entry.decision == "refused" for entry in entries):
         said.append("No message was refused.")
     clipped = sum(entry.decision == "clipped" for entry in entries)
     if clipped:
-        said.append(f"{_many(clipped, 'update')} left scaled down to the policy's bound.")
-    return said + _say_notes(entries)
+        said.append(f"{many(clipped, 'update')} left scaled down to the policy's bound.")
+    return said
 
 
 def _say_sent(sent: Sequence[Entry]) -> list[str]:
@@ -150,7 +160,7 @@ def _say_sent(sent: Sequence[Entry]) -> list[str]:
         metrics = sorted({name for entry in members for name in entry.metrics})
         numbers = f"the numbers {', '.join(metrics)}" if metrics else ""
         held = " and ".join(part for part in (shapes, numbers) if part) or "no tensor and no metric"
-        said.append(f"{_many(len(members), _KINDS.get(kind, kind))}, {size}: {held}.")
+        said.append(f"{many(len(members), _KINDS.get(kind, kind))}, {size}: {held}.")
     return said
 
 
@@ -162,20 +172,6 @@ def _say_absent(sent: Sequence[Entry]) -> str:
     absent = [*([] if heads else ["head"]), *([] if gradients else ["gradient"]), "image", "file name"]
     left = [*(["the classification head"] if heads else []), *(["a gradient"] if gradients else [])]
     return "".join([f"{' and '.join(left)} left. ".capitalize() if left else "", f"No {', no '.join(absent)} left."])
-
-
-def _say_notes(entries: Sequence[Entry]) -> list[str]:
-    said = []
-    policies = list(dict.fromkeys(entry.policy for entry in entries if entry.policy is not None))
-    if len(policies) > 1:
-        said.append(f"The site's policy changed {_many(len(policies) - 1, 'time')}.")
-    if LEFT in entries[0].about:
-        left = entries[0].about[LEFT]
-        said.append(f"When it was begun, {left}: a crash at an earlier beginning, or an emptied ledger.")
-    interrupted = sum(entry.kind == "recovered" for entry in entries)
-    if interrupted:
-        said.append(f"The worker was interrupted while it wrote {_many(interrupted, 'time')}, and went on.")
-    return said
 
 
 def _say_verdict(result: Examination, key_of: str) -> list[str]:
@@ -194,16 +190,17 @@ def _say_verdict(result: Examination, key_of: str) -> list[str]:
         if key_of == "not checked"
         else f"with the key of the certificate of {key_of}"
     )
-    count = _many(len(result.entries), "entry")
+    count = many(len(result.entries), "entry")
     said = [f"The ledger is whole: its {count} follow one another, and the end is signed {signed}."]
     if result.torn:
         said.append(
-            f"It ends in the middle of a line, after {result.torn} bytes of it: a crash, and then nothing was sent for "
-            "it; or a cut, by somebody who kept an older tip. An end that was noted earlier tells which (--seen)."
+            f"After them {result.torn} bytes of a line stand that is not whole: a crash, and then nothing was done "
+            "about its message; or a cut, by somebody who kept an older tip. An end that was noted earlier tells which "
+            "(--seen). The worker sets it aside when it starts, and records that."
         )
     if result.unconfirmed:
         said.append(
-            f"The last {_many(result.unconfirmed, 'entry')} came after the tip was last written, in an interruption."
+            f"The last {many(result.unconfirmed, 'entry')} came after the tip was last written, in an interruption."
         )
     return said
 
@@ -218,14 +215,6 @@ _KINDS = {
     "confirmation": "confirmation of whose updates are summed",
     "unmasking": "message that unmasks the sum",
 }
-
-
-def _many(count: int, what: str) -> str:
-    if count == 1:
-        return f"1 {what}"
-    first, space, rest = what.partition(" ")
-    plural = f"{first[:-1]}ies" if first.endswith("y") else f"{first}s"
-    return f"{count:,} {plural}{space}{rest}"
 
 
 def _shape(shape: Iterable[int]) -> str:

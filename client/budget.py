@@ -1,35 +1,40 @@
 """The site's privacy budget: what every private round of every run has cost, in one file that only grows.
 
-`state/budget.jsonl` holds a line of JSON per round, written to the disk before the round begins, so before anything of
-it can leave: a round that then fails has cost its share all the same. Each line holds the hash of the line before, and
-`budget.tip` the number and hash of the last one, so that an altered, lost or reordered line, a torn end and a file that
-was cut or removed are found. What is not whole is not spent from: the worker does not start until somebody at the
-site has looked at it.
+`state/budget.jsonl` holds a line of JSON per round, and `budget.tip` the last line alone. The tip is written first, and
+both are on the disk before the round begins, so before anything of it can leave: a round that then fails has cost its
+share all the same. Where an interruption tore the last line, or kept it from being written, the tip holds it whole:
+the round counts as spent, at what it cost. Each line holds the hash of the line before, so that an altered, lost or
+reordered line and a file that was cut or removed are found. What is not whole is not spent from: the worker does not
+start until somebody at the site has looked at it.
 
 ε counts one image of the site's training set, whatever run it was used in; runs on other images are added all the same,
 so the sum is an upper bound. Neither ε nor what is left of it leaves the site; `read_budget` is for its own report.
 
-Not covered: whoever may write the site's state can begin a new file, or restore an old one with its tip.
+The gate notes each line's hash in its signed ledger, so that a file that was begun anew, or is of another day, is
+missed as long as that ledger is there.
 """
 
 import errno
 import hashlib
-import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, ValidationError
 
-from ept_fed.artefacts import write_text
+from client.interruption import is_torn, split_lines
+from client.round_cost import Mechanism, RoundCost
+from ept_fed.artefacts import sync_folder, write_bytes
 from ept_fed.privacy.accountant import GaussianSteps, spent_epsilon
 from ept_fed.settings import Count, Positive, Settings
 
-__all__ = ["BUDGET_FILE", "BudgetBrokenError", "BudgetLedger", "Charged", "OverspentError", "read_budget"]
+__all__ = ["BUDGET", "BUDGET_FILE", "BudgetBrokenError", "BudgetLedger", "Charged", "OverspentError", "read_budget"]
 
 BUDGET_FILE = "budget.jsonl"
+BUDGET = "budget"  # in the `about` of the ledger's entry for a line: the end that the line then was
 _FIRST = "0" * 64
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -53,9 +58,8 @@ class Charged(Settings):
         time: UTC, by the site's clock.
         run: the run.
         round: its round; it may occur again, as a round that is trained again costs again.
-        mechanism: how the numbers are accounted for.
+        mechanism, clip: see `RoundCost`.
         noise_multiplier, sampling_rate, steps: see `GaussianSteps`.
-        clip: longest gradient of an image.
         delta: at which `epsilon` holds.
         epsilon: of all lines up to this one together.
         previous: SHA-256 of the line before; zeros in the first.
@@ -68,7 +72,7 @@ class Charged(Settings):
     time: str
     run: str
     round: Count
-    mechanism: Literal["poisson-subsampled gaussian"] = "poisson-subsampled gaussian"
+    mechanism: Mechanism
     noise_multiplier: Positive
     sampling_rate: Annotated[float, Field(gt=0.0, le=1.0)]
     steps: Count
@@ -92,26 +96,54 @@ class BudgetLedger:
     """
 
     def __init__(self, path: Path, *, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
-        """Read a ledger; a file that is not there is an empty one, if its tip is not there either.
+        """Read a ledger, and change nothing; a file that is not there is an empty one, if its tip is not there either.
 
         Raises:
             BudgetBrokenError: if it is not whole.
             OSError: if it cannot be read.
         """
         self.path, self._clock = path, clock
-        self.charged, self._last = _read(path)
+        found = _read(path)
+        self.charged, self._last, self._owed, self._whole = found.lines, found.last, found.owed, found.whole
         self._size = _size(path)
 
-    def charge(
-        self, run: str, round_number: int, spending: GaussianSteps, *, clip: float, delta: float, epsilon: float | None
-    ) -> Charged:
+    @property
+    def owed(self) -> Charged | None:
+        """The last round, if an interruption tore its line or kept it from being written; it counts as spent."""
+        return self.charged[-1] if self._owed else None
+
+    @property
+    def end(self) -> str:
+        """Number and hash of the last line, for whoever is to miss it: "12:5f1c…"; "0:000…" before the first."""
+        return f"{len(self.charged)}:{self._last}"
+
+    def holds(self, end: str) -> bool:
+        """Tell whether a line that was once the last is still there."""
+        hashes = [line.previous for line in self.charged] + [self._last]
+        number, _, last = end.partition(":")
+        return number.isdigit() and int(number) < len(hashes) and hashes[int(number)] == last
+
+    def complete(self) -> None:
+        """Write the line that is owed, if one is.
+
+        Raises:
+            OSError: if it cannot be written.
+        """
+        if not self._owed:
+            return
+        try:
+            _append(self.path, self._whole, self._owed)
+        finally:
+            self._size = _size(self.path)
+        self._whole, self._owed = self._size, b""
+
+    def charge(self, run: str, round_number: int, cost: RoundCost, *, delta: float, epsilon: float | None) -> Charged:
         """Write down what a round is about to cost, on the disk when this returns.
 
         Args:
             run: the run.
             round_number: its round.
-            spending: what it will cost.
-            clip: longest gradient of an image.
+            cost: what it will cost.
             delta: δ of the budget.
             epsilon: ε of the budget, which all rounds together must not exceed; None sets no bound.
 
@@ -121,11 +153,13 @@ class BudgetLedger:
             OSError: if it cannot be written, and so must not happen.
         """
         if _size(self.path) != self._size:
-            raise BudgetBrokenError(f"{self.path.name} was changed, or an entry could not be written whole")
+            raise BudgetBrokenError(f"{self.path.name} was changed by somebody else")
+        self.complete()
         if epsilon is None and any((line.run, line.round) == (run, round_number) for line in self.charged):
             raise OverspentError(
                 f"round {round_number} was trained with noise before, and no budget bounds repetitions"
             )
+        spending = cost.spending
         total = spent_epsilon([*(line.spending for line in self.charged), spending], delta)
         if epsilon is not None and not total <= epsilon:
             spent = spent_epsilon([line.spending for line in self.charged], delta)
@@ -135,20 +169,23 @@ class BudgetLedger:
             time=self._clock().astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             run=run,
             round=round_number,
+            mechanism=cost.mechanism,
             noise_multiplier=spending.noise_multiplier,
             sampling_rate=spending.sampling_rate,
             steps=spending.steps,
-            clip=clip,
+            clip=cost.clip,
             delta=delta,
             epsilon=total,
             previous=self._last,
         )
         content = line.model_dump_json(by_alias=True).encode()
-        _append(self.path, content + b"\n")
-        self._size += len(content) + 1
+        self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        write_bytes(_tip(self.path), content + b"\n", mode=0o600)
+        sync_folder(self.path.parent)
+        # From here on the round has cost its share, whatever becomes of the line.
         self.charged.append(line)
-        self._last = hashlib.sha256(content).hexdigest()
-        _write_tip(self.path, line.sequence, self._last)
+        self._last, self._owed = hashlib.sha256(content).hexdigest(), content + b"\n"
+        self.complete()
         return line
 
 
@@ -159,75 +196,73 @@ def read_budget(path: Path) -> tuple[Charged, ...]:
         BudgetBrokenError: if the ledger is not whole.
         OSError: if it cannot be read.
     """
-    return tuple(_read(path)[0])
+    return tuple(_read(path).lines)
 
 
-def _read(path: Path) -> tuple[list[Charged], str]:
-    """Return the lines of a ledger and the hash of the last."""
-    tip = _read_tip(path)
+@dataclass(frozen=True)
+class _Found:
+    """What is on the disk: `owed` is the last line if the file lacks it, `whole` how many bytes stand before that."""
+
+    lines: list[Charged]
+    last: str
+    owed: bytes
+    whole: int
+
+
+def _read(path: Path) -> _Found:
+    # The lines first: a worker may write meanwhile, and then the tip is the newer one, as after an interruption.
     content = path.read_bytes() if path.exists() else b""
-    if content and not content.endswith(b"\n"):
-        raise BudgetBrokenError(f"{path.name} ends in the middle of a line")
-    lines, last = _parse(path, content.splitlines())
-    sequence, hashed = tip
-    # The tip is written after its line, so an interruption may leave it one line behind.
-    hashes = [_FIRST, *(line.previous for line in lines[1:]), last] if lines else [_FIRST]
-    if not max(0, len(lines) - 1) <= sequence <= len(lines) or hashes[sequence] != hashed:
-        raise BudgetBrokenError(f"{path.name} has {len(lines)} lines, and {_tip(path).name} says {sequence}")
-    return lines, last
-
-
-def _parse(path: Path, contents: Iterable[bytes]) -> tuple[list[Charged], str]:
+    tip = _tip(path).read_bytes() if _tip(path).exists() else None
+    whole, tail = split_lines(content)
     lines: list[Charged] = []
     last = _FIRST
-    for number, content in enumerate(contents, 1):
-        try:
-            line = Charged.model_validate_json(content)
-        except ValidationError as error:
-            raise BudgetBrokenError(f"line {number} of {path.name} is not one of a budget") from error
-        if line.sequence != number or line.previous != last:
-            raise BudgetBrokenError(f"line {number} of {path.name} does not follow the one before")
-        lines.append(line)
-        last = hashlib.sha256(content).hexdigest()
-    return lines, last
+    for line in whole:
+        lines.append(_parse(path, line, len(lines) + 1, last))
+        last = hashlib.sha256(line).hexdigest()
+    if tip is None and not content:
+        return _Found(lines, last, b"", 0)
+    if tip is None:
+        raise BudgetBrokenError(f"{path.name} has {len(lines)} lines, and {_tip(path).name} is missing")
+    if whole and not tail and tip == whole[-1] + b"\n":
+        return _Found(lines, last, b"", len(content))
+    latest = tip.removesuffix(b"\n")
+    lines.append(_parse(_tip(path), latest, len(lines) + 1, last))
+    if not is_torn(tail, tip):
+        raise BudgetBrokenError(f"{path.name} ends in something else than the line that {_tip(path).name} holds")
+    return _Found(lines, hashlib.sha256(latest).hexdigest(), tip, len(content) - len(tail))
+
+
+def _parse(path: Path, content: bytes, number: int, previous: str) -> Charged:
+    try:
+        line = Charged.model_validate_json(content)
+    except ValidationError as error:
+        raise BudgetBrokenError(f"line {number} of {path.name} is not one of a budget") from error
+    if line.sequence != number or line.previous != previous:
+        raise BudgetBrokenError(f"line {number} of {path.name} does not follow the one before")
+    return line
 
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def _append(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+def _append(path: Path, whole: int, content: bytes) -> None:
+    """Write a line behind so many whole bytes, in the place of what an interruption left there."""
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    size = os.fstat(handle).st_size
     try:
-        written = os.write(handle, content)
-        if written != len(content):
-            raise OSError(errno.ENOSPC, f"only {written} of {len(content)} bytes were written", path.name)
-        os.fsync(handle)
-    except OSError:
-        os.ftruncate(handle, size)
-        raise
+        os.ftruncate(handle, whole)
+        try:
+            written = os.write(handle, content)
+            if written != len(content):
+                raise OSError(errno.ENOSPC, f"only {written} of {len(content)} bytes were written", path.name)
+            os.fsync(handle)
+        except OSError:
+            os.ftruncate(handle, whole)
+            raise
     finally:
         os.close(handle)
+    sync_folder(path.parent)
 
 
 def _tip(path: Path) -> Path:
     return path.with_suffix(".tip")
-
-
-def _write_tip(path: Path, sequence: int, hashed: str) -> None:
-    write_text(_tip(path), json.dumps({"schema": 1, "sequence": sequence, "hash": hashed}) + "\n")
-
-
-def _read_tip(path: Path) -> tuple[int, str]:
-    tip = _tip(path)
-    if not tip.exists():
-        return 0, _FIRST
-    try:
-        found = json.loads(tip.read_bytes())
-        if set(found) != {"schema", "sequence", "hash"} or found["schema"] != 1 or type(found["sequence"]) is not int:
-            raise ValueError
-        return found["sequence"], str(found["hash"])
-    except (ValueError, TypeError, KeyError) as error:
-        raise BudgetBrokenError(f"{tip.name} is not the tip of a budget") from error

@@ -3,9 +3,10 @@
 import torch
 
 from client.model_slot import ModelSlot
+from client.noisy_update import UpdateNoise
 from client.site import Site
 from client.states import StateStore
-from ept_fed.config import Experiment
+from ept_fed.config import Experiment, FederationSettings
 from ept_fed.data.datasets import SiteData
 from ept_fed.models.backbones import Backbone, create_backbone
 from ept_fed.models.method import TunedViT
@@ -70,8 +71,18 @@ def create_site(
         ditto=experiment.personalisation.ditto,
         head=_choose_head(experiment, data.name, slot.model.device),
         privacy=experiment.training.privacy,
+        noise=_choose_noise(experiment.federation),
         masked=experiment.federation.secure_aggregation is not None,
         states=states,
+    )
+
+
+def _choose_noise(federation: FederationSettings) -> UpdateNoise | None:
+    private = federation.site_privacy
+    return (
+        None
+        if private is None
+        else UpdateNoise(private, federation.rounds, masked=federation.secure_aggregation is not None)
     )
 
 

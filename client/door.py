@@ -3,8 +3,7 @@
 from collections.abc import Mapping
 from typing import Literal, Protocol
 
-from ept_fed.config import PrivacySettings
-from ept_fed.privacy.accountant import GaussianSteps
+from client.round_cost import RoundCost
 from ept_fed.protocol.layout import PayloadLayout, Vector
 from ept_fed.protocol.messages import RoundReply, RoundRequest, Split
 from ept_fed.protocol.proposal import Proposal, SiteIntroduction
@@ -57,13 +56,12 @@ class Door(Protocol):
             MessageRefusedError: with a sentence that may leave the site.
         """
 
-    def charge(self, request: RoundRequest, spending: GaussianSteps, privacy: PrivacySettings) -> None:
+    def charge(self, request: RoundRequest, cost: RoundCost) -> None:
         """Take what a private round will cost from the site's budget, before the round begins.
 
         Args:
             request: that asks for the round.
-            spending: noise, sampling rate and steps.
-            privacy: clip and δ that the run agreed on.
+            cost: of the round, as the run agreed on it.
 
         Raises:
             MessageRefusedError: with a sentence that may leave the site.

@@ -7,20 +7,17 @@ values, and what to change, stay in the site's log and ledger.
 
 import dataclasses
 import hashlib
-import logging
-import math
 import threading
-from collections.abc import Mapping, Sequence
-from typing import NoReturn
-
-from pydantic import TypeAdapter, ValidationError
+from collections.abc import Mapping
 
 from client.budget import BudgetBrokenError, BudgetLedger, OverspentError
+from client.decisions import Decisions
 from client.door import Direction
-from client.gate_records import name_tensors, record_request, record_stage
+from client.gate_records import name_tensors, record_charge, record_release, record_request, record_stage
 from client.incoming import (
     judge_backbone,
     judge_change,
+    judge_name,
     judge_proposal,
     judge_request,
     judge_splits,
@@ -31,24 +28,18 @@ from client.incoming import (
 from client.known_runs import CONTENT, SPLITS, KnownRun, PromptStore, pinned_backbone, pinned_splits, recall_runs
 from client.ledger import Ledger, Record
 from client.masked import describe_masks, judge_masked_request, judge_repetition, judge_stage, judge_update
+from client.noise_rules import describe_noise, judge_clip
 from client.outgoing import judge_introduction, judge_reply
 from client.policy import Policy
-from client.rules import RuleBroken, RulesBrokenError
-from ept_fed.config import PrivacySettings
-from ept_fed.privacy.accountant import GaussianSteps
+from client.round_cost import RoundCost
+from client.rules import RuleBroken
 from ept_fed.protocol.frames import encode_frame
 from ept_fed.protocol.layout import PayloadLayout, Vector
 from ept_fed.protocol.messages import RoundReply, RoundRequest, Split, clean_text
 from ept_fed.protocol.proposal import Proposal, SiteIntroduction
 from ept_fed.protocol.stages import StageRequest
-from ept_fed.settings import Name
 
 __all__ = ["Gate"]
-
-_log = logging.getLogger(__name__)
-
-_LONGEST_REASON = 2000
-_NAME: TypeAdapter[str] = TypeAdapter(Name)
 
 
 class Gate:
@@ -58,9 +49,8 @@ class Gate:
         self, policy: Policy, ledger: Ledger, prompts: PromptStore, budget: BudgetLedger, *, site: str
     ) -> None:
         """Take policy, open ledger and budget, and recall from the ledger what was agreed and accepted before."""
-        self._policy, self._ledger, self._prompts, self._site = policy, ledger, prompts, site
-        self._budget = budget
-        self._policy_digest = policy.digest
+        self._policy, self._prompts, self._budget, self._site = policy, prompts, budget, site
+        self._decisions = Decisions(ledger, policy.digest)
         self._runs = recall_runs(ledger.history)
         self._pinned = pinned_backbone(ledger.history)
         self._splits = pinned_splits(ledger.history)
@@ -76,15 +66,16 @@ class Gate:
             OSError: if it cannot be recorded, and so does not pass.
         """
         with self._turn:
-            broken = _judge_name(run) + judge_proposal(self._policy, proposal, self._runs.get(run))
+            broken = judge_name(run) + judge_proposal(self._policy, proposal, self._runs.get(run))
             broken += judge_splits(self._policy, proposal, self._splits)
             secure = proposal.federation.secure_aggregation is not None
             about = {"proposal": proposal.digest} | (describe_masks(proposal) if secure else {})
+            about |= describe_noise(proposal.federation.site_privacy)
             if secure:
                 broken += judge_repetition(run, about[CONTENT], self._runs)
             record = Record("in", "introduce", "passed", run=clean_text(run, 64), about=about)
-            self._decide(record, frame, broken)
-            self._runs.setdefault(run, KnownRun(proposal.digest, secure=secure, content=about.get(CONTENT)))
+            self._decisions.settle(record, frame, broken)
+            self._runs.setdefault(run, KnownRun.agree(about))
             self._proposals[run] = proposal
 
     def release_introduction(
@@ -130,7 +121,7 @@ class Gate:
                 | {"validation_images": str(counts["validation"])}
                 | ({} if proposal is None else self._pin_splits(proposal)),
             )
-            self._decide(record, frame, broken)
+            self._decisions.settle(record, frame, broken)
             self._splits = record.about.get(SPLITS, self._splits)
             self._runs[run].introduce(record.about)
             self._pinned = self._pinned or introduction.backbone_digest
@@ -156,7 +147,7 @@ class Gate:
             broken = judge_request(self._policy, request, layout, known, sha256)
             if known is not None and known.secure:
                 broken += judge_masked_request(request, known)
-            broken += self._judge_agreement(known, proposal)
+            broken += self._judge_agreement(known, proposal, layout)
             latest = None
             if known is not None and not broken:
                 latest = self._prompts.latest(run, layout)
@@ -166,13 +157,13 @@ class Gate:
             record = dataclasses.replace(
                 record_request(request, "in"), tensors=tensors, about=self._pin_splits(proposal)
             )
-            self._decide(record, frame, broken)
+            self._decisions.settle(record, frame, broken)
             self._splits = record.about.get(SPLITS, self._splits)
             self._runs[run].accept(request_key(request), sha256)
             if latest is None or stage_of(request) >= latest[0]:
                 self._prompts.keep(run, layout, stage_of(request), request.payload)
 
-    def charge(self, request: RoundRequest, spending: GaussianSteps, privacy: PrivacySettings) -> None:
+    def charge(self, request: RoundRequest, cost: RoundCost) -> None:
         """Write down what a private round will cost, if the site's budget lasts.
 
         Raises:
@@ -185,17 +176,17 @@ class Gate:
                 self._budget.charge(
                     request.header.run,
                     request.header.round,
-                    spending,
-                    clip=privacy.clip,
-                    delta=privacy.delta if limit is None else limit.delta,
+                    cost,
+                    delta=cost.delta if limit is None else limit.delta,
                     epsilon=None if limit is None else limit.epsilon,
                 )
-            except OverspentError as error:
-                fix = "the site spends no more; raise outgoing.budget, if its images may tell more"
-                self._refuse(record_request(request, "in"), b"", [RuleBroken("outgoing.budget", str(error), fix)])
-            except BudgetBrokenError as error:
+            except (OverspentError, BudgetBrokenError) as error:
                 fix = "stop the worker and look at the file; nothing private is trained until it is whole"
-                self._refuse(record_request(request, "in"), b"", [RuleBroken("outgoing.budget", str(error), fix)])
+                if isinstance(error, OverspentError):
+                    fix = "the site spends no more; raise outgoing.budget, if its images may tell more"
+                broken = [RuleBroken("outgoing.budget", str(error), fix)]
+                self._decisions.refuse(record_request(request, "in"), b"", broken)
+            self._decisions.append(record_charge(request, self._budget.end), b"")
 
     def release(self, request: RoundRequest, reply: RoundReply, layout: PayloadLayout) -> RoundReply:
         """Return a reply as it may leave: metrics rounded or withheld, the update scaled down if the policy says so.
@@ -209,18 +200,9 @@ class Gate:
             released, broken = judge_reply(self._policy, request, reply, layout, known)
             record = record_request(request, "out")
             if released is None:
-                self._refuse(record, b"", broken)
+                self._decisions.refuse(record, b"", broken)
             leaving = released.reply
-            record = dataclasses.replace(
-                record,
-                tensors=_shapes_of(leaving, layout),
-                metrics=tuple(name for name, value in leaving.metrics.items() if not math.isnan(value)),
-                images=leaving.examples,
-                decision="clipped" if released.clipped else "passed",
-                rule=", ".join(rule for rule, _ in released.notes),
-                reason="; ".join(text for _, text in released.notes),
-            )
-            self._append(record, encode_frame(leaving))
+            self._decisions.append(record_release(record, released, layout), encode_frame(leaving))
             return leaving
 
     def admit_stage(self, request: StageRequest, proposal: Proposal, layout: PayloadLayout, frame: bytes) -> None:
@@ -228,8 +210,8 @@ class Gate:
         with self._turn:
             known = self._runs.get(request.header.run)
             broken = judge_stage(self._policy, request, layout, known)
-            broken += self._judge_agreement(known, proposal)
-            self._decide(record_stage(request, "in"), frame, broken)
+            broken += self._judge_agreement(known, proposal, layout)
+            self._decisions.settle(record_stage(request, "in"), frame, broken)
 
     def mask(
         self, request: StageRequest, received: Vector, trained: Vector, examples: int, layout: PayloadLayout
@@ -248,7 +230,7 @@ class Gate:
             leaving, clipped, broken = judge_update(self._policy, received, trained, examples, layout, known)
             record = record_stage(request, "out")
             if broken:
-                self._refuse(record, b"", broken)
+                self._decisions.refuse(record, b"", broken)
             self._masking = dataclasses.replace(
                 record,
                 tensors=layout.shapes,
@@ -271,9 +253,9 @@ class Gate:
             if request.stage == "masked input":
                 if masking is None or (masking.run, masking.round) != (record.run, record.round):
                     fix = "the update was not judged before it was masked"
-                    self._refuse(record, b"", [RuleBroken("protocol.stage", request.stage, fix)])
+                    self._decisions.refuse(record, b"", [RuleBroken("protocol.stage", request.stage, fix)])
                 record, self._masking = masking, None
-            self._append(record, frame)
+            self._decisions.append(record, frame)
             if request.stage == "masked input":
                 self._runs[request.header.run].masked = request.header.round
 
@@ -287,56 +269,21 @@ class Gate:
         """Record what could not be read or answered; the worker has refused it already."""
         with self._turn:
             record = Record(direction, clean_text(kind, 40), "refused", rule="protocol", reason=clean_text(reason))
-            self._append(record, frame)
+            self._decisions.append(record, frame)
 
     def close(self) -> None:
         """Let go of the ledger."""
-        self._ledger.close()
+        self._decisions.close()
 
-    def _judge_agreement(self, known: KnownRun | None, proposal: Proposal) -> list[RuleBroken]:
+    def _judge_agreement(self, known: KnownRun | None, proposal: Proposal, layout: PayloadLayout) -> list[RuleBroken]:
         """Return what of a run that the site agreed to breaks the policy of today."""
         if known is None or known.backbone is None:
             return []
         broken = judge_proposal(self._policy, proposal, known) + judge_splits(self._policy, proposal, self._splits)
+        broken += judge_clip(self._policy, proposal.federation.site_privacy, layout)
         return broken + judge_backbone(self._policy, known.backbone, self._pinned)
 
     def _pin_splits(self, proposal: Proposal) -> dict[str, str]:
         """Return what the first message that passes under a budget says of the splits, for all that come after it."""
         first = self._policy.outgoing.budget is not None and self._splits is None
         return {SPLITS: splits_of(proposal)} if first else {}
-
-    def _decide(self, record: Record, frame: bytes, broken: Sequence[RuleBroken]) -> None:
-        """Record a message as passed, or refuse it."""
-        if broken:
-            self._refuse(record, frame, broken)
-        self._append(record, frame)
-
-    def _refuse(self, record: Record, frame: bytes, broken: Sequence[RuleBroken]) -> NoReturn:
-        error = RulesBrokenError(broken)
-        # A request may break a rule with what its proposal broke it with: said once.
-        reason = clean_text("; ".join(dict.fromkeys(str(rule) for rule in broken)), _LONGEST_REASON)
-        _log.warning("refused %s (%s): %s", record.kind, record.direction, reason)
-        rule = ", ".join(error.rules)
-        self._append(dataclasses.replace(record, decision="refused", rule=rule, reason=reason), frame)
-        raise error
-
-    def _append(self, record: Record, frame: bytes) -> None:
-        """Write one entry; what cannot be recorded does not pass: the worker declines on any exception."""
-        sha256 = hashlib.sha256(frame).hexdigest() if frame else None
-        whole = dataclasses.replace(record, bytes=len(frame), sha256=sha256, policy=self._policy_digest)
-        self._ledger.append(whole)
-
-
-def _shapes_of(reply: RoundReply, layout: PayloadLayout) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    """Return names and shapes of all vectors that a reply carries, each by itself."""
-    payload = name_tensors(layout, None) if reply.payload is not None else ()
-    gradient = name_tensors(layout, "gradient")[len(layout.shapes) :] if reply.gradient is not None else ()
-    return payload + gradient
-
-
-def _judge_name(run: str) -> list[RuleBroken]:
-    try:
-        _NAME.validate_python(run)
-    except ValidationError:
-        return [RuleBroken("protocol.run", "name", "is not 1 to 64 letters, digits, dots, dashes or underscores")]
-    return []

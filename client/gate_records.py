@@ -1,12 +1,17 @@
-"""What the gate writes of a message whatever it decides: who, when, about what, and the shapes of what it carries."""
+"""What the gate writes of a message: who, when, about what, and the shapes of what it carries."""
 
+import dataclasses
+import math
+
+from client.budget import BUDGET
 from client.door import Direction
 from client.ledger import Record
+from client.outgoing import Release
 from ept_fed.protocol.layout import PayloadLayout
 from ept_fed.protocol.messages import RoundRequest, clean_text
 from ept_fed.protocol.stages import StageRequest
 
-__all__ = ["name_tensors", "record_request", "record_stage"]
+__all__ = ["name_tensors", "record_charge", "record_release", "record_request", "record_stage"]
 
 
 def record_request(request: RoundRequest, direction: Direction) -> Record:
@@ -25,6 +30,28 @@ def record_stage(request: StageRequest, direction: Direction) -> Record:
     """Return the same of a stage of secure aggregation."""
     header = request.header
     return Record(direction, request.stage, "passed", run=clean_text(header.run, 64), round=header.round)
+
+
+def record_charge(request: RoundRequest, end: str) -> Record:
+    """Return the note of what a private round was charged to the site's budget, which now ends like this."""
+    about = {BUDGET: end}
+    return Record("site", "charged", "noted", run=request.header.run, round=request.header.round, about=about)
+
+
+def record_release(record: Record, released: Release, layout: PayloadLayout) -> Record:
+    """Return the record of an answer as it may leave: what it carries, and what altered it."""
+    reply = released.reply
+    payload = name_tensors(layout, None) if reply.payload is not None else ()
+    gradient = name_tensors(layout, "gradient")[len(layout.shapes) :] if reply.gradient is not None else ()
+    return dataclasses.replace(
+        record,
+        tensors=payload + gradient,
+        metrics=tuple(name for name, value in reply.metrics.items() if not math.isnan(value)),
+        images=reply.examples,
+        decision="clipped" if released.clipped else "passed",
+        rule=", ".join(rule for rule, _ in released.notes),
+        reason="; ".join(text for _, text in released.notes),
+    )
 
 
 def name_tensors(layout: PayloadLayout, beside: str | None) -> tuple[tuple[str, tuple[int, ...]], ...]:

@@ -10,18 +10,12 @@ from flwr.clientapp import ClientApp
 
 from client.secure_rounds import SecureRounds
 from client.site import Site
-from ept_fed.flower import (
-    SITE_FAILED,
-    SITE_REFUSED,
-    decode_request,
-    encode_frame_record,
-    encode_reply,
-    read_frame_record,
-)
+from ept_fed.flower.messages import decode_request, encode_reply
+from ept_fed.flower.records import SITE_FAILED, SITE_REFUSED, encode_frame_record, read_frame_record
 from ept_fed.privacy.aggregation_session import AggregationSession
 from ept_fed.problems import InputRefusedError
 from ept_fed.protocol.frames import decode_frame, encode_frame
-from ept_fed.protocol.layout import PayloadMismatchError
+from ept_fed.protocol.layout import PayloadMismatchError, Vector
 from ept_fed.protocol.messages import MessageRefusedError, Phase, clean_text
 from ept_fed.protocol.stages import StageRequest
 from ept_fed.training.loop import TrainingDivergedError
@@ -39,11 +33,13 @@ class MaskedSums:
         find_rounds: the site's part, by its name.
         open_session: the session of a round, given the digest of what it began with.
         weigh: from training images to the site's weight.
+        fewest: sites that a sum is of, at least.
     """
 
     find_rounds: Callable[[str], SecureRounds]
     open_session: Callable[[int, str], AggregationSession]
     weigh: Callable[[int], int]
+    fewest: int
 
 
 def create_client_app(find_site: Callable[[Context], Site], masked: MaskedSums | None = None) -> ClientApp:
@@ -93,10 +89,12 @@ def _answer_stage(message: Message, site: Site, masked: MaskedSums | None) -> Me
     if masked is None or not isinstance(request, StageRequest):
         raise MessageRefusedError("this run has no secure aggregation")
     site.require_header(request.header)
-    round_number = request.header.round
-    reply = masked.find_rounds(site.name).answer(
-        request,
-        masked.open_session,
-        lambda: (site.trained_payload(round_number), masked.weigh(len(site.data.train))),
-    )
+    rounds = masked.find_rounds(site.name)
+
+    def update() -> tuple[Vector, int]:
+        number, received, _ = rounds.require_begun(request.header.round)
+        payload = site.masked_payload(number, received, fewest=masked.fewest)
+        return payload, masked.weigh(len(site.data.train))
+
+    reply = rounds.answer(request, masked.open_session, update)
     return Message(encode_frame_record(encode_frame(reply)), reply_to=message)

@@ -4,9 +4,10 @@ What is not covered: whether a server tells all sites the same, and what many pe
 """
 
 import numpy as np
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from client.known_runs import KnownRun, RequestKey
+from client.noise_rules import judge_noise
 from client.policy import Policy
 from client.rules import RuleBroken, beyond
 from ept_fed.config import TrainingSettings
@@ -14,11 +15,13 @@ from ept_fed.privacy.round_session import count_fewest
 from ept_fed.protocol.layout import PayloadLayout, PayloadMismatchError, Vector
 from ept_fed.protocol.messages import PROTOCOL_VERSION, Header, RoundRequest
 from ept_fed.protocol.proposal import Proposal
+from ept_fed.settings import Name
 
 __all__ = [
     "judge_backbone",
     "judge_change",
     "judge_header",
+    "judge_name",
     "judge_proposal",
     "judge_request",
     "judge_splits",
@@ -27,6 +30,18 @@ __all__ = [
     "splits_of",
     "stage_of",
 ]
+
+
+_NAME: TypeAdapter[str] = TypeAdapter(Name)
+
+
+def judge_name(run: str) -> list[RuleBroken]:
+    """Return what a run's name breaks, which becomes that of a file."""
+    try:
+        _NAME.validate_python(run)
+    except ValidationError:
+        return [RuleBroken("protocol.run", "name", "is not 1 to 64 letters, digits, dots, dashes or underscores")]
+    return []
 
 
 def judge_proposal(policy: Policy, proposal: Proposal, known: KnownRun | None) -> list[RuleBroken]:
@@ -53,7 +68,8 @@ def judge_proposal(policy: Policy, proposal: Proposal, known: KnownRun | None) -
         ),
         *beyond("incoming.tokens", model.tokens, rules.tokens),
         *beyond("incoming.fine_tune_epochs", personal.fine_tune_epochs or 0, rules.fine_tune_epochs),
-        *_judge_training(policy, proposal.training),
+        *_judge_training(policy, proposal.training, noisy=federation.site_privacy is not None),
+        *judge_noise(policy, federation.site_privacy),
     ]
     if ":" in model.backbone and not isinstance(rules.backbone, tuple):
         fix = "pin its SHA-256 in incoming.backbone before a server may name a repository of the internet"
@@ -132,7 +148,7 @@ def judge_request(
     for name, vector in (("payload", request.payload), ("correction", request.correction)):
         broken += [] if vector is None else _judge_vector(f"protocol.{name}", vector, layout)
     if request.phase == "train":
-        broken += _judge_train(policy, request)
+        broken += _judge_train(policy, request, noisy=known.noise is not None)
     else:
         broken += _outside_list("incoming.splits", request.split, rules.splits)
         if policy.outgoing.budget is not None and request.split == "train":
@@ -227,7 +243,7 @@ def measure_change(one: Vector, other: Vector, layout: PayloadLayout) -> dict[st
     return {name: float(np.sqrt(np.mean(difference * difference))) for name, difference in moved.items()}
 
 
-def _judge_train(policy: Policy, request: RoundRequest) -> list[RuleBroken]:
+def _judge_train(policy: Policy, request: RoundRequest, *, noisy: bool) -> list[RuleBroken]:
     broken = []
     if request.split != "train":
         broken.append(RuleBroken("protocol.request", request.split, "a train request is about the train split"))
@@ -245,14 +261,14 @@ def _judge_train(policy: Policy, request: RoundRequest) -> list[RuleBroken]:
     except ValidationError as error:
         fix = f"{error.error_count()} of them are none that this version has"
         return [*broken, RuleBroken("protocol.settings", "training settings", fix)]
-    return broken + _judge_training(policy, training)
+    return broken + _judge_training(policy, training, noisy=noisy)
 
 
-def _judge_training(policy: Policy, training: TrainingSettings) -> list[RuleBroken]:
+def _judge_training(policy: Policy, training: TrainingSettings, *, noisy: bool) -> list[RuleBroken]:
     ranges = policy.incoming.training
     unpaid = []
-    if policy.outgoing.budget is not None and training.privacy is None:
-        fix = "training without noise has no ε; the consortium has to set training.privacy"
+    if policy.outgoing.budget is not None and training.privacy is None and not noisy:
+        fix = "has no ε; the consortium has to set training.privacy, or federation.site_privacy"
         unpaid.append(RuleBroken("outgoing.budget", "training.privacy is null", fix))
     return unpaid + [
         broken

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
 from client.ledger_entry import Entry
 from ept_fed.protocol.layout import PayloadLayout, Vector
@@ -16,8 +17,10 @@ from ept_fed.sealed_tensors import SealBrokenError, read_sealed, seal_tensors
 
 __all__ = [
     "CONTENT",
+    "NOISE",
     "SECURE",
     "SPLITS",
+    "WITHHELD",
     "KnownRun",
     "PromptStore",
     "RequestKey",
@@ -29,7 +32,9 @@ __all__ = [
 RequestKey = tuple[int, str, str]  # round, phase, split
 # In the `about` of a proposal whose updates leave under masks: who takes part, and its digest whatever its name.
 SECURE, CONTENT = "masked among", "content"
+NOISE = "noise"  # in the `about` of a proposal with noise on whole updates: who adds it, and what is told beside them
 SPLITS = "splits"  # in the `about` of the first message that passed under a privacy budget
+WITHHELD = "metrics withheld"
 _PROMPTS = "prompts"
 
 
@@ -44,6 +49,7 @@ class KnownRun:
         validation_images: of the site in this run.
         secure: whether its updates leave under masks.
         content: digest of its proposal whatever its name, if its updates leave under masks.
+        noise: who adds it to updates, and what is told beside them; None if updates get none.
         masked: last round whose update left under masks.
         last_round: of the requests accepted so far.
         accepted: SHA-256 of the frame of every accepted request.
@@ -55,9 +61,25 @@ class KnownRun:
     validation_images: int = 0
     secure: bool = False
     content: str | None = None
+    noise: str | None = None
     masked: int = 0
     last_round: int = 0
     accepted: dict[RequestKey, str] = field(default_factory=dict)
+
+    @classmethod
+    def agree(cls, about: Mapping[str, str]) -> Self:
+        """Return a run that was just agreed to, by the ledger's words for its proposal."""
+        return cls(about["proposal"], secure=SECURE in about, content=about.get(CONTENT), noise=about.get(NOISE))
+
+    @property
+    def silent(self) -> bool:
+        """Whether loss and quality stay at the site."""
+        return self.noise is not None and self.noise.endswith(WITHHELD)
+
+    @property
+    def own_noise(self) -> bool:
+        """Whether what leaves carries noise that this site added, beside which the update itself cannot be seen."""
+        return self.noise is not None and not self.noise.startswith("central")
 
     def introduce(self, about: Mapping[str, str]) -> None:
         """Remember how the site introduced itself, by the ledger's words for it."""
@@ -77,7 +99,7 @@ def recall_runs(history: Iterable[Entry]) -> dict[str, KnownRun]:
         if entry.decision not in ("passed", "clipped") or entry.run is None:
             continue
         if entry.kind == "introduce" and entry.direction == "in":
-            runs.setdefault(entry.run, _recall_run(entry))
+            runs.setdefault(entry.run, KnownRun.agree(entry.about))
         elif entry.kind == "introduction" and entry.direction == "out":
             runs[entry.run].introduce(entry.about)
         elif entry.kind == "masked input" and entry.direction == "out" and entry.round is not None:
@@ -87,10 +109,6 @@ def recall_runs(history: Iterable[Entry]) -> dict[str, KnownRun]:
         elif entry.direction == "in" and entry.round is not None and entry.sha256 is not None:
             runs[entry.run].accept((entry.round, entry.kind, entry.split or ""), entry.sha256)
     return runs
-
-
-def _recall_run(entry: Entry) -> KnownRun:
-    return KnownRun(entry.about["proposal"], secure=SECURE in entry.about, content=entry.about.get(CONTENT))
 
 
 def pinned_backbone(history: Iterable[Entry]) -> str | None:

@@ -4,8 +4,9 @@ A line is on the disk before `append` returns, and nothing is sent or done befor
 it, in place and without waiting for the disk: one wait per message is what a message can afford, and a tip that a power
 failure left behind is told apart from a ledger that somebody shortened.
 
-One process writes at a time: the file is locked while it is open. A ledger that is not sound is not written to. One
-that a crash kept from being begun is begun again, and its first entry says that something was there.
+One process writes at a time: the file is locked while it is open. A ledger that is not sound is not written to. A last
+line that an interruption tore is set aside (`client.torn_lines`), and the next entry says so. A ledger that a crash
+kept from being begun is begun again, and its first entry says that something was there.
 """
 
 import fcntl
@@ -15,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -32,6 +34,8 @@ from client.ledger_entry import (
     parse_tip,
     sign_entry,
 )
+from client.torn_lines import find_unrecorded, set_aside
+from ept_fed.artefacts import sync_folder
 from ept_fed.bundles.signing import fingerprint
 
 __all__ = ["LEFT", "Ledger", "LedgerBrokenError", "LedgerBusyError", "Record", "tip_path"]
@@ -87,15 +91,24 @@ class Ledger:
         key: ec.EllipticCurvePrivateKey,
         *,
         site: str,
+        beginning: Mapping[str, str] = MappingProxyType({}),
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         """Open a ledger, or begin one.
+
+        Args:
+            path: the ledger's; its tip lies beside it.
+            key: the site's.
+            site: its name.
+            beginning: what the first entry says besides, if this begins the ledger; else it is said nowhere.
+            clock: the site's.
 
         Raises:
             LedgerBusyError: if another process has it open.
             LedgerBrokenError: if it is not sound, or was begun with another key.
         """
         self._key, self._clock, self._print = key, clock, fingerprint(key.public_key())
+        self._beginning = dict(beginning)
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.history: list[Entry] = []
@@ -167,24 +180,33 @@ class Ledger:
         content, tip = self.path.read_bytes(), tip_path(self.path).read_bytes()
         if is_unbegun(content, tip, self._key.public_key()):
             left = f"{len(content)} bytes of a ledger and {len(tip)} of a tip were there, and no whole entry"
-            self._begin(site, tip, {} if fresh else {LEFT: left})
+            self._begin(site, content, tip, self._beginning if fresh else {**self._beginning, LEFT: left})
+            self._note_torn()
             return
         found = examine(content, tip, self._key.public_key())
         if not found.sound:
             raise LedgerBrokenError(
                 f"{self.path} is not sound; {found.findings[0]}. Keep it and its tip as they are, find out who altered "
-                "them, and move both aside to begin a new ledger"
+                "them, and move both aside to begin a new one: ept-fed audit begin"
             )
         self.history = found.entries
         self._adopt(found.entries[-1], found.last)
         if found.torn:
+            set_aside(self.path, self._name, self._sequence + 1, content[-found.torn :])
             os.ftruncate(self._file, len(content) - found.torn)
-        if found.torn or found.unconfirmed:
-            interrupted = {"torn_bytes": str(found.torn), "unconfirmed_entries": str(found.unconfirmed)}
-            reason = "the worker was interrupted while it wrote; nothing was done about the message of a torn line"
-            self.append(Record("site", "recovered", "noted", reason=reason, about=interrupted))
+        self._note_torn()
+        if found.unconfirmed:
+            reason = "the worker was interrupted between an entry and its tip"
+            about = {"unconfirmed_entries": str(found.unconfirmed)}
+            self.append(Record("site", "recovered", "noted", reason=reason, about=about))
 
-    def _begin(self, site: str, tip: bytes, left: Mapping[str, str]) -> None:
+    def _note_torn(self) -> None:
+        """Record what was set aside, now or before another interruption."""
+        reason = "the worker was interrupted while it wrote; nothing was done about the message of a torn line"
+        for torn in find_unrecorded(self.path, self._name, self.history):
+            self.append(Record("site", "recovered", "noted", reason=reason, about=torn.describe()))
+
+    def _begin(self, site: str, content: bytes, tip: bytes, said: Mapping[str, str]) -> None:
         """Write the first entry, its tip before it: a ledger cut down to nothing never looks like one not yet begun.
 
         Both files' names are on the disk before the entry, or a power cut could take them with all that came after.
@@ -192,17 +214,19 @@ class Ledger:
         earlier = parse_tip(tip)
         # The name that a torn first line carries: until that line is gone, the new tip must fit it.
         self._name = secrets.token_hex(16) if earlier is None else earlier.ledger
+        if content.strip(b"\0"):
+            set_aside(self.path, self._name, 1, content)
         os.ftruncate(self._file, 0)
         pem = self._key.public_key().public_bytes(
             serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
         )
-        about = {"site": site, PUBLIC_KEY: pem.decode(), **left}
+        about = {"site": site, PUBLIC_KEY: pem.decode(), **said}
         first = self._compose(Record("site", "opened", "noted", reason="the ledger begins", about=about))
         self._adopt(first, hash_line(first.line))
         self._write_tip()
         os.fsync(self._tip)
         for folder in (self.path.parent, self.path.parent.parent):
-            _sync_folder(folder)
+            sync_folder(folder)
         self._write(first.line)
 
     def _adopt(self, latest: Entry, last: str) -> None:
@@ -229,11 +253,3 @@ class Ledger:
         tip = sign_entry(Tip(ledger=self._name, sequence=self._sequence, last=self._last), self._key)
         if os.pwrite(self._tip, tip.line.ljust(_TIP_BYTES - 1) + b"\n", 0) != _TIP_BYTES:
             raise OSError(f"{tip_path(self.path)}: the disk took only part of the tip; free some space")
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

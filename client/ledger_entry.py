@@ -117,7 +117,8 @@ class Entry(Signed):
         sequence: 1, 2, 3, …
         time: UTC, to the microsecond, by the site's clock.
         direction: in, out, or site for the worker's own notes.
-        kind: introduce, introduction, train, evaluate; opened, resumed or recovered for notes.
+        kind: introduce, introduction, train, evaluate, stages of secure aggregation; opened, recovered or charged for
+            notes.
         run: whose message it is.
         round: of the run.
         split: of an evaluation.

@@ -97,4 +97,4 @@ def judge_update(
         broken.append(RuleBroken("protocol.payload", "update", str(error)))
     if broken:
         return trained, "", broken
-    return bound_update(policy, received, trained, layout)
+    return bound_update(policy, received, trained, layout, known)

@@ -14,6 +14,7 @@ from monai.fl.utils.exchange_object import ExchangeObject
 
 from client.site import Site
 from ept_fed.config import TrainingSettings
+from ept_fed.problems import InputRefusedError, Problem
 from ept_fed.protocol.layout import Vector
 
 __all__ = ["EPTClientAlgo"]
@@ -27,7 +28,15 @@ class EPTClientAlgo(ClientAlgo):
     """
 
     def __init__(self, site: Site, settings: TrainingSettings, *, rounds: int) -> None:
-        """Wrap a site; `settings` are what a Flower train request would carry."""
+        """Wrap a site; `settings` are what a Flower train request would carry.
+
+        Raises:
+            InputRefusedError: for a site of a run with masks, or noise on its updates, which nothing here adds.
+        """
+        for field, present in (("secure_aggregation", site.masked), ("site_privacy", site.noisy)):
+            if present:
+                fix = "belongs to the messages between Flower and a site, which this is not; leave it out"
+                raise InputRefusedError([Problem(f"federation.{field}", "on", fix)])
         self.site = site
         self._settings, self._rounds = settings, rounds
         self._round = 0

@@ -1,19 +1,33 @@
 """Opening a site's gate: its policy, key, ledger and budget, each refused in words if it cannot be relied on."""
 
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
+
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from client.audit import examine
-from client.budget import BUDGET_FILE, BudgetBrokenError, BudgetLedger
+from client.budget import BUDGET, BUDGET_FILE, BudgetBrokenError, BudgetLedger
 from client.gate import Gate
 from client.known_runs import PromptStore
-from client.ledger import Ledger, LedgerBrokenError, LedgerBusyError, tip_path
+from client.ledger import Ledger, LedgerBrokenError, LedgerBusyError, Record, tip_path
+from client.ledger_entry import Entry
 from client.policy import load_policy
+from client.witnesses import find_missing, find_served, spell_served
 from ept_fed.bundles.signing import read_private_key
 from ept_fed.problems import InputRefusedError, Problem
 from ept_fed.site_settings import SiteSettings
 
-__all__ = ["LEDGER_FILE", "SITE_KEY", "check_gate", "open_gate"]
+__all__ = [
+    "LEDGER_FILE",
+    "SITE_KEY",
+    "check_gate",
+    "open_budget",
+    "open_gate",
+    "open_ledger",
+    "read_ledger",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -30,47 +44,85 @@ def open_gate(settings: SiteSettings, kit: Path) -> Gate:
         kit: folder of its kit.
 
     Raises:
-        InputRefusedError: for a policy or key that cannot be used, a ledger that is not sound or that another worker
-            has open.
+        InputRefusedError: for a policy or key that cannot be used; for a ledger that is not sound, that another worker
+            has open, or that knows less than the site's own state.
     """
     policy = load_policy(settings.policy)
     key = read_private_key(kit / SITE_KEY)
-    budget = _open_budget(settings)
-    path = settings.worker.state / LEDGER_FILE
+    budget = open_budget(settings)
+    path, state = settings.worker.state / LEDGER_FILE, settings.worker.state
+    served = find_served(state, budget.charged, settings.site)
+    content, tip = read_ledger(path)
+    if examine(content, tip, key.public_key()).unbegun:
+        # Before it is begun anew in silence.
+        _require_known(path, served, [])
+    ledger = open_ledger(path, key, settings.site)
     try:
-        ledger = Ledger(path, key, site=settings.site)
-    except (LedgerBrokenError, LedgerBusyError) as error:
-        raise InputRefusedError([Problem("ledger", str(path), str(error))]) from error
-    except OSError as error:
-        raise InputRefusedError([Problem("ledger", str(path), f"cannot be opened ({error.strerror})")]) from error
+        _require_known(path, served, ledger.history)
+        _require_charged(budget, ledger.history)
+        _complete(budget, ledger)
+    except BaseException:
+        ledger.close()
+        raise
     _log.info("policy %s, ledger of %d entries", policy.digest[:16], len(ledger.history))
-    return Gate(policy, ledger, PromptStore(settings.worker.state / _PROMPTS_FOLDER), budget, site=settings.site)
+    return Gate(policy, ledger, PromptStore(state / _PROMPTS_FOLDER), budget, site=settings.site)
 
 
 def check_gate(settings: SiteSettings, kit: Path) -> None:
     """Look at what `open_gate` needs without opening it: a worker may have the ledger open, and none need begin.
 
     Raises:
-        InputRefusedError: for a policy or key that cannot be used, or a ledger that is not sound.
+        InputRefusedError: as `open_gate`, but for a ledger that is open.
     """
     load_policy(settings.policy)
-    _open_budget(settings)
+    budget = open_budget(settings)
     key = read_private_key(kit / SITE_KEY).public_key()
     path = settings.worker.state / LEDGER_FILE
-    if not path.exists():
-        return
-    try:
-        # The tip first: a worker may write meanwhile, and then the ledger is the newer one, as after an interruption.
-        tip = tip_path(path).read_bytes() if tip_path(path).exists() else None
-        found = examine(path.read_bytes(), tip, key)
-    except OSError as error:
-        raise InputRefusedError([Problem("ledger", str(path), f"cannot be read ({error.strerror})")]) from error
+    # The state first: a worker may write meanwhile, and what it writes there is in the ledger before.
+    served = find_served(settings.worker.state, budget.charged, settings.site)
+    found = examine(*read_ledger(path), key)
     if found.findings:
         fix = f"is not sound; {found.findings[0]}. See ept-fed audit verify {path}"
         raise InputRefusedError([Problem("ledger", str(path), fix)])
+    _require_known(path, served, found.entries)
+    # The budget once more, as it was after the ledger: a line of it is written before the ledger's note.
+    _require_charged(open_budget(settings), found.entries)
 
 
-def _open_budget(settings: SiteSettings) -> BudgetLedger:
+def read_ledger(path: Path) -> tuple[bytes, bytes | None]:
+    """Return the bytes of a ledger, none if it is not there, and of its tip, None if that is not there.
+
+    Raises:
+        InputRefusedError: if they cannot be read.
+    """
+    try:
+        # The tip first: a worker may write meanwhile, and then the ledger is the newer one, as after an interruption.
+        tip = tip_path(path).read_bytes() if tip_path(path).exists() else None
+        return path.read_bytes() if path.exists() else b"", tip
+    except OSError as error:
+        raise InputRefusedError([Problem("ledger", str(path), f"cannot be read ({error.strerror})")]) from error
+
+
+def open_ledger(
+    path: Path,
+    key: ec.EllipticCurvePrivateKey,
+    site: str,
+    beginning: Mapping[str, str] = MappingProxyType({}),
+) -> Ledger:
+    """Return a site's ledger, open for writing; arguments as for `Ledger`.
+
+    Raises:
+        InputRefusedError: if it is not sound, another process has it open, or it cannot be opened.
+    """
+    try:
+        return Ledger(path, key, site=site, beginning=beginning)
+    except (LedgerBrokenError, LedgerBusyError) as error:
+        raise InputRefusedError([Problem("ledger", str(path), str(error))]) from error
+    except OSError as error:
+        raise InputRefusedError([Problem("ledger", str(path), f"cannot be opened ({error.strerror})")]) from error
+
+
+def open_budget(settings: SiteSettings) -> BudgetLedger:
     """Return the ledger of the site's budget.
 
     Raises:
@@ -80,9 +132,46 @@ def _open_budget(settings: SiteSettings) -> BudgetLedger:
     try:
         return BudgetLedger(path)
     except BudgetBrokenError as error:
-        fix = f"is not whole: {error}. Put it right, or take it away together with its .tip to begin a new budget"
+        fix = f"is not whole: {error}. Put the file and its .tip back as they were"
         raise InputRefusedError([Problem("outgoing.budget", str(path), fix)]) from error
     except OSError as error:
         raise InputRefusedError(
             [Problem("outgoing.budget", str(path), f"cannot be read ({error.strerror})")]
         ) from error
+
+
+def _require_known(path: Path, served: Mapping[str, int], history: Sequence[Entry]) -> None:
+    """Raise InputRefusedError if the site's state knows of more than its ledger."""
+    missing = find_missing(served, history)
+    if not missing:
+        return
+    there = "ends before that" if history else "is not there, or is empty"
+    fix = (
+        f"{there}: the state knows {spell_served(missing)}, so the ledger, or its end, was taken away together with "
+        "its tip. Find out by whom, and put both back. If they are lost, move aside what is left of them, and begin a "
+        "new one, which says so: ept-fed audit begin KIT --reason WHY"
+    )
+    raise InputRefusedError([Problem("ledger", str(path), fix)])
+
+
+def _require_charged(budget: BudgetLedger, history: Sequence[Entry]) -> None:
+    """Raise InputRefusedError if the budget lacks a line that the ledger names."""
+    named = [entry.about[BUDGET] for entry in history if BUDGET in entry.about]
+    if named and not budget.holds(named[-1]):
+        fix = (
+            f"lacks line {named[-1].partition(':')[0]}, which the ledger names: it was taken away together with its "
+            "tip, or is of another day. Put both back. If they are lost, nobody knows any more what was spent: move "
+            "the ledger and its tip aside too, and begin a new one, which says so: ept-fed audit begin KIT --reason WHY"
+        )
+        raise InputRefusedError([Problem("outgoing.budget", str(budget.path), fix)])
+
+
+def _complete(budget: BudgetLedger, ledger: Ledger) -> None:
+    """Write the budget's last line where an interruption kept it from being written, the ledger's note of it before."""
+    if budget.owed is None:
+        return
+    run, number = budget.owed.run, budget.owed.round
+    reason = "the line of a private round was not written whole; the round counts as spent"
+    _log.warning("%s: run %s, round %d", reason, run, number)
+    ledger.append(Record("site", "recovered", "noted", run=run, round=number, reason=reason))
+    budget.complete()

@@ -18,6 +18,7 @@ import numpy as np
 import ept_fed
 from client.incoming import judge_backbone, measure_change
 from client.known_runs import KnownRun
+from client.noise_rules import judge_clip
 from client.policy import Policy
 from client.rules import RuleBroken
 from ept_fed.config import SharedModelSettings
@@ -89,6 +90,7 @@ def judge_introduction(
     broken += judge_backbone(policy, introduction.backbone_digest, pinned)
     broken += _judge_layout(policy, introduction.layout, proposal)
     broken += judge_training_images(policy, introduction.examples)
+    broken += judge_clip(policy, proposal.federation.site_privacy, introduction.layout)
     try:
         introduction.layout.check(introduction.initial)
     except PayloadMismatchError as error:
@@ -124,6 +126,7 @@ def judge_reply(
             wants_gradient=request.wants_gradient,
             private=request.private,
             masked=known.secure and request.phase == "train",
+            silent=known.silent,
         )
     except (MessageRefusedError, PayloadMismatchError) as error:
         return None, [RuleBroken("protocol.reply", request.phase, str(error))]
@@ -131,7 +134,7 @@ def judge_reply(
     if reply.phase == "train":
         broken += judge_training_images(policy, reply.examples)
     if reply.payload is not None:
-        payload, clipped, outsized = bound_update(policy, request.payload, reply.payload, layout)
+        payload, clipped, outsized = bound_update(policy, request.payload, reply.payload, layout, known)
         broken += outsized
     if reply.gradient is not None and not policy.outgoing.gradient:
         broken.append(RuleBroken("outgoing.gradient", True, "set outgoing.gradient: true to let it leave"))
@@ -199,9 +202,15 @@ def judge_training_images(policy: Policy, examples: int) -> list[RuleBroken]:
 
 
 def bound_update(
-    policy: Policy, received: Vector, trained: Vector, layout: PayloadLayout
+    policy: Policy, received: Vector, trained: Vector, layout: PayloadLayout, known: KnownRun
 ) -> tuple[Vector, str, list[RuleBroken]]:
-    """Return the payload to send, what was done if it was clipped, and what it breaks if it may not leave."""
+    """Return the payload to send, what was done if it was clipped, and what it breaks if it may not leave.
+
+    An update with this site's own noise is longer for the noise, and neither refused nor scaled down for that: the
+    run's clip bounds it, which `client.noise_rules.judge_clip` holds against the same rule before the run begins.
+    """
+    if known.own_noise:
+        return _copy(trained), "", []
     rules = policy.outgoing.update
     sizes = measure_change(trained, received, layout)
     above = {name: size for name, size in sizes.items() if not size <= rules.bound}

@@ -26,7 +26,7 @@ from client.run_record import Received
 from client.run_registry import RunRegistry
 from client.service import describe_site
 from client.site import Site
-from client.spending import describe_charges
+from client.spending import describe_charges, is_silent
 from client.states import StateFolder, StateLostError, StateMemory, StateStore
 from client.train_alone import train_alone
 from client.warm_site import WarmSite
@@ -247,7 +247,7 @@ def _write_run(
         device=model.device,
     )
     limits = _describe_own_limits(found, over=over, damaged=damaged)
-    privacy = {site.name: describe_charges(_read_charges(settings), found.run)}
+    privacy = {site.name: describe_charges(_read_charges(settings), found.run, silent=is_silent(experiment))}
     own = {"round": found.round, "counted": counted, "privacy": privacy, "limits": limits, **comparison.to_json()}
     folder.write_report(report | own, comparison.rows())
 

@@ -14,6 +14,7 @@ from pydantic import AfterValidator, Field
 import ept_fed
 from ept_fed.bundles.canonical import spell_canonical
 from ept_fed.methods import HEAD_TENSORS, METHODS, may_travel
+from ept_fed.privacy_settings import NoiseSource
 from ept_fed.problems import InputRefusedError, Problem
 from ept_fed.settings import Count, Positive, Settings
 from ept_fed.settings_file import read_mapping, validate_settings
@@ -62,11 +63,16 @@ class UpdateBound(Settings):
 
 
 class Budget(Settings):
-    """How much all private training at this site may ever tell of one training image."""
+    """How much all private training at this site may ever tell of one training image, or of all of them."""
 
     epsilon: Positive = Field(description="largest ε of all private rounds together, over all runs")
     delta: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
         1e-5, description="probability that epsilon may fail to hold; keep it well below 1 / training images"
+    )
+    noise: tuple[NoiseSource, ...] = Field(
+        ("local",),
+        description="whose noise on whole updates counts (federation.site_privacy.noise), beside this site's own in "
+        "training: distributed believes the other sites, central the server",
     )
 
 

@@ -1,18 +1,20 @@
 """What a private round will cost, before it begins; or why it cannot be private as it is asked for."""
 
-from ept_fed.config import PrivacySettings, TrainingSettings
-from ept_fed.privacy.accountant import GaussianSteps
+from client.round_cost import Mechanism, RoundCost
+from ept_fed.config import TrainingSettings
+from ept_fed.privacy.site_noise import cost_of_round, find_site_noise
+from ept_fed.privacy_settings import PrivacySettings, SitePrivacySettings
 from ept_fed.problems import InputRefusedError
 from ept_fed.protocol.messages import MessageRefusedError, RoundRequest
 from ept_fed.training.private_loop import plan_private_round
 
-__all__ = ["plan_requested_round"]
+__all__ = ["plan_noisy_round", "plan_requested_round"]
 
 
 def plan_requested_round(
     settings: TrainingSettings, request: RoundRequest, agreed: PrivacySettings | None, images: int
-) -> GaussianSteps | None:
-    """Return noise, sampling rate and steps of the round; None where the run is not private.
+) -> RoundCost | None:
+    """Return what the round costs by noise on the gradients of images; None where there is none.
 
     Args:
         settings: of the request.
@@ -30,7 +32,19 @@ def plan_requested_round(
     if request.wants_gradient:
         raise MessageRefusedError("training.privacy: the gradient over all images has no noise, and stays here")
     try:
-        return plan_private_round(settings, images, request.rounds)
+        spending = plan_private_round(settings, images, request.rounds)
     except InputRefusedError as error:
         fields = ", ".join(problem.field for problem in error.problems)
         raise MessageRefusedError(f"training.privacy does not go with {fields}") from error
+    return RoundCost("poisson-subsampled gaussian", spending, settings.privacy.clip, settings.privacy.delta)
+
+
+def plan_noisy_round(settings: SitePrivacySettings, rounds: int) -> RoundCost:
+    """Return what each of so many rounds costs by noise on the whole update.
+
+    Raises:
+        ValueError: for an ε that no noise keeps.
+    """
+    noise = find_site_noise(settings.noise_multiplier, settings.epsilon, settings.delta, rounds=rounds)
+    mechanism: Mechanism = f"{settings.noise} gaussian"  # type: ignore[assignment]
+    return RoundCost(mechanism, cost_of_round(noise), settings.clip, settings.delta)

@@ -10,12 +10,13 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from ept_fed.privacy.aggregation_messages import Kind
 from ept_fed.privacy.aggregation_session import AggregationSession
 from ept_fed.privacy.aggregation_site import SecureAggregationSite
-from ept_fed.privacy.round_session import digest_start
-from ept_fed.protocol.layout import Vector
+from ept_fed.privacy.round_session import count_fewest, digest_start, plan_session
+from ept_fed.protocol.layout import PayloadLayout, Vector
 from ept_fed.protocol.messages import MessageRefusedError, RoundRequest
+from ept_fed.protocol.proposal import Proposal
 from ept_fed.protocol.stages import StageReply, StageRequest
 
-__all__ = ["Credentials", "SecureRounds"]
+__all__ = ["Credentials", "SecureRounds", "count_agreed_fewest", "plan_agreed_session"]
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,9 @@ class SecureRounds:
 
     Attributes:
         began: the last round that was trained, and the train request's payload and settings; None before the first.
-        masked: the last round whose update left under masks, 0 before the first. The update of that round, or one
-            before it, never leaves again: two sums of one round would differ by single sites.
+        masked: the last round whose update was made to leave under masks, 0 before the first. No update of that round,
+            or one before it, is made again: two sums of one round would differ by single sites, and two draws of
+            noise on one update by less noise.
     """
 
     def __init__(self, site: str, credentials: Callable[[], Credentials], *, masked: int = 0) -> None:
@@ -49,6 +51,16 @@ class SecureRounds:
     def begin(self, request: RoundRequest) -> None:
         """Remember what a round begins with: the sum is of sites that began with the same."""
         self.began = request.header.round, request.payload, request.settings
+
+    def require_begun(self, number: int) -> tuple[int, Vector, str]:
+        """Return a round's number, and the payload (n,) and settings that it began with.
+
+        Raises:
+            MessageRefusedError: if this is not the round trained last.
+        """
+        if self.began is None or self.began[0] != number:
+            raise MessageRefusedError(f"this site has not trained round {number} since it was started")
+        return self.began
 
     def answer(
         self,
@@ -69,13 +81,11 @@ class SecureRounds:
             PayloadMismatchError: for an update that cannot be summed.
             InputRefusedError: if this site is none of the session's.
         """
-        number = request.header.round
-        if self.began is None or self.began[0] != number:
-            raise MessageRefusedError(f"this site has not trained round {number} since it was started")
-        session = open_session(number, digest_start(*self.began[1:]))
+        number, received, settings = self.require_begun(request.header.round)
+        session = open_session(number, digest_start(received, settings))
+        if request.stage in ("advertisement", "masked input") and session.round <= self.masked:
+            raise MessageRefusedError(f"this site gave its part of round {self.masked} and gives none again")
         if request.stage == "advertisement":
-            if session.round <= self.masked:
-                raise MessageRefusedError(f"this site gave its part of round {self.masked} and gives none again")
             self._open = session, self._join(session)
         if self._open is None or self._open[0] != session:
             raise MessageRefusedError("no secure aggregation of this round is open at this site")
@@ -86,9 +96,10 @@ class SecureRounds:
             content = member.share_keys(request.content)
         elif request.stage == "masked input":
             member.require(Kind.MASKED_INPUT)
+            # Before the update is made: noise that was drawn once is not drawn again because something refused it.
+            self.masked = session.round
             values, weight = update()
             content = member.mask_input(request.content, values, weight)
-            self.masked = session.round
         elif request.stage == "confirmation":
             content = member.confirm(request.content)
         else:
@@ -106,3 +117,40 @@ class SecureRounds:
             authority=held.authority,
             now=datetime.now(UTC),
         )
+
+
+def count_agreed_fewest(proposal: Proposal) -> int:
+    """Return how many sites a sum of this run is of, at least."""
+    secure = proposal.federation.secure_aggregation
+    return count_fewest(len(proposal.sites), None if secure is None else secure.threshold)
+
+
+def plan_agreed_session(
+    run: str, proposal: Proposal, layout: PayloadLayout, round_number: int, start: str
+) -> AggregationSession:
+    """Return the secure aggregation of a round as this site agreed to it.
+
+    Args:
+        run: identity of the run.
+        proposal: that the site agreed to.
+        layout: of the payload.
+        round_number: the round.
+        start: `digest_start` of what it began with.
+
+    Raises:
+        MessageRefusedError: if the run has none.
+        InputRefusedError: if it has too few sites for it.
+    """
+    federation = proposal.federation
+    if federation.secure_aggregation is None:
+        raise MessageRefusedError("the updates of this run leave in clear")
+    return plan_session(
+        run=run,
+        round_number=round_number,
+        start=start,
+        sites=proposal.sites,
+        threshold=federation.secure_aggregation.threshold,
+        layout=layout,
+        weights=federation.weights,
+        weight_cap=federation.weight_cap,
+    )

@@ -23,7 +23,7 @@ from ept_fed.kit_layout import read_identity
 from ept_fed.problems import InputRefusedError, Problem
 from ept_fed.processes import FLOWER_SWITCHES, AlreadyRunsError, PidFile, end_marked
 from ept_fed.site_settings import SiteSettings, check_site, load_site_settings
-from ept_fed.supervision import Program, child_environment, find_program, supervise
+from ept_fed.supervision import Program, child_environment, supervise
 
 __all__ = [
     "Part",
@@ -39,6 +39,8 @@ Part = Literal["worker", "node"]
 _MARK = "EPT_FED_SITE"
 _GRACE_SECONDS = 15.0
 _STATUS_SECONDS = 10.0
+# How often the process that starts the app looks for a message that has come; Flower's own default is a second.
+_NODE_SWITCHES = {**FLOWER_SWITCHES, "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2"}
 
 _log = logging.getLogger(__name__)
 
@@ -83,7 +85,7 @@ def describe_programs(kit: Path, settings: SiteSettings, parts: Sequence[Part]) 
     """Return how the parts are started.
 
     Raises:
-        InputRefusedError: if files of the kit that they need are missing, or Flower is.
+        InputRefusedError: if files of the kit that they need are missing.
     """
     kit = kit.resolve()
     programs = []
@@ -93,7 +95,7 @@ def describe_programs(kit: Path, settings: SiteSettings, parts: Sequence[Part]) 
     if "node" in parts:
         home = kit / "node" / "flwr-home"
         programs.append(
-            _program(kit, "node", _supernode_command(kit, settings), {**FLOWER_SWITCHES, "FLWR_HOME": str(home)})
+            _program(kit, "node", _supernode_command(kit, settings), {**_NODE_SWITCHES, "FLWR_HOME": str(home)})
         )
     return tuple(programs)
 
@@ -170,21 +172,18 @@ def _supernode_command(kit: Path, settings: SiteSettings) -> tuple[str, ...]:
     """Return Flower's SuperNode: TLS by the consortium's own authority, this node's key, processes on loopback only."""
     server = read_identity(kit).server
     host, port = server.host, server.port
-    program = find_program("flower-supernode")
     problems = [
         Problem(name, str(kit / name), "is missing in the kit; get the kit again")
         for name in ("tls/ca.crt", "keys/node")
         if not (kit / name).exists()
     ]
-    if program is None:
-        problems.append(Problem("flower-supernode", "", "is not installed; install ept-fed with its dependencies"))
     if '"' in str(settings.worker.socket) or "\\" in str(settings.worker.socket):
         fix = "must not hold quotes or backslashes: Flower could not read it; give another path"
         problems.append(Problem("worker.socket", str(settings.worker.socket), fix))
-    if problems or program is None:
+    if problems:
         raise InputRefusedError(problems)
     return (
-        program,
+        *(sys.executable, "-m", "client.supernode"),
         *("--superlink", f"[{host}]:{port}" if ":" in host else f"{host}:{port}"),
         *("--root-certificates", str(kit / "tls" / "ca.crt")),
         *("--auth-supernode-private-key", str(kit / "keys" / "node")),

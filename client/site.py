@@ -1,5 +1,6 @@
 """One hospital's side of the federation: its images, its state, and how it answers a request."""
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,41 +12,42 @@ from torch import Tensor
 
 from client.local_round import train_local_round
 from client.model_slot import ModelSlot
+from client.noisy_update import UpdateNoise
 from client.private_plan import plan_requested_round
-from client.states import SiteState, StateLostError, StateMemory, StateStore, Tensors, capture_model, restore_model
-from ept_fed.config import PrivacySettings, TrainingSettings
-from ept_fed.data.datasets import CachedDataset, SiteData
-from ept_fed.evaluation.metrics import Array, classification_metrics
-from ept_fed.evaluation.prediction import predict_probabilities
-from ept_fed.models.method import TunedViT
-from ept_fed.models.payload import export_payload, import_payload, payload_layout
+from client.round_cost import RoundCost
+from client.site_model import SiteModel
+from client.states import SiteState, StateLostError, StateStore, capture_model
+from ept_fed.config import TrainingSettings
+from ept_fed.data.datasets import SiteData
 from ept_fed.privacy.accountant import GaussianSteps
+from ept_fed.privacy_settings import PrivacySettings
 from ept_fed.protocol.layout import Vector
-from ept_fed.protocol.messages import QUALITY_METRICS, Header, MessageRefusedError, RoundReply, RoundRequest
-from ept_fed.training.fitted_head import FeaturesDivergedError, HeadFit
-from ept_fed.training.loop import RoundScope, TrainingDivergedError, TrainingOutcome, use_bfloat16
+from ept_fed.protocol.messages import (
+    TOLD_METRICS,
+    Header,
+    MessageRefusedError,
+    RoundReply,
+    RoundRequest,
+)
+from ept_fed.training.fitted_head import HeadFit
+from ept_fed.training.loop import RoundScope, TrainingOutcome
 from ept_fed.training.payload_gradient import payload_gradient
 from ept_fed.training.penalties import LinearTerm, ProximalTerm
 from ept_fed.training.private_loop import plan_private_round
 
 __all__ = ["Charge", "Site"]
 
-Charge = Callable[[GaussianSteps, PrivacySettings], None]
+Charge = Callable[[RoundCost], None]
 
 
-class Site:
+class Site(SiteModel):
     """A site: train and evaluate on request, keep the head, the columns' shape and the optimiser's state at home.
 
     What it remembers is the state after each trained round, in its store; the model is loaded from there whenever this
     site takes its turn. A round that is asked for again therefore comes out the same.
 
     Attributes:
-        name: the site's registered name.
-        data: its splits.
-        layout: of the payload this site sends and accepts.
-        head_fit: how the head is computed; None if it is trained.
         run: identity of the run.
-        payload: folded or raw, as in `FederationSettings`.
         masked: whether updates leave under masks, and not with the reply.
     """
 
@@ -63,6 +65,7 @@ class Site:
         precision: str = "auto",
         head: HeadFit | None = None,
         privacy: PrivacySettings | None = None,
+        noise: UpdateNoise | None = None,
         masked: bool = False,
         states: StateStore | None = None,
     ) -> None:
@@ -80,51 +83,28 @@ class Site:
             precision: as in `TrainingSettings`.
             head: how the head is computed for the prompts at hand; None trains it with them.
             privacy: as in `TrainingSettings`; a round that is asked for otherwise is refused.
-            masked: whether updates leave under masks, see `trained_payload`, and not with the reply.
+            noise: on whole updates; None leaves them as they are.
+            masked: whether updates leave under masks, see `masked_payload`, and not with the reply.
             states: where its states live; None keeps them in memory.
         """
-        self.name = data.name
-        self.data = data
-        self.layout = payload_layout(slot.model, share=share, payload=payload, classes=data.classes)
-        self.run, self.payload = run, payload
-        self._slot, self._seed, self._ditto = slot, seed, ditto
+        super().__init__(
+            data,
+            slot,
+            share=share,
+            payload=payload,
+            evaluation_batch=evaluation_batch,
+            precision=precision,
+            head=head,
+            states=states,
+        )
+        self.run, self.masked = run, masked
+        self._seed, self._ditto, self._privacy, self._noise = seed, ditto, privacy, noise
         self._shared = (share, payload)
-        self._evaluation_batch = evaluation_batch
-        self._bfloat16 = use_bfloat16(precision, slot.model.device)
-        self._states: StateStore = StateMemory() if states is None else states
-        self.head_fit = head
-        self._privacy, self.masked = privacy, masked
-        self._adopted: Vector | None = None
-        self._fleeting = False
 
     @property
-    def model(self) -> TunedViT:
-        """The model with this site's tensors in it, and the payload it adopted last.
-
-        Raises:
-            RuntimeError: if another site took the slot from tensors that were only held for now.
-        """
-        if self._slot.holder is not self:
-            if self._fleeting:
-                raise RuntimeError(f"{self.name}: another site took the model before this one was done with it")
-            adopted = self._adopted
-            self._load(self._states.latest())
-            if adopted is not None:
-                self._import(adopted)
-        return self._slot.model
-
-    @property
-    def state(self) -> SiteState | None:
-        """What the last trained round left; None at the start."""
-        return self._states.latest()
-
-    def state_before(self, round_number: int) -> SiteState | None:
-        """Return what a round would start from; None for the start.
-
-        Raises:
-            StateLostError, SealBrokenError: see `StateStore.latest`.
-        """
-        return self._states.latest(before=round_number)
+    def noisy(self) -> bool:
+        """Whether noise covers its whole updates."""
+        return self._noise is not None
 
     def train(self, request: RoundRequest, *, charge: Charge | None = None) -> RoundReply:
         """Take over the global payload, evaluate it on the validation images, train one round, return the own payload.
@@ -150,28 +130,28 @@ class Site:
         if (settings.head == "discriminant") != (self.head_fit is not None):
             raise MessageRefusedError(f"training.head = '{settings.head}' is not what this run began with")
         private = plan_requested_round(settings, request, self._privacy, len(self.data.train))
+        cost = private if self._noise is None else self._noise.plan(request)
         started = time.perf_counter()
         self._load(before)
         self._import(request.payload)
         _, received = self.assess(self.data.validation)
         gradient = self._payload_gradient(settings.batch_size) if request.wants_gradient else None
         penalties = self._penalties(settings, request.correction)
-        if private is not None and settings.privacy is not None and charge is not None:
-            charge(private, settings.privacy)
-        trained = self._train_round(settings, request.header.round, request.rounds, before, penalties, private)
-        return RoundReply(
-            header=request.header,
-            phase="train",
-            payload=None if self.masked else self.export(),
-            examples=len(self.data.train),
-            metrics={
-                "loss": trained.loss,
-                "steps": float(trained.steps),
-                "seconds": time.perf_counter() - started,
-                **{f"validation_{name}": value for name, value in received.items()},
-            },
-            gradient=gradient,
-        )
+        if cost is not None and charge is not None:
+            charge(cost)
+        spending = None if private is None else private.spending
+        trained = self._train_round(settings, request.header.round, request.rounds, before, penalties, spending)
+        payload = None if self.masked else self.export()
+        if payload is not None and self._noise is not None:
+            payload = self._noise.cover(request.payload, payload)
+        metrics = {
+            "loss": trained.loss,
+            # Their number may tell how many images the classes have, so with noise it is what any images would give.
+            "steps": float(trained.steps if self._noise is None else settings.most_steps(len(self.data.train))),
+            "seconds": time.perf_counter() - started,
+            **{f"validation_{name}": value for name, value in received.items()},
+        }
+        return RoundReply(request.header, "train", payload, len(self.data.train), self._withhold(metrics), gradient)
 
     def evaluate(self, request: RoundRequest) -> RoundReply:
         """Evaluate the global payload with the own head on one of the own splits; trains nothing.
@@ -188,7 +168,7 @@ class Site:
             phase="evaluate",
             payload=None,
             examples=len(self.split(request.split)),
-            metrics={**metrics, "seconds": time.perf_counter() - started},
+            metrics=self._withhold({**metrics, "seconds": time.perf_counter() - started}),
         )
 
     def require(self, request: RoundRequest) -> None:
@@ -208,8 +188,13 @@ class Site:
         """Raise MessageRefusedError unless a message is about this run, backbone, layout and version."""
         header.require(Header(self.run, header.round, self._slot.model.backbone.digest, self.layout.hash))
 
-    def trained_payload(self, round_number: int) -> Vector:
-        """Return what training this round ended with, to be summed under masks.
+    def masked_payload(self, round_number: int, received: Vector, *, fewest: int) -> Vector:
+        """Return what training this round ended with, to be summed under masks; with noise it differs each time.
+
+        Args:
+            round_number: the round.
+            received: the payload that it began with.
+            fewest: sites that a sum is of, at least.
 
         Raises:
             MessageRefusedError: if the site has not trained it, or trained another since.
@@ -217,7 +202,8 @@ class Site:
         state = self.state
         if state is None or state.round != round_number:
             raise MessageRefusedError(f"the site has not just trained round {round_number}")
-        return self.own_payload()
+        trained = self.own_payload()
+        return trained if self._noise is None else self._noise.cover(received, trained, shares=fewest)
 
     def fit(
         self, settings: TrainingSettings, round_number: int, rounds: int, *, payload: Vector | None = None
@@ -239,73 +225,11 @@ class Site:
             private = plan_private_round(settings, len(self.data.train), rounds)
         return self._train_round(settings, round_number, rounds, before, [], private, alone=payload is None)
 
-    def refit_head(self) -> None:
-        """Compute the head anew for the prompts in the model, if this site's head is computed at all.
-
-        Raises:
-            TrainingDivergedError: if the prompts lead to features that are no numbers.
-        """
-        if self.head_fit is not None:
-            try:
-                self.head_fit.apply(self._slot.model, self.data.train)
-            except FeaturesDivergedError as diverged:
-                self._slot.holder = None
-                raise TrainingDivergedError(str(diverged)) from diverged
-
-    def forget_after(self, round_number: int) -> None:
-        """Go back to the state after a round: an early stop has trained one more that the prompts know nothing of."""
-        self._states.drop_after(round_number)
-        self._slot.holder = None
-
-    def adopt(self, payload: Vector) -> None:
-        """Take over a payload; the own columns keep their shape, and the head stays unless the payload holds one.
-
-        Raises:
-            PayloadMismatchError: if it does not fit this site's layout.
-        """
-        self.layout.check(np.asarray(payload))
-        self._load(self._states.latest())
-        self._import(payload)
-
-    def own_payload(self) -> Vector:
-        """Return the payload that this site's last trained round ended with; the start's if it never trained."""
-        self._load(self._states.latest())
-        return self.export()
-
-    def hold_for_now(self, tensors: Tensors, prefix: str = "model") -> None:
-        """Put tensors of `capture_model` into the slot; they are lost when another site takes it."""
-        restore_model(self._slot.model, tensors, prefix)
-        self._slot.holder, self._adopted, self._fleeting = self, None, True
-
-    def initial(self) -> Vector:
-        """Return the payload that the run starts from, the same at every site."""
-        self._load(None)
-        return self.export()
-
-    def export(self) -> Vector:
-        """Return what this site would send: the payload of the model as it stands."""
-        return export_payload(self.model, self.layout)
-
-    def assess(self, images: CachedDataset) -> tuple[Array, dict[str, float]]:
-        """Return probabilities (n, C) of the model as it stands, and `QUALITY_METRICS`."""
-        probabilities = predict_probabilities(
-            self.model, images, batch_size=self._evaluation_batch, bfloat16=self._bfloat16
-        )
-        metrics = classification_metrics(images.labels.numpy(), probabilities, images.task)
-        return probabilities, {key: metrics[key] for key in QUALITY_METRICS}
-
-    def split(self, name: str) -> CachedDataset:
-        """Return a split by name: train, validation or test."""
-        return {"train": self.data.train, "validation": self.data.validation, "test": self.data.test}[name]
-
-    def _load(self, state: SiteState | None) -> None:
-        restore_model(self._slot.model, self._slot.start if state is None else state.tensors)
-        self._slot.holder, self._adopted, self._fleeting = self, None, False
-
-    def _import(self, payload: Vector) -> None:
-        import_payload(self._slot.model, payload, self.layout)
-        self._adopted = np.array(payload)
-        self.refit_head()
+    def _withhold(self, metrics: dict[str, float]) -> dict[str, float]:
+        """Return metrics as they may leave: they have no noise, and are undefined where it covers the whole site."""
+        if self._noise is None or self._noise.settings.metrics:
+            return metrics
+        return {key: value if key in TOLD_METRICS else math.nan for key, value in metrics.items()}
 
     def _payload_gradient(self, batch_size: int) -> Vector:
         gradients = payload_gradient(self.model, self.data.train, batch_size=batch_size, shared=self._shared)

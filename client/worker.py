@@ -20,16 +20,15 @@ import ept_fed
 from client.agreed import require_agreed
 from client.door import Door
 from client.explain import explain
+from client.round_cost import RoundCost
 from client.run_record import Answer
 from client.run_registry import RunRegistry
-from client.secure_rounds import Credentials, SecureRounds
+from client.secure_rounds import Credentials, SecureRounds, count_agreed_fewest, plan_agreed_session
 from client.site import Site
 from client.warm_site import WarmSite
 from client.worker_status import Activity, WorkerStatus
-from ept_fed.config import PrivacySettings
-from ept_fed.privacy.accountant import GaussianSteps
-from ept_fed.privacy.aggregation_session import AggregationSession
-from ept_fed.privacy.round_session import plan_session, weigh_site
+from ept_fed.contradictions import check_sites
+from ept_fed.privacy.round_session import weigh_site
 from ept_fed.problems import InputRefusedError
 from ept_fed.protocol.frames import (
     Frame,
@@ -223,13 +222,12 @@ class Worker:
         secure = self._open_rounds(run)
 
         def update() -> tuple[Vector, int]:
-            trained, began = site.trained_payload(number), secure.began
-            if began is None:
-                raise MessageRefusedError(f"what round {number} began with is lost")
-            leaving = self._at_door(lambda: self._door.mask(request, began[1], trained, examples, site.layout))
+            _, received, _ = secure.require_begun(number)
+            trained = site.masked_payload(number, received, fewest=count_agreed_fewest(proposal))
+            leaving = self._at_door(lambda: self._door.mask(request, received, trained, examples, site.layout))
             return leaving, weigh_site(examples, federation.weights, federation.weight_cap)
 
-        reply = secure.answer(request, partial(_plan_session, run, proposal, site.layout), update)
+        reply = secure.answer(request, partial(plan_agreed_session, run, proposal, site.layout), update)
         leaving = encode_frame(reply)
         self._at_door(lambda: self._door.release_stage(request, leaving))
         self._registry.record(run).note(Answer(request.stage, len(content), len(leaving), number))
@@ -261,7 +259,9 @@ class Worker:
         Raises:
             MessageRefusedError, InputRefusedError: naming what stands in the way.
         """
-        session = _plan_session(run, proposal, layout, 1, "")
+        if problems := check_sites(proposal.federation, proposal.sites):
+            raise InputRefusedError(problems)
+        session = plan_agreed_session(run, proposal, layout, 1, "")
         if self._settings.site not in proposal.sites:
             raise MessageRefusedError("this site is not among those that the run is proposed to")
         if proposal.federation.weights == "examples" and examples > session.encoding.heaviest:
@@ -277,8 +277,8 @@ class Worker:
         self._finished = _Finished(hashlib.sha256(content).digest(), reply)
         return reply
 
-    def _charge(self, request: RoundRequest, spending: GaussianSteps, privacy: PrivacySettings) -> None:
-        self._at_door(lambda: self._door.charge(request, spending, privacy))
+    def _charge(self, request: RoundRequest, cost: RoundCost) -> None:
+        self._at_door(lambda: self._door.charge(request, cost))
 
     def _recall(self, request: RoundRequest, content: bytes, site: Site) -> RoundReply | None:
         """Return the reply that this very request had, if the site still stands where it left it."""
@@ -360,22 +360,3 @@ class Worker:
             except (MessageRefusedError, OSError):
                 _log.exception("a refusal could not be recorded")
         return refusal
-
-
-def _plan_session(
-    run: str, proposal: Proposal, layout: PayloadLayout, round_number: int, start: str
-) -> AggregationSession:
-    """Return the secure aggregation of a round as this site agreed to it."""
-    federation = proposal.federation
-    if federation.secure_aggregation is None:
-        raise MessageRefusedError("the updates of this run leave in clear")
-    return plan_session(
-        run=run,
-        round_number=round_number,
-        start=start,
-        sites=proposal.sites,
-        threshold=federation.secure_aggregation.threshold,
-        layout=layout,
-        weights=federation.weights,
-        weight_cap=federation.weight_cap,
-    )

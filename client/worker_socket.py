@@ -3,7 +3,7 @@
 import socket
 from pathlib import Path
 
-from ept_fed.protocol.frames import PREFIX_BYTES, Frame, decode_frame, encode_frame, read_prefix
+from ept_fed.protocol.framing import PREFIX_BYTES, read_prefix
 
 __all__ = ["WorkerAwayError", "ask_worker", "receive_frame"]
 
@@ -15,25 +15,25 @@ class WorkerAwayError(ConnectionError):
     """No worker answers at the socket, or it ended in the middle of an answer; the text names no path."""
 
 
-def ask_worker(path: Path, question: Frame, *, seconds: float | None) -> Frame:
-    """Send a frame to the worker and return its answer.
+def ask_worker(path: Path, question: bytes, *, seconds: float | None) -> bytes:
+    """Send a frame to the worker and return the frame that it answers.
 
     Args:
         path: of the socket.
-        question: what to send.
+        question: a whole frame; of less, the worker would wait for the rest.
         seconds: how long to wait for the answer; None waits as long as the worker lives.
 
     Raises:
         WorkerAwayError: if there is no worker, or it went away.
-        MessageRefusedError: if its answer cannot be read.
+        MessageRefusedError: if its answer is no frame.
     """
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             connection.settimeout(_CONNECT_SECONDS)
             connection.connect(str(path))
             connection.settimeout(seconds)
-            connection.sendall(encode_frame(question))
-            return decode_frame(receive_frame(connection))
+            connection.sendall(question)
+            return receive_frame(connection)
     except (OSError, EOFError) as error:
         raise WorkerAwayError("the site's worker does not answer; the site has to start it") from error
 

@@ -16,7 +16,7 @@ from pydantic_core import PydanticUndefined
 from typer.main import get_command
 
 from client import policy
-from ept_fed import config, data_settings, federation_file, partition_settings, site_settings
+from ept_fed import config, data_settings, federation_file, partition_settings, privacy_settings, site_settings
 from ept_fed.benchmark_settings import BenchmarkSettings
 from ept_fed.cli.main import app
 from ept_fed.methods import METHODS
@@ -34,9 +34,11 @@ _NAMES = {
 _SECTIONS: dict[str, type[BaseModel]] = {
     "model": config.ModelSettings,
     "training": config.TrainingSettings,
-    "training.privacy": config.PrivacySettings,
+    "training.privacy": privacy_settings.PrivacySettings,
     "federation": config.FederationSettings,
-    "federation.secure_aggregation": config.SecureAggregationSettings,
+    "federation.secure_aggregation": privacy_settings.SecureAggregationSettings,
+    "federation.site_privacy": privacy_settings.SitePrivacySettings,
+    "federation.site_privacy.adaptive": privacy_settings.AdaptiveClipSettings,
     "personalisation": config.PersonalisationSettings,
     "evaluation": config.EvaluationSettings,
     "benchmark": BenchmarkSettings,

@@ -5,13 +5,15 @@
 
 import hashlib
 import json
+import math
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from ept_fed.benchmark_settings import BenchmarkSettings
 from ept_fed.data_settings import LOCAL_DATA_FIELDS, AnyDataSettings
+from ept_fed.privacy_settings import PrivacySettings, SecureAggregationSettings, SitePrivacySettings
 from ept_fed.settings import Count, Fraction, Name, Positive, Seed, Settings
 
 __all__ = [
@@ -23,7 +25,6 @@ __all__ = [
     "LocalModelSettings",
     "ModelSettings",
     "PersonalisationSettings",
-    "PrivacySettings",
     "SharedModelSettings",
     "TrainingSettings",
 ]
@@ -73,30 +74,6 @@ class ModelSettings(LocalModelSettings, SharedModelSettings):
 EPT_SETTINGS = ("prompt_length", "prompt_layers", "tokens", "embedding", "init", "initial_sink")
 
 
-class PrivacySettings(Settings):
-    """Differentially private training of single images (DP-SGD); see docs/privacy.md.
-
-    Give noise_multiplier or epsilon, not both. An epsilon is what the whole run may cost a site; each site finds the
-    noise for it from its own number of images.
-    """
-
-    clip: Positive = Field(
-        description="C, longest gradient of one image in L2, over sinks, tokens and head together; longer ones are "
-        "scaled down to it"
-    )
-    noise_multiplier: Positive | None = Field(None, description="σ, standard deviation of the noise over clip")
-    epsilon: Positive | None = Field(None, description="what all rounds together cost, if the site is asked in each")
-    delta: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
-        1e-5, description="probability that epsilon may fail to hold; keep it well below 1 / training images"
-    )
-
-    @model_validator(mode="after")
-    def _check_noise(self) -> "PrivacySettings":
-        if (self.noise_multiplier is None) == (self.epsilon is None):
-            raise ValueError("set either noise_multiplier or epsilon, and leave the other one out")
-        return self
-
-
 class TrainingSettings(Settings):
     """What one site does in one round. These settings travel with every train request."""
 
@@ -138,13 +115,11 @@ class TrainingSettings(Settings):
     )
     privacy: PrivacySettings | None = Field(None, description="clipped and noisy gradients; null trains without")
 
-
-class SecureAggregationSettings(Settings):
-    """Masks that cancel in the sum: the server learns the average of a round's updates and none of them."""
-
-    threshold: Annotated[int, Field(ge=2)] | None = Field(
-        None, description="sites that must stay to the end of a round, more than half of all; null: two thirds of them"
-    )
+    def most_steps(self, examples: int) -> int:
+        """Return the optimiser steps of one round on so many images; with a discriminant's head it may have fewer."""
+        # Beside a discriminant's head an epoch has two halves, which may share images of classes that have one only.
+        parts = 2 if self.head == "discriminant" else 1
+        return parts * (self.head_first_epochs + self.epochs) * math.ceil(examples / self.batch_size)
 
 
 class FederationSettings(Settings):
@@ -192,6 +167,9 @@ class FederationSettings(Settings):
     )
     secure_aggregation: SecureAggregationSettings | None = Field(
         None, description="hide every site's update from the server; null: it sees them; {} takes the defaults below"
+    )
+    site_privacy: SitePrivacySettings | None = Field(
+        None, description="clip every site's update and add noise, so that ε bounds what it tells of the whole site"
     )
 
 

@@ -11,6 +11,7 @@ from ept_fed.options import check_options
 from ept_fed.privacy_contradictions import find_privacy_contradictions
 from ept_fed.problems import Problem
 from ept_fed.secure_contradictions import check_secure_sites, find_secure_contradictions
+from ept_fed.site_privacy_contradictions import check_noise_shares, find_site_privacy_contradictions
 from ept_fed.strategies import STRATEGIES, count_asked, resolve_options
 
 __all__ = ["check_sites", "find_contradictions", "find_shared_contradictions"]
@@ -67,6 +68,7 @@ def _check_sections(experiment: Experiment) -> list[Problem]:
         fix = "compares the sites' local models, and there are none; add local to evaluation.baselines"
         found.append(Problem("evaluation.cross_site", True, fix))
     found += find_privacy_contradictions(experiment) + find_secure_contradictions(federation)
+    found += find_site_privacy_contradictions(experiment)
     return found + _check_method(model, training, federation) + _check_strategy(federation)
 
 
@@ -153,4 +155,4 @@ def check_sites(federation: FederationSettings, names: Collection[str]) -> list[
         found.append(Problem("federation.quorum", federation.quorum, fix))
     if federation.sites_per_round > sites:
         found.append(Problem("federation.sites_per_round", federation.sites_per_round, f"there are {sites} sites"))
-    return found + check_secure_sites(federation, sites)
+    return found + check_secure_sites(federation, sites) + check_noise_shares(federation, sites)

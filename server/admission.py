@@ -1,6 +1,6 @@
 """What a reply must be before it counts: well-formed, about this round, within its site's bounds and not outsized.
 
-`admit` looks at one reply: claims before bytes, header before content (`ept_fed.flower.decode_reply`), then what this
+`admit` looks at one reply: its spelling, then its header before its content (`ept_fed.flower.messages`), then what this
 plan allows its site. `refuse_outsized` compares the replies of a round with each other.
 """
 
@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from flwr.app import Message
 
-from ept_fed.flower import decode_reply
+from ept_fed.flower.messages import decode_reply
 from ept_fed.protocol.layout import Vector
 from ept_fed.protocol.messages import MessageRefusedError, Phase, RoundReply, RoundRequest
 from ept_fed.protocol.plan import Plan
@@ -47,6 +47,7 @@ def admit(site: str, message: Message, request: RoundRequest, plan: Plan) -> Rou
         wants_gradient=request.wants_gradient,
         private=request.private,
         masked=bool(plan.secure_sites),
+        silent=plan.silent,
     )
     most = plan.max_examples.get(site)
     if request.phase == "train" and most is not None and reply.examples > most:

@@ -12,7 +12,7 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from ept_fed.config import Experiment
-from ept_fed.flower import decode_introduction, encode_proposal
+from ept_fed.flower.messages import decode_introduction, encode_proposal
 from ept_fed.privacy.round_session import count_fewest
 from ept_fed.protocol.layout import PayloadMismatchError
 from ept_fed.protocol.make_plan import make_plan

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from ept_fed.flower import ARRAYS, CONFIG, count_bytes, encode_request_arrays, encode_request_config
+from ept_fed.flower.messages import encode_request
+from ept_fed.flower.transport import count_bytes
 from ept_fed.protocol.layout import PayloadMismatchError, Vector
 from ept_fed.protocol.messages import MessageRefusedError, Phase, RoundReply, RoundRequest, clean_text
 from ept_fed.protocol.plan import Plan
@@ -62,11 +63,11 @@ class Exchange:
             wants_gradient=phase == "train" and STRATEGIES[self._plan.strategy].wants_gradient,
         )
         # One record for all where it can be: what is equal for every site is built, hashed and sent once.
-        shared, own = _write(request), corrections or {}
+        shared, own = encode_request(request), corrections or {}
         messages = []
         for node, name in self._nodes.items():
             correction = own.get(name)
-            content = shared if correction is None else _write(replace(request, correction=correction))
+            content = shared if correction is None else encode_request(replace(request, correction=correction))
             messages.append(self._address(content, phase, node))
         waiting = set(self._nodes)
         accepted: list[Accepted] = []
@@ -109,7 +110,3 @@ def find_sender(reply: Message, questions: Sequence[Message]) -> int:
             if question.metadata.message_id == asked:
                 return question.metadata.dst_node_id
     return reply.metadata.src_node_id
-
-
-def _write(request: RoundRequest) -> RecordDict:
-    return RecordDict({ARRAYS: encode_request_arrays(request), CONFIG: encode_request_config(request)})

@@ -92,8 +92,8 @@ def run_rounds(
         plan: what to run.
         aggregator: from `create_aggregator`.
         observer: told about every reply, payload and round.
-        resume: where an earlier process was; None starts with round 1.
-        save: called with a checkpoint after every round, once the observer has the payload.
+        resume: where an earlier process was; None starts with round 1. The observer is told its payload again.
+        save: called with a checkpoint after every round, before the observer has the payload.
         authority: whose certificates sites sign with; needed where updates are masked.
     """
     if plan.secure_sites and authority is None:
@@ -104,6 +104,7 @@ def run_rounds(
         records, payload = list(resume.records), resume.payload
         aggregator.load_state(resume.strategy, payload)
         stop.state = resume.stopping
+        observer.on_payload(len(records), payload, records[-1].seconds)
     for round_number in range(len(records) + 1, plan.rounds + 1):
         started = time.perf_counter()
         nodes, absent = _select_sites(grid, plan, "train", round_number)
@@ -133,10 +134,11 @@ def run_rounds(
         payload, record.outcome = _aggregate(aggregator, plan, record, collected, payload)
         record.seconds = time.perf_counter() - started
         _log.info("round %d: %s", round_number, record.outcome)
-        observer.on_payload(round_number, payload, record.seconds)
         records.append(record)
         if save is not None:
+            # Before anybody sees the payload: a resumed run that averaged the round again would draw other noise.
             save(Checkpoint(payload, aggregator.state(), records, stop.state))
+        observer.on_payload(round_number, payload, record.seconds)
     nodes, absent = _select_sites(grid, plan, "evaluate", plan.rounds)
     exchange = Exchange(grid, plan, nodes, plan.rounds, observer.on_site)
     _note_evaluation(records[-1], exchange.run("evaluate", payload))

@@ -9,7 +9,8 @@ from cryptography import x509
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from ept_fed.flower import count_bytes, encode_frame_record, read_frame_record
+from ept_fed.flower.records import encode_frame_record, read_frame_record
+from ept_fed.flower.transport import count_bytes
 from ept_fed.privacy.aggregation_server import SecureAggregationServer, SecureMean
 from ept_fed.privacy.aggregation_session import AggregationAbandonedError
 from ept_fed.privacy.round_session import digest_start, weigh_site

@@ -12,13 +12,13 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from flwr.serverapp import Grid
 from flwr.serverapp import strategy as flower
 
-from ept_fed.flower import encode_payload
 from ept_fed.protocol.layout import Vector
 from ept_fed.protocol.plan import Plan
 from ept_fed.strategies import STRATEGIES
 from server.aggregation import fednova, geometric_median, log_mean_exp, site_weights
 from server.aggregator import Aggregator, Update, count_examples, stack_payloads
 from server.corrected import FedDyn, Scaffold
+from server.noisy_mean import NoisyMean
 
 __all__ = ["AGGREGATORS", "FlowerAggregator", "create_aggregator"]
 
@@ -44,7 +44,7 @@ class FlowerAggregator(Aggregator):
         weights = self._weigh(count_examples(updates))
         grid = cast(Grid, _Nodes(len(updates)))
         requests = sorted(
-            self._strategy.configure_train(round_number, encode_payload(payload), ConfigRecord(), grid),
+            self._strategy.configure_train(round_number, _as_record(payload), ConfigRecord(), grid),
             key=lambda request: request.metadata.dst_node_id,
         )
         replies = [
@@ -73,8 +73,8 @@ class FlowerAggregator(Aggregator):
         if unknown:
             raise ValueError(f"{type(self._strategy).__name__} does not remember {sorted(unknown)}")
         if hasattr(self._strategy, "current_arrays"):
-            self._strategy.current_arrays = encode_payload(payload)
-        (key,) = encode_payload(payload)
+            self._strategy.current_arrays = _as_record(payload)
+        (key,) = _as_record(payload)
         for name in self._memory:
             held: Any = None
             if name in state:
@@ -113,7 +113,10 @@ def create_aggregator(plan: Plan) -> Aggregator:
     """
     if plan.strategy not in AGGREGATORS:
         raise ValueError(f"federation.strategy = '{plan.strategy}': choose one of {', '.join(sorted(AGGREGATORS))}")
-    return AGGREGATORS[plan.strategy](plan)
+    aggregator, private = AGGREGATORS[plan.strategy](plan), plan.site_privacy
+    if private is None or private.noise != "central":
+        return aggregator
+    return NoisyMean(aggregator, private, rounds=plan.rounds)
 
 
 def _weigh(plan: Plan) -> Callable[[np.ndarray], np.ndarray]:
@@ -188,5 +191,8 @@ def _stack(updates: Sequence[Update], weigh: Callable[[np.ndarray], np.ndarray])
 
 def _as_reply(request: Message, update: Update, weight: float) -> Message:
     metrics = MetricRecord({_WEIGHT: weight, _LOSS: update.loss})
-    arrays = ArrayRecord({"payload": Array(update.payload)})
-    return Message(RecordDict({_ARRAYS: arrays, _METRICS: metrics}), reply_to=request)
+    return Message(RecordDict({_ARRAYS: _as_record(update.payload), _METRICS: metrics}), reply_to=request)
+
+
+def _as_record(payload: Vector) -> ArrayRecord:
+    return ArrayRecord({"payload": Array(np.ascontiguousarray(payload, dtype=np.float32))})

@@ -9,7 +9,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Counted", "count_traffic", "read_requests", "sender_of"]
+__all__ = ["Counted", "count_traffic", "is_idle", "kind_of", "read_requests", "sender_of"]
+
+# A poll that finds a message is answered with its metadata and the ids of its parts, of 64 bytes each.
+_FEWEST_FOUND = 64
 
 
 @dataclass
@@ -64,6 +67,17 @@ def read_requests(log: Path) -> Iterator[dict[str, Any]]:
                     yield json.loads(line)
                 except ValueError:
                     continue
+
+
+def kind_of(request: Mapping[str, Any]) -> str:
+    """Return what a request does: the last part of its path."""
+    return str(request["path"]).rsplit("/", maxsplit=1)[-1]
+
+
+def is_idle(request: Mapping[str, Any]) -> bool:
+    """Tell whether a request comes by the clock, whatever the rounds do: a heartbeat, or a poll that found nothing."""
+    kind = kind_of(request)
+    return kind == "send-node-heartbeat" or (kind == "pull-messages" and request["sent_body"] < _FEWEST_FOUND)
 
 
 def sender_of(request: Mapping[str, Any]) -> bytes:

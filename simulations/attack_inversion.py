@@ -24,7 +24,16 @@ from ept_fed.training.losses import LOSSES
 from simulations.attack_membership import OWN_PROMPTS, parameters_of
 from simulations.replay import PARAMETERS, PlayedRound
 
-__all__ = ["BATCHES", "Target", "attack_inversion", "choose_targets", "draw_pictures"]
+__all__ = [
+    "BATCHES",
+    "Kind",
+    "Target",
+    "attack_inversion",
+    "choose_targets",
+    "draw_pictures",
+    "score_images",
+    "search_images",
+]
 
 # Batch size, and how many batches: ten patients are the fewest for an interval, and every further image costs.
 BATCHES = ((1, 10), (8, 1))
@@ -51,6 +60,17 @@ class Target:
     groups: tuple[str, ...]
     guess: Tensor
     task: str
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What was attacked, as its rows say it: fields as in `AttackRow`."""
+
+    part: str
+    site: str
+    round: int
+    payload: str
+    sent: bool = False
 
 
 def choose_targets(data: SiteData, seed: int) -> list[Target]:
@@ -114,22 +134,57 @@ def attack_inversion(
         named = {name: found[parameter] for name, parameter in PARAMETERS.items() if parameter in found}
         return flatten(view.of_gradient(named), 1)
 
-    generator = torch.Generator().manual_seed(derive_seed(seed, played.site, view.name, "inversion"))
-    start = target.guess + _START_NOISE * torch.randn(target.images.shape, generator=generator)
-    mean, std = (torch.tensor(values)[:, None, None] for values in (spec.mean, spec.std))
-    bounds = (-mean / std).to(device), ((1 - mean) / std).to(device)
     model.eval()
     with differentiable_twice(model):
+        generator = torch.Generator().manual_seed(derive_seed(seed, played.site, view.name, "noise"))
         observed = _observe(model, values, target, view, generator)
-        found = match_gradients(
-            gradients_of,
-            observed,
-            torch.minimum(torch.maximum(start.to(device), bounds[0]), bounds[1]),
-            bounds,
-            steps=steps,
-            rate=max(_LEAST_RATE, _REACH / steps),
-            on_step=on_step,
-        ).cpu()
+        found = search_images(gradients_of, observed, target, spec, steps=steps, seed=seed, on_step=on_step)
+    kind = Kind("inversion", played.site, played.round, view.name, view.tensors == sent and not view.noise)
+    return score_images(found, target, spec, kind, seed)
+
+
+def search_images(
+    gradients_of: Callable[[Tensor], Tensor],
+    observed: Tensor,
+    target: Target,
+    spec: InputSpec,
+    *,
+    steps: int,
+    seed: int,
+    on_step: Callable[[], None] = lambda: None,
+) -> Tensor:
+    """Return the images (G, B, 3, H, W), in the units of the target's, that explain observed gradients (G, n) best.
+
+    Arguments as in `attack_inversion` and `match_gradients`; the search starts near the target's mean image.
+    """
+    generator = torch.Generator().manual_seed(derive_seed(seed, *target.groups, "inversion"))
+    start = target.guess + _START_NOISE * torch.randn(target.images.shape, generator=generator)
+    mean, std = (torch.tensor(values)[:, None, None] for values in (spec.mean, spec.std))
+    bounds = (-mean / std).to(observed.device), ((1 - mean) / std).to(observed.device)
+    return match_gradients(
+        gradients_of,
+        observed,
+        torch.minimum(torch.maximum(start.to(observed.device), bounds[0]), bounds[1]),
+        bounds,
+        steps=steps,
+        rate=max(_LEAST_RATE, _REACH / steps),
+        on_step=on_step,
+    ).cpu()
+
+
+def score_images(
+    found: Tensor, target: Target, spec: InputSpec, kind: Kind, seed: int
+) -> tuple[list[AttackRow], Array]:
+    """Return the rows of PSNR and SSIM, and the images (G·B, 3, H, W) in [0, 1] in the order of the true ones.
+
+    Args:
+        found: (G, B, 3, H, W), in the units of the target's.
+        target: what was to be found.
+        spec: of the images.
+        kind: what the rows say besides.
+        seed: of the resamples.
+    """
+    mean, std = (torch.tensor(values)[:, None, None] for values in (spec.mean, spec.std))
     true, reconstructed, guess = (
         ((images * std + mean).clamp(0, 1)).numpy() for images in (target.images, found, target.guess)
     )
@@ -142,7 +197,7 @@ def attack_inversion(
         value, gain = (_mean(numbers, target.groups, seed) for numbers in (reached, reached - guessed))
         rows.append(
             AttackRow(
-                "inversion", played.site, played.round, OWN_PROMPTS, view.name, view.tensors == sent and not view.noise,
+                kind.part, kind.site, kind.round, OWN_PROMPTS, kind.payload, kind.sent,
                 name, target.images.shape[1], len(truth), value.value, value.low, value.high,
                 gain.value, gain.low, gain.high,
             )

@@ -21,7 +21,15 @@ from ept_fed.seeds import derive_seed, numpy_generator
 from ept_fed.training.losses import LOSSES
 from simulations.replay import PARAMETERS, PlayedRound
 
-__all__ = ["OWN_PROMPTS", "Candidates", "attack_membership", "choose_candidates", "parameters_of"]
+__all__ = [
+    "OWN_PROMPTS",
+    "Candidates",
+    "attack_membership",
+    "candidate_gradients",
+    "choose_candidates",
+    "measure_losses",
+    "parameters_of",
+]
 
 OWN_PROMPTS = "the run's own"
 _AT_ONCE = 16
@@ -83,7 +91,7 @@ def attack_membership(
     """
     before = _on(model, played.before)
     losses_before = _losses(model, before, candidates)
-    gradients = _gradients(model, before, candidates, views, on_image)
+    gradients = candidate_gradients(model, before, candidates, views, on_image)
     rows = []
     for view in views:
         seen_before, seen_after = view.of_state(played.before), view.of_state(played.after)
@@ -132,19 +140,25 @@ def _losses(model: PromptedViT, state: Mapping[str, Tensor], candidates: Candida
     values = []
     for images, labels in candidates.images.batches(_AT_ONCE, order=candidates.chosen):
         logits = functional_call(model, parameters_of(state), (images.to(model.device),)).float().cpu()
-        if candidates.images.task == "single_label":
-            values.append(F.cross_entropy(logits, labels, reduction="none"))
-        else:
-            values.append(F.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(1))
-    return np.asarray(torch.cat(values).double().numpy())
+        values.append(measure_losses(logits, labels, candidates.images.task))
+    return np.concatenate(values)
 
 
-def _gradients(
+def measure_losses(logits: Tensor, labels: Tensor, task: str) -> Array:
+    """Return (n,) losses of n images by themselves, from logits (n, C)."""
+    if task == "single_label":
+        losses = F.cross_entropy(logits, labels, reduction="none")
+    else:
+        losses = F.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(1)
+    return np.asarray(losses.double().numpy())
+
+
+def candidate_gradients(
     model: PromptedViT,
     state: Mapping[str, Tensor],
     candidates: Candidates,
     views: Sequence[View],
-    on_image: Callable[[int], None],
+    on_image: Callable[[int], None] = lambda _count: None,
 ) -> dict[str, Array]:
     """Return (n, d) gradients of each candidate's own loss by the name of the view."""
     model.eval()

@@ -1,13 +1,17 @@
 """Sites that lie: what a hostile or broken site could send instead of its update, for trying the defences."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, Context, Message
+from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from ept_fed.flower import ARRAYS
+from ept_fed.flower.messages import encode_reply
+from ept_fed.flower.records import read_frame_record
+from ept_fed.protocol.frames import decode_frame
 from ept_fed.protocol.layout import Vector
+from ept_fed.protocol.messages import RoundReply, RoundRequest
 from ept_fed.seeds import numpy_generator
 
 __all__ = ["ATTACKS", "attack_through"]
@@ -29,14 +33,15 @@ def attack_through(app: ClientApp, site: str, attack: str, seed: int) -> ClientA
 
     @attacked.train()
     def train(message: Message, context: Context) -> Message:
-        (received,) = (array.numpy() for array in message.content[ARRAYS].values())
-        answer = app(message, context)
-        if context.node_config["site"] == site and answer.has_content():
-            ((name, trained),) = answer.content[ARRAYS].items()
-            rng = numpy_generator(seed, site, message.metadata.group_id, "attack")
-            sent = ATTACKS[attack](received, trained.numpy(), rng)
-            answer.content[ARRAYS] = ArrayRecord({name: Array(sent)})
-        return answer
+        answer: Message = app(message, context)
+        if context.node_config["site"] != site or answer.has_error():
+            return answer
+        request, reply = (decode_frame(read_frame_record(part)) for part in (message, answer))
+        if not isinstance(request, RoundRequest) or not isinstance(reply, RoundReply) or reply.payload is None:
+            return answer
+        rng = numpy_generator(seed, site, message.metadata.group_id, "attack")
+        sent = ATTACKS[attack](request.payload, reply.payload, rng)
+        return encode_reply(replace(reply, payload=sent), message)
 
     @attacked.evaluate()
     def evaluate(message: Message, context: Context) -> Message:

@@ -18,6 +18,7 @@ from ept_fed.reports.attack_record import PARTS, AttackRow, write_attack
 from ept_fed.reports.read_run import RunResult, read_run
 from ept_fed.reports.run_folder import site_folder
 from ept_fed.training.loop import TrainingDivergedError
+from simulations.attack_controls import control_inversion, control_membership
 from simulations.attack_inversion import BATCHES, attack_inversion, choose_targets, draw_pictures
 from simulations.attack_membership import Candidates, attack_membership, choose_candidates
 from simulations.crafted_prompts import ask_gate, craft_prompts, shorten_step
@@ -169,7 +170,9 @@ class _Attack:
         training = len(self.federation.data.sites[site].train) * self.federation.experiment.training.epochs
         inverted = sum(size * count for size, count in BATCHES)
         played = training * (numbers[-1] + 2 + numbers[0])
-        return played + 2 * training * (len(numbers) + 3) + 3 * inverted * self.steps * len(self.views)
+        controls = 2 * sum(size * count for size, count in BATCHES if size == 1)
+        searched = inverted * len(self.views) + controls
+        return played + 2 * training * (len(numbers) + 3) + 3 * searched * self.steps
 
     def attack_site(self, site: str, numbers: Sequence[int], work: _Work) -> None:
         """Play a site's rounds up to the last wanted one and attack the wanted ones."""
@@ -188,6 +191,8 @@ class _Attack:
             if number == numbers[0]:
                 if candidates.chosen:
                     self._control(site, number, candidates, work)
+                    (sent,) = self._sent_view()
+                    self.rows += control_membership(self.model, played, candidates, sent, seed=self.seed)
                 self._invert(played, work)
 
     def _play(self, replay: Replay, number: int, work: _Work) -> PlayedRound:
@@ -264,6 +269,12 @@ class _Attack:
                 )  # fmt: skip
                 self.rows += rows
                 pictures.append(found)
+            if size == 1:
+                what = f"{played.site}: inversion, positive control"
+                self.rows += control_inversion(
+                    self.model, played, target, spec, steps=self.steps, seed=self.seed,
+                    on_step=partial(work.note, what, 3.0 * len(target.groups)),
+                )  # fmt: skip
             if self.images:
                 path = self.run.folder / f"attack-{site_folder(played.site)}-batch-{size}.png"
                 write_bytes(path, draw_pictures(target, pictures, spec))

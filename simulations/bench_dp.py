@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from client.budget import BudgetLedger
+from client.round_cost import RoundCost
 from ept_fed.config import TrainingSettings
 from ept_fed.models import PromptedViT
 from ept_fed.training.image_gradients import find_image_gradients, lay_down_gradients
@@ -76,11 +77,12 @@ def bench_budget() -> None:
     started = time.perf_counter()
     plan = plan_private_round(settings, 63, 8)
     print(f"\nnoise multiplier {plan.noise_multiplier:.3f} for ε = 8 found in {time.perf_counter() - started:.2f} s")
+    cost = RoundCost("poisson-subsampled gaussian", plan, clip=1.0, delta=1e-5)
     with tempfile.TemporaryDirectory() as folder:
         ledger = BudgetLedger(Path(folder) / "budget.jsonl")
         for number in range(1, 1001):
             started = time.perf_counter()
-            ledger.charge("run", number, plan, clip=1.0, delta=1e-5, epsilon=None)
+            ledger.charge("run", number, cost, delta=1e-5, epsilon=None)
             if number in (1, 2, 1000):
                 print(f"round {number:4d} charged in {1e3 * (time.perf_counter() - started):.1f} ms")
 

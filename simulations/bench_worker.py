@@ -28,7 +28,7 @@ from ept_fed.artefacts import write_bytes
 from ept_fed.config import Experiment
 from ept_fed.data.phantom_structures import STRUCTURES
 from ept_fed.keys import new_key, spell_pkcs8
-from ept_fed.protocol.frames import Introduce
+from ept_fed.protocol.frames import Introduce, decode_frame, encode_frame
 from ept_fed.protocol.messages import Header, RoundReply, RoundRequest
 from ept_fed.protocol.proposal import SiteIntroduction, propose
 from ept_fed.site_settings import load_site_settings
@@ -39,16 +39,15 @@ import sys, time
 started = time.time()
 from flwr.app import Context, Message, RecordDict
 from client.app import app
-from ept_fed.flower import set_task_identity
+from ept_fed.flower.transport import set_task_identity
 import numpy as np
 imported = time.time()
-from ept_fed.flower import encode_request_arrays, encode_request_config
+from ept_fed.flower.messages import encode_request
 from ept_fed.protocol.messages import Header, RoundRequest
 set_task_identity(1)
 size = int(sys.argv[2])
 asked = RoundRequest(Header("run", 1, "b", "l"), "train", 2, np.zeros(size, np.float32), "train", "{}")
-records = {"arrays": encode_request_arrays(asked), "config": encode_request_config(asked)}
-message = Message(RecordDict(records), 1, "train")
+message = Message(encode_request(asked), 1, "train")
 context = Context(1, 1, {"worker-socket": sys.argv[1]}, RecordDict(), {})
 before = time.time()
 reply = app(message, context)
@@ -82,7 +81,7 @@ def main() -> None:
             threading.Thread(target=_accept, args=(listener, worker.answer), daemon=True).start()
             path = settings.worker.socket
             started = time.perf_counter()
-            met = ask_worker(path, Introduce("run", proposal), seconds=None)
+            met = decode_frame(ask_worker(path, encode_frame(Introduce("run", proposal)), seconds=None))
             assert isinstance(met, SiteIntroduction), met
             cold = time.perf_counter() - started
             seen = watch()
@@ -98,9 +97,10 @@ def main() -> None:
                     proposal.training.model_dump_json(),
                 )
                 sent = time.perf_counter()
-                assert isinstance(ask_worker(path, asked, seconds=None), RoundReply)
+                answer = ask_worker(path, encode_frame(asked), seconds=None)
                 reached.append(seen["site"] - sent)
                 trained.append(seen["training"] - sent)
+                assert isinstance(decode_frame(answer), RoundReply)
             command = [sys.executable, "-c", FORWARDER, str(path), str(met.layout.size)]
             begun = time.perf_counter()
             done = subprocess.run(command, capture_output=True, text=True, check=True)

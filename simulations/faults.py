@@ -139,7 +139,7 @@ def _tell(rehearsal: Rehearsal, folder: Path, started: float) -> Seen:
 
 
 def _kill_supernode(rehearsal: Rehearsal) -> None:
-    rehearsal.kill(rehearsal.find(rehearsal.site_kit("site-1"), "flower-supernode"))
+    rehearsal.kill(rehearsal.find(rehearsal.site_kit("site-1"), "client.supernode"))
 
 
 def _kill_worker(rehearsal: Rehearsal) -> None:

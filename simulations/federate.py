@@ -100,7 +100,7 @@ def _certify(plan: Plan, finished: int) -> tuple[x509.Certificate | None, Masked
     authority, credentials = certify_sites(plan.secure_sites)
     rounds = {name: SecureRounds(name, partial(credentials.__getitem__, name), masked=finished) for name in credentials}
     weigh = partial(weigh_site, weights=plan.weights, weight_cap=plan.weight_cap)
-    return authority, MaskedSums(rounds.__getitem__, plan.session, weigh)
+    return authority, MaskedSums(rounds.__getitem__, plan.session, weigh, plan.fewest_masked)
 
 
 _WITHOUT = {"train": "trained nothing in", "mask": "did not stay to the end of", "evaluate": "did not evaluate"}

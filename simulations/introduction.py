@@ -7,16 +7,17 @@ for hospitals, whose names are registered with their keys.
 
 from dataclasses import dataclass
 
-from flwr.app import ConfigRecord, Message, RecordDict
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
-from ept_fed.flower import ARRAYS, CONFIG, encode_payload
 from ept_fed.protocol.messages import MessageRefusedError, require_type
 from ept_fed.protocol.plan import Plan
 from ept_fed.protocol.plan_json import plan_from_json, plan_to_json
 
 __all__ = ["Introduction", "decode_introduction", "encode_introduction"]
 
-_SITE, _PLAN = "site", "plan"
+_CONFIG, _ARRAYS = "config", "arrays"
+_SITE, _PLAN, _INITIAL = "site", "plan", "initial"
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class Introduction:
 def encode_introduction(introduction: Introduction, question: Message) -> Message:
     """Return an introduction as the answer to the server's question."""
     config = ConfigRecord({_SITE: introduction.site, _PLAN: plan_to_json(introduction.plan)})
-    return Message(RecordDict({CONFIG: config, ARRAYS: encode_payload(introduction.plan.initial)}), reply_to=question)
+    initial = Array(np.ascontiguousarray(introduction.plan.initial, dtype=np.float32))
+    return Message(RecordDict({_CONFIG: config, _ARRAYS: ArrayRecord({_INITIAL: initial})}), reply_to=question)
 
 
 def decode_introduction(message: Message) -> Introduction:
@@ -42,9 +44,9 @@ def decode_introduction(message: Message) -> Introduction:
     if message.has_error():
         raise MessageRefusedError(f"error {message.error.code}: {message.error.reason}")
     content = message.content
-    if list(content.config_records) != [CONFIG] or list(content.array_records) != [ARRAYS]:
-        raise MessageRefusedError(f"records are {list(content)}; an introduction has '{CONFIG}' and '{ARRAYS}'")
-    config, arrays = content.config_records[CONFIG], list(content.array_records[ARRAYS].values())
+    if list(content.config_records) != [_CONFIG] or list(content.array_records) != [_ARRAYS]:
+        raise MessageRefusedError(f"records are {list(content)}; an introduction has '{_CONFIG}' and '{_ARRAYS}'")
+    config, arrays = content.config_records[_CONFIG], list(content.array_records[_ARRAYS].values())
     if len(arrays) != 1:
         raise MessageRefusedError(f"an introduction holds one array, not {len(arrays)}")
     try:

@@ -12,7 +12,7 @@ from flwr.serverapp import Grid, ServerApp
 # Grid.get_nodes returns this type, which flwr 1.41 exports nowhere else.
 from flwr.proto.node_pb2 import NodeInfo  # isort: skip
 
-from ept_fed.flower import copy_over_wire, name_message, set_task_identity
+from ept_fed.flower.transport import copy_over_wire, name_message, set_task_identity
 
 __all__ = ["LocalGrid", "run_locally"]
 

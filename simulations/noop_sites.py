@@ -16,7 +16,7 @@ from flwr.serverapp import Grid, ServerApp
 # Grid.get_nodes returns this type, which flwr 1.41 exports nowhere else.
 from flwr.proto.node_pb2 import NodeInfo  # isort: skip
 
-from ept_fed.flower import decode_request, encode_reply
+from ept_fed.flower.messages import decode_request, encode_reply
 from ept_fed.protocol.layout import PayloadLayout, Vector
 from ept_fed.protocol.messages import Phase, RoundReply, metric_keys
 from ept_fed.protocol.plan import Plan

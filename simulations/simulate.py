@@ -129,10 +129,9 @@ def _run(
     )
     privacy = {
         name: describe_private_rounds(
-            experiment.training,
+            experiment,
             len(data.train),
             sum(name in record.sites and record.sites[name].examples > 0 for record in result.rounds),
-            plan.rounds,
         )
         for name, data in federation.data.sites.items()
     }

@@ -1,4 +1,4 @@
-"""Write a benchmark's results into the README and docs/benchmark.md, as Markdown between two marks.
+"""Write a benchmark's results into the README and the docs, as Markdown between two marks.
 
     python -m simulations.tabulate_benchmark results/ham10000.csv --name ham10000
 
@@ -20,9 +20,9 @@ from ept_fed.artefacts import write_text
 from ept_fed.benchmark_settings import SETTINGS
 from ept_fed.evaluation.benchmark import SUMMARY_METRICS, compare_means_with_home, compare_with_home, summarise
 
-__all__ = ["fill_page", "read_results", "tabulate_all", "tabulate_gains", "tabulate_methods", "tabulate_sites"]
+__all__ = ["PAGES", "fill_page", "read_results", "tabulate_all", "tabulate_gains", "tabulate_methods", "tabulate_sites"]
 
-_PAGES = (Path("README.md"), Path("docs/benchmark.md"))
+PAGES = (Path("README.md"), Path("docs/benchmark.md"), Path("docs/differential-privacy.md"))
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:
@@ -127,7 +127,7 @@ def main(
     rows = read_results(results)
     tables = tabulate_all(rows, name, sites_of or ())
     stale = []
-    for page in _PAGES:
+    for page in PAGES:
         text = page.read_text(encoding="utf-8")
         filled = fill_page(text, tables)
         if filled != text:

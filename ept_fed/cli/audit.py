@@ -20,6 +20,10 @@ _SHOW_EXAMPLES = (
     "Examples:\n\n  ept-fed audit show state/ledger.jsonl --decision refused\n\n"
     "  ept-fed audit show state/ledger.jsonl --direction out --last 20 --json"
 )
+_BEGIN_EXAMPLES = (
+    "Examples:\n\n  ept-fed audit begin kits/sites/north --reason 'the disk failed on 3 May, no backup'\n\n"
+    "  ept-fed audit begin . --reason 'moved to another machine' --json"
+)
 
 app = typer.Typer(name="audit", help="What passed a site's door, and what its updates give away.", no_args_is_help=True)
 _Ledger = Annotated[Path, typer.Argument(help="The site's ledger.jsonl; ledger.tip lies beside it.", metavar="LEDGER")]
@@ -94,7 +98,7 @@ def show(
         _Direction | None, typer.Option(help="Only what came in, went out, or is the site's own.")
     ] = None,
     kind: Annotated[
-        str | None, typer.Option(help="introduce, introduction, train, evaluate; opened, recovered.")
+        str | None, typer.Option(help="introduce, introduction, train, evaluate; opened, recovered, charged.")
     ] = None,
     decision: Annotated[_Decision | None, typer.Option(help="Only what was decided like this.")] = None,
     last: Annotated[int | None, typer.Option(min=1, help="Only so many, the newest.")] = None,
@@ -122,6 +126,29 @@ def show(
         typer.echo(f"{entry['sequence']:>6}  {entry['time'][:19]}  " + "  ".join(part for part in parts if part))
         if entry["reason"] and entry["decision"] != "noted":
             typer.echo(f"{'':>8}{entry['reason']}")
+    raise typer.Exit(DONE)
+
+
+@app.command("begin", epilog=_BEGIN_EXAMPLES)
+def begin(
+    kit: Annotated[Path, typer.Argument(help="Folder of the site's kit.", metavar="KIT")],
+    reason: Annotated[str, typer.Option(help="Why the one before is gone; the first entry says it for good.")],
+    as_json: _AsJson = False,
+) -> None:
+    """Begin a new ledger where the site's state knows that there was one, and it is gone for good.
+
+    A worker refuses to start then. The gate forgets what it knew by the old ledger: the first backbone and splits are
+    pinned anew, and runs have to be proposed again. The privacy budget goes on. Exit code 0: begun; 2: there is a
+    ledger, or something else has to be corrected first.
+    """
+    with exit_on_refusal(as_json=as_json):
+        begun = load_engine("audit-begin")(kit, reason)
+    if as_json:
+        import json
+
+        typer.echo(json.dumps(begun))
+    else:
+        typer.echo(begun["sentence"])
     raise typer.Exit(DONE)
 
 

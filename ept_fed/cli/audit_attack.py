@@ -20,9 +20,12 @@ ATTACK_EXAMPLES = (
 _TITLES = {
     "membership": "Who was trained on? AUC of members against other images; 0.5 is guessing",
     "control": "The same images scored by the update of a site that trained on none of them",
+    "known membership": "Do these scores work? The same images where members leave all the trace they can",
     "crafted": "Who was trained on, if the server plants prompts",
     "inversion": "What did the images look like? Reconstructions against the true ones",
+    "known inversion": "Does this search work? Reconstructions where the gradient determines the image",
 }
+_INVERTED = ("inversion", "known inversion")
 
 
 def attack(
@@ -107,7 +110,7 @@ def _print_report(report: Mapping[str, Any]) -> None:
         if not rows:
             continue
         table = Table(title=title)
-        inverted = part == "inversion"
+        inverted = part in _INVERTED
         table.add_column("site, round", overflow="fold")
         table.add_column("what is seen (* is sent)" if part != "crafted" else "prompts", overflow="fold")
         measures = list(dict.fromkeys(row["measure"] for row in rows))
@@ -146,14 +149,16 @@ def _lines(rows: Sequence[Mapping[str, Any]], measures: Sequence[str], part: str
         by_measure = {row["measure"]: row for row in own}
         site, number, prompts, payload, batch = key
         seen = prompts if part == "crafted" else f"{payload}{' *' if own[0]['sent'] else ''}"
-        count = str(batch) if part == "inversion" else str(own[0]["images"])
-        yield [f"{site}, {number}", seen, count, *(_cell(by_measure[measure], part) for measure in measures)]
+        count = str(batch) if part in _INVERTED else str(own[0]["images"])
+        yield [f"{site}, {number}", seen, count, *(_cell(by_measure.get(measure), part) for measure in measures)]
 
 
-def _cell(row: Mapping[str, Any], part: str) -> str:
+def _cell(row: Mapping[str, Any] | None, part: str) -> str:
+    if row is None:
+        return "–"
     digits = 1 if row["measure"] == "PSNR" else 2
     value = f"{row['value']:.{digits}f}"
-    if part == "inversion":
+    if part in _INVERTED:
         return f"{value} ({row['gain']:+.{digits}f}{_interval(row, 'gain_', digits)} to the mean image)"
     return f"{value}{_interval(row, '', digits)}"
 

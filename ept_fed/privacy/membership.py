@@ -14,7 +14,7 @@ from ept_fed.evaluation.bootstrap import Interval, measure, resample, summarise
 from ept_fed.evaluation.metrics import Array
 from ept_fed.evaluation.weighted import Sample, class_ranks
 
-__all__ = ["match_classes", "measure_advantage", "score_alignment", "score_loss_drop"]
+__all__ = ["match_classes", "measure_advantage", "score_alignment", "score_batches", "score_loss_drop"]
 
 
 def score_loss_drop(before: Array, after: Array) -> Array:
@@ -33,6 +33,26 @@ def score_alignment(gradients: Array, update: Array) -> Array:
     """
     lengths = np.linalg.norm(gradients, axis=1) * np.linalg.norm(update)
     return np.divide(-(gradients @ update), lengths, out=np.zeros(len(gradients)), where=lengths > 0)
+
+
+def score_batches(gradients: Array, member: Array, size: int, rng: np.random.Generator) -> Array:
+    """Return (n,) cosines of each image's descent with that of a batch of members: a member's own, any for the others.
+
+    Args:
+        gradients: (n, d) of each image's loss.
+        member: (n,) bool.
+        size: of a batch; a few may be larger where it does not divide the members.
+        rng: draws the batches, and whose the others are held against.
+    """
+    own = rng.permutation(np.flatnonzero(member))
+    batches = np.array_split(own, max(1, len(own) // size))
+    scores = np.empty(len(member))
+    for batch in batches:
+        scores[batch] = score_alignment(gradients[batch], -gradients[batch].mean(axis=0))
+    for index in np.flatnonzero(~member):
+        batch = batches[rng.integers(len(batches))]
+        scores[index : index + 1] = score_alignment(gradients[index : index + 1], -gradients[batch].mean(axis=0))
+    return scores
 
 
 def match_classes(members: Array, others: Array, rng: np.random.Generator) -> tuple[Array, Array]:

@@ -1,15 +1,13 @@
-"""Frames: what SuperNode's app and the site's worker say to each other, as bytes.
+"""Frames: what server and site say to each other, as bytes, from end to end.
 
-A frame is a fixed prefix with the lengths of what follows, a JSON head, and float32 arrays or plain bytes. Bytes have
-one reading and a value one spelling: a head that is not spelled as `encode_frame` spells it is refused, so no key can
-be missing, extra or given twice, and no number can come as text. Nothing is unpickled. Introductions and the stages of
-a secure aggregation travel as frames inside Flower's messages too.
+A frame is a prefix (`ept_fed.protocol.framing`), a JSON head, and float32 arrays or plain bytes. Bytes have one reading
+and a value one spelling: a head that is not spelled as `encode_frame` spells it is refused, so no key can be missing,
+extra or given twice, and no number can come as text. Nothing is unpickled.
 """
 
 import dataclasses
 import json
 import math
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -18,29 +16,13 @@ from typing import Any, TypeAlias, get_type_hints
 import numpy as np
 from pydantic import TypeAdapter
 
+from ept_fed.protocol.framing import PREFIX_BYTES, make_prefix, read_lengths
 from ept_fed.protocol.layout import Vector
 from ept_fed.protocol.messages import MessageRefusedError, RoundReply, RoundRequest
 from ept_fed.protocol.proposal import Proposal, SiteIntroduction
 from ept_fed.protocol.stages import StageReply, StageRequest
 
-__all__ = [
-    "MOST_ARRAY_BYTES",
-    "MOST_HEAD_BYTES",
-    "PREFIX_BYTES",
-    "Frame",
-    "Introduce",
-    "Refusal",
-    "decode_frame",
-    "encode_frame",
-    "kind_of",
-    "read_prefix",
-]
-
-MOST_HEAD_BYTES = 1 << 20
-MOST_ARRAY_BYTES = 1 << 31  # what Flower carries in one request
-_PREFIX = struct.Struct("<4sIQ")
-_MAGIC = b"EPT1"
-PREFIX_BYTES = _PREFIX.size
+__all__ = ["Frame", "Introduce", "Refusal", "decode_frame", "encode_frame", "kind_of"]
 
 
 @dataclass(frozen=True)
@@ -97,27 +79,7 @@ def encode_frame(frame: Frame) -> bytes:
         part if isinstance(part, bytes) else np.ascontiguousarray(part, dtype="<f4").tobytes()
         for part in parts.values()
     )
-    prefix = _PREFIX.pack(_MAGIC, len(head), len(body))
-    read_prefix(prefix)
-    return prefix + head + body
-
-
-def read_prefix(prefix: bytes) -> tuple[int, int]:
-    """Return the bytes of head and arrays that follow a prefix of PREFIX_BYTES.
-
-    Raises:
-        MessageRefusedError: if it is none, or promises more than a frame may hold.
-    """
-    try:
-        magic, head, body = _PREFIX.unpack(prefix)
-    except struct.error as error:
-        raise MessageRefusedError(f"a frame starts with {PREFIX_BYTES} bytes, not {len(prefix)}") from error
-    if magic != _MAGIC:
-        raise MessageRefusedError("these bytes are no frame of this version")
-    if head > MOST_HEAD_BYTES or body > MOST_ARRAY_BYTES:
-        most = f"{MOST_HEAD_BYTES} and {MOST_ARRAY_BYTES}"
-        raise MessageRefusedError(f"a frame of {head} and {body} bytes; the most are {most}")
-    return head, body
+    return make_prefix(len(head), len(body)) + head + body
 
 
 def decode_frame(content: bytes) -> Frame:
@@ -128,9 +90,7 @@ def decode_frame(content: bytes) -> Frame:
     Raises:
         MessageRefusedError: for anything but what `encode_frame` returns; the text quotes nothing of it.
     """
-    head, body = read_prefix(content[:PREFIX_BYTES])
-    if len(content) != PREFIX_BYTES + head + body:
-        raise MessageRefusedError(f"a frame has {len(content)} bytes; its prefix says {PREFIX_BYTES + head + body}")
+    head, _ = read_lengths(content)
     spelled = content[PREFIX_BYTES : PREFIX_BYTES + head]
     try:
         document = json.loads(spelled)

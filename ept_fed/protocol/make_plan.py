@@ -62,6 +62,7 @@ def make_plan(
         options=options,
         max_examples=_most_examples(experiment, examples),
         secure_sites=tuple(sorted(proposed_to or examples)) if federation.secure_aggregation else (),
+        site_privacy=federation.site_privacy,
         secure_threshold=federation.secure_aggregation.threshold if federation.secure_aggregation else None,
         **federation.model_dump(include=_AS_THEY_ARE),
     )

@@ -19,6 +19,7 @@ __all__ = [
     "PROTOCOL_VERSION",
     "QUALITY_METRICS",
     "SPLITS",
+    "TOLD_METRICS",
     "TRAIN_METRICS",
     "Header",
     "MessageRefusedError",
@@ -30,13 +31,15 @@ __all__ = [
     "metric_keys",
 ]
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 Phase = Literal["train", "evaluate"]
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 QUALITY_METRICS = ("loss", "auc", "accuracy", "balanced_accuracy", "average_precision", "classes_present")
 EVALUATE_METRICS = (*QUALITY_METRICS, "seconds")
+# What a reply tells where everything that was made from images, but for the update, stays at the site.
+TOLD_METRICS = ("steps",)
 TRAIN_METRICS = ("loss", "steps", "seconds", *(f"validation_{name}" for name in QUALITY_METRICS))
 
 
@@ -135,6 +138,7 @@ class RoundReply:
         wants_gradient: bool = False,
         private: bool = False,
         masked: bool = False,
+        silent: bool = False,
     ) -> None:
         """Refuse a reply that does not answer this request.
 
@@ -144,6 +148,7 @@ class RoundReply:
             wants_gradient: as in the request.
             private: whether training was to be private; its loss is over training images, so it stays at the site.
             masked: whether the update stays at the site until it is summed under masks.
+            silent: whether all metrics but the steps stay at the site, see `SitePrivacySettings.metrics`.
 
         Raises:
             MessageRefusedError: for another header, wrong metric keys, an impossible sample count or value.
@@ -160,10 +165,13 @@ class RoundReply:
         impossible = {key: value for key, value in self.metrics.items() if not _is_possible(key, value)}
         if impossible:
             raise MessageRefusedError(f"metrics {impossible} are impossible")
+        told = [key for key in metric_keys(self.phase) if key not in TOLD_METRICS and not np.isnan(self.metrics[key])]
+        if silent and told:
+            raise MessageRefusedError(f"{', '.join(told)} must not leave a site of this run")
         if self.phase == "train":
             if private and not np.isnan(self.metrics["loss"]):
                 raise MessageRefusedError("a reply of private training must not carry its loss")
-            if not ((private or np.isfinite(self.metrics["loss"])) and self.metrics["steps"] >= 1):
+            if not ((private or silent or np.isfinite(self.metrics["loss"])) and self.metrics["steps"] >= 1):
                 raise MessageRefusedError("a train reply needs a finite loss and at least one step")
             if masked != (self.payload is None):
                 raise MessageRefusedError("a train reply carries its payload exactly where updates are not masked")

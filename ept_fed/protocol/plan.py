@@ -3,7 +3,6 @@
 Whoever has the backbone makes the plan (`ept-fed simulate` does); the server reads it with numpy alone.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -11,6 +10,7 @@ from typing import Literal
 from ept_fed.config import TrainingSettings
 from ept_fed.privacy.aggregation_session import AggregationSession
 from ept_fed.privacy.round_session import count_fewest, plan_session
+from ept_fed.privacy_settings import SitePrivacySettings
 from ept_fed.protocol.layout import PayloadLayout, Vector
 from ept_fed.protocol.messages import Header
 
@@ -37,6 +37,7 @@ class Plan:
         training: JSON of the training settings, sent with each train request.
         secure_sites: names of all sites that the run was proposed to, if their updates are masked; empty: in clear.
         secure_threshold: as in `SecureAggregationSettings`.
+        site_privacy: as in `FederationSettings`.
     """
 
     run: str
@@ -62,13 +63,16 @@ class Plan:
     target_auc: float | None = None
     secure_sites: tuple[str, ...] = ()
     secure_threshold: int | None = None
+    site_privacy: SitePrivacySettings | None = None
 
     def most_steps(self, examples: int) -> int:
         """Return the optimiser steps of one round on so many images, by the training settings that the sites get."""
-        settings = TrainingSettings.model_validate_json(self.training)
-        # Beside a discriminant's head an epoch has two halves, which may share images of classes that have one only.
-        parts = 2 if settings.head == "discriminant" else 1
-        return parts * (settings.head_first_epochs + settings.epochs) * math.ceil(examples / settings.batch_size)
+        return TrainingSettings.model_validate_json(self.training).most_steps(examples)
+
+    @property
+    def silent(self) -> bool:
+        """Whether replies carry neither loss nor quality, as neither has noise."""
+        return self.site_privacy is not None and not self.site_privacy.metrics
 
     @property
     def fewest_masked(self) -> int:

@@ -11,7 +11,7 @@ from ept_fed.artefacts import write_csv, write_json
 __all__ = ["ASSUMPTIONS", "ATTACK_SCHEMA", "PARTS", "AttackRow", "write_attack"]
 
 ATTACK_SCHEMA = 1
-PARTS = ("membership", "control", "crafted", "inversion")
+PARTS = ("membership", "control", "known membership", "crafted", "inversion", "known inversion")
 
 ASSUMPTIONS = {
     "membership": (
@@ -36,6 +36,15 @@ ASSUMPTIONS = {
     "control": (
         "Another site's update of the same round, which trained on none of these images, scores them: what is not 0.5 "
         "here comes from the images, not from having been trained on."
+    ),
+    "known membership": (
+        "No site sends these: a head that was fitted to the members alone until it knows them, and the bare gradient "
+        "of a batch of eight that the image was in. A score that does not tell members from others here does not work."
+    ),
+    "known inversion": (
+        "No site sends these either: the gradients of a linear model of the pixels, and of the ViT's patch embedding "
+        "and positions, determine an image. The last row solves for it instead of searching. A search that misses the "
+        "image where it is determined shows nothing where it misses it elsewhere."
     ),
     "all": (
         "One run, one seed, few images, and attacks from the literature that were not adapted to these prompts: a "

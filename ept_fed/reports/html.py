@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from ept_fed.evaluation.bootstrap import FEWEST_GROUPS, Interval
 from ept_fed.evaluation.histograms import LEAST_COUNT
+from ept_fed.evaluation.metrics import Array
 from ept_fed.evaluation.subgroups import FEWEST_CASES
 from ept_fed.reports.charts import draw_confusion, draw_learning, draw_reliability, draw_roc, setting_style
 from ept_fed.reports.cross_site import CrossSite
@@ -64,7 +65,7 @@ def render_site(report: SiteReport, gallery: Sequence[GalleryItem] | None = None
         )
         if shown
         else "",
-        "learning": draw_learning(rounds, losses, aucs, "learning") if rounds else "",
+        "learning": _draw_curves(rounds, losses, aucs),
     }
     confusion = {
         setting: Markup(draw_confusion(counts, report.classes, f"confusion-{place}"))
@@ -101,10 +102,10 @@ def render_federation(report: FederationReport, learning: Sequence[SiteReport], 
     losses = np.array([[row.train_loss for row in site.learning] for site in learning], dtype=float).T
     aucs = np.array([[row.validation_auc for row in site.learning] for site in learning], dtype=float).T
     rounds = [row.round for row in learning[0].learning] if learning else []
-    chart = draw_learning(rounds, losses, aucs, "learning") if rounds else ""
+    chart = _draw_curves(rounds, losses, aucs)
     matrix = _shade(report.cross_site) if report.cross_site and len(report.cross_site.sites) <= _MOST_COLUMNS else None
     template = page_environment().get_template("federation.html.j2")
-    return template.render(report=report, learning=Markup(chart), pages=pages, matrix=matrix)
+    return template.render(report=report, learning=Markup(chart), rounds=rounds, pages=pages, matrix=matrix)
 
 
 @functools.cache
@@ -137,6 +138,13 @@ def page_environment() -> Environment:
         "dashes": lambda setting: " ".join(f"{2 * part:g}" for part in setting_style(setting)[1] or ()),
     }
     return environment
+
+
+def _draw_curves(rounds: Sequence[int], losses: Array, aucs: Array) -> str:
+    """Return the curves of training; nothing where no round has a number, as none leaves a site of some runs."""
+    if not (np.isfinite(losses).any() or np.isfinite(aucs).any()):
+        return ""
+    return draw_learning(rounds, losses, aucs, "learning")
 
 
 def _shade(matrix: CrossSite) -> dict[str, Any]:

@@ -56,15 +56,22 @@ class Traffic:
 
 @dataclass(frozen=True)
 class PrivacySpending:
-    """What the noise in a site's updates promises about any one of its training images: (ε, δ)-differential privacy.
+    """What noise on gradients or updates promises about a site's training images: (ε, δ)-differential privacy.
 
     Attributes:
+        covers: "image": any one training image, present or not; "site": all of them, exchanged for any others.
+        noise: "poisson-subsampled", on the gradients of images; or who adds it to whole updates: "local", the site;
+            "distributed", all sites of a sum; "central", the server.
+        silent: whether loss and quality, which have no noise, stayed at the site.
         epsilon: ε of this run's updates.
         delta: δ.
         rounds: that were trained with noise.
         epsilon_of_all_runs: ε of every private run of the site together, by its own budget; null where it keeps none.
     """
 
+    covers: str
+    noise: str
+    silent: bool
     epsilon: float
     delta: float
     rounds: int

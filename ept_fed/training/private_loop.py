@@ -2,7 +2,7 @@
 
 In each step every image is drawn independently, the gradients of the drawn images are clipped in L2 over all tensors
 together and summed, noise is added to the sum, and any optimiser goes on from there. What it protects is one training
-image; see docs/privacy.md.
+image; see docs/differential-privacy.md.
 
 The sum is noised as sinks, not as prompt columns: folding is 1-Lipschitz, so nothing is lost, and what follows (the
 chain rule through the columns, momentum, weight decay, penalties of the strategy) reads no image. Which images are

@@ -10,7 +10,7 @@ from flwr.app import RecordDict
 
 from ept_fed.config import Experiment
 from ept_fed.data.phantom_structures import STRUCTURES
-from ept_fed.flower import encode_proposal
+from ept_fed.flower.messages import encode_proposal
 from ept_fed.protocol.proposal import propose
 from tests.client.gated_kit import Kit
 

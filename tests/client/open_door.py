@@ -5,9 +5,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from client.round_cost import RoundCost
 from client.worker_process import serve_site
-from ept_fed.config import PrivacySettings
-from ept_fed.privacy.accountant import GaussianSteps
 from ept_fed.protocol.layout import PayloadLayout, Vector
 from ept_fed.protocol.messages import RoundReply, RoundRequest, Split
 from ept_fed.protocol.proposal import Proposal, SiteIntroduction
@@ -33,7 +32,7 @@ class OpenDoor:
     def admit(self, request: RoundRequest, proposal: Proposal, layout: PayloadLayout, frame: bytes) -> None:
         self.passed.append(f"{request.phase} {request.header.round}")
 
-    def charge(self, request: RoundRequest, spending: GaussianSteps, privacy: PrivacySettings) -> None:
+    def charge(self, request: RoundRequest, cost: RoundCost) -> None:
         self.passed.append(f"charge {request.header.round}")
 
     def release(self, request: RoundRequest, reply: RoundReply, layout: PayloadLayout) -> RoundReply:

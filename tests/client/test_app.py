@@ -10,7 +10,8 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 
 from client.app import app
-from ept_fed.flower import SITE_AWAY, SITE_FAILED, SITE_REFUSED, encode_frame_record, set_task_identity
+from ept_fed.flower.records import SITE_AWAY, SITE_FAILED, SITE_REFUSED, encode_frame_record
+from ept_fed.flower.transport import set_task_identity
 from ept_fed.protocol.frames import Refusal, encode_frame
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,10 +25,12 @@ def answer(kind: str, records: RecordDict, tmp_path: Path, **config: Any) -> Any
 
 
 def test_it_loads_neither_torch_nor_monai() -> None:
-    code = "import client.app, sys; print(' '.join({name.split('.')[0] for name in sys.modules}))"
+    code = "import client.app, sys; print(' '.join(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert "flwr" in done.stdout.split()
     assert not set(done.stdout.split()) & {"torch", "monai", "timm", "torchvision", "sklearn", "scipy"}
+    # What reads frames is slow to import, and every message waits for it.
+    assert "ept_fed.protocol.frames" not in done.stdout.split()
 
 
 @pytest.mark.parametrize("kind", ["query", "train", "evaluate"])
@@ -38,7 +41,8 @@ def test_it_loads_neither_torch_nor_monai() -> None:
         RecordDict({"config": ConfigRecord({"frame": b"\x00" * 40})}),
         RecordDict({"config": ConfigRecord({"frame": "text"})}),
         RecordDict({"arrays": ArrayRecord({"payload": Array(np.zeros(3, np.float32))})}),
-        encode_frame_record(encode_frame(Refusal("no"))),
+        encode_frame_record(encode_frame(Refusal("no"))[:-1]),
+        encode_frame_record(encode_frame(Refusal("no")) + b"more"),
     ],
 )
 def test_what_is_no_request_is_refused_without_asking_the_worker(

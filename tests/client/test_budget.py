@@ -1,17 +1,22 @@
 """The privacy budget: it lasts across runs, is written before it is spent, and a damaged one is not spent from."""
 
+import itertools
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from client.audit_report import show_ledger, verify_ledger
 from client.budget import BUDGET_FILE, BudgetBrokenError, BudgetLedger, OverspentError, read_budget
 from client.gate import Gate
 from client.open_gate import check_gate, open_gate
+from client.round_cost import RoundCost
 from client.rules import RulesBrokenError
 from client.worker import Worker
 from ept_fed.config import Experiment
@@ -24,10 +29,11 @@ from ept_fed.site_settings import SiteSettings, load_site_settings
 
 STEPS = GaussianSteps(2.0, 0.25, 4)
 DELTA = 1e-5
+COST = RoundCost("poisson-subsampled gaussian", STEPS, clip=1.0, delta=DELTA)
 
 
 def charge(ledger: BudgetLedger, round_number: int = 1, run: str = "run-a", epsilon: float | None = None) -> float:
-    return ledger.charge(run, round_number, STEPS, clip=1.0, delta=DELTA, epsilon=epsilon).epsilon
+    return ledger.charge(run, round_number, COST, delta=DELTA, epsilon=epsilon).epsilon
 
 
 def filled(path: Path, rounds: int = 3) -> Path:
@@ -74,15 +80,79 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
     "an altered number": lambda content: content.replace(b'"steps":4', b'"steps":1', 1),
     "an altered last line": lambda content: b'"steps":1'.join(content.rsplit(b'"steps":4', 1)),
     "a lost first line": lambda content: content.split(b"\n", 1)[1],
-    "a lost last line": lambda content: b"".join(content.splitlines(keepends=True)[:-1]),
+    "two lost last lines": lambda content: b"".join(content.splitlines(keepends=True)[:-2]),
     "a line twice": lambda content: content + content.splitlines(keepends=True)[-1],
     "lines in another order": lambda content: b"".join(content.splitlines(keepends=True)[::-1]),
-    "a torn end": lambda content: content[:-20],
-    "a missing end of line": lambda content: content[:-1],
+    "an end that is not the last line's": lambda content: content[:-20] + b"}",
+    "a torn line after the last": lambda content: content + content[:50],
+    "a torn line before the last": lambda content: content.replace(b'"steps":4', bytes(9), 1),
     "nothing": lambda _: b"",
     "no text": lambda content: b"\xff\xfe" + content,
     "an unknown key": lambda content: content.replace(b'"schema":1', b'"schema":1,"forgiven":true', 1),
 }
+
+
+# Of the last line, which the tip holds whole.
+INTERRUPTED: dict[str, Callable[[bytes], bytes]] = {
+    "a torn end": lambda content: content[:-20],
+    "a missing end of line": lambda content: content[:-1],
+    "a lost last line": lambda content: b"".join(content.splitlines(keepends=True)[:-1]),
+    "zeros in the last line": lambda content: content[:-90] + bytes(50) + content[-40:],
+    "zeros for the last line": lambda content: content[: content[:-1].rindex(b"\n") + 1] + bytes(512),
+    "a torn end and zeros after it": lambda content: content[:-20] + bytes(512),
+}
+
+
+@pytest.mark.parametrize("kind", INTERRUPTED)
+def test_a_round_whose_line_was_torn_counts_as_spent_at_what_it_cost(tmp_path: Path, kind: str) -> None:
+    path = filled(tmp_path / BUDGET_FILE)
+    whole, three = path.read_bytes(), spent_epsilon([STEPS] * 3, DELTA)
+    left = INTERRUPTED[kind](whole)
+    path.write_bytes(left)
+    assert read_budget(path)[-1].epsilon == three
+    ledger = BudgetLedger(path)
+    assert ledger.owed == ledger.charged[-1]
+    assert path.read_bytes() == left
+    with pytest.raises(OverspentError):
+        charge(ledger, 4, epsilon=three)
+    assert path.read_bytes() == whole
+    assert charge(ledger, 4) == spent_epsilon([STEPS] * 4, DELTA)
+    assert path.read_bytes().startswith(whole)
+    assert len(BudgetLedger(path).charged) == 4
+
+
+def test_a_charge_that_is_cut_off_anywhere_is_spent_or_was_never_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class KilledError(BaseException):
+        pass
+
+    done = 0
+    for fails_at in itertools.count(1):
+        path = filled(tmp_path / str(fails_at) / BUDGET_FILE, 2)
+        ledger, before, events = BudgetLedger(path), path.with_suffix(".tip").read_bytes(), itertools.count(1)
+
+        def killing(act: Callable[..., Any], at: int = fails_at, count: Iterator[int] = events) -> Callable[..., Any]:
+            def perform(*given: Any, **named: Any) -> Any:
+                if next(count) == at:
+                    raise KilledError
+                return act(*given, **named)
+
+            return perform
+
+        with monkeypatch.context() as patched:
+            for name in ("open", "write", "fsync", "ftruncate"):
+                patched.setattr(os, name, killing(getattr(os, name)))
+            patched.setattr(Path, "replace", killing(Path.replace))
+            try:
+                charge(ledger, 3)
+            except KilledError:
+                done += 1
+            else:
+                break
+        begun = path.with_suffix(".tip").read_bytes() != before
+        assert len(BudgetLedger(path).charged) == 2 + begun
+    assert done > 4
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
@@ -109,12 +179,15 @@ def test_a_damaged_or_missing_tip_fails_closed(tmp_path: Path, tip: bytes | None
         BudgetLedger(path)
 
 
-def test_a_removed_ledger_is_noticed_and_an_interrupted_tip_is_not_damage(tmp_path: Path) -> None:
+def test_a_removed_ledger_and_an_older_tip_are_noticed(tmp_path: Path) -> None:
     path = filled(tmp_path / BUDGET_FILE, 2)
     tip = path.with_suffix(".tip").read_bytes()
     charge(BudgetLedger(path), 3)
+    whole = path.with_suffix(".tip").read_bytes()
     path.with_suffix(".tip").write_bytes(tip)
-    assert len(BudgetLedger(path).charged) == 3
+    with pytest.raises(BudgetBrokenError):
+        BudgetLedger(path)
+    path.with_suffix(".tip").write_bytes(whole)
     path.unlink()
     with pytest.raises(BudgetBrokenError):
         BudgetLedger(path)
@@ -295,6 +368,44 @@ def test_neither_epsilon_nor_delta_nor_the_loss_is_in_the_reply(private: Callabl
     assert isinstance(reply, RoundReply)
     assert reply.metrics["loss"] != reply.metrics["loss"]
     assert not {name for name in reply.metrics if "epsilon" in name or "delta" in name}
+
+
+def test_a_round_whose_line_a_power_cut_tore_is_spent_and_the_ledger_says_so(private: Callable[..., Private]) -> None:
+    site = private({"epsilon": 50.0}, NOISE)
+    assert isinstance(site.ask("run-a"), RoundReply)
+    whole = site.budget.read_bytes()
+    site.gate.close()
+    site.budget.write_bytes(whole[:99] + bytes(20))
+    check_gate(site.settings, site.kit)
+    assert site.budget.read_bytes() != whole
+    site.restart()
+    assert site.budget.read_bytes() == whole
+    assert isinstance(site.ask("run-a", 2), RoundReply)
+    assert len(read_budget(site.budget)) == 2
+    said = verify_ledger(site.budget.with_name("ledger.jsonl"))["sentences"]
+    assert any("interrupted while it wrote 1 time" in sentence for sentence in said)
+
+
+@pytest.mark.parametrize("left", ["nothing", "an older end"])
+def test_a_budget_that_was_taken_away_with_its_tip_is_missed_by_the_ledger(
+    private: Callable[..., Private], left: str
+) -> None:
+    site = private({"epsilon": 50.0}, NOISE)
+    files = site.budget, site.budget.with_suffix(".tip")
+    assert isinstance(site.ask("run-a"), RoundReply)
+    kept = [file.read_bytes() for file in files]
+    assert isinstance(site.ask("run-a", 2), RoundReply)
+    site.restart()
+    site.gate.close()
+    for file, content in zip(files, kept, strict=True):
+        file.unlink()
+        if left == "an older end":
+            file.write_bytes(content)
+    for look in (open_gate, check_gate):
+        with pytest.raises(InputRefusedError, match=r"outgoing\.budget.*lacks line 2, which the ledger names"):
+            look(site.settings, site.kit)
+    shown = show_ledger(site.budget.with_name("ledger.jsonl"), kind="charged")
+    assert [(entry["run"], entry["round"]) for entry in shown] == [("run-a", 1), ("run-a", 2)]
 
 
 def test_a_gate_does_not_open_over_a_damaged_budget(private: Callable[..., Private]) -> None:

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from client.audit_report import verify_ledger
+from client.budget import BUDGET_FILE, read_budget
 from client.gate import Gate
 from client.open_gate import LEDGER_FILE, open_gate
 from client.worker import Worker
@@ -49,7 +50,13 @@ class Gated:
 
 @pytest.fixture
 def gated(make_kit: Callable[..., Path], federation: Callable[..., Experiment]) -> Iterator[Gated]:
-    kit = make_kit()
+    made = join_run(make_kit(), propose(federation()))
+    yield made
+    made.gate.close()
+
+
+def join_run(kit: Path, proposal: Proposal) -> Gated:
+    """Start a worker in a kit, and have it agree to a run."""
     (kit / "policy.yaml").write_text(yaml.safe_dump(POLICY))
     (kit / "keys").mkdir()
     key = ec.generate_private_key(ec.SECP384R1()).private_bytes(
@@ -59,11 +66,40 @@ def gated(make_kit: Callable[..., Path], federation: Callable[..., Experiment]) 
     (kit / "keys" / "site.key").chmod(0o600)
     found = load_site_settings(kit / "site.yaml")
     gate = open_gate(found, kit)
-    worker, proposal = Worker(found, gate), propose(federation())
+    worker = Worker(found, gate)
     met = decode_frame(worker.answer(encode_frame(Introduce("run-a", proposal))))
     assert isinstance(met, SiteIntroduction), met
-    yield Gated(worker, gate, found.worker.state / LEDGER_FILE, proposal, met)
-    gate.close()
+    return Gated(worker, gate, found.worker.state / LEDGER_FILE, proposal, met)
+
+
+def test_an_answer_with_noise_leaves_again_bit_for_bit_and_is_charged_once(
+    make_kit: Callable[..., Path], federation: Callable[..., Experiment]
+) -> None:
+    private = "federation.site_privacy={noise: local, clip: 0.5, epsilon: 8.0}"
+    gated = join_run(make_kit(), propose(federation(private)))
+    asked = encode_frame(gated.request())
+    first, again = (gated.worker.answer(asked) for _ in range(2))
+    assert first == again
+    reply = decode_frame(first)
+    assert isinstance(reply, RoundReply), reply
+    assert reply.payload is not None
+    (charged,) = read_budget(gated.ledger.parent / BUDGET_FILE)
+    assert charged.mechanism == "local gaussian"
+    assert np.std(reply.payload - gated.met.initial) == pytest.approx(0.5 * 2 * charged.noise_multiplier, rel=0.4)
+    seen = decode_frame(gated.worker.answer(encode_frame(gated.request(phase="evaluate", split="test", settings=""))))
+    assert isinstance(seen, RoundReply), seen
+    assert math.isnan(seen.metrics["auc"])
+    gated.gate.close()
+
+
+def test_shares_of_noise_that_fixed_point_would_swallow_are_refused_at_the_site(
+    make_kit: Callable[..., Path], federation: Callable[..., Experiment]
+) -> None:
+    private = "{noise: distributed, clip: 1.0e-6, noise_multiplier: 2.0}"
+    given = f"federation={{norm_bound: null, weights: uniform, secure_aggregation: {{}}, site_privacy: {private}}}"
+    proposal = propose(federation(given), ("site-1", "site-2", "site-3"))
+    with pytest.raises(AssertionError, match=r"federation\.site_privacy\.clip"):
+        join_run(make_kit(), proposal)
 
 
 REQUESTS = st.fixed_dictionaries(

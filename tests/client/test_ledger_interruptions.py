@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -16,11 +16,20 @@ from client.audit import Examination, examine
 from client.audit_report import describe, verify_ledger
 from client.ledger import LEFT, Ledger, Record, tip_path
 from client.ledger_entry import FIRST
+from client.torn_lines import recall_torn, set_aside
 
 KEY = ec.generate_private_key(ec.SECP384R1())
 MESSAGE = Record("out", "train", "passed", run="run", round=1, bytes=100, sha256=FIRST)
 SECTOR = 512
-State = tuple[bytes | None, bytes | None]  # of ledger and tip; None if there is no such file
+TORN = "ledger.torn-*"
+
+
+class State(NamedTuple):
+    """Bytes of ledger and tip, None if there is no such file; names and bytes of torn lines that were set aside."""
+
+    ledger: bytes | None
+    tip: bytes | None
+    torn: frozenset[tuple[str, bytes]] = frozenset()
 
 
 class KilledError(BaseException):
@@ -72,10 +81,15 @@ class Disk:
     def fsync(self, handle: int) -> None:
         self._pass_event()
         path = Path(os.readlink(f"/proc/self/fd/{handle}"))
-        if path.is_dir():
-            self.named |= {str(file) for file in path.iterdir()}
-        else:
-            self.synced[str(path)] = path.read_bytes()
+        self.synced[str(path)] = path.read_bytes()
+
+    def sync_folder(self, folder: Path) -> None:
+        self._pass_event()
+        self.named |= {str(file) for file in folder.iterdir()}
+
+    def set_aside(self, *given: Any) -> None:
+        self._pass_event()
+        set_aside(*given)
 
     def _pass_event(self, begun: Any = lambda: None) -> None:
         if self.dead:
@@ -92,6 +106,8 @@ def run(path: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch, appends: int = 
     confirmed = 0
     with monkeypatch.context() as patched:
         patched.setattr(ledger_module, "os", disk)
+        for name in ("set_aside", "sync_folder"):
+            patched.setattr(ledger_module, name, getattr(disk, name))
         ledger = None
         try:
             ledger = Ledger(path, KEY, site="north")
@@ -109,15 +125,20 @@ def run(path: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch, appends: int = 
 
 
 def read(path: Path) -> State:
-    return (
+    return State(
         path.read_bytes() if path.exists() else None,
         tip_path(path).read_bytes() if tip_path(path).exists() else None,
+        frozenset((file.name, file.read_bytes()) for file in path.parent.glob(TORN)),
     )
 
 
 def put(path: Path, state: State) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    for file, content in zip((path, tip_path(path)), state, strict=True):
+    for file in path.parent.glob(TORN):
+        file.unlink()
+    for name, content in state.torn:
+        (path.parent / name).write_bytes(content)
+    for file, content in ((path, state.ledger), (tip_path(path), state.tip)):
         file.unlink(missing_ok=True)
         if content is not None:
             file.write_bytes(content)
@@ -126,7 +147,8 @@ def put(path: Path, state: State) -> None:
 def after_power_cut(path: Path, disk: Disk) -> Iterator[State]:
     """Every way in which what was not synced may have come to the disk, or not."""
     ways = []
-    for file, content in zip((path, tip_path(path)), read(path), strict=True):
+    state = read(path)
+    for file, content in ((path, state.ledger), (tip_path(path), state.tip)):
         held = disk.synced.get(str(file), b"")
         if content is None:
             ways.append([None])
@@ -136,33 +158,41 @@ def after_power_cut(path: Path, disk: Disk) -> Iterator[State]:
             ends = [end for end in (len(held) + 9, (len(held) + len(content)) // 2) if end <= len(content)]
             found += [content[:end] for end in ends]
             found += [content[:end] + bytes(len(content) - end) for end in ends]
+            found += [held + bytes(end - len(held)) + content[end:] for end in ends]
+            found += [content[:start] + bytes(9) + content[start + 9 :] for start in ends[1:]]
+            found.append(held + bytes(4096))
         elif not held and content:
             found.append(bytes(len(content)))
         ways.append([*found, *([] if str(file) in disk.named else [None])])
-    yield from itertools.product(*ways)
+    yield from (State(*left, state.torn) for left in itertools.product(*ways))
 
 
 def check(path: Path, state: State, confirmed: int, monkeypatch: pytest.MonkeyPatch) -> Examination:
     """A crash is never tampering, loses nothing that was confirmed, and lets the ledger go on with it told."""
     put(path, state)
-    content, tip = state
+    content, tip, aside = state
     found = examine(content or b"", tip, KEY.public_key())
     assert not found.findings, (confirmed, found.findings)
     assert len(found.entries) >= confirmed
     if found.unbegun:
         assert confirmed == 0
     assert run(path, Disk(), monkeypatch, appends=1) > confirmed
-    content, tip = read(path)
+    left = content or b""
+    content, tip, kept = read(path)
     assert content is not None
     after = examine(content, tip, KEY.public_key(), every_signature=True)
     assert after.sound
     assert after.unconfirmed == after.torn == 0
     assert [entry.sequence for entry in after.entries[:confirmed]] == list(range(1, confirmed + 1))
     if found.unbegun:
-        assert (LEFT in after.entries[0].about) == (state != (None, None))
-    else:
-        noted = [entry.about for entry in after.entries[len(found.entries) :] if entry.kind == "recovered"]
-        assert bool(noted) == bool(found.torn or found.unconfirmed)
+        assert (LEFT in after.entries[0].about) == (state != NOTHING)
+    assert aside <= kept
+    assert not found.torn or left[-found.torn :] in dict(kept).values()
+    recorded = [torn for entry in after.entries if (torn := recall_torn(entry.about)) is not None]
+    assert {torn.file for torn in recorded} == {name for name, _ in kept}
+    assert all(torn.is_kept_beside(path) for torn in recorded)
+    noted = [entry.about for entry in after.entries[len(found.entries) :] if "unconfirmed_entries" in entry.about]
+    assert bool(noted) == bool(found.unconfirmed)
     return found
 
 
@@ -193,7 +223,7 @@ def count_events(path: Path, state: State, monkeypatch: pytest.MonkeyPatch) -> i
 
 
 PARTS = (0.0, 0.02, 0.5, 1.0)
-NOTHING: State = (None, None)
+NOTHING = State(None, None)
 
 
 @pytest.mark.parametrize("start", ["nothing", "begun"])
@@ -218,7 +248,7 @@ def test_a_ledger_after_a_power_cut_at_any_event_goes_on_and_is_never_called_alt
     tmp_path: Path, begun: Begun, start: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "state" / "ledger.jsonl"
-    torn = (begun.first[:300], begun.first_tip)
+    torn = State(begun.first[:300], begun.first_tip)
     state = {"nothing": NOTHING, "begun": begun.whole, "torn": torn}[start]
     seen = set()
     for fails_at in range(1, count_events(path, state, monkeypatch) + 1):
@@ -226,7 +256,7 @@ def test_a_ledger_after_a_power_cut_at_any_event_goes_on_and_is_never_called_alt
         disk = Disk(fails_at, 1.0)
         if start != "nothing":
             disk.named = {str(path), str(tip_path(path))}
-            disk.synced = {str(path): state[0] or b"", str(tip_path(path)): state[1] or b""}
+            disk.synced = {str(path): state.ledger or b"", str(tip_path(path)): state.tip or b""}
         confirmed = run(path, disk, monkeypatch)
         for left in after_power_cut(path, disk):
             if (left, confirmed) not in seen:
@@ -239,13 +269,13 @@ def test_a_crash_while_the_ledger_takes_up_after_a_crash_is_no_tampering_either(
     tmp_path: Path, begun: Begun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "state" / "ledger.jsonl"
-    content, tip = begun.whole
+    content, tip, _ = begun.whole
     assert content is not None
     states: list[State] = [
-        (content + b'{"schema":1', tip),
-        (content, begun.first_tip),
-        (b"", begun.first_tip[:40]),
-        (begun.first[:300], begun.first_tip),
+        State(content + b'{"schema":1', tip),
+        State(content, begun.first_tip),
+        State(b"", begun.first_tip[:40]),
+        State(begun.first[:300], begun.first_tip),
     ]
     for state in states:
         for fails_at in range(1, count_events(path, state, monkeypatch) + 1):
@@ -260,7 +290,7 @@ def test_no_cut_is_passed_over_in_silence(tmp_path: Path, monkeypatch: pytest.Mo
     for appends in (0, 1, 2):
         put(path, NOTHING)
         run(path, Disk(), monkeypatch, appends)
-        content, tip = read(path)
+        content, tip, _ = read(path)
         assert content is not None
         for length in range(0, len(content), 7):
             for left in (tip, b"", None, (tip or b"")[:99]):
@@ -280,9 +310,9 @@ def test_an_emptied_ledger_is_told_from_a_crash_by_its_tip_or_by_an_end_that_was
     path = tmp_path / "ledger.jsonl"
     put(path, begun.whole)
     end = verify_ledger(path)["end"]
-    put(path, (b"", begun.whole[1]))
+    put(path, State(b"", begun.whole.tip))
     assert verify_ledger(path)["status"] == "altered"
-    put(path, (b"", b""))
+    put(path, State(b"", b""))
     assert verify_ledger(path)["status"] == "unbegun"
     assert verify_ledger(path, seen=end)["status"] == "altered"
 
@@ -293,10 +323,10 @@ def test_a_last_line_cut_short_is_told_as_a_crash_or_a_cut(tmp_path: Path, begun
     ledger = Ledger(path, KEY, site="north")
     ledger.append(MESSAGE)
     ledger.close()
-    put(path, (path.read_bytes()[:-50], begun.whole[1]))
+    put(path, State(path.read_bytes()[:-50], begun.whole.tip))
     report = verify_ledger(path)
     assert report["status"] == "sound"
-    assert any("ends in the middle of a line" in said and "or a cut" in said for said in report["verdict"])
+    assert any("a line stand that is not whole" in said and "or a cut" in said for said in report["verdict"])
     assert verify_ledger(path, seen="3:" + "0" * 64)["status"] == "altered"
 
 

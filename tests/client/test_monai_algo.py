@@ -9,6 +9,7 @@ from monai.fl.utils.exchange_object import ExchangeObject
 from client.monai_algo import EPTClientAlgo
 from client.site import Site
 from ept_fed.config import Experiment
+from ept_fed.problems import InputRefusedError
 from ept_fed.protocol.layout import PayloadMismatchError
 from simulations.virtual_sites import VirtualFederation, prepare_federation
 
@@ -63,3 +64,11 @@ def test_another_client_and_a_round_too_many_are_refused(federation: VirtualFede
     algo.train(weights(federation))
     with pytest.raises(RuntimeError, match="all 1 rounds"):
         algo.train(weights(federation))
+
+
+def test_a_site_that_hides_its_updates_is_refused(micro: Callable[..., Experiment]) -> None:
+    noisy = micro("federation.site_privacy={noise: local, clip: 1, noise_multiplier: 1}")
+    masked = micro("federation.secure_aggregation={}", "federation.norm_bound=null")
+    for experiment, field in ((noisy, "site_privacy"), (masked, "secure_aggregation")):
+        with pytest.raises(InputRefusedError, match=field):
+            make(prepare_federation(experiment))

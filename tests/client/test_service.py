@@ -167,7 +167,8 @@ def test_supernode_gets_the_kits_key_the_workers_socket_and_no_telemetry(make_ki
         (kit / name).parent.mkdir(exist_ok=True)
         (kit / name).touch()
     (program,) = describe_programs(kit, settings, ("node",))
-    options = dict(zip(program.command[1::2], program.command[2::2], strict=True))
+    assert program.command[:3] == (sys.executable, "-m", "client.supernode")
+    options = dict(zip(program.command[3::2], program.command[4::2], strict=True))
     assert options == {
         "--superlink": "fl.example.org:8443",
         "--root-certificates": str(kit / "tls" / "ca.crt"),

@@ -12,15 +12,12 @@ from flwr.app import Context, Message, RecordDict
 from client.in_process_app import create_client_app
 from client.site import Site
 from ept_fed.config import Experiment
-from ept_fed.flower import (
-    SITE_FAILED,
-    SITE_REFUSED,
-    encode_payload,
-    encode_request_config,
-    set_task_identity,
-)
+from ept_fed.flower.messages import encode_request
+from ept_fed.flower.records import SITE_FAILED, SITE_REFUSED, read_frame_record
+from ept_fed.flower.transport import set_task_identity
+from ept_fed.protocol.frames import decode_frame
 from ept_fed.protocol.layout import PayloadMismatchError
-from ept_fed.protocol.messages import EVALUATE_METRICS, TRAIN_METRICS, MessageRefusedError, RoundRequest
+from ept_fed.protocol.messages import EVALUATE_METRICS, TRAIN_METRICS, MessageRefusedError, RoundReply, RoundRequest
 from ept_fed.protocol.plan import Plan
 from ept_fed.training.loop import TrainingDivergedError
 from simulations.virtual_sites import prepare_federation
@@ -136,8 +133,7 @@ def test_a_diverged_round_leaves_the_site_as_it_was_before_training(plan_and_sit
 
 def as_message(request: RoundRequest) -> Message:
     set_task_identity(1)
-    records = RecordDict({"arrays": encode_payload(request.payload), "config": encode_request_config(request)})
-    return Message(records, 7, request.phase)
+    return Message(encode_request(request), 7, request.phase)
 
 
 def context() -> Context:
@@ -162,8 +158,11 @@ def test_a_refusal_travels_as_its_sentence_and_a_failure_as_no_detail(plan_and_s
 def test_nothing_of_the_head_or_the_columns_is_in_a_prompts_only_reply(plan_and_site: tuple[Plan, Site]) -> None:
     plan, site = plan_and_site
     reply = create_client_app(lambda _: site)(as_message(train_request(plan)), context())
-    (array,) = reply.content["arrays"].values()
+    frame = read_frame_record(reply)
+    sent = decode_frame(frame)
+    assert isinstance(sent, RoundReply)
+    assert sent.payload is not None
     L, T, D = len(site.model.layers), 1, site.model.vit.embed_dim
     tokens = site.model.backbone.num_tokens + T
-    assert array.shape == (L * tokens + L * T * D,)
-    assert site.model.head.weight.detach().numpy().tobytes() not in array.data
+    assert sent.payload.shape == (L * tokens + L * T * D,)
+    assert site.model.head.weight.detach().numpy().tobytes() not in frame

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from client.budget import BudgetLedger
+from client.round_cost import RoundCost
 from client.spending import describe_charges, describe_private_rounds
 from ept_fed.config import Experiment
 from ept_fed.privacy.accountant import GaussianSteps, spent_epsilon
@@ -15,18 +16,19 @@ from simulations.simulate import simulate
 
 Micro = Callable[..., Experiment]
 STEPS = GaussianSteps(1.5, 0.2, 4)
+COST = RoundCost("poisson-subsampled gaussian", STEPS, clip=1.0, delta=1e-5)
 
 
 def test_a_run_costs_its_own_rounds_and_the_site_all_of_them(tmp_path: Path) -> None:
     ledger = BudgetLedger(tmp_path / "budget.jsonl")
     for run, number in (("a", 1), ("b", 1), ("b", 2)):
-        ledger.charge(run, number, STEPS, clip=1.0, delta=1e-5, epsilon=None)
-    told = describe_charges(ledger.charged, "b")
+        ledger.charge(run, number, COST, delta=1e-5, epsilon=None)
+    told = describe_charges(ledger.charged, "b", silent=False)
     assert told is not None
     assert told["epsilon"] == pytest.approx(spent_epsilon([STEPS] * 2, 1e-5))
     assert told["epsilon_of_all_runs"] == pytest.approx(spent_epsilon([STEPS] * 3, 1e-5))
     assert (told["rounds"], told["delta"]) == (2, 1e-5)
-    assert describe_charges(ledger.charged, "c") is None
+    assert describe_charges(ledger.charged, "c", silent=False) is None
 
 
 def test_a_simulations_page_says_what_its_noise_promises(micro: Micro, tmp_path: Path) -> None:
@@ -35,7 +37,7 @@ def test_a_simulations_page_says_what_its_noise_promises(micro: Micro, tmp_path:
     simulate(micro("evaluation.baselines=[]"), tmp_path / "plain", Silent())
     site = json.loads((tmp_path / "private/sites/site-1/report.json").read_text())
     images = sum(row["images"] for row in site["data"] if row["split"] == "train")
-    assert site["privacy"] == describe_private_rounds(experiment.training, images, 2, 2)
+    assert site["privacy"] == describe_private_rounds(experiment, images, 2)
     page = (tmp_path / "private/sites/site-1/report.html").read_text()
     assert f"ε = {site['privacy']['epsilon']:.3g}" in page
     assert "without noise" not in page

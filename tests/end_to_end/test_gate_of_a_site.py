@@ -24,7 +24,7 @@ from client.worker_status import ask_status
 from ept_fed.config import Experiment
 from ept_fed.data.phantom_structures import STRUCTURES
 from ept_fed.experiment_file import load_experiment
-from ept_fed.protocol.frames import Frame, Introduce, Refusal
+from ept_fed.protocol.frames import Frame, Introduce, Refusal, decode_frame, encode_frame
 from ept_fed.protocol.messages import RoundReply, RoundRequest
 from ept_fed.protocol.proposal import SiteIntroduction, propose
 from server.app import create_server_app
@@ -80,7 +80,7 @@ class GatedSite:
         return False
 
     def ask(self, frame: Frame) -> Frame:
-        return ask_worker(self.socket, frame, seconds=LIMIT)
+        return decode_frame(ask_worker(self.socket, encode_frame(frame), seconds=LIMIT))
 
     def end(self, number: int) -> None:
         self.process.send_signal(number)

@@ -28,8 +28,10 @@ from client.worker_status import WorkerStatus, ask_status, status_path
 from ept_fed.config import Experiment
 from ept_fed.data.phantom_structures import STRUCTURES
 from ept_fed.experiment_file import load_experiment
-from ept_fed.flower import SITE_AWAY, SITE_REFUSED, decode_introduction, encode_proposal, set_task_identity
-from ept_fed.protocol.frames import Frame, Introduce, Refusal, encode_frame
+from ept_fed.flower.messages import decode_introduction, encode_proposal, encode_request
+from ept_fed.flower.records import SITE_AWAY, SITE_REFUSED
+from ept_fed.flower.transport import set_task_identity
+from ept_fed.protocol.frames import Frame, Introduce, Refusal, decode_frame, encode_frame
 from ept_fed.protocol.messages import Header, RoundReply, RoundRequest
 from ept_fed.protocol.plan import Plan
 from ept_fed.protocol.proposal import Proposal, SiteIntroduction, propose
@@ -69,7 +71,7 @@ class Process:
         return ask_status(self.socket, seconds=LIMIT)
 
     def ask(self, frame: Frame) -> Frame:
-        return ask_worker(self.socket, frame, seconds=LIMIT)
+        return decode_frame(ask_worker(self.socket, encode_frame(frame), seconds=LIMIT))
 
     def end(self, number: int = signal.SIGTERM) -> int:
         self.process.send_signal(number)
@@ -203,10 +205,10 @@ import os
 from pathlib import Path
 from client.worker_socket import ask_worker
 from client.worker_status import ask_status
-from ept_fed.protocol.frames import Refusal
+from ept_fed.protocol.frames import Refusal, decode_frame, encode_frame
 os.setgid(65534); os.setgroups([65534]); os.setuid(65534)
 path = Path({str(process.socket)!r})
-print(ask_worker(path, Refusal("no"), seconds=60).reason)
+print(decode_frame(ask_worker(path, encode_frame(Refusal("no")), seconds=60)).reason)
 try:
     ask_status(path, seconds=60)
 except PermissionError:
@@ -311,11 +313,7 @@ def request(met: SiteIntroduction, proposal: Proposal, round_number: int) -> Rou
 
 def message(met: SiteIntroduction) -> Message:
     """A train message whose round does not exist."""
-    from ept_fed.flower import CONFIG, encode_request_arrays, encode_request_config
-
     set_task_identity(1)
     header = Header(met.run, 9, met.backbone_digest, met.layout.hash)
     asked = RoundRequest(header, "train", 4, met.initial, "train", "{}")
-    return Message(
-        RecordDict({"arrays": encode_request_arrays(asked), CONFIG: encode_request_config(asked)}), 1, "train"
-    )
+    return Message(encode_request(asked), 1, "train")

@@ -9,7 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ept_fed.privacy.batch_gradients import batch_gradients, flatten
-from ept_fed.privacy.membership import match_classes, measure_advantage, score_alignment, score_loss_drop
+from ept_fed.privacy.membership import (
+    match_classes,
+    measure_advantage,
+    score_alignment,
+    score_batches,
+    score_loss_drop,
+)
 from ept_fed.privacy.views import View, add_noise, list_views
 from ept_fed.training.losses import LOSSES
 
@@ -137,3 +143,12 @@ def test_no_view_without_tokens_names_them(names: tuple[str, ...]) -> None:
     assert any("tokens" in view.tensors for view in views) == ("tokens" in names)
     assert [view.noise for view in views if view.noise] == [2.0]
     assert len({view.name for view in views}) == len(views)
+
+
+@pytest.mark.parametrize("members", [8, 20])
+def test_the_bare_gradient_of_a_batch_tells_who_was_in_it_where_images_differ(members: int) -> None:
+    rng = np.random.default_rng(0)
+    gradients, member = rng.normal(size=(40, 500)), np.arange(40) < members
+    scores = score_batches(gradients, member, 8, rng)
+    assert scores[member].min() > 0.2
+    assert np.abs(scores[~member]).max() < 0.2

@@ -1,7 +1,9 @@
 """Protocol values through Flower messages: what is sound passes unchanged, what is not is refused by name."""
 
 import dataclasses
-import io
+import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,25 +13,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ept_fed.config import Experiment
-from ept_fed.flower import (
-    CONFIG,
-    EXAMPLES_KEY,
-    SITE_FAILED,
-    SITE_REFUSED,
-    copy_over_wire,
-    count_bytes,
+from ept_fed.flower import records
+from ept_fed.flower.messages import (
     decode_introduction,
     decode_reply,
     decode_request,
-    encode_frame_record,
-    encode_payload,
     encode_proposal,
     encode_reply,
-    encode_request_arrays,
-    encode_request_config,
-    read_frame_record,
-    set_task_identity,
+    encode_request,
 )
+from ept_fed.flower.records import (
+    SITE_FAILED,
+    SITE_REFUSED,
+    encode_frame_record,
+    read_frame_record,
+)
+from ept_fed.flower.transport import copy_over_wire, count_bytes, set_task_identity
 from ept_fed.protocol.frames import Introduce, Refusal, decode_frame, encode_frame
 from ept_fed.protocol.layout import PayloadLayout, PayloadMismatchError
 from ept_fed.protocol.messages import (
@@ -41,6 +40,7 @@ from ept_fed.protocol.messages import (
     RoundRequest,
 )
 from ept_fed.protocol.proposal import SiteIntroduction, propose
+from tests.frames_by_hand import frame_of, open_frame
 
 LAYOUT = PayloadLayout((("sinks", (3, 5)),))
 HEADER = Header(run="r", round=2, backbone_digest="d", layout_hash=LAYOUT.hash)
@@ -57,20 +57,11 @@ def _identity() -> None:
 
 
 def request_message(request: RoundRequest = REQUEST) -> Message:
-    records = RecordDict({"arrays": encode_payload(request.payload), "config": encode_request_config(request)})
-    return Message(records, 7, request.phase)
+    return Message(encode_request(request), 7, request.phase)
 
 
-def reply_message(**records: object) -> Message:
-    """A sound reply, with records replaced (or dropped, where None)."""
-    sound = encode_reply(REPLY, request_message()).content
-    content = RecordDict(
-        {**{name: sound[name] for name in sound}, **{k: v for k, v in records.items() if v is not None}}
-    )
-    for name, record in records.items():
-        if record is None:
-            del content[name]
-    return Message(content, reply_to=request_message())
+def with_frame(frame: bytes) -> Message:
+    return Message(encode_frame_record(frame), reply_to=request_message())
 
 
 def decode(message: Message) -> RoundReply:
@@ -78,13 +69,13 @@ def decode(message: Message) -> RoundReply:
 
 
 def test_a_request_arrives_as_it_was_sent() -> None:
-    received = decode_request(copy_over_wire(request_message()), "train", LAYOUT)
-    assert np.array_equal(received.payload, VECTOR)
-    assert dataclasses.replace(received, payload=VECTOR) == REQUEST
+    sent = dataclasses.replace(REQUEST, correction=2 * VECTOR)
+    received = decode_request(copy_over_wire(request_message(sent)), "train", LAYOUT)
+    assert encode_frame(received) == encode_frame(sent)
 
 
 def test_a_reply_arrives_as_it_was_sent() -> None:
-    received = decode(reply_message())
+    received = decode(encode_reply(REPLY, request_message()))
     assert np.array_equal(received.payload, VECTOR)
     assert dataclasses.replace(received, payload=VECTOR) == REPLY
 
@@ -97,11 +88,32 @@ def test_an_undefined_metric_arrives_as_nan_and_not_as_absent() -> None:
     assert all(np.isnan(value) for value in received.metrics.values())
 
 
+@pytest.mark.parametrize("length", [0, 1, 999, 1000, 1001, 3500])
+def test_a_frame_of_any_length_is_one_record_for_every_so_many_bytes(
+    monkeypatch: pytest.MonkeyPatch, length: int
+) -> None:
+    monkeypatch.setattr(records, "PART_BYTES", 1000)
+    frame = np.random.default_rng(length).bytes(length)
+    content = encode_frame_record(frame)
+    assert len(content) == math.ceil(length / 1000)
+    if frame:
+        assert read_frame_record(copy_over_wire(with_frame(frame))) == frame
+
+
+def test_records_are_put_together_by_number_and_not_by_the_order_in_which_they_come(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(records, "PART_BYTES", 10)
+    content = encode_frame_record(bytes(range(120)))
+    turned = RecordDict({name: content[name] for name in reversed(list(content))})
+    assert read_frame_record(Message(turned, 1, "train")) == bytes(range(120))
+
+
 @pytest.mark.parametrize("twice", [False, True], ids=["different parts", "equal parts"])
 def test_bytes_are_counted_as_flowers_transport_pushes_them(twice: bool) -> None:
     message = request_message()
     if twice:
-        message.content["again"] = message.content[CONFIG]
+        message.content["1"] = message.content["0"]
     with no_object_id_recompute():
         pushed = {identifier: part.deflate() for identifier, part in get_all_nested_objects(message).items()}
     assert count_bytes(message) == sum(map(len, pushed.values()))
@@ -113,68 +125,102 @@ def test_bytes_are_counted_as_flowers_transport_pushes_them(twice: bool) -> None
 def test_a_copy_over_the_wire_shares_nothing() -> None:
     message = request_message()
     received = copy_over_wire(message)
-    received.content["config"]["run"] = "other"
-    assert message.content["config"]["run"] == "r"
+    received.content["0"]["frame"] = b"other"
+    assert read_frame_record(message) == encode_frame(REQUEST)
+
+
+@pytest.mark.parametrize("kind", ["request", "reply"])
+def test_a_message_is_three_objects_for_flower_to_push_each_by_a_request_of_its_own(kind: str) -> None:
+    """The message, its content, and one record: the fewest that Flower's transport can carry."""
+    message = request_message() if kind == "request" else encode_reply(REPLY, request_message())
+    assert [type(part) for part in get_all_nested_objects(message).values()] == [ConfigRecord, RecordDict, Message]
 
 
 @pytest.mark.parametrize("floats", [1, 780, 2364, 236_400])
 def test_the_envelope_stays_below_two_kilobytes_whatever_the_payload(floats: int) -> None:
     layout = PayloadLayout((("sinks", (1, floats)),))
     header = Header(run="0" * 16, round=999, backbone_digest="0" * 64, layout_hash=layout.hash)
-    metrics = dict.fromkeys(TRAIN_METRICS, 1.0)
+    metrics = dict.fromkeys(TRAIN_METRICS, 1 / 3)
     reply = RoundReply(header, "train", np.random.default_rng(0).random(floats, np.float32), 10**6, metrics)
     assert 0 < count_bytes(encode_reply(reply, request_message())) - 4 * floats <= 2000
 
 
-def npy(array: np.ndarray) -> bytes:
-    stream = io.BytesIO()
-    np.save(stream, array)
-    return stream.getvalue()
-
-
-def arrays_with(data: bytes, shape: tuple[int, ...] = (15,), dtype: str = "float32") -> ArrayRecord:
-    return ArrayRecord({"payload": Array(dtype, shape, "numpy.ndarray", data)})
-
-
 BAD_RECORDS = {
-    "no arrays": {"arrays": None},
-    "no metrics": {"metrics": None},
-    "no header": {"config": None},
-    "a second array record": {"more": ArrayRecord({"payload": Array(VECTOR)})},
-    "another array name": {"arrays": ArrayRecord({"weights": Array(VECTOR)})},
-    "two arrays": {"arrays": ArrayRecord({"payload": Array(VECTOR), "image": Array(VECTOR)})},
-    "too short": {"arrays": ArrayRecord({"payload": Array(VECTOR[:-1])})},
-    "broadcastable": {"arrays": ArrayRecord({"payload": Array(VECTOR[:1])})},
-    "two axes": {"arrays": ArrayRecord({"payload": Array(VECTOR[None])})},
-    "float64": {"arrays": ArrayRecord({"payload": Array(VECTOR.astype(np.float64))})},
-    "int32": {"arrays": ArrayRecord({"payload": Array(VECTOR.astype(np.int32))})},
-    "NaN": {"arrays": ArrayRecord({"payload": Array(np.full(15, np.nan, np.float32))})},
-    "infinity": {"arrays": ArrayRecord({"payload": Array(np.full(15, np.inf, np.float32))})},
-    "a claim that its bytes do not keep": {"arrays": arrays_with(npy(VECTOR[:-1]))},
-    "a dtype that its bytes do not have": {"arrays": arrays_with(npy(VECTOR.astype(np.float64)))},
-    "big-endian bytes": {"arrays": arrays_with(npy(VECTOR.astype(">f4")))},
-    "a header of a huge array": {"arrays": arrays_with(npy(VECTOR).replace(b"(15,)", b"(9**9,)"))},
-    "no bytes": {"arrays": arrays_with(b"")},
-    "cut bytes": {"arrays": arrays_with(npy(VECTOR)[:-3])},
-    "bytes behind the array": {"arrays": arrays_with(npy(VECTOR) + b"secret")},
-    "pickled": {"arrays": arrays_with(b"\x80\x04K\x01.")},
-    "metric missing": {"metrics": MetricRecord({EXAMPLES_KEY: 40, **{key: METRICS[key] for key in list(METRICS)[1:]}})},
-    "extra metric": {"metrics": MetricRecord({EXAMPLES_KEY: 40, **METRICS, "age": 71.0})},
-    "metric list": {"metrics": MetricRecord({EXAMPLES_KEY: 40, **METRICS, "loss": [1.0]})},
-    "metric infinite": {"metrics": MetricRecord({EXAMPLES_KEY: 40, **METRICS, "loss": float("inf")})},
-    "no sample count": {"metrics": MetricRecord(METRICS)},
-    "no samples": {"metrics": MetricRecord({EXAMPLES_KEY: 0, **METRICS})},
-    "negative samples": {"metrics": MetricRecord({EXAMPLES_KEY: -10, **METRICS})},
-    "fractional samples": {"metrics": MetricRecord({EXAMPLES_KEY: 40.0, **METRICS})},
-    "absurdly many samples": {"metrics": MetricRecord({EXAMPLES_KEY: 10**12, **METRICS})},
-    "header of another type": {"config": ConfigRecord({"run": 1})},
+    "no records": RecordDict(),
+    "no frame": RecordDict({"0": ConfigRecord({})}),
+    "an empty frame": RecordDict({"0": ConfigRecord({"frame": b""})}),
+    "text": RecordDict({"0": ConfigRecord({"frame": "EPT1"})}),
+    "a list": RecordDict({"0": ConfigRecord({"frame": [encode_frame(REPLY)]})}),
+    "another key": RecordDict({"0": ConfigRecord({"bytes": encode_frame(REPLY)})}),
+    "something beside it": RecordDict({"0": ConfigRecord({"frame": encode_frame(REPLY), "image": b"x"})}),
+    "another name": RecordDict({"frame": ConfigRecord({"frame": encode_frame(REPLY)})}),
+    "counted from one": RecordDict({"1": ConfigRecord({"frame": encode_frame(REPLY)})}),
+    "a gap": RecordDict({number: ConfigRecord({"frame": encode_frame(REPLY)}) for number in ("0", "2")}),
+    "twice": RecordDict({number: ConfigRecord({"frame": encode_frame(REPLY)}) for number in ("0", "1")}),
+    "a record of images": RecordDict(
+        {"0": ConfigRecord({"frame": encode_frame(REPLY)}), "images": ArrayRecord({"a": Array(VECTOR)})}
+    ),
+    "an array": RecordDict({"0": ArrayRecord({"frame": Array(VECTOR)})}),
+    "a metric": RecordDict({"0": MetricRecord({"frame": 1})}),
 }
 
 
-@pytest.mark.parametrize("records", BAD_RECORDS.values(), ids=BAD_RECORDS)
-def test_a_malformed_reply_is_refused(records: dict[str, object]) -> None:
+@pytest.mark.parametrize("content", BAD_RECORDS.values(), ids=BAD_RECORDS)
+def test_records_that_are_not_those_of_one_frame_are_refused(content: RecordDict) -> None:
+    with pytest.raises(MessageRefusedError):
+        decode(Message(content, reply_to=request_message()))
+
+
+def altered(change: Callable[[dict[str, Any]], Any], body: bytes | None = None) -> bytes:
+    """Spell the sound reply with another head, and other arrays."""
+    document, arrays = open_frame(encode_frame(REPLY))
+    change(document)
+    return frame_of(document, arrays if body is None else body)
+
+
+def with_vector(vector: np.ndarray) -> bytes:
+    return altered(lambda head: head.update(arrays={"payload": vector.size}), vector.tobytes())
+
+
+BAD_FRAMES = {
+    "no payload": encode_frame(dataclasses.replace(REPLY, payload=None)),
+    "no arrays": altered(lambda head: head.pop("arrays")),
+    "no metrics": altered(lambda head: head.pop("metrics")),
+    "no header": altered(lambda head: head.pop("header")),
+    "another array name": altered(lambda head: head.update(arrays={"weights": 15})),
+    "two arrays": altered(lambda head: head.update(arrays={"payload": 15, "image": 15}), 2 * VECTOR.tobytes()),
+    "a gradient that nobody asked for": encode_frame(dataclasses.replace(REPLY, gradient=VECTOR)),
+    "too short": with_vector(VECTOR[:-1]),
+    "broadcastable": with_vector(VECTOR[:1]),
+    "float64": with_vector(VECTOR.astype(np.float64).view(np.float32)),
+    "NaN": with_vector(np.full(15, np.nan, np.float32)),
+    "infinity": with_vector(np.full(15, np.inf, np.float32)),
+    "a claim that its bytes do not keep": altered(lambda _: None, VECTOR[:-1].tobytes()),
+    "a claim of a huge array": altered(lambda head: head.update(arrays={"payload": 9**9})),
+    "no bytes": altered(lambda _: None, b""),
+    "bytes behind the array": altered(lambda _: None, VECTOR.tobytes() + b"secret"),
+    "pickled": b"\x80\x04K\x01.",
+    "an evaluate reply": encode_frame(RoundReply(HEADER, "evaluate", None, 3, dict.fromkeys(EVALUATE_METRICS, 1.0))),
+    "the request": encode_frame(REQUEST),
+    "a refusal": encode_frame(Refusal("no")),
+    "metric missing": altered(lambda head: head["metrics"].pop("loss")),
+    "extra metric": altered(lambda head: head["metrics"].update(age=71.0)),
+    "metric list": altered(lambda head: head["metrics"].update(loss=[1.0])),
+    "metric infinite": altered(lambda head: head["metrics"].update(loss=math.inf)),
+    "metric not a number": altered(lambda head: head["metrics"].update(loss=math.nan)),
+    "no sample count": altered(lambda head: head.pop("examples")),
+    "no samples": altered(lambda head: head.update(examples=0)),
+    "negative samples": altered(lambda head: head.update(examples=-10)),
+    "fractional samples": altered(lambda head: head.update(examples=40.0)),
+    "absurdly many samples": altered(lambda head: head.update(examples=10**12)),
+    "header of another type": altered(lambda head: head["header"].update(run=1)),
+}
+
+
+@pytest.mark.parametrize("frame", BAD_FRAMES.values(), ids=BAD_FRAMES)
+def test_a_malformed_reply_is_refused(frame: bytes) -> None:
     with pytest.raises(REFUSALS):
-        decode(reply_message(**records))
+        decode(with_frame(frame))
 
 
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Header)])
@@ -201,13 +247,12 @@ def test_an_error_reply_is_refused_with_what_may_be_said() -> None:
 
 @settings(max_examples=300)
 @given(position=st.integers(0, 10_000), byte=st.integers(0, 255), cut=st.integers(0, 40))
-def test_no_altered_payload_passes_as_something_it_is_not(position: int, byte: int, cut: int) -> None:
+def test_no_altered_reply_passes_as_something_it_is_not(position: int, byte: int, cut: int) -> None:
     """Flip one byte or cut the end: either we refuse it, or a finite vector of the right size comes out."""
-    data = bytearray(npy(VECTOR))
-    data[position % len(data)] = byte
-    message = reply_message(arrays=arrays_with(bytes(data[: len(data) - cut])))
+    frame = bytearray(encode_frame(REPLY))
+    frame[position % len(frame)] = byte
     try:
-        payload = decode(message).payload
+        payload = decode(with_frame(bytes(frame[: len(frame) - cut]))).payload
     except REFUSALS:
         return
     assert cut == 0
@@ -218,14 +263,30 @@ def test_no_altered_payload_passes_as_something_it_is_not(position: int, byte: i
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("split", "holdout"), ("split", 1), ("rounds", "8"), ("settings", 3), ("round", True)]
+    ("key", "value"),
+    [
+        ("split", "holdout"),
+        ("split", 1),
+        ("rounds", "8"),
+        ("settings", 3),
+        ("phase", "evaluate"),
+        ("wants_gradient", 1),
+        ("header", {}),
+        ("arrays", {"correction": 15}),
+        ("arrays", {"payload": 14}),
+    ],
 )
 def test_a_malformed_request_is_refused(key: str, value: object) -> None:
-    config = encode_request_config(REQUEST)
-    config[key] = value
-    message = Message(RecordDict({"arrays": encode_payload(VECTOR), "config": config}), 7, "train")
-    with pytest.raises(MessageRefusedError, match=key):
-        decode_request(message, "train", LAYOUT)
+    document, body = open_frame(encode_frame(REQUEST))
+    with pytest.raises(MessageRefusedError):
+        decode_request(with_frame(frame_of({**document, key: value}, body)), "train", LAYOUT)
+
+
+@pytest.mark.parametrize("vector", [VECTOR[:-1], np.full(15, np.nan, np.float32)], ids=["short", "NaN"])
+@pytest.mark.parametrize("name", ["payload", "correction"])
+def test_a_request_whose_vectors_do_not_fit_is_refused(name: str, vector: np.ndarray) -> None:
+    with pytest.raises(PayloadMismatchError):
+        decode_request(request_message(dataclasses.replace(REQUEST, **{name: vector})), "train", LAYOUT)
 
 
 PROPOSAL = propose(Experiment.model_validate({"data": {"source": "phantoms", "classes": ["a", "b"]}}))
@@ -255,23 +316,8 @@ def test_an_error_is_no_introduction() -> None:
         decode_introduction(Message(Error(code=SITE_REFUSED, reason="busy"), reply_to=question), "r", PROPOSAL)
 
 
-def test_a_forwarder_reads_arrays_of_any_one_size_and_refuses_impossible_claims() -> None:
-    with_correction = dataclasses.replace(REQUEST, correction=VECTOR)
-    records = RecordDict({"arrays": encode_request_arrays(with_correction), "config": encode_request_config(REQUEST)})
-    read = decode_request(copy_over_wire(Message(records, 7, "train")), "train", None)
-    assert read.payload.tobytes() == VECTOR.tobytes()
-    assert read.correction is not None
-    data = encode_payload(VECTOR)["payload"].data
-    for shape in ((10**15,), (), (3, 5), (-1,), (14,)):
-        arrays = ArrayRecord({"payload": Array("float32", shape, "numpy.ndarray", data)})
-        lying = RecordDict({"arrays": arrays, "config": encode_request_config(REQUEST)})
-        with pytest.raises(MessageRefusedError):
-            decode_request(Message(lying, 7, "train"), "train", None)
-
-
 @pytest.mark.parametrize(("code", "said"), [(3, "did not answer in time"), (5, "went offline"), (77, "error 77: odd")])
 def test_errors_of_superlink_are_told_in_the_consortiums_words(code: int, said: str) -> None:
-    set_task_identity(1)
     question = Message(RecordDict(), 1, "query")
     with pytest.raises(MessageRefusedError, match=said):
         read_frame_record(Message(Error(code=code, reason="odd"), reply_to=question))

@@ -1,6 +1,5 @@
 """Frames: one spelling per value, one reading per bytes, and any other bytes refused in one way."""
 
-import json
 import math
 from collections.abc import Callable
 from typing import Any
@@ -11,23 +10,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ept_fed.config import Experiment
-from ept_fed.protocol.frames import (
+from ept_fed.protocol.frames import Frame, Introduce, Refusal, decode_frame, encode_frame, kind_of
+from ept_fed.protocol.framing import (
     _MAGIC,
     _PREFIX,
     MOST_ARRAY_BYTES,
     MOST_HEAD_BYTES,
     PREFIX_BYTES,
-    Frame,
-    Introduce,
-    Refusal,
-    decode_frame,
-    encode_frame,
-    kind_of,
+    is_refusal,
+    make_prefix,
+    read_lengths,
     read_prefix,
 )
 from ept_fed.protocol.layout import PayloadLayout
 from ept_fed.protocol.messages import Header, MessageRefusedError, RoundReply, RoundRequest, metric_keys
 from ept_fed.protocol.proposal import SiteIntroduction, propose
+from tests.frames_by_hand import frame_of, head_of
 
 LAYOUT = PayloadLayout((("sinks", (2, 3)),), ("layers 0, 1",))
 PROPOSAL = propose(Experiment.model_validate({"data": {"source": "phantoms", "classes": ["ä", "b"]}}))
@@ -43,17 +41,6 @@ FRAMES: list[Frame] = [
     RoundReply(HEADER, "evaluate", None, 0, dict.fromkeys(metric_keys("evaluate"), math.nan)),
     Refusal("the images are gone", failed=True),
 ]
-
-
-def frame_of(document: Any, body: bytes = b"") -> bytes:
-    head = json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()
-    return _PREFIX.pack(_MAGIC, len(head), len(body)) + head + body
-
-
-def head_of(frame: bytes) -> dict[str, Any]:
-    length, _ = read_prefix(frame[:PREFIX_BYTES])
-    found: dict[str, Any] = json.loads(frame[PREFIX_BYTES : PREFIX_BYTES + length])
-    return found
 
 
 @pytest.mark.parametrize("frame", FRAMES, ids=kind_of)
@@ -167,3 +154,19 @@ def test_lengths_beyond_the_bounds_are_refused_before_anything_is_allocated(leng
 def test_an_infinite_number_cannot_be_sent() -> None:
     with pytest.raises(MessageRefusedError):
         encode_frame(RoundReply(HEADER, "evaluate", None, 1, {"loss": math.inf}))
+
+
+@pytest.mark.parametrize("frame", FRAMES, ids=kind_of)
+def test_a_refusal_is_told_from_every_other_kind_without_being_read(frame: Frame) -> None:
+    assert is_refusal(encode_frame(frame)) == isinstance(frame, Refusal)
+
+
+@pytest.mark.parametrize("cut", [0, 3, PREFIX_BYTES, -1])
+def test_what_is_not_one_whole_frame_is_told_by_its_length(cut: int) -> None:
+    frame = encode_frame(FRAMES[0])
+    assert PREFIX_BYTES + sum(read_lengths(frame)) == len(frame)
+    for content in (frame[:cut], frame + b"x"):
+        with pytest.raises(MessageRefusedError):
+            read_lengths(content)
+    with pytest.raises(MessageRefusedError, match="the most are"):
+        make_prefix(0, MOST_ARRAY_BYTES + 1)

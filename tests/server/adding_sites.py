@@ -1,13 +1,17 @@
 """Sites that only add numbers, no model and no images; and everything a bad one may do to its reply."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from ept_fed.flower import EXAMPLES_KEY, decode_request, encode_reply
+from ept_fed.flower.messages import decode_request, encode_reply
+from ept_fed.flower.records import encode_frame_record, read_frame_record
+from ept_fed.protocol.frames import decode_frame
 from ept_fed.protocol.layout import PayloadLayout, Vector
 from ept_fed.protocol.messages import EVALUATE_METRICS, TRAIN_METRICS, Phase, RoundReply
 from ept_fed.protocol.plan import Plan
@@ -16,6 +20,7 @@ from server.app import create_server_app
 from server.round_record import RoundRecord
 from server.rounds import FederationResult
 from simulations.local_grid import LocalGrid, run_locally
+from tests.frames_by_hand import frame_of, open_frame
 
 LAYOUT = PayloadLayout((("sinks", (3, 5)),))
 SITES = tuple(f"site-{number:02d}" for number in range(1, 10))
@@ -128,37 +133,59 @@ class WithoutBad(LocalGrid):
         return [node for node in super().get_nodes() if node.name != BAD]
 
 
-def with_array(value: np.ndarray) -> Sabotage:
+def alter_frame(change: Callable[[dict[str, Any], bytes], bytes]) -> Sabotage:
+    """From the head and the arrays of a sound reply to the arrays of a bad one, whose head is changed in place."""
+
     def alter(answer: Message, request: Message) -> Message:
-        answer.content["arrays"] = ArrayRecord({**dict(answer.content["arrays"]), "payload": Array(value)})
-        return answer
+        document, body = open_frame(read_frame_record(answer))
+        altered = change(document, body)
+        return Message(encode_frame_record(frame_of(document, altered)), reply_to=request)
 
     return alter
+
+
+def with_array(value: np.ndarray) -> Sabotage:
+    def change(document: dict[str, Any], body: bytes) -> bytes:
+        sizes = {**document["arrays"], "payload": value.nbytes // 4}
+        # A gradient comes after the payload.
+        rest = body[4 * document["arrays"].get("payload", 0) :]
+        document["arrays"] = sizes
+        return value.tobytes() + rest
+
+    return alter_frame(change)
 
 
 def with_metrics(**changes: float) -> Sabotage:
-    def alter(answer: Message, request: Message) -> Message:
-        renamed = {EXAMPLES_KEY if key == "examples" else key: value for key, value in changes.items()}
-        answer.content["metrics"] = MetricRecord({**dict(answer.content["metrics"]), **renamed})
-        return answer
+    def change(document: dict[str, Any], body: bytes) -> bytes:
+        if "examples" in changes:
+            document["examples"] = changes["examples"]
+        metrics = {name: value for name, value in changes.items() if name != "examples"}
+        document["metrics"] |= {name: None if math.isnan(value) else value for name, value in metrics.items()}
+        return body
 
-    return alter
+    return alter_frame(change)
 
 
 def with_config(**changes: str | int) -> Sabotage:
-    def alter(answer: Message, request: Message) -> Message:
-        answer.content["config"] = ConfigRecord({**dict(answer.content["config"]), **changes})
-        return answer
+    def change(document: dict[str, Any], body: bytes) -> bytes:
+        document["header"] |= changes
+        return body
 
-    return alter
+    return alter_frame(change)
 
 
-def without(record: str) -> Sabotage:
-    def alter(answer: Message, request: Message) -> Message:
-        del answer.content[record]
-        return answer
+def without(part: str) -> Sabotage:
+    def change(document: dict[str, Any], body: bytes) -> bytes:
+        del document[part]
+        return body
 
-    return alter
+    return alter_frame(change)
+
+
+def without_payload(answer: Message, request: Message) -> Message:
+    reply = decode_frame(read_frame_record(answer))
+    assert isinstance(reply, RoundReply)
+    return encode_reply(dataclasses.replace(reply, payload=None), request)
 
 
 def with_extra_record(answer: Message, request: Message) -> Message:
@@ -176,10 +203,10 @@ SABOTAGES: dict[str, Sabotage] = {
     "broadcastable": with_array(np.zeros(1, np.float32)),
     "huge": with_array(np.zeros(10**6, np.float32)),
     "float64": with_array(np.zeros(15)),
-    "int": with_array(np.zeros(15, np.int32)),
+    "no payload": without_payload,
     "no arrays": without("arrays"),
     "no metrics": without("metrics"),
-    "no header": without("config"),
+    "no header": without("header"),
     "extra record": with_extra_record,
     "extra metric": with_metrics(age=71.0),
     "NaN loss": with_metrics(loss=float("nan")),

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from ept_fed.flower.transport import set_task_identity
 from server.provision import provision
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
@@ -23,6 +24,12 @@ FEDERATION: dict[str, Any] = {
 @pytest.fixture(autouse=True)
 def _quiet_flower() -> None:
     logging.getLogger("flwr").setLevel(logging.ERROR)
+
+
+@pytest.fixture(autouse=True)
+def _in_a_task() -> None:
+    """Flower's strategies make messages only where a task's identity is set, as a grid does."""
+    set_task_identity(1)
 
 
 @pytest.fixture

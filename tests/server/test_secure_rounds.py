@@ -2,14 +2,15 @@
 
 import dataclasses
 import logging
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, RecordDict
 
 from client.secure_rounds import SecureRounds
 from ept_fed.config import FederationSettings
 from ept_fed.contradictions import check_sites
+from ept_fed.flower.messages import decode_request, encode_request
 from ept_fed.privacy.aggregation_messages import Kind
 from ept_fed.problems import InputRefusedError
 from ept_fed.protocol.messages import MessageRefusedError, RoundRequest
@@ -21,7 +22,7 @@ from server.aggregator import Update
 from server.strategies import create_aggregator
 from simulations.certify import certify_sites
 from simulations.local_grid import LocalGrid
-from tests.server.adding_sites import EXAMPLES, SITES, make_plan, mean_step, run, step_of
+from tests.server.adding_sites import EXAMPLES, LAYOUT, SITES, make_plan, mean_step, run, step_of
 from tests.server.masking_sites import Certified, Fault, make_secure_plan, run_masked
 
 STEP = 2.0**-24
@@ -167,6 +168,33 @@ def test_an_update_leaves_once_and_no_second_session_of_its_round_gets_it(certif
         ask(2, "masked input")
 
 
+def test_an_update_that_something_refused_is_not_made_again_in_its_round(
+    certified: Certified, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Noise that was drawn once on an update is not drawn again until something lets it pass."""
+    plan, made = make_secure_plan(FIVE), []
+    member = Mock(advertise=lambda: b"", share_keys=lambda content: b"")
+    rounds = SecureRounds(FIVE[0], lambda: certified[1][FIVE[0]])
+    monkeypatch.setattr(rounds, "_join", lambda session: member)
+
+    def update() -> tuple[np.ndarray, int]:
+        made.append(1)
+        raise MessageRefusedError("the gate refuses it")
+
+    def ask(stage: Stage) -> StageReply:
+        return rounds.answer(StageRequest(plan.header(1), stage, b""), plan.session, update)
+
+    rounds.begin(train_request(plan, 1))
+    ask("advertisement")
+    ask("shares")
+    for said in ("the gate refuses it", "gives none again"):
+        with pytest.raises(MessageRefusedError, match=said):
+            ask("masked input")
+    with pytest.raises(MessageRefusedError, match="gives none again"):
+        ask("advertisement")
+    assert made == [1]
+
+
 def test_sites_that_began_with_different_prompts_give_no_sum(certified: Certified) -> None:
     """A server could know in advance what all but one of them train, and read that one."""
 
@@ -177,8 +205,9 @@ def test_sites_that_began_with_different_prompts_give_no_sum(certified: Certifie
             asked = list(messages)
             for message in asked[1:]:
                 if message.metadata.message_type == "train":
-                    moved = ArrayRecord({"payload": Array(plan.initial - np.float32(0.99))})
-                    message.content = RecordDict({**dict(message.content), "arrays": moved})
+                    request = decode_request(message, "train", LAYOUT)
+                    moved = dataclasses.replace(request, payload=plan.initial - np.float32(0.99))
+                    message.content = encode_request(moved)
             return super().send_and_receive(asked, timeout=timeout)
 
     plan = make_secure_plan(FIVE, rounds=1)

@@ -4,7 +4,9 @@ import base64
 from pathlib import Path
 from typing import Any
 
-from server.traffic import Counted, count_traffic, read_requests
+import pytest
+
+from server.traffic import Counted, count_traffic, is_idle, read_requests
 
 KEYS = {"north": b"PEM of north", "south": b"PEM of south"}
 
@@ -40,3 +42,17 @@ def test_rotated_logs_are_read_oldest_first_and_other_lines_left_out(tmp_path: P
     (tmp_path / "proxy.log.1").write_text('2026/11/23 [warn] something\n{"time": 2}\n{"time": cut o')
     log.write_text('{"time": 3}\n')
     assert [request["time"] for request in read_requests(log)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("act", "sent_body", "idle"),
+    [
+        ("pull-messages", 0, True),
+        ("pull-messages", 330, False),
+        ("send-node-heartbeat", 2, True),
+        ("push-messages", 0, False),
+        ("confirm-message-received", 0, False),
+    ],
+)
+def test_what_comes_by_the_clock_is_told_from_what_a_message_costs(act: str, sent_body: int, idle: bool) -> None:
+    assert is_idle({"path": f"/v1/fleet/{act}", "sent_body": sent_body}) == idle

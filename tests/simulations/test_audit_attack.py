@@ -17,16 +17,22 @@ from client.site import Site
 from ept_fed.cli.main import app
 from ept_fed.config import Experiment
 from ept_fed.experiment_file import load_experiment
+from ept_fed.models.vit import PromptedViT
+from ept_fed.privacy.views import View
 from ept_fed.problems import InputRefusedError
 from ept_fed.protocol.messages import RoundReply, RoundRequest
+from ept_fed.reports.attack_record import PARTS
 from ept_fed.reports.progress import Silent
 from ept_fed.reports.read_run import read_run
+from simulations.attack_controls import control_inversion, control_membership
+from simulations.attack_inversion import choose_targets
+from simulations.attack_membership import choose_candidates
 from simulations.audit_attack import attack_run
 from simulations.crafted_prompts import ask_gate, craft_prompts, shorten_step
 from simulations.reopen_run import reopen_run
 from simulations.replay import Replay, check_replayable
 from simulations.simulate import simulate
-from simulations.virtual_sites import prepare_federation
+from simulations.virtual_sites import VirtualFederation, prepare_federation
 from tests.conftest import MICRO
 
 Sent = dict[tuple[str, int], np.ndarray]
@@ -107,8 +113,8 @@ def test_what_was_measured_is_written_with_its_assumptions_and_without_images(ru
     report = attack_run(run, lambda _what, share: shares.append(share), rounds=(1, 2), steps=1)
     written = json.loads((run / "attack.json").read_text())
     assert written["schema"] == 1
-    assert set(written["assumptions"]) == {"membership", "control", "crafted", "inversion", "all"}
-    assert {row["part"] for row in written["rows"]} == {"membership", "control", "crafted", "inversion"}
+    assert set(written["assumptions"]) == {*PARTS, "all"}
+    assert {row["part"] for row in written["rows"]} == set(PARTS)
     assert all(0 <= row["value"] <= 1 for row in written["rows"] if row["measure"].startswith("AUC"))
     sent = {row["payload"] for row in written["rows"] if row["sent"]}
     assert sent == {"sinks + tokens"}
@@ -129,10 +135,37 @@ def test_what_was_measured_is_written_with_its_assumptions_and_without_images(ru
 
 
 @pytest.mark.usefixtures("two_images")
+def test_each_attack_succeeds_where_it_must(finished: tuple[Path, Sent]) -> None:
+    result = read_run(finished[0])
+    federation = reopen_run(result)
+    site = next(iter(federation.data.sites))
+    played = Replay(federation, result, site).play(1)
+    model = VirtualFederation(federation.experiment, federation.backbone, federation.data, federation.device).slot.model
+    assert isinstance(model, PromptedViT)
+    candidates, view = choose_candidates(federation.data.sites[site], 0), View("sinks", ("sinks",))
+    known = {row.measure: row for row in control_membership(model, played, candidates, view, seed=0)}
+    assert known["AUC, loss drop"].low > 0.5
+    target = choose_targets(federation.data.sites[site], 0)[0]
+    rows = control_inversion(model, played, target, federation.backbone.input, steps=60, seed=0)
+    gains = {row.payload.split(",")[0]: row.gain for row in rows if row.measure == "PSNR" and "steps" in row.payload}
+    assert gains["a linear model of the pixels"] > 1
+    solved = {row.measure: row.value for row in rows if row.payload.endswith("solved")}
+    assert solved["PSNR"] > 60
+    assert solved["SSIM"] > 0.999
+
+
+@pytest.mark.usefixtures("two_images")
 def test_the_command_prints_tables_and_asks_before_it_draws(run: Path) -> None:
     done = CliRunner().invoke(app, ["audit", "attack", str(run), "--rounds", "1", "--steps", "1", "--images"])
     assert done.exit_code == 0, done.output
-    for words in ("0.5 is guessing", "bit for bit", "Assumed (inversion)", "the gate refuses them"):
+    for words in (
+        "0.5 is guessing",
+        "Do these scores work?",
+        "Does this search work?",
+        "bit for bit",
+        "Assumed (inversion)",
+        "the gate refuses them",
+    ):
         assert words in " ".join(done.output.split())
     assert len(list(run.glob("attack-*.png"))) == 2
 
@@ -179,6 +212,7 @@ def test_a_site_that_trains_to_something_else_is_refused(run: Path) -> None:
     [
         (["model.method=linear", "federation.share=prompts+head", "federation.payload=raw"], "model.method"),
         (["federation.strategy=feddyn", "federation.weights=uniform"], "federation.strategy"),
+        (["federation.site_privacy={noise: local, clip: 1, noise_multiplier: 1}"], "federation.site_privacy"),
     ],
 )
 def test_runs_whose_updates_cannot_be_computed_again_are_named(

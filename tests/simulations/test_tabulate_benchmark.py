@@ -8,7 +8,14 @@ import pytest
 from ept_fed.config import Experiment
 from ept_fed.reports.progress import Silent
 from simulations.benchmark import benchmark
-from simulations.tabulate_benchmark import fill_page, read_results, tabulate_all, tabulate_methods, tabulate_sites
+from simulations.tabulate_benchmark import (
+    PAGES,
+    fill_page,
+    read_results,
+    tabulate_all,
+    tabulate_methods,
+    tabulate_sites,
+)
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SITES_OF = ("ept", "ept+tokens", "ept fitted", "ept+tokens fitted", "linear", "lora", "vpt")
@@ -46,7 +53,7 @@ def test_only_what_stands_between_the_marks_is_replaced() -> None:
 def test_the_pages_show_the_committed_results(results: Path) -> None:
     rows = read_results(results)
     tables = tabulate_all(rows, results.stem, SITES_OF)
-    pages = [(REPOSITORY / name).read_text() for name in ("README.md", "docs/benchmark.md")]
+    pages = [(REPOSITORY / name).read_text() for name in PAGES]
     assert any(f"<!-- {mark} -->" in page for page in pages for mark in tables)
     for page in pages:
         assert fill_page(page, tables) == page

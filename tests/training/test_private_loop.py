@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from client.round_cost import RoundCost
 from client.site import Site
 from ept_fed.config import Experiment, TrainingSettings
 from ept_fed.models import PromptedViT
@@ -185,17 +186,17 @@ def test_what_refuses_the_charge_keeps_the_round_from_beginning(
     site_of: Callable[..., tuple[Plan, Site]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan, site = site_of(private())
-    asked: list[GaussianSteps] = []
+    asked: list[RoundCost] = []
 
-    def charge(spending: GaussianSteps, _privacy: object) -> None:
-        asked.append(spending)
+    def charge(cost: RoundCost) -> None:
+        asked.append(cost)
         raise MessageRefusedError("outgoing.budget")
 
     monkeypatch.setattr("client.site.train_local_round", lambda *_, **__: pytest.fail("it trained"))
     with pytest.raises(MessageRefusedError, match="budget"):
         site.train(request_of(plan), charge=charge)
     images = len(site.data.train)
-    assert asked == [GaussianSteps(1.0, 4 / images, -(-images // 4))]
+    assert [cost.spending for cost in asked] == [GaussianSteps(1.0, 4 / images, -(-images // 4))]
 
 
 def test_settings_without_privacy_are_not_trained_privately(site_of: Callable[..., tuple[Plan, Site]]) -> None:

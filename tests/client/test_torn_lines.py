@@ -1,0 +1,181 @@
+"""A last line that an interruption tore is set aside and told; the same done to a line that was whole is tampering."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from client.audit import Examination, examine
+from client.audit_report import verify_ledger
+from client.interruption import is_torn, split_lines
+from client.ledger import Ledger, LedgerBrokenError, Record, tip_path
+from client.ledger_entry import FIRST
+from client.torn_lines import recall_torn
+
+KEY = ec.generate_private_key(ec.SECP384R1())
+MESSAGE = Record("out", "train", "passed", run="run", round=1, bytes=100, sha256=FIRST)
+CHEAP = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@dataclass(frozen=True)
+class Written:
+    """Three entries, and their ledger's tips before and after the third was confirmed."""
+
+    before: bytes
+    last: bytes
+    earlier_tip: bytes
+    tip: bytes
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
+    path = tmp_path_factory.mktemp("written") / "ledger.jsonl"
+    ledger = Ledger(path, KEY, site="north")
+    ledger.append(MESSAGE)
+    before, earlier_tip = path.read_bytes(), tip_path(path).read_bytes()
+    ledger.append(MESSAGE)
+    ledger.close()
+    return Written(before, path.read_bytes()[len(before) :], earlier_tip, tip_path(path).read_bytes())
+
+
+def place(folder: Path, content: bytes, tip: bytes) -> Path:
+    path = folder / "ledger.jsonl"
+    for file in folder.glob("ledger.*"):
+        file.unlink()
+    path.write_bytes(content)
+    tip_path(path).write_bytes(tip)
+    return path
+
+
+def look(content: bytes, tip: bytes) -> Examination:
+    return examine(content, tip, KEY.public_key(), every_signature=True)
+
+
+@st.composite
+def tears(draw: st.DrawFn, line: bytes) -> bytes:
+    """Draw what may be left of a line: its beginning, with zeros in it, and zeros after it."""
+    torn = bytearray(line[: draw(st.integers(0, len(line)))])
+    for _ in range(draw(st.integers(0, 2))):
+        start = draw(st.integers(0, len(torn)))
+        end = draw(st.integers(start, len(torn)))
+        torn[start:end] = bytes(end - start)
+    return bytes(torn) + bytes(draw(st.sampled_from([0, 1, 512, 4096])))
+
+
+@CHEAP
+@given(data=st.data())
+def test_a_torn_last_line_is_kept_named_by_the_next_entry_and_the_site_goes_on(
+    written: Written, tmp_path: Path, data: st.DataObject
+) -> None:
+    torn = data.draw(tears(written.last))
+    if torn in (b"", written.last):
+        return
+    path = place(tmp_path, written.before + torn, written.earlier_tip)
+    assert verify_ledger(path)["torn_bytes"] in (len(torn), len(torn) - len(written.last))
+    ledger = Ledger(path, KEY, site="north")
+    ledger.append(MESSAGE)
+    ledger.close()
+    after = look(path.read_bytes(), tip_path(path).read_bytes())
+    assert after.sound
+    (found,) = [found for entry in after.entries if (found := recall_torn(entry.about)) is not None]
+    kept = (tmp_path / found.file).read_bytes()
+    assert torn.endswith(kept)
+    assert (found.size, found.sha256) == (len(kept), hashlib.sha256(kept).hexdigest())
+    assert any(found.file in said and "is kept beside" in said for said in verify_ledger(path)["sentences"])
+
+
+@CHEAP
+@given(data=st.data())
+def test_the_same_damage_to_a_line_that_the_tip_names_is_tampering_and_located(
+    written: Written, tmp_path: Path, data: st.DataObject
+) -> None:
+    torn = data.draw(tears(written.last))
+    if torn[: len(written.last)] == written.last:
+        return
+    found = look(written.before + torn, written.tip)
+    assert (3, "cut") in {(finding.line, finding.kind) for finding in found.findings}
+    path = place(tmp_path, written.before + torn, written.tip)
+    with pytest.raises(LedgerBrokenError, match="line 3: cut"):
+        Ledger(path, KEY, site="north")
+    assert path.read_bytes() == written.before + torn
+    assert not list(tmp_path.glob("ledger.torn-*"))
+
+
+@CHEAP
+@given(data=st.data())
+def test_zeros_before_the_last_line_are_tampering_whatever_the_tip(written: Written, data: st.DataObject) -> None:
+    first = written.before.index(b"\n")
+    start = data.draw(st.integers(0, first - 1))
+    end = data.draw(st.integers(start + 1, first))
+    for tip in (written.earlier_tip, written.tip):
+        spoiled = written.before[:start] + bytes(end - start) + written.before[end:]
+        assert (1, "altered") in {(f.line, f.kind) for f in look(spoiled + written.last, tip).findings}
+
+
+def test_two_torn_lines_are_one_too_many(written: Written) -> None:
+    torn = bytes(9) + written.last[9:]
+    assert not look(written.before + torn + torn, written.earlier_tip).sound
+
+
+def test_a_line_of_another_ledger_or_place_is_not_torn_but_added(written: Written) -> None:
+    for line in (b'{"schema":1,"ledger":"other', written.before[:40].replace(b"1", b"2", 1), written.last[1:90]):
+        kinds = {finding.kind for finding in look(written.before + line, written.earlier_tip).findings}
+        assert kinds == {"added"}
+
+
+def test_a_thief_who_kept_an_older_tip_leaves_what_he_tore_and_an_end_that_was_noted_convicts_him(
+    written: Written, tmp_path: Path
+) -> None:
+    path = place(tmp_path, written.before + written.last, written.tip)
+    end = verify_ledger(path)["end"]
+    path = place(tmp_path, written.before + written.last[:-1], written.earlier_tip)
+    said = " ".join(verify_ledger(path)["verdict"])
+    assert "a crash" in said
+    assert "or a cut" in said
+    assert verify_ledger(path, seen=end)["status"] == "altered"
+    Ledger(path, KEY, site="north").close()
+    (kept,) = tmp_path.glob("ledger.torn-*")
+    assert kept.read_bytes() == written.last[:-1]
+    assert verify_ledger(path, seen=end)["status"] == "altered"
+
+
+def test_a_torn_line_that_is_gone_or_altered_is_told(written: Written, tmp_path: Path) -> None:
+    path = place(tmp_path, written.before + written.last[:99], written.earlier_tip)
+    Ledger(path, KEY, site="north").close()
+    (kept,) = tmp_path.glob("ledger.torn-*")
+    assert kept.stat().st_mode & 0o777 == 0o600
+    for spoil in (lambda: kept.write_bytes(b"{}"), kept.unlink):
+        spoil()
+        report = verify_ledger(path)
+        assert (report["status"], report["torn_lines_lost"]) == ("sound", [kept.name])
+        assert any("is no longer beside the ledger as it was" in said for said in report["sentences"])
+
+
+@given(line=st.binary(max_size=30).filter(lambda line: b"\n" not in line), zeros=st.integers(0, 9))
+def test_whole_lines_without_zeros_are_never_torn(line: bytes, zeros: int) -> None:
+    lines, tail = split_lines(line + b"\n" + bytes(zeros))
+    assert b"\n".join([*lines, tail]) == line + b"\n" + bytes(zeros)
+    assert (lines == [line]) == (b"\0" not in line)
+
+
+@pytest.mark.parametrize("file", ["../../etc/passwd", "/etc/passwd", "", ".", ".."])
+@pytest.mark.parametrize("size", ["1", "-1", "many"])
+def test_a_ledger_of_another_cannot_name_files_elsewhere(
+    written: Written, tmp_path: Path, file: str, size: str
+) -> None:
+    path = place(tmp_path, b"", b"")
+    ledger = Ledger(path, KEY, site="north")
+    about = {"torn_bytes": size, "torn_sha256": "0" * 64, "torn_file": file}
+    ledger.append(Record("site", "recovered", "noted", about=about))
+    ledger.close()
+    report = verify_ledger(path)
+    assert (report["status"], report["torn_lines_lost"]) == ("sound", [])
+
+
+def test_only_zeros_may_stand_in_the_place_of_what_was_written() -> None:
+    assert all(is_torn(found, b"abcd") for found in (b"", b"ab", b"\0b", b"a\0c", b"abcd", bytes(9), b"ab" + bytes(9)))
+    assert not any(is_torn(found, b"abcd") for found in (b"b", b"abcde", b"a\0d", b"abcd\0e"))
