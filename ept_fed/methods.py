@@ -60,7 +60,8 @@ METHODS: dict[str, MethodInfo] = {
     "ept": MethodInfo(
         "Zu et al. 2024, arXiv 2407.01003",
         "Prompt columns beside the attention logits, and optionally context tokens.",
-        "On HAM10000, one seed, sinks with every site's own head did not beat staying home; sinks and tokens did.",
+        "On HAM10000, three seeds, prompts with every site's own head were not shown to beat staying home, with tokens "
+        "or without; see docs/benchmark.md.",
         ("sinks", "prompts", "tokens"),
     ),
     "linear": MethodInfo(

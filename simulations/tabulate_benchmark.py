@@ -64,7 +64,7 @@ def tabulate_sites(rows: Sequence[Mapping[str, Any]], methods: Sequence[str], me
     gains = {(row["method"], row["shots"], row["setting"], row["site"]): row for row in compared}
     lines = [f"| method | setting | {' | '.join(sites)} |", f"|---|---|{'---|' * len(sites)}"]
     for method, shots, setting in dict.fromkeys(key[:3] for key in gains):
-        cells = [_tell_gain(gains[method, shots, setting, site]) for site in sites]
+        cells = [_tell_gain(gains.get((method, shots, setting, site))) for site in sites]
         lines.append(f"| {method}, {shots} shots | {SETTINGS[setting].heading} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -146,8 +146,8 @@ def _tell_cell(row: Mapping[str, Any] | None) -> str:
     return f"{value} ({_tell_bytes(row['bytes_per_round'])})" if row["bytes_per_round"] else value
 
 
-def _tell_gain(row: Mapping[str, Any]) -> str:
-    if math.isnan(row["difference"]):
+def _tell_gain(row: Mapping[str, Any] | None) -> str:
+    if row is None or math.isnan(row["difference"]):
         return "–"
     interval = "" if math.isnan(row["low"]) else f" ({row['low']:+.3f} to {row['high']:+.3f})"
     return f"{row['difference']:+.3f}{interval}".replace("-", "−")
