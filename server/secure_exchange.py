@@ -51,7 +51,7 @@ class Collected:
 
 
 def _most_numbers(plan: Plan) -> int:
-    """Return how many floats a site's part of a stage may be as long as: words of eight bytes, and shares for all sites."""
+    """Return as how many floats a stage's answer may be long: words of eight bytes, and shares for all sites."""
     return 2 * (plan.layout.size + 1) + 4096 * len(plan.secure_sites)
 
 
