@@ -3,12 +3,14 @@
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import yaml
 from typer.testing import CliRunner
 
+from client import begin_ledger as begin_module
 from client.audit_report import verify_ledger
 from client.budget import BUDGET_FILE, BudgetLedger
 from client.ledger import tip_path
@@ -17,7 +19,7 @@ from client.round_cost import RoundCost
 from client.run_record import Answer
 from client.run_registry import RunRegistry
 from client.states import SiteState
-from client.witnesses import find_served, spell_served
+from client.witnesses import find_served, recall_anew, spell_served
 from ept_fed.cli.main import app
 from ept_fed.config import Experiment
 from ept_fed.privacy.accountant import GaussianSteps
@@ -152,6 +154,20 @@ def test_a_person_begins_a_new_ledger_and_it_says_so_for_good(kit: Kit) -> None:
     keep_state(path.parent, ROUND + 1)
     with pytest.raises(InputRefusedError, match="ends before that"):
         open_gate(kit.settings, kit.folder)
+
+
+def test_of_two_who_begin_a_ledger_at_once_one_is_refused(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = begin_module.find_served
+
+    def be_overtaken(*given: Any) -> dict[str, int]:
+        monkeypatch.setattr(begin_module, "find_served", find)
+        begin_module.begin_ledger(kit.folder, "the first")
+        return find(*given)
+
+    monkeypatch.setattr(begin_module, "find_served", be_overtaken)
+    with pytest.raises(InputRefusedError, match="is there; keep it"):
+        begin_module.begin_ledger(kit.folder, "the second")
+    assert [recall_anew(entry)[0] for entry in kit.entries()] == ["the first"]
 
 
 def test_a_run_may_bear_the_name_of_a_states_file(kit: Kit) -> None:
