@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from client.audit import examine
+from client.budget import BUDGET
 from client.open_gate import LEDGER_FILE, SITE_KEY, open_budget, open_ledger, read_ledger
 from client.witnesses import find_served, record_anew, spell_served
 from ept_fed.bundles.signing import read_private_key
@@ -20,7 +21,7 @@ def begin_ledger(kit: Path, reason: str) -> dict[str, Any]:
     """Begin a ledger whose first entry says why, and what an earlier one knew by the witness of the site's state.
 
     The gate then knows no run any more: the first backbone and splits that come are pinned anew, and a run that goes on
-    has to be proposed again. What the privacy budget has spent stays spent.
+    has to be proposed again. What the privacy budget has spent stays spent: the first entry names its end.
 
     Args:
         kit: folder of the site's kit.
@@ -39,12 +40,16 @@ def begin_ledger(kit: Path, reason: str) -> dict[str, Any]:
     if not said:
         problems.append(Problem("--reason", reason, "say why, for whoever reads the ledger"))
     if not examine(*read_ledger(path), key.public_key()).unbegun:
-        fix = "is there; keep it, and move it aside together with its tip before a new one begins"
-        problems.append(Problem("ledger", str(path), fix))
+        problems.append(_is_there(path))
     if problems:
         raise InputRefusedError(problems)
-    served = find_served(settings.worker.state, open_budget(settings).charged, settings.site)
-    open_ledger(path, key, settings.site, record_anew(said, served)).close()
+    budget = open_budget(settings)
+    served = find_served(settings.worker.state, budget.charged, settings.site)
+    ledger = open_ledger(path, key, settings.site, record_anew(said, served) | {BUDGET: budget.end})
+    ledger.close()
+    if ledger.history:
+        # Somebody else began it since it was looked at.
+        raise InputRefusedError([_is_there(path)])
     known = f"an earlier one knew {spell_served(served)}" if served else "the site's state knows of no earlier one"
     return {
         "schema": 1,
@@ -53,3 +58,8 @@ def begin_ledger(kit: Path, reason: str) -> dict[str, Any]:
         "earlier_runs": served,
         "sentence": f"A new ledger begins at {path}; its first entry says that {known}, and why it is gone.",
     }
+
+
+def _is_there(path: Path) -> Problem:
+    fix = "is there; keep it, and move it aside together with its tip before a new one begins"
+    return Problem("ledger", str(path), fix)

@@ -31,11 +31,21 @@ from ept_fed.artefacts import sync_folder, write_bytes
 from ept_fed.privacy.accountant import GaussianSteps, spent_epsilon
 from ept_fed.settings import Count, Positive, Settings
 
-__all__ = ["BUDGET", "BUDGET_FILE", "BudgetBrokenError", "BudgetLedger", "Charged", "OverspentError", "read_budget"]
+__all__ = [
+    "BUDGET",
+    "BUDGET_FILE",
+    "UNSPENT",
+    "BudgetBrokenError",
+    "BudgetLedger",
+    "Charged",
+    "OverspentError",
+    "read_budget",
+]
 
 BUDGET_FILE = "budget.jsonl"
-BUDGET = "budget"  # in the `about` of the ledger's entry for a line: the end that the line then was
+BUDGET = "budget"  # in the `about` of a ledger's entry: the end that the budget then had
 _FIRST = "0" * 64
+UNSPENT = f"0:{_FIRST}"  # the end of a budget without lines
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Delta = Annotated[float, Field(gt=0.0, lt=1.0)]

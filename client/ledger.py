@@ -193,7 +193,7 @@ class Ledger:
         self._adopt(found.entries[-1], found.last)
         if found.torn:
             set_aside(self.path, self._name, self._sequence + 1, content[-found.torn :])
-            os.ftruncate(self._file, len(content) - found.torn)
+            self._shorten(len(content) - found.torn)
         self._note_torn()
         if found.unconfirmed:
             reason = "the worker was interrupted between an entry and its tip"
@@ -216,7 +216,7 @@ class Ledger:
         self._name = secrets.token_hex(16) if earlier is None else earlier.ledger
         if content.strip(b"\0"):
             set_aside(self.path, self._name, 1, content)
-        os.ftruncate(self._file, 0)
+        self._shorten(0)
         pem = self._key.public_key().public_bytes(
             serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
         )
@@ -243,11 +243,16 @@ class Ledger:
             os.fsync(self._file)
         except OSError:
             try:
-                os.ftruncate(self._file, before)
+                self._shorten(before)
             except OSError:
                 # Another entry behind this one would not follow it: the next start sorts it out.
                 self.close()
             raise
+
+    def _shorten(self, size: int) -> None:
+        """Cut the file, on the disk when this returns: else a power cut may mix old sectors with the next line's."""
+        os.ftruncate(self._file, size)
+        os.fsync(self._file)
 
     def _write_tip(self) -> None:
         tip = sign_entry(Tip(ledger=self._name, sequence=self._sequence, last=self._last), self._key)

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from client.audit import examine
-from client.budget import BUDGET, BUDGET_FILE, BudgetBrokenError, BudgetLedger
+from client.budget import BUDGET, BUDGET_FILE, UNSPENT, BudgetBrokenError, BudgetLedger
 from client.gate import Gate
 from client.known_runs import PromptStore
 from client.ledger import Ledger, LedgerBrokenError, LedgerBusyError, Record, tip_path
@@ -156,10 +156,10 @@ def _require_known(path: Path, served: Mapping[str, int], history: Sequence[Entr
 
 def _require_charged(budget: BudgetLedger, history: Sequence[Entry]) -> None:
     """Raise InputRefusedError if the budget lacks a line that the ledger names."""
-    named = [entry.about[BUDGET] for entry in history if BUDGET in entry.about]
-    if named and not budget.holds(named[-1]):
+    named = _find_named(history)
+    if not budget.holds(named):
         fix = (
-            f"lacks line {named[-1].partition(':')[0]}, which the ledger names: it was taken away together with its "
+            f"lacks line {named.partition(':')[0]}, which the ledger names: it was taken away together with its "
             "tip, or is of another day. Put both back. If they are lost, nobody knows any more what was spent: move "
             "the ledger and its tip aside too, and begin a new one, which says so: ept-fed audit begin KIT --reason WHY"
         )
@@ -167,11 +167,17 @@ def _require_charged(budget: BudgetLedger, history: Sequence[Entry]) -> None:
 
 
 def _complete(budget: BudgetLedger, ledger: Ledger) -> None:
-    """Write the budget's last line where an interruption kept it from being written, the ledger's note of it before."""
-    if budget.owed is None:
-        return
-    run, number = budget.owed.run, budget.owed.round
-    reason = "the line of a private round was not written whole; the round counts as spent"
-    _log.warning("%s: run %s, round %d", reason, run, number)
-    ledger.append(Record("site", "recovered", "noted", run=run, round=number, reason=reason))
+    """Write the ledger's note of the budget's end, then its last line, where an interruption kept either from it."""
+    if budget.owed is not None or budget.end != _find_named(ledger.history):
+        run, number = budget.charged[-1].run, budget.charged[-1].round
+        what = "the ledger's note of" if budget.owed is None else "the line of"
+        reason = f"{what} a private round was not written whole; the round counts as spent"
+        _log.warning("%s: run %s, round %d", reason, run, number)
+        about = {BUDGET: budget.end}
+        ledger.append(Record("site", "recovered", "noted", run=run, round=number, reason=reason, about=about))
     budget.complete()
+
+
+def _find_named(history: Sequence[Entry]) -> str:
+    """Return the budget's end that a ledger named last."""
+    return next((entry.about[BUDGET] for entry in reversed(history) if BUDGET in entry.about), UNSPENT)

@@ -4,12 +4,15 @@ ledger.torn-9e0c41d7-42-5f1c2a9be0d3   of entry 42; the ledger's own name and th
 
 A torn line was never whole on the disk, so nothing was done about its message, and it is no entry. It is kept because
 a cut by somebody who kept an older tip may look the same. The file is on the disk before the ledger is shortened, so
-the next start finds one that no entry names yet, however often the site is interrupted.
+the next start finds one that no entry names yet, however often the site is interrupted. Whoever can write to that
+folder can put there what looks like one: what does not fit the ledger is passed over, what fits proves no crash.
 """
 
 import hashlib
+import logging
 import re
-from collections.abc import Iterable, Mapping
+import stat
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,9 +21,11 @@ from ept_fed.artefacts import sync_folder, write_bytes
 
 __all__ = ["TornLine", "find_unrecorded", "recall_torn", "set_aside"]
 
+_log = logging.getLogger(__name__)
+
 _BYTES, _SHA256, _FILE = "torn_bytes", "torn_sha256", "torn_file"
 _NUMBER = re.compile(r"\d{1,9}", re.ASCII)
-_NAME = re.compile(r"[\w-]+\.torn-[0-9a-f]{8}-\d+-[0-9a-f]{12}", re.ASCII)
+_NAME = re.compile(r"[\w-]+\.torn-[0-9a-f]{8}-(\d{1,9})-([0-9a-f]{12})", re.ASCII)
 _SHORT = 12  # of a digest in a file's name
 _LEDGER = 8  # of the ledger's own name there: one that was begun anew has no part in it
 
@@ -72,12 +77,25 @@ def recall_torn(about: Mapping[str, str]) -> TornLine | None:
     return TornLine(file, int(size), sha256)
 
 
-def find_unrecorded(ledger: Path, name: str, history: Iterable[Entry]) -> list[TornLine]:
+def find_unrecorded(ledger: Path, name: str, history: Sequence[Entry]) -> list[TornLine]:
     """Return what of the ledger of this name was set aside and no entry records yet."""
     named = {torn.file for entry in history if (torn := recall_torn(entry.about)) is not None}
     paths = sorted(path for path in ledger.parent.glob(f"{_prefix(ledger, name)}*") if path.name not in named)
-    found = [(path.name, path.read_bytes()) for path in paths]
-    return [TornLine(name, len(content), hashlib.sha256(content).hexdigest()) for name, content in found]
+    read = [(path, _read_torn(path, len(history) + 1)) for path in paths]
+    for path, torn in read:
+        if torn is None:
+            _log.warning("%s is passed over: no torn line of this ledger is like this", path)
+    return [torn for _, torn in read if torn is not None]
+
+
+def _read_torn(path: Path, most: int) -> TornLine | None:
+    """Return what a file holds of a torn line, which is of entry `most` or one before; None if it holds none."""
+    parts = _NAME.fullmatch(path.name)
+    if parts is None or not 1 <= int(parts[1]) <= most or not stat.S_ISREG(path.lstat().st_mode):
+        return None
+    content = path.read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    return TornLine(path.name, len(content), digest) if content and digest.startswith(parts[2]) else None
 
 
 def _prefix(ledger: Path, name: str) -> str:

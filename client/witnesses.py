@@ -31,8 +31,8 @@ def find_served(state: Path, charged: Iterable[Charged], site: str) -> dict[str,
         site: its name.
     """
     found = [(path.stem, 0) for path in state.glob(_PROMPTS)]
-    found += [(path.parent.name, 0) for pattern in _AGREED for path in state.glob(pattern)]
-    rounds = [(path.parent.name, path.stem.removeprefix("round-")) for path in state.glob(_STATES)]
+    found += [(path.parent.name, 0) for pattern in _AGREED for path in _glob_runs(state, pattern)]
+    rounds = [(path.parent.name, path.stem.removeprefix("round-")) for path in _glob_runs(state, _STATES)]
     found += [(run, int(number)) for run, number in rounds if number.isdigit()]
     for run in {run for run, _ in found}:
         answers, _ = RunRecord(state / run, run=run, site=site).read_answers()
@@ -70,3 +70,8 @@ def recall_anew(first: Entry) -> tuple[str, dict[str, int]]:
     pairs = [pair.rpartition(":") for pair in first.about.get(_EARLIER, "").split()]
     served = {run: int(last) for run, _, last in pairs if last.isascii() and last.isdigit()}
     return first.about.get(_REASON, ""), served
+
+
+def _glob_runs(state: Path, pattern: str) -> list[Path]:
+    # No run has a name that begins with a dot, and a run's prompts bear its name, be it "round-3".
+    return [path for path in state.glob(pattern) if not path.parent.name.startswith(".")]

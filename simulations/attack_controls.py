@@ -39,6 +39,7 @@ _PARTS = "known membership", "known inversion"  # of `PARTS`
 _FIT_STEPS = 500
 _AT_ONCE = 16
 _BATCH = 8
+_PARTITIONS = 8
 _PATCHES, _POSITIONS = "vit.patch_embed.proj.weight", "vit.pos_embed"
 
 
@@ -60,7 +61,7 @@ def control_membership(
         "AUC, loss drop": ("a head fitted to the members alone", _fit_head(model, state, candidates)),
         "AUC, cosine": (
             f"{view.name}: bare gradient of a batch of {_BATCH}",
-            score_batches(gradients, candidates.member, _BATCH, numpy_generator(seed, played.site, "batches")),
+            _score_partitions(gradients, candidates.member, numpy_generator(seed, played.site, "batches")),
         ),
     }
     rows = []
@@ -99,7 +100,7 @@ def control_inversion(
     """
     loss, device = LOSSES[target.task], model.device
     images, labels = target.images.to(device), target.labels.to(device)
-    linear, drawn = _draw_linear(target, model.head.out_features, seed)
+    linear, drawn = _draw_linear(images, model.head.out_features, seed)
     state = parameters_of({name: tensor.to(device) for name, tensor in played.before.items()})
     frozen = dict(model.named_parameters())
     state |= {name: frozen[name].detach() for name in (_PATCHES, _POSITIONS)}
@@ -131,6 +132,11 @@ def control_inversion(
     exact = torch.from_numpy(np.stack(solved)[:, None]).float()
     kind = Kind(_PARTS[1], played.site, played.round, "patch embedding + positions, solved")
     return rows + score_images(exact, target, spec, kind, seed)[0]
+
+
+def _score_partitions(gradients: Array, member: Array, rng: np.random.Generator) -> Array:
+    """Return (n, partitions) scores: who shares a batch with whom is chance, which the interval would not know."""
+    return np.stack([score_batches(gradients, member, _BATCH, rng) for _ in range(_PARTITIONS)], axis=1)
 
 
 def _fit_head(model: PromptedViT, state: dict[str, Tensor], candidates: Candidates) -> Array:
@@ -179,12 +185,14 @@ def _compute_features(model: PromptedViT, state: dict[str, Tensor], candidates: 
     return torch.cat(features), torch.cat(labels)
 
 
-def _draw_linear(target: Target, classes: int, seed: int) -> tuple[nn.Module, dict[str, Tensor]]:
-    """Return a linear model of the pixels, and its weights, of the scale that keeps logits near one."""
-    pixels = target.images[0, 0].numel()
-    model = nn.Sequential(nn.Flatten(), nn.Linear(pixels, classes))
+def _draw_linear(images: Tensor, classes: int, seed: int) -> tuple[nn.Module, dict[str, Tensor]]:
+    """Return a linear model of the pixels, and its weights, of the scale that keeps logits near one, beside images."""
+    pixels = images[0, 0].numel()
+    model = nn.Sequential(nn.Flatten(), nn.Linear(pixels, classes, device=images.device))
     generator = torch.Generator().manual_seed(derive_seed(seed, "linear model"))
     drawn = {
-        name: torch.randn(tensor.shape, generator=generator) / pixels**0.5 for name, tensor in model.named_parameters()
+        # Drawn on the CPU: the same numbers whatever device computes.
+        name: (torch.randn(tensor.shape, generator=generator) / pixels**0.5).to(images.device)
+        for name, tensor in model.named_parameters()
     }
     return model, drawn

@@ -45,7 +45,7 @@ def match_gradients(
     optimizer = torch.optim.Adam([guess], lr=rate)
     milestones = [max(1, steps * eighths // 8) for eighths in (3, 5, 7)]
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma=0.1)
-    best, least = start.clone(), torch.full((len(start),), torch.inf)
+    best, least = start.clone(), torch.full((len(start),), torch.inf, dtype=start.dtype, device=start.device)
     for _ in range(steps):
         distance = 1.0 - F.cosine_similarity(gradients_of(guess), observed, dim=1)
         cost = distance + smoothness * total_variation(guess)

@@ -80,7 +80,7 @@ def measure_advantage(scores: Array, member: Array, groups: Sequence[str], rng: 
     """Return the AUC of members against non-members, with its 95 % bootstrap interval over groups.
 
     Args:
-        scores: (n,) higher for a member.
+        scores: (n,) higher for a member; (n, S) for S scores, whose mean AUC is measured, not the AUC of their mean.
         member: (n,) bool.
         groups: (n,) patients; an interval needs `FEWEST_GROUPS`.
         rng: of the resamples.
@@ -88,6 +88,8 @@ def measure_advantage(scores: Array, member: Array, groups: Sequence[str], rng: 
     Returns:
         0.5 is guessing, 1 tells them all apart; NaN if either kind is missing.
     """
-    ranks = class_ranks(Sample.of(member[:, None], scores[:, None], "multi_label"))
-    value, draws = measure(ranks, len(scores))[0, 0], resample(ranks, groups, rng)[:, 0, 0]
+    columns = scores.reshape(len(scores), -1)
+    ranks = class_ranks(Sample.of(np.broadcast_to(member[:, None], columns.shape), columns, "multi_label"))
+    # A resample's images are the same for every score, so what the scores share does not average out.
+    value, draws = measure(ranks, len(scores))[0].mean(), resample(ranks, groups, rng)[:, 0].mean(axis=1)
     return summarise(float(value), draws, len(set(groups)))

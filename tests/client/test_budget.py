@@ -13,8 +13,10 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from client.audit_report import show_ledger, verify_ledger
-from client.budget import BUDGET_FILE, BudgetBrokenError, BudgetLedger, OverspentError, read_budget
+from client.begin_ledger import begin_ledger
+from client.budget import BUDGET_FILE, BudgetBrokenError, BudgetLedger, Charged, OverspentError, read_budget
 from client.gate import Gate
+from client.ledger import tip_path
 from client.open_gate import check_gate, open_gate
 from client.round_cost import RoundCost
 from client.rules import RulesBrokenError
@@ -213,6 +215,7 @@ class Private:
         self.kit, self.proposal, self.limit = kit, propose(experiment), budget
         self.settings: SiteSettings = load_site_settings(kit / "site.yaml")
         self.budget = self.settings.worker.state / BUDGET_FILE
+        self.before = b"", b""
         self._open()
 
     def _open(self) -> None:
@@ -406,6 +409,55 @@ def test_a_budget_that_was_taken_away_with_its_tip_is_missed_by_the_ledger(
             look(site.settings, site.kit)
     shown = show_ledger(site.budget.with_name("ledger.jsonl"), kind="charged")
     assert [(entry["run"], entry["round"]) for entry in shown] == [("run-a", 1), ("run-a", 2)]
+
+
+def tear_line(site: Private) -> None:
+    """Leave the budget as a power cut does that comes before its line, and so before the ledger's note."""
+    take_back_note(site)
+    site.budget.write_bytes(site.budget.read_bytes()[:99])
+
+
+def take_back_note(site: Private) -> None:
+    """Leave the ledger as a kill does that comes between the budget's line and the ledger's note."""
+    ledger = site.budget.with_name("ledger.jsonl")
+    ledger.write_bytes(site.before[0])
+    tip_path(ledger).write_bytes(site.before[1])
+
+
+def begin_anew(site: Private) -> None:
+    """Lose the ledger, and begin another."""
+    ledger = site.budget.with_name("ledger.jsonl")
+    for file in (ledger, tip_path(ledger)):
+        file.unlink()
+    begin_ledger(site.kit, "the disk failed")
+
+
+@pytest.mark.parametrize("happened", [tear_line, take_back_note, begin_anew])
+def test_a_budget_is_missed_whatever_came_between_its_last_line_and_the_ledgers_note(
+    private: Callable[..., Private], happened: Callable[[Private], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = private({"epsilon": 50.0}, NOISE)
+    ledger, charge = site.budget.with_name("ledger.jsonl"), BudgetLedger.charge
+
+    def remember(*given: Any, **named: Any) -> Charged:
+        site.before = ledger.read_bytes(), tip_path(ledger).read_bytes()
+        return charge(*given, **named)
+
+    monkeypatch.setattr(BudgetLedger, "charge", remember)
+    assert isinstance(site.ask("run-a"), RoundReply)
+    site.gate.close()
+    happened(site)
+    site.restart()
+    length = len(ledger.read_bytes())
+    site.restart()
+    assert len(ledger.read_bytes()) == length
+    site.gate.close()
+    assert len(read_budget(site.budget)) == 1
+    for file in (site.budget, site.budget.with_suffix(".tip")):
+        file.unlink()
+    for look in (open_gate, check_gate):
+        with pytest.raises(InputRefusedError, match=r"outgoing\.budget.*lacks line 1, which the ledger names"):
+            look(site.settings, site.kit)
 
 
 def test_a_gate_does_not_open_over_a_damaged_budget(private: Callable[..., Private]) -> None:

@@ -144,6 +144,14 @@ def put(path: Path, state: State) -> None:
             file.write_bytes(content)
 
 
+def mix_sectors(old: bytes, new: bytes) -> Iterator[bytes]:
+    """What there may be of a file that was written over: some sectors as they were, some as they were to be."""
+    size = max(len(old), len(new))
+    for first, then, length in itertools.product((old, new), (old, new), {len(old), len(new)}):
+        for end in range(SECTOR, size, SECTOR):
+            yield (first.ljust(size, b"\0")[:end] + then.ljust(size, b"\0")[end:])[:length]
+
+
 def after_power_cut(path: Path, disk: Disk) -> Iterator[State]:
     """Every way in which what was not synced may have come to the disk, or not."""
     ways = []
@@ -161,6 +169,8 @@ def after_power_cut(path: Path, disk: Disk) -> Iterator[State]:
             found += [held + bytes(end - len(held)) + content[end:] for end in ends]
             found += [content[:start] + bytes(9) + content[start + 9 :] for start in ends[1:]]
             found.append(held + bytes(4096))
+        if file == path:
+            found += list(mix_sectors(held, content))
         elif not held and content:
             found.append(bytes(len(content)))
         ways.append([*found, *([] if str(file) in disk.named else [None])])
@@ -243,13 +253,19 @@ def test_a_ledger_cut_off_at_any_event_goes_on_and_is_never_called_altered(
     assert full or start == "begun" or {(True, False, False), (False, True, False), (False, False, True)} <= kinds
 
 
-@pytest.mark.parametrize("start", ["nothing", "begun", "torn"])
+@pytest.mark.parametrize("start", ["nothing", "begun", "torn", "torn late", "torn again"])
 def test_a_ledger_after_a_power_cut_at_any_event_goes_on_and_is_never_called_altered(
     tmp_path: Path, begun: Begun, start: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "state" / "ledger.jsonl"
-    torn = State(begun.first[:300], begun.first_tip)
-    state = {"nothing": NOTHING, "begun": begun.whole, "torn": torn}[start]
+    content = begun.whole.ledger or b""
+    state = {
+        "nothing": NOTHING,
+        "begun": begun.whole,
+        "torn": State(begun.first[:300], begun.first_tip),
+        "torn late": State(begun.first[:-1], begun.first_tip),
+        "torn again": State(content[:-1], begun.first_tip),
+    }[start]
     seen = set()
     for fails_at in range(1, count_events(path, state, monkeypatch) + 1):
         put(path, state)

@@ -155,6 +155,43 @@ def test_a_torn_line_that_is_gone_or_altered_is_told(written: Written, tmp_path:
         assert any("is no longer beside the ledger as it was" in said for said in report["sentences"])
 
 
+PLANTED = b"planted"
+DIGEST = hashlib.sha256(PLANTED).hexdigest()[:12]
+
+
+@pytest.mark.parametrize(
+    ("rest", "content"),
+    [
+        (f"2-{DIGEST}", b"something else"),
+        (f"9-{DIGEST}", PLANTED),
+        (f"0-{DIGEST}", PLANTED),
+        (f"2-{DIGEST}.bak", PLANTED),
+        (f"2-{DIGEST.upper()}", PLANTED),
+        ("note", PLANTED),
+        (f"2-{DIGEST}", None),
+        (f"2-{hashlib.sha256(b'').hexdigest()[:12]}", b""),
+    ],
+)
+def test_what_does_not_fit_the_ledger_is_no_torn_line_and_keeps_nothing_from_opening(
+    tmp_path: Path, rest: str, content: bytes | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "ledger.jsonl"
+    Ledger(path, KEY, site="north").close()
+    before = path.read_bytes()
+    (first,) = look(before, tip_path(path).read_bytes()).entries
+    planted = tmp_path / f"ledger.torn-{first.ledger[:8]}-{rest}"
+    if content is None:
+        planted.mkdir()
+    else:
+        planted.write_bytes(content)
+    link = tmp_path / f"ledger.torn-{first.ledger[:8]}-1-{DIGEST}"
+    (tmp_path / "elsewhere").write_bytes(PLANTED)
+    link.symlink_to(tmp_path / "elsewhere")
+    Ledger(path, KEY, site="north").close()
+    assert path.read_bytes() == before
+    assert sum("is passed over" in record.getMessage() for record in caplog.records) == 2
+
+
 @given(line=st.binary(max_size=30).filter(lambda line: b"\n" not in line), zeros=st.integers(0, 9))
 def test_whole_lines_without_zeros_are_never_torn(line: bytes, zeros: int) -> None:
     lines, tail = split_lines(line + b"\n" + bytes(zeros))

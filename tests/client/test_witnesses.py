@@ -3,12 +3,14 @@
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import yaml
 from typer.testing import CliRunner
 
+from client import begin_ledger as begin_module
 from client.audit_report import verify_ledger
 from client.budget import BUDGET_FILE, BudgetLedger
 from client.ledger import tip_path
@@ -17,13 +19,14 @@ from client.round_cost import RoundCost
 from client.run_record import Answer
 from client.run_registry import RunRegistry
 from client.states import SiteState
-from client.witnesses import find_served, spell_served
+from client.witnesses import find_served, recall_anew, spell_served
 from ept_fed.cli.main import app
 from ept_fed.config import Experiment
 from ept_fed.privacy.accountant import GaussianSteps
 from ept_fed.problems import InputRefusedError
+from ept_fed.protocol.frames import Introduce, encode_frame
 from ept_fed.protocol.proposal import propose
-from tests.client.gated_kit import LAYOUT, RUN, Kit, answer, request
+from tests.client.gated_kit import COUNTS, LAYOUT, RUN, Kit, answer, introduction, request
 
 ROUND = 1
 
@@ -151,6 +154,32 @@ def test_a_person_begins_a_new_ledger_and_it_says_so_for_good(kit: Kit) -> None:
     keep_state(path.parent, ROUND + 1)
     with pytest.raises(InputRefusedError, match="ends before that"):
         open_gate(kit.settings, kit.folder)
+
+
+def test_of_two_who_begin_a_ledger_at_once_one_is_refused(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = begin_module.find_served
+
+    def be_overtaken(*given: Any) -> dict[str, int]:
+        monkeypatch.setattr(begin_module, "find_served", find)
+        begin_module.begin_ledger(kit.folder, "the first")
+        return find(*given)
+
+    monkeypatch.setattr(begin_module, "find_served", be_overtaken)
+    with pytest.raises(InputRefusedError, match="is there; keep it"):
+        begin_module.begin_ledger(kit.folder, "the second")
+    assert [recall_anew(entry)[0] for entry in kit.entries()] == ["the first"]
+
+
+def test_a_run_may_bear_the_name_of_a_states_file(kit: Kit) -> None:
+    gate, name = kit.open(), "round-3"
+    gate.admit_proposal(name, kit.proposal, encode_frame(Introduce(name, kit.proposal)))
+    met = introduction(kit.proposal, run=name)
+    gate.release_introduction(name, met, encode_frame(met), counts=COUNTS)
+    assert (kit.settings.worker.state / ".gate" / f"{name}.safetensors").exists()
+    assert find_served(kit.settings.worker.state, [], "north") == {name: 0}
+    kit.open()
+    kit.close()
+    check_gate(kit.settings, kit.folder)
 
 
 def test_the_last_round_of_every_run_is_found_whatever_else_lies_in_the_state(tmp_path: Path) -> None:

@@ -152,3 +152,15 @@ def test_the_bare_gradient_of_a_batch_tells_who_was_in_it_where_images_differ(me
     scores = score_batches(gradients, member, 8, rng)
     assert scores[member].min() > 0.2
     assert np.abs(scores[~member]).max() < 0.2
+
+
+def test_of_several_scores_the_mean_auc_is_measured_over_the_same_resamples() -> None:
+    rng = np.random.default_rng(0)
+    member, groups = np.arange(60) < 30, [str(index) for index in range(60)]
+    scores = rng.normal(size=(60, 8)) + 0.5 * member[:, None]
+    several = measure_advantage(scores, member, groups, np.random.default_rng(1))
+    alone = [measure_advantage(score, member, groups, np.random.default_rng(1)) for score in scores.T]
+    assert several.value == pytest.approx(np.mean([found.value for found in alone]))
+    same = measure_advantage(np.repeat(scores[:, :1], 8, axis=1), member, groups, np.random.default_rng(1))
+    assert (same.low, same.high) == pytest.approx((alone[0].low, alone[0].high))
+    assert several.high - several.low < np.mean([found.high - found.low for found in alone])

@@ -145,6 +145,8 @@ def test_each_attack_succeeds_where_it_must(finished: tuple[Path, Sent]) -> None
     candidates, view = choose_candidates(federation.data.sites[site], 0), View("sinks", ("sinks",))
     known = {row.measure: row for row in control_membership(model, played, candidates, view, seed=0)}
     assert known["AUC, loss drop"].low > 0.5
+    # Ten members make one batch: too few for an interval that leaves out 0.5.
+    assert known["AUC, cosine"].value > 0.55
     target = choose_targets(federation.data.sites[site], 0)[0]
     rows = control_inversion(model, played, target, federation.backbone.input, steps=60, seed=0)
     gains = {row.payload.split(",")[0]: row.gain for row in rows if row.measure == "PSNR" and "steps" in row.payload}
