@@ -116,6 +116,7 @@ class Ledger:
         fresh = not path.exists() and not tip_path(path).exists()
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
         self._tip = -1
+        self._unsynced = False  # whether a line was taken back that the disk may still hold
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._tip = os.open(tip_path(path), os.O_RDWR | os.O_CREAT, 0o600)
@@ -135,6 +136,8 @@ class Ledger:
         """
         if self._file < 0:
             raise LedgerBrokenError(f"{self.path} is closed")
+        if self._unsynced:
+            self._shorten(os.fstat(self._file).st_size)
         entry = self._compose(record)
         self._write(entry.line)
         self._adopt(entry, hash_line(entry.line))
@@ -243,7 +246,8 @@ class Ledger:
             os.fsync(self._file)
         except OSError:
             try:
-                self._shorten(before)
+                os.ftruncate(self._file, before)
+                self._unsynced = True
             except OSError:
                 # Another entry behind this one would not follow it: the next start sorts it out.
                 self.close()
@@ -253,6 +257,7 @@ class Ledger:
         """Cut the file, on the disk when this returns: else a power cut may mix old sectors with the next line's."""
         os.ftruncate(self._file, size)
         os.fsync(self._file)
+        self._unsynced = False
 
     def _write_tip(self) -> None:
         tip = sign_entry(Tip(ledger=self._name, sequence=self._sequence, last=self._last), self._key)
