@@ -1,6 +1,8 @@
 """A federation of three, two of whose sites get their keys from the consortium; and no words from Flower."""
 
+import gc
 import logging
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
@@ -24,6 +26,14 @@ FEDERATION: dict[str, Any] = {
 @pytest.fixture(autouse=True)
 def _quiet_flower() -> None:
     logging.getLogger("flwr").setLevel(logging.ERROR)
+
+
+@pytest.fixture(autouse=True)
+def _small_heap() -> Iterator[None]:
+    """Flower's q-FedAvg collects garbage for every site, and would look at all that other tests have loaded."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)
