@@ -38,10 +38,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=6)
     rounds = parser.parse_args().rounds
     with Rehearsal(2) as rehearsal:
-        rehearsal.start_server()
-        for name in rehearsal.names:
-            rehearsal.start_site(name)
-        rehearsal.wait_online(rehearsal.names)
+        rehearsal.start_all()
         experiment = rehearsal.write_experiment(_NAME, federation={"rounds": rounds, "deadline": 120.0})
         code, said = rehearsal.run(experiment)
         agreement = read_agreement(rehearsal.server.runs / _NAME)

@@ -21,6 +21,7 @@ from ept_fed.supervision import child_environment
 from server.authority import Authority
 from server.run_state import read_json_file
 from server.status import describe_server
+from server.submit import connect
 from simulations.rehearsal import Rehearsal, RehearsalError
 
 __all__ = ["FAULTS", "Fault", "Seen"]
@@ -106,7 +107,13 @@ def _end(rehearsal: Rehearsal, folder: Path) -> str:
     def over() -> bool:
         return describe_server(rehearsal.server.folder)["run"]["phase"] in ("done", "failed", "stopped")
 
+    def let_go() -> bool:
+        with connect(rehearsal.server) as control:
+            return all(run.ended for run in control.runs())
+
     rehearsal.wait_for(over, f"{folder.name} to end", every=0.5, limit=400)
+    # Its result is written a moment before Flower takes another run.
+    rehearsal.wait_for(let_go, f"Flower to be done with {folder.name}", every=0.5)
     return str(read_json_file(folder, "result.json").get("status", "failed"))
 
 

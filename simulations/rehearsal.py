@@ -162,6 +162,13 @@ class Rehearsal:
         """Run `ept-fed site start`; `wait_online` waits for it."""
         self.start(name, "site", "start", str(self.site_kit(name)), **environment)
 
+    def start_all(self) -> None:
+        """Start the server and every site, and wait until all are online."""
+        self.start_server()
+        for name in self.names:
+            self.start_site(name)
+        self.wait_online(self.names)
+
     def wait_online(self, names: Sequence[str]) -> None:
         """Wait until SuperLink sees the nodes of these sites."""
 

@@ -9,8 +9,11 @@ import pytest
 import torch
 import yaml
 
+from client.site import Site
 from ept_fed.config import Experiment
 from ept_fed.experiment_file import load_experiment
+from ept_fed.protocol.plan import Plan
+from simulations.virtual_sites import prepare_federation
 
 MICRO: dict[str, Any] = {
     "name": "micro",
@@ -55,5 +58,16 @@ def micro(micro_file: Path) -> Callable[..., Experiment]:
 
     def build(*overrides: str) -> Experiment:
         return load_experiment(micro_file, overrides)
+
+    return build
+
+
+@pytest.fixture
+def site_of(micro: Callable[..., Experiment]) -> Callable[..., tuple[Plan, Site]]:
+    """Return the plan and the first site of a micro experiment with overrides."""
+
+    def build(*overrides: str) -> tuple[Plan, Site]:
+        federation = prepare_federation(micro("model.device=cpu", *overrides))
+        return federation.plan(), federation.create_site(federation.data.sites["site-1"])
 
     return build

@@ -14,14 +14,13 @@ from client.round_cost import RoundCost
 from client.rules import RulesBrokenError
 from client.site import Site
 from client.spending import describe_charges
-from ept_fed.config import Experiment
 from ept_fed.privacy.accountant import GaussianSteps, spent_epsilon
 from ept_fed.privacy_settings import SitePrivacySettings
 from ept_fed.protocol.messages import TOLD_METRICS, MessageRefusedError, RoundRequest
 from ept_fed.protocol.plan import Plan
 from ept_fed.protocol.proposal import Proposal
-from simulations.virtual_sites import prepare_federation
 from tests.client.gated_kit import LAYOUT, Kit, answer, evaluation, request, rules_of
+from tests.site_requests import request_of
 
 WIDE = np.zeros(40_000, np.float32)
 SiteOf = Callable[..., tuple[Plan, Site]]
@@ -33,20 +32,6 @@ def noise(source: str, clip: float = 1.0, **changes: object) -> SitePrivacySetti
 
 def clear_of_site(**changes: object) -> tuple[str, str]:
     return "federation.rounds=2", f"federation.site_privacy={json.dumps(noise('local', **changes).model_dump())}"
-
-
-@pytest.fixture
-def site_of(micro: Callable[..., Experiment]) -> SiteOf:
-    def build(*overrides: str) -> tuple[Plan, Site]:
-        federation = prepare_federation(micro("model.device=cpu", *overrides))
-        return federation.plan(), federation.create_site(federation.data.sites["site-1"])
-
-    return build
-
-
-def request_of(plan: Plan, **changes: object) -> RoundRequest:
-    given = {"settings": plan.training, **changes}
-    return RoundRequest(plan.header(1), "train", plan.rounds, plan.initial, "train", **given)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("source", "shares", "deviation"), [("local", 4, 1.0), ("distributed", 4, 0.5)])

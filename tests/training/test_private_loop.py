@@ -9,17 +9,17 @@ import torch
 
 from client.round_cost import RoundCost
 from client.site import Site
-from ept_fed.config import Experiment, TrainingSettings
+from ept_fed.config import TrainingSettings
 from ept_fed.models import PromptedViT
 from ept_fed.privacy.accountant import GaussianSteps, spent_epsilon
 from ept_fed.problems import InputRefusedError
-from ept_fed.protocol.messages import MessageRefusedError, RoundRequest
+from ept_fed.protocol.messages import MessageRefusedError
 from ept_fed.protocol.plan import Plan
 from ept_fed.training import private_loop
 from ept_fed.training.loop import RoundScope
 from ept_fed.training.optimizer import build_optimizer
 from ept_fed.training.private_loop import add_noise, plan_private_round, train_private_round
-from simulations.virtual_sites import prepare_federation
+from tests.site_requests import request_of
 
 SCOPE = RoundScope(0, "site-1", 1, 2)
 
@@ -31,20 +31,6 @@ def private(clip: float = 1.0, noise: float = 1.0) -> str:
 def never_drawn(size: int) -> bytes:
     """Bytes of a source whose every draw is the largest: no image, and noise of 8.2 deviations."""
     return b"\xff" * size
-
-
-@pytest.fixture
-def site_of(micro: Callable[..., Experiment]) -> Callable[..., tuple[Plan, Site]]:
-    def build(*overrides: str) -> tuple[Plan, Site]:
-        federation = prepare_federation(micro("model.device=cpu", *overrides))
-        return federation.plan(), federation.create_site(federation.data.sites["site-1"])
-
-    return build
-
-
-def request_of(plan: Plan, **changes: object) -> RoundRequest:
-    given = {"settings": plan.training, **changes}
-    return RoundRequest(plan.header(1), "train", plan.rounds, plan.initial, "train", **given)  # type: ignore[arg-type]
 
 
 def test_the_noise_on_every_tensor_has_the_stated_deviation() -> None:
