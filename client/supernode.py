@@ -12,8 +12,10 @@ import time
 from threading import Lock
 from typing import Any
 
+import httpcore
 import httpx
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest, SendNodeHeartbeatResponse
+from flwr.supercore.exit import ExitCode, flwr_exit
 from flwr.supercore.protobuf.client import ProtobufRequestContext
 from flwr.supernode import fleet_http_connection
 from flwr.supernode.cli import flower_supernode
@@ -28,6 +30,7 @@ _KEEP_SECONDS = 60.0
 # httpcore then takes for lost. So a connection is left before anybody ends it.
 _MOST_REQUESTS = 500
 _MOST_SECONDS = 900.0
+_CUT_OFF = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)
 
 
 class SingleFleetClient(FleetHttpClient):
@@ -56,10 +59,20 @@ class SingleFleetClient(FleetHttpClient):
     def _send(self, context: ProtobufRequestContext, *, stream: bool = False) -> httpx.Response:
         with self._one_at_a_time:
             if self._requests >= _MOST_REQUESTS or time.monotonic() - self._since >= _MOST_SECONDS:
-                self._client.close()
-                self._client = self._open()
+                self._renew()
             self._requests += 1
-            return super()._send(context, stream=stream)
+            try:
+                return super()._send(context, stream=stream)
+            except httpx.TransportError as lost:
+                self._renew()
+                if _is_cut_off(lost):
+                    # Flower tries again, except after an error whose text says "ssl", which it takes for a certificate.
+                    raise httpx.ReadError("the other side ended the connection") from lost
+                raise
+
+    def _renew(self) -> None:
+        self._client.close()
+        self._client = self._open()
 
 
 class MultiplexedFleetClient(SingleFleetClient):
@@ -80,11 +93,21 @@ class MultiplexedFleetClient(SingleFleetClient):
         self._heart.close()
 
 
+def _is_cut_off(error: object) -> bool:
+    """Tell whether TLS ended in the middle, as when a proxy is killed."""
+    # httpcore keeps what it wraps as its only argument, and forgets the cause on its way through the pool.
+    while isinstance(error, httpx.TransportError | httpcore.NetworkError):
+        error = error.__cause__ or next(iter(error.args), None)
+    return isinstance(error, _CUT_OFF)
+
+
 def main() -> None:
     """Run Flower's SuperNode until it is told to end."""
     fleet_http_connection.FleetHttpClient = MultiplexedFleetClient
     sys.argv[0] = "flower-supernode"
     flower_supernode()
+    # It returns when an error ended its loop; its threads would keep a process that asks for nothing any more.
+    flwr_exit(ExitCode.SUPERNODE_CONNECTION_ERROR, "The connection to the SuperLink was given up.")
 
 
 if __name__ == "__main__":

@@ -64,6 +64,7 @@ class Fault:
         cause: causes it, waits until all is well, and tells what was seen.
         status: that the run must have.
         says: words, one of which the operator must be told; none: nothing has to be said.
+        lossless: whether nothing may be lost by it.
         quick: whether it needs no run to show.
         mounts: whether it needs the right to mount a disk.
     """
@@ -71,13 +72,15 @@ class Fault:
     cause: Callable[[Rehearsal], Seen]
     status: str
     says: tuple[str, ...] = ()
+    lossless: bool = False
     quick: bool = False
     mounts: bool = False
 
     def is_survived(self, seen: Seen) -> bool:
         """Tell whether what was seen is what must come of it."""
         told = " ".join(seen.says)
-        return seen.status == self.status and (not self.says or any(word in told for word in self.says))
+        as_told = not self.says or any(word in told for word in self.says)
+        return seen.status == self.status and as_told and (not self.lossless or seen.lost == "nothing")
 
 
 def _submit(rehearsal: Rehearsal, name: str, *, deadline: float = 90.0, quorum: int | None = None) -> Path:
@@ -379,11 +382,11 @@ def _expired_server(rehearsal: Rehearsal) -> Seen:
 
 _GONE = ("went offline", "did not answer", "is not online")
 FAULTS: dict[str, Fault] = {
-    "no fault": Fault(_without, "done"),
+    "no fault": Fault(_without, "done", lossless=True),
     "SuperNode killed while the site trains": Fault(_during_training("supernode", _kill_supernode), "done", _GONE),
     "worker killed while it trains": Fault(_during_training("worker", _kill_worker), "done", ("does not answer",)),
-    "proxy killed while sites train": Fault(_during_training("proxy", _restart_proxy), "done"),
-    "server, SuperLink and proxy killed after round 1": Fault(_kill_server, "done", ("was cut off",)),
+    "proxy killed while sites train": Fault(_during_training("proxy", _restart_proxy), "done", lossless=True),
+    "server, SuperLink and proxy killed after round 1": Fault(_kill_server, "done", ("was cut off",), lossless=True),
     "a site falls silent (deadline 20 s, quorum 1)": Fault(_silent_site, "done", ("did not answer in time",)),
     "a site's disk is full for a while (quorum 1)": Fault(_full_disk, "done", ("disk is full",), mounts=True),
     "a node with a key that is not registered": Fault(

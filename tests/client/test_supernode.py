@@ -1,5 +1,6 @@
 """SuperNode over HTTP/2: what is Flower's stays Flower's, and no payload holds up a heartbeat."""
 
+import socket
 import ssl
 import subprocess
 import sys
@@ -10,12 +11,15 @@ from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import httpx
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 from flwr.proto.fleet_pb2 import PullMessagesRequest
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
+from flwr.supercore.exit import ExitCode
+from flwr.supercore.retry import make_simple_http_retry_invoker
 from flwr.supernode import fleet_http_connection
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
@@ -36,7 +40,7 @@ class Fleet(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Answer)
         self.polled, self.may_answer = threading.Event(), threading.Event()
         self.at_once, self.most_at_once, self.lock = 0, 0, threading.Lock()
-        self.connections = 0
+        self.connections, self.cuts = 0, 0
         self.certificate = folder / "server.crt"
         key, name = new_key(), x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
         now = datetime.now(UTC)
@@ -52,6 +56,14 @@ class Fleet(ThreadingHTTPServer):
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(self.certificate, folder / "server.key")
         self.socket = context.wrap_socket(self.socket, server_side=True)
+
+    def get_request(self) -> tuple[socket.socket, object]:
+        if not self.cuts:
+            return super().get_request()
+        self.cuts -= 1
+        raw, _ = socket.socket.accept(self.socket)
+        raw.close()
+        raise OSError("cut off before TLS was agreed on")
 
 
 class Answer(BaseHTTPRequestHandler):
@@ -131,14 +143,26 @@ def test_a_connection_is_left_before_a_proxy_ends_it(fleet: Fleet, monkeypatch: 
     assert fleet.connections == (3 if after == "requests" else 5)
 
 
+def test_a_call_that_a_killed_proxy_cut_off_is_tried_again(fleet: Fleet) -> None:
+    fleet.cuts = 2
+    fleet.may_answer.set()
+    retry = make_simple_http_retry_invoker()
+    retry.max_tries, retry.wait_function = 3, lambda _seconds: None
+    with connect(fleet) as client:
+        assert not retry.invoke(client.PullMessages, PullMessagesRequest()).messages_list
+    assert (fleet.cuts, fleet.connections) == (0, 1)
+
+
 def test_a_certificate_that_nobody_vouches_for_is_refused(fleet: Fleet, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     with Fleet(tmp_path / "other") as other:
         address = f"localhost:{fleet.server_address[1]}"
         client = MultiplexedFleetClient.from_server_address(address, False, other.certificate.read_bytes(), [])
+    retry = make_simple_http_retry_invoker()
     for call in (client.PullMessages, client.SendNodeHeartbeat):
-        with pytest.raises(Exception, match="CERTIFICATE_VERIFY_FAILED"):
-            call(PullMessagesRequest() if call == client.PullMessages else SendNodeHeartbeatRequest())
+        request = PullMessagesRequest() if call == client.PullMessages else SendNodeHeartbeatRequest()
+        with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
+            retry.invoke(call, request)
     client.close()
 
 
@@ -147,8 +171,10 @@ def test_flowers_supernode_is_started_with_this_client_in_place_of_its_own(monke
     monkeypatch.setattr(fleet_http_connection, "FleetHttpClient", FleetHttpClient)
     monkeypatch.setattr(sys, "argv", ["supernode.py"])
     monkeypatch.setattr(supernode, "flower_supernode", lambda: seen.append(fleet_http_connection.FleetHttpClient))
+    # It returns only when its loop has ended in an error, and its threads would keep the process.
+    monkeypatch.setattr(supernode, "flwr_exit", lambda code, _message: seen.append(code))
     supernode.main()
-    assert seen == [MultiplexedFleetClient]
+    assert seen == [MultiplexedFleetClient, ExitCode.SUPERNODE_CONNECTION_ERROR]
 
 
 def test_it_takes_flowers_options_and_loads_no_torch() -> None:
