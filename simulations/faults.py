@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+import yaml
+
 from ept_fed.keys import new_key, spell_openssh_private
 from ept_fed.supervision import child_environment
 from server.authority import Authority
@@ -124,6 +126,11 @@ def _refusals(folder: Path) -> list[str]:
     path = folder / "rounds.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     return [f"{refusal['site']} {refusal['reason']}" for line in lines for refusal in line["refused"]]
+
+
+def _left_out(folder: Path) -> tuple[str, ...]:
+    left_out = read_json_file(folder, "result.json").get("left_out", {})
+    return tuple(f"{name} is left out: {reason}" for name, reason in left_out.items())
 
 
 def _without(rehearsal: Rehearsal) -> Seen:
@@ -259,15 +266,37 @@ def _read(log: Path) -> str:
     return log.read_text(errors="replace") if log.exists() else ""
 
 
-def _other_backbone(rehearsal: Rehearsal) -> Seen:
-    """Give site-1 weights of its own: a file with other numbers for the same architecture."""
-    import timm
-    from safetensors.torch import save_file
+def _other_backbone(*, permitted: bool) -> Callable[[Rehearsal], Seen]:
+    """Give site-1 weights of its own, other numbers for the same architecture, which its policy permits or not."""
 
-    weights = rehearsal.folder / "other.safetensors"
-    save_file(timm.create_model("test_vit", num_classes=0).state_dict(), weights)
-    with _other_site(rehearsal, "site-1", lambda: rehearsal.fill_site("site-1", weights=str(weights))):
-        return _refused_run(rehearsal, "backbone")
+    def act(rehearsal: Rehearsal) -> Seen:
+        import timm
+        from safetensors.torch import save_file
+
+        from ept_fed.models.backbones import create_backbone
+
+        name = "backbone-permitted" if permitted else "backbone"
+        weights = rehearsal.folder / f"{name}.safetensors"
+        save_file(timm.create_model("test_vit", num_classes=0).state_dict(), weights)
+        digest = create_backbone("test_vit", weights=str(weights), image_size=64, seed=0).digest
+
+        def change() -> None:
+            rehearsal.fill_site("site-1", weights=str(weights))
+            path = rehearsal.site_kit("site-1") / "policy.yaml"
+            policy = yaml.safe_load(path.read_text())
+            # What the site has tuned before is what "first" permits.
+            policy["incoming"]["backbone"] = [digest] if permitted else "first"
+            path.write_text(yaml.safe_dump(policy))
+
+        with _other_site(rehearsal, "site-1", change):
+            started = time.monotonic()
+            folder = _submit(rehearsal, name)
+            status = _end(rehearsal, folder)
+            says = () if status == "done" else (str(read_json_file(folder, "result.json").get("ended")),)
+            lost = "that site's part" if status == "done" else "nothing"
+            return Seen(status, (*says, *_left_out(folder)), time.monotonic() - started, lost)
+
+    return act
 
 
 def _other_code(rehearsal: Rehearsal) -> Seen:
@@ -283,9 +312,7 @@ def _other_code(rehearsal: Rehearsal) -> Seen:
         started = time.monotonic()
         folder = _submit(rehearsal, "code")
         status = _end(rehearsal, folder)
-        left_out = read_json_file(folder, "result.json").get("left_out", {})
-        says = tuple(f"{name} is left out: {reason}" for name, reason in left_out.items())
-        return Seen(status, says, time.monotonic() - started, "that site's part")
+        return Seen(status, _left_out(folder), time.monotonic() - started, "that site's part")
 
 
 @contextmanager
@@ -302,13 +329,6 @@ def _other_site(rehearsal: Rehearsal, name: str, change: Callable[[], None]) -> 
         rehearsal.wait_online(rehearsal.names)
         if swap is change:
             yield
-
-
-def _refused_run(rehearsal: Rehearsal, name: str) -> Seen:
-    started = time.monotonic()
-    folder = _submit(rehearsal, name)
-    status = _end(rehearsal, folder)
-    return Seen(status, (str(read_json_file(folder, "result.json").get("ended")),), time.monotonic() - started)
 
 
 def _refused_node(what: str, damage: Callable[[Rehearsal, Path], dict[str, str]]) -> Callable[[Rehearsal], Seen]:
@@ -400,6 +420,11 @@ FAULTS: dict[str, Fault] = {
     ),
     "a site's clock is a minute ahead": Fault(_refused_node("ahead", _clock(60)), "refused", ("clock",), quick=True),
     "the server's certificates have ended": Fault(_expired_server, "refused", ("ended",), quick=True),
-    "one of two sites has another backbone": Fault(_other_backbone, "failed", ("backbone",)),
+    "one of two sites has another backbone, which its policy refuses": Fault(
+        _other_backbone(permitted=False), "done", ("incoming.backbone",)
+    ),
+    "one of two sites has another backbone, which its policy permits": Fault(
+        _other_backbone(permitted=True), "failed", ("no majority",)
+    ),
     "one of two sites has another version of the code": Fault(_other_code, "done", ("code version", "code:")),
 }
