@@ -14,7 +14,7 @@ from client.audit_notes import many, say_notes
 from client.ledger import tip_path
 from client.ledger_entry import Entry
 from client.torn_lines import recall_torn
-from ept_fed.methods import HEAD_TENSORS
+from ept_fed.methods import HEAD_TENSORS, STATISTICS_TENSORS
 from ept_fed.problems import InputRefusedError, Problem
 
 __all__ = ["describe", "show_ledger", "verify_ledger"]
@@ -168,9 +168,14 @@ def _say_absent(sent: Sequence[Entry]) -> str:
     """Say what did not leave. Images and names cannot: every tensor and number that left is named above."""
     names = {name for entry in sent for name, _ in entry.tensors}
     heads = any(name.split("/")[-1] in HEAD_TENSORS for name in names)
+    statistics = any(name.split("/")[-1] in STATISTICS_TENSORS for name in names)
     gradients = any(name.startswith("gradient/") for name in names)
     absent = [*([] if heads else ["head"]), *([] if gradients else ["gradient"]), "image", "file name"]
-    left = [*(["the classification head"] if heads else []), *(["a gradient"] if gradients else [])]
+    left = [
+        *(["the classification head"] if heads else []),
+        *(["statistics of the classes' features"] if statistics else []),
+        *(["a gradient"] if gradients else []),
+    ]
     return "".join([f"{' and '.join(left)} left. ".capitalize() if left else "", f"No {', no '.join(absent)} left."])
 
 

@@ -70,6 +70,7 @@ def create_site(
         precision=experiment.training.precision,
         ditto=experiment.personalisation.ditto,
         head=_choose_head(experiment, data.name, slot.model.device),
+        statistics=experiment.shared_statistics,
         privacy=experiment.training.privacy,
         noise=_choose_noise(experiment.federation),
         masked=experiment.federation.secure_aggregation is not None,

@@ -20,7 +20,7 @@ from ept_fed.training.optimizer import build_optimizer
 from ept_fed.training.penalties import ProximalTerm
 from ept_fed.training.private_loop import train_private_round
 
-__all__ = ["DITTO", "train_local_round"]
+__all__ = ["DITTO", "rest_local_round", "train_local_round"]
 
 DITTO = "ditto"
 
@@ -79,6 +79,16 @@ def train_local_round(
         tensors |= personal
     trained = 1 if before is None else before.trained + 1
     return outcome, SiteState(scope.round, trained, tensors, stamp)
+
+
+def rest_local_round(
+    model: TunedViT, settings: TrainingSettings, round_number: int, *, before: SiteState | None
+) -> SiteState:
+    """Return the state after a round in which nothing is trained: the model as it stands, all else as it was before."""
+    held = {} if before is None else before.tensors
+    trained = 0 if before is None else before.trained
+    tensors = {**held, **capture_model(model)}
+    return SiteState(round_number, trained, tensors, settings.model_dump_json() if before is None else before.settings)
 
 
 def _train(

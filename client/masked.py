@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from client.incoming import judge_header
 from client.known_runs import CONTENT, SECURE, KnownRun
-from client.outgoing import bound_update, judge_tensor_names, judge_training_images
+from client.outgoing import bound_update, judge_class_images, judge_tensor_names, judge_training_images
 from client.policy import Policy
 from client.rules import RuleBroken
 from ept_fed.protocol.layout import PayloadLayout, PayloadMismatchError, Vector
@@ -95,6 +95,8 @@ def judge_update(
         layout.check(trained)
     except PayloadMismatchError as error:
         broken.append(RuleBroken("protocol.payload", "update", str(error)))
+    else:
+        broken += judge_class_images(policy, trained, layout, examples)
     if broken:
         return trained, "", broken
     return bound_update(policy, received, trained, layout, known)

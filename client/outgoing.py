@@ -22,7 +22,7 @@ from client.noise_rules import judge_clip
 from client.policy import Policy
 from client.rules import RuleBroken
 from ept_fed.config import SharedModelSettings
-from ept_fed.methods import HEAD_TENSORS, METHODS
+from ept_fed.methods import HEAD_TENSORS, METHODS, STATISTICS_TENSORS
 from ept_fed.protocol.layout import PayloadLayout, PayloadMismatchError, Vector
 from ept_fed.protocol.messages import (
     PROTOCOL_VERSION,
@@ -33,10 +33,12 @@ from ept_fed.protocol.messages import (
     metric_keys,
 )
 from ept_fed.protocol.proposal import Proposal, SiteIntroduction
+from ept_fed.training.shared_statistics import Statistics
 
 __all__ = [
     "Release",
     "bound_update",
+    "judge_class_images",
     "judge_introduction",
     "judge_reply",
     "judge_tensor_names",
@@ -135,7 +137,7 @@ def judge_reply(
         broken += judge_training_images(policy, reply.examples)
     if reply.payload is not None:
         payload, clipped, outsized = bound_update(policy, request.payload, reply.payload, layout, known)
-        broken += outsized
+        broken += outsized + judge_class_images(policy, reply.payload, layout, reply.examples)
     if reply.gradient is not None and not policy.outgoing.gradient:
         broken.append(RuleBroken("outgoing.gradient", True, "set outgoing.gradient: true to let it leave"))
     if broken:
@@ -187,6 +189,11 @@ def judge_tensor_names(policy: Policy, layout: PayloadLayout) -> list[RuleBroken
         if name in HEAD_TENSORS:
             if not rules.head:
                 broken.append(RuleBroken("outgoing.head", name, "set outgoing.head: true to let the head leave"))
+        elif name in STATISTICS_TENSORS:
+            kind: Statistics = "moments" if name == "statistics.moments" else "means"
+            if rules.statistics not in (kind, "moments"):
+                fix = f"set outgoing.statistics: {kind} to let it leave"
+                broken.append(RuleBroken("outgoing.statistics", name, fix))
         elif name not in rules.tensors:
             fix = f"the policy allows {', '.join(rules.tensors) or 'none'}; add it to outgoing.tensors to let it leave"
             broken.append(RuleBroken("outgoing.tensors", name, fix))
@@ -199,6 +206,21 @@ def judge_training_images(policy: Policy, examples: int) -> list[RuleBroken]:
     if examples >= fewest:
         return []
     return [RuleBroken(rule, examples, f"the policy asks for {fewest} at least; lower {rule}, or train on more")]
+
+
+def judge_class_images(policy: Policy, payload: Vector, layout: PayloadLayout, examples: int) -> list[RuleBroken]:
+    """Return what breaks if statistics of classes with few training images leave: of one, they are its features.
+
+    Raises:
+        PayloadMismatchError: if the payload does not fit the layout.
+    """
+    rule, fewest = "outgoing.fewest_class_images", policy.outgoing.fewest_class_images
+    if not layout.holds_statistics:
+        return []
+    counts = np.round(layout.unflatten(payload)["statistics.shares"].astype(np.float64) * examples).astype(int)
+    few = int(((counts > 0) & (counts < fewest)).sum())
+    fix = f"the policy asks for {fewest} training images of each class; lower {rule}, or train on more"
+    return [RuleBroken(rule, f"{few} classes", fix)] if few else []
 
 
 def bound_update(

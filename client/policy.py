@@ -13,11 +13,12 @@ from pydantic import AfterValidator, Field
 
 import ept_fed
 from ept_fed.bundles.canonical import spell_canonical
-from ept_fed.methods import HEAD_TENSORS, METHODS, may_travel
+from ept_fed.methods import HEAD_TENSORS, METHODS, STATISTICS_TENSORS, may_travel
 from ept_fed.privacy_settings import NoiseSource
 from ept_fed.problems import InputRefusedError, Problem
 from ept_fed.settings import Count, Positive, Settings
 from ept_fed.settings_file import read_mapping, validate_settings
+from ept_fed.training.shared_statistics import Statistics
 
 __all__ = ["Budget", "Incoming", "Outgoing", "Policy", "TrainingRanges", "UpdateBound", "load_policy"]
 
@@ -33,6 +34,8 @@ def _check_range(ends: tuple[float, float]) -> tuple[float, float]:
 def _check_tensor(name: str) -> str:
     if name in HEAD_TENSORS:
         raise ValueError("the head has a rule of its own: outgoing.head")
+    if name in STATISTICS_TENSORS:
+        raise ValueError("a discriminant's statistics have a rule of their own: outgoing.statistics")
     if not may_travel(name):
         raise ValueError("no method sends a tensor of this name; see docs/methods.md")
     return name
@@ -83,6 +86,14 @@ class Outgoing(Settings):
         ("sinks", "tokens"), description="names of the tensors that may leave; sinks are folded prompts"
     )
     head: bool = Field(False, description="whether the linear head may leave too; it tells more about the classes")
+    statistics: Statistics | None = Field(
+        None,
+        description="which of a discriminant's statistics may leave: means of each class's features, or moments, of "
+        "their products too; null: none. They tell more than a head",
+    )
+    fewest_class_images: Count = Field(
+        5, description="statistics in which a class has training images, but fewer than these, are refused"
+    )
     gradient: bool = Field(False, description="whether the gradient of the site's loss may leave (strategy scaffold)")
     metrics: tuple[Metric, ...] = Field(
         ("loss", "auc", "accuracy", "balanced_accuracy", "average_precision", "classes_present", "seconds"),

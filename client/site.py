@@ -10,7 +10,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from client.local_round import train_local_round
+from client.local_round import rest_local_round, train_local_round
 from client.model_slot import ModelSlot
 from client.noisy_update import UpdateNoise
 from client.private_plan import plan_requested_round
@@ -34,6 +34,7 @@ from ept_fed.training.loop import RoundScope, TrainingOutcome
 from ept_fed.training.payload_gradient import payload_gradient
 from ept_fed.training.penalties import LinearTerm, ProximalTerm
 from ept_fed.training.private_loop import plan_private_round
+from ept_fed.training.shared_statistics import Statistics
 
 __all__ = ["Charge", "Site"]
 
@@ -64,6 +65,7 @@ class Site(SiteModel):
         evaluation_batch: int = 32,
         precision: str = "auto",
         head: HeadFit | None = None,
+        statistics: Statistics | None = None,
         privacy: PrivacySettings | None = None,
         noise: UpdateNoise | None = None,
         masked: bool = False,
@@ -82,6 +84,7 @@ class Site(SiteModel):
             evaluation_batch: images per pass where nothing is trained.
             precision: as in `TrainingSettings`.
             head: how the head is computed for the prompts at hand; None trains it with them.
+            statistics: what of a computed head is shared, with `share` prompts+head; None where it is not.
             privacy: as in `TrainingSettings`; a round that is asked for otherwise is refused.
             noise: on whole updates; None leaves them as they are.
             masked: whether updates leave under masks, see `masked_payload`, and not with the reply.
@@ -95,11 +98,12 @@ class Site(SiteModel):
             evaluation_batch=evaluation_batch,
             precision=precision,
             head=head,
+            statistics=statistics,
             states=states,
         )
         self.run, self.masked = run, masked
         self._seed, self._ditto, self._privacy, self._noise = seed, ditto, privacy, noise
-        self._shared = (share, payload)
+        self._shared = ("prompts" if statistics else share, payload)
 
     @property
     def noisy(self) -> bool:
@@ -108,6 +112,9 @@ class Site(SiteModel):
 
     def train(self, request: RoundRequest, *, charge: Charge | None = None) -> RoundReply:
         """Take over the global payload, evaluate it on the validation images, train one round, return the own payload.
+
+        Where a discriminant's statistics are shared, nothing is trained in the last round: its payload holds those of
+        the prompts that stay, so that the head computed from them fits.
 
         Args:
             request: the server's.
@@ -140,7 +147,10 @@ class Site(SiteModel):
         if cost is not None and charge is not None:
             charge(cost)
         spending = None if private is None else private.spending
-        trained = self._train_round(settings, request.header.round, request.rounds, before, penalties, spending)
+        if self._shares_statistics and request.header.round == request.rounds:
+            trained = self._rest(settings, request.header.round, before)
+        else:
+            trained = self._train_round(settings, request.header.round, request.rounds, before, penalties, spending)
         payload = None if self.masked else self.export()
         if payload is not None and self._noise is not None:
             payload = self._noise.cover(request.payload, payload)
@@ -245,6 +255,12 @@ class Site(SiteModel):
             coefficients = {name: torch.from_numpy(tensor) for name, tensor in tensors.items()}
             penalties.append(LinearTerm(self.model, coefficients, self._shared))
         return penalties
+
+    def _rest(self, settings: TrainingSettings, round_number: int, before: SiteState | None) -> TrainingOutcome:
+        """Keep the model as it stands as the state after a round, and return its loss on the training images."""
+        _, metrics = self.assess(self.data.train)
+        self._states.save(rest_local_round(self.model, settings, round_number, before=before))
+        return TrainingOutcome(metrics["loss"], 0)
 
     def _train_round(
         self,

@@ -1,5 +1,9 @@
 """One site's tensors in a model that it may share with others: which it has, takes over, sends and is judged by."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
 import numpy as np
 
 from client.model_slot import ModelSlot
@@ -8,11 +12,13 @@ from ept_fed.data.datasets import CachedDataset, SiteData
 from ept_fed.evaluation.metrics import Array, classification_metrics
 from ept_fed.evaluation.prediction import predict_probabilities
 from ept_fed.models.method import TunedViT
-from ept_fed.models.payload import export_payload, import_payload, payload_layout
+from ept_fed.models.payload import export_payload, import_payload, payload_layout, read_statistics
 from ept_fed.protocol.layout import Vector
 from ept_fed.protocol.messages import QUALITY_METRICS
+from ept_fed.training.discriminant import ClassStatistics
 from ept_fed.training.fitted_head import FeaturesDivergedError, HeadFit
 from ept_fed.training.loop import TrainingDivergedError, use_bfloat16
+from ept_fed.training.shared_statistics import Statistics
 
 __all__ = ["SiteModel"]
 
@@ -25,7 +31,6 @@ class SiteModel:
         data: its splits.
         layout: of the payload this site sends and accepts.
         payload: folded or raw, as in `FederationSettings`.
-        head_fit: how the head is computed; None if it is trained.
     """
 
     def __init__(
@@ -38,12 +43,16 @@ class SiteModel:
         evaluation_batch: int,
         precision: str,
         head: HeadFit | None,
+        statistics: Statistics | None,
         states: StateStore | None,
     ) -> None:
         """Set a site up; see `client.site.Site`."""
         self.name, self.data, self.payload = data.name, data, payload
-        self.layout = payload_layout(slot.model, share=share, payload=payload, classes=data.classes)
-        self.head_fit = head
+        self.layout = payload_layout(
+            slot.model, share=share, payload=payload, classes=data.classes, statistics=statistics
+        )
+        self._head, self._shares_statistics = head, statistics is not None
+        self._received: ClassStatistics | None = None
         self._slot = slot
         self._states: StateStore = StateMemory() if states is None else states
         self._evaluation_batch = evaluation_batch
@@ -66,6 +75,11 @@ class SiteModel:
             if adopted is not None:
                 self._import(adopted)
         return self._slot.model
+
+    @property
+    def head_fit(self) -> HeadFit | None:
+        """How the head is computed for the payload at hand, and from what it says of all sites; None: it is trained."""
+        return None if self._head is None else replace(self._head, received=self._received)
 
     @property
     def state(self) -> SiteState | None:
@@ -98,11 +112,19 @@ class SiteModel:
     def initial(self) -> Vector:
         """Return the payload that the run starts from, the same at every site."""
         self._load(None)
-        return self.export()
+        return export_payload(self._slot.model, self.layout)
 
     def export(self) -> Vector:
-        """Return what this site would send: the payload of the model as it stands."""
-        return export_payload(self.model, self.layout)
+        """Return what this site would send: the payload of the model as it stands, and what its images look like then.
+
+        Raises:
+            TrainingDivergedError: if the prompts lead to features that are no numbers.
+        """
+        model, statistics = self.model, None
+        if self._head is not None and self._shares_statistics:
+            with self._told_of_divergence():
+                statistics = self._head.measure(model, self.data.train)
+        return export_payload(model, self.layout, statistics)
 
     def hold_for_now(self, tensors: Tensors, prefix: str = "model") -> None:
         """Put tensors of `capture_model` into the slot; they are lost when another site takes it."""
@@ -116,11 +138,8 @@ class SiteModel:
             TrainingDivergedError: if the prompts lead to features that are no numbers.
         """
         if self.head_fit is not None:
-            try:
+            with self._told_of_divergence():
                 self.head_fit.apply(self._slot.model, self.data.train)
-            except FeaturesDivergedError as diverged:
-                self._slot.holder = None
-                raise TrainingDivergedError(str(diverged)) from diverged
 
     def forget_after(self, round_number: int) -> None:
         """Go back to the state after a round: an early stop has trained one more that the prompts know nothing of."""
@@ -142,8 +161,17 @@ class SiteModel:
     def _load(self, state: SiteState | None) -> None:
         restore_model(self._slot.model, self._slot.start if state is None else state.tensors)
         self._slot.holder, self._adopted, self._fleeting = self, None, False
+        self._received = None
 
     def _import(self, payload: Vector) -> None:
         import_payload(self._slot.model, payload, self.layout)
-        self._adopted = np.array(payload)
+        self._adopted, self._received = np.array(payload), read_statistics(payload, self.layout)
         self.refit_head()
+
+    @contextmanager
+    def _told_of_divergence(self) -> Iterator[None]:
+        try:
+            yield
+        except FeaturesDivergedError as diverged:
+            self._slot.holder = None
+            raise TrainingDivergedError(str(diverged)) from diverged

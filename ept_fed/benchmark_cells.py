@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from ept_fed.benchmark_settings import SETTINGS, BenchmarkSettings, Cell, Setting
 from ept_fed.config import EPT_SETTINGS, Experiment, ModelSettings
+from ept_fed.contradictions import check_statistics
 from ept_fed.experiment_file import override_experiment
 from ept_fed.methods import METHODS
 from ept_fed.problems import InputRefusedError, Problem
@@ -18,8 +19,9 @@ __all__ = ["choose_analysed", "list_cells"]
 def list_cells(experiment: Experiment) -> tuple[Cell, ...]:
     """Return the cells in the order in which they run: what shares its images stands together.
 
-    A method that has nothing to send without its head has no cell in a setting of prompts alone, and one whose head is
-    computed at the sites, or trained before the prompts are, has none in a setting that shares it.
+    A method that has nothing to send without its head has no cell in a setting of prompts alone. One whose head is
+    trained before the prompts are, or computed from statistics that cannot be shared as the run averages, has none in a
+    setting that shares it.
 
     Raises:
         InputRefusedError: with the problems of the grid, and of every cell's own settings, each told once; also if no
@@ -78,8 +80,10 @@ def _list_settings(
     ]
     changed = override_experiment(experiment, changes, check=lambda _experiment: [])
     model = changed.model
-    # Neither a head that is computed at the site nor one that is trained before the prompts can be averaged.
-    settled = changed.training.head == "discriminant" or changed.training.head_first_epochs > 0
+    computed = changed.training.head == "discriminant"
+    settled = changed.training.head_first_epochs > 0 or (computed and bool(check_statistics(changed.federation)))
+    # Alone nothing is sent; the head is named so that methods without other tensors have a payload to adopt.
+    alone = "prompts" if settled or computed else "prompts+head"
     if not any(change.startswith("federation.payload=") for change in own):
         folds = model.method == "ept" and model.embedding == "concat"
         changes.append(f"federation.payload={'folded' if folds else 'raw'}")
@@ -92,8 +96,7 @@ def _list_settings(
             continue
         if kind.shares_head and settled:
             continue
-        # Alone nothing is sent; the head is named so that methods without other tensors have a payload to adopt.
-        share = "prompts" if kind.prompts_alone or settled else "prompts+head"
+        share = "prompts" if kind.prompts_alone else "prompts+head" if kind.shares_head else alone
         settings = override_experiment(experiment, [*changes, f"federation.share={share}"])
         cells.append(Cell(method, told, sampling, seed, setting, experiment.benchmark.fold, settings))
     return cells

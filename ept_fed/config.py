@@ -99,7 +99,7 @@ class TrainingSettings(Settings):
     head: Literal["trained", "discriminant"] = Field(
         "trained",
         description="trained: by gradient, with the prompts; discriminant: computed at the site, for the features that "
-        "the prompts at hand lead to",
+        "the prompts at hand lead to, of its own images or, with federation.share=prompts+head, of all sites'",
     )
     head_shrinkage: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
         0.3, description="of the discriminant's covariance towards the identity"
@@ -129,6 +129,11 @@ class FederationSettings(Settings):
     share: Literal["prompts", "prompts+head"] = Field(
         "prompts",
         description="prompts, or what another method trains, keeps the head at the site; prompts+head sends it too",
+    )
+    statistics: Literal["means", "moments"] = Field(
+        "moments",
+        description="what travels of a discriminant's head where it is shared: means of each class's features; "
+        "moments, of their products too, from which every site computes the head that all images would give",
     )
     payload: Literal["folded", "raw"] = Field(
         "folded", description="folded: one number per layer and token; raw: all M columns, for ablations"
@@ -226,6 +231,12 @@ class Experiment(Settings):
     def data_seed(self) -> int:
         """What splits, K-shot samples and virtual sites derive from."""
         return self.seed if self.data.seed is None else self.data.seed
+
+    @property
+    def shared_statistics(self) -> Literal["means", "moments"] | None:
+        """What of a discriminant's head travels; None where it is trained, or stays at the sites."""
+        shared = self.training.head == "discriminant" and self.federation.share == "prompts+head"
+        return self.federation.statistics if shared else None
 
     @property
     def run_id(self) -> str:

@@ -14,7 +14,9 @@ from ept_fed.secure_contradictions import check_secure_sites, find_secure_contra
 from ept_fed.site_privacy_contradictions import check_noise_shares, find_site_privacy_contradictions
 from ept_fed.strategies import STRATEGIES, count_asked, resolve_options
 
-__all__ = ["check_sites", "find_contradictions", "find_shared_contradictions"]
+__all__ = ["check_sites", "check_statistics", "find_contradictions", "find_shared_contradictions"]
+
+_PLAIN_MEANS = ("fedavg", "fedprox")
 
 
 def find_contradictions(experiment: Experiment) -> list[Problem]:
@@ -76,14 +78,30 @@ def _check_discriminant(experiment: Experiment) -> list[Problem]:
     """Return what does not go with a head that is computed at the site."""
     found = []
     if experiment.federation.share == "prompts+head":
-        fix = "the discriminant's head is computed at every site, so it never travels; set federation.share=prompts"
-        found.append(Problem("federation.share", "prompts+head", fix))
+        found += check_statistics(experiment.federation)
     if experiment.training.head_first_epochs:
         fix = "the discriminant's head is not trained; set it to 0"
         found.append(Problem("training.head_first_epochs", experiment.training.head_first_epochs, fix))
     if experiment.personalisation.ditto is not None:
         fix = "trains a second model with a head of its own; leave it out, or set training.head=trained"
         found.append(Problem("personalisation.ditto", experiment.personalisation.ditto, fix))
+    return found
+
+
+def check_statistics(federation: FederationSettings) -> list[Problem]:
+    """Return what does not go with a head that is computed from all sites' statistics, which must be their mean."""
+    found = []
+    shared = "federation.share=prompts+head with training.head=discriminant"
+    if federation.strategy not in _PLAIN_MEANS:
+        fix = f"{shared} needs a plain mean of what is measured; use {' or '.join(_PLAIN_MEANS)}"
+        found.append(Problem("federation.strategy", federation.strategy, fix))
+    for name in ("patience", "target_auc"):
+        if (value := getattr(federation, name)) is not None:
+            fix = f"{shared} measures in the last round, which must come; leave it out"
+            found.append(Problem(f"federation.{name}", value, fix))
+    if federation.site_privacy is not None:
+        fix = f"{shared} sends {federation.statistics}, whose many numbers noise would drown; set share=prompts"
+        found.append(Problem("federation.site_privacy", federation.site_privacy.noise, fix))
     return found
 
 

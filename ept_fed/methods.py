@@ -11,9 +11,11 @@ from dataclasses import dataclass, field
 
 from ept_fed.options import Option
 
-__all__ = ["HEAD_TENSORS", "METHODS", "MethodInfo", "find_senders", "may_travel"]
+__all__ = ["HEAD_TENSORS", "METHODS", "STATISTICS_TENSORS", "MethodInfo", "find_senders", "may_travel"]
 
 HEAD_TENSORS = ("head.weight", "head.bias")
+# What a discriminant's head is computed from, see ept_fed/training/discriminant.py.
+STATISTICS_TENSORS = ("statistics.shares", "statistics.sums", "statistics.mean", "statistics.moments")
 
 _OF_BACKBONE = "backbone."
 
@@ -45,8 +47,8 @@ class MethodInfo:
         return bool(self.tensors) or self.backbone_tensors is not None
 
     def may_send(self, name: str) -> bool:
-        """Tell whether a tensor of this name may travel under this method; the head's may under every method."""
-        if name in self.tensors or name in HEAD_TENSORS:
+        """Tell whether a tensor of this name may travel under this method; what makes the head may under every one."""
+        if name in self.tensors or name in HEAD_TENSORS or name in STATISTICS_TENSORS:
             return True
         own = name.removeprefix(_OF_BACKBONE)
         return (

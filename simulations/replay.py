@@ -69,6 +69,9 @@ def check_replayable(federation: VirtualFederation) -> list[Problem]:
     if experiment.federation.strategy in _CORRECTING:
         fix = "what its server adds to each site's loss is not kept in the run folder; attack a run of fedavg"
         found.append(Problem("federation.strategy", experiment.federation.strategy, fix))
+    if experiment.shared_statistics is not None:
+        fix = "class statistics are no update of something trained, and are not attacked here; see docs/privacy.md"
+        found.append(Problem("federation.statistics", experiment.shared_statistics, fix))
     if experiment.federation.site_privacy is not None:
         fix = "its noise was drawn once and nobody can draw it again; attack the run without it to see what it hides"
         found.append(Problem("federation.site_privacy", "on", fix))

@@ -72,7 +72,13 @@ class VirtualFederation:
         """Return what the server needs, with the initial payload that every site starts from."""
         federation = self.experiment.federation
         model = self._create_model()
-        layout = payload_layout(model, share=federation.share, payload=federation.payload, classes=self.data.classes)
+        layout = payload_layout(
+            model,
+            share=federation.share,
+            payload=federation.payload,
+            classes=self.data.classes,
+            statistics=self.experiment.shared_statistics,
+        )
         return make_plan(
             self.experiment,
             self.experiment.run_id,

@@ -1,43 +1,82 @@
 """Between a model's tensors and the flat vector that travels."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
 
+from ept_fed.methods import STATISTICS_TENSORS
 from ept_fed.models.method import TunedViT
 from ept_fed.protocol.layout import PayloadLayout, Vector
+from ept_fed.training.discriminant import ClassStatistics
+from ept_fed.training.shared_statistics import Statistics, pack_statistics, shape_statistics, unpack_statistics
 
-__all__ = ["export_payload", "import_payload", "payload_layout"]
+__all__ = ["export_payload", "import_payload", "payload_layout", "read_statistics"]
+
+_T = TypeVar("_T")
 
 
-def payload_layout(model: TunedViT, *, share: str, payload: str, classes: Sequence[str]) -> PayloadLayout:
+def payload_layout(
+    model: TunedViT, *, share: str, payload: str, classes: Sequence[str], statistics: Statistics | None = None
+) -> PayloadLayout:
     """Return the layout of what this model would send; see `TunedViT.payload_tensors`.
 
     What the method says of itself is part of its meaning, and so are the classes, in order, where the head is shared.
+
+    Args:
+        model: what the method trains, and the head.
+        share: "prompts", or "prompts+head".
+        payload: "folded" or "raw".
+        classes: names of the C classes.
+        statistics: which of a discriminant's travel in place of the head's own tensors; None where it is trained.
     """
-    tensors = model.payload_tensors(share=share, payload=payload)
+    tensors = model.payload_tensors(share="prompts" if statistics else share, payload=payload)
     meaning = [*model.meaning()]
     if share == "prompts+head":
         meaning += [f"class {name}" for name in classes]
-    shapes = tuple((name, tuple(tensor.shape)) for name, tensor in tensors.items())
-    return PayloadLayout(shapes, tuple(meaning))
+    shapes = [(name, tuple(tensor.shape)) for name, tensor in tensors.items()]
+    if statistics is not None:
+        shapes += shape_statistics(statistics, classes=len(classes), width=model.head.in_features).items()
+    return PayloadLayout(tuple(shapes), tuple(meaning))
 
 
-def export_payload(model: TunedViT, layout: PayloadLayout) -> Vector:
-    """Return the tensors of the layout as one float32 vector (layout.size,)."""
+def export_payload(model: TunedViT, layout: PayloadLayout, statistics: ClassStatistics | None = None) -> Vector:
+    """Return the tensors of the layout as one float32 vector (layout.size,).
+
+    Args:
+        model: whose tensors to send.
+        layout: of the vector.
+        statistics: to send where the layout has some; None: none were measured yet.
+    """
     names = [name for name, _ in layout.shapes]
     share = "prompts+head" if "head.weight" in names else "prompts"
     tensors = model.payload_tensors(share=share, payload="folded" if "sinks" in names else "raw")
-    return layout.flatten({name: tensor.float().cpu().numpy() for name, tensor in tensors.items()})
+    arrays = {name: tensor.float().cpu().numpy() for name, tensor in tensors.items()}
+    return layout.flatten({**arrays, **pack_statistics(statistics, _of_statistics(dict(layout.shapes)))})
 
 
 def import_payload(model: TunedViT, vector: Vector, layout: PayloadLayout) -> None:
-    """Load a received vector into the model; sinks unfold into the model's own columns.
+    """Load a received vector into the model; sinks unfold into the model's own columns. Statistics are not the model's.
 
     Raises:
         PayloadMismatchError: if the vector does not fit the layout.
         KeyError, ValueError: if the layout does not fit the model.
     """
     arrays = layout.unflatten(np.asarray(vector))
-    model.load_payload({name: torch.from_numpy(array) for name, array in arrays.items()})
+    loaded = {name: torch.from_numpy(array) for name, array in arrays.items() if name not in STATISTICS_TENSORS}
+    model.load_payload(loaded)
+
+
+def read_statistics(vector: Vector, layout: PayloadLayout) -> ClassStatistics | None:
+    """Return the statistics in a received vector; None if the layout has none, or none were measured yet.
+
+    Raises:
+        PayloadMismatchError: if the vector does not fit the layout, or no images could have these.
+    """
+    found = _of_statistics(layout.unflatten(np.asarray(vector)))
+    return unpack_statistics(found) if found else None
+
+
+def _of_statistics(tensors: Mapping[str, _T]) -> dict[str, _T]:
+    return {name: tensor for name, tensor in tensors.items() if name in STATISTICS_TENSORS}

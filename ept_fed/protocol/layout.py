@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ept_fed.methods import find_senders, may_travel
+from ept_fed.methods import STATISTICS_TENSORS, find_senders, may_travel
 
 __all__ = ["PayloadLayout", "PayloadMismatchError", "Vector"]
 
@@ -51,6 +51,11 @@ class PayloadLayout:
     def size(self) -> int:
         """Number of float32 values in the vector."""
         return sum(prod(shape) for _, shape in self.shapes)
+
+    @cached_property
+    def holds_statistics(self) -> bool:
+        """Whether what a discriminant's head is computed from is part of it."""
+        return any(name in STATISTICS_TENSORS for name, _ in self.shapes)
 
     @cached_property
     def hash(self) -> str:

@@ -171,8 +171,10 @@ class RoundReply:
         if self.phase == "train":
             if private and not np.isnan(self.metrics["loss"]):
                 raise MessageRefusedError("a reply of private training must not carry its loss")
-            if not ((private or silent or np.isfinite(self.metrics["loss"])) and self.metrics["steps"] >= 1):
-                raise MessageRefusedError("a train reply needs a finite loss and at least one step")
+            # Where statistics are shared the last round trains nothing, so that they are of the prompts that stay.
+            fewest_steps = 0 if layout.holds_statistics else 1
+            if not ((private or silent or np.isfinite(self.metrics["loss"])) and self.metrics["steps"] >= fewest_steps):
+                raise MessageRefusedError(f"a train reply needs a finite loss and at least {fewest_steps} step(s)")
             if masked != (self.payload is None):
                 raise MessageRefusedError("a train reply carries its payload exactly where updates are not masked")
             if self.payload is not None:

@@ -2,12 +2,19 @@
 
 Fisher 1936, with the covariance shrunk towards a multiple of the identity as in Friedman 1989. For K-shot samples the
 number of images is far below D, so the within-class covariance has no inverse unless it is shrunk.
+
+All that it needs of the images are a few means over them. The mean of several sites' means, weighted by their images,
+is that of all images together, so sites that share these share the head that pooled images would give, exactly. (Means
+alone as class prototypes: FedNCM, Legate et al. 2023; with second moments: Fed3R, Fanì et al. 2024, for ridge
+regression.)
 """
+
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["fit_discriminant"]
+__all__ = ["ClassStatistics", "measure_statistics", "solve_discriminant"]
 
 Array = npt.NDArray[np.float64]
 
@@ -15,63 +22,120 @@ _LOGIT_STD = 2.0  # wide enough to tell classes apart, narrow enough that the lo
 _ABSENT_LOGIT = -2 * _LOGIT_STD
 
 
-def fit_discriminant(
-    features: npt.NDArray[np.floating], labels: npt.NDArray[np.floating | np.integer], *, classes: int, shrinkage: float
+@dataclass(frozen=True)
+class ClassStatistics:
+    """Means over a set of images.
+
+    Attributes:
+        shares: (C,), of the images that carry each class.
+        sums: (C, D), the mean over all images of the features of those that carry the class, 0 for the others.
+        mean: (D,), of the features.
+        moments: (D, D), the mean of the features' products with one another; None if it is not known.
+        resolution: below which share of the moments a covariance is but rounding.
+    """
+
+    shares: Array
+    sums: Array
+    mean: Array
+    moments: Array | None
+    resolution: float = 1e-12
+
+
+def measure_statistics(
+    features: npt.NDArray[np.floating], labels: npt.NDArray[np.floating | np.integer], *, classes: int
+) -> ClassStatistics:
+    """Return the statistics of features (n, D) of images with labels (n,) of class indices, or (n, C) of 0 and 1.
+
+    Raises:
+        ValueError: if a number is not finite, or shapes do not fit.
+    """
+    x, y = np.asarray(features, dtype=np.float64), np.asarray(labels)
+    if x.ndim != 2 or not len(x) or len(y) != len(x) or (y.ndim == 2 and y.shape[1] != classes):
+        raise ValueError(f"features {x.shape} and labels {y.shape} of {classes} classes do not fit together")
+    if not np.isfinite(x).all():
+        raise ValueError("features are not finite")
+    carried = (y > 0 if y.ndim == 2 else y[:, None] == np.arange(classes)).astype(np.float64)
+    return ClassStatistics(carried.mean(0), carried.T @ x / len(x), x.mean(0), x.T @ x / len(x))
+
+
+def solve_discriminant(
+    images: ClassStatistics, centres: ClassStatistics, *, multi_label: bool, shrinkage: float
 ) -> tuple[Array, Array]:
     """Return weight (C, D) and bias (C,) of the discriminant, so that logits are features @ weight.T + bias.
 
     Single label: equal priors and one covariance within classes; the logits have mean 0 over the present classes, and
-    over the given features a standard deviation of 2. A class without images gets a constant logit below the others.
+    over the images a standard deviation of 2. A class without images gets a constant logit below the others.
     Multi-label: one such analysis per class, of the images with it against those without, half the difference
     each; a label that all images carry gets a constant logit as far above 0 as an absent one is below.
 
     Args:
-        features: (n, D).
-        labels: (n,) class indices, or (n, C) of 0 and 1.
-        classes: C.
+        images: whose features vary around the centres as the covariance says; with moments.
+        centres: whose classes' means are the centres; the same, or those of more images. A class that only `images`
+            has keeps its own.
+        multi_label: whether an image may carry several classes.
         shrinkage: weight of the identity in the covariance, in (0, 1].
 
     Raises:
-        ValueError: if a number is not finite, shapes do not fit, or shrinkage is outside (0, 1].
+        ValueError: if shrinkage is outside (0, 1], or the images have no moments.
     """
-    x = np.asarray(features, dtype=np.float64)
-    y = np.asarray(labels)
-    if x.ndim != 2 or not len(x) or len(y) != len(x) or (y.ndim == 2 and y.shape[1] != classes):
-        raise ValueError(f"features {x.shape} and labels {y.shape} of {classes} classes do not fit together")
     if not 0 < shrinkage <= 1:
         raise ValueError(f"shrinkage = {shrinkage}: choose a number above 0 and up to 1")
-    if not np.isfinite(x).all():
-        raise ValueError("features are not finite")
-    weight, bias = np.zeros((classes, x.shape[1])), np.full(classes, _ABSENT_LOGIT)
-    if y.ndim == 1:
-        present = np.unique(y)
-        weight[present], bias[present] = _analyse(x, np.searchsorted(present, y), shrinkage)
+    classes, width = images.sums.shape
+    weight, bias = np.zeros((classes, width)), np.full(classes, _ABSENT_LOGIT)
+    known = centres.shares + images.shares > 0
+    if not multi_label:
+        weight[known], bias[known] = _analyse(
+            images,
+            (images.shares[known], images.sums[known]),
+            (centres.shares[known], centres.sums[known]),
+            shrinkage,
+        )
         return weight, bias
-    for c in range(classes):
-        groups = (y[:, c] > 0).astype(int)
-        if groups.any() and not groups.all():
-            both, offsets = _analyse(x, groups, shrinkage)
+    for c in np.flatnonzero(known).tolist():
+        own, centring = _without_and_with(images, c), _without_and_with(centres, c)
+        if (own[0] + centring[0] > 0).all():
+            both, offsets = _analyse(images, own, centring, shrinkage)
             weight[c], bias[c] = both[1], offsets[1]
-        elif groups.all():
+        else:
             bias[c] = -_ABSENT_LOGIT
     return weight, bias
 
 
-def _analyse(x: Array, groups: npt.NDArray[np.integer], shrinkage: float) -> tuple[Array, Array]:
-    """Return weight (G, D) and bias (G,) for groups 0 … G - 1, all of which occur."""
-    count = int(groups.max()) + 1
-    centres = np.stack([x[groups == g].mean(0) for g in range(count)])
-    within = x - centres[groups]
-    covariance = (1 - shrinkage) * (within.T @ within) / len(x)
-    spread = np.einsum("nd,nd->", within, within) / x.size
-    if spread == 0.0:
+_Groups = tuple[Array, Array]
+
+
+def _without_and_with(statistics: ClassStatistics, c: int) -> _Groups:
+    share = statistics.shares[c]
+    return np.array([1 - share, share]), np.stack([statistics.mean - statistics.sums[c], statistics.sums[c]])
+
+
+def _analyse(images: ClassStatistics, own: _Groups, centring: _Groups, shrinkage: float) -> tuple[Array, Array]:
+    """Return weight (G, D) and bias (G,) for groups of images, each given by shares (G,) and sums (G, D).
+
+    Sum over images of (x - centre)(x - centre)', written out in the means that are known.
+    """
+    if images.moments is None:
+        raise ValueError("a covariance needs moments")
+    shares, sums = own
+    centres = np.where(centring[0][:, None] > 0, _divide(*centring), _divide(*own))
+    crossed = sums.T @ centres
+    within = images.moments - crossed - crossed.T + (centres.T * shares) @ centres
+    spread, level = float(np.trace(within)) / len(within), float(np.trace(images.moments)) / len(within)
+    if spread <= images.resolution * level:
         # Without any spread within groups every direction counts alike.
         spread, shrinkage = 1.0, 1.0
+    covariance = (1 - shrinkage) * within
     covariance[np.diag_indices_from(covariance)] += shrinkage * spread
     weight = np.linalg.solve(covariance, centres.T).T
     bias = -0.5 * np.einsum("gd,gd->g", weight, centres)
     weight -= weight.mean(0)
     bias -= bias.mean()
-    std = float(np.std(x @ weight.T + bias))
-    scale = _LOGIT_STD / std if std > 0 else 0.0
+    squares = np.einsum("gd,gd->g", weight @ images.moments, weight) + 2 * bias * (weight @ images.mean) + bias**2
+    variance = float(squares.mean())
+    scale = _LOGIT_STD / np.sqrt(variance) if variance > 0 else 0.0
     return weight * scale, bias * scale
+
+
+def _divide(shares: Array, sums: Array) -> Array:
+    """Return the groups' means (G, D), 0 for one without images."""
+    return sums / np.where(shares > 0, shares, 1.0)[:, None]

@@ -21,7 +21,7 @@ import torch
 from ept_fed.data.datasets import CachedDataset
 from ept_fed.models.method import TunedViT
 from ept_fed.seeds import derive_seed
-from ept_fed.training.discriminant import fit_discriminant
+from ept_fed.training.discriminant import ClassStatistics, measure_statistics, solve_discriminant
 
 __all__ = ["VIEWS", "FeaturesDivergedError", "HeadFit"]
 
@@ -38,20 +38,23 @@ class HeadFit:
     """How a site computes its head.
 
     Attributes:
-        shrinkage: see `fit_discriminant`.
+        shrinkage: see `solve_discriminant`.
         seed: of the random crops.
         batch_size: images per forward pass.
         bfloat16: whether to compute features in bfloat16.
+        received: statistics of all sites' images, if they are shared; without moments the site's own say how the
+            features vary.
     """
 
     shrinkage: float
     seed: int
     batch_size: int
     bfloat16: bool
+    received: ClassStatistics | None = None
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def apply(self, model: TunedViT, images: CachedDataset, known: Sequence[int] | None = None) -> None:
-        """Set the model's head to the discriminant of its features of a site's training images.
+        """Set the model's head to the discriminant of its features of a site's training images, or of all sites'.
 
         Args:
             model: its head is written, everything else stays; it is in evaluation mode afterwards.
@@ -61,6 +64,19 @@ class HeadFit:
         Raises:
             FeaturesDivergedError: if a feature is not finite; the head is as it was.
         """
+        if self.received is None or self.received.moments is None:
+            own = self.measure(model, images, known)
+        else:
+            own = self.received
+        weight, bias = solve_discriminant(
+            own, self.received or own, multi_label=images.task == "multi_label", shrinkage=self.shrinkage
+        )
+        model.head.weight.copy_(torch.from_numpy(weight))
+        model.head.bias.copy_(torch.from_numpy(bias))
+
+    @torch.inference_mode()
+    def measure(self, model: TunedViT, images: CachedDataset, known: Sequence[int] | None = None) -> ClassStatistics:
+        """Return the statistics of the model's features of a site's training images; arguments and errors: `apply`."""
         model.eval()
         features: list[npt.NDArray[Any]] = []
         labels: list[npt.NDArray[Any]] = []
@@ -74,11 +90,4 @@ class HeadFit:
         seen_features = np.concatenate(features)
         if not np.isfinite(seen_features).all():
             raise FeaturesDivergedError("the prompts lead to features that are no numbers; lower the learning rates")
-        weight, bias = fit_discriminant(
-            seen_features,
-            np.concatenate(labels),
-            classes=model.head.out_features,
-            shrinkage=self.shrinkage,
-        )
-        model.head.weight.copy_(torch.from_numpy(weight))
-        model.head.bias.copy_(torch.from_numpy(bias))
+        return measure_statistics(seen_features, np.concatenate(labels), classes=model.head.out_features)

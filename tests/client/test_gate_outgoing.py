@@ -19,6 +19,7 @@ from ept_fed.protocol.messages import (
     MessageRefusedError,
 )
 from ept_fed.protocol.proposal import Proposal
+from ept_fed.training.shared_statistics import shape_statistics
 from tests.client.gated_kit import (
     BACKBONE,
     COUNTS,
@@ -140,6 +141,36 @@ def test_a_head_leaves_only_if_both_rules_say_so(kit: Kit) -> None:
     assert "head.weight" in {name for name, _ in kit.entries()[-1].tensors}
     stricter = kit.open(**shared)
     assert "outgoing.head" in rules_of(lambda: stricter.release(asked, answer(asked), WITH_HEAD))
+
+
+WITH_MEANS = PayloadLayout(
+    (*LAYOUT.shapes, *shape_statistics("means", classes=2, width=4).items()), (*LAYOUT.meaning, "class a", "class b")
+)
+
+
+def test_statistics_leave_only_if_the_policy_says_so_and_of_classes_with_enough_images(kit: Kit) -> None:
+    document = kit.proposal.model_dump()
+    document["federation"] |= {"share": "prompts+head"}
+    document["training"] |= {"head": "discriminant"}
+    wanted = Proposal.model_validate(document)
+    shared = {"incoming__share": ["prompts+head"]}
+    with_moments = PayloadLayout((*WITH_MEANS.shapes, ("statistics.moments", (10,))), WITH_MEANS.meaning)
+    for allowed, layout in ((None, WITH_MEANS), (None, with_moments), ("means", with_moments)):
+        refused = rules_of(lambda: kit.join(kit.open(**shared, outgoing__statistics=allowed), layout, wanted))  # noqa: B023
+        assert set(refused) == {"outgoing.statistics"}
+    gate = kit.open(**shared, outgoing__statistics="means")
+    kit.join(gate, WITH_MEANS, wanted)
+    asked = request(layout=WITH_MEANS)
+    kit.admit(gate, asked, WITH_MEANS)
+    for images, leaves in ((0, True), (1, False), (4, False), (5, True)):
+        trained = WITH_MEANS.unflatten(asked.payload)
+        trained["statistics.shares"][:] = [1 - images / COUNTS["train"], images / COUNTS["train"]]
+        reply = answer(asked, payload=WITH_MEANS.flatten(trained))
+        if leaves:
+            assert gate.release(asked, reply, WITH_MEANS).payload is not None
+        else:
+            refused = rules_of(lambda: gate.release(asked, reply, WITH_MEANS))  # noqa: B023
+            assert refused == ("outgoing.fewest_class_images",)
 
 
 def test_a_gradient_leaves_only_if_the_policy_says_so(kit: Kit) -> None:

@@ -55,14 +55,16 @@ def test_the_grid_is_the_product_of_its_axes_without_what_cannot_be(micro: Micro
 
 def test_every_setting_has_the_cells_that_it_can_have_and_leaves_those_of_the_others(micro: Micro) -> None:
     assert tuple(SETTINGS) == get_args(Setting)
-    variants = "{fitted: [model.method=ept, training.head=discriminant], first: [training.head_first_epochs=1]}"
-    grid = f"benchmark={{methods: [ept, fitted, first, linear], seeds: [0], variants: {variants}"
+    fitted = "model.method=ept, training.head=discriminant"
+    variants = f"{{fitted: [{fitted}], late: [{fitted}, federation.patience=2], first: [training.head_first_epochs=1]}}"
+    grid = f"benchmark={{methods: [ept, fitted, late, first, linear], seeds: [0], variants: {variants}"
     usual = {cell.key for cell in list_cells(micro(grid + "}"))}
     cells = list_cells(micro(grid + f", settings: [{', '.join(SETTINGS)}]}}"))
     assert usual == {cell.key for cell in cells if cell.setting != "centralised-prompts"}
     held = {name: [cell.method for cell in cells if cell.setting == name] for name in SETTINGS}
-    everyone, tunes, trained = ["ept", "fitted", "first", "linear"], ["ept", "fitted", "first"], ["ept", "linear"]
-    assert (held["local"], held["centralised"], held["federated+head"]) == (everyone, everyone, trained)
+    everyone, tunes = ["ept", "fitted", "late", "first", "linear"], ["ept", "fitted", "late", "first"]
+    shareable = ["ept", "fitted", "linear"]
+    assert (held["local"], held["centralised"], held["federated+head"]) == (everyone, everyone, shareable)
     assert held["federated"] == held["centralised-prompts"] == tunes
 
 

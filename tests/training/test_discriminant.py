@@ -18,7 +18,7 @@ from ept_fed.problems import InputRefusedError
 from ept_fed.protocol.messages import Header, MessageRefusedError, RoundRequest
 from ept_fed.reports.progress import Silent
 from ept_fed.reports.run_folder import RunFolder
-from ept_fed.training.discriminant import fit_discriminant
+from ept_fed.training.discriminant import measure_statistics, solve_discriminant
 from ept_fed.training.fitted_head import HeadFit
 from ept_fed.training.loop import RoundScope, TrainingDivergedError, train_round
 from ept_fed.training.optimizer import build_optimizer
@@ -28,6 +28,11 @@ from simulations.virtual_sites import VirtualFederation, prepare_federation
 
 Micro = Callable[..., Experiment]
 DISCRIMINANT = "training.head=discriminant"
+
+
+def fit_discriminant(x: Any, y: Any, *, classes: int, shrinkage: float) -> tuple[np.ndarray, np.ndarray]:
+    own = measure_statistics(x, y, classes=classes)
+    return solve_discriminant(own, own, multi_label=np.ndim(y) == 2, shrinkage=shrinkage)
 
 
 def draw(seed: int, classes: int, each: int, width: int) -> tuple[np.ndarray, np.ndarray]:
@@ -242,7 +247,6 @@ def test_a_request_that_changes_how_the_head_is_made_is_refused(federation: Virt
 @pytest.mark.parametrize(
     ("overrides", "field"),
     [
-        (("federation.share=prompts+head",), "federation.share"),
         (("training.head_first_epochs=1",), "training.head_first_epochs"),
         (("personalisation.ditto=0.1",), "personalisation.ditto"),
         (("model.method=linear", "federation.payload=raw"), "training.head"),
