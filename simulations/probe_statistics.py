@@ -1,0 +1,102 @@
+"""What shared class statistics tell of who was trained on, from the sites' own and from the sum of all sites.
+
+python -m simulations.probe_statistics CONFIG [--set KEY=VALUE …] [--shots 1,5,30]
+
+An image is taken for a trained one of its class the more, the closer its features lie to the class's mean: seen in one
+site's own statistics, or in all sites' together, which is what a server has under the masks of secure aggregation.
+Prompts are as they start. The members are every site's training images, the others as many of its other images of the
+same classes. An attacker with the statistics of two runs, or with shadow models, would see more.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from client.build_site import create_start_model
+from ept_fed.evaluation.metrics import Array
+from ept_fed.experiment_file import load_experiment
+from ept_fed.models.method import TunedViT
+from ept_fed.privacy.membership import measure_advantage
+from ept_fed.seeds import numpy_generator
+from ept_fed.training.discriminant import ClassStatistics
+from simulations.attack_membership import Candidates, choose_candidates
+from simulations.virtual_sites import VirtualFederation, prepare_federation
+
+__all__ = ["score_closeness"]
+
+
+def main() -> None:
+    """Print a line per number of shots."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", type=Path)
+    parser.add_argument("--set", action="append", default=[], dest="overrides")
+    parser.add_argument("--shots", default="1,5,30")
+    arguments = parser.parse_args()
+    shared = ("training.head=discriminant", "federation.share=prompts+head")
+    print("| images per class and site | members | a site's own statistics | all sites' together |\n|---|---|---|---|")
+    for shots in map(int, arguments.shots.split(",")):
+        overrides = [*arguments.overrides, *shared, f"data.shots={shots}"]
+        probe(prepare_federation(load_experiment(arguments.config, overrides)), shots)
+
+
+def probe(federation: VirtualFederation, shots: int) -> None:
+    """Print how well members are told from others, over all sites, with 95 % intervals over patients."""
+    sites = {name: federation.create_site(data) for name, data in federation.data.sites.items()}
+    model = create_start_model(
+        federation.experiment, federation.backbone, len(federation.data.classes), federation.device
+    )
+    measured = {}
+    for name, site in sites.items():
+        if site.head_fit is None:
+            raise ValueError("the head is not computed from statistics")
+        measured[name] = site.head_fit.measure(model, site.data.train)
+    weights = [len(site.data.train) for site in sites.values()]
+    everyone = ClassStatistics(
+        np.average([of.shares for of in measured.values()], axis=0, weights=weights),
+        np.average([of.sums for of in measured.values()], axis=0, weights=weights),
+        np.average([of.mean for of in measured.values()], axis=0, weights=weights),
+        np.average([of.moments for of in measured.values()], axis=0, weights=weights),
+    )
+    scores: dict[str, list[Array]] = {"own": [], "everyone": []}
+    member: list[Array] = []
+    groups: list[str] = []
+    for name, site in sites.items():
+        found = choose_candidates(site.data, 0)
+        features, labels = extract(model, found)
+        scores["own"].append(score_closeness(features, labels, measured[name]))
+        scores["everyone"].append(score_closeness(features, labels, everyone))
+        member.append(found.member)
+        groups += found.groups
+    truth = np.concatenate(member)
+    told = [
+        measure_advantage(np.concatenate(found), truth, groups, numpy_generator(0, "bootstrap"))
+        for found in scores.values()
+    ]
+    cells = [f"{interval.value:.2f} [{interval.low:.2f}, {interval.high:.2f}]" for interval in told]
+    print(f"| {shots} | {int(truth.sum())} | {cells[0]} | {cells[1]} |", flush=True)
+
+
+@torch.inference_mode()
+def extract(model: TunedViT, candidates: Candidates) -> tuple[Array, Array]:
+    """Return features (n, D) of the candidates as they are tested, and their labels (n,)."""
+    model.eval()
+    batches = candidates.images.batches(32, order=candidates.chosen)
+    found = [
+        (model.forward_features(batch.to(model.device)).cpu().numpy(), labels.numpy()) for batch, labels in batches
+    ]
+    features, labels = zip(*found, strict=True)
+    return np.concatenate(features), np.concatenate(labels)
+
+
+def score_closeness(features: Array, labels: Array, statistics: ClassStatistics) -> Array:
+    """Return (n,) cosines between features (n, D) and the mean of their class, both from the mean of all images."""
+    centres = statistics.sums / np.where(statistics.shares > 0, statistics.shares, 1.0)[:, None]
+    one, other = features - statistics.mean, centres[labels] - statistics.mean
+    lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
+    return np.divide((one * other).sum(1), lengths, out=np.zeros(len(one)), where=lengths > 0)
+
+
+if __name__ == "__main__":
+    main()
