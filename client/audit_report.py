@@ -170,7 +170,7 @@ def _say_absent(sent: Sequence[Entry]) -> str:
     heads = any(name.split("/")[-1] in HEAD_TENSORS for name in names)
     statistics = any(name.split("/")[-1] in STATISTICS_TENSORS for name in names)
     gradients = any(name.startswith("gradient/") for name in names)
-    absent = [*([] if heads else ["head"]), *([] if gradients else ["gradient"]), "image", "file name"]
+    absent = [*([] if heads or statistics else ["head"]), *([] if gradients else ["gradient"]), "image", "file name"]
     left = [
         *(["the classification head"] if heads else []),
         *(["statistics of the classes' features"] if statistics else []),

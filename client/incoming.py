@@ -11,6 +11,7 @@ from client.noise_rules import judge_noise
 from client.policy import Policy
 from client.rules import RuleBroken, beyond
 from ept_fed.config import TrainingSettings
+from ept_fed.methods import STATISTICS_TENSORS
 from ept_fed.privacy.round_session import count_fewest
 from ept_fed.protocol.layout import PayloadLayout, PayloadMismatchError, Vector
 from ept_fed.protocol.messages import PROTOCOL_VERSION, Header, RoundRequest
@@ -233,13 +234,14 @@ def splits_of(proposal: Proposal) -> str:
 def measure_change(one: Vector, other: Vector, layout: PayloadLayout) -> dict[str, float]:
     """Return how far each tensor moved between two payloads (layout.size,): the root mean square over its own numbers.
 
-    Over all numbers together a jump of a few hundred sinks would hide among thousands of numbers of tokens.
+    Statistics do not move, they are measured. Over all numbers together a jump of a few hundred sinks would hide among
+    thousands of numbers of tokens.
 
     Raises:
         PayloadMismatchError: if one of them is none of the layout.
     """
     before, after = layout.unflatten(other), layout.unflatten(one)
-    moved = {name: after[name].astype(np.float64) - before[name] for name in before}
+    moved = {name: after[name].astype(np.float64) - before[name] for name in before if name not in STATISTICS_TENSORS}
     return {name: float(np.sqrt(np.mean(difference * difference))) for name, difference in moved.items()}
 
 

@@ -31,9 +31,14 @@ class EPTClientAlgo(ClientAlgo):
         """Wrap a site; `settings` are what a Flower train request would carry.
 
         Raises:
-            InputRefusedError: for a site of a run with masks, or noise on its updates, which nothing here adds.
+            InputRefusedError: for a site of a run with masks, noise on its updates, or class statistics, which nothing
+                here adds or judges.
         """
-        for field, present in (("secure_aggregation", site.masked), ("site_privacy", site.noisy)):
+        for field, present in (
+            ("secure_aggregation", site.masked),
+            ("site_privacy", site.noisy),
+            ("statistics", site.layout.holds_statistics),
+        ):
             if present:
                 fix = "belongs to the messages between Flower and a site, which this is not; leave it out"
                 raise InputRefusedError([Problem(f"federation.{field}", "on", fix)])

@@ -95,6 +95,8 @@ def judge_introduction(
     broken += judge_clip(policy, proposal.federation.site_privacy, introduction.layout)
     try:
         introduction.layout.check(introduction.initial)
+        if introduction.initial[~introduction.layout.trained].any():
+            broken.append(RuleBroken("protocol.payload", "initial payload", "holds statistics before any round"))
     except PayloadMismatchError as error:
         broken.append(RuleBroken("protocol.payload", "initial payload", str(error)))
     return broken
@@ -243,7 +245,8 @@ def bound_update(
         return trained, "", [RuleBroken("outgoing.update", f"{name} {size:.4g}", fix) for name, size in above.items()]
     # One factor for all tensors: the update keeps its direction.
     start, largest = received.astype(np.float64), max(above.values())
-    scaled = start + (trained.astype(np.float64) - start) * (rules.bound / largest)
+    factors = np.where(layout.trained, rules.bound / largest, 1.0)
+    scaled = start + (trained.astype(np.float64) - start) * factors
     named = ", ".join(f"{name} {size:.4g}" for name, size in above.items())
     return scaled.astype(np.float32), f"the update ({named}) was scaled down to {rules.bound:g}", []
 

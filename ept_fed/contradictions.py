@@ -78,13 +78,30 @@ def _check_discriminant(experiment: Experiment) -> list[Problem]:
     """Return what does not go with a head that is computed at the site."""
     found = []
     if experiment.federation.share == "prompts+head":
-        found += check_statistics(experiment.federation)
+        found += check_statistics(experiment.federation) + _check_use_of_statistics(experiment)
     if experiment.training.head_first_epochs:
         fix = "the discriminant's head is not trained; set it to 0"
         found.append(Problem("training.head_first_epochs", experiment.training.head_first_epochs, fix))
     if experiment.personalisation.ditto is not None:
         fix = "trains a second model with a head of its own; leave it out, or set training.head=trained"
         found.append(Problem("personalisation.ditto", experiment.personalisation.ditto, fix))
+    return found
+
+
+def _check_use_of_statistics(experiment: Experiment) -> list[Problem]:
+    """Return what statistics that are shared cannot be used for."""
+    found = []
+    if experiment.data.task == "multi_label":
+        fix = "statistics of labels that occur together tell of single images; set federation.share=prompts"
+        found.append(Problem("data.task", "multi_label", fix))
+    personal = experiment.personalisation
+    for name, value, unset in (
+        ("fine_tune_epochs", personal.fine_tune_epochs, None),
+        ("interpolate", personal.interpolate, False),
+    ):
+        if value != unset:
+            fix = "moves the prompts away from the head that was computed for them; leave it out"
+            found.append(Problem(f"personalisation.{name}", value, fix))
     return found
 
 
@@ -99,6 +116,13 @@ def check_statistics(federation: FederationSettings) -> list[Problem]:
         if (value := getattr(federation, name)) is not None:
             fix = f"{shared} measures in the last round, which must come; leave it out"
             found.append(Problem(f"federation.{name}", value, fix))
+    for name, wanted in (("sites_per_round", 1.0), ("weights", "examples")):
+        if (value := getattr(federation, name)) != wanted:
+            fix = f"{shared} is about all sites' images, each counting once; set it to {wanted}"
+            found.append(Problem(f"federation.{name}", value, fix))
+    if federation.secure_aggregation is not None and federation.rounds > 1:
+        fix = f"under masks {shared} takes one: the sums of two rounds, one without a site, differ by its statistics"
+        found.append(Problem("federation.rounds", federation.rounds, fix))
     if federation.site_privacy is not None:
         fix = f"{shared} sends {federation.statistics}, whose many numbers noise would drown; set share=prompts"
         found.append(Problem("federation.site_privacy", federation.site_privacy.noise, fix))

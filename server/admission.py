@@ -66,7 +66,8 @@ def refuse_outsized(payload: Vector, replies: Sequence[Accepted], plan: Plan) ->
     reasons: dict[str, str] = {}
     norm_bound = plan.norm_bound
     if norm_bound is not None:
-        updates = {site: reply.payload - payload for site, reply in replies if reply.payload is not None}
+        trained = plan.layout.trained
+        updates = {site: (reply.payload - payload)[trained] for site, reply in replies if reply.payload is not None}
         steps = {site: reply.metrics["steps"] for site, reply in replies}
         per_step = {site: update / steps[site] for site, update in updates.items() if plan.strategy == "fednova"}
         gradients = {site: reply.gradient for site, reply in replies if reply.gradient is not None}

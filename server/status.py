@@ -69,7 +69,7 @@ def describe_run(kit: ServerKit, run: Run | None) -> dict[str, Any] | None:
     return {
         "name": folder.path.name,
         "folder": str(folder.path),
-        "phase": result.get("status") or (run.ended if run is not None and run.ended else progress.get("phase")),
+        "phase": result.get("status") or (run and run.ended) or progress.get("phase", "submitted"),
         "ended": result.get("ended") or (run.details if over and run is not None else None),
         "round": progress.get("round", 0),
         "rounds": rounds,

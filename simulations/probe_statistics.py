@@ -2,10 +2,11 @@
 
 python -m simulations.probe_statistics CONFIG [--set KEY=VALUE …] [--shots 1,5,30]
 
-An image is taken for a trained one of its class the more, the closer its features lie to the class's mean: seen in one
-site's own statistics, or in all sites' together, which is what a server has under the masks of secure aggregation.
-Prompts are as they start. The members are every site's training images, the others as many of its other images of the
-same classes. An attacker with the statistics of two runs, or with shadow models, would see more.
+An image is taken for a trained one the more, the closer its features lie to its class's mean, or the better second
+moments account for them (their leverage): seen in one site's own statistics, or in all sites' together, which is what a
+server has under the masks of secure aggregation. Prompts are as they start. The members are every site's training
+images, the others as many of its other images of the same classes. An attacker with the statistics of two runs, or with
+shadow models, would see more.
 """
 
 import argparse
@@ -24,7 +25,10 @@ from ept_fed.training.discriminant import ClassStatistics
 from simulations.attack_membership import Candidates, choose_candidates
 from simulations.virtual_sites import VirtualFederation, prepare_federation
 
-__all__ = ["score_closeness"]
+__all__ = ["probe", "score_closeness", "score_leverage"]
+
+# Of the moments' mean eigenvalue: what rounding leaves of directions in which no image points.
+_FLOOR = 1e-3
 
 
 def main() -> None:
@@ -34,8 +38,9 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], dest="overrides")
     parser.add_argument("--shots", default="1,5,30")
     arguments = parser.parse_args()
-    shared = ("training.head=discriminant", "federation.share=prompts+head")
-    print("| images per class and site | members | a site's own statistics | all sites' together |\n|---|---|---|---|")
+    shared = ("training.head=discriminant", "federation.share=prompts+head", "training.precision=float32")
+    seen = [f"{kind}, {whose}" for kind in ("means", "moments") for whose in ("a site's own", "all sites'")]
+    print(f"| images per class and site | members | {' | '.join(seen)} |\n|---|---|---|---|---|---|")
     for shots in map(int, arguments.shots.split(",")):
         overrides = [*arguments.overrides, *shared, f"data.shots={shots}"]
         probe(prepare_federation(load_experiment(arguments.config, overrides)), shots)
@@ -59,23 +64,23 @@ def probe(federation: VirtualFederation, shots: int) -> None:
         np.average([of.mean for of in measured.values()], axis=0, weights=weights),
         np.average([of.moments for of in measured.values()], axis=0, weights=weights),
     )
-    scores: dict[str, list[Array]] = {"own": [], "everyone": []}
+    scores: list[list[Array]] = [[], [], [], []]
     member: list[Array] = []
     groups: list[str] = []
     for name, site in sites.items():
         found = choose_candidates(site.data, 0)
         features, labels = extract(model, found)
-        scores["own"].append(score_closeness(features, labels, measured[name]))
-        scores["everyone"].append(score_closeness(features, labels, everyone))
+        for number, statistics in enumerate((measured[name], everyone)):
+            scores[number].append(score_closeness(features, labels, statistics))
+            scores[2 + number].append(score_leverage(features, statistics))
         member.append(found.member)
         groups += found.groups
     truth = np.concatenate(member)
     told = [
-        measure_advantage(np.concatenate(found), truth, groups, numpy_generator(0, "bootstrap"))
-        for found in scores.values()
+        measure_advantage(np.concatenate(found), truth, groups, numpy_generator(0, "bootstrap")) for found in scores
     ]
     cells = [f"{interval.value:.2f} [{interval.low:.2f}, {interval.high:.2f}]" for interval in told]
-    print(f"| {shots} | {int(truth.sum())} | {cells[0]} | {cells[1]} |", flush=True)
+    print(f"| {shots} | {int(truth.sum())} | {' | '.join(cells)} |", flush=True)
 
 
 @torch.inference_mode()
@@ -96,6 +101,16 @@ def score_closeness(features: Array, labels: Array, statistics: ClassStatistics)
     one, other = features - statistics.mean, centres[labels] - statistics.mean
     lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
     return np.divide((one * other).sum(1), lengths, out=np.zeros(len(one)), where=lengths > 0)
+
+
+def score_leverage(features: Array, statistics: ClassStatistics) -> Array:
+    """Return (n,) how well second moments account for features (n, D); images that they are not of point elsewhere."""
+    if statistics.moments is None:
+        raise ValueError("these statistics have no moments")
+    width = len(statistics.mean)
+    floor = _FLOOR * np.trace(statistics.moments) / width
+    solved = np.linalg.solve(statistics.moments + floor * np.eye(width), features.T.astype(np.float64))
+    return -np.einsum("nd,dn->n", features, solved)
 
 
 if __name__ == "__main__":

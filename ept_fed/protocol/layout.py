@@ -82,6 +82,13 @@ class PayloadLayout:
             parts.append(np.asarray(tensors[name], dtype=np.float32).reshape(-1))
         return np.concatenate(parts)
 
+    @cached_property
+    def trained(self) -> npt.NDArray[np.bool_]:
+        """(size,) whether a value is trained: statistics are measured, so bounds on steps do not hold for them."""
+        return np.repeat(
+            [name not in STATISTICS_TENSORS for name, _ in self.shapes], [prod(shape) for _, shape in self.shapes]
+        )
+
     def unflatten(self, vector: npt.NDArray[Any]) -> dict[str, Vector]:
         """Split a vector (size,) into tensors by name, as copies.
 

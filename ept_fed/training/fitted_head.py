@@ -4,6 +4,9 @@ A head that was trained beside one site's prompts does not fit the federation's:
 from under it. Computed in closed form from the features under the prompts at hand, it always fits, at the cost of a few
 forward passes.
 
+A head that is computed from all sites' shared moments is held while a round trains: it has seen the images of both
+halves, among those of everyone.
+
 Prompts that are trained beside a head fitted to the same few images have nothing left to learn from them. So each epoch
 fits the head to one half of the images and trains the prompts on the other, then the other way round: the prompts learn
 features whose discriminant holds for images it has not seen. (Closed-form base learners with support and query images:

@@ -1,7 +1,7 @@
 """A discriminant's statistics as tensors that travel: the sites' weighted mean of them is that of all their images.
 
-Features are divided by the square root of D on the way, so that a layer-normed feature vector has a length near 1 and
-every number lies well within what secure aggregation can add.
+Features and their products are divided by the square root of D on the way, so that those of layer-normed features lie
+well within what secure aggregation can add, and well above its steps.
 """
 
 from collections.abc import Mapping
@@ -21,6 +21,7 @@ Statistics = Literal["means", "moments"]
 _SHARES, _SUMS, _MEAN, _MOMENTS = STATISTICS_TENSORS
 # Of float32, with room for a mean of many.
 _RESOLUTION = 1e-6
+_FARTHEST = 1e-4
 
 
 def shape_statistics(kind: Statistics, *, classes: int, width: int) -> dict[str, tuple[int, ...]]:
@@ -42,7 +43,7 @@ def pack_statistics(statistics: ClassStatistics | None, shapes: Mapping[str, tup
     if _MOMENTS in shapes:
         if statistics.moments is None:
             raise ValueError("these statistics have no moments")
-        packed[_MOMENTS] = statistics.moments[np.triu_indices(width)] / width
+        packed[_MOMENTS] = statistics.moments[np.triu_indices(width)] / np.sqrt(width)
     return {name: packed[name].astype(np.float32) for name in shapes}
 
 
@@ -53,13 +54,13 @@ def unpack_statistics(tensors: Mapping[str, npt.NDArray[np.floating]]) -> ClassS
         PayloadMismatchError: if no images could have such statistics.
     """
     shares, sums, mean = (tensors[name].astype(np.float64) for name in (_SHARES, _SUMS, _MEAN))
-    if not ((shares >= 0) & (shares <= 1 + _RESOLUTION)).all():
+    if not ((shares >= 0) & (shares <= 1 + _FARTHEST)).all():
         raise PayloadMismatchError(f"'{_SHARES}' holds a share of images that is not between 0 and 1")
     if not mean.any():
         return None
     width, moments = len(mean), None
     if _MOMENTS in tensors:
-        moments = _unfold(tensors[_MOMENTS].astype(np.float64) * width, width)
+        moments = _unfold(tensors[_MOMENTS].astype(np.float64) * np.sqrt(width), width)
         if (np.diag(moments) < 0).any():
             raise PayloadMismatchError(f"'{_MOMENTS}' holds a negative mean square")
     scale = np.sqrt(width)

@@ -87,7 +87,8 @@ class Kit:
         wanted = proposal or self.proposal
         self.agreed = wanted
         gate.admit_proposal(RUN, wanted, encode_frame(Introduce(RUN, wanted)))
-        met = introduction(wanted, layout=layout, initial=np.resize(INITIAL, layout.size))
+        start = np.where(layout.trained, np.resize(INITIAL, layout.size), np.float32(0))
+        met = introduction(wanted, layout=layout, initial=start)
         gate.release_introduction(RUN, met, encode_frame(met), counts=COUNTS)
 
     def admit(

@@ -173,6 +173,28 @@ def test_statistics_leave_only_if_the_policy_says_so_and_of_classes_with_enough_
             assert refused == ("outgoing.fewest_class_images",)
 
 
+def test_no_statistics_leave_before_a_round_and_no_bound_on_steps_holds_for_them(kit: Kit) -> None:
+    document = kit.proposal.model_dump()
+    document["federation"] |= {"share": "prompts+head"}
+    document["training"] |= {"head": "discriminant"}
+    wanted = Proposal.model_validate(document)
+    allowed = {"incoming__share": ["prompts+head"], "outgoing__statistics": "means"}
+    gate = kit.open(**allowed)
+    gate.admit_proposal(RUN, wanted, b"frame")
+    met = introduction(wanted, layout=WITH_MEANS, initial=np.ones(WITH_MEANS.size, np.float32))
+    assert rules_of(lambda: gate.release_introduction(RUN, met, b"frame", counts=COUNTS)) == ("protocol.payload",)
+    gate = kit.open(**allowed, outgoing__update={"bound": 0.1, "above": "clip"})
+    kit.join(gate, WITH_MEANS, wanted)
+    asked = request(layout=WITH_MEANS, payload=np.zeros(WITH_MEANS.size, np.float32))
+    kit.admit(gate, asked, WITH_MEANS)
+    tensors = {name: np.full(shape, 0.5, np.float32) for name, shape in WITH_MEANS.shapes}
+    left = gate.release(asked, answer(asked, payload=WITH_MEANS.flatten(tensors)), WITH_MEANS).payload
+    assert left is not None
+    found = WITH_MEANS.unflatten(left)
+    np.testing.assert_allclose(found.pop("sinks"), 0.1, rtol=1e-5)
+    assert all((tensor == 0.5).all() for tensor in found.values())
+
+
 def test_a_gradient_leaves_only_if_the_policy_says_so(kit: Kit) -> None:
     gate = kit.open(outgoing__gradient=True)
     kit.join(gate)

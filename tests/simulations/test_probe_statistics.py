@@ -7,7 +7,7 @@ import pytest
 
 from ept_fed.config import Experiment
 from ept_fed.training.discriminant import measure_statistics
-from simulations.probe_statistics import probe, score_closeness
+from simulations.probe_statistics import probe, score_closeness, score_leverage
 from simulations.virtual_sites import prepare_federation
 
 
@@ -21,8 +21,15 @@ def test_the_only_image_of_its_class_lies_where_the_mean_does() -> None:
     assert (score_closeness(others, np.zeros(50, int), statistics) < score).all()
 
 
+def test_moments_account_for_the_images_that_they_are_of_and_no_others() -> None:
+    rng = np.random.default_rng(0)
+    features, others = rng.normal(size=(8, 16)), rng.normal(size=(50, 16))
+    statistics = measure_statistics(features, np.arange(8) % 2, classes=2)
+    assert score_leverage(features, statistics).min() > score_leverage(others, statistics).max()
+
+
 def test_a_line_tells_of_all_sites(micro: Callable[..., Experiment], capsys: pytest.CaptureFixture[str]) -> None:
     probe(prepare_federation(micro("training.head=discriminant", "federation.share=prompts+head")), 2)
     (line,) = capsys.readouterr().out.splitlines()
-    assert line.count("[") == 2
+    assert line.count("[") == 4
     assert line.startswith("| 2 |")

@@ -223,6 +223,11 @@ def test_a_run_goes_on_from_a_round_that_only_measured(micro: Micro, tmp_path: P
             "federation.site_privacy",
         ),
         (("federation.statistics=medians",), "federation.statistics"),
+        (("federation.sites_per_round=0.5",), "federation.sites_per_round"),
+        (("federation.weights=uniform",), "federation.weights"),
+        (("federation.secure_aggregation={}", "federation.norm_bound=null"), "federation.rounds"),
+        (("personalisation.fine_tune_epochs=1",), "personalisation.fine_tune_epochs"),
+        (("personalisation.interpolate=true",), "personalisation.interpolate"),
     ],
 )
 def test_what_does_not_go_with_shared_statistics_is_refused(
