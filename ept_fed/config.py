@@ -131,9 +131,10 @@ class FederationSettings(Settings):
         description="prompts, or what another method trains, keeps the head at the site; prompts+head sends it too",
     )
     statistics: Literal["means", "moments"] = Field(
-        "moments",
+        "means",
         description="what travels of a discriminant's head where it is shared: means of each class's features; "
-        "moments, of their products too, from which every site computes the head that all images would give",
+        "moments, of their products too, from which every site computes the head that all images would give, and "
+        "anybody who was trained on",
     )
     payload: Literal["folded", "raw"] = Field(
         "folded", description="folded: one number per layer and token; raw: all M columns, for ablations"

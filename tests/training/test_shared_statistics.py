@@ -22,7 +22,7 @@ from simulations.federate import federate
 from simulations.virtual_sites import VirtualFederation, prepare_federation
 
 Micro = Callable[..., Experiment]
-SHARED = ("training.head=discriminant", "federation.share=prompts+head")
+SHARED = ("training.head=discriminant", "federation.share=prompts+head", "federation.statistics=moments")
 STILL = ("training.prompt_lr=0", "training.token_lr=0")
 KINDS: tuple[Statistics, ...] = ("means", "moments")
 
