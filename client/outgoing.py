@@ -22,7 +22,7 @@ from client.noise_rules import judge_clip
 from client.policy import Policy
 from client.rules import RuleBroken
 from ept_fed.config import SharedModelSettings
-from ept_fed.methods import HEAD_TENSORS, METHODS, STATISTICS_TENSORS
+from ept_fed.methods import HEAD_TENSORS, METHODS, STATISTICS_TENSORS, Statistics
 from ept_fed.protocol.layout import PayloadLayout, PayloadMismatchError, Vector
 from ept_fed.protocol.messages import (
     PROTOCOL_VERSION,
@@ -33,7 +33,6 @@ from ept_fed.protocol.messages import (
     metric_keys,
 )
 from ept_fed.protocol.proposal import Proposal, SiteIntroduction
-from ept_fed.training.shared_statistics import Statistics
 
 __all__ = [
     "Release",

@@ -13,12 +13,11 @@ from pydantic import AfterValidator, Field
 
 import ept_fed
 from ept_fed.bundles.canonical import spell_canonical
-from ept_fed.methods import HEAD_TENSORS, METHODS, STATISTICS_TENSORS, may_travel
+from ept_fed.methods import HEAD_TENSORS, METHODS, STATISTICS_TENSORS, Statistics, may_travel
 from ept_fed.privacy_settings import NoiseSource
 from ept_fed.problems import InputRefusedError, Problem
 from ept_fed.settings import Count, Positive, Settings
 from ept_fed.settings_file import read_mapping, validate_settings
-from ept_fed.training.shared_statistics import Statistics
 
 __all__ = ["Budget", "Incoming", "Outgoing", "Policy", "TrainingRanges", "UpdateBound", "load_policy"]
 

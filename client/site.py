@@ -19,6 +19,7 @@ from client.site_model import SiteModel
 from client.states import SiteState, StateLostError, StateStore, capture_model
 from ept_fed.config import TrainingSettings
 from ept_fed.data.datasets import SiteData
+from ept_fed.methods import Statistics
 from ept_fed.privacy.accountant import GaussianSteps
 from ept_fed.privacy_settings import PrivacySettings
 from ept_fed.protocol.layout import Vector
@@ -34,7 +35,6 @@ from ept_fed.training.loop import RoundScope, TrainingOutcome
 from ept_fed.training.payload_gradient import payload_gradient
 from ept_fed.training.penalties import LinearTerm, ProximalTerm
 from ept_fed.training.private_loop import plan_private_round
-from ept_fed.training.shared_statistics import Statistics
 
 __all__ = ["Charge", "Site"]
 

@@ -11,6 +11,7 @@ from client.states import SiteState, StateMemory, StateStore, Tensors, restore_m
 from ept_fed.data.datasets import CachedDataset, SiteData
 from ept_fed.evaluation.metrics import Array, classification_metrics
 from ept_fed.evaluation.prediction import predict_probabilities
+from ept_fed.methods import Statistics
 from ept_fed.models.method import TunedViT
 from ept_fed.models.payload import export_payload, import_payload, payload_layout, read_statistics
 from ept_fed.protocol.layout import Vector
@@ -18,7 +19,6 @@ from ept_fed.protocol.messages import QUALITY_METRICS
 from ept_fed.training.discriminant import ClassStatistics
 from ept_fed.training.fitted_head import FeaturesDivergedError, HeadFit
 from ept_fed.training.loop import TrainingDivergedError, use_bfloat16
-from ept_fed.training.shared_statistics import Statistics
 
 __all__ = ["SiteModel"]
 

@@ -13,6 +13,7 @@ from pydantic import Field
 
 from ept_fed.benchmark_settings import BenchmarkSettings
 from ept_fed.data_settings import LOCAL_DATA_FIELDS, AnyDataSettings
+from ept_fed.methods import Statistics
 from ept_fed.privacy_settings import PrivacySettings, SecureAggregationSettings, SitePrivacySettings
 from ept_fed.settings import Count, Fraction, Name, Positive, Seed, Settings
 
@@ -130,7 +131,7 @@ class FederationSettings(Settings):
         "prompts",
         description="prompts, or what another method trains, keeps the head at the site; prompts+head sends it too",
     )
-    statistics: Literal["means", "moments"] = Field(
+    statistics: Statistics = Field(
         "means",
         description="what travels of a discriminant's head where it is shared: means of each class's features; "
         "moments, of their products too, from which every site computes the head that all images would give, and "
@@ -234,7 +235,7 @@ class Experiment(Settings):
         return self.seed if self.data.seed is None else self.data.seed
 
     @property
-    def shared_statistics(self) -> Literal["means", "moments"] | None:
+    def shared_statistics(self) -> Statistics | None:
         """What of a discriminant's head travels; None where it is trained, or stays at the sites."""
         shared = self.training.head == "discriminant" and self.federation.share == "prompts+head"
         return self.federation.statistics if shared else None

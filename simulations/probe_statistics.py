@@ -21,7 +21,7 @@ from ept_fed.experiment_file import load_experiment
 from ept_fed.models.method import TunedViT
 from ept_fed.privacy.membership import measure_advantage
 from ept_fed.seeds import numpy_generator
-from ept_fed.training.discriminant import ClassStatistics
+from ept_fed.training.discriminant import ClassStatistics, average_statistics
 from simulations.attack_membership import Candidates, choose_candidates
 from simulations.virtual_sites import VirtualFederation, prepare_federation
 
@@ -57,13 +57,7 @@ def probe(federation: VirtualFederation, shots: int) -> None:
         if site.head_fit is None:
             raise ValueError("the head is not computed from statistics")
         measured[name] = site.head_fit.measure(model, site.data.train)
-    weights = [len(site.data.train) for site in sites.values()]
-    everyone = ClassStatistics(
-        np.average([of.shares for of in measured.values()], axis=0, weights=weights),
-        np.average([of.sums for of in measured.values()], axis=0, weights=weights),
-        np.average([of.mean for of in measured.values()], axis=0, weights=weights),
-        np.average([of.moments for of in measured.values()], axis=0, weights=weights),
-    )
+    everyone = average_statistics(list(measured.values()), [len(site.data.train) for site in sites.values()])
     scores: list[list[Array]] = [[], [], [], []]
     member: list[Array] = []
     groups: list[str] = []

@@ -6,11 +6,11 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from ept_fed.methods import STATISTICS_TENSORS
+from ept_fed.methods import STATISTICS_TENSORS, Statistics
 from ept_fed.models.method import TunedViT
 from ept_fed.protocol.layout import PayloadLayout, Vector
 from ept_fed.training.discriminant import ClassStatistics
-from ept_fed.training.shared_statistics import Statistics, pack_statistics, shape_statistics, unpack_statistics
+from ept_fed.training.shared_statistics import pack_statistics, shape_statistics, unpack_statistics
 
 __all__ = ["export_payload", "import_payload", "payload_layout", "read_statistics"]
 

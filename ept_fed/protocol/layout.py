@@ -58,6 +58,13 @@ class PayloadLayout:
         return any(name in STATISTICS_TENSORS for name, _ in self.shapes)
 
     @cached_property
+    def trained(self) -> npt.NDArray[np.bool_]:
+        """(size,) whether a value is trained: statistics are measured, so bounds on steps do not hold for them."""
+        return np.repeat(
+            [name not in STATISTICS_TENSORS for name, _ in self.shapes], [prod(shape) for _, shape in self.shapes]
+        )
+
+    @cached_property
     def hash(self) -> str:
         """SHA-256, in hex, of names, shapes, order and meaning: two sites with one hash read a vector the same way."""
         identity = {"shapes": self.to_json(), "meaning": list(self.meaning)}
@@ -81,13 +88,6 @@ class PayloadLayout:
                 raise PayloadMismatchError(f"'{name}' has shape {tensors[name].shape}; the layout says {shape}")
             parts.append(np.asarray(tensors[name], dtype=np.float32).reshape(-1))
         return np.concatenate(parts)
-
-    @cached_property
-    def trained(self) -> npt.NDArray[np.bool_]:
-        """(size,) whether a value is trained: statistics are measured, so bounds on steps do not hold for them."""
-        return np.repeat(
-            [name not in STATISTICS_TENSORS for name, _ in self.shapes], [prod(shape) for _, shape in self.shapes]
-        )
 
     def unflatten(self, vector: npt.NDArray[Any]) -> dict[str, Vector]:
         """Split a vector (size,) into tensors by name, as copies.

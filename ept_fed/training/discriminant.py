@@ -9,12 +9,13 @@ alone as class prototypes: FedNCM, Legate et al. 2023; with second moments: Fed3
 regression.)
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["ClassStatistics", "measure_statistics", "solve_discriminant"]
+__all__ = ["ClassStatistics", "average_statistics", "measure_statistics", "solve_discriminant"]
 
 Array = npt.NDArray[np.float64]
 
@@ -56,6 +57,20 @@ def measure_statistics(
         raise ValueError("features are not finite")
     carried = (y > 0 if y.ndim == 2 else y[:, None] == np.arange(classes)).astype(np.float64)
     return ClassStatistics(carried.mean(0), carried.T @ x / len(x), x.mean(0), x.T @ x / len(x))
+
+
+def average_statistics(parts: Sequence[ClassStatistics], images: Sequence[int]) -> ClassStatistics:
+    """Return the statistics of all images together from those of parts of so many images each.
+
+    Raises:
+        ValueError: if a part has no moments, or there is not one number of images for each.
+    """
+    moments = [of.moments for of in parts if of.moments is not None]
+    if not len(parts) == len(images) == len(moments):
+        raise ValueError("every part needs moments and a number of images")
+    columns = ([of.shares for of in parts], [of.sums for of in parts], [of.mean for of in parts], moments)
+    shares, sums, mean, products = (np.average(column, axis=0, weights=images) for column in columns)
+    return ClassStatistics(shares, sums, mean, products)
 
 
 def solve_discriminant(

@@ -5,18 +5,15 @@ well within what secure aggregation can add, and well above its steps.
 """
 
 from collections.abc import Mapping
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from ept_fed.methods import STATISTICS_TENSORS
+from ept_fed.methods import STATISTICS_TENSORS, Statistics
 from ept_fed.protocol.layout import PayloadMismatchError, Vector
 from ept_fed.training.discriminant import Array, ClassStatistics
 
-__all__ = ["Statistics", "pack_statistics", "shape_statistics", "unpack_statistics"]
-
-Statistics = Literal["means", "moments"]
+__all__ = ["pack_statistics", "shape_statistics", "unpack_statistics"]
 
 _SHARES, _SUMS, _MEAN, _MOMENTS = STATISTICS_TENSORS
 # Of float32, with room for a mean of many.

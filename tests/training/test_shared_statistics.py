@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 
 from client.site import Site
 from ept_fed.config import Experiment
+from ept_fed.methods import Statistics
 from ept_fed.problems import InputRefusedError
 from ept_fed.protocol.layout import PayloadLayout, PayloadMismatchError, Vector
 from ept_fed.protocol.messages import Header, RoundReply, RoundRequest
 from ept_fed.reports.progress import Silent
 from ept_fed.reports.run_folder import RunFolder
-from ept_fed.training.discriminant import ClassStatistics, measure_statistics, solve_discriminant
-from ept_fed.training.shared_statistics import Statistics, pack_statistics, shape_statistics, unpack_statistics
+from ept_fed.training.discriminant import ClassStatistics, average_statistics, measure_statistics, solve_discriminant
+from ept_fed.training.shared_statistics import pack_statistics, shape_statistics, unpack_statistics
 from simulations.federate import federate
 from simulations.virtual_sites import VirtualFederation, prepare_federation
 
@@ -132,6 +133,8 @@ def test_a_covariance_without_moments_is_refused() -> None:
     with pytest.raises(ValueError, match="moments"):
         solve_discriminant(means, means, multi_label=False, shrinkage=0.3)
     with pytest.raises(ValueError, match="moments"):
+        average_statistics([means], [3])
+    with pytest.raises(ValueError, match="moments"):
         pack_statistics(means, shape_statistics("moments", classes=2, width=3))
 
 
@@ -167,11 +170,7 @@ def test_one_round_gives_every_site_the_head_of_all_images(micro: Micro, tmp_pat
         site_head = member.head_fit
         assert site_head is not None
         measured.append((site_head.measure(site.model, federation.data.sites[name].train), len(member.data.train)))
-    shares = sum(count * of.shares for of, count in measured) / sum(count for _, count in measured)
-    sums = sum(count * of.sums for of, count in measured) / sum(count for _, count in measured)
-    mean = sum(count * of.mean for of, count in measured) / sum(count for _, count in measured)
-    moments = sum(count * of.moments for of, count in measured) / sum(count for _, count in measured)
-    pooled = ClassStatistics(shares, sums, mean, moments)  # type: ignore[arg-type]
+    pooled = average_statistics(*zip(*measured, strict=True))
     weight, _ = solve_discriminant(pooled, pooled, multi_label=False, shrinkage=0.3)
     np.testing.assert_allclose(first.numpy(), weight, rtol=0.02, atol=0.02 * np.abs(weight).max())
 
