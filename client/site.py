@@ -32,6 +32,7 @@ from ept_fed.protocol.messages import (
 )
 from ept_fed.training.fitted_head import HeadFit
 from ept_fed.training.loop import RoundScope, TrainingOutcome
+from ept_fed.training.optimizer import moves_method
 from ept_fed.training.payload_gradient import payload_gradient
 from ept_fed.training.penalties import LinearTerm, ProximalTerm
 from ept_fed.training.private_loop import plan_private_round
@@ -114,7 +115,8 @@ class Site(SiteModel):
         """Take over the global payload, evaluate it on the validation images, train one round, return the own payload.
 
         Where a discriminant's statistics are shared, nothing is trained in the last round: its payload holds those of
-        the prompts that stay, so that the head computed from them fits.
+        the prompts that stay, so that the head computed from them fits. Nor is anything in a round that has nothing to
+        move beside such a head.
 
         Args:
             request: the server's.
@@ -147,7 +149,9 @@ class Site(SiteModel):
         if cost is not None and charge is not None:
             charge(cost)
         spending = None if private is None else private.spending
-        if self._shares_statistics and request.header.round == request.rounds:
+        if self._shares_statistics and (
+            request.header.round == request.rounds or not moves_method(self.model, settings)
+        ):
             trained = self._rest(settings, request.header.round, before)
         else:
             trained = self._train_round(settings, request.header.round, request.rounds, before, penalties, spending)
@@ -230,6 +234,8 @@ class Site(SiteModel):
             self._import(payload)
         elif before is None:
             self.refit_head()
+        if self.head_fit is not None and not moves_method(self.model, settings):
+            return self._rest(settings, round_number, before)
         private = None
         if settings.privacy is not None:
             private = plan_private_round(settings, len(self.data.train), rounds)

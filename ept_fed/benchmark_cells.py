@@ -83,7 +83,7 @@ def _list_settings(
     computed = changed.training.head == "discriminant"
     settled = changed.training.head_first_epochs > 0 or (computed and bool(check_statistics(changed.federation)))
     # Alone nothing is sent; the head is named so that methods without other tensors have a payload to adopt.
-    alone = "prompts" if settled or computed else "prompts+head"
+    alone = "prompts" if (settled or computed) and METHODS[model.method].sends_without_head else "prompts+head"
     if not any(change.startswith("federation.payload=") for change in own):
         folds = model.method == "ept" and model.embedding == "concat"
         changes.append(f"federation.payload={'folded' if folds else 'raw'}")

@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Collection
 from pathlib import Path
 
-from ept_fed.config import Experiment, FederationSettings, ModelSettings, TrainingSettings
+from ept_fed.config import Experiment, FederationSettings, ModelSettings
 from ept_fed.data_contradictions import check_exists, find_data_contradictions, find_split_contradictions
 from ept_fed.methods import METHODS
 from ept_fed.options import check_options
@@ -71,7 +71,7 @@ def _check_sections(experiment: Experiment) -> list[Problem]:
         found.append(Problem("evaluation.cross_site", True, fix))
     found += find_privacy_contradictions(experiment) + find_secure_contradictions(federation)
     found += find_site_privacy_contradictions(experiment)
-    return found + _check_method(model, training, federation) + _check_strategy(federation)
+    return found + _check_method(model, federation) + _check_strategy(federation)
 
 
 def _check_discriminant(experiment: Experiment) -> list[Problem]:
@@ -129,7 +129,7 @@ def check_statistics(federation: FederationSettings) -> list[Problem]:
     return found
 
 
-def _check_method(model: ModelSettings, training: TrainingSettings, federation: FederationSettings) -> list[Problem]:
+def _check_method(model: ModelSettings, federation: FederationSettings) -> list[Problem]:
     method = METHODS.get(model.method)
     if method is None:
         near = difflib.get_close_matches(model.method, METHODS, n=1)
@@ -139,11 +139,8 @@ def _check_method(model: ModelSettings, training: TrainingSettings, federation: 
     if model.method != "ept" and federation.payload == "folded":
         fix = f"model.method = '{model.method}' has nothing to fold, only ept's prompts do; set federation.payload=raw"
         found.append(Problem("federation.payload", "folded", fix))
-    if not method.sends_without_head and training.head == "discriminant":
-        fix = f"model.method = '{model.method}' trains the head alone; set it to trained"
-        found.append(Problem("training.head", training.head, fix))
-    elif not method.sends_without_head and federation.share == "prompts":
-        fix = f"model.method = '{model.method}' trains the head alone, so nothing would travel; set it to prompts+head"
+    if not method.sends_without_head and federation.share == "prompts":
+        fix = f"model.method = '{model.method}' has the head alone, so nothing would travel; set it to prompts+head"
         found.append(Problem("federation.share", federation.share, fix))
     return found
 

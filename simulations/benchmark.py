@@ -65,19 +65,23 @@ def benchmark(
     unseen = {cell.key for cell in analysed if not analysis.holds(cell.key)}
     missing = _list_missing(cells, finished, unseen)
     trainer = CellTrainer(folder.unfinished, analysis)
-    _check_cells(missing, trainer, {line["backbone"] for line in finished.values()}, out, unseen)
+    _check_cells(missing, trainer, unseen)
+    _check_sources(cells, missing, finished, trainer, out)
     with folder.open(experiment) as before:
         missing = _list_missing(cells, before, unseen)
         folder.clear_unfinished()
-        _train(missing, before, unseen, trainer, folder, progress, jobs)
-        folder.clear_unfinished()
-        finished = folder.read_cells()
-        rows = _list_rows([cell for cell in cells if cell.key in finished], finished)
+        try:
+            _train(missing, before, unseen, trainer, folder, progress, jobs)
+        finally:
+            folder.clear_unfinished()
+            finished = folder.read_cells()
+            rows = _list_rows([cell for cell in cells if cell.key in finished], finished)
+            summary = summarise(rows, experiment.benchmark.reference)
+            if rows:
+                folder.write_tables(rows, summary, compare_with_home(rows), draw_benchmark(summary))
         if not rows:
             fix = "no cell could be trained; the notes above say why"
             raise InputRefusedError([Problem("benchmark", len(cells), fix)])
-        summary = summarise(rows, experiment.benchmark.reference)
-        folder.write_tables(rows, summary, compare_with_home(rows), draw_benchmark(summary))
         page = _write_analysis(analysis, analysed, experiment, finished, progress) if analyse else None
     failed = any(row["status"] == "failed" for row in rows) or any(cell.key not in finished for cell in cells)
     return {
@@ -100,13 +104,10 @@ def _list_missing(cells: Sequence[Cell], finished: Mapping[str, Any], unseen: Co
     return list(missing.values())
 
 
-def _check_cells(
-    cells: Sequence[Cell], trainer: CellTrainer, used: Collection[str], out: Path, unseen: Collection[str]
-) -> None:
+def _check_cells(cells: Sequence[Cell], trainer: CellTrainer, unseen: Collection[str]) -> None:
     """Put every method around the backbone once, before the first cell trains.
 
-    `used` are the backbones of the cells that are finished: where weights lie is not part of a cell's key, so what they
-    hold is compared here. `unseen` are the keys of the cells whose features will be looked at.
+    `unseen` are the keys of the cells whose features will be looked at.
 
     Raises:
         InputRefusedError: with what stands in the way of any cell.
@@ -125,17 +126,41 @@ def _check_cells(
             if unseen and federation.data.task == "multi_label":
                 fix = "an image of several classes has no class centre of its own; leave --analyse out"
                 raise InputRefusedError([Problem("--analyse", "multi_label", fix)])
-            weights = own.model.weights
-            problems |= {
-                other: Problem("model.weights", weights, f"{out} has results of {other}; name another --out")
-                for other in {*used} - {name_backbone(federation)}
-            }
         except InputRefusedError as refusal:
             for problem in refusal.problems:
                 told = Problem(f"benchmark: {cell.method}: {problem.field}", problem.value, problem.fix)
                 problems.setdefault(str(told), told)
     if problems:
         raise InputRefusedError(list(problems.values()))
+
+
+def _check_sources(
+    cells: Sequence[Cell], missing: Sequence[Cell], finished: Mapping[str, Any], trainer: CellTrainer, out: Path
+) -> None:
+    """Refuse to add cells to those of another backbone, or of other images.
+
+    Where weights and images lie is no part of a cell's key, so what they hold is compared: the backbone's weights, and
+    for one finished cell of the grid which images each site has in which split, and their labels, though not their
+    pixels.
+
+    Raises:
+        InputRefusedError: with what differs.
+    """
+    if not missing or not finished:
+        return
+    known = next((cell for cell in cells if cell.key in finished), None)
+    federation = trainer.prepare(known or missing[0])
+    own = federation.experiment
+    used = {line["backbone"] for line in finished.values()}
+    problems = [
+        Problem("model.weights", own.model.weights, f"{out} has results of {other}; name another --out")
+        for other in sorted(used - {name_backbone(federation)})
+    ]
+    if known is not None and finished[known.key]["data"] != federation.data.digest:
+        fix = f"has other images, sites or labels than those that {out} has results of; name another --out"
+        problems.append(Problem("data.root", own.data.root, fix))
+    if problems:
+        raise InputRefusedError(problems)
 
 
 def _train(

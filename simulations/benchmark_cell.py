@@ -1,6 +1,7 @@
 """One cell of a benchmark: trained once, and told as its line of cells.jsonl."""
 
 import json
+import logging
 import shutil
 import time
 from collections.abc import Callable
@@ -23,6 +24,8 @@ from simulations.federate import federate
 from simulations.virtual_sites import VirtualFederation, prepare_federation
 
 __all__ = ["CellTrainer", "Outcome", "name_backbone", "name_sources"]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,9 @@ class CellTrainer:
         except InputRefusedError as refused:
             # Whether images suffice may depend on how a later seed splits them.
             refusal = str(refused)
+        except Exception as error:  # noqa: BLE001 - one method's fault must not take the others' cells away
+            _log.exception("%s", cell.title)
+            refusal = f"{type(error).__name__}: {error}"
         return Outcome(line, refusal, time.perf_counter() - started)
 
     def _run(self, cell: Cell, federation: VirtualFederation, progress: Progress, *, look: bool) -> dict[str, Any]:
@@ -118,6 +124,7 @@ class CellTrainer:
             "method": cell.experiment.model.method,
             "title": cell.title,
             "backbone": name_backbone(federation),
+            "data": federation.data.digest,
             "bytes_per_round": sent,
             "seconds": seconds,
             "sites": sites,

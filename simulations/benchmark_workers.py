@@ -10,7 +10,6 @@ import multiprocessing
 import os
 import signal
 import threading
-import time
 from collections.abc import Collection, Iterable, Iterator
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
     from simulations.benchmark_cell import Outcome
 
 __all__ = ["CellQueue", "CellWorkers"]
-
-_log = logging.getLogger(__name__)
 
 
 class CellQueue:
@@ -205,7 +202,7 @@ def _serve(parent: Connection, threads: int, out: Path, scratch: Path) -> None:
     import torch
 
     from ept_fed.reports.analysis_folder import AnalysisFolder
-    from simulations.benchmark_cell import CellTrainer, Outcome
+    from simulations.benchmark_cell import CellTrainer
 
     logging.getLogger("flwr").setLevel(logging.WARNING)
     torch.set_num_threads(threads)
@@ -215,12 +212,7 @@ def _serve(parent: Connection, threads: int, out: Path, scratch: Path) -> None:
             cell, look = parent.recv()
         except (EOFError, OSError):
             return
-        started = time.perf_counter()
-        try:
-            outcome = trainer.train(cell, _Relay(parent), look=look)
-        except Exception as error:  # noqa: BLE001 - one method's fault must not take the others' process away
-            _log.exception("%s", cell.title)
-            outcome = Outcome(None, f"{type(error).__name__}: {error}", time.perf_counter() - started)
+        outcome = trainer.train(cell, _Relay(parent), look=look)
         with contextlib.suppress(OSError):
             parent.send(outcome)
 

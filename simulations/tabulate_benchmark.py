@@ -1,16 +1,18 @@
 """Write a benchmark's results into the README and the docs, as Markdown between two marks.
 
-    python -m simulations.tabulate_benchmark results/ham10000.csv --name ham10000
+    python -m simulations.tabulate_benchmark results/ham10000.csv
 
-Every number of those tables comes from here. A page takes a table where it has the line `<!-- NAME:methods -->`,
-`<!-- NAME:sites -->` or `<!-- NAME:gains -->`; what stands between such a line and the next `<!-- end -->` is replaced.
-`--check` writes nothing, and fails if a page is not as it would be.
+Every number of those tables comes from here. A page takes a table where it has the line `<!-- ham10000:methods -->`, or
+`sites`, `gains` or `paired` in place of `methods`; `<!-- ham10000:sites of ept, vpt -->` keeps to some methods, in
+their order. What stands between such a line and the next `<!-- end -->` is replaced. `--check` writes nothing, and
+fails if a page is not as it would be.
 """
 
 import csv
 import math
+import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,7 +22,16 @@ from ept_fed.artefacts import write_text
 from ept_fed.benchmark_settings import SETTINGS
 from ept_fed.evaluation.benchmark import SUMMARY_METRICS, compare_means_with_home, compare_with_home, summarise
 
-__all__ = ["PAGES", "fill_page", "read_results", "tabulate_all", "tabulate_gains", "tabulate_methods", "tabulate_sites"]
+__all__ = [
+    "PAGES",
+    "TABLES",
+    "fill_page",
+    "read_results",
+    "tabulate_gains",
+    "tabulate_methods",
+    "tabulate_paired",
+    "tabulate_sites",
+]
 
 PAGES = (Path("README.md"), Path("docs/benchmark.md"), Path("docs/differential-privacy.md"))
 
@@ -57,9 +68,9 @@ def tabulate_methods(rows: Sequence[Mapping[str, Any]], metric: str = "auc") -> 
     return "\n".join(lines)
 
 
-def tabulate_sites(rows: Sequence[Mapping[str, Any]], methods: Sequence[str], metric: str = "auc") -> str:
+def tabulate_sites(rows: Sequence[Mapping[str, Any]], metric: str = "auc") -> str:
     """Return a table with a line per method and setting, and a column per site: gains over staying home."""
-    compared = [row for row in compare_with_home(rows, metric) if row["method"] in methods]
+    compared = compare_with_home(rows, metric)
     sites = list(dict.fromkeys(row["site"] for row in compared))
     gains = {(row["method"], row["shots"], row["setting"], row["site"]): row for row in compared}
     lines = [f"| method | setting | {' | '.join(sites)} |", f"|---|---|{'---|' * len(sites)}"]
@@ -88,48 +99,78 @@ def tabulate_gains(rows: Sequence[Mapping[str, Any]], metric: str = "auc") -> st
     return "\n".join(lines)
 
 
-def tabulate_all(rows: Sequence[Mapping[str, Any]], name: str, sites_of: Sequence[str] = ()) -> dict[str, str]:
-    """Return every table of a benchmark by its mark; the table of sites is about some methods, or about all."""
-    methods = sites_of or list(dict.fromkeys(str(row["method"]) for row in rows))
-    return {
-        f"{name}:methods": tabulate_methods(rows),
-        f"{name}:sites": tabulate_sites(rows, methods),
-        f"{name}:gains": tabulate_gains(rows),
+def tabulate_paired(rows: Sequence[Mapping[str, Any]], metric: str = "auc") -> str:
+    """Return a table with a line per method and shots: what it has more than the first method, paired run by run."""
+    reference = str(rows[0]["method"])
+    settings = [setting for setting in SETTINGS if any(row["setting"] == setting for row in rows)]
+    found = {
+        (row["method"], row["shots"], row["setting"]): row
+        for row in summarise(rows, reference)
+        if row["metric"] == metric and row["pairs"] and row["method"] != reference
     }
+    lines = [
+        f"| less {reference} | {' | '.join(SETTINGS[setting].heading for setting in settings)} |",
+        f"|---|{'---|' * len(settings)}",
+    ]
+    for method, shots in dict.fromkeys(key[:2] for key in found):
+        cells = [_tell_gain(found.get((method, shots, setting))) for setting in settings]
+        lines.append(f"| {method}, {shots or 'all'} shots | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
-def fill_page(text: str, tables: Mapping[str, str]) -> str:
-    """Return a page with every table that it has marks for.
+TABLES: Mapping[str, Callable[[Sequence[Mapping[str, Any]]], str]] = {
+    "methods": tabulate_methods,
+    "sites": tabulate_sites,
+    "gains": tabulate_gains,
+    "paired": tabulate_paired,
+}
+_MARK = re.compile(r"<!-- (?P<name>\w+):(?P<table>\w+)(?: of (?P<methods>[^>]*?))? -->\n")
+_END = "<!-- end -->"
+
+
+def fill_page(text: str, name: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return a page with every table of a benchmark that it has marks for.
 
     Raises:
-        ValueError: for a mark without an end.
+        ValueError: for a mark without an end, of a table that there is not, or of a method without results.
     """
-    for mark, table in tables.items():
-        start, end = f"<!-- {mark} -->", "<!-- end -->"
-        before, found, rest = text.partition(start)
-        if found:
-            _old, closed, after = rest.partition(end)
-            if not closed:
-                raise ValueError(f"{start} has no {end}")
-            text = f"{before}{start}\n{table}\n{end}{after}"
-    return text
+    parts, place = [], 0
+    for mark in _MARK.finditer(text):
+        if mark["name"] != name:
+            continue
+        told, closed = mark[0].strip(), text.find(_END, mark.end())
+        if closed < 0 or ((following := _MARK.search(text, mark.end())) and following.start() < closed):
+            raise ValueError(f"{told} has no {_END}")
+        if mark["table"] not in TABLES:
+            raise ValueError(f"{told} is none of {', '.join(TABLES)}")
+        parts += [text[place : mark.end()], TABLES[mark["table"]](_choose_rows(rows, mark["methods"], told)), "\n"]
+        place = closed
+    return "".join(parts) + text[place:]
+
+
+def _choose_rows(rows: Sequence[Mapping[str, Any]], methods: str | None, told: str) -> list[Mapping[str, Any]]:
+    """Return the rows of the methods that a mark names, in its order; all if it names none."""
+    if methods is None:
+        return list(rows)
+    chosen = []
+    for method in methods.split(", "):
+        found = [row for row in rows if row["method"] == method]
+        if not found:
+            raise ValueError(f"{told}: there are no results of '{method}'")
+        chosen += found
+    return chosen
 
 
 def main(
-    results: Annotated[Path, typer.Argument(help="results.csv of a benchmark.")],
-    name: Annotated[str, typer.Option(help="What the pages' marks begin with.")],
-    sites_of: Annotated[
-        list[str] | None, typer.Option("--sites-of", help="Methods of the table of sites; repeatable.")
-    ] = None,
+    results: Annotated[Path, typer.Argument(help="results.csv of a benchmark, under the name that marks begin with.")],
     check: Annotated[bool, typer.Option(help="Write nothing; fail if a page would change.")] = False,
 ) -> None:
     """Fill the pages' tables from one benchmark's results."""
     rows = read_results(results)
-    tables = tabulate_all(rows, name, sites_of or ())
     stale = []
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
-        filled = fill_page(text, tables)
+        filled = fill_page(text, results.stem, rows)
         if filled != text:
             stale.append(str(page))
             if not check:

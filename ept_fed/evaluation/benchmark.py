@@ -28,8 +28,9 @@ def summarise(rows: Sequence[Mapping[str, Any]], reference: str) -> list[dict[st
         reference: a method of the rows.
 
     Returns:
-        `mean` and `sd` over `runs` cells (sd is NaN for one), `difference` and `difference_sd` over `pairs` of them.
-        A cell whose metric is undefined at every site is left out of both.
+        `mean` and `sd` over `runs` cells (sd is NaN for one), `difference` and `difference_sd` over `pairs` of them,
+        and `low` and `high`, Student's 95 % interval of the difference (NaN from one pair). A cell whose metric is
+        undefined at every site is left out of both.
     """
     traffic: dict[_Group, float] = {}
     sites: dict[_Group, dict[_Run, list[Mapping[str, Any]]]] = {}
@@ -46,6 +47,7 @@ def summarise(rows: Sequence[Mapping[str, Any]], reference: str) -> list[dict[st
             differences = [value - theirs[run] for run, value in own.items() if run in theirs]
             mean, sd = _mean_and_sd(list(own.values()))
             difference, difference_sd = _mean_and_sd(differences)
+            _, half = _mean_and_half_interval(differences)
             summary.append(
                 {
                     "method": method,
@@ -58,6 +60,8 @@ def summarise(rows: Sequence[Mapping[str, Any]], reference: str) -> list[dict[st
                     "runs": len(own),
                     "difference": difference,
                     "difference_sd": difference_sd,
+                    "low": difference - half,
+                    "high": difference + half,
                     "pairs": len(differences),
                 }
             )

@@ -1,6 +1,7 @@
 """`ept-fed benchmark`: every cell once, none lost, and numbers that are those of `simulate`."""
 
 import csv
+import dataclasses
 import json
 import math
 from collections.abc import Callable
@@ -157,7 +158,7 @@ def test_a_benchmark_that_is_killed_goes_on_with_the_cell_it_was_in(
         patch.setattr(simulations.benchmark_cell, "federate", stop)
         with pytest.raises(KeyboardInterrupt):
             benchmark(micro(*settings), killed, Silent())
-    assert len(titles(killed)) == 1
+    assert len(titles(killed)) == len({row["setting"] for row in table(killed / "results.csv")}) == 1
     with (killed / "cells.jsonl").open("a") as file:
         file.write('{"key": "half a li')
     assert benchmark(micro(*settings), killed, Silent())["trained"] == 2
@@ -222,6 +223,41 @@ def test_a_folder_of_other_settings_or_of_something_else_is_refused(micro: Micro
     (out / "cells.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     more = micro(*small[:-1], "benchmark.settings=[local, federated+head]")
     assert set(refusals(lambda: benchmark(more, out, Silent()))) == {"model.weights"}
+
+
+def test_images_of_another_place_are_not_mixed_with_those_of_the_folder(
+    micro: Micro, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "results"
+    small = (*SMALL, "benchmark.settings=[local]")
+    benchmark(micro(*small), out, Silent())
+    before = (out / "cells.jsonl").read_bytes()
+    prepare = simulations.benchmark_cell.prepare_federation
+
+    def relabel(experiment: Experiment) -> Any:
+        federation = prepare(experiment)
+        for site in federation.data.sites.values():
+            first, *others = site.train.records
+            other = (first.labels[0] + 1) % len(federation.data.classes)
+            site.train.records = (dataclasses.replace(first, labels=(other,)), *others)
+        return federation
+
+    monkeypatch.setattr(simulations.benchmark_cell, "prepare_federation", relabel)
+    more = micro(*small[:-1], "benchmark.settings=[local, federated+head]")
+    assert set(refusals(lambda: benchmark(more, out, Silent()))) == {"data.root"}
+    assert (out / "cells.jsonl").read_bytes() == before
+
+
+def test_a_method_that_fails_costs_its_own_cells_and_the_tables_hold_the_others(
+    micro: Micro, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_short(*_arguments: Any, **_options: Any) -> None:
+        raise MemoryError("no room for the moments")
+
+    monkeypatch.setattr(simulations.benchmark_cell, "federate", run_short)
+    report = benchmark(micro(*SMALL, "benchmark.settings=[local, federated]"), tmp_path / "results", Silent())
+    assert (report["status"], report["trained"]) == ("failed", report["cells"] - 1)
+    assert {row["setting"] for row in table(tmp_path / "results" / "results.csv")} == {"local"}
 
 
 @pytest.mark.parametrize(

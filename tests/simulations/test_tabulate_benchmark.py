@@ -10,15 +10,16 @@ from ept_fed.reports.progress import Silent
 from simulations.benchmark import benchmark
 from simulations.tabulate_benchmark import (
     PAGES,
+    TABLES,
     fill_page,
     read_results,
-    tabulate_all,
+    tabulate_gains,
     tabulate_methods,
+    tabulate_paired,
     tabulate_sites,
 )
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-SITES_OF = ("ept", "ept+tokens", "ept fitted", "ept+tokens fitted", "linear", "lora", "vpt")
 
 
 def test_a_table_has_every_cell_of_the_grid(micro: Callable[..., Experiment], tmp_path: Path) -> None:
@@ -31,29 +32,60 @@ def test_a_table_has_every_cell_of_the_grid(micro: Callable[..., Experiment], tm
     assert f"{mean['ept', 'local']['mean']:.3f} ± {mean['ept', 'local']['sd']:.3f}" in table[2]
     assert f"({mean['ept', 'federated']['bytes_per_round']} B)" in table[2]
     assert table[3].split(" | ")[2] == "–"
-    gains = tabulate_all(rows, "small")["small:gains"].splitlines()
+    gains = tabulate_gains(rows).splitlines()
     assert [line.count("|") for line in gains] == [7] * 4
     assert gains[3].split(" | ")[4] == "–"
     assert f"of 3 sites, {mean['ept', 'federated']['bytes_per_round']} B" in gains[2]
-    sites = tabulate_sites(rows, ["ept"]).splitlines()
+    sites = tabulate_sites([row for row in rows if row["method"] == "ept"]).splitlines()
     assert len(sites) == 2 + 2
     assert "(−" in sites[2] or "(+" in sites[2]
+    (paired,) = tabulate_paired(rows).splitlines()[2:]
+    assert paired.split(" | ")[0] == "| linear, 2 shots"
+    assert f"{mean['linear', 'local']['difference']:+.3f} (".replace("-", "−") in paired
+
+
+def row(method: str, value: float, setting: str = "local") -> dict[str, object]:
+    metrics = dict.fromkeys(("auc", "accuracy", "balanced_accuracy", "average_precision"), value)
+    return {
+        "method": method, "shots": "5", "sampling": "", "seed": 0, "setting": setting, "site": "a",
+        "bytes_per_round": 0, **metrics,
+    }  # fmt: skip
+
+
+ROWS = [row("ept", 0.5), row("vpt", 0.75), row("lora", 0.25)]
 
 
 def test_only_what_stands_between_the_marks_is_replaced() -> None:
     page = "before\n<!-- a:methods -->\nold\n<!-- end -->\nbetween\n<!-- b:methods -->\nkept\n<!-- end -->\n"
-    filled = fill_page(page, {"a:methods": "| new |", "c:methods": "| nowhere |"})
-    assert filled == page.replace("old", "| new |")
-    assert fill_page(filled, {"a:methods": "| new |"}) == filled
-    with pytest.raises(ValueError, match="has no"):
-        fill_page("<!-- a:methods -->\n", {"a:methods": ""})
+    filled = fill_page(page, "a", ROWS)
+    assert filled == page.replace("old", tabulate_methods(ROWS))
+    assert fill_page(filled, "a", ROWS) == filled
+    assert fill_page(page, "c", ROWS) == page
+
+
+def test_a_mark_that_names_methods_has_them_in_its_order() -> None:
+    filled = fill_page("<!-- a:paired of vpt, ept -->\n<!-- end -->\n", "a", ROWS)
+    assert filled.splitlines()[1:-1] == ["| less vpt | alone |", "|---|---|", "| ept, 5 shots | −0.250 |"]
+
+
+@pytest.mark.parametrize(
+    ("page", "said"),
+    [
+        ("<!-- a:methods -->\n", "has no"),
+        ("<!-- a:methods -->\n<!-- b:methods -->\n<!-- end -->\n", "a:methods --> has no"),
+        ("<!-- a:means -->\n<!-- end -->\n", "is none of methods, sites"),
+        ("<!-- a:methods of ept, vptt -->\n<!-- end -->\n", "no results of 'vptt'"),
+    ],
+)
+def test_a_mark_that_cannot_be_filled_is_refused(page: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        fill_page(page, "a", ROWS)
 
 
 @pytest.mark.parametrize("results", sorted((REPOSITORY / "results").glob("*.csv")), ids=lambda path: path.stem)
 def test_the_pages_show_the_committed_results(results: Path) -> None:
     rows = read_results(results)
-    tables = tabulate_all(rows, results.stem, SITES_OF)
     pages = [(REPOSITORY / name).read_text() for name in PAGES]
-    assert any(f"<!-- {mark} -->" in page for page in pages for mark in tables)
+    assert any(f"<!-- {results.stem}:{table}" in page for page in pages for table in TABLES)
     for page in pages:
-        assert fill_page(page, tables) == page
+        assert fill_page(page, results.stem, rows) == page

@@ -249,7 +249,7 @@ def test_a_request_that_changes_how_the_head_is_made_is_refused(federation: Virt
     [
         (("training.head_first_epochs=1",), "training.head_first_epochs"),
         (("personalisation.ditto=0.1",), "personalisation.ditto"),
-        (("model.method=linear", "federation.payload=raw"), "training.head"),
+        (("model.method=linear", "federation.payload=raw"), "federation.share"),
         (("training.head_shrinkage=0",), "training.head_shrinkage"),
     ],
 )

@@ -25,6 +25,8 @@ from simulations.virtual_sites import VirtualFederation, prepare_federation
 Micro = Callable[..., Experiment]
 SHARED = ("training.head=discriminant", "federation.share=prompts+head", "federation.statistics=moments")
 STILL = ("training.prompt_lr=0", "training.token_lr=0")
+LINEAR = ("model.method=linear", "federation.payload=raw")
+MASKED = ("federation.secure_aggregation={}", "federation.norm_bound=null")
 KINDS: tuple[Statistics, ...] = ("means", "moments")
 
 
@@ -157,10 +159,11 @@ def heads(sites: dict[str, Site], payload: Vector) -> dict[str, torch.Tensor]:
     return found
 
 
-@pytest.mark.parametrize("secure", ["null", "{}"])
-def test_one_round_gives_every_site_the_head_of_all_images(micro: Micro, tmp_path: Path, secure: str) -> None:
-    masked = () if secure == "null" else (f"federation.secure_aggregation={secure}", "federation.norm_bound=null")
-    federation = prepare_federation(micro(*SHARED, *STILL, *masked, "federation.rounds=1"))
+@pytest.mark.parametrize("method", [STILL, LINEAR, (*STILL, *MASKED)], ids=["still", "linear", "masked"])
+def test_one_round_gives_every_site_the_head_of_all_images(
+    micro: Micro, tmp_path: Path, method: tuple[str, ...]
+) -> None:
+    federation = prepare_federation(micro(*SHARED, *method, "federation.rounds=1"))
     sites, payload = run(federation, tmp_path)
     first, *others = heads(sites, payload).values()
     assert all(torch.equal(first, other) for other in others)
@@ -200,6 +203,25 @@ def test_the_last_round_trains_nothing_and_measures_the_prompts_that_stay(micro:
         np.testing.assert_allclose(kept[name], trained[name], atol=1e-5)
     assert site.state is not None
     assert site.state.round == 2
+
+
+@pytest.mark.parametrize("method", [STILL, LINEAR])
+def test_where_nothing_can_move_every_round_measures_and_a_site_alone_has_its_own_head(
+    micro: Micro, method: tuple[str, ...]
+) -> None:
+    federation = prepare_federation(micro(*SHARED, *method, "federation.rounds=3"))
+    plan, data = federation.plan(), next(iter(federation.data.sites.values()))
+    site, alone = federation.create_site(data), federation.create_site(data)
+    reply = ask(site, plan, 1, plan.initial)
+    assert reply.payload is not None
+    assert reply.metrics["steps"] == 0
+    reply.check(reply.header, plan.layout)
+    outcome = alone.fit(federation.experiment.training, 1, 3)
+    assert outcome.steps == 0
+    assert alone.head_fit is not None
+    held = alone.model.head.weight.detach().clone()
+    alone.head_fit.apply(alone.model, data.train)
+    assert torch.equal(held, alone.model.head.weight)
 
 
 def test_a_run_goes_on_from_a_round_that_only_measured(micro: Micro, tmp_path: Path) -> None:
