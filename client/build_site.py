@@ -89,7 +89,7 @@ def _choose_noise(federation: FederationSettings) -> UpdateNoise | None:
 
 def _choose_head(experiment: Experiment, site: str, device: torch.device) -> HeadFit | None:
     training = experiment.training
-    if training.head == "trained":
+    if training.head != "discriminant":
         return None
     return HeadFit(
         shrinkage=training.head_shrinkage,

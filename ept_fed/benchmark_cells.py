@@ -20,8 +20,8 @@ def list_cells(experiment: Experiment) -> tuple[Cell, ...]:
     """Return the cells in the order in which they run: what shares its images stands together.
 
     A method that has nothing to send without its head has no cell in a setting of prompts alone. One whose head is
-    trained before the prompts are, or computed from statistics that cannot be shared as the run averages, has none in a
-    setting that shares it.
+    common, trained before the prompts are, or computed from statistics that cannot be shared as the run averages, has
+    none in a setting that shares it.
 
     Raises:
         InputRefusedError: with the problems of the grid, and of every cell's own settings, each told once; also if no
@@ -80,10 +80,15 @@ def _list_settings(
     ]
     changed = override_experiment(experiment, changes, check=lambda _experiment: [])
     model = changed.model
-    computed = changed.training.head == "discriminant"
-    settled = changed.training.head_first_epochs > 0 or (computed and bool(check_statistics(changed.federation)))
+    head = changed.training.head
+    settled = (
+        changed.training.head_first_epochs > 0
+        or head == "common"
+        or (head == "discriminant" and bool(check_statistics(changed.federation)))
+    )
     # Alone nothing is sent; the head is named so that methods without other tensors have a payload to adopt.
-    alone = "prompts" if (settled or computed) and METHODS[model.method].sends_without_head else "prompts+head"
+    own_head = settled or head == "discriminant"
+    alone = "prompts" if own_head and METHODS[model.method].sends_without_head else "prompts+head"
     if not any(change.startswith("federation.payload=") for change in own):
         folds = model.method == "ept" and model.embedding == "concat"
         changes.append(f"federation.payload={'folded' if folds else 'raw'}")

@@ -97,10 +97,12 @@ class TrainingSettings(Settings):
     head_first_epochs: Annotated[int, Field(ge=0, le=1000)] = Field(
         0, description="FedRep: epochs on the head alone before `epochs` on the prompts alone; 0 trains both together"
     )
-    head: Literal["trained", "discriminant"] = Field(
+    head: Literal["trained", "common", "discriminant"] = Field(
         "trained",
-        description="trained: by gradient, with the prompts; discriminant: computed at the site, for the features that "
-        "the prompts at hand lead to, of its own images or, with federation.share=prompts+head, of all sites'",
+        description="trained: by gradient, with the prompts; common: FedBABU, every site draws the same from the run's "
+        "seed and nobody trains it, so prompts alone learn the classes; discriminant: computed at the site, for the "
+        "features that the prompts at hand lead to, of its own images or, with federation.share=prompts+head, of all "
+        "sites'",
     )
     head_shrinkage: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
         0.3, description="of the discriminant's covariance towards the identity"

@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Collection
 from pathlib import Path
 
-from ept_fed.config import Experiment, FederationSettings, ModelSettings
+from ept_fed.config import Experiment, FederationSettings, ModelSettings, TrainingSettings
 from ept_fed.data_contradictions import check_exists, find_data_contradictions, find_split_contradictions
 from ept_fed.methods import METHODS
 from ept_fed.options import check_options
@@ -64,6 +64,8 @@ def _check_sections(experiment: Experiment) -> list[Problem]:
     if training.head_first_epochs and federation.share == "prompts+head":
         fix = "FedRep's order is for heads that stay at the sites; set it to 0, or federation.share=prompts"
         found.append(Problem("training.head_first_epochs", training.head_first_epochs, fix))
+    if training.head == "common":
+        found += _check_common_head(experiment)
     if training.head == "discriminant":
         found += _check_discriminant(experiment)
     if experiment.evaluation.cross_site and "local" not in experiment.evaluation.baselines:
@@ -71,7 +73,19 @@ def _check_sections(experiment: Experiment) -> list[Problem]:
         found.append(Problem("evaluation.cross_site", True, fix))
     found += find_privacy_contradictions(experiment) + find_secure_contradictions(federation)
     found += find_site_privacy_contradictions(experiment)
-    return found + _check_method(model, federation) + _check_strategy(federation)
+    return found + _check_method(model, training, federation) + _check_strategy(federation)
+
+
+def _check_common_head(experiment: Experiment) -> list[Problem]:
+    """Return what does not go with a head that every site draws for itself and nobody trains."""
+    found = []
+    if experiment.federation.share == "prompts+head":
+        fix = "every site draws a common head from the run's seed, so it need not travel; set it to prompts"
+        found.append(Problem("federation.share", experiment.federation.share, fix))
+    if experiment.training.head_first_epochs:
+        fix = "a common head is not trained; set it to 0"
+        found.append(Problem("training.head_first_epochs", experiment.training.head_first_epochs, fix))
+    return found
 
 
 def _check_discriminant(experiment: Experiment) -> list[Problem]:
@@ -129,7 +143,7 @@ def check_statistics(federation: FederationSettings) -> list[Problem]:
     return found
 
 
-def _check_method(model: ModelSettings, federation: FederationSettings) -> list[Problem]:
+def _check_method(model: ModelSettings, training: TrainingSettings, federation: FederationSettings) -> list[Problem]:
     method = METHODS.get(model.method)
     if method is None:
         near = difflib.get_close_matches(model.method, METHODS, n=1)
@@ -139,7 +153,10 @@ def _check_method(model: ModelSettings, federation: FederationSettings) -> list[
     if model.method != "ept" and federation.payload == "folded":
         fix = f"model.method = '{model.method}' has nothing to fold, only ept's prompts do; set federation.payload=raw"
         found.append(Problem("federation.payload", "folded", fix))
-    if not method.sends_without_head and federation.share == "prompts":
+    if not method.sends_without_head and training.head == "common":
+        fix = f"model.method = '{model.method}' has the head alone, so nothing would be trained; set it to trained"
+        found.append(Problem("training.head", training.head, fix))
+    elif not method.sends_without_head and federation.share == "prompts":
         fix = f"model.method = '{model.method}' has the head alone, so nothing would travel; set it to prompts+head"
         found.append(Problem("federation.share", federation.share, fix))
     return found

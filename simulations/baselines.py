@@ -41,7 +41,8 @@ def train_centralised_prompts(
 
     What prompts alone could carry if nobody had to average them, though no bound: averaging may also keep prompts from
     overfitting. They are held still at the sites, where the head is trained as often as in `train_local` (the same
-    rounds, order, crops and start), or computed. Needs `federation.share` prompts; the pooled head stays behind.
+    rounds, order, crops and start), computed, or common. Needs `federation.share` prompts; the pooled head stays
+    behind.
     """
     prompts = train_centralised(federation, folder, progress).own_payload()
     stage = "centralised-prompts"
@@ -50,7 +51,7 @@ def train_centralised_prompts(
         for name, data in federation.data.sites.items()
     }
     training = federation.experiment.training
-    if training.head == "discriminant":
+    if training.head != "trained":
         for site in sites.values():
             site.adopt(prompts)
     else:

@@ -19,7 +19,14 @@ from ept_fed.training.optimizer import set_learning_rates
 from ept_fed.training.sampling import draw_order, halve
 from ept_fed.training.schedule import schedule_factor
 
-__all__ = ["RoundScope", "TrainingDivergedError", "TrainingOutcome", "train_round", "use_bfloat16"]
+__all__ = [
+    "RoundScope",
+    "TrainingDivergedError",
+    "TrainingOutcome",
+    "hold_still_beside",
+    "train_round",
+    "use_bfloat16",
+]
 
 
 class TrainingDivergedError(RuntimeError):
@@ -57,8 +64,10 @@ def train_round(
     """Train the method's tensors and the head for one round in place.
 
     A discriminant's head is not trained but computed from one half of the images, while the other half trains the rest
-    (see `ept_fed.training.fitted_head`). With `head_first_epochs`, FedRep's order (Collins et al.
-    2021): first the head with everything else held still, then that with the head held still.
+    (see `ept_fed.training.fitted_head`). A common head is held still as the run's seed drew it, the same at every site,
+    so that all sites' prompts learn for one head that never travels (FedBABU, Oh et al. 2022). With
+    `head_first_epochs`, FedRep's order (Collins et al. 2021): first the head with everything else held still, then that
+    with the head held still.
 
     Args:
         model: trained in place, on its own device.
@@ -89,7 +98,7 @@ def train_round(
                 _compute_head(head, model, images, lesson.known)
             model.train()
             seed = derive_seed(scope.seed, scope.site, scope.round, epoch, lesson.augmentation)
-            with _trained_alone(model, _part(settings, epoch)):
+            with hold_still_beside(model, _part(settings, epoch)):
                 for batch, labels in images.batches(settings.batch_size, order=lesson.order, augment_seed=seed):
                     _set_rates(optimizer, settings, scope, epoch + step / steps)
                     total += len(labels) * _take_step(model, optimizer, batch, labels, images.task, settings, penalties)
@@ -171,7 +180,7 @@ def _cross_over(order: Sequence[int], first: Sequence[int], second: Sequence[int
 
 
 def _part(settings: TrainingSettings, epoch: int) -> str:
-    if settings.head == "discriminant":
+    if settings.head != "trained":
         return "prompts"
     if not (settings.prompt_lr or settings.token_lr or settings.method_lr):
         # Nothing but the head has a rate; without gradients for the rest no pass goes back through the backbone.
@@ -182,8 +191,8 @@ def _part(settings: TrainingSettings, epoch: int) -> str:
 
 
 @contextmanager
-def _trained_alone(model: TunedViT, part: str) -> Iterator[None]:
-    """Hold still what is not in the part: "head", "prompts" (all of the method's own tensors), or "all"."""
+def hold_still_beside(model: TunedViT, part: str) -> Iterator[None]:
+    """Hold still what is not in a part: "head", "prompts" (all of the method's own tensors), or "all"."""
     head = set(model.head.parameters())
     still = [p for p in model.parameters() if p.requires_grad and part != "all" and (p in head) != (part == "head")]
     for parameter in still:

@@ -31,7 +31,13 @@ from ept_fed.privacy.noise import Entropy, draw_normal, draw_poisson_sample
 from ept_fed.privacy_contradictions import find_training_contradictions
 from ept_fed.problems import InputRefusedError, Problem
 from ept_fed.training.image_gradients import HEAD, SINKS, TOKENS, find_image_gradients, lay_down_gradients
-from ept_fed.training.loop import RoundScope, TrainingDivergedError, TrainingOutcome, use_bfloat16
+from ept_fed.training.loop import (
+    RoundScope,
+    TrainingDivergedError,
+    TrainingOutcome,
+    hold_still_beside,
+    use_bfloat16,
+)
 from ept_fed.training.losses import IMAGE_LOSSES
 from ept_fed.training.optimizer import set_learning_rates
 from ept_fed.training.schedule import schedule_factor
@@ -79,7 +85,7 @@ def train_private_round(
     penalties: Sequence[Callable[[], Tensor]] = (),
     entropy: Entropy = os.urandom,
 ) -> TrainingOutcome:
-    """Train sinks, tokens and head for one private round in place.
+    """Train sinks, tokens and head, unless that is common, for one private round in place.
 
     Args:
         model: ept's, with prompts that fold; on its own device.
@@ -110,14 +116,15 @@ def train_private_round(
             optimizer, schedule_factor(settings.schedule, (scope.round - 1 + step / plan.steps) / scope.rounds)
         )
         drawn = draw_poisson_sample(len(images), plan.sampling_rate, entropy=entropy)
-        total, bad = _sum_gradients(model, images, drawn.tolist(), settings, privacy.clip)
-        left_out += bad
-        noisy = add_noise(total, plan.noise_multiplier * privacy.clip, entropy=entropy)
-        optimizer.zero_grad(set_to_none=True)
-        lay_down_gradients(model, {name: tensor / expected for name, tensor in noisy.items()})
-        if penalties:
-            torch.stack([penalty() for penalty in penalties]).sum().backward()
-        optimizer.step()
+        with hold_still_beside(model, "prompts" if settings.head == "common" else "all"):
+            total, bad = _sum_gradients(model, images, drawn.tolist(), settings, privacy.clip)
+            left_out += bad
+            noisy = add_noise(total, plan.noise_multiplier * privacy.clip, entropy=entropy)
+            optimizer.zero_grad(set_to_none=True)
+            lay_down_gradients(model, {name: tensor / expected for name, tensor in noisy.items()})
+            if penalties:
+                torch.stack([penalty() for penalty in penalties]).sum().backward()
+            optimizer.step()
     if left_out:
         _log.warning(
             "round %d left out %d gradients of single images that were not finite; this stays at the site",
