@@ -272,7 +272,8 @@ def _judge_training(policy: Policy, training: TrainingSettings, *, noisy: bool) 
     if policy.outgoing.budget is not None and training.privacy is None and not noisy:
         fix = "has no ε; the consortium has to set training.privacy, or federation.site_privacy"
         unpaid.append(RuleBroken("outgoing.budget", "training.privacy is null", fix))
-    return unpaid + [
+    heads = _outside_list("incoming.heads", training.head, policy.incoming.heads)
+    return [*unpaid, *heads] + [
         broken
         for name in type(ranges).model_fields
         for broken in beyond(f"incoming.training.{name}", getattr(training, name), getattr(ranges, name))

@@ -146,6 +146,11 @@ class Incoming(Settings):
         ("ept",), description="names of docs/methods.md"
     )
     share: tuple[Literal["prompts", "prompts+head"], ...] = ("prompts",)
+    heads: tuple[Literal["trained", "common", "discriminant"], ...] = Field(
+        ("trained", "discriminant"),
+        description="how heads may be made, see training.head; a server has a common one too, so with the prompts it "
+        "has the whole classifier",
+    )
     payload: tuple[Literal["folded", "raw"], ...] = ("folded",)
     correction: bool = Field(
         False, description="whether a server may add a linear term to the loss (strategies scaffold and feddyn)"

@@ -64,8 +64,8 @@ METHODS: dict[str, MethodInfo] = {
     "ept": MethodInfo(
         "Zu et al. 2024, arXiv 2407.01003",
         "Prompt columns beside the attention logits, and optionally context tokens.",
-        "On HAM10000, three seeds, prompts with every site's own head were not shown to beat staying home, with tokens "
-        "or without; see docs/benchmark.md.",
+        "On HAM10000, three seeds, prompts with heads that every site trains for itself were not shown to beat staying "
+        "home; with tokens under training.head=common they were; see docs/benchmark.md.",
         ("sinks", "prompts", "tokens"),
     ),
     "linear": MethodInfo(

@@ -49,7 +49,7 @@ def draw_benchmark(summary: Sequence[Mapping[str, Any]], metric: str = "accuracy
         axis.set(xlabel="sent per site and round", title="all images" if count is None else f"{count} shots")
     axes[0].set_ylabel(f"{metric.replace('_', ' ')}, mean over sites")
     entries = [Line2D([], [], color=colour, marker="s", linestyle="") for colour in colours.values()]
-    figure.legend(entries, [shorten(method, 16) for method in colours], loc="outside right upper", frameon=False)
+    figure.legend(entries, [shorten(method, 48) for method in colours], loc="outside right upper", frameon=False)
     key = "circle: head at home; triangle: head shared; dashes: alone; dots: images pooled"
     if any(row["setting"] == "centralised-prompts" for row in rows):
         key += "; dash-dot: prompts of pooled images"

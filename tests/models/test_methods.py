@@ -309,6 +309,34 @@ def test_vpt_is_the_backbone_on_a_sequence_with_the_tokens_in_it() -> None:
     torch.testing.assert_close(model.forward_features(images()), expected)
 
 
+def test_deep_vpt_gives_every_block_tokens_of_its_own() -> None:
+    model = build("vpt", tokens=2, deep=1)
+    x = embed_images(model.vit, images())
+    for tokens, block in zip(model.tokens, model.vit.blocks, strict=True):
+        x = block(torch.cat([x[:, :1], tokens.expand(4, -1, -1), x[:, 1:]], dim=1))
+        x = torch.cat([x[:, :1], x[:, 3:]], dim=1)
+    torch.testing.assert_close(model.forward_features(images()), model.vit.norm(x)[:, 0])
+
+
+@pytest.mark.parametrize("layer", range(DEPTH))
+def test_every_block_has_an_adapter_of_its_own(layer: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build("adapter", reduction=4, scale=0.5)
+    with torch.no_grad():
+        model.down_bias[layer].fill_(1.0)
+        model.up_weight[layer].fill_(0.1)
+    met: list[tuple[int, bool]] = []
+    bottleneck = model._bottleneck
+
+    def watched(number: int, x: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = bottleneck(number, x)
+        met.append((number, bool(found.any())))
+        return found
+
+    monkeypatch.setattr(model, "_bottleneck", watched)
+    model(images())
+    assert met == [(number, number == layer) for number in range(DEPTH)]
+
+
 def test_bias_trains_every_bias_and_nothing_else() -> None:
     model = build("bias")
     names = {name for name, _ in model.vit.named_parameters() if name.endswith("bias")}

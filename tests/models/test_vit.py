@@ -1,5 +1,7 @@
 """PromptedViT over micro ViTs that exist only for these tests."""
 
+from collections.abc import Callable
+
 import pytest
 import timm
 import torch
@@ -144,6 +146,18 @@ def test_multiply_concat_is_the_papers_formula() -> None:
     alpha = (A.max(-1).values - A.min(-1).values).unsqueeze(-1)
     want = torch.cat([alpha * P, A], -1).softmax(-1)[..., 5:] @ v
     torch.testing.assert_close(EMBEDDINGS["multiply_concat"](q, k, v, P), want)
+
+
+@pytest.mark.parametrize(
+    ("embedding", "embed"), [("add", lambda A, P: A + P), ("multiply", lambda A, P: A + A * P)], ids=["add", "multiply"]
+)
+def test_add_and_multiply_change_the_logits_by_query_and_key(
+    embedding: str, embed: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+) -> None:
+    q, k, v = (torch.randn(2, 3, 9, 4, generator=torch.Generator().manual_seed(s)).double() for s in range(3))
+    P = torch.randn(9, 9, generator=torch.Generator().manual_seed(4)).double()
+    want = embed((q @ k.transpose(-2, -1)) / 2, P).softmax(-1) @ v
+    torch.testing.assert_close(EMBEDDINGS[embedding](q, k, v, P), want)
 
 
 @pytest.mark.parametrize("embedding", sorted(set(EMBEDDINGS) - FOLDABLE))
