@@ -13,7 +13,7 @@ from pydantic import AfterValidator, Field
 
 import ept_fed
 from ept_fed.bundles.canonical import spell_canonical
-from ept_fed.methods import HEAD_TENSORS, METHODS, STATISTICS_TENSORS, Statistics, may_travel
+from ept_fed.methods import HEAD_TENSORS, METHODS, STATISTICS_TENSORS, HeadKind, Statistics, may_travel
 from ept_fed.privacy_settings import NoiseSource
 from ept_fed.problems import InputRefusedError, Problem
 from ept_fed.settings import Count, Positive, Settings
@@ -146,7 +146,7 @@ class Incoming(Settings):
         ("ept",), description="names of docs/methods.md"
     )
     share: tuple[Literal["prompts", "prompts+head"], ...] = ("prompts",)
-    heads: tuple[Literal["trained", "common", "discriminant"], ...] = Field(
+    heads: tuple[HeadKind, ...] = Field(
         ("trained", "discriminant"),
         description="how heads may be made, see training.head; a server has a common one too, so with the prompts it "
         "has the whole classifier",

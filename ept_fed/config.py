@@ -13,7 +13,7 @@ from pydantic import Field
 
 from ept_fed.benchmark_settings import BenchmarkSettings
 from ept_fed.data_settings import LOCAL_DATA_FIELDS, AnyDataSettings
-from ept_fed.methods import Statistics
+from ept_fed.methods import HeadKind, Statistics
 from ept_fed.privacy_settings import PrivacySettings, SecureAggregationSettings, SitePrivacySettings
 from ept_fed.settings import Count, Fraction, Name, Positive, Seed, Settings
 
@@ -97,7 +97,7 @@ class TrainingSettings(Settings):
     head_first_epochs: Annotated[int, Field(ge=0, le=1000)] = Field(
         0, description="FedRep: epochs on the head alone before `epochs` on the prompts alone; 0 trains both together"
     )
-    head: Literal["trained", "common", "discriminant"] = Field(
+    head: HeadKind = Field(
         "trained",
         description="trained: by gradient, with the prompts; common: FedBABU, every site draws the same from the run's "
         "seed and nobody trains it, so prompts alone learn the classes; discriminant: computed at the site, for the "

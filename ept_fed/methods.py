@@ -12,12 +12,22 @@ from typing import Literal
 
 from ept_fed.options import Option
 
-__all__ = ["HEAD_TENSORS", "METHODS", "STATISTICS_TENSORS", "MethodInfo", "Statistics", "find_senders", "may_travel"]
+__all__ = [
+    "HEAD_TENSORS",
+    "METHODS",
+    "STATISTICS_TENSORS",
+    "HeadKind",
+    "MethodInfo",
+    "Statistics",
+    "find_senders",
+    "may_travel",
+]
 
 HEAD_TENSORS = ("head.weight", "head.bias")
 # What a discriminant's head is computed from, see ept_fed/training/discriminant.py.
 STATISTICS_TENSORS = ("statistics.shares", "statistics.sums", "statistics.mean", "statistics.moments")
 Statistics = Literal["means", "moments"]  # all of these but the last, or all
+HeadKind = Literal["trained", "common", "discriminant"]  # how the head is made, see training.head
 
 _OF_BACKBONE = "backbone."
 

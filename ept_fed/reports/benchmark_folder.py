@@ -28,6 +28,9 @@ from ept_fed.settings_diff import compare_settings
 
 __all__ = ["BenchmarkFolder"]
 
+# What says whether a cell may be joined by others.
+_NEEDED = frozenset({"key", "backbone", "data"})
+
 
 class BenchmarkFolder:
     """Opens and fills one benchmark's folder."""
@@ -87,8 +90,12 @@ class BenchmarkFolder:
         path = self.path / "cells.jsonl"
         lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
         try:
-            return {cell["key"]: cell for cell in map(json.loads, lines)}
-        except (ValueError, TypeError, KeyError) as error:
+            cells = [json.loads(line) for line in lines]
+            for cell in cells:
+                if lacking := _NEEDED - cell.keys():
+                    raise KeyError(f"a line lacks {', '.join(sorted(lacking))}")
+            return {cell["key"]: cell for cell in cells}
+        except (ValueError, TypeError, AttributeError, KeyError) as error:
             fix = f"is damaged ({type(error).__name__}: {error}); restore it, or name another --out"
             raise InputRefusedError([Problem("cells.jsonl", str(path), fix)]) from error
 

@@ -15,7 +15,7 @@ from ept_fed.models.method import TunedViT
 from ept_fed.seeds import derive_seed, numpy_generator
 from ept_fed.training.fitted_head import FeaturesDivergedError, HeadFit
 from ept_fed.training.losses import LOSSES
-from ept_fed.training.optimizer import set_learning_rates
+from ept_fed.training.optimizer import moves_method, set_learning_rates
 from ept_fed.training.sampling import draw_order, halve
 from ept_fed.training.schedule import schedule_factor
 
@@ -98,7 +98,7 @@ def train_round(
                 _compute_head(head, model, images, lesson.known)
             model.train()
             seed = derive_seed(scope.seed, scope.site, scope.round, epoch, lesson.augmentation)
-            with hold_still_beside(model, _part(settings, epoch)):
+            with hold_still_beside(model, _part(model, settings, epoch)):
                 for batch, labels in images.batches(settings.batch_size, order=lesson.order, augment_seed=seed):
                     _set_rates(optimizer, settings, scope, epoch + step / steps)
                     total += len(labels) * _take_step(model, optimizer, batch, labels, images.task, settings, penalties)
@@ -179,10 +179,10 @@ def _cross_over(order: Sequence[int], first: Sequence[int], second: Sequence[int
     return [lesson for lesson in lessons if lesson.known and lesson.order]
 
 
-def _part(settings: TrainingSettings, epoch: int) -> str:
+def _part(model: TunedViT, settings: TrainingSettings, epoch: int) -> str:
     if settings.head != "trained":
         return "prompts"
-    if not (settings.prompt_lr or settings.token_lr or settings.method_lr):
+    if not moves_method(model, settings):
         # Nothing but the head has a rate; without gradients for the rest no pass goes back through the backbone.
         return "head"
     if not settings.head_first_epochs:

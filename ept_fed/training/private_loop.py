@@ -111,12 +111,11 @@ def train_private_round(
     model.train()
     expected = plan.sampling_rate * len(images)
     left_out = 0
-    for step in range(plan.steps):
-        set_learning_rates(
-            optimizer, schedule_factor(settings.schedule, (scope.round - 1 + step / plan.steps) / scope.rounds)
-        )
-        drawn = draw_poisson_sample(len(images), plan.sampling_rate, entropy=entropy)
-        with hold_still_beside(model, "prompts" if settings.head == "common" else "all"):
+    with hold_still_beside(model, "prompts" if settings.head == "common" else "all"):
+        for step in range(plan.steps):
+            progress = (scope.round - 1 + step / plan.steps) / scope.rounds
+            set_learning_rates(optimizer, schedule_factor(settings.schedule, progress))
+            drawn = draw_poisson_sample(len(images), plan.sampling_rate, entropy=entropy)
             total, bad = _sum_gradients(model, images, drawn.tolist(), settings, privacy.clip)
             left_out += bad
             noisy = add_noise(total, plan.noise_multiplier * privacy.clip, entropy=entropy)

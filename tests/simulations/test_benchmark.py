@@ -223,6 +223,10 @@ def test_a_folder_of_other_settings_or_of_something_else_is_refused(micro: Micro
     (out / "cells.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     more = micro(*small[:-1], "benchmark.settings=[local, federated+head]")
     assert set(refusals(lambda: benchmark(more, out, Silent()))) == {"model.weights"}
+    for line in lines:
+        del line["data"]
+    (out / "cells.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert "lacks data" in refusals(lambda: benchmark(more, out, Silent()))["cells.jsonl"]
 
 
 def test_images_of_another_place_are_not_mixed_with_those_of_the_folder(
