@@ -12,7 +12,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from ept_fed.reports.charts import shorten, styled
 
-__all__ = ["draw_benchmark"]
+__all__ = ["draw_benchmark", "pick_colours"]
 
 _MARKERS = {"federated": "o", "federated+head": "^"}
 _DASHES = {"local": (4, 3), "centralised": (1, 1.5), "centralised-prompts": (4, 1.5, 1, 1.5)}
@@ -33,8 +33,7 @@ def draw_benchmark(summary: Sequence[Mapping[str, Any]], metric: str = "accuracy
     figure = Figure(figsize=(4.4 * len(shots) + 1.6, 4.2), layout="constrained")
     axes = figure.subplots(1, len(shots), sharey=True, squeeze=False)[0]
     methods = list(dict.fromkeys(row["method"] for row in rows))
-    palette = mpl.colormaps["tab10" if len(methods) <= 10 else "tab20"]
-    colours = {method: palette(place % palette.N) for place, method in enumerate(methods)}
+    colours = dict(zip(methods, pick_colours(len(methods)), strict=True))
     for axis, count in zip(axes, shots, strict=True):
         for row in (row for row in rows if row["shots"] == count):
             colour, sd = colours[row["method"]], 0.0 if np.isnan(row["sd"]) else row["sd"]
@@ -57,6 +56,14 @@ def draw_benchmark(summary: Sequence[Mapping[str, Any]], metric: str = "accuracy
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
     return buffer.getvalue()
+
+
+def pick_colours(count: int) -> list[tuple[float, float, float, float]]:
+    """Return as many different colours, neighbours as far apart as a list of names allows."""
+    for name in ("tab10", "tab20"):
+        if count <= mpl.colormaps[name].N:
+            return [mpl.colormaps[name](place) for place in range(count)]
+    return list(map(tuple, mpl.colormaps["turbo"](np.linspace(0, 1, count)).tolist()))
 
 
 def _tell_bytes(value: float, _position: int | None) -> str:
