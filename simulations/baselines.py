@@ -12,7 +12,7 @@ from ept_fed.reports.run_folder import RunFolder
 from ept_fed.sealed_tensors import SealBrokenError
 from simulations.virtual_sites import POOLED_SITE, VirtualFederation
 
-__all__ = ["train_centralised", "train_centralised_prompts", "train_local"]
+__all__ = ["make_heads", "train_centralised", "train_centralised_prompts", "train_local"]
 
 
 def train_local(federation: VirtualFederation, folder: RunFolder, progress: Progress) -> Mapping[str, Site]:
@@ -37,15 +37,29 @@ def train_centralised(federation: VirtualFederation, folder: RunFolder, progress
 def train_centralised_prompts(
     federation: VirtualFederation, folder: RunFolder, progress: Progress
 ) -> Mapping[str, Site]:
-    """Give every site the prompts of `train_centralised`, to make a head of its own for them from its own images.
+    """Give every site the prompts of `train_centralised`, to make a head of its own for them, see `make_heads`.
 
     What prompts alone could carry if nobody had to average them, though no bound: averaging may also keep prompts from
-    overfitting. They are held still at the sites, where the head is trained as often as in `train_local` (the same
-    rounds, order, crops and start), computed, or common. Needs `federation.share` prompts; the pooled head stays
-    behind.
+    overfitting. Needs `federation.share` prompts; the pooled head stays behind.
     """
     prompts = train_centralised(federation, folder, progress).own_payload()
-    stage = "centralised-prompts"
+    return make_heads(federation, prompts, folder, progress, stage="centralised-prompts")
+
+
+def make_heads(
+    federation: VirtualFederation, prompts: Vector, folder: RunFolder, progress: Progress, *, stage: str
+) -> Mapping[str, Site]:
+    """Return sites that hold prompts still and make a head of their own for them, from their own images.
+
+    It is trained as often as in `train_local` (the same rounds, order, crops and start), computed, or common.
+
+    Args:
+        federation: whose `federation.share` is prompts.
+        prompts: a payload.
+        folder: where the sites' states are kept.
+        progress: told each site's rounds.
+        stage: what this is called there, and in the folder.
+    """
     sites = {
         name: federation.create_site(data, federation.keep_states(folder, stage, name))
         for name, data in federation.data.sites.items()

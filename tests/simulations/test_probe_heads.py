@@ -1,0 +1,30 @@
+"""Prompts under each kind of head: every way is compared at every site, from the same start."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from ept_fed.config import Experiment
+from simulations.probe_heads import compare_heads
+from simulations.virtual_sites import prepare_federation
+
+
+def test_every_way_is_compared_with_staying_home_at_every_site(
+    micro: Callable[..., Experiment], tmp_path: Path
+) -> None:
+    federation = prepare_federation(micro("model.tokens=1", "federation.rounds=1"))
+    found = compare_heads(federation, ["federation.rounds=2", "training.token_lr=0.05"], tmp_path)
+    ways, heads = ("heads at home", "head averaged", "common head"), ("kept", "trained anew", "closed form")
+    assert list(found) == [("alone", "trained"), *((way, head) for way in ways for head in heads)]
+    assert all(set(scores) == set(federation.data.sites) for scores in found.values())
+    assert len({tuple(found[way, "kept"].values()) for way in ways}) == len(ways)
+
+
+def test_prompts_that_nothing_moves_are_worth_what_their_heads_are(
+    micro: Callable[..., Experiment], tmp_path: Path
+) -> None:
+    still = ["training.prompt_lr=0", "training.token_lr=0"]
+    federation = prepare_federation(micro("model.tokens=1", "federation.rounds=1", *still))
+    found = compare_heads(federation, [], tmp_path)
+    for head in ("trained anew", "closed form"):
+        assert found["heads at home", head] == found["head averaged", head] == found["common head", head]
+    assert found["heads at home", "trained anew"] == found["alone", "trained"]
