@@ -33,7 +33,13 @@ __all__ = [
     "tabulate_sites",
 ]
 
-PAGES = (Path("README.md"), Path("docs/benchmark.md"), Path("docs/differential-privacy.md"))
+PAGES = (
+    Path("README.md"),
+    *(
+        Path("docs") / f"{page}.md"
+        for page in ("benchmark", "differential-privacy", "prompts-alone", "recipes", "shared-heads")
+    ),
+)
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:

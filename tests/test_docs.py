@@ -36,6 +36,12 @@ def commands(page: Path) -> list[list[str]]:
     return [words[1:] for words in found if words[0].endswith("ept-fed")]
 
 
+def headings(page: Path) -> set[str]:
+    """The anchors that a page's headings make."""
+    found = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", re.sub(r"\]\([^)]*\)", "]", title)).lower().replace(" ", "-") for title in found}
+
+
 def test_the_reference_pages_are_what_the_code_says() -> None:
     checked = [sys.executable, "docs/generate_reference.py", "--check"]
     done = subprocess.run(checked, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -43,9 +49,13 @@ def test_the_reference_pages_are_what_the_code_says() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_to_files_that_exist(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
-        assert target.startswith("https://") or (page.parent / target).exists(), target
+def test_links_lead_to_files_and_headings_that_exist(page: Path) -> None:
+    for target, anchor in re.findall(r"\]\(([^)#]*)(?:#([^)]+))?\)", page.read_text()):
+        if target.startswith("https://"):
+            continue
+        leads_to = page.parent / target if target else page
+        assert leads_to.exists(), target
+        assert not anchor or anchor in headings(leads_to), f"{target}#{anchor}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
