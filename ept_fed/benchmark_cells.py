@@ -29,7 +29,7 @@ def list_cells(experiment: Experiment) -> tuple[Cell, ...]:
     """
     grid = experiment.benchmark
     methods = _expand_patterns(grid)
-    problems = _check_grid(grid, methods)
+    problems = [*_check_grid(grid, methods), *_check_shots(experiment)]
     if problems:
         raise InputRefusedError(problems)
     cells: list[Cell] = []
@@ -151,7 +151,7 @@ def _check_grid(grid: BenchmarkSettings, methods: Sequence[str]) -> list[Problem
     if grid.reference not in methods:
         fix = f"is not compared; name one of benchmark.methods: {', '.join(methods)}"
         found.append(Problem("benchmark.reference", grid.reference, fix))
-    axes: dict[str, Sequence[str | int | Setting]] = {
+    axes: dict[str, Sequence[str | int | Setting | None]] = {
         "methods": methods,
         "shots": grid.shots,
         "samplings": grid.samplings,
@@ -165,3 +165,12 @@ def _check_grid(grid: BenchmarkSettings, methods: Sequence[str]) -> list[Problem
             if values.count(value) > 1
         ]
     return found
+
+
+def _check_shots(experiment: Experiment) -> list[Problem]:
+    """MedFMC's published lists have the shots that they have."""
+    sampling = getattr(experiment.data, "sampling", None)
+    if None in experiment.benchmark.shots and sampling is not None:
+        fix = f"a published list ({sampling}) has so many images per class; leave null out"
+        return [Problem("benchmark.shots", None, fix)]
+    return []

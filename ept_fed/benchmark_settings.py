@@ -56,7 +56,9 @@ class BenchmarkSettings(Settings):
         {},
         description="by name, settings as after --set; under a method's name they hold for it wherever it is compared",
     )
-    shots: tuple[Count, ...] = Field((), description="images per class and site; empty takes data.shots")
+    shots: tuple[Count | None, ...] = Field(
+        (), description="images per class and site, null for all of them; empty takes data.shots"
+    )
     samplings: tuple[Seed, ...] = Field(
         (),
         description="seeds of splits and K-shot samples, or numbers of MedFMC's published ones; each runs with every "

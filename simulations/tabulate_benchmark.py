@@ -67,7 +67,8 @@ def tabulate_methods(rows: Sequence[Mapping[str, Any]], metric: str = "auc") -> 
     ]
     for count in shots:
         if len(shots) > 1:
-            lines.append(f"| **{count} images per class and site** |{' |' * len(settings)}")
+            told = f"{count} images per class and site" if count else "all images"
+            lines.append(f"| **{told}** |{' |' * len(settings)}")
         for method in dict.fromkeys(key[0] for key in found if key[1] == count):
             cells = [_tell_cell(found.get((method, count, setting))) for setting in settings]
             lines.append(f"| {method} | {' | '.join(cells)} |")
@@ -82,7 +83,7 @@ def tabulate_sites(rows: Sequence[Mapping[str, Any]], metric: str = "auc") -> st
     lines = [f"| method | setting | {' | '.join(sites)} |", f"|---|---|{'---|' * len(sites)}"]
     for method, shots, setting in dict.fromkeys(key[:3] for key in gains):
         cells = [_tell_gain(gains.get((method, shots, setting, site))) for site in sites]
-        lines.append(f"| {method}, {shots} shots | {SETTINGS[setting].heading} | {' | '.join(cells)} |")
+        lines.append(f"| {method}, {_tell_shots(shots)} | {SETTINGS[setting].heading} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -120,7 +121,7 @@ def tabulate_paired(rows: Sequence[Mapping[str, Any]], metric: str = "auc") -> s
     ]
     for method, shots in dict.fromkeys(key[:2] for key in found):
         cells = [_tell_gain(found.get((method, shots, setting))) for setting in settings]
-        lines.append(f"| {method}, {shots or 'all'} shots | {' | '.join(cells)} |")
+        lines.append(f"| {method}, {_tell_shots(shots)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -203,6 +204,10 @@ def _tell_gain(row: Mapping[str, Any] | None) -> str:
 def _tell_helped(row: Mapping[str, Any], count: int) -> str:
     helped = f"{row['helped']} of {row['sites']} sites"
     return f"{helped}, {_tell_bytes(count)}" if count else helped
+
+
+def _tell_shots(shots: str) -> str:
+    return f"{shots} shots" if shots else "all images"
 
 
 def _tell_bytes(count: int) -> str:

@@ -88,6 +88,15 @@ def test_published_samplings_are_lists_of_their_own(micro: Micro) -> None:
     assert {(cell.experiment.data.shots, cell.experiment.data.seed) for cell in cells} == {(None, None)}
 
 
+def test_null_among_the_shots_is_every_image(micro: Micro) -> None:
+    grid = "benchmark={methods: [ept], shots: [1, null], seeds: [0], settings: [local]}"
+    one, everything = list_cells(micro(grid))
+    assert (one.experiment.data.shots, everything.experiment.data.shots) == (1, None)
+    assert "all images" in everything.title
+    source = "data={source: medfmc, images: ., dataset: colon, sampling: exp1, sampling_shots: 1}"
+    assert "leave null out" in refusals(lambda: list_cells(micro(source, grid)))["benchmark.shots"]
+
+
 def test_comparators_have_nothing_of_ept_left(micro: Micro) -> None:
     cells = list_cells(micro("model.tokens=1", "benchmark.seeds=[0]", "benchmark.settings=[local]"))
     assert {cell.method: cell.experiment.model.tokens for cell in cells} == {

@@ -55,6 +55,19 @@ def row(method: str, value: float, setting: str = "local") -> dict[str, object]:
 ROWS = [row("ept", 0.5), row("vpt", 0.75), row("lora", 0.25)]
 
 
+def test_shots_are_told_and_no_number_is_all_images() -> None:
+    rows = [row("ept", value, setting) | {"shots": shots} for shots in ("5", "") for value, setting in PAIR]
+    told = [line.split(" | ")[0] for line in tabulate_methods(rows).splitlines()[2:]]
+    assert told == ["| **5 images per class and site**", "| ept", "| **all images**", "| ept"]
+    assert [line.split(" | ")[0] for line in tabulate_sites(rows).splitlines()[2:]] == [
+        "| ept, 5 shots",
+        "| ept, all images",
+    ]
+
+
+PAIR = ((0.5, "local"), (0.75, "federated"))
+
+
 def test_only_what_stands_between_the_marks_is_replaced() -> None:
     page = "before\n<!-- a:methods -->\nold\n<!-- end -->\nbetween\n<!-- b:methods -->\nkept\n<!-- end -->\n"
     filled = fill_page(page, "a", ROWS)
