@@ -5,9 +5,8 @@ from typing import Any
 
 from client.audit import examine
 from client.budget import BUDGET
-from client.open_gate import LEDGER_FILE, SITE_KEY, open_budget, open_ledger, read_ledger
+from client.open_gate import LEDGER_FILE, open_budget, open_ledger, read_ledger, read_site_key
 from client.witnesses import find_served, record_anew, spell_served
-from ept_fed.bundles.signing import read_private_key
 from ept_fed.problems import InputRefusedError, Problem
 from ept_fed.protocol.messages import clean_text
 from ept_fed.site_settings import load_site_settings
@@ -34,7 +33,7 @@ def begin_ledger(kit: Path, reason: str) -> dict[str, Any]:
         InputRefusedError: if there is a ledger, no reason, or anything that `open_gate` refuses.
     """
     settings = load_site_settings(kit / "site.yaml")
-    key = read_private_key(kit / SITE_KEY)
+    key = read_site_key(kit)
     path, said = settings.worker.state / LEDGER_FILE, clean_text(reason.strip(), _LONGEST_REASON)
     problems = []
     if not said:

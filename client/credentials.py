@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-from client.open_gate import SITE_KEY
+from client.open_gate import read_site_key
 from client.secure_rounds import Credentials
-from ept_fed.bundles.signing import read_private_key
 from ept_fed.certificates import parse_certificate
 
 __all__ = ["read_credentials"]
@@ -22,7 +21,7 @@ def read_credentials(kit: Path) -> Credentials | None:
     if not certificate.exists() or not authority.exists():
         return None
     return Credentials(
-        key=read_private_key(kit / SITE_KEY),
+        key=read_site_key(kit),
         certificate=parse_certificate(certificate.read_bytes(), str(_CERTIFICATE)),
         authority=parse_certificate(authority.read_bytes(), str(_AUTHORITY)),
     )

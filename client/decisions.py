@@ -55,6 +55,11 @@ class Decisions:
         whole = dataclasses.replace(record, bytes=len(frame), sha256=sha256, policy=self._policy_digest)
         self._ledger.append(whole)
 
+    @property
+    def ended(self) -> bool:
+        """Whether the ledger takes no entry any more."""
+        return self._ledger.closed
+
     def close(self) -> None:
         """Let go of the ledger."""
         self._ledger.close()

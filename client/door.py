@@ -21,6 +21,10 @@ class Door(Protocol):
     OSError, and the message does not pass.
     """
 
+    @property
+    def ended(self) -> bool:
+        """Whether it can record nothing any more until the worker starts anew."""
+
     def admit_proposal(self, run: str, proposal: Proposal, frame: bytes) -> None:
         """Let a proposal in.
 

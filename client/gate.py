@@ -271,6 +271,11 @@ class Gate:
             record = Record(direction, clean_text(kind, 40), "refused", rule="protocol", reason=clean_text(reason))
             self._decisions.append(record, frame)
 
+    @property
+    def ended(self) -> bool:
+        """Whether nothing can be recorded any more, so that nothing may pass until a new start."""
+        return self._decisions.ended
+
     def close(self) -> None:
         """Let go of the ledger."""
         self._decisions.close()

@@ -134,8 +134,8 @@ class Ledger:
         Raises:
             OSError: if it cannot be written; what it is about must then not happen.
         """
-        if self._file < 0:
-            raise LedgerBrokenError(f"{self.path} is closed")
+        if self.closed:
+            raise OSError(f"{self.path} is closed, after a line that could be neither finished nor taken back")
         if self._unsynced:
             self._shorten(os.fstat(self._file).st_size)
         entry = self._compose(record)
@@ -143,6 +143,11 @@ class Ledger:
         self._adopt(entry, hash_line(entry.line))
         self._write_tip()
         return entry
+
+    @property
+    def closed(self) -> bool:
+        """Whether it takes no entry any more, from `close` on, or after a failure that only a new start can mend."""
+        return self._file < 0
 
     def close(self) -> None:
         """Let go of the files and the lock."""

@@ -27,6 +27,7 @@ __all__ = [
     "open_gate",
     "open_ledger",
     "read_ledger",
+    "read_site_key",
 ]
 
 _log = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ def open_gate(settings: SiteSettings, kit: Path) -> Gate:
             has open, or that knows less than the site's own state.
     """
     policy = load_policy(settings.policy)
-    key = read_private_key(kit / SITE_KEY)
+    key = read_site_key(kit)
     budget = open_budget(settings)
     path, state = settings.worker.state / LEDGER_FILE, settings.worker.state
     served = find_served(state, budget.charged, settings.site)
@@ -76,7 +77,7 @@ def check_gate(settings: SiteSettings, kit: Path) -> None:
     """
     load_policy(settings.policy)
     budget = open_budget(settings)
-    key = read_private_key(kit / SITE_KEY).public_key()
+    key = read_site_key(kit).public_key()
     path = settings.worker.state / LEDGER_FILE
     # The state first: a worker may write meanwhile, and what it writes there is in the ledger before.
     served = find_served(settings.worker.state, budget.charged, settings.site)
@@ -87,6 +88,15 @@ def check_gate(settings: SiteSettings, kit: Path) -> None:
     _require_known(path, served, found.entries)
     # The budget once more, as it was after the ledger: a line of it is written before the ledger's note.
     _require_charged(open_budget(settings), found.entries)
+
+
+def read_site_key(kit: Path) -> ec.EllipticCurvePrivateKey:
+    """Return what a kit's site signs with.
+
+    Raises:
+        InputRefusedError: see `read_private_key`.
+    """
+    return read_private_key(kit / SITE_KEY, str(SITE_KEY))
 
 
 def read_ledger(path: Path) -> tuple[bytes, bytes | None]:

@@ -18,7 +18,7 @@ from client.budget import BUDGET_FILE, BudgetBrokenError, Charged, read_budget
 from client.compare import Recall, assess_settings, recall_federated
 from client.describe_run import describe_run
 from client.gallery import collect_errors
-from client.open_gate import LEDGER_FILE
+from client.open_gate import LEDGER_FILE, read_site_key
 from client.own_folder import check_own_folder, fill_own_folder
 from client.passages import count_passages, describe_rounds, list_passages, read_ledger_passages
 from client.release_model import release_model
@@ -109,7 +109,7 @@ def report_site(
             raise InputRefusedError([Problem("state", str(local), fix)]) from broken
         with fill_own_folder(folder) as staged:
             recalls = recall_federated(site, found.received.payload, experiment, progress.on_note)
-            _write_run(staged, settings, found, experiment, warm, site, {"local": lambda: alone, **recalls})
+            _write_run(staged, kit, settings, found, experiment, warm, site, {"local": lambda: alone, **recalls})
             pictures = None
             if gallery:
                 released = staged / "sites" / site_folder(site.name) / "model.safetensors"
@@ -203,6 +203,7 @@ def _lock(folder: Path) -> Iterator[None]:
 
 def _write_run(
     staged: Path,
+    kit: Path,
     settings: SiteSettings,
     found: _Participation,
     experiment: Experiment,
@@ -219,7 +220,8 @@ def _write_run(
     folder.write_predictions(site.name, assessed.rows, warm.data.classes, assessed.subgroups)
 
     answers, damaged = RunRegistry(settings.worker.state, site.name).record(found.run).read_answers()
-    passages = read_ledger_passages(settings.worker.state / LEDGER_FILE, found.run)
+    ledger = settings.worker.state / LEDGER_FILE
+    passages = read_ledger_passages(ledger, read_site_key(kit).public_key(), found.run) if ledger.exists() else ()
     counted_by = "ledger" if passages else "worker"
     passages = passages or list_passages(answers)
     for record in describe_rounds(site.name, found.round, answers, passages):

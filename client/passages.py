@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from cryptography.hazmat.primitives.asymmetric import ec
+
 from client.audit import examine
-from client.ledger import tip_path
+from client.open_gate import read_ledger
 from client.run_record import Answer
 
 __all__ = ["Passage", "count_passages", "describe_rounds", "list_passages", "read_ledger_passages"]
@@ -41,14 +43,15 @@ def list_passages(answers: Iterable[Answer]) -> tuple[Passage, ...]:
     )
 
 
-def read_ledger_passages(ledger: Path, run: str) -> tuple[Passage, ...]:
-    """Return the messages of a run that the site's signed ledger says passed; none if it is missing or not sound."""
+def read_ledger_passages(ledger: Path, key: ec.EllipticCurvePublicKey, run: str) -> tuple[Passage, ...]:
+    """Return the messages of a run that a ledger says passed; none if it is missing, not sound, or not of this key.
+
+    Raises:
+        InputRefusedError: if it cannot be read.
+    """
     if not ledger.exists():
         return ()
-    tip = tip_path(ledger)
-    # The tip first: a line that is written in between is then after it, as after an interruption, and not missing.
-    end = tip.read_bytes() if tip.exists() else None
-    examined = examine(ledger.read_bytes(), end)
+    examined = examine(*read_ledger(ledger), key)
     if not examined.sound:
         return ()
     kinds = {"introduce": "introduction"}

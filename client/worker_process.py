@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -67,7 +68,7 @@ def serve_site(kit: Path, make_door: Callable[[SiteSettings, Path], Door] = open
         Thread(target=_accept, args=(listener, worker.answer), name="accept", daemon=True).start()
         Thread(target=serve_status, args=(status_listener, worker.status), name="status", daemon=True).start()
         _log.info("%s listens at %s", settings.site, settings.worker.socket)
-        _wait(stopped[0], parent)
+        _wait(stopped[0], parent, door)
         _log.info("%s stops", settings.site)
     logging.shutdown()
     sys.stdout.flush()
@@ -159,20 +160,31 @@ def _make_private(folder: Path, *, for_group: bool) -> None:
 
 
 def _accept(listener: socket.socket, answer: Callable[[bytes], bytes]) -> None:
+    """Answer whoever connects, for ever: want of descriptors, memory or threads passes, deafness would not."""
     free = BoundedSemaphore(_MOST_CONNECTIONS)
+
+    def serve(connection: socket.socket) -> None:
+        try:
+            _serve(connection, answer)
+        finally:
+            free.release()
+
     while True:
-        connection, _ = listener.accept()
+        try:
+            connection, _ = listener.accept()
+        except OSError as error:
+            _log.warning("nobody can be let in: %s", error)
+            time.sleep(_SECOND)
+            continue
         if not free.acquire(blocking=False):
             connection.close()
             continue
-
-        def serve(connection: socket.socket = connection) -> None:
-            try:
-                _serve(connection, answer)
-            finally:
-                free.release()
-
-        Thread(target=serve, name="serve", daemon=True).start()
+        try:
+            Thread(target=serve, args=(connection,), name="serve", daemon=True).start()
+        except RuntimeError as error:
+            _log.warning("a client is turned away: %s", error)
+            free.release()
+            connection.close()
 
 
 def _serve(connection: socket.socket, answer: Callable[[bytes], bytes]) -> None:
@@ -193,10 +205,16 @@ def _receive(connection: socket.socket) -> bytes:
         return b""
 
 
-def _wait(stopped: socket.socket, parent: int) -> None:
-    """Wait for a signal, and end with the process that started this one: a worker alone would block the next."""
+def _wait(stopped: socket.socket, parent: int, door: Door) -> None:
+    """Wait for a signal, and end with the process that started this one: a worker alone would block the next.
+
+    A worker whose door has ended is no use either: the next start mends its ledger, or says what is wrong with it.
+    """
     stopped.settimeout(_SECOND)
     while os.getppid() == parent:
+        if door.ended:
+            _log.error("nothing can be recorded any more, so nothing may pass; the log above says why")
+            return
         try:
             stopped.recv(1)
         except TimeoutError:

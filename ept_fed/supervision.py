@@ -74,7 +74,7 @@ def supervise(programs: Sequence[Program], tell: Callable[[str], None]) -> int:
     The caller holds their `PidFile`: what an earlier start left behind is ended, so two at once would end each other.
 
     Returns:
-        0 after a signal, 2 if a program refused its settings.
+        0 after a signal, 2 if a program refused its settings or its log cannot be written.
     """
     stop = threading.Event()
     refused: list[str] = []
@@ -110,18 +110,22 @@ def supervise(programs: Sequence[Program], tell: Callable[[str], None]) -> int:
 def _keep(program: Program, stop: threading.Event, refused: list[str], tell: Callable[[str], None]) -> None:
     """Run a program again and again until `stop`, after pauses that double while it dies early."""
     pause = _SHORTEST_PAUSE / 2
-    log = _open_log(program.log)
+    try:
+        log = _open_log(program.log)
+    except OSError as error:
+        tell(f"{program.name}: its log cannot be written: {error}")
+        refused.append(program.name)
+        stop.set()
+        return
     while not stop.is_set():
         started = time.monotonic()
-        process = subprocess.Popen(
-            program.command,
-            cwd=program.log.parent,
-            env=dict(program.environment),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        try:
+            process = _start(program)
+        except OSError as error:
+            pause = min(2 * pause, _LONGEST_PAUSE)
+            tell(f"{program.name}: cannot be started ({error}); trying again in {pause:g} s")
+            stop.wait(pause)
+            continue
         tell(f"{program.name}: process {process.pid}, log {program.log}")
         reader = threading.Thread(target=_copy_lines, args=(process, log), daemon=True)
         reader.start()
@@ -150,6 +154,18 @@ def _keep(program: Program, stop: threading.Event, refused: list[str], tell: Cal
         stop.wait(pause)
     for handler in log.handlers:
         handler.close()
+
+
+def _start(program: Program) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        program.command,
+        cwd=program.log.parent,
+        env=dict(program.environment),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

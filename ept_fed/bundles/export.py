@@ -83,7 +83,7 @@ def prepare_bundle(run: Path, site: str, *, out: Path | None = None, key: Path |
     except InputRefusedError as refusal:
         problems += refusal.problems
     try:
-        private = ec.generate_private_key(ec.SECP384R1()) if is_new else read_private_key(key_path)
+        private = ec.generate_private_key(ec.SECP384R1()) if is_new else read_private_key(key_path, "--key")
     except InputRefusedError as refusal:
         problems += refusal.problems
     if problems or release is None or private is None:

@@ -6,7 +6,6 @@ model is good; and it hides nothing.
 """
 
 import base64
-import binascii
 import hashlib
 import os
 from pathlib import Path
@@ -17,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from ept_fed.artefacts import write_text
 from ept_fed.bundles.canonical import parse_canonical, spell_canonical
+from ept_fed.keys import parse_pkcs8
 from ept_fed.problems import InputRefusedError, Problem
 
 __all__ = ["fingerprint", "public_key_path", "read_private_key", "read_public_key", "sign", "verify", "write_key"]
@@ -53,22 +53,16 @@ def write_key(path: Path, key: ec.EllipticCurvePrivateKey) -> None:
     write_text(public_key_path(path), _spell_public(key.public_key()))
 
 
-def read_private_key(path: Path) -> ec.EllipticCurvePrivateKey:
-    """Read an unencrypted P-384 key in PEM.
+def read_private_key(path: Path, field: str) -> ec.EllipticCurvePrivateKey:
+    """Read an unencrypted P-384 key in PEM; `field` is what a refusal calls it.
 
     Raises:
         InputRefusedError: if it is missing, another kind of key, encrypted, or readable by other users.
     """
-    content = _read_pem("--key", path)
+    content = _read_pem(field, path)
     if os.name == "posix" and path.stat().st_mode & _OTHERS_MAY:
-        raise _refusal("--key", str(path), f"other users of this machine may read it; run: chmod 600 {path}")
-    try:
-        key = serialization.load_pem_private_key(content, password=None)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise _refusal("--key", str(path), "is not an unencrypted private key in PEM") from error
-    if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP384R1):
-        raise _refusal("--key", str(path), "is not a P-384 key; leave --key out and one is made")
-    return key
+        raise _refusal(field, str(path), f"other users of this machine may read it; run: chmod 600 {path}")
+    return parse_pkcs8(content, f"{field}: {path}")
 
 
 def read_public_key(path: Path) -> ec.EllipticCurvePublicKey:
@@ -123,7 +117,7 @@ def verify(content: bytes, signature_file: bytes, trusted: ec.EllipticCurvePubli
         if base64.b64encode(signature).decode() != document["signature"]:
             raise InvalidSignature
         key.verify(signature, content, ec.ECDSA(hashes.SHA256()))
-    except (InvalidSignature, binascii.Error) as error:
+    except (InvalidSignature, ValueError) as error:
         fix = "does not fit bundle.json: one of the two was altered; get an unaltered copy"
         raise _refusal(f"{_FILE}: signature", document["signature"][:16] + "…", fix) from error
     return fingerprint(key)

@@ -27,12 +27,12 @@ def test_a_new_key_is_its_owners_alone_and_never_replaces_another(tmp_path: Path
     path = tmp_path / "site" / "signing-key.pem"
     write_key(path, KEY)
     assert path.stat().st_mode & 0o777 == 0o600
-    assert fingerprint(read_private_key(path).public_key()) == fingerprint(KEY.public_key())
+    assert fingerprint(read_private_key(path, "--key").public_key()) == fingerprint(KEY.public_key())
     assert fingerprint(read_public_key(public_key_path(path))) == fingerprint(KEY.public_key())
     assert b"PRIVATE" not in public_key_path(path).read_bytes()
     with pytest.raises(FileExistsError):
         write_key(path, ec.generate_private_key(ec.SECP384R1()))
-    assert fingerprint(read_private_key(path).public_key()) == fingerprint(KEY.public_key())
+    assert fingerprint(read_private_key(path, "--key").public_key()) == fingerprint(KEY.public_key())
 
 
 def test_a_key_that_others_may_read_is_refused_with_the_command_that_helps(tmp_path: Path) -> None:
@@ -40,7 +40,7 @@ def test_a_key_that_others_may_read_is_refused_with_the_command_that_helps(tmp_p
     write_key(path, KEY)
     path.chmod(0o640)
     with pytest.raises(InputRefusedError, match="chmod 600"):
-        read_private_key(path)
+        read_private_key(path, "--key")
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_other_keys_are_refused(content: bytes, tmp_path: Path) -> None:
     path.write_bytes(content)
     path.chmod(0o600)
     with pytest.raises(InputRefusedError, match="--key"):
-        read_private_key(path)
+        read_private_key(path, "--key")
 
 
 def test_a_private_key_given_as_the_key_to_trust_is_refused(tmp_path: Path) -> None:
@@ -98,6 +98,7 @@ def test_a_signature_of_another_key_is_refused_with_both_fingerprints() -> None:
         {"algorithm": "none"},
         {"signature": ""},
         {"signature": "AAAA"},
+        {"signature": "é"},
         {"signature": 7},
         {"public_key": "-----BEGIN PUBLIC KEY-----\n-----END PUBLIC KEY-----\n"},
         {"fingerprint": "0" * 64},

@@ -21,6 +21,10 @@ class OpenDoor:
         self.passed: list[str] = []
         self.turned_away: list[tuple[str, str]] = []
 
+    @property
+    def ended(self) -> bool:
+        return False
+
     def admit_proposal(self, run: str, proposal: Proposal, frame: bytes) -> None:
         self.passed.append("proposal")
 

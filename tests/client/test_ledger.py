@@ -38,7 +38,7 @@ def sound(path: Path) -> bool:
 
 def test_a_report_counts_what_a_sound_ledger_says_passed_in_its_run(tmp_path: Path) -> None:
     path = tmp_path / "ledger.jsonl"
-    assert read_ledger_passages(path, "a") == ()
+    assert read_ledger_passages(path, KEY.public_key(), "a") == ()
     ledger = Ledger(path, KEY, site="north")
     for kind, run, direction, decision in (
         ("introduce", "a", "in", "passed"), ("train", "b", "out", "passed"), ("train", "a", "in", "passed"),
@@ -46,11 +46,12 @@ def test_a_report_counts_what_a_sound_ledger_says_passed_in_its_run(tmp_path: Pa
     ):  # fmt: skip
         ledger.append(Record(direction, kind, decision, run=run, round=1, bytes=7, sha256=FIRST))  # type: ignore[arg-type]
     ledger.close()
-    passages = read_ledger_passages(path, "a")
+    passages = read_ledger_passages(path, KEY.public_key(), "a")
     assert [(p.direction, p.kind) for p in passages] == [("in", "introduction"), ("in", "train"), ("out", "train")]
     assert count_passages(passages, "ledger")["bytes_from_site"] == 7
+    assert read_ledger_passages(path, ec.generate_private_key(ec.SECP384R1()).public_key(), "a") == ()
     path.write_bytes(path.read_bytes().replace(b'"bytes":7', b'"bytes":6', 1))
-    assert read_ledger_passages(path, "a") == ()
+    assert read_ledger_passages(path, KEY.public_key(), "a") == ()
 
 
 def test_a_ledger_goes_on_where_it_ended(path: Path) -> None:
@@ -82,7 +83,8 @@ def test_there_is_one_writer(path: Path) -> None:
 def test_a_closed_ledger_takes_nothing(path: Path) -> None:
     ledger = Ledger(path, KEY, site="north")
     ledger.close()
-    with pytest.raises(LedgerBrokenError, match="closed"):
+    assert ledger.closed
+    with pytest.raises(OSError, match="closed"):
         ledger.append(MESSAGE)
 
 

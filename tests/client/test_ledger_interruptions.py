@@ -367,7 +367,7 @@ def test_where_an_entry_cannot_be_taken_back_nothing_is_written_behind_it(
     with pytest.raises(OSError, match="Input/output"):
         ledger.append(MESSAGE)
     disk.broken = False
-    with pytest.raises(ledger_module.LedgerBrokenError, match="closed"):
+    with pytest.raises(OSError, match="closed"):
         ledger.append(MESSAGE)
     Ledger(path, KEY, site="north").close()
     found = examine(path.read_bytes(), tip_path(path).read_bytes(), KEY.public_key())

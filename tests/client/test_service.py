@@ -1,24 +1,33 @@
 """The service around worker and SuperNode: what dies comes back, what is stopped leaves nothing behind."""
 
+import errno
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Thread
+from typing import Any
 
 import pytest
 
 from client.service import _MARK, describe_programs, find_service, start_site, stop_site
-from client.worker_process import bind_socket, bind_status
+from client.worker_process import _accept, _wait, bind_socket, bind_status
+from client.worker_socket import ask_worker
 from client.worker_status import status_path
 from ept_fed.federation_file import ServerAddress
 from ept_fed.kit_layout import KitIdentity
 from ept_fed.problems import InputRefusedError
 from ept_fed.processes import AlreadyRunsError, PidFile, end_marked, find_marked
+from ept_fed.protocol.frames import Refusal, encode_frame
 from ept_fed.site_settings import load_site_settings
+from ept_fed.supervision import REFUSED, Program, supervise
+from tests.client.open_door import OpenDoor
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT = 60.0
@@ -106,8 +115,9 @@ def test_what_a_killed_service_left_is_ended_by_the_next(supervisor: subprocess.
 def test_a_worker_ends_with_the_process_that_started_it() -> None:
     worker = (
         "import os, socket; from client.worker_process import _wait; pair = socket.socketpair();"
+        "from tests.client.open_door import OpenDoor;"
         # Asked before the parent may be killed: afterwards it is another process.
-        "parent = os.getppid(); print('waits', flush=True); _wait(pair[0], parent)"
+        "parent = os.getppid(); print('waits', flush=True); _wait(pair[0], parent, OpenDoor())"
     )
     parent = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {worker!r}]); time.sleep(600)"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -118,6 +128,58 @@ def test_a_worker_ends_with_the_process_that_started_it() -> None:
     process.wait()
     assert process.stdout.read() == b""  # the pipe closes when the worker has ended
     process.stdout.close()
+
+
+def test_a_worker_that_can_record_nothing_any_more_ends() -> None:
+    class EndedDoor(OpenDoor):
+        @property
+        def ended(self) -> bool:
+            return True
+
+    ours, _theirs = socket.socketpair()
+    _wait(ours, os.getppid(), EndedDoor())
+
+
+def test_a_program_that_cannot_be_started_is_told_and_tried_again(tmp_path: Path) -> None:
+    said: list[str] = []
+
+    def tell(sentence: str) -> None:
+        said.append(sentence)
+        if len(said) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    program = Program("node", (str(tmp_path / "nowhere"),), {}, tmp_path / "logs" / "node.log", sweep=lambda: None)
+    assert supervise([program], tell) == 0
+    assert len(said) == 2
+    assert all("cannot be started" in sentence for sentence in said)
+
+
+def test_a_program_whose_log_cannot_be_written_ends_the_service(tmp_path: Path) -> None:
+    said: list[str] = []
+    (tmp_path / "logs").touch()
+    program = Program("node", ("true",), {}, tmp_path / "logs" / "node.log", sweep=lambda: None)
+    assert supervise([program], said.append) == REFUSED
+    assert "its log cannot be written" in said[0]
+
+
+def test_nobody_is_kept_out_for_good_by_what_passes() -> None:
+    class Tired(socket.socket):
+        failures = 1
+
+        def accept(self) -> Any:
+            if self.failures:
+                self.failures -= 1
+                raise OSError(errno.EMFILE, "Too many open files")
+            return super().accept()
+
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        path = f"{folder}/s"
+        listener = Tired(socket.AF_UNIX, socket.SOCK_STREAM)
+        listener.bind(path)
+        listener.listen()
+        Thread(target=_accept, args=(listener, lambda frame: frame), daemon=True).start()
+        question = encode_frame(Refusal("nothing"))
+        assert ask_worker(Path(path), question, seconds=LIMIT) == question
 
 
 def test_a_pid_file_of_a_killed_service_names_nobody(tmp_path: Path) -> None:

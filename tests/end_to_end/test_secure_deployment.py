@@ -11,8 +11,7 @@ from safetensors.numpy import load_file
 from client.audit import examine
 from client.budget import BUDGET_FILE, read_budget
 from client.ledger import tip_path
-from client.open_gate import LEDGER_FILE, SITE_KEY
-from ept_fed.bundles.signing import read_private_key
+from client.open_gate import LEDGER_FILE, read_site_key
 from ept_fed.experiment_file import load_experiment
 from ept_fed.protocol.stages import STAGES
 from ept_fed.reports.progress import Silent
@@ -75,7 +74,7 @@ def test_the_ledgers_are_sound_and_show_updates_under_masks_alone(rehearsal: Reh
     for name in rehearsal.names:
         kit = rehearsal.site_kit(name)
         path = kit / "state" / LEDGER_FILE
-        key = read_private_key(kit / SITE_KEY).public_key()
+        key = read_site_key(kit).public_key()
         examined = examine(path.read_bytes(), tip_path(path).read_bytes(), key, every_signature=True)
         assert examined.sound
         sent = [entry for entry in examined.entries if entry.direction == "out"]
