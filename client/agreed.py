@@ -6,6 +6,7 @@ from ept_fed.config import TrainingSettings
 from ept_fed.protocol.make_plan import agree_on_training
 from ept_fed.protocol.messages import MessageRefusedError, RoundRequest
 from ept_fed.protocol.proposal import Proposal
+from ept_fed.strategies import STRATEGIES
 
 __all__ = ["require_agreed"]
 
@@ -21,6 +22,13 @@ def require_agreed(request: RoundRequest, proposal: Proposal) -> None:
         raise MessageRefusedError(f"the run was agreed on for {agreed} rounds, and {request.rounds} are asked for")
     if request.phase == "evaluate":
         return
+    strategy = STRATEGIES[proposal.federation.strategy]
+    beyond = {
+        "a gradient is asked for": request.wants_gradient and not strategy.wants_gradient,
+        "a linear term for the loss came": request.correction is not None and not strategy.sends_correction,
+    }
+    for what in (what for what, is_so in beyond.items() if is_so):
+        raise MessageRefusedError(f"the run was agreed on with {proposal.federation.strategy}, and {what}")
     try:
         asked = TrainingSettings.model_validate_json(request.settings).model_dump()
     except ValidationError as error:

@@ -8,7 +8,6 @@ They do not show that the holder wrote the truth.
 """
 
 import base64
-import binascii
 import hashlib
 from typing import Annotated, Literal, TypeVar
 
@@ -100,7 +99,7 @@ class Signed(_Strict):
         """Tell whether the signature is this key's."""
         try:
             key.verify(base64.b64decode(self.signature, validate=True), self.content, _ALGORITHM)
-        except (InvalidSignature, binascii.Error):
+        except (InvalidSignature, ValueError):
             return False
         return True
 

@@ -139,6 +139,8 @@ def _judge_clock(date: str | None, before: datetime, after: datetime) -> Finding
     try:
         theirs = parsedate_to_datetime(date or "")
     except ValueError:
+        theirs = None
+    if theirs is None or theirs.tzinfo is None:
         return Finding("clock", "unknown", "the server does not say what time it is", "see that NTP runs")
     ahead = (before - theirs).total_seconds() - 1.0
     behind = (theirs - after).total_seconds()

@@ -13,11 +13,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import TypeAdapter
+
 from ept_fed.artefacts import append_json_line
 from ept_fed.protocol.layout import Vector
 from ept_fed.protocol.messages import Phase, RoundRequest
 from ept_fed.protocol.stages import Stage
 from ept_fed.sealed_tensors import SealBrokenError, read_sealed, write_sealed
+from ept_fed.settings import Settings
 
 __all__ = ["Answer", "Received", "RunRecord"]
 
@@ -63,6 +66,20 @@ class Answer:
     split: str | None = None
     examples: int = 0
     metrics: Mapping[str, float] | None = None
+
+
+class _About(Settings):
+    """What stands beside a payload."""
+
+    phase: Phase
+    round: int
+    layout_hash: str
+    backbone_digest: str
+    data_digest: str
+
+
+_ANSWER: TypeAdapter[Answer] = TypeAdapter(Answer)
+_KEYS = {"schema", *Answer.__dataclass_fields__}
 
 
 class RunRecord:
@@ -112,8 +129,9 @@ class RunRecord:
             fix = f"its {', '.join(differing)} differ from this run's"
             raise SealBrokenError(f"{self._received} belongs elsewhere: {fix}")
         try:
-            return Received(payload=tensors[_PAYLOAD], **about)
-        except (KeyError, TypeError) as error:
+            held = _About.model_validate(about, strict=True)
+            return Received(payload=tensors[_PAYLOAD], **held.model_dump())
+        except (KeyError, TypeError, ValueError) as error:
             raise SealBrokenError(f"{self._received} holds something else than a payload") from error
 
     def note(self, answer: Answer) -> None:
@@ -136,14 +154,10 @@ class RunRecord:
 def _parse(line: bytes) -> Answer | None:
     try:
         document: Any = json.loads(line)
-        if document.pop("schema") != _SCHEMA:
+        if not isinstance(document, dict) or set(document) != _KEYS or document.pop("schema") != _SCHEMA:
             return None
-        answer = Answer(**document)
-        metrics = None if answer.metrics is None else {key: _number(value) for key, value in answer.metrics.items()}
-        return Answer(**{**document, "metrics": metrics})
-    except (ValueError, KeyError, TypeError, AttributeError):
+        if isinstance(metrics := document["metrics"], dict):
+            document["metrics"] = {key: math.nan if value is None else value for key, value in metrics.items()}
+        return _ANSWER.validate_json(json.dumps(document), strict=True)
+    except (ValueError, RecursionError):
         return None
-
-
-def _number(value: float | None) -> float:
-    return math.nan if value is None else float(value)

@@ -54,10 +54,12 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
 
 
 def append_json_line(path: Path, document: Mapping[str, Any]) -> None:
-    """Append one line to a JSON-lines file and flush it to disk."""
+    """Append one line to a JSON-lines file and flush it to disk; what a full disk left of a line stays by itself."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(dump_json(document) + "\n")
+    with path.open("ab+") as file:
+        if file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
+            file.write(b"\n")
+        file.write(dump_json(document).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
 

@@ -4,12 +4,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ept_fed.config import Experiment
 from ept_fed.contradictions import find_contradictions
 from ept_fed.problems import InputRefusedError, Problem
-from ept_fed.settings_file import StrictLoader, read_mapping, validate_settings
+from ept_fed.settings_file import parse_yaml, read_mapping, validate_settings
 
 __all__ = ["load_experiment", "override_experiment"]
 
@@ -67,8 +65,8 @@ def _apply_overrides(raw: dict[str, Any], overrides: Sequence[str]) -> list[Prob
             found.append(Problem("--set", override, "write key.path=value"))
             continue
         try:
-            value = yaml.load(text, Loader=StrictLoader)
-        except (RecursionError, yaml.YAMLError):
+            value = parse_yaml(text)
+        except ValueError:
             found.append(Problem(key, text, "is not valid YAML; quote it"))
             continue
         node = raw

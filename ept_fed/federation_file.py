@@ -42,7 +42,7 @@ def _check_host(host: str) -> str:
                 "and a name with other letters as xn--…"
             ) from None
         return host
-    if address.is_unspecified or address.is_multicast:
+    if address.is_unspecified or address.is_multicast or "%" in host:
         raise ValueError("is not an address that a hospital can connect to")
     return address.compressed
 

@@ -6,7 +6,6 @@ that was: compare the fingerprint over the telephone before it is approved.
 """
 
 import base64
-import binascii
 import hashlib
 import json
 from dataclasses import dataclass
@@ -92,7 +91,7 @@ def parse_key_request(content: bytes) -> KeyRequest:
         raise _refusal("request: csr", texts["site"], "its key is not on P-384")
     if names != [texts["site"]]:
         raise _refusal("request: csr", names, f"names another site than the request, which says '{texts['site']}'")
-    node_key = parse_openssh_public(texts["node"].encode(), "request: node")
+    node_key = parse_openssh_public(texts["node"].encode(errors="replace"), "request: node")
     if same_key(site_key, node_key):
         raise _refusal("request: node", texts["site"], "is the site's key too; every purpose needs a key of its own")
     signed = _canonical({key: document[key] for key in _SIGNED})
@@ -113,7 +112,7 @@ def _sign(content: bytes, key: ec.EllipticCurvePrivateKey) -> str:
 def _verifies(content: bytes, signature: str, key: ec.EllipticCurvePublicKey) -> bool:
     try:
         key.verify(base64.b64decode(signature, validate=True), content, ec.ECDSA(hashes.SHA384()))
-    except (InvalidSignature, binascii.Error):
+    except (InvalidSignature, ValueError):
         return False
     return True
 

@@ -11,12 +11,12 @@ from pydantic import BaseModel, ValidationError
 
 from ept_fed.problems import InputRefusedError, Problem
 
-__all__ = ["StrictLoader", "read_mapping", "validate_settings"]
+__all__ = ["parse_yaml", "read_mapping", "validate_settings"]
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
-class StrictLoader(yaml.SafeLoader):
+class _StrictLoader(yaml.SafeLoader):
     """YAML's safe loader, but a key given twice, or one that is no text, is an error instead of the last one
     winning."""
 
@@ -37,6 +37,18 @@ class StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
+def parse_yaml(text: str) -> Any:
+    """Return what a YAML document holds, strictly: a key given twice is an error.
+
+    Raises:
+        ValueError: for anything else; PyYAML raises bare ones of its own, for 2024-13-45 for example.
+    """
+    try:
+        return yaml.load(text, Loader=_StrictLoader)
+    except (RecursionError, yaml.YAMLError) as error:
+        raise ValueError(str(error)) from error
+
+
 def read_mapping(path: Path, field: str, wanted: str) -> dict[str, Any]:
     """Return the mapping that a YAML file holds.
 
@@ -49,8 +61,8 @@ def read_mapping(path: Path, field: str, wanted: str) -> dict[str, Any]:
         InputRefusedError: for anything else.
     """
     try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=StrictLoader)
-    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
+        raw = parse_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise InputRefusedError([Problem(field, str(path), f"cannot be read as YAML ({reason})")]) from error
     if not isinstance(raw, dict):

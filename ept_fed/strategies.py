@@ -22,6 +22,7 @@ class StrategyInfo:
         options: by name.
         minimum_sites: sites needed for its assumption, given the options.
         wants_gradient: whether sites also send the gradient of their loss at the payload they received.
+        sends_correction: whether the server sends each site a linear term for its loss.
         proximal_option: the option that sets the sites' `proximal_mu`, if any.
         uniform_only: whether it is defined for equal weights of the sites alone.
         mean_suffices: whether all that it uses of a round is the weighted mean of the payloads.
@@ -33,6 +34,7 @@ class StrategyInfo:
     options: Mapping[str, Option] = field(default_factory=dict)
     minimum_sites: Callable[[Mapping[str, float]], int] = lambda _options: 1
     wants_gradient: bool = False
+    sends_correction: bool = False
     proximal_option: str | None = None
     uniform_only: bool = False
     mean_suffices: bool = False
@@ -159,6 +161,7 @@ STRATEGIES: dict[str, StrategyInfo] = {
         "A site's gradient travels beside its payload, sites weigh equally, and the theory is for plain SGD there.",
         {"server_learning_rate": Option(1.0, 1e-6, 10, "step along the averaged update")},
         wants_gradient=True,
+        sends_correction=True,
         uniform_only=True,
     ),
     "feddyn": StrategyInfo(
@@ -166,6 +169,7 @@ STRATEGIES: dict[str, StrategyInfo] = {
         "A linear and a proximal term, renewed each round, let the sites' minima meet in a common one.",
         "Sites weigh equally, and too small an alpha makes the payload run away.",
         {"alpha": Option(0.1, 1e-4, 1000, "strength of the proximal term")},
+        sends_correction=True,
         proximal_option="alpha",
         uniform_only=True,
     ),

@@ -75,7 +75,10 @@ class Authority:
         if not any(held):
             self._found(now, days)
         elif not all(held):
-            fix = "holds only one of ca.key and ca.crt; put the other back from your copy"
+            fix = (
+                "holds only one of ca.key and ca.crt; put the other back from your copy. If there is none, because "
+                "provision was interrupted before it made any kit, delete the one that is there"
+            )
             raise InputRefusedError([Problem("authority", str(folder), fix)])
         self._key = parse_pkcs8((folder / "ca.key").read_bytes(), "authority: ca.key")
         self.certificate = parse_certificate((folder / "ca.crt").read_bytes(), "authority: ca.crt")

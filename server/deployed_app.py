@@ -30,7 +30,7 @@ from server.app import create_server_app
 from server.checkpoints import CheckpointFolder
 from server.registered_grid import RegisteredGrid
 from server.round_record import RoundRecord
-from server.rounds import FederationResult
+from server.rounds import FederationResult, NothingAveragedError
 from server.run_state import RUN_KEY, RunPhase, read_agreement, write_agreement, write_progress, write_result
 from server.server_kit import KIT_VARIABLE, ServerKit, open_server_kit
 
@@ -48,14 +48,14 @@ def main(grid: Grid, context: Context) -> None:
     Raises:
         InputRefusedError: for a refused kit, experiment or checkpoint.
         NoAgreementError: if the sites do not make up one federation.
-        RuntimeError: if no round averaged anything, so that Flower reports the run as failed.
+        NothingAveragedError: if no round averaged anything, so that Flower reports the run as failed.
     """
     kit = open_server_kit(Path(os.environ[KIT_VARIABLE]))
     folder = RunFolder(kit.runs / _NAME.validate_python(str(context.run_config[RUN_KEY])))
     with log_to_file(folder.path / "run.log"):
         try:
             _run(grid, context, kit, folder)
-        except (InputRefusedError, NoAgreementError) as refusal:
+        except (InputRefusedError, NoAgreementError, NothingAveragedError) as refusal:
             _log.error("%s", refusal)
             write_result(folder.path, "failed", ended=str(refusal))
             raise
@@ -85,9 +85,9 @@ def _run(grid: Grid, context: Context, kit: ServerKit, folder: RunFolder) -> Non
     server_app(named, context)
     (result,) = results
     if not result.aggregated_anything:
-        raise RuntimeError(f"no round averaged anything; {folder.path / 'rounds.jsonl'} says why")
-    write_result(folder.path, "done", ended=result.ended, left_out=agreement.left_out)
+        raise NothingAveragedError("no round averaged anything; rounds.jsonl says why")
     recorder.finish()
+    write_result(folder.path, "done", ended=result.ended, left_out=agreement.left_out)
 
 
 def _meet(grid: Grid, experiment: Experiment, kit: ServerKit, folder: RunFolder) -> Agreement:

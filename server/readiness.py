@@ -48,7 +48,9 @@ def make_ready(kit: ServerKit, port: int, tell: Callable[[str], None], ended: Ev
     while not ended.wait(_PAUSE_SECONDS) and time.monotonic() < end:
         try:
             if _is_healthy(port, kit):
-                _announce(kit, port, _prepare(kit, port, tell), tell)
+                changes = _prepare(kit, port, tell)
+                if not ended.is_set():
+                    _announce(kit, port, changes, tell)
                 return
         except InputRefusedError as error:
             tell(f"superlink: the sites cannot be registered: {error}")

@@ -32,9 +32,13 @@ from server.exchange import Exchange
 from server.round_record import RoundRecord
 from server.secure_exchange import Collected, SecureExchange
 
-__all__ = ["FederationResult", "RoundObserver", "run_rounds"]
+__all__ = ["FederationResult", "NothingAveragedError", "RoundObserver", "run_rounds"]
 
 _log = logging.getLogger(__name__)
+
+
+class NothingAveragedError(RuntimeError):
+    """No round of a run averaged anything: it has failed, whatever the sites did."""
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ __all__ = [
 
 # The one setting of a submitted run: the name of its folder.
 RUN_KEY = "run"
-RunPhase = Literal["waiting for sites", "rounds", "done", "failed"]
+RunPhase = Literal["waiting for sites", "rounds", "done"]
 _AGREEMENT, _PROGRESS, _RESULT = "agreement.safetensors", "progress.json", "result.json"
 _INITIAL = "initial"
 

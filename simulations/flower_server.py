@@ -16,7 +16,7 @@ from ept_fed.protocol.plan import Plan
 from ept_fed.reports.run_folder import RunFolder
 from server.app import create_server_app
 from server.round_record import RoundRecord
-from server.rounds import FederationResult
+from server.rounds import FederationResult, NothingAveragedError
 from simulations.named_grid import IntroductionError, NamedGrid
 from simulations.run_config import read_experiment
 
@@ -33,7 +33,7 @@ def main(grid: Grid, context: Context) -> None:
     Raises:
         InputRefusedError: for a refused experiment or folder.
         IntroductionError: if the nodes do not make up one federation.
-        RuntimeError: if no round averaged anything, so that Flower reports the run as failed.
+        NothingAveragedError: if no round averaged anything, so that Flower reports the run as failed.
     """
     experiment = read_experiment(context.run_config)
     out = str(context.run_config["out"]) or f"runs/{experiment.name}-flower-{context.run_id}"
@@ -49,7 +49,7 @@ def main(grid: Grid, context: Context) -> None:
     create_server_app(plan, _Recorder(plan, folder), results.append)(named, context)
     (result,) = results
     if not result.aggregated_anything:
-        raise RuntimeError(f"no round averaged anything; {folder.path / 'rounds.jsonl'} says why")
+        raise NothingAveragedError(f"no round averaged anything; {folder.path / 'rounds.jsonl'} says why")
 
 
 class _Recorder:

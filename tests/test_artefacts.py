@@ -32,6 +32,14 @@ def test_lines_are_appended_one_by_one(tmp_path: Path) -> None:
     assert [json.loads(line)["round"] for line in lines] == [0, 1, 2]
 
 
+def test_a_line_that_was_cut_short_takes_no_other_with_it(tmp_path: Path) -> None:
+    path = tmp_path / "rounds.jsonl"
+    append_json_line(path, {"round": 1})
+    path.write_bytes(path.read_bytes() + b'{"rou')
+    append_json_line(path, {"round": 2})
+    assert path.read_text().splitlines() == ['{"round": 1}', '{"rou', '{"round": 2}']
+
+
 @pytest.mark.parametrize("row", [{"a": 1}, {"a": 1, "b": 2, "c": 3}])
 def test_a_row_with_other_columns_is_refused(tmp_path: Path, row: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=r"lacks|not in fieldnames"):

@@ -134,8 +134,10 @@ def test_values_that_cannot_be_are_refused(tmp_path: Path, overrides: tuple[str,
         "data: {source: phantoms}\n2026-01-01: x\n",
         "data: &loop {source: phantoms, more: *loop}\n",
         "[" * 20_000,
+        "data: {source: phantoms}\nname: 2024-13-45\n",
+        "data: {source: phantoms}\nseed: 0x_\n",
     ],
-    ids=["seed twice", "rounds twice", "a date as key", "a loop", "too deep"],
+    ids=["seed twice", "rounds twice", "a date as key", "a loop", "too deep", "no date", "no number"],
 )
 def test_yaml_that_contradicts_or_chases_itself_is_refused(tmp_path: Path, content: str) -> None:
     path = tmp_path / "experiment.yaml"

@@ -146,6 +146,8 @@ def test_hosts_are_dns_names_or_addresses(host: str, kept: str, address: bool) -
         "1.2.3",
         "a" * 64,
         "a/",
+        "fe80::1%eth0",
+        "fe80::1%a\nrm x",
     ],
 )
 def test_other_hosts_are_refused(host: str) -> None:

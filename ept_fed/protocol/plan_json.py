@@ -44,7 +44,7 @@ def plan_from_json(text: str, initial: Vector) -> Plan:
         try:
             values[name] = kind.validate_python(document[name])
         except (ValidationError, PayloadMismatchError) as error:
-            raise MessageRefusedError(f"the plan's '{name}' is not a {kind!r}") from error
+            raise MessageRefusedError(f"the plan's '{name}' cannot be {document[name]!r:.80}") from error
     plan = Plan(initial=initial, **values)
     plan.layout.check(initial)
     return plan

@@ -19,12 +19,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ept_fed.artefacts import append_json_line, dump_json, write_bytes, write_csv, write_text
 from ept_fed.config import Experiment
 from ept_fed.problems import InputRefusedError, Problem
 from ept_fed.settings_diff import compare_settings
+from ept_fed.settings_file import parse_yaml
 
 __all__ = ["BenchmarkFolder"]
 
@@ -131,8 +130,8 @@ class BenchmarkFolder:
         if not self.path.exists() or (self.path.is_dir() and held <= {"lock"}):
             return []
         try:
-            held = yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            held = parse_yaml((self.path / "config.yaml").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
             fix = f"holds something that is no benchmark ({type(error).__name__}: config.yaml); name another folder"
             return [Problem("--out", str(self.path), fix)]
         return [

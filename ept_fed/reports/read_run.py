@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ept_fed.problems import InputRefusedError, Problem
 from ept_fed.reports.cross_site import CROSS_SITE_FILE, CrossSite, read_cross_site
 from ept_fed.reports.read_predictions import SitePredictions, read_predictions
 from ept_fed.reports.run_folder import site_folder
+from ept_fed.settings_file import parse_yaml
 
 __all__ = ["RunResult", "read_run"]
 
@@ -78,8 +77,8 @@ def _read_config(path: Path, problems: list[Problem]) -> dict[str, Any]:
     if text is None:
         return {}
     try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        content = parse_yaml(text)
+    except ValueError as error:
         problems.append(Problem(path.name, str(path), f"is not YAML: {error}"))
         return {}
     if not isinstance(content, dict) or not isinstance(content.get("data", {}), dict):

@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import yaml
 from safetensors.numpy import save
 
 from ept_fed.artefacts import append_json_line, dump_json, write_bytes, write_csv, write_json, write_text
@@ -37,6 +36,7 @@ from ept_fed.problems import InputRefusedError, Problem
 from ept_fed.protocol.layout import Vector
 from ept_fed.protocol.plan import Plan
 from ept_fed.settings_diff import compare_settings
+from ept_fed.settings_file import parse_yaml
 
 __all__ = ["RunFolder", "site_folder"]
 
@@ -88,8 +88,8 @@ class RunFolder:
     def check_resumable(self, experiment: Experiment) -> list[Problem]:
         """Return a problem for each setting that is not as in the folder, or one if it holds no run."""
         try:
-            held = yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            held = parse_yaml((self.path / "config.yaml").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
             return [Problem("--out", str(self.path), f"holds no run to resume ({type(error).__name__}: config.yaml)")]
         return [
             Problem(key, ours, f"the run to resume has {theirs}; set it so, or start a new run in another folder")

@@ -152,6 +152,14 @@ def test_a_foreign_signature_is_found_on_its_line(whole: tuple[bytes, bytes], na
     assert found(join(lines), whole[1]) == {(4, "foreign key" if named else "altered")}
 
 
+@pytest.mark.parametrize("signature", ["", "AAAA", "no base64!", "é"])
+def test_what_is_no_signature_is_found_on_its_line(whole: tuple[bytes, bytes], signature: str) -> None:
+    lines = whole[0].splitlines()
+    lines[3] = entries_of(whole[0])[3].model_copy(update={"signature": signature}).line
+    examined = examine(join(lines), whole[1], KEY.public_key(), every_signature=True)
+    assert 4 in {finding.line for finding in examined.findings}
+
+
 def test_a_key_changed_midway_is_found_from_there_on(whole: tuple[bytes, bytes]) -> None:
     lines, tip = rechain(entries_of(whole[0]), 4, FOREIGN)
     assert found(join(lines), tip) >= {(number, "foreign key") for number in range(5, ENTRIES + 1)}

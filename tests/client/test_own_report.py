@@ -359,6 +359,20 @@ def test_lines_of_the_record_that_were_cut_are_counted_and_the_rest_is_read(tmp_
     assert damaged == 2
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{"round": "7"}, {"round": True}, {"kind": "rumour"}, {"bytes_in": None}, {"metrics": {"loss": "low"}},
+     {"metrics": [1]}, {"schema": 2}, {"more": 1}],
+)  # fmt: skip
+def test_a_line_of_the_record_that_is_no_answer_is_counted(changes: dict[str, Any], tmp_path: Path) -> None:
+    record, path = RunRecord(tmp_path, run="a", site="b"), tmp_path / "answers.jsonl"
+    record.note(Answer("train", 10, 20, 1, "train", 4, {"loss": 0.5}))
+    line = json.loads(path.read_text())
+    assert record.read_answers()[1] == 0
+    path.write_text(json.dumps({**line, **changes}) + "\n" + "[" * 100_000 + "\n")
+    assert record.read_answers() == ((), 2)
+
+
 def test_the_command_prints_the_verdict_and_one_document_for_machines(kit: Path, reported: dict[str, Any]) -> None:
     runner = CliRunner()
     said = runner.invoke(app, ["site", "report", str(kit), "--no-gallery"])

@@ -177,7 +177,8 @@ def test_the_clock_may_differ_as_far_as_the_server_accepts(ahead: float, state: 
     theirs = NOW.replace(microsecond=0)
     ours = theirs + timedelta(seconds=ahead)
     assert _judge_clock(format_datetime(theirs, usegmt=True), ours, ours).state == state
-    assert _judge_clock(None, ours, ours).state == "unknown"
+    for date in (None, "yesterday", "Tue, 24 Nov 2026 12:00:00", "Tue, 24 Nov 2026 12:00:00 -0000"):
+        assert _judge_clock(date, ours, ours).state == "unknown"
 
 
 def test_keys_that_others_may_read_are_found(kit: Path) -> None:

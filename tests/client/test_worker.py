@@ -249,6 +249,16 @@ def test_what_is_asked_for_is_what_was_agreed_on(
     assert says in refusal(ask(worker, train_request(met, proposal, rounds=rounds, settings=asked)))
 
 
+def test_what_the_agreed_strategy_does_not_do_is_not_done(settings: SiteSettings, proposal: Proposal) -> None:
+    worker = Worker(settings, OpenDoor())
+    met = introduce(worker, proposal)
+    asked = train_request(met, proposal)
+    gradient = dataclasses.replace(asked, wants_gradient=True)
+    assert "agreed on with fedavg, and a gradient" in refusal(ask(worker, gradient))
+    steered = dataclasses.replace(asked, correction=np.zeros_like(asked.payload))
+    assert "agreed on with fedavg, and a linear term" in refusal(ask(worker, steered))
+
+
 def test_a_run_that_was_never_proposed_is_refused(settings: SiteSettings, proposal: Proposal) -> None:
     worker = Worker(settings, OpenDoor())
     met = introduce(worker, proposal)
