@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from client.audit import Examination, Seen, examine
 from client.audit_notes import many, say_notes
 from client.ledger import tip_path
 from client.ledger_entry import Entry
 from client.torn_lines import recall_torn
+from ept_fed.certificates import common_name, find_chain_problems, parse_certificate, public_key
 from ept_fed.methods import HEAD_TENSORS, STATISTICS_TENSORS
 from ept_fed.problems import InputRefusedError, Problem
 
@@ -45,21 +44,23 @@ def verify_ledger(
     Raises:
         InputRefusedError: for files that cannot be read, and certificates that are none.
     """
-    owner = None if certificate is None else _read_certificate("--certificate", certificate)
-    problems = [] if authority is None else _find_issuer_problems(owner, _read_certificate("--ca", authority))
+    owner = None if certificate is None else parse_certificate(_read("--certificate", certificate), "--certificate")
+    problems = []
+    if authority is not None:
+        problems = _find_issuer_problems(owner, parse_certificate(_read("--ca", authority), "--ca"))
     noted = None if seen is None else _parse_seen(seen)
     # The tip first: a worker may write meanwhile, and then the ledger is the newer one, as after an interruption.
-    tip = tip_path(path).read_bytes() if tip_path(path).exists() else None
+    tip = _read("ledger", tip_path(path)) if tip_path(path).exists() else None
     content = _read("ledger", path)
     if problems:
         raise InputRefusedError(problems)
-    key = None if owner is None else _public_key("--certificate", owner)
+    key = None if owner is None else public_key(owner)
     result = examine(content, tip, key, seen=noted, every_signature=every_signature)
     if owner is not None and result.entries:
-        site, named = result.entries[0].about.get("site", ""), _common_name(owner)
+        site, named = result.entries[0].about.get("site", ""), common_name(owner)
         if site != named:
             result.add(1, "foreign key", f"the ledger is that of {site}, the certificate that of {named}")
-    checked = "not checked" if owner is None else _common_name(owner)
+    checked = "not checked" if owner is None else common_name(owner)
     torn = [found for entry in result.entries if (found := recall_torn(entry.about)) is not None]
     return describe(result, checked, lost=[line.file for line in torn if not line.is_kept_beside(path)])
 
@@ -245,31 +246,10 @@ def _read(field: str, path: Path) -> bytes:
         raise InputRefusedError([Problem(field, str(path), f"cannot be read ({error.strerror})")]) from error
 
 
-def _read_certificate(field: str, path: Path) -> x509.Certificate:
-    try:
-        return x509.load_pem_x509_certificate(_read(field, path))
-    except ValueError as error:
-        raise InputRefusedError([Problem(field, str(path), "is not a certificate in PEM")]) from error
-
-
-def _public_key(field: str, certificate: x509.Certificate) -> ec.EllipticCurvePublicKey:
-    key = certificate.public_key()
-    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
-        raise InputRefusedError([Problem(field, _common_name(certificate), "its key is not on P-384")])
-    return key
-
-
 def _find_issuer_problems(owner: x509.Certificate | None, authority: x509.Certificate) -> list[Problem]:
     if owner is None:
-        return [Problem("--ca", _common_name(authority), "checks the certificate; give --certificate too")]
-    try:
-        owner.verify_directly_issued_by(authority)
-    except (InvalidSignature, ValueError, TypeError):
-        fix = f"was not issued by {_common_name(authority)}; ask the consortium for the right certificate"
-        return [Problem("--certificate", _common_name(owner), fix)]
+        return [Problem("--ca", common_name(authority), "checks the certificate; give --certificate too")]
+    if find_chain_problems(owner, authority, "--certificate"):
+        fix = f"was not issued by {common_name(authority)} for a site; ask the consortium for the right certificate"
+        return [Problem("--certificate", common_name(owner), fix)]
     return []
-
-
-def _common_name(certificate: x509.Certificate) -> str:
-    names = certificate.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)
-    return str(names[0].value) if len(names) == 1 else "?"

@@ -29,7 +29,7 @@ from client.interruption import is_torn, split_lines
 from client.round_cost import Mechanism, RoundCost
 from ept_fed.artefacts import sync_folder, write_bytes
 from ept_fed.privacy.accountant import GaussianSteps, spent_epsilon
-from ept_fed.settings import Count, Positive, Settings
+from ept_fed.settings import Count, Delta, Digest, Positive, Settings
 
 __all__ = [
     "BUDGET",
@@ -46,9 +46,6 @@ BUDGET_FILE = "budget.jsonl"
 BUDGET = "budget"  # in the `about` of a ledger's entry: the end that the budget then had
 _FIRST = "0" * 64
 UNSPENT = f"0:{_FIRST}"  # the end of a budget without lines
-
-Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Delta = Annotated[float, Field(gt=0.0, lt=1.0)]
 
 
 class BudgetBrokenError(Exception):

@@ -11,24 +11,11 @@ from ept_fed.data.datasets import SiteData
 from ept_fed.models.backbones import Backbone, create_backbone
 from ept_fed.models.method import TunedViT
 from ept_fed.models.methods import create_model
-from ept_fed.problems import InputRefusedError, Problem
 from ept_fed.seeds import derive_seed
 from ept_fed.training.fitted_head import HeadFit
 from ept_fed.training.loop import use_bfloat16
 
-__all__ = ["choose_device", "create_site", "create_start_model", "load_backbone"]
-
-
-def choose_device(wanted: str) -> torch.device:
-    """Return where to compute; "auto" takes CUDA where there is one.
-
-    Raises:
-        InputRefusedError: if CUDA is wanted and not there.
-    """
-    available = torch.cuda.is_available()
-    if wanted == "cuda" and not available:
-        raise InputRefusedError([Problem("model.device", "cuda", "torch sees no CUDA device here; use cpu or auto")])
-    return torch.device("cuda" if available and wanted != "cpu" else "cpu")
+__all__ = ["create_site", "create_start_model", "load_backbone"]
 
 
 def load_backbone(experiment: Experiment) -> Backbone:

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from pydantic import ConfigDict, Field, ValidationError
 
-from ept_fed.settings import Settings
+from ept_fed.settings import Digest, Settings
 
 __all__ = [
     "FIRST",
@@ -36,7 +36,6 @@ __all__ = [
 
 Decision = Literal["passed", "clipped", "refused", "noted"]
 Direction = Literal["in", "out", "site"]
-Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 FIRST = "0" * 64
 _ALGORITHM = ec.ECDSA(hashes.SHA256())

@@ -16,7 +16,7 @@ from ept_fed.bundles.canonical import spell_canonical
 from ept_fed.methods import HEAD_TENSORS, METHODS, STATISTICS_TENSORS, HeadKind, Statistics, may_travel
 from ept_fed.privacy_settings import NoiseSource
 from ept_fed.problems import InputRefusedError, Problem
-from ept_fed.settings import Count, Positive, Settings
+from ept_fed.settings import Count, Digest, Positive, Settings
 from ept_fed.settings_file import read_mapping, validate_settings
 
 __all__ = ["Budget", "Incoming", "Outgoing", "Policy", "TrainingRanges", "UpdateBound", "load_policy"]
@@ -48,7 +48,6 @@ def _check_method(name: str) -> str:
 
 _End = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 Range = Annotated[tuple[_End, _End], AfterValidator(_check_range)]
-Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Metric = Literal["loss", "auc", "accuracy", "balanced_accuracy", "average_precision", "classes_present", "seconds"]
 
 

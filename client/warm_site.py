@@ -10,13 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from client.build_site import choose_device, create_site, create_start_model, load_backbone
+from client.build_site import create_site, create_start_model, load_backbone
 from client.model_slot import ModelSlot
 from client.site import Site
 from client.states import StateStore
 from ept_fed.config import Experiment
 from ept_fed.data.datasets import PreparedData, prepare_data
 from ept_fed.models.backbones import Backbone
+from ept_fed.models.device import choose_device
 from ept_fed.problems import InputRefusedError, Problem
 from ept_fed.protocol.proposal import Proposal
 from ept_fed.site_settings import SiteSettings, join_proposal
@@ -105,7 +106,7 @@ class WarmSite:
         )
         if not self._backbone.fits(backbone_key):
             self._slot.drop()
-        device = choose_device(model.device)
+        device = choose_device(model.device, "model.device")
         backbone = self._backbone.get(backbone_key, lambda: load_backbone(experiment))
         data_key = json.dumps([experiment.data.model_dump(mode="json"), experiment.data_seed, repr(backbone.input)])
         data = self._data.get(data_key, lambda: self._prepare(experiment, backbone))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from ept_fed.methods import METHODS
-from ept_fed.settings import Count, Settings
+from ept_fed.settings import Count, Seed, Settings
 
 if TYPE_CHECKING:
     from ept_fed.config import Experiment
@@ -17,7 +17,6 @@ __all__ = ["SETTINGS", "BenchmarkSettings", "Cell", "Fold", "Setting", "SettingI
 
 Setting = Literal["local", "federated", "federated+head", "centralised", "centralised-prompts"]
 Fold = Literal["test", "validation"]
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 @dataclass(frozen=True)

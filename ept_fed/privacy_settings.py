@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from ept_fed.settings import Fraction, Positive, Settings
+from ept_fed.settings import Delta, Fraction, Positive, Settings
 
 __all__ = [
     "AdaptiveClipSettings",
@@ -15,8 +15,6 @@ __all__ = [
 ]
 
 NoiseSource = Literal["local", "distributed", "central"]
-
-Delta = Annotated[float, Field(gt=0.0, lt=1.0)]
 
 
 class _NoiseSettings(Settings):

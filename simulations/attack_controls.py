@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.utils import skip_init
 
 from ept_fed.data.input_spec import InputSpec
 from ept_fed.evaluation.metrics import Array
@@ -188,7 +189,7 @@ def _compute_features(model: PromptedViT, state: dict[str, Tensor], candidates: 
 def _draw_linear(images: Tensor, classes: int, seed: int) -> tuple[nn.Module, dict[str, Tensor]]:
     """Return a linear model of the pixels, and its weights, of the scale that keeps logits near one, beside images."""
     pixels = images[0, 0].numel()
-    model = nn.Sequential(nn.Flatten(), nn.Linear(pixels, classes, device=images.device))
+    model = nn.Sequential(nn.Flatten(), skip_init(nn.Linear, pixels, classes, device=images.device))
     generator = torch.Generator().manual_seed(derive_seed(seed, "linear model"))
     drawn = {
         # Drawn on the CPU: the same numbers whatever device computes.

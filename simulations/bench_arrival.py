@@ -12,8 +12,8 @@ import statistics
 from datetime import datetime
 from pathlib import Path
 
-from server.traffic import read_requests, sender_of
 from simulations.rehearsal import Rehearsal, RehearsalError
+from simulations.traffic import read_requests, sender_of
 
 _NAME = "arrival"
 _BEGINS = re.compile(r"^(\S+ \S+) .*round (\d+) of .*: training begins$", re.MULTILINE)

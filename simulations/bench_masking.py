@@ -12,8 +12,8 @@ import statistics
 import time
 from dataclasses import dataclass
 
-from server.traffic import count_traffic, read_requests
 from simulations.rehearsal import Rehearsal, RehearsalError
+from simulations.traffic import count_traffic, read_requests
 
 _SITES = 3
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from server.run_state import read_agreement
-from server.traffic import is_idle, kind_of, read_requests, sender_of
 from simulations.rehearsal import Rehearsal, RehearsalError
+from simulations.traffic import is_idle, kind_of, read_requests, sender_of
 
 _NAME = "wire"
 _OF_A_MESSAGE = ("pull-messages", "pull-object", "confirm-message-received", "push-messages", "push-object")

@@ -19,7 +19,7 @@ from typing import Any, Self
 
 from ept_fed.processes import FLOWER_SWITCHES, find_marked
 
-__all__ = ["Loopback", "LoopbackError"]
+__all__ = ["Loopback", "LoopbackError", "find_free_port"]
 
 _HOST = "127.0.0.1"
 _MARK = "EPT_FED_LOOPBACK"
@@ -67,7 +67,7 @@ class Loopback:
         Raises:
             LoopbackError: if it does not answer within `limit` seconds.
         """
-        port = _free_port()
+        port = find_free_port()
         self._superlink = f"{_HOST}:{port}"
         home = Path(self._environment["FLWR_HOME"])
         home.mkdir(exist_ok=True)
@@ -85,7 +85,14 @@ class Loopback:
 
     def start_supernode(self, site: str) -> None:
         """Start a SuperNode that stands for a site."""
-        options = ("--superlink", self._superlink, "--port", str(_free_port()), "--node-config", f"site={_quote(site)}")
+        options = (
+            "--superlink",
+            self._superlink,
+            "--port",
+            str(find_free_port()),
+            "--node-config",
+            f"site={_quote(site)}",
+        )
         self._start(f"supernode-{site}", "flower-supernode", "--insecure", *options)
 
     def run_app(self, app: Path, run_config: Mapping[str, str], *options: str, limit: float) -> Mapping[str, Any]:
@@ -159,7 +166,8 @@ def _quote(value: str) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _free_port() -> int:
+def find_free_port() -> int:
+    """Return a port of this machine that nobody listens on now."""
     with socket.socket() as listener:
         listener.bind((_HOST, 0))
         return int(listener.getsockname()[1])

@@ -61,14 +61,16 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     lesson = draw_lesson(arguments.images, arguments.seed, arguments.threads)
-    student = teach(
-        lesson,
-        epochs=arguments.epochs,
-        batch=arguments.batch,
-        lr=arguments.lr,
-        seed=arguments.seed,
-        watch=arguments.probe,
-    )
+    # timm and torch draw from the global generator; this fork leaves everyone else's draws as they were.
+    with torch.random.fork_rng(devices=[]):
+        student = teach(
+            lesson,
+            epochs=arguments.epochs,
+            batch=arguments.batch,
+            lr=arguments.lr,
+            seed=arguments.seed,
+            watch=arguments.probe,
+        )
     tensors = {name: tensor.half().contiguous() for name, tensor in frozen_tensors(student).items()}
     write_bytes(arguments.out, save(tensors))
     print(f"{arguments.out}: {sum(t.numel() for t in tensors.values()):,} parameters")

@@ -8,7 +8,6 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -29,6 +28,7 @@ from server.provision import provision
 from server.proxy import end_proxy, find_nginx
 from server.server_kit import ServerKit, open_server_kit
 from server.status import describe_server
+from simulations.loopback import find_free_port
 
 __all__ = ["Rehearsal", "RehearsalError"]
 
@@ -63,7 +63,7 @@ class Rehearsal:
         self._environment = child_environment(**{_MARK: self._mark})
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         self._before: Any = signal.SIG_DFL
-        self.port = _free_port()
+        self.port = find_free_port()
         self.write_federation()
         for name in self.names:
             self.fill_site(name)
@@ -114,7 +114,7 @@ class Rehearsal:
             "data": {**phantoms, "sites": [name]},
             "model": {"device": "cpu", **model},
             "worker": {"threads": 1, "hold_minutes": 0.02},
-            "node": {"runtime_port": _free_port()},
+            "node": {"runtime_port": find_free_port()},
         }
         (self.site_kit(name) / "site.yaml").write_text(yaml.safe_dump(settings))
 
@@ -124,7 +124,7 @@ class Rehearsal:
         shutil.copytree(self.site_kit(name), kit, ignore=shutil.ignore_patterns("run", "state", "logs"))
         shutil.rmtree(kit / "node", ignore_errors=True)
         settings = yaml.safe_load((kit / "site.yaml").read_text())
-        (kit / "site.yaml").write_text(yaml.safe_dump({**settings, "node": {"runtime_port": _free_port()}}))
+        (kit / "site.yaml").write_text(yaml.safe_dump({**settings, "node": {"runtime_port": find_free_port()}}))
         return kit
 
     def write_experiment(self, name: str, **sections: Mapping[str, Any]) -> Path:
@@ -294,9 +294,3 @@ class Rehearsal:
 def _leave(_signal: int, _frame: FrameType | None) -> None:
     """End this process through every `with`: whoever is told to end must not leave a federation behind."""
     raise SystemExit(128 + signal.SIGTERM)
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])

@@ -5,7 +5,7 @@ from functools import cached_property
 
 import torch
 
-from client.build_site import choose_device, create_site, create_start_model, load_backbone
+from client.build_site import create_site, create_start_model, load_backbone
 from client.model_slot import ModelSlot
 from client.site import Site
 from client.states import StateFolder, StateStore
@@ -14,6 +14,7 @@ from ept_fed.contradictions import check_sites
 from ept_fed.data.datasets import PreparedData, SiteData, pool, prepare_data
 from ept_fed.data.input_spec import InputSpec
 from ept_fed.models.backbones import Backbone
+from ept_fed.models.device import choose_device
 from ept_fed.models.method import TunedViT
 from ept_fed.models.payload import export_payload, payload_layout
 from ept_fed.problems import InputRefusedError, Problem
@@ -101,7 +102,7 @@ def prepare_federation(experiment: Experiment) -> VirtualFederation:
     problems: list[Problem] = []
     device = backbone = None
     try:
-        device = choose_device(experiment.model.device)
+        device = choose_device(experiment.model.device, "model.device")
     except InputRefusedError as refusal:
         problems += refusal.problems
     try:

@@ -7,13 +7,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from ept_fed.bundles.canonical import parse_canonical, spell_canonical
 from ept_fed.data.input_spec import InputSpec
 from ept_fed.problems import InputRefusedError, Problem
+from ept_fed.settings import Digest, Positive
 
 __all__ = ["BackboneIdentity", "Description", "InputDescription", "parse_description", "spell_description"]
 
-Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Name = Annotated[str, Field(min_length=1, max_length=1000)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
-Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0)]
 Extent = Annotated[int, Field(ge=1)]
 

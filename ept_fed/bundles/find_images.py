@@ -5,9 +5,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["IMAGE_SUFFIXES", "FoundImage", "find_images"]
+__all__ = ["PREDICTABLE_SUFFIXES", "FoundImage", "find_images"]
 
-IMAGE_SUFFIXES = frozenset(
+PREDICTABLE_SUFFIXES = frozenset(
     {".bmp", ".dcm", ".dicom", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 )
 
@@ -30,8 +30,8 @@ class FoundImage:
 def find_images(paths: Iterable[Path]) -> list[FoundImage]:
     """List images in the order of `paths`, folders sorted, each file once.
 
-    Folders are searched recursively for `IMAGE_SUFFIXES`; hidden files and folders are skipped, and links to folders
-    are not followed. A path without any image, and a folder that cannot be listed, give a reason instead.
+    Folders are searched recursively for `PREDICTABLE_SUFFIXES`; hidden files and folders are skipped, and links to
+    folders are not followed. A path without any image, and a folder that cannot be listed, give a reason instead.
     """
     found: dict[str, FoundImage] = {}
     for path in paths:
@@ -46,13 +46,13 @@ def _search(folder: Path) -> Iterator[FoundImage]:
     for where, folders, files in os.walk(folder, onerror=closed.append):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
-            if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES:
+            if not name.startswith(".") and Path(name).suffix.lower() in PREDICTABLE_SUFFIXES:
                 empty = False
                 yield _found(Path(where) / name)
     for error in closed:
         yield _found(Path(error.filename or folder), f"cannot be listed ({error.strerror})")
     if empty and not closed:
-        yield _found(folder, f"holds no file named like an image ({' '.join(sorted(IMAGE_SUFFIXES))})")
+        yield _found(folder, f"holds no file named like an image ({' '.join(sorted(PREDICTABLE_SUFFIXES))})")
 
 
 def _found(path: Path, reason: str | None = None) -> FoundImage:

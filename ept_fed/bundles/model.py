@@ -7,6 +7,7 @@ from ept_fed.bundles.bundle import Bundle
 from ept_fed.bundles.description import Description
 from ept_fed.models.backbones import Backbone, create_backbone
 from ept_fed.models.demo_backbone import DEMO_BACKBONE
+from ept_fed.models.device import choose_device
 from ept_fed.models.vit import PromptedViT
 from ept_fed.problems import InputRefusedError, Problem
 
@@ -62,7 +63,7 @@ def load_model(bundle: Bundle, *, weights: str | None, device: str = "auto") -> 
     Raises:
         InputRefusedError: if the backbone is not the one that the prompts were tuned in, or the tensors do not fit it.
     """
-    target = _choose_device(device)
+    target = choose_device(device, "--device")
     return CalibratedModel(_fill(bundle, _load_backbone(bundle.description, weights)), bundle.description).to(target)
 
 
@@ -97,13 +98,6 @@ def _fill(bundle: Bundle, backbone: Backbone) -> PromptedViT:
         fix = f"the bundle contradicts itself ({error}); export it again"
         raise _refusal("model.safetensors", description.backbone.name, fix) from error
     return model
-
-
-def _choose_device(wanted: str) -> torch.device:
-    available = torch.cuda.is_available()
-    if wanted == "cuda" and not available:
-        raise _refusal("--device", wanted, "torch sees no CUDA device here; use cpu or auto")
-    return torch.device("cuda" if available and wanted != "cpu" else "cpu")
 
 
 def _refusal(field: str, value: object, fix: str) -> InputRefusedError:

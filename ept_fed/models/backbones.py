@@ -83,7 +83,11 @@ def create_backbone(name: str, *, weights: str | None, image_size: int | None, s
     if image_size is not None:
         _resize(vit, image_size)
     vit.requires_grad_(False).eval()
-    return Backbone(name, vit, digest, InputSpec.from_pretrained_cfg(vit.pretrained_cfg, vit.patch_embed.img_size[0]))
+    try:
+        spec = InputSpec.from_pretrained_cfg(vit.pretrained_cfg, vit.patch_embed.img_size[0])
+    except (TypeError, ValueError) as error:
+        raise _refusal("backbone", name, f"does not say how its images are prepared: {error}") from error
+    return Backbone(name, vit, digest, spec)
 
 
 def frozen_tensors(module: nn.Module) -> dict[str, Tensor]:

@@ -29,6 +29,7 @@ __all__ = [
     "Split",
     "clean_text",
     "metric_keys",
+    "require_type",
 ]
 
 PROTOCOL_VERSION = 2

@@ -19,6 +19,7 @@ _SHARES, _SUMS, _MEAN, _MOMENTS = STATISTICS_TENSORS
 # Of float32, with room for a mean of many.
 _RESOLUTION = 1e-6
 _FARTHEST = 1e-4
+_NEGATIVE = 1e-3
 
 
 def shape_statistics(kind: Statistics, *, classes: int, width: int) -> dict[str, tuple[int, ...]]:
@@ -53,12 +54,16 @@ def unpack_statistics(tensors: Mapping[str, npt.NDArray[np.floating]]) -> ClassS
     shares, sums, mean = (tensors[name].astype(np.float64) for name in (_SHARES, _SUMS, _MEAN))
     if not ((shares >= 0) & (shares <= 1 + _FARTHEST)).all():
         raise PayloadMismatchError(f"'{_SHARES}' holds a share of images that is not between 0 and 1")
-    if not mean.any():
+    if not any(tensor.any() for tensor in tensors.values()):
         return None
+    if not shares.any() or sums[shares == 0].any():
+        raise PayloadMismatchError(f"'{_SUMS}' holds features of a class that '{_SHARES}' says has no images")
     width, moments = len(mean), None
     if _MOMENTS in tensors:
         moments = _unfold(tensors[_MOMENTS].astype(np.float64) * np.sqrt(width), width)
-        if (np.diag(moments) < 0).any():
+        # Of features, mean squares are not negative in any direction.
+        smallest, largest = np.linalg.eigvalsh(moments)[[0, -1]]
+        if smallest < -_NEGATIVE * largest or largest <= 0:
             raise PayloadMismatchError(f"'{_MOMENTS}' holds a negative mean square")
     scale = np.sqrt(width)
     return ClassStatistics(shares, sums * scale, mean * scale, moments, _RESOLUTION)

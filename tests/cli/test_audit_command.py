@@ -2,33 +2,23 @@
 
 import json
 import shutil
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from click.testing import Result
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from typer.testing import CliRunner
 
 from client.ledger import Ledger, Record, tip_path
 from client.ledger_entry import FIRST
 from ept_fed.cli.main import app
+from ept_fed.keys import spell_openssh_public
+from server.authority import Authority
 
-KEY, CA = ec.generate_private_key(ec.SECP384R1()), ec.generate_private_key(ec.SECP384R1())
+KEY = ec.generate_private_key(ec.SECP384R1())
 SINKS = (("sinks", (12, 197)),)
 HEAD = (*SINKS, ("head.weight", (2, 384)))
-
-
-def write_certificate(path: Path, name: str, key: ec.EllipticCurvePrivateKey, issuer: str, by: object) -> Path:
-    now = datetime.now(UTC)
-    names = [x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, text)]) for text in (name, issuer)]
-    builder = x509.CertificateBuilder(
-        names[1], names[0], key.public_key(), x509.random_serial_number(), now, now + timedelta(days=9)
-    )
-    path.write_bytes(builder.sign(by, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -56,11 +46,19 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     reason = "incoming.rounds: 900: the policy allows 1 to 200"
     ledger.append(Record("in", "train", "refused", run="run-a", round=3, rule="incoming.rounds", reason=reason))
     ledger.close()
-    write_certificate(folder / "site.crt", "north", KEY, "the authority", CA)
-    write_certificate(folder / "south.crt", "south", KEY, "the authority", CA)
-    write_certificate(folder / "ca.crt", "the authority", CA, "the authority", CA)
-    other = ec.generate_private_key(ec.SECP384R1())
-    write_certificate(folder / "foreign.crt", "north", other, "another authority", other)
+    now = datetime.now(UTC)
+    own, other = (Authority(folder / name, name, now, 9) for name in ("consortium", "another"))
+    node = spell_openssh_public(ec.generate_private_key(ec.SECP384R1()).public_key())
+    foreign = ec.generate_private_key(ec.SECP384R1()).public_key()
+    issued = {
+        "site.crt": own.issue_site("north", KEY.public_key(), node, now=now, days=9),
+        "south.crt": own.issue_site("south", KEY.public_key(), node, now=now, days=9),
+        "server.crt": own.issue_server("proxy", ["north"], KEY.public_key(), now=now, days=9),
+        "foreign.crt": other.issue_site("north", foreign, node, now=now, days=9),
+    }
+    for name, line in issued.items():
+        (folder / name).write_text(line.certificate)
+    shutil.copy(folder / "consortium" / "ca.crt", folder / "ca.crt")
     return folder
 
 
@@ -145,7 +143,9 @@ def test_a_certificate_of_another_key_or_site_is_a_finding(kit: Path, certificat
         (["none.jsonl"], "cannot be read"),
         (["ledger.jsonl", "--certificate", "ledger.jsonl"], "is not a certificate"),
         (["ledger.jsonl", "--ca", "ca.crt"], "give --certificate too"),
-        (["ledger.jsonl", "--certificate", "foreign.crt", "--ca", "ca.crt"], "was not issued by the authority"),
+        (["ledger.jsonl", "--certificate", "foreign.crt", "--ca", "ca.crt"], "was not issued by"),
+        (["ledger.jsonl", "--certificate", "server.crt", "--ca", "ca.crt"], "was not issued by"),
+        (["ledger.jsonl", "--certificate", "two.crt"], "must hold exactly one"),
         (["ledger.jsonl", "--seen", "9"], "write SEQUENCE:HASH"),
     ],
 )
@@ -153,6 +153,7 @@ def test_what_cannot_be_checked_is_refused(
     kit: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], text: str
 ) -> None:
     monkeypatch.chdir(kit)
+    Path("two.crt").write_bytes(2 * Path("site.crt").read_bytes())
     done = run("verify", *words)
     assert done.exit_code == 2
     assert text in done.output

@@ -16,9 +16,9 @@ from ept_fed.keys import new_key, spell_openssh_private
 from ept_fed.reports.progress import Silent
 from server.service import find_superlink_port
 from server.status import describe_server
-from server.traffic import Counted, count_traffic, is_idle, kind_of, read_requests, sender_of
 from simulations.rehearsal import Rehearsal
 from simulations.simulate import simulate
+from simulations.traffic import Counted, count_traffic, is_idle, kind_of, read_requests, sender_of
 
 pytestmark = pytest.mark.skipif(
     shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/sbin:/usr/bin:/usr/local/bin:/opt/homebrew/bin") is None,

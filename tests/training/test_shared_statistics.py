@@ -83,7 +83,9 @@ def test_shared_means_are_the_centres_that_the_own_images_spread_around(seed: in
     centres = np.stack([everything[labels == c].mean(0) for c in present])
     around = x - centres[np.searchsorted(present, y)]
     within = around.T @ around / len(x)
-    covariance = 0.7 * within + 0.3 * np.trace(within) / width * np.eye(width)
+    # Where every image is its class's only one, there is no spread, and every direction counts alike.
+    spread = np.trace(within) / width
+    covariance = 0.7 * within + 0.3 * spread * np.eye(width) if spread > 1e-9 else np.eye(width)
     wanted = x @ np.linalg.solve(covariance, centres.T)
     wanted -= 0.5 * np.einsum("gd,dg->g", centres, np.linalg.solve(covariance, centres.T))
     wanted -= wanted.mean(1, keepdims=True)
@@ -118,12 +120,21 @@ def test_before_anything_is_measured_there_is_nothing_to_read() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("statistics.shares", -0.1), ("statistics.shares", 1.1), ("statistics.moments", -1.0)]
+    ("name", "place", "value"),
+    [
+        ("statistics.shares", 0, -0.1),
+        ("statistics.shares", 0, 1.1),
+        ("statistics.shares", 0, 0.0),  # though there are sums of this class
+        ("statistics.shares", slice(None), 0.0),
+        ("statistics.moments", 0, -1.0),
+        ("statistics.moments", 1, 9.0),  # no matrix of products: negative in another direction than an axis
+        ("statistics.moments", slice(None), 0.0),
+    ],
 )
-def test_statistics_that_no_images_could_have_are_refused(name: str, value: float) -> None:
+def test_statistics_that_no_images_could_have_are_refused(name: str, place: int | slice, value: float) -> None:
     shapes = shape_statistics("moments", classes=2, width=3)
     tensors = pack_statistics(measure_statistics(np.eye(3)[:2], np.arange(2), classes=2), shapes)
-    tensors[name][0] = value
+    tensors[name][place] = value
     with pytest.raises(PayloadMismatchError, match=name):
         unpack_statistics(tensors)
 
