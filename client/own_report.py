@@ -34,9 +34,10 @@ from ept_fed.config import Experiment
 from ept_fed.problems import InputRefusedError, Problem
 from ept_fed.protocol.messages import MessageRefusedError
 from ept_fed.protocol.proposal import Proposal
-from ept_fed.reports.comparison import Comparison, SiteTraffic
+from ept_fed.reports.comparison import Comparison
 from ept_fed.reports.progress import Progress
 from ept_fed.reports.read_run import read_run
+from ept_fed.reports.run_document import SiteTraffic
 from ept_fed.reports.run_folder import RunFolder, site_folder
 from ept_fed.reports.write_reports import WrittenReports, make_reports
 from ept_fed.sealed_tensors import SealBrokenError

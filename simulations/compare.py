@@ -5,8 +5,9 @@ from collections.abc import Callable, Mapping
 from client.compare import Recall, assess_settings, recall_federated
 from client.site import Site
 from ept_fed.protocol.layout import Vector
-from ept_fed.reports.comparison import Comparison, SiteTraffic
+from ept_fed.reports.comparison import Comparison
 from ept_fed.reports.progress import Progress
+from ept_fed.reports.run_document import SiteTraffic
 from ept_fed.reports.run_folder import RunFolder
 from server.round_record import RoundRecord
 from server.rounds import FederationResult

@@ -6,18 +6,11 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["METRICS", "Comparison", "SiteTraffic"]
+from ept_fed.reports.run_document import SiteTraffic
+
+__all__ = ["METRICS", "Comparison"]
 
 METRICS = ("auc", "balanced_accuracy", "accuracy", "average_precision", "loss")
-
-
-@dataclass(frozen=True)
-class SiteTraffic:
-    """Serialised bytes of one site over the whole run, both directions, and of its training replies alone."""
-
-    sent_to_site: int
-    received_from_site: int
-    largest_update: int
 
 
 @dataclass(frozen=True)

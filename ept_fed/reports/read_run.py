@@ -9,13 +9,13 @@ from typing import Any
 from ept_fed.problems import InputRefusedError, Problem
 from ept_fed.reports.cross_site import CROSS_SITE_FILE, CrossSite, read_cross_site
 from ept_fed.reports.read_predictions import SitePredictions, read_predictions
+from ept_fed.reports.run_document import parse_report, parse_round
 from ept_fed.reports.run_folder import site_folder
 from ept_fed.settings_file import parse_yaml
 
 __all__ = ["RunResult", "read_run"]
 
 _SCHEMA = 1
-_REPORT_KEYS = ("status", "name", "run", "seed", "classes", "settings", "test_images", "traffic", "payload", "data")
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def _read_report(path: Path, problems: list[Problem]) -> dict[str, Any]:
         return {}
     try:
         content = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         problems.append(Problem(path.name, str(path), f"is not JSON ({error}); restore the file"))
         return {}
     if not isinstance(content, dict) or content.get("schema") != _SCHEMA:
@@ -101,11 +101,11 @@ def _read_report(path: Path, problems: list[Problem]) -> dict[str, Any]:
         fix = f"has another schema; this version of ept-fed reads {_SCHEMA}, so use the version that made the run"
         problems.append(Problem(f"{path.name}: schema", found, fix))
         return {}
-    missing = [key for key in _REPORT_KEYS if key not in content]
-    if missing:
-        problems.append(Problem(path.name, ", ".join(missing), "these keys are missing; restore the file"))
+    try:
+        return parse_report(text)
+    except ValueError as error:
+        problems.append(Problem(path.name, str(path), f"is not the report of a run ({error}); restore the file"))
         return {}
-    return content
 
 
 def _read_rounds(path: Path, problems: list[Problem]) -> tuple[Mapping[str, Any], ...]:
@@ -113,15 +113,10 @@ def _read_rounds(path: Path, problems: list[Problem]) -> tuple[Mapping[str, Any]
     rounds = []
     for number, line in enumerate((text or "").splitlines(), start=1):
         try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            fix = "is cut off or not JSON; remove the line if the run was interrupted while it was written"
+            rounds.append(parse_round(line))
+        except ValueError as error:
+            fix = f"is cut off or no round ({error}); remove the line if the run was interrupted while it was written"
             problems.append(Problem(f"{path.name} line {number}", line[:40], fix))
-            continue
-        if not isinstance(record, dict) or not {"round", "sites", "refused", "aggregated"} <= set(record):
-            problems.append(Problem(f"{path.name} line {number}", line[:40], "is not the record of a round"))
-            continue
-        rounds.append(record)
     return tuple(rounds)
 
 

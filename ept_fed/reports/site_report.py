@@ -7,12 +7,13 @@ from typing import Any
 from ept_fed.evaluation.bootstrap import DRAWS
 from ept_fed.reports.pooled import SharedCounts, count_to_share
 from ept_fed.reports.read_run import RunResult
+from ept_fed.reports.run_document import PrivacySpending
 from ept_fed.reports.site_statistics import Statistics, analyse
 from ept_fed.reports.subgroup_statistics import SubgroupTable, analyse_subgroups
 from ept_fed.reports.wording import Headline, describe_limits, headline
 from ept_fed.seeds import numpy_generator
 
-__all__ = ["SCHEMA", "PrivacySpending", "RoundRow", "SiteReport", "Traffic", "build_site_report"]
+__all__ = ["SCHEMA", "RoundRow", "SiteReport", "Traffic", "build_site_report"]
 
 SCHEMA = 1
 """Of sites/<site>/report.json. Its keys are the fields of `SiteReport`; numbers that are undefined are null."""
@@ -52,30 +53,6 @@ class Traffic:
     largest_update: int
     tensors: tuple[tuple[str, tuple[int, ...]], ...]
     numbers_per_update: int
-
-
-@dataclass(frozen=True)
-class PrivacySpending:
-    """What noise on gradients or updates promises about a site's training images: (ε, δ)-differential privacy.
-
-    Attributes:
-        covers: "image": any one training image, present or not; "site": all of them, exchanged for any others.
-        noise: "poisson-subsampled", on the gradients of images; or who adds it to whole updates: "local", the site;
-            "distributed", all sites of a sum; "central", the server.
-        silent: whether loss and quality, which have no noise, stayed at the site.
-        epsilon: ε of this run's updates.
-        delta: δ.
-        rounds: that were trained with noise.
-        epsilon_of_all_runs: ε of every private run of the site together, by its own budget; null where it keeps none.
-    """
-
-    covers: str
-    noise: str
-    silent: bool
-    epsilon: float
-    delta: float
-    rounds: int
-    epsilon_of_all_runs: float | None
 
 
 @dataclass(frozen=True)

@@ -97,6 +97,45 @@ def test_another_schema_is_refused_by_number(make_run: MakeRun) -> None:
     assert "schema = 2" in refusal(folder)
 
 
+@pytest.mark.parametrize(
+    ("changes", "place"),
+    [
+        ({"classes": 3}, "classes"),
+        ({"seed": "0"}, "seed"),
+        ({"test_images": {"north": "many"}}, "test_images.north"),
+        ({"traffic": {"north": {"bytes": 1}}}, "traffic.north.sent_to_site"),
+        ({"payload": {"bytes": 4, "layout": [["sinks", 7]]}}, "payload.layout.0.1"),
+        ({"counted": {"counted_by": "server"}}, "counted.messages_from_site"),
+        ({"privacy": {"north": {"epsilon": 1.0}}}, "privacy.north.covers"),
+        ({"data": [7]}, "data.0"),
+    ],
+)  # fmt: skip
+def test_a_report_of_other_kinds_is_refused_with_its_place(
+    make_run: MakeRun, changes: dict[str, object], place: str
+) -> None:
+    folder = make_run()
+    document = json.loads((folder / "report.json").read_text())
+    (folder / "report.json").write_text(json.dumps(document | changes))
+    assert f"is not the report of a run ({place}: " in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "place"),
+    [({"round": "1"}, "round"), ({"sites": {"north": {"bytes_sent": "7"}}}, "sites.north.bytes_sent"),
+     ({"refused": [{}]}, "refused.0.site"), ({"aggregated": "north"}, "aggregated")],
+)  # fmt: skip
+def test_a_round_of_other_kinds_is_refused_with_its_line_and_place(
+    make_run: MakeRun, changes: dict[str, object], place: str
+) -> None:
+    folder = make_run()
+    first, second = (folder / "rounds.jsonl").read_text().splitlines()
+    (folder / "rounds.jsonl").write_text(f"{first}\n{json.dumps(json.loads(second) | changes)}\n{'[' * 100_000}\n")
+    sentences = refusal(folder)
+    assert "rounds.jsonl line 2" in sentences
+    assert f"no round ({place}: " in sentences
+    assert "rounds.jsonl line 3" in sentences
+
+
 def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
     assert "is not a folder" in refusal(tmp_path / "absent")
 
