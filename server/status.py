@@ -51,7 +51,7 @@ def describe_run(kit: ServerKit, run: Run | None) -> dict[str, Any] | None:
     Seconds left are those of the rounds so far, carried on.
     """
     folders = sorted(kit.runs.glob("*/config.yaml"), key=lambda path: path.stat().st_mtime)
-    if run is not None and (kit.runs / run.name / "config.yaml").exists():
+    if run is not None and run.name in {path.parent.name for path in folders}:
         folder = RunFolder(kit.runs / run.name)
     elif folders:
         folder = RunFolder(folders[-1].parent)

@@ -12,7 +12,7 @@ from ept_fed.bundles.bundle import MODEL, check_tensors
 from ept_fed.bundles.description import BackboneIdentity, InputDescription
 from ept_fed.problems import InputRefusedError, Problem
 from ept_fed.protocol.layout import Vector
-from ept_fed.reports.run_folder import site_folder
+from ept_fed.reports.run_folder import RunFolder, site_folder
 
 __all__ = ["About", "Release", "read_release"]
 
@@ -119,11 +119,7 @@ def _read_about(content: bytes, path: Path) -> About:
 
 def _count_rounds(run: Path) -> int:
     """Count the rounds that changed the model: those with at least one site in the average."""
-    try:
-        lines = (run / "rounds.jsonl").read_text(encoding="utf-8").splitlines()
-        return sum(bool(json.loads(line)["aggregated"]) for line in lines)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise _refusal("RUN", str(run / "rounds.jsonl"), f"cannot be used ({type(error).__name__})") from error
+    return sum(bool(record["aggregated"]) for record in RunFolder(run).read_rounds())
 
 
 def _refusal(field: str, value: object, fix: str) -> InputRefusedError:

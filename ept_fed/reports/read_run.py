@@ -9,7 +9,7 @@ from typing import Any
 from ept_fed.problems import InputRefusedError, Problem
 from ept_fed.reports.cross_site import CROSS_SITE_FILE, CrossSite, read_cross_site
 from ept_fed.reports.read_predictions import SitePredictions, read_predictions
-from ept_fed.reports.run_document import parse_report, parse_round
+from ept_fed.reports.run_document import parse_report, parse_round, split_rounds
 from ept_fed.reports.run_folder import site_folder
 from ept_fed.settings_file import parse_yaml
 
@@ -111,11 +111,11 @@ def _read_report(path: Path, problems: list[Problem]) -> dict[str, Any]:
 def _read_rounds(path: Path, problems: list[Problem]) -> tuple[Mapping[str, Any], ...]:
     text = _read_text(path, problems)
     rounds = []
-    for number, line in enumerate((text or "").splitlines(), start=1):
+    for number, line in enumerate(split_rounds(text or ""), start=1):
         try:
             rounds.append(parse_round(line))
         except ValueError as error:
-            fix = f"is cut off or no round ({error}); remove the line if the run was interrupted while it was written"
+            fix = f"is no round ({error}); restore the file"
             problems.append(Problem(f"{path.name} line {number}", line[:40], fix))
     return tuple(rounds)
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-__all__ = ["PrivacySpending", "SiteTraffic", "parse_report", "parse_round"]
+__all__ = ["PrivacySpending", "SiteTraffic", "parse_report", "parse_round", "split_rounds"]
 
 _Numbers = Mapping[str, float | None]
 
@@ -96,8 +96,9 @@ class _Report(_Section):
 class _Exchange(_Section):
     train: _Numbers = {}
     evaluation: _Numbers = {}
-    bytes_sent: int = 0
-    bytes_received: int = 0
+    examples: int
+    bytes_sent: int
+    bytes_received: int
     train_bytes_received: int = 0
 
 
@@ -113,7 +114,7 @@ class _Round(_Section):
     aggregated: list[str]
     refused: list[_Refused]
     asked: list[str] | None = None
-    seconds: float = 0.0
+    seconds: float
 
 
 def parse_report(text: str) -> dict[str, Any]:
@@ -123,6 +124,11 @@ def parse_report(text: str) -> dict[str, Any]:
         ValueError: naming the first key whose value is missing or of another kind.
     """
     return _parse(_Report, text)
+
+
+def split_rounds(text: str) -> list[str]:
+    """Return the whole lines of rounds.jsonl; a last line that was cut off while it was written is left out."""
+    return text.split("\n")[:-1]
 
 
 def parse_round(line: str) -> dict[str, Any]:

@@ -35,6 +35,7 @@ from ept_fed.data.counts import COUNT_COLUMNS, CountRow
 from ept_fed.problems import InputRefusedError, Problem
 from ept_fed.protocol.layout import Vector
 from ept_fed.protocol.plan import Plan
+from ept_fed.reports.run_document import parse_round, split_rounds
 from ept_fed.settings_diff import compare_settings
 from ept_fed.settings_file import parse_yaml
 
@@ -130,12 +131,16 @@ class RunFolder:
         append_json_line(self.path / "rounds.jsonl", record)
 
     def read_rounds(self) -> list[dict[str, Any]]:
-        """Return the whole lines of rounds.jsonl; a last line that was cut off while it was written is left out."""
+        """Return the whole lines of rounds.jsonl, none if there is no such file yet.
+
+        Raises:
+            InputRefusedError: for a line that is no round.
+        """
         path = self.path / "rounds.jsonl"
-        lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
         try:
-            return [json.loads(line) for line in lines]
-        except json.JSONDecodeError as error:
+            text = path.read_text(encoding="utf-8") if path.exists() else ""
+            return [parse_round(line) for line in split_rounds(text)]
+        except (OSError, ValueError) as error:
             raise InputRefusedError(
                 [Problem("rounds.jsonl", str(path), f"is damaged ({error}); restore it")]
             ) from error

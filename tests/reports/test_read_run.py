@@ -9,6 +9,7 @@ import pytest
 
 from ept_fed.problems import InputRefusedError
 from ept_fed.reports.read_run import read_run
+from ept_fed.reports.run_folder import RunFolder
 
 MakeRun = Callable[..., Path]
 
@@ -54,11 +55,11 @@ def test_rows_of_another_order_give_the_same_tables(make_run: MakeRun) -> None:
 def test_everything_wrong_is_listed_at_once(make_run: MakeRun) -> None:
     folder = make_run()
     (folder / "config.yaml").unlink()
-    edit(folder / "rounds.jsonl", lambda text: text[:-20])
+    edit(folder / "rounds.jsonl", lambda text: text[:-20] + "\n")
     edit(predictions(folder), lambda text: text.replace(",nv,local", ",unheard,local", 1))
     predictions(folder, "south").unlink()
     sentences = refusal(folder)
-    for part in ("config.yaml", "rounds.jsonl line 2", "cut off", "'unheard'", "none of the run's classes", "south"):
+    for part in ("config.yaml", "rounds.jsonl line 2", "no round", "'unheard'", "none of the run's classes", "south"):
         assert part in sentences
 
 
@@ -121,7 +122,7 @@ def test_a_report_of_other_kinds_is_refused_with_its_place(
 
 @pytest.mark.parametrize(
     ("changes", "place"),
-    [({"round": "1"}, "round"), ({"sites": {"north": {"bytes_sent": "7"}}}, "sites.north.bytes_sent"),
+    [({"round": "1"}, "round"), ({"sites": {"north": {"examples": "1"}}}, "sites.north.examples"),
      ({"refused": [{}]}, "refused.0.site"), ({"aggregated": "north"}, "aggregated")],
 )  # fmt: skip
 def test_a_round_of_other_kinds_is_refused_with_its_line_and_place(
@@ -134,6 +135,12 @@ def test_a_round_of_other_kinds_is_refused_with_its_line_and_place(
     assert "rounds.jsonl line 2" in sentences
     assert f"no round ({place}: " in sentences
     assert "rounds.jsonl line 3" in sentences
+
+
+def test_a_line_that_was_cut_off_while_it_was_written_is_left_out(make_run: MakeRun) -> None:
+    folder = make_run()
+    edit(folder / "rounds.jsonl", lambda text: text[:-20])
+    assert len(read_run(folder).rounds) == len(RunFolder(folder).read_rounds()) == 1
 
 
 def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:

@@ -9,11 +9,12 @@ import pytest
 
 from ept_fed.problems import InputRefusedError
 from server.bundle import build_bundle
+from server.control import Run
 from server.provision import provision, revoke
 from server.proxy import PATHS, find_nginx, write_proxy_files
 from server.server_kit import open_server_kit
 from server.service import ServerAwayError, find_superlink_port, start_server, stop_server
-from server.status import describe_server
+from server.status import describe_run, describe_server
 from server.submit import run_experiment
 from tests.conftest import MICRO
 
@@ -116,6 +117,28 @@ def test_without_a_server_nothing_is_submitted_and_nothing_is_stopped(server: Pa
         run_experiment(server, micro_file, [], name=None, resume=False, wait=True, watch=lambda *_: None)
     assert stop_server(kit) is None
     assert "no server runs" in describe_server(server)["problem"]
+
+
+@pytest.mark.parametrize("name", ["../elsewhere", "elsewhere", ""])
+def test_a_run_is_looked_for_among_the_kits_own_folders_only(server: Path, name: str) -> None:
+    kit = open_server_kit(server)
+    for folder in (kit.runs / "ours", kit.runs.parent / "elsewhere"):
+        folder.mkdir(parents=True)
+        (folder / "config.yaml").touch()
+    run = Run(7, name, "running", "", "", "", 0, 0)
+    described = describe_run(kit, run)
+    assert described is not None
+    assert described["name"] == "ours"
+
+
+def test_lines_that_are_no_rounds_do_not_stop_the_status(server: Path) -> None:
+    kit = open_server_kit(server)
+    (kit.runs / "ours").mkdir(parents=True)
+    (kit.runs / "ours" / "config.yaml").touch()
+    (kit.runs / "ours" / "rounds.jsonl").write_text('{"round": 1}\n')
+    described = describe_run(kit, None)
+    assert described is not None
+    assert described["refused"] == []
 
 
 def test_the_bundle_holds_two_names_and_is_always_the_same(tmp_path: Path) -> None:

@@ -147,7 +147,7 @@ def test_a_line_that_is_no_record_is_refused(stopped: tuple[Experiment, Path]) -
     experiment, out = stopped
     lines = (out / "rounds.jsonl").read_text().splitlines()
     (out / "rounds.jsonl").write_text("\n".join(["5", *lines[1:]]) + "\n")
-    with pytest.raises(InputRefusedError, match="does not hold a round"):
+    with pytest.raises(InputRefusedError, match="is damaged"):
         simulate(experiment, out, Silent(), resume=True)
 
 
