@@ -64,7 +64,7 @@ def describe_run(kit: ServerKit, run: Run | None) -> dict[str, Any] | None:
         records = []
     rounds, done = progress.get("rounds", 0), max(progress.get("round", 0) - 1, len(records))
     over = bool(result) or (run is not None and bool(run.ended))
-    times = [record["seconds"] for record in records if record["seconds"]]
+    times = [record["seconds"] for record in records if record.get("seconds")]
     left = None if over or not times else round(sum(times) / len(times) * max(0, rounds - done), 1)
     return {
         "name": folder.path.name,

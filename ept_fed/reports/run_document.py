@@ -1,6 +1,7 @@
 """What a run folder's report.json and lines of rounds.jsonl have to hold before anything is computed from them."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -114,7 +115,7 @@ class _Round(_Section):
     aggregated: list[str]
     refused: list[_Refused]
     asked: list[str] | None = None
-    seconds: float
+    seconds: float = math.nan  # absent where a site wrote the report: it saw its messages, not the round's length
 
 
 def parse_report(text: str) -> dict[str, Any]:
