@@ -13,7 +13,7 @@ from ept_fed.models.method import TunedViT
 from ept_fed.models.methods import create_model
 from ept_fed.seeds import derive_seed
 from ept_fed.training.fitted_head import HeadFit
-from ept_fed.training.loop import use_bfloat16
+from ept_fed.training.precision import use_bfloat16
 
 __all__ = ["create_site", "create_start_model", "load_backbone"]
 

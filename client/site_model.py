@@ -18,7 +18,8 @@ from ept_fed.protocol.layout import Vector
 from ept_fed.protocol.messages import QUALITY_METRICS
 from ept_fed.training.discriminant import ClassStatistics
 from ept_fed.training.fitted_head import FeaturesDivergedError, HeadFit
-from ept_fed.training.loop import TrainingDivergedError, use_bfloat16
+from ept_fed.training.loop import TrainingDivergedError
+from ept_fed.training.precision import use_bfloat16
 
 __all__ = ["SiteModel"]
 

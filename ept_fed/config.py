@@ -112,7 +112,11 @@ class TrainingSettings(Settings):
     )
     class_balanced: bool = Field(False, description="draw every class equally often")
     optimizer_state: Literal["keep", "reset"] = Field("keep", description="momentum across rounds at a site")
-    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 on CUDA only")
+    precision: Literal["auto", "fast", "float32", "bfloat16"] = Field(
+        "auto",
+        description="auto: bfloat16 on CUDA only; fast: on processors that have instructions for it too, where it is "
+        "some three times as fast as float32, and eight times as slow on those that have none",
+    )
     proximal_mu: Annotated[float, Field(ge=0.0, le=1000.0)] = Field(
         0.0, description="set by federation.strategy fedprox or feddyn; leave it at 0"
     )

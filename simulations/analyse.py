@@ -19,7 +19,7 @@ from ept_fed.models.scaling_map import scaling_map
 from ept_fed.models.vit import PromptedViT
 from ept_fed.reports.feature_record import MOMENTS, FeatureRecord, Moment, ScalingExamples
 from ept_fed.seeds import derive_seed, numpy_generator
-from ept_fed.training.loop import use_bfloat16
+from ept_fed.training.precision import use_bfloat16
 from simulations.virtual_sites import VirtualFederation
 
 __all__ = ["count_fold", "record_features"]

@@ -16,6 +16,7 @@ from ept_fed.seeds import derive_seed, numpy_generator
 from ept_fed.training.fitted_head import FeaturesDivergedError, HeadFit
 from ept_fed.training.losses import LOSSES
 from ept_fed.training.optimizer import moves_method, set_learning_rates
+from ept_fed.training.precision import use_bfloat16
 from ept_fed.training.sampling import draw_order, halve
 from ept_fed.training.schedule import schedule_factor
 
@@ -25,7 +26,6 @@ __all__ = [
     "TrainingOutcome",
     "hold_still_beside",
     "train_round",
-    "use_bfloat16",
 ]
 
 
@@ -202,10 +202,3 @@ def hold_still_beside(model: TunedViT, part: str) -> Iterator[None]:
     finally:
         for parameter in still:
             parameter.requires_grad_(True)
-
-
-def use_bfloat16(precision: str, device: torch.device) -> bool:
-    """Tell whether to compute in bfloat16: where asked, or under 'auto' on a CUDA device with bfloat16 hardware."""
-    if precision == "auto":
-        return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return precision == "bfloat16"

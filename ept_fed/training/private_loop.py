@@ -31,15 +31,10 @@ from ept_fed.privacy.noise import Entropy, draw_normal, draw_poisson_sample
 from ept_fed.privacy_contradictions import find_training_contradictions
 from ept_fed.problems import InputRefusedError, Problem
 from ept_fed.training.image_gradients import HEAD, SINKS, TOKENS, find_image_gradients, lay_down_gradients
-from ept_fed.training.loop import (
-    RoundScope,
-    TrainingDivergedError,
-    TrainingOutcome,
-    hold_still_beside,
-    use_bfloat16,
-)
+from ept_fed.training.loop import RoundScope, TrainingDivergedError, TrainingOutcome, hold_still_beside
 from ept_fed.training.losses import IMAGE_LOSSES
 from ept_fed.training.optimizer import set_learning_rates
+from ept_fed.training.precision import use_bfloat16
 from ept_fed.training.schedule import schedule_factor
 
 __all__ = ["add_noise", "plan_private_round", "train_private_round"]
