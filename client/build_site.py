@@ -1,5 +1,6 @@
 """From an experiment to a site: the steps that a simulation takes for many sites and a worker for its own."""
 
+import numpy as np
 import torch
 
 from client.model_slot import ModelSlot
@@ -8,10 +9,12 @@ from client.site import Site
 from client.states import StateStore
 from ept_fed.config import Experiment, FederationSettings
 from ept_fed.data.datasets import SiteData
+from ept_fed.methods import HEAD_TENSORS
 from ept_fed.models.backbones import Backbone, create_backbone
 from ept_fed.models.method import TunedViT
 from ept_fed.models.methods import create_model
 from ept_fed.seeds import derive_seed
+from ept_fed.training.common_head import CommonHead
 from ept_fed.training.fitted_head import HeadFit
 from ept_fed.training.precision import use_bfloat16
 
@@ -56,7 +59,7 @@ def create_site(
         evaluation_batch=experiment.evaluation.batch_size,
         precision=experiment.training.precision,
         ditto=experiment.personalisation.ditto,
-        head=_choose_head(experiment, data.name, slot.model.device),
+        head=_choose_head(experiment, data.name, slot),
         statistics=experiment.shared_statistics,
         privacy=experiment.training.privacy,
         noise=_choose_noise(experiment.federation),
@@ -74,13 +77,16 @@ def _choose_noise(federation: FederationSettings) -> UpdateNoise | None:
     )
 
 
-def _choose_head(experiment: Experiment, site: str, device: torch.device) -> HeadFit | None:
+def _choose_head(experiment: Experiment, site: str, slot: ModelSlot) -> HeadFit | None:
     training = experiment.training
-    if training.head != "discriminant":
+    if training.head not in ("discriminant", "common+own"):
         return None
+    start = {name: slot.start[f"model/{name}"].astype(np.float64) for name in HEAD_TENSORS}
+    common = CommonHead(start["head.weight"], start["head.bias"], training.head_evidence)
     return HeadFit(
         shrinkage=training.head_shrinkage,
         seed=derive_seed(experiment.seed, site, "head"),
         batch_size=experiment.evaluation.batch_size,
-        bfloat16=use_bfloat16(training.precision, device),
+        bfloat16=use_bfloat16(training.precision, slot.model.device),
+        common=common if training.head == "common+own" else None,
     )

@@ -40,9 +40,8 @@ def fine_tune(site: Site, payload: Vector, settings: TrainingSettings, *, epochs
     site.adopt(payload)
     alone = settings.model_copy(update={"epochs": epochs, "head_first_epochs": 0, "proximal_mu": 0.0})
     scope = RoundScope(derive_seed(seed, "fine-tune"), site.name, 1, 1)
-    outcome = train_round(
-        site.model, build_optimizer(site.model, alone), site.data.train, alone, scope, head=site.head_fit
-    )
+    head = site.prepare_training()
+    outcome = train_round(site.model, build_optimizer(site.model, alone), site.data.train, alone, scope, head=head)
     site.refit_head()
     site.hold_for_now(capture_model(site.model))
     return outcome

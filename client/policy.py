@@ -126,6 +126,7 @@ class TrainingRanges(Settings):
     epochs: Range = (1, 20)
     head_first_epochs: Range = (0, 20)
     head_shrinkage: Range = (0.0, 1.0)
+    head_evidence: Range = (0.0, 1000.0)
     batch_size: Range = (4, 256)
     proximal_mu: Range = (0.0, 10.0)
 
@@ -148,7 +149,7 @@ class Incoming(Settings):
     heads: tuple[HeadKind, ...] = Field(
         ("trained", "discriminant"),
         description="how heads may be made, see training.head; a server has a common one too, so with the prompts it "
-        "has the whole classifier",
+        "has the whole classifier, and with common+own all but the site's own share",
     )
     payload: tuple[Literal["folded", "raw"], ...] = ("folded",)
     correction: bool = Field(

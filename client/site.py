@@ -19,7 +19,7 @@ from client.site_model import SiteModel
 from client.states import SiteState, StateLostError, StateStore, capture_model
 from ept_fed.config import TrainingSettings
 from ept_fed.data.datasets import SiteData
-from ept_fed.methods import Statistics
+from ept_fed.methods import HeadKind, Statistics
 from ept_fed.privacy.accountant import GaussianSteps
 from ept_fed.privacy_settings import PrivacySettings
 from ept_fed.protocol.layout import Vector
@@ -84,7 +84,7 @@ class Site(SiteModel):
             ditto: lambda of a second, personal model (Ditto, Li et al. 2021, Algorithm 1); None keeps none.
             evaluation_batch: images per pass where nothing is trained.
             precision: as in `TrainingSettings`.
-            head: how the head is computed for the prompts at hand; None trains it with them.
+            head: how the head is computed for the prompts at hand; None trains it with them, or holds it still.
             statistics: what of a computed head is shared, with `share` prompts+head; None where it is not.
             privacy: as in `TrainingSettings`; a round that is asked for otherwise is refused.
             noise: on whole updates; None leaves them as they are.
@@ -136,7 +136,7 @@ class Site(SiteModel):
             raise MessageRefusedError(f"training settings are refused: {error.error_count()} are invalid") from error
         except StateLostError as lost:
             raise MessageRefusedError(str(lost)) from lost
-        if (settings.head == "discriminant") != (self.head_fit is not None):
+        if not self._computes_head_as(settings.head):
             raise MessageRefusedError(f"training.head = '{settings.head}' is not what this run began with")
         private = plan_requested_round(settings, request, self._privacy, len(self.data.train))
         cost = private if self._noise is None else self._noise.plan(request)
@@ -144,6 +144,7 @@ class Site(SiteModel):
         self._load(before)
         self._import(request.payload)
         _, received = self.assess(self.data.validation)
+        self.prepare_training()
         gradient = self._payload_gradient(settings.batch_size) if request.wants_gradient else None
         penalties = self._penalties(settings, request.correction)
         if cost is not None and charge is not None:
@@ -241,6 +242,13 @@ class Site(SiteModel):
             private = plan_private_round(settings, len(self.data.train), rounds)
         return self._train_round(settings, round_number, rounds, before, [], private, alone=payload is None)
 
+    def _computes_head_as(self, kind: HeadKind) -> bool:
+        """Tell whether this run's heads are of a kind, or of another that computes no head either."""
+        own: HeadKind | None = None
+        if self.head_fit is not None:
+            own = "discriminant" if self.head_fit.common is None else "common+own"
+        return own == (kind if kind in ("discriminant", "common+own") else None)
+
     def _withhold(self, metrics: dict[str, float]) -> dict[str, float]:
         """Return metrics as they may leave: they have no noise, and are undefined where it covers the whole site."""
         if self._noise is None or self._noise.settings.metrics:
@@ -288,6 +296,7 @@ class Site(SiteModel):
         if self._ditto is not None and received is not None:
             ditto = (ProximalTerm(model, self._ditto, self._shared), self._slot.start)
         scope = RoundScope(self._seed, self.name, round_number, rounds)
+        head = self.prepare_training()
         try:
             outcome, state = train_local_round(
                 model,
@@ -297,7 +306,7 @@ class Site(SiteModel):
                 before=before,
                 penalties=penalties,
                 ditto=ditto,
-                head=self.head_fit,
+                head=head,
                 private=private,
             )
         except BaseException:

@@ -79,8 +79,19 @@ class SiteModel:
 
     @property
     def head_fit(self) -> HeadFit | None:
-        """How the head is computed for the payload at hand, and from what it says of all sites; None: it is trained."""
+        """How the head is computed for the payload at hand, and from what it says of all sites; None: it is not."""
         return None if self._head is None else replace(self._head, received=self._received)
+
+    def prepare_training(self) -> HeadFit | None:
+        """Put back the head that prompts train under, and return how it is computed as they train, if it is.
+
+        A head that is the common one with a share of the site's own images is the bare common one meanwhile.
+        """
+        fit = self.head_fit
+        if fit is None or fit.common is None:
+            return fit
+        fit.common.put_back(self.model)
+        return None
 
     @property
     def state(self) -> SiteState | None:

@@ -10,7 +10,7 @@ from ept_fed.benchmark_settings import SETTINGS, BenchmarkSettings, Cell, Settin
 from ept_fed.config import EPT_SETTINGS, Experiment, ModelSettings
 from ept_fed.contradictions import check_statistics
 from ept_fed.experiment_file import override_experiment
-from ept_fed.methods import METHODS
+from ept_fed.methods import COMMON_HEADS, METHODS
 from ept_fed.problems import InputRefusedError, Problem
 
 __all__ = ["choose_analysed", "list_cells"]
@@ -83,7 +83,7 @@ def _list_settings(
     head = changed.training.head
     settled = (
         changed.training.head_first_epochs > 0
-        or head == "common"
+        or head in COMMON_HEADS
         or (head == "discriminant" and bool(check_statistics(changed.federation)))
     )
     # Alone nothing is sent; the head is named so that methods without other tensors have a payload to adopt.

@@ -100,12 +100,17 @@ class TrainingSettings(Settings):
     head: HeadKind = Field(
         "trained",
         description="trained: by gradient, with the prompts; common: FedBABU, every site draws the same from the run's "
-        "seed and nobody trains it, so prompts alone learn the classes; discriminant: computed at the site, for the "
-        "features that the prompts at hand lead to, of its own images or, with federation.share=prompts+head, of all "
-        "sites'",
+        "seed and nobody trains it, so prompts alone learn the classes; common+own: that while prompts train, and for "
+        "use the site adds a discriminant of its own images to it, which never leaves; discriminant: computed at the "
+        "site, for the features that the prompts at hand lead to, of its own images or, with "
+        "federation.share=prompts+head, of all sites'",
     )
     head_shrinkage: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
         0.3, description="of the discriminant's covariance towards the identity"
+    )
+    head_evidence: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] = Field(
+        4.0,
+        description="for head common+own: from so many images per class on, the own discriminant counts half or more",
     )
     batch_size: Annotated[int, Field(ge=1, le=4096)] = Field(
         8, description="images per step; with privacy their mean number, as each image is drawn for itself"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ept_fed.config import Experiment, FederationSettings, ModelSettings, TrainingSettings
 from ept_fed.data_contradictions import check_exists, find_data_contradictions, find_split_contradictions
-from ept_fed.methods import METHODS
+from ept_fed.methods import COMMON_HEADS, METHODS
 from ept_fed.options import check_options
 from ept_fed.privacy_contradictions import find_privacy_contradictions
 from ept_fed.problems import Problem
@@ -64,7 +64,7 @@ def _check_sections(experiment: Experiment) -> list[Problem]:
     if training.head_first_epochs and federation.share == "prompts+head":
         fix = "FedRep's order is for heads that stay at the sites; set it to 0, or federation.share=prompts"
         found.append(Problem("training.head_first_epochs", training.head_first_epochs, fix))
-    if training.head == "common":
+    if training.head in COMMON_HEADS:
         found += _check_common_head(experiment)
     if training.head == "discriminant":
         found += _check_discriminant(experiment)
@@ -85,6 +85,9 @@ def _check_common_head(experiment: Experiment) -> list[Problem]:
     if experiment.training.head_first_epochs:
         fix = "a common head is not trained; set it to 0"
         found.append(Problem("training.head_first_epochs", experiment.training.head_first_epochs, fix))
+    if experiment.training.head == "common+own" and experiment.personalisation.ditto is not None:
+        fix = "trains a second model under the common head alone; leave it out, or set training.head=common"
+        found.append(Problem("personalisation.ditto", experiment.personalisation.ditto, fix))
     return found
 
 
@@ -153,7 +156,7 @@ def _check_method(model: ModelSettings, training: TrainingSettings, federation: 
     if model.method != "ept" and federation.payload == "folded":
         fix = f"model.method = '{model.method}' has nothing to fold, only ept's prompts do; set federation.payload=raw"
         found.append(Problem("federation.payload", "folded", fix))
-    if not method.sends_without_head and training.head == "common":
+    if not method.sends_without_head and training.head in COMMON_HEADS:
         fix = f"model.method = '{model.method}' has the head alone, so nothing would be trained; set it to trained"
         found.append(Problem("training.head", training.head, fix))
     elif not method.sends_without_head and federation.share == "prompts":

@@ -13,6 +13,7 @@ from typing import Literal
 from ept_fed.options import Option
 
 __all__ = [
+    "COMMON_HEADS",
     "HEAD_TENSORS",
     "METHODS",
     "STATISTICS_TENSORS",
@@ -27,7 +28,9 @@ HEAD_TENSORS = ("head.weight", "head.bias")
 # What a discriminant's head is computed from, see ept_fed/training/discriminant.py.
 STATISTICS_TENSORS = ("statistics.shares", "statistics.sums", "statistics.mean", "statistics.moments")
 Statistics = Literal["means", "moments"]  # all of these but the last, or all
-HeadKind = Literal["trained", "common", "discriminant"]  # how the head is made, see training.head
+HeadKind = Literal["trained", "common", "common+own", "discriminant"]  # how the head is made, see training.head
+# Those that every site draws from the run's seed and holds still while prompts train.
+COMMON_HEADS: tuple[HeadKind, ...] = ("common", "common+own")
 
 _OF_BACKBONE = "backbone."
 

@@ -24,6 +24,7 @@ import torch
 from ept_fed.data.datasets import CachedDataset
 from ept_fed.models.method import TunedViT
 from ept_fed.seeds import derive_seed
+from ept_fed.training.common_head import CommonHead
 from ept_fed.training.discriminant import ClassStatistics, measure_statistics, solve_discriminant
 
 __all__ = ["VIEWS", "FeaturesDivergedError", "HeadFit"]
@@ -47,6 +48,7 @@ class HeadFit:
         bfloat16: whether to compute features in bfloat16.
         received: statistics of all sites' images, if they are shared; without moments the site's own say how the
             features vary.
+        common: the head that the discriminant is added to, if prompts train under one; None where it is all there is.
     """
 
     shrinkage: float
@@ -54,10 +56,13 @@ class HeadFit:
     batch_size: int
     bfloat16: bool
     received: ClassStatistics | None = None
+    common: CommonHead | None = None
 
     @torch.no_grad()
     def apply(self, model: TunedViT, images: CachedDataset, known: Sequence[int] | None = None) -> None:
         """Set the model's head to the discriminant of its features of a site's training images, or of all sites'.
+
+        With a common head, to the sum of both.
 
         Args:
             model: its head is written, everything else stays; it is in evaluation mode afterwards.
@@ -74,6 +79,10 @@ class HeadFit:
         weight, bias = solve_discriminant(
             own, self.received or own, multi_label=images.task == "multi_label", shrinkage=self.shrinkage
         )
+        if self.common is not None:
+            # Carried labels per class that is there: of single labels, the images of a class.
+            carried = len(images if known is None else known) * own.shares.sum()
+            weight, bias = self.common.add(weight, bias, float(carried / np.count_nonzero(own.shares)))
         model.head.weight.copy_(torch.from_numpy(weight))
         model.head.bias.copy_(torch.from_numpy(bias))
 

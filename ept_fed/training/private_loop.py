@@ -24,6 +24,7 @@ from torch import Tensor
 
 from ept_fed.config import TrainingSettings
 from ept_fed.data.datasets import CachedDataset
+from ept_fed.methods import COMMON_HEADS
 from ept_fed.models.method import TunedViT
 from ept_fed.models.vit import PromptedViT
 from ept_fed.privacy.accountant import GaussianSteps, find_noise_multiplier
@@ -106,7 +107,7 @@ def train_private_round(
     model.train()
     expected = plan.sampling_rate * len(images)
     left_out = 0
-    with hold_still_beside(model, "prompts" if settings.head == "common" else "all"):
+    with hold_still_beside(model, "prompts" if settings.head in COMMON_HEADS else "all"):
         for step in range(plan.steps):
             progress = (scope.round - 1 + step / plan.steps) / scope.rounds
             set_learning_rates(optimizer, schedule_factor(settings.schedule, progress))
