@@ -1,4 +1,4 @@
-"""The head in use is the common one and a share of the site's own discriminant; prompts train under the former alone."""
+"""In use the head is the common one and a share of the site's own discriminant; prompts never train under the share."""
 
 from collections.abc import Callable
 from dataclasses import replace
