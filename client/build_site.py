@@ -59,6 +59,7 @@ def create_site(
         evaluation_batch=experiment.evaluation.batch_size,
         precision=experiment.training.precision,
         ditto=experiment.personalisation.ditto,
+        head_kind=experiment.training.head,
         head=_choose_head(experiment, data.name, slot),
         statistics=experiment.shared_statistics,
         privacy=experiment.training.privacy,

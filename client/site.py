@@ -65,6 +65,7 @@ class Site(SiteModel):
         ditto: float | None = None,
         evaluation_batch: int = 32,
         precision: str = "auto",
+        head_kind: HeadKind = "trained",
         head: HeadFit | None = None,
         statistics: Statistics | None = None,
         privacy: PrivacySettings | None = None,
@@ -84,6 +85,7 @@ class Site(SiteModel):
             ditto: lambda of a second, personal model (Ditto, Li et al. 2021, Algorithm 1); None keeps none.
             evaluation_batch: images per pass where nothing is trained.
             precision: as in `TrainingSettings`.
+            head_kind: as `training.head`; a round that is asked for otherwise is refused.
             head: how the head is computed for the prompts at hand; None trains it with them, or holds it still.
             statistics: what of a computed head is shared, with `share` prompts+head; None where it is not.
             privacy: as in `TrainingSettings`; a round that is asked for otherwise is refused.
@@ -102,7 +104,7 @@ class Site(SiteModel):
             statistics=statistics,
             states=states,
         )
-        self.run, self.masked = run, masked
+        self.run, self.masked, self._head_kind = run, masked, head_kind
         self._seed, self._ditto, self._privacy, self._noise = seed, ditto, privacy, noise
         self._shared = ("prompts" if statistics else share, payload)
 
@@ -136,8 +138,9 @@ class Site(SiteModel):
             raise MessageRefusedError(f"training settings are refused: {error.error_count()} are invalid") from error
         except StateLostError as lost:
             raise MessageRefusedError(str(lost)) from lost
-        if not self._computes_head_as(settings.head):
-            raise MessageRefusedError(f"training.head = '{settings.head}' is not what this run began with")
+        if settings.head != self._head_kind:
+            fix = f"is not '{self._head_kind}', which this run began with"
+            raise MessageRefusedError(f"training.head = '{settings.head}' {fix}")
         private = plan_requested_round(settings, request, self._privacy, len(self.data.train))
         cost = private if self._noise is None else self._noise.plan(request)
         started = time.perf_counter()
@@ -241,13 +244,6 @@ class Site(SiteModel):
         if settings.privacy is not None:
             private = plan_private_round(settings, len(self.data.train), rounds)
         return self._train_round(settings, round_number, rounds, before, [], private, alone=payload is None)
-
-    def _computes_head_as(self, kind: HeadKind) -> bool:
-        """Tell whether this run's heads are of a kind, or of another that computes no head either."""
-        own: HeadKind | None = None
-        if self.head_fit is not None:
-            own = "discriminant" if self.head_fit.common is None else "common+own"
-        return own == (kind if kind in ("discriminant", "common+own") else None)
 
     def _withhold(self, metrics: dict[str, float]) -> dict[str, float]:
         """Return metrics as they may leave: they have no noise, and are undefined where it covers the whole site."""

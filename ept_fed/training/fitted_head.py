@@ -80,9 +80,9 @@ class HeadFit:
             own, self.received or own, multi_label=images.task == "multi_label", shrinkage=self.shrinkage
         )
         if self.common is not None:
-            # Carried labels per class that is there: of single labels, the images of a class.
-            carried = len(images if known is None else known) * own.shares.sum()
-            weight, bias = self.common.add(weight, bias, float(carried / np.count_nonzero(own.shares)))
+            carried = len(images if known is None else known) * own.shares
+            present = carried[carried > 0]
+            weight, bias = self.common.add(weight, bias, float(present.mean()) if len(present) else 0.0)
         model.head.weight.copy_(torch.from_numpy(weight))
         model.head.bias.copy_(torch.from_numpy(bias))
 

@@ -106,6 +106,9 @@ def test_labels_that_occur_together_count_by_class_too(micro: Micro) -> None:
     assert np.isfinite(several[0]).all()
     assert np.linalg.norm(several[0] - federation.slot.start["model/head.weight"]) > 0
     assert not np.allclose(single[0], several[0])
+    images.labels = torch.zeros_like(images.labels)
+    site.head_fit.apply(site.model, images)
+    np.testing.assert_array_equal(head_of(site)[0], federation.slot.start["model/head.weight"])
 
 
 def test_a_site_alone_ends_with_its_share_and_goes_on_from_the_common_head(micro: Micro, tmp_path: Path) -> None:
