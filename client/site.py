@@ -145,7 +145,7 @@ class Site(SiteModel):
         cost = private if self._noise is None else self._noise.plan(request)
         started = time.perf_counter()
         self._load(before)
-        self._import(request.payload)
+        self._import(request.payload, used=len(self.data.validation) > 0)
         _, received = self.assess(self.data.validation)
         self.prepare_training()
         gradient = self._payload_gradient(settings.batch_size) if request.wants_gradient else None
@@ -285,7 +285,8 @@ class Site(SiteModel):
     ) -> TrainingOutcome:
         """Train the model as it stands, keep the state after the round, and leave the trained model in the slot.
 
-        A site that trains alone keeps the prompts it ends with, so its head is fitted to them.
+        A site that trains alone keeps the prompts it ends with, so its head is fitted to them; one that training never
+        sees, after the last round.
         """
         model, received = self.model, self._adopted
         ditto = None
@@ -308,7 +309,8 @@ class Site(SiteModel):
         except BaseException:
             self._slot.holder = None
             raise
-        if alone and self.head_fit is not None:
+        # What a common head gets for use is of no use to the rounds that follow, and takes as long as training one.
+        if alone and self.head_fit is not None and (self.head_fit.common is None or round_number == rounds):
             self.refit_head()
             state = replace(state, tensors={**state.tensors, **capture_model(model)})
         self._states.save(state)

@@ -175,10 +175,12 @@ class SiteModel:
         self._slot.holder, self._adopted, self._fleeting = self, None, False
         self._received = None
 
-    def _import(self, payload: Vector) -> None:
+    def _import(self, payload: Vector, *, used: bool = True) -> None:
+        """Take over a payload; a head that only use has, and no training, is computed if it is `used`."""
         import_payload(self._slot.model, payload, self.layout)
         self._adopted, self._received = np.array(payload), read_statistics(payload, self.layout)
-        self.refit_head()
+        if used or self._head is None or self._head.common is None:
+            self.refit_head()
 
     @contextmanager
     def _told_of_divergence(self) -> Iterator[None]:
