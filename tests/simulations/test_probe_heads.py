@@ -28,3 +28,11 @@ def test_prompts_that_nothing_moves_are_worth_what_their_heads_are(
     for head in ("trained anew", "closed form"):
         assert found["heads at home", head] == found["head averaged", head] == found["common head", head]
     assert found["heads at home", "trained anew"] == found["alone", "trained"]
+
+
+def test_evidence_that_no_site_reaches_leaves_the_common_head(micro: Callable[..., Experiment], tmp_path: Path) -> None:
+    federation = prepare_federation(micro("model.tokens=1", "federation.rounds=1"))
+    found = compare_heads(federation, ["training.token_lr=0.05"], tmp_path, ["common head"], [0.001, 1e12])
+    assert {way for way, _ in found} == {"alone", "common head"}
+    assert found["common head", "kept, own counts half from 1e+12"] == found["common head", "kept"]
+    assert found["common head", "kept, own counts half from 0.001"] != found["common head", "kept"]
