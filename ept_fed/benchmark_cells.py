@@ -4,16 +4,30 @@ import difflib
 import fnmatch
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from ept_fed.benchmark_settings import SETTINGS, BenchmarkSettings, Cell, Setting
-from ept_fed.config import EPT_SETTINGS, Experiment, ModelSettings
+from ept_fed.config import EPT_SETTINGS, LOCAL_SETTINGS, Experiment, ModelSettings
 from ept_fed.contradictions import check_statistics
+from ept_fed.data_settings import DataSettings
 from ept_fed.experiment_file import override_experiment
 from ept_fed.methods import COMMON_HEADS, METHODS
 from ept_fed.problems import InputRefusedError, Problem
+from ept_fed.settings_diff import flatten_settings
 
-__all__ = ["choose_analysed", "list_cells"]
+__all__ = ["check_names", "expand_patterns", "list_cells"]
+
+# What a variant cannot say, because its cell would be that of the row without it.
+_NOT_A_ROWS_OWN = {
+    "name": "a row is called what its variant is; leave it out",
+    "about": "a row has no description; leave it out",
+    "seed": "every row has the grid's seeds; set benchmark.seeds",
+    "federation.share": "the grid's settings say what is shared; set benchmark.settings",
+    "personalisation": "a cell ends before sites make its model their own; compare that with ept-fed simulate",
+    "evaluation": "every row is measured alike; set it for the whole experiment",
+    "benchmark": "a row has no grid of its own; set it in the experiment's section",
+}
 
 
 def list_cells(experiment: Experiment) -> tuple[Cell, ...]:
@@ -21,48 +35,57 @@ def list_cells(experiment: Experiment) -> tuple[Cell, ...]:
 
     A method that has nothing to send without its head has no cell in a setting of prompts alone. One whose head is
     common, trained before the prompts are, or computed from statistics that cannot be shared as the run averages, has
-    none in a setting that shares it.
+    none in a setting that shares it. What two shots of the grid come to for a variant with its own is listed once.
 
     Raises:
         InputRefusedError: with the problems of the grid, and of every cell's own settings, each told once; also if no
             method has a cell in any setting.
     """
     grid = experiment.benchmark
-    methods = _expand_patterns(grid)
-    problems = [*_check_grid(grid, methods), *_check_shots(experiment)]
+    methods = expand_patterns(grid.methods, grid)
+    problems = [*_check_grid(grid, methods), *_check_variants(grid), *_check_shots(experiment)]
     if problems:
         raise InputRefusedError(problems)
-    cells: list[Cell] = []
+    cells: dict[tuple[str, str], Cell] = {}
     found: dict[str, Problem] = {}
     samplings: tuple[int | None, ...] = grid.samplings or (None,)
     shots: tuple[int | None, ...] = grid.shots or (experiment.data.shots,)
     for images in itertools.product(shots, samplings, grid.seeds):
         for method in methods:
             try:
-                cells += _list_settings(experiment, method, *images)
+                for cell in _list_settings(experiment, method, *images):
+                    cells.setdefault((method, cell.key), cell)
             except InputRefusedError as refusal:
                 for problem in refusal.problems:
                     told = Problem(f"benchmark: {method}: {problem.field}", problem.value, problem.fix)
                     found.setdefault(str(told), told)
     if found:
         raise InputRefusedError(list(found.values()))
+    if apart := _check_places(cells.values()):
+        raise InputRefusedError(apart)
     if not cells:
         fix = f"none of {', '.join(methods)} has prompts and a head that these settings need; name another setting"
         raise InputRefusedError([Problem("benchmark.settings", ", ".join(grid.settings), fix)])
-    return tuple(cells)
+    return tuple(cells.values())
 
 
-def choose_analysed(cells: Sequence[Cell], experiment: Experiment) -> tuple[Cell, ...]:
-    """Return the cells whose features `--analyse` looks at, one per method: the grid's first shots, sampling and seed.
+def expand_patterns(given: Iterable[str], grid: BenchmarkSettings) -> list[str]:
+    """Return the rows by name; what no row has stays as it is, to be refused."""
+    known = _list_known(grid)
+    return [name for one in given for name in ([one] if one in known else fnmatch.filter(known, one)) or [one]]
 
-    The setting is "federated+head" if the grid has it, else the grid's first; a method without a cell there is left
-    out.
-    """
-    grid = experiment.benchmark
-    setting = "federated+head" if "federated+head" in grid.settings else grid.settings[0]
-    shots, sampling = grid.shots[0] if grid.shots else experiment.data.shots, next(iter(grid.samplings), None)
-    wanted = (shots, sampling, grid.seeds[0], setting)
-    return tuple(cell for cell in cells if (cell.shots, cell.sampling, cell.seed, cell.setting) == wanted)
+
+def check_names(field: str, names: Iterable[str], grid: BenchmarkSettings) -> list[Problem]:
+    """Return a problem for each name that no row can have; `field` is what asked for it."""
+    known = _list_known(grid)
+    found = []
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean '{near[0]}'? " if near else ""
+            fix = f"{hint}known are {', '.join(known)}; others are defined under benchmark.variants"
+            found.append(Problem(field, name, fix))
+    return found
 
 
 def _list_settings(
@@ -93,7 +116,7 @@ def _list_settings(
         folds = model.method == "ept" and model.embedding == "concat"
         changes.append(f"federation.payload={'folded' if folds else 'raw'}")
     # A variant may be about other shots than the grid's: its cells are told by its own.
-    told = changed.data.shots if any(change.startswith("data.shots=") for change in own) else shots
+    told = _count_shots(changed.data)
     cells = []
     for setting in experiment.benchmark.settings:
         kind = SETTINGS[setting]
@@ -116,6 +139,12 @@ def _draw_images(experiment: Experiment, shots: int | None, sampling: int | None
     return [f"data.shots={'null' if shots is None else shots}", *drawn]
 
 
+def _count_shots(data: DataSettings) -> int | None:
+    """Return how many images per class and site a cell trains on; None for all."""
+    published = getattr(data, "sampling", None) is not None
+    return getattr(data, "sampling_shots", None) if published else data.shots
+
+
 def _choose_method(method: str) -> list[str]:
     """Return the settings that put a method into an experiment that was written for another."""
     if method == "ept":
@@ -129,25 +158,8 @@ def _list_known(grid: BenchmarkSettings) -> list[str]:
     return [*METHODS, *(name for name in grid.variants if name not in METHODS)]
 
 
-def _expand_patterns(grid: BenchmarkSettings) -> list[str]:
-    """Return the methods by name; one that no row has stays as it is, to be refused."""
-    known = _list_known(grid)
-    return [
-        name
-        for given in grid.methods
-        for name in ([given] if given in known else fnmatch.filter(known, given)) or [given]
-    ]
-
-
 def _check_grid(grid: BenchmarkSettings, methods: Sequence[str]) -> list[Problem]:
-    known = _list_known(grid)
-    found = []
-    for name in methods:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean '{near[0]}'? " if near else ""
-            fix = f"{hint}known are {', '.join(known)}; others are defined under benchmark.variants"
-            found.append(Problem("benchmark.methods", name, fix))
+    found = check_names("benchmark.methods", methods, grid)
     if grid.reference not in methods:
         fix = f"is not compared; name one of benchmark.methods: {', '.join(methods)}"
         found.append(Problem("benchmark.reference", grid.reference, fix))
@@ -165,6 +177,38 @@ def _check_grid(grid: BenchmarkSettings, methods: Sequence[str]) -> list[Problem
             if values.count(value) > 1
         ]
     return found
+
+
+def _check_variants(grid: BenchmarkSettings) -> list[Problem]:
+    """Return a problem for each setting of a variant that would leave its row a copy of another."""
+    fixes = dict(_NOT_A_ROWS_OWN)
+    if grid.samplings:
+        fixes["data.seed"] = "every row has the grid's samplings; set benchmark.samplings"
+    return [
+        Problem(f"benchmark: {name}: {key}", value, fix)
+        for name, changes in grid.variants.items()
+        for key, _, value in (change.partition("=") for change in changes)
+        for idle, fix in fixes.items()
+        if key == idle or key.startswith(f"{idle}.")
+    ]
+
+
+def _check_places(cells: Iterable[Cell]) -> list[Problem]:
+    """Return a problem for each row that differs from another in nothing but where files lie or what computes.
+
+    These are no part of a cell, so both rows would have the numbers of one training.
+    """
+    held: dict[str, tuple[str, dict[str, Any]]] = {}
+    found: dict[str, Problem] = {}
+    for cell in cells:
+        local = flatten_settings(cell.experiment.model_dump(mode="json", include=LOCAL_SETTINGS))
+        other, theirs = held.setdefault(cell.key, (cell.method, local))
+        for field in sorted(local.keys() | theirs.keys()):
+            if local.get(field) != theirs.get(field):
+                fix = f"{other} has {theirs.get(field)} and is the same cell, as this is no part of one; compare them"
+                told = Problem(f"benchmark: {cell.method}: {field}", local.get(field), f"{fix} in folders of their own")
+                found.setdefault(told.field, told)
+    return list(found.values())
 
 
 def _check_shots(experiment: Experiment) -> list[Problem]:

@@ -53,7 +53,8 @@ class BenchmarkSettings(Settings):
     )
     variants: dict[str, tuple[str, ...]] = Field(
         {},
-        description="by name, settings as after --set; under a method's name they hold for it wherever it is compared",
+        description="by name, settings as after --set, of data, model, training or federation; under a method's name "
+        "they hold for it wherever it is compared",
     )
     shots: tuple[Count | None, ...] = Field(
         (), description="images per class and site, null for all of them; empty takes data.shots"

@@ -4,12 +4,13 @@ import contextlib
 import logging
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ept_fed.benchmark_cells import choose_analysed, list_cells
+from ept_fed.benchmark_request import Request, choose_analysed, find_unlike, resolve_request
 from ept_fed.benchmark_settings import Cell
 from ept_fed.config import Experiment
 from ept_fed.evaluation.benchmark import compare_with_home, summarise
@@ -19,7 +20,8 @@ from ept_fed.reports.benchmark_chart import draw_benchmark
 from ept_fed.reports.benchmark_folder import BenchmarkFolder
 from ept_fed.reports.comparison import METRICS
 from ept_fed.reports.progress import Progress
-from simulations.benchmark_cell import CellTrainer, Outcome, name_backbone
+from simulations.benchmark_cell import CellTrainer, Outcome, settle_precision
+from simulations.benchmark_checks import check_cells, check_sources
 from simulations.benchmark_workers import CellWorkers
 
 __all__ = ["benchmark"]
@@ -28,47 +30,61 @@ _UNDEFINED = float("nan")
 
 
 def benchmark(
-    experiment: Experiment, out: Path, progress: Progress, *, analyse: bool = False, jobs: int = 1
+    experiment: Experiment,
+    out: Path,
+    progress: Progress,
+    *,
+    methods: Sequence[str] = (),
+    settings: Sequence[str] = (),
+    analyse: bool = False,
+    jobs: int = 1,
 ) -> Mapping[str, Any]:
-    """Train what the grid still lacks in the folder, and write its tables.
+    """Train what the folder still lacks of what is asked for, and write the tables of the whole grid.
 
     Args:
         experiment: validated settings; `benchmark` is the grid.
         out: new, or the folder of an earlier benchmark with the same settings, which goes on where that stopped.
         progress: told each cell as it ends, and the time left.
-        analyse: also look at the features of one cell per method, see `choose_analysed`. A finished cell whose
-            features were not kept is trained again for them.
+        methods: rows to train now, by name or pattern, in the grid or not; empty trains the grid's.
+        settings: to train now, in the grid or not; empty trains the grid's.
+        analyse: also look at the features of one cell per method asked for, see `choose_analysed`. A finished cell
+            whose features were not kept is trained again for them.
         jobs: cells that train at a time, each in a process with its share of this one's threads, and with images and
             backbone of its own; 1 trains in this process. Equal threads per cell give equal numbers.
 
     Returns:
-        `status` ("failed" if any cell averaged nothing or was not trained), `cells`, `trained` (in this call),
-        `summary`, `folder`, `analysis` (the page, or None).
+        Of what was asked for: `status` ("failed" if any cell averaged nothing or was not trained), `cells`, `trained`
+        (in this call), `analysis` (the page, or None). Of all finished cells of the grid: `summary`. And `folder`.
 
     Raises:
         InputRefusedError: with every problem of grid, data, models and folder, before the first cell.
     """
     logging.getLogger("flwr").setLevel(logging.WARNING)
     folder = BenchmarkFolder(out)
-    problems = folder.check(experiment)
+    problems = folder.check(settle_precision(experiment))
     try:
-        cells = list_cells(experiment)
+        request = resolve_request(experiment, methods, settings)
     except InputRefusedError as refusal:
         raise InputRefusedError([*problems, *refusal.problems]) from refusal
     if problems:
         raise InputRefusedError(problems)
+    experiment = settle_precision(request.experiment)
+    # Each by its own settings, as a variant may have another device.
+    cells, asked = ([_settle(cell) for cell in some] for some in (request.cells, request.asked))
     finished = folder.read_cells()
     analysis = AnalysisFolder(out)
-    analysed = choose_analysed(cells, experiment) if analyse else ()
+    analysed = choose_analysed(asked, experiment.benchmark.settings) if analyse else ()
+    unlike = find_unlike(analysed)
+    analysed = tuple(cell for cell in analysed if cell.method not in unlike)
     if damaged := analysis.check(analysed):
         raise InputRefusedError(damaged)
     unseen = {cell.key for cell in analysed if not analysis.holds(cell.key)}
-    missing = _list_missing(cells, finished, unseen)
+    missing = _list_missing(asked, finished, unseen)
     trainer = CellTrainer(folder.unfinished, analysis)
-    _check_cells(missing, trainer, unseen)
-    _check_sources(cells, missing, finished, trainer, out)
+    check_cells(missing, trainer, unseen)
+    check_sources(cells, missing, finished, trainer, out)
     with folder.open(experiment) as before:
-        missing = _list_missing(cells, before, unseen)
+        missing = _list_missing(asked, before, unseen)
         folder.clear_unfinished()
         try:
             _train(missing, before, unseen, trainer, folder, progress, jobs)
@@ -81,17 +97,21 @@ def benchmark(
                 folder.write_tables(rows, summary, compare_with_home(rows), draw_benchmark(summary))
         if not rows:
             fix = "no cell could be trained; the notes above say why"
-            raise InputRefusedError([Problem("benchmark", len(cells), fix)])
-        page = _write_analysis(analysis, analysed, experiment, finished, progress) if analyse else None
-    failed = any(row["status"] == "failed" for row in rows) or any(cell.key not in finished for cell in cells)
+            raise InputRefusedError([Problem("benchmark", len(asked), fix)])
+        page = _write_analysis(analysis, analysed, unlike, request, finished, progress) if analyse else None
+    failed = any(cell.key not in finished or finished[cell.key]["status"] == "failed" for cell in asked)
     return {
         "status": "failed" if failed else "done",
-        "cells": len(cells),
+        "cells": len(asked),
         "trained": sum(cell.key in finished for cell in missing),
         "summary": summary,
         "folder": str(out),
         "analysis": page,
     }
+
+
+def _settle(cell: Cell) -> Cell:
+    return replace(cell, experiment=settle_precision(cell.experiment))
 
 
 def _list_missing(cells: Sequence[Cell], finished: Mapping[str, Any], unseen: Collection[str]) -> list[Cell]:
@@ -102,65 +122,6 @@ def _list_missing(cells: Sequence[Cell], finished: Mapping[str, Any], unseen: Co
     again = {key for key in unseen if key in finished and finished[key]["status"] != "failed"}
     missing = {cell.key: cell for cell in cells if cell.key not in finished or cell.key in again}
     return list(missing.values())
-
-
-def _check_cells(cells: Sequence[Cell], trainer: CellTrainer, unseen: Collection[str]) -> None:
-    """Put every method around the backbone once, before the first cell trains.
-
-    `unseen` are the keys of the cells whose features will be looked at.
-
-    Raises:
-        InputRefusedError: with what stands in the way of any cell.
-    """
-    problems: dict[str, Problem] = {}
-    tried: set[str] = set()
-    for cell in cells:
-        own = cell.experiment
-        kind = f"{own.data.model_dump_json()} {own.model.model_dump_json()} {own.federation.model_dump_json()}"
-        if kind in tried:
-            continue
-        tried.add(kind)
-        try:
-            federation = trainer.prepare(cell)
-            federation.plan()
-            if unseen and federation.data.task == "multi_label":
-                fix = "an image of several classes has no class centre of its own; leave --analyse out"
-                raise InputRefusedError([Problem("--analyse", "multi_label", fix)])
-        except InputRefusedError as refusal:
-            for problem in refusal.problems:
-                told = Problem(f"benchmark: {cell.method}: {problem.field}", problem.value, problem.fix)
-                problems.setdefault(str(told), told)
-    if problems:
-        raise InputRefusedError(list(problems.values()))
-
-
-def _check_sources(
-    cells: Sequence[Cell], missing: Sequence[Cell], finished: Mapping[str, Any], trainer: CellTrainer, out: Path
-) -> None:
-    """Refuse to add cells to those of another backbone, or of other images.
-
-    Where weights and images lie is no part of a cell's key, so what they hold is compared: the backbone's weights, and
-    for one finished cell of the grid which images each site has in which split, and their labels, though not their
-    pixels.
-
-    Raises:
-        InputRefusedError: with what differs.
-    """
-    if not missing or not finished:
-        return
-    known = next((cell for cell in cells if cell.key in finished), None)
-    federation = trainer.prepare(known or missing[0])
-    own = federation.experiment
-    used = {line["backbone"] for line in finished.values()}
-    problems = [
-        Problem("model.weights", own.model.weights, f"{out} has results of {other}; name another --out")
-        for other in sorted(used - {name_backbone(federation)})
-    ]
-    if known is not None and finished[known.key]["data"] != federation.data.digest:
-        fix = f"has other images, sites or labels than those that {out} has results of; name another --out"
-        problems.append(Problem("data.root", own.data.root, fix))
-    if problems:
-        raise InputRefusedError(problems)
 
 
 def _train(
@@ -201,16 +162,20 @@ def _train(
 def _write_analysis(
     analysis: AnalysisFolder,
     cells: Sequence[Cell],
-    experiment: Experiment,
+    unlike: Mapping[str, Sequence[str]],
+    request: Request,
     finished: Mapping[str, Any],
     progress: Progress,
 ) -> str | None:
     """Write the analysis, pass its notes on, and return its page; None if no cell has features."""
+    for method, keys in unlike.items():
+        why = f"has other images than {cells[0].method} ({', '.join(keys)})"
+        progress.on_note(f"analysis: {method} {why}, and is not analysed")
     if not any(analysis.holds(cell.key) for cell in cells):
         progress.on_note("analysis: no cell's features were kept; the notes above say why")
         return None
-    left_out = [method for method in experiment.benchmark.methods if method not in {cell.method for cell in cells}]
-    for note in analysis.write_page(experiment.name, cells, finished, left_out):
+    absent = [method for method in request.methods if method not in {*unlike, *(cell.method for cell in cells)}]
+    for note in analysis.write_page(request.experiment.name, cells, finished, absent):
         progress.on_note(f"analysis: {note}")
     return str(analysis.page)
 
@@ -253,7 +218,7 @@ def _tell(line: Mapping[str, Any]) -> str:
 def _estimate(seconds: float, remaining: int, processes: int) -> float:
     """Return the seconds that the remaining cells take; one has just ended, the other processes are half through."""
     running = min(processes - 1, remaining)
-    return seconds * (remaining - running / 2) / processes
+    return seconds * (remaining - running / 2) / max(1, min(processes, remaining))
 
 
 def _minutes(seconds: float) -> str:

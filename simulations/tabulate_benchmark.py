@@ -3,9 +3,9 @@
     python -m simulations.tabulate_benchmark results/ham10000.csv
 
 Every number of those tables comes from here. A page takes a table where it has the line `<!-- ham10000:methods -->`, or
-`sites`, `gains` or `paired` in place of `methods`; `<!-- ham10000:sites of ept, vpt -->` keeps to some methods, in
-their order. What stands between such a line and the next `<!-- end -->` is replaced. `--check` writes nothing, and
-fails if a page is not as it would be.
+`sites`, `gains` or `paired` in place of `methods`; `<!-- ham10000:sites of ept, "12 sites, sinks" -->` keeps to some
+methods, in their order; a name with a comma stands in quotation marks. What stands between such a line and the next
+`<!-- end -->` is replaced. `--check` writes nothing, and fails if a page is not as it would be.
 """
 
 import csv
@@ -159,8 +159,12 @@ def _choose_rows(rows: Sequence[Mapping[str, Any]], methods: str | None, told: s
     """Return the rows of the methods that a mark names, in its order; all if it names none."""
     if methods is None:
         return list(rows)
+    try:
+        (names,) = csv.reader([methods], skipinitialspace=True, strict=True)
+    except csv.Error as error:
+        raise ValueError(f"{told}: names are parted as in CSV, but there is: {error}") from error
     chosen = []
-    for method in methods.split(", "):
+    for method in names:
         found = [row for row in rows if row["method"] == method]
         if not found:
             raise ValueError(f"{told}: there are no results of '{method}'")

@@ -18,8 +18,8 @@ __all__ = ["EXAMPLES", "benchmark"]
 
 EXAMPLES = (
     "Examples:\n\n  ept-fed benchmark configs/demo.yaml --method ept --method linear --setting federated+head\n\n"
-    "  ept-fed benchmark configs/ham10000.yaml --set data.root=DIR --set model.weights=FILE --out results --analyse "
-    "--jobs 2"
+    "  ept-fed benchmark configs/ham10000.yaml --set data.root=DIR --set model.weights=FILE --out out/methods "
+    "--analyse --jobs 2"
 )
 
 
@@ -29,13 +29,13 @@ def benchmark(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one setting; repeatable.")
     ] = None,
     methods: Annotated[
-        list[str] | None, typer.Option("--method", help="Compare this method, variant or pattern only; repeatable.")
+        list[str] | None, typer.Option("--method", help="Train this method, variant or pattern now; repeatable.")
     ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option(
             "--setting",
-            help="local, federated, federated+head, centralised or centralised-prompts only; repeatable.",
+            help="Train local, federated, federated+head, centralised or centralised-prompts now; repeatable.",
         ),
     ] = None,
     shots: Annotated[list[int] | None, typer.Option("--shots", help="Images per class and site; repeatable.")] = None,
@@ -54,20 +54,21 @@ def benchmark(
     """Train methods × shots × samplings × seeds × settings cell by cell, on every site's own test images.
 
     A finished cell is one line of cells.jsonl and is never trained again: the same command goes on where it was
-    stopped, and a larger grid adds to it. results.csv has a row per cell and site, summary.csv the means, home.csv
-    what working together brought each site, accuracy.png the picture. --analyse looks at the features of the first
-    shots, sampling and seed, in setting federated+head or else the first; a finished cell is trained again for it once.
-    Its page, analysis.html, holds images. --jobs trains cells side by side; each process has images and backbone of its
-    own in memory. A folder takes one benchmark at a time. Exit code 0: done; 1: a cell averaged nothing, or could
-    not be trained; 2: something has to be corrected first.
+    stopped, and a larger grid adds to it. --method and --setting train a part of the grid, or add to it; the tables
+    hold what is finished of all of it. results.csv has a row per cell and site, summary.csv the means, home.csv what
+    working together brought each site, accuracy.png the picture. --analyse looks at the features of each method's
+    first shots, sampling and seed, in setting federated+head or else the first; a finished cell is trained again for
+    it once. Its page, analysis.html, holds images. --jobs trains cells side by side; each process has images and
+    backbone of its own in memory. A folder takes one benchmark at a time. Exit code 0: done; 1: a cell averaged
+    nothing, or could not be trained; 2: something has to be corrected first.
     """
     with exit_on_refusal(as_json=as_json):
         from ept_fed.artefacts import dump_json
         from ept_fed.experiment_file import load_experiment
         from ept_fed.reports.progress import Silent
 
-        asked = {"methods": methods, "settings": settings, "shots": shots, "seeds": range(seeds or 0)}
-        grid = [f"benchmark.{axis}={json.dumps(list(values))}" for axis, values in asked.items() if values]
+        axes = {"shots": shots, "seeds": range(seeds or 0)}
+        grid = [f"benchmark.{axis}={json.dumps(list(values))}" for axis, values in axes.items() if values]
         experiment = load_experiment(config, [*(overrides or []), *grid])
         folder = out or Path("benchmarks") / experiment.name
 
@@ -75,14 +76,15 @@ def benchmark(
             def on_note(self, sentence: str) -> None:
                 typer.echo(sentence, err=as_json)
 
-        report = load_engine("benchmark")(experiment, folder, Notes(), analyse=analyse, jobs=jobs)
+        engine, asked = load_engine("benchmark"), {"methods": methods or (), "settings": settings or ()}
+        report = engine(experiment, folder, Notes(), **asked, analyse=analyse, jobs=jobs)
         if as_json:
             typer.echo(dump_json(report))
         else:
             from rich.console import Console
 
             Console().print(_tabulate(report["summary"], experiment.benchmark.reference))
-            typer.echo(f"{report['trained']} of {report['cells']} cells were trained now.")
+            typer.echo(f"{report['trained']} of {report['cells']} cells asked for were trained now.")
             typer.echo(f"Open {folder}/accuracy.png; the numbers are in summary.csv and results.csv beside it.")
             if report["analysis"] is not None:
                 typer.echo(f"What tuning did to the features: {report['analysis']}; it holds images, keep it here.")
@@ -99,7 +101,8 @@ def _tabulate(summary: list[Mapping[str, Any]], reference: str) -> "Table":
     for heading in ("bytes/round", "AUC", f"Δ {reference}", "runs"):
         table.add_column(heading, justify="right")
     for row in (row for row in summary if row["metric"] == "auc"):
-        difference = "" if row["method"] == reference else _spread(row["difference"], row["difference_sd"], "+")
+        unpaired = row["method"] == reference or not row["pairs"]
+        difference = "" if unpaired else _spread(row["difference"], row["difference_sd"], "+")
         table.add_row(
             Text(row["method"]),
             "all" if row["shots"] is None else str(row["shots"]),

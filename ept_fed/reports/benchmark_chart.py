@@ -12,7 +12,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from ept_fed.reports.charts import shorten, styled
 
-__all__ = ["draw_benchmark", "pick_colours"]
+__all__ = ["draw_benchmark", "pick_colours", "plot_benchmark"]
 
 _MARKERS = {"federated": "o", "federated+head": "^"}
 _DASHES = {"local": (4, 3), "centralised": (1, 1.5), "centralised-prompts": (4, 1.5, 1, 1.5)}
@@ -20,7 +20,15 @@ _DASHES = {"local": (4, 3), "centralised": (1, 1.5), "centralised-prompts": (4, 
 
 @styled
 def draw_benchmark(summary: Sequence[Mapping[str, Any]], metric: str = "accuracy") -> bytes:
-    """Draw one point per federated method and shots, bytes on a logarithmic axis, as PNG.
+    """Return `plot_benchmark`'s figure as PNG."""
+    buffer = io.BytesIO()
+    plot_benchmark(summary, metric).savefig(buffer, format="png", dpi=150, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+@styled
+def plot_benchmark(summary: Sequence[Mapping[str, Any]], metric: str = "accuracy") -> Figure:
+    """Draw one point per federated method and shots, bytes on a logarithmic axis; shots side by side.
 
     Bars are one standard deviation over seeds. Settings that send nothing are broken lines.
 
@@ -53,9 +61,7 @@ def draw_benchmark(summary: Sequence[Mapping[str, Any]], metric: str = "accuracy
     if any(row["setting"] == "centralised-prompts" for row in rows):
         key += "; dash-dot: prompts of pooled images"
     figure.supxlabel(key, fontsize=8)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
-    return buffer.getvalue()
+    return figure
 
 
 def pick_colours(count: int) -> list[tuple[float, float, float, float]]:

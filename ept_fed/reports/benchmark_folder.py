@@ -28,7 +28,7 @@ from ept_fed.settings_file import parse_yaml
 __all__ = ["BenchmarkFolder"]
 
 # What says whether a cell may be joined by others.
-_NEEDED = frozenset({"key", "backbone", "data"})
+_NEEDED = frozenset({"key", "backbone", "data", "sources"})
 
 
 class BenchmarkFolder:
@@ -113,11 +113,13 @@ class BenchmarkFolder:
         home: Sequence[Mapping[str, Any]],
         picture: bytes,
     ) -> None:
-        """Write results.csv, summary.csv, home.csv and accuracy.png anew."""
+        """Write results.csv, summary.csv, home.csv and accuracy.png anew; without rows there is no home.csv."""
         write_csv(self.path / "results.csv", rows, list(rows[0]))
         write_csv(self.path / "summary.csv", summary, list(summary[0]))
         if home:
             write_csv(self.path / "home.csv", home, list(home[0]))
+        else:
+            (self.path / "home.csv").unlink(missing_ok=True)
         write_bytes(self.path / "accuracy.png", picture)
 
     @property

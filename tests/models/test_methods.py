@@ -1,5 +1,6 @@
 """Every method of the registry keeps the interface's promises."""
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 from safetensors.numpy import load_file
 
 from ept_fed.config import Experiment
-from ept_fed.methods import METHODS, find_senders, may_travel
+from ept_fed.methods import HEAD_TENSORS, METHODS, find_senders, may_travel
 from ept_fed.models import MODELS, TunedViT, digest_tensors, frozen_tensors
 from ept_fed.models.backbones import Backbone
 from ept_fed.models.payload import export_payload, import_payload, payload_layout
@@ -19,10 +20,28 @@ from ept_fed.reports.progress import Silent
 from ept_fed.training.optimizer import build_optimizer
 from simulations.simulate import simulate
 from simulations.virtual_sites import prepare_federation
-from tests.models.micro_methods import CLASSES, RATES, SIZE, WIDTH, build, images, micro_backbone, step
+from tests.models.micro_methods import CLASSES, DEPTH, PATCH, RATES, SIZE, WIDTH, build, images, micro_backbone, step
 
 CLASS_NAMES = [f"class {index}" for index in range(CLASSES)]
 COMPARATORS = [name for name in METHODS if name != "ept"]
+
+# Of the micro ViT: patches and cls token, the MLP's width, and the numbers of a block, in the order of its layers.
+TOKENS, HIDDEN, HEAD = (SIZE // PATCH) ** 2 + 1, 4 * WIDTH, CLASSES * (WIDTH + 1)
+NORM, ATTENTION, MLP = 2 * WIDTH, 4 * WIDTH * (WIDTH + 1), HIDDEN * (WIDTH + 1) + WIDTH * (HIDDEN + 1)
+BLOCK = NORM + ATTENTION + NORM + MLP
+# What each method sends without the head: its formula, with the settings of tests/models/micro_methods.py.
+NUMBERS = {
+    "ept": DEPTH * ((TOKENS + 1) + WIDTH),  # a sink per token, and one context token
+    "linear": 0,
+    "full": 3 * PATCH**2 * WIDTH + WIDTH + WIDTH + TOKENS * WIDTH + DEPTH * BLOCK + NORM,
+    "partial_1": BLOCK,
+    "mlp_3": 2 * WIDTH * (WIDTH + 1),
+    "lora": DEPTH * 2 * 2 * 8 * WIDTH,  # up and down, of query and value, of rank 8
+    "bias": WIDTH + DEPTH * (WIDTH + 3 * WIDTH + WIDTH + WIDTH + HIDDEN + WIDTH) + WIDTH,
+    "adapter": DEPTH * (2 * WIDTH * (WIDTH // 8) + WIDTH // 8 + WIDTH),
+    "vp": 3 * (SIZE**2 - (SIZE - 2 * 4) ** 2),
+    "vpt": DEPTH * 10 * WIDTH,
+}
 
 
 def trainable(model: TunedViT) -> dict[str, torch.Tensor]:
@@ -89,6 +108,31 @@ def test_what_is_sent_arrives(name: str, share: str) -> None:
     if share == "prompts+head":
         torch.testing.assert_close(receiver.eval()(images()), sender(images()))
     assert all(METHODS[name].may_send(tensor) for tensor, _ in layout.shapes)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_is_sent_is_as_many_bytes_as_the_method_needs(name: str) -> None:
+    model = build(name)
+    for share, head in (("prompts", 0), ("prompts+head", HEAD)):
+        sent = model.payload_tensors(share=share, payload=payload_of(name))
+        assert sum(4 * tensor.numel() for tensor in sent.values()) == 4 * (NUMBERS[name] + head)
+    if name == "ept":
+        raw = model.payload_tensors(share="prompts", payload="raw")
+        assert sum(tensor.numel() for tensor in raw.values()) == DEPTH * ((TOKENS + 1) * 3 + WIDTH)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_exactly_what_the_catalogue_names_is_sent(name: str) -> None:
+    model, info = build(name), METHODS[name]
+    forms = ("folded", "raw") if name == "ept" else ("raw",)
+    sent = {key for form in forms for key in model.payload_tensors(share="prompts", payload=form)}
+    named = set(info.tensors)
+    if info.backbone_tensors is not None:
+        own = [key for key in model.vit.state_dict() if re.fullmatch(info.backbone_tensors, key)]
+        named |= {f"backbone.{key}" for key in own if name != "partial_1" or key.startswith(f"blocks.{DEPTH - 1}.")}
+    assert sent == named
+    whole = {key for form in forms for key in model.payload_tensors(share="prompts+head", payload=form)}
+    assert whole == named | set(HEAD_TENSORS)
 
 
 @pytest.mark.parametrize("name", COMPARATORS)

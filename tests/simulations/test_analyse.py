@@ -14,7 +14,7 @@ import pytest
 
 import simulations.benchmark_cell
 from ept_fed.artefacts import dump_json
-from ept_fed.benchmark_cells import choose_analysed, list_cells
+from ept_fed.benchmark_cells import list_cells
 from ept_fed.config import Experiment
 from ept_fed.evaluation.feature_table import ALL_CLASSES, ALL_SITES
 from ept_fed.evaluation.features import CLASS_MEASURES, MEASURES, measure_features
@@ -31,6 +31,7 @@ GRID = (
     "benchmark.settings=[federated+head]",
     "benchmark.methods=[ept, vpt]",
     "training.prompt_lr=1.0",
+    "training.precision=float32",
 )
 
 
@@ -61,19 +62,6 @@ def analysed(micro: Micro, tmp_path: Path, tmp_path_factory: pytest.TempPathFact
         report = benchmark(micro(*GRID), made, Silent(), analyse=True)
         assert (report["status"], report["trained"], report["analysis"]) == ("done", 2, str(made / "analysis.html"))
     return Path(shutil.copytree(made, tmp_path / "results"))
-
-
-def test_one_cell_of_each_method_is_looked_at(micro: Micro) -> None:
-    grid = ("benchmark.shots=[2, 1]", "benchmark.seeds=[4, 3]", "benchmark.methods=[linear, ept]")
-    for settings, chosen, methods in (
-        ("[local, federated+head]", "federated+head", ["linear", "ept"]),
-        ("[federated, local]", "federated", ["ept"]),
-        ("[centralised]", "centralised", ["linear", "ept"]),
-    ):
-        experiment = micro(*grid, f"benchmark.settings={settings}")
-        found = choose_analysed(list_cells(experiment), experiment)
-        assert [cell.method for cell in found] == methods
-        assert {(cell.shots, cell.seed, cell.setting) for cell in found} == {(2, 4, chosen)}
 
 
 def test_the_table_holds_every_measure_of_the_features_that_are_kept(analysed: Path, micro: Micro) -> None:
@@ -180,6 +168,26 @@ def test_methods_without_a_cell_and_cells_without_a_model_are_said(
     assert (report["status"], report["analysis"]) == ("failed", None)
     assert "analysis: no cell's features were kept; the notes above say why" in notes.notes
     assert benchmark(micro(*GRID), tmp_path / "failed", notes, analyse=True)["trained"] == 0
+
+
+def test_rows_named_by_a_pattern_are_analysed_and_those_with_other_images_are_said(
+    micro: Micro, tmp_path: Path
+) -> None:
+    rows = (
+        "{row plain: [], row tokens: [model.tokens=1], row shot: [data.shots=1], row other: [data.test_fraction=0.4]}"
+    )
+    grid = f"benchmark={{methods: ['row *'], seeds: [0], settings: [local], reference: row plain, variants: {rows}}}"
+    notes = Notes()
+    report = benchmark(micro(GRID[0], grid), tmp_path / "results", notes, methods=["row *"], analyse=True)
+    assert report["analysis"] is not None
+    assert [note for note in notes.notes if "not analysed" in note] == [
+        "analysis: row other has other images than row plain (data.test_fraction), and is not analysed"
+    ]
+    assert {row["method"] for row in table(tmp_path / "results" / "analysis.csv")} == {
+        "row plain",
+        "row tokens",
+        "row shot",
+    }
 
 
 def test_sites_without_an_image_to_look_at_are_said(micro: Micro, tmp_path: Path) -> None:

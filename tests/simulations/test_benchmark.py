@@ -6,22 +6,17 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 
+import simulations.benchmark
 import simulations.benchmark_cell
-from ept_fed.benchmark_cells import list_cells
-from ept_fed.benchmark_settings import SETTINGS, Setting
 from ept_fed.config import Experiment
-from ept_fed.evaluation.benchmark import SUMMARY_METRICS, compare_means_with_home, compare_with_home, summarise
-from ept_fed.methods import METHODS
 from ept_fed.problems import InputRefusedError, Problem
-from ept_fed.reports.benchmark_chart import draw_benchmark
 from ept_fed.reports.progress import Silent
 from simulations.benchmark import benchmark
 from simulations.simulate import simulate
-from simulations.tabulate_benchmark import tabulate_methods
 from simulations.virtual_sites import prepare_federation
 
 Micro = Callable[..., Experiment]
@@ -37,94 +32,24 @@ def table(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def column(path: Path, name: str) -> list[str]:
+    return [row[name] for row in table(path)]
+
+
+def relabelled(experiment: Experiment) -> Any:
+    """A federation whose sites each have one training image under another label."""
+    federation = prepare_federation(experiment)
+    for site in federation.data.sites.values():
+        first, *others = site.train.records
+        other = (first.labels[0] + 1) % len(federation.data.classes)
+        site.train.records = (dataclasses.replace(first, labels=(other,)), *others)
+    return federation
+
+
 def refusals(call: Callable[[], Any]) -> dict[str, str]:
     with pytest.raises(InputRefusedError) as refusal:
         call()
     return {problem.field: problem.fix for problem in refusal.value.problems}
-
-
-def test_the_grid_is_the_product_of_its_axes_without_what_cannot_be(micro: Micro) -> None:
-    cells = list_cells(micro("benchmark.shots=[1, 2]", "benchmark.seeds=[3, 4, 5]"))
-    assert len(cells) == (4 * len(METHODS) - 1) * 2 * 3
-    assert len({cell.key for cell in cells}) == len(cells)
-    assert ("linear", "federated") not in {(cell.method, cell.setting) for cell in cells}
-    for cell in cells:
-        assert cell.experiment.model.method == cell.method
-        assert (cell.experiment.federation.payload == "folded") == (cell.method == "ept")
-        assert (cell.experiment.data.shots, cell.experiment.seed) == (cell.shots, cell.seed)
-
-
-def test_every_setting_has_the_cells_that_it_can_have_and_leaves_those_of_the_others(micro: Micro) -> None:
-    assert tuple(SETTINGS) == get_args(Setting)
-    fitted = "model.method=ept, training.head=discriminant"
-    variants = f"{{fitted: [{fitted}], late: [{fitted}, federation.patience=2], first: [training.head_first_epochs=1]}}"
-    grid = f"benchmark={{methods: [ept, fitted, late, first, linear], seeds: [0], variants: {variants}"
-    usual = {cell.key for cell in list_cells(micro(grid + "}"))}
-    cells = list_cells(micro(grid + f", settings: [{', '.join(SETTINGS)}]}}"))
-    assert usual == {cell.key for cell in cells if cell.setting != "centralised-prompts"}
-    held = {name: [cell.method for cell in cells if cell.setting == name] for name in SETTINGS}
-    everyone, tunes = ["ept", "fitted", "late", "first", "linear"], ["ept", "fitted", "late", "first"]
-    shareable = ["ept", "fitted", "linear"]
-    assert (held["local"], held["centralised"], held["federated+head"]) == (everyone, everyone, shareable)
-    assert held["federated"] == held["centralised-prompts"] == tunes
-
-
-def test_samplings_change_the_images_and_seeds_the_training(micro: Micro) -> None:
-    cells = list_cells(micro("benchmark={methods: [ept], samplings: [7, 8], seeds: [0, 1], settings: [local]}"))
-    assert [(cell.sampling, cell.seed) for cell in cells] == [(7, 0), (7, 1), (8, 0), (8, 1)]
-    assert [cell.experiment.data_seed for cell in cells] == [7, 7, 8, 8]
-    same, other, anew = (prepare_federation(cells[i].experiment).data.digest for i in (0, 1, 2))
-    assert same == other != anew
-    assert len({cell.key for cell in cells}) == len({cell.title for cell in cells}) == 4
-
-
-def test_published_samplings_are_lists_of_their_own(micro: Micro) -> None:
-    source = "data={source: medfmc, images: ., dataset: colon, sampling: exp1, sampling_shots: 1}"
-    grid = "benchmark={methods: [ept], shots: [1, 5], samplings: [2, 5], seeds: [0], settings: [local]}"
-    cells = list_cells(micro(source, grid))
-    lists = [cell.experiment.data.model_dump() for cell in cells]
-    drawn = [(data["sampling"], data["sampling_shots"]) for data in lists]
-    assert drawn == [("exp2", 1), ("exp5", 1), ("exp2", 5), ("exp5", 5)]
-    assert {(cell.experiment.data.shots, cell.experiment.data.seed) for cell in cells} == {(None, None)}
-
-
-def test_null_among_the_shots_is_every_image(micro: Micro) -> None:
-    grid = "benchmark={methods: [ept], shots: [1, null], seeds: [0], settings: [local]}"
-    one, everything = list_cells(micro(grid))
-    assert (one.experiment.data.shots, everything.experiment.data.shots) == (1, None)
-    assert "all images" in everything.title
-    source = "data={source: medfmc, images: ., dataset: colon, sampling: exp1, sampling_shots: 1}"
-    assert "leave null out" in refusals(lambda: list_cells(micro(source, grid)))["benchmark.shots"]
-
-
-def test_comparators_have_nothing_of_ept_left(micro: Micro) -> None:
-    cells = list_cells(micro("model.tokens=1", "benchmark.seeds=[0]", "benchmark.settings=[local]"))
-    assert {cell.method: cell.experiment.model.tokens for cell in cells} == {
-        name: int(name == "ept") for name in METHODS
-    }
-
-
-def test_a_pattern_names_every_row_that_fits_it(micro: Micro) -> None:
-    variants = "variants: {depth 1: ['model.prompt_layers=[0]'], depth 2: ['model.prompt_layers=[1]'], sink: []}"
-    grid = "benchmark={methods: [ept, 'depth *', 'v*'], seeds: [0], settings: [local], " + variants + "}"
-    assert [cell.method for cell in list_cells(micro(grid))] == ["ept", "depth 1", "depth 2", "vp", "vpt"]
-    assert "benchmark.methods" in refusals(lambda: list_cells(micro("benchmark.methods=[ept, 'deep*']")))
-
-
-def test_variants_change_what_they_say_and_names_are_no_part_of_a_cell(micro: Micro) -> None:
-    grid = "benchmark={methods: [ept, ept+tokens, same, vpt], seeds: [0], settings: [federated], variants: " + (
-        "{ept+tokens: [model.tokens=1], same: [model.method=ept], vpt: [training.method_lr=0.003]}}"
-    )
-    plain, tokens, same, vpt = list_cells(micro(grid))
-    assert (plain.experiment.model.tokens, tokens.experiment.model.tokens) == (0, 1)
-    assert plain.key == same.key != tokens.key
-    assert vpt.experiment.training.method_lr == 0.003
-
-
-def test_a_variant_about_other_shots_is_told_by_its_own(micro: Micro) -> None:
-    grid = "benchmark={methods: [ept, one], seeds: [0], settings: [local], variants: {one: [data.shots=1]}}"
-    plain, one = list_cells(micro(grid))
-    assert (plain.shots, one.shots, one.experiment.data.shots) == (2, 1, 1)
 
 
 def test_cells_are_trained_once_and_a_grown_grid_trains_what_is_new(
@@ -151,6 +76,60 @@ def test_cells_are_trained_once_and_a_grown_grid_trains_what_is_new(
     )
     assert benchmark(grown, out, Silent())["trained"] == 0
     assert {row["method"] for row in table(out / "summary.csv")} == {"ept", "linear", "bias"}
+
+
+def test_a_part_is_trained_now_and_the_tables_hold_all_that_is_finished(micro: Micro, tmp_path: Path) -> None:
+    out, grid = tmp_path / "results", micro(*SMALL, "benchmark.settings=[local, federated]")
+    report = benchmark(grid, out, Silent(), methods=["linear"], settings=["local"])
+    assert (report["status"], report["cells"], report["trained"]) == ("done", 1, 1)
+    assert all(math.isnan(row["difference"]) and not row["pairs"] for row in report["summary"])
+    report = benchmark(grid, out, Silent(), methods=["e*"], settings=["local"], analyse=True)
+    assert (report["cells"], report["trained"]) == (1, 1)
+    assert {(row["method"], row["setting"]) for row in report["summary"]} == {("linear", "local"), ("ept", "local")}
+    assert set(column(out / "analysis.csv", "method")) == {"ept"}
+    report = benchmark(grid, out, Silent(), methods=["bias"], settings=["centralised"])
+    assert (report["cells"], report["trained"]) == (1, 1)
+    for name in ("results.csv", "summary.csv"):
+        assert set(column(out / name, "method")) == {"linear", "ept", "bias"}
+    assert benchmark(grid, out, Silent())["cells"] == 3
+
+
+def test_only_what_was_asked_for_says_whether_it_failed(
+    micro: Micro, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, grid = tmp_path / "results", micro(*SMALL, "benchmark.settings=[local]")
+    with monkeypatch.context() as patch:
+        patch.setattr(simulations.benchmark_cell, "_train", lambda *_arguments: (None, 12))
+        assert benchmark(grid, out, Silent(), methods=["linear"])["status"] == "failed"
+    assert benchmark(grid, out, Silent(), methods=["ept"])["status"] == "done"
+    assert benchmark(grid, out, Silent())["status"] == "failed"
+
+
+def test_home_goes_when_no_row_has_one(micro: Micro, tmp_path: Path) -> None:
+    out = tmp_path / "results"
+    benchmark(micro(*SMALL[:2], "benchmark.methods=[ept]", "benchmark.settings=[local, federated]"), out, Silent())
+    assert (out / "home.csv").exists()
+    benchmark(micro(*SMALL[:2], "benchmark.methods=[ept]", "benchmark.settings=[federated]"), out, Silent())
+    assert not (out / "home.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "remaining", "processes", "left"),
+    [
+        (10, 0, 1, 0),
+        (10, 5, 1, 50),
+        (10, 0, 4, 0),
+        (10, 9, 2, 42.5),
+        (10, 40, 4, 96.25),
+        # Who has nothing left to do takes nothing off the others.
+        (10, 1, 4, 5),
+        (10, 2, 4, 5),
+    ],
+)
+def test_time_left_is_the_cells_left_shared_by_the_processes_that_others_are_half_through(
+    seconds: float, remaining: int, processes: int, left: float
+) -> None:
+    assert simulations.benchmark._estimate(seconds, remaining, processes) == pytest.approx(left)
 
 
 def test_a_benchmark_that_is_killed_goes_on_with_the_cell_it_was_in(
@@ -238,29 +217,6 @@ def test_a_folder_of_other_settings_or_of_something_else_is_refused(micro: Micro
     assert "lacks data" in refusals(lambda: benchmark(more, out, Silent()))["cells.jsonl"]
 
 
-def test_images_of_another_place_are_not_mixed_with_those_of_the_folder(
-    micro: Micro, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    out = tmp_path / "results"
-    small = (*SMALL, "benchmark.settings=[local]")
-    benchmark(micro(*small), out, Silent())
-    before = (out / "cells.jsonl").read_bytes()
-    prepare = simulations.benchmark_cell.prepare_federation
-
-    def relabel(experiment: Experiment) -> Any:
-        federation = prepare(experiment)
-        for site in federation.data.sites.values():
-            first, *others = site.train.records
-            other = (first.labels[0] + 1) % len(federation.data.classes)
-            site.train.records = (dataclasses.replace(first, labels=(other,)), *others)
-        return federation
-
-    monkeypatch.setattr(simulations.benchmark_cell, "prepare_federation", relabel)
-    more = micro(*small[:-1], "benchmark.settings=[local, federated+head]")
-    assert set(refusals(lambda: benchmark(more, out, Silent()))) == {"data.root"}
-    assert (out / "cells.jsonl").read_bytes() == before
-
-
 def test_a_method_that_fails_costs_its_own_cells_and_the_tables_hold_the_others(
     micro: Micro, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -293,68 +249,3 @@ def test_what_cannot_be_is_refused_before_the_first_cell(
 ) -> None:
     assert field in refusals(lambda: benchmark(micro(*overrides), tmp_path / "results", Silent()))
     assert not (tmp_path / "results").exists()
-
-
-def row(method: str, seed: int, site: str, value: float, setting: str = "federated") -> dict[str, Any]:
-    run = {"method": method, "shots": 5, "sampling": None, "seed": seed, "setting": setting}
-    return {**run, "site": site, "bytes_per_round": 10, **dict.fromkeys(SUMMARY_METRICS, value)}
-
-
-def test_what_a_site_gains_is_measured_from_its_own_home_run_by_run() -> None:
-    rows = [row("ept", seed, "a", 0.5 + seed / 10, "local") for seed in (0, 1, 2)]
-    rows += [row("ept", seed, "a", 0.5 + seed / 10 + gain) for seed, gain in ((0, 0.1), (1, 0.2), (2, 0.3), (3, 0.9))]
-    rows += [row("ept", 0, "b", float("nan"), "local"), row("ept", 0, "b", 0.5), row("vpt", 0, "a", 0.9)]
-    gained, nothing = compare_with_home(rows)
-    assert (gained["site"], gained["setting"], gained["runs"], gained["home"]) == (
-        "a",
-        "federated",
-        3,
-        pytest.approx(0.6),
-    )
-    # Student's 97.5 % quantile for two degrees of freedom is 4.303; the standard deviation is 0.1.
-    assert (gained["low"], gained["high"]) == (
-        pytest.approx(0.2 - 4.303 * 0.1 / 3**0.5, abs=1e-4), pytest.approx(0.2 + 4.303 * 0.1 / 3**0.5, abs=1e-4)
-    )  # fmt: skip
-    assert (nothing["site"], nothing["runs"]) == ("b", 0)
-    assert math.isnan(nothing["difference"])
-
-
-def test_the_mean_gain_is_over_sites_within_a_run_and_its_interval_over_runs() -> None:
-    gains = {0: {"a": 0.1, "b": -0.3}, 1: {"a": 0.2, "b": 0.0}, 2: {"a": 0.3, "b": float("nan")}}
-    rows = [row("ept", seed, site, 0.5, "local") for seed in gains for site in ("a", "b")]
-    rows += [row("ept", seed, site, 0.5 + gain) for seed, own in gains.items() for site, gain in own.items()]
-    rows += [row("ept", 3, "a", 0.9), row("linear", 0, "a", 0.9)]
-    (gained,) = compare_means_with_home(rows)
-    assert (gained["method"], gained["setting"], gained["runs"]) == ("ept", "federated", 3)
-    assert (gained["sites"], gained["helped"]) == (2, 1)
-    # Means of the runs: -0.1, 0.1 and 0.3 (site b is undefined there); their standard deviation is 0.2.
-    assert (gained["home"], gained["difference"]) == (pytest.approx(0.5), pytest.approx(0.1))
-    assert gained["low"] == pytest.approx(0.1 - 4.303 * 0.2 / 3**0.5, abs=1e-4)
-    assert gained["high"] == pytest.approx(0.1 + 4.303 * 0.2 / 3**0.5, abs=1e-4)
-    assert math.isnan(compare_means_with_home(rows[:2] + rows[6:8])[0]["low"])
-
-
-def test_differences_are_paired_seed_by_seed() -> None:
-    rows = [row("ept", 0, "a", 0.5), row("ept", 0, "b", 0.7), row("ept", 1, "a", 0.9)]
-    rows += [
-        row("vpt", 0, "a", 0.7),
-        row("vpt", 1, "a", 0.9),
-        row("vpt", 2, "a", 0.2),
-        row("vpt", 3, "a", float("nan")),
-    ]
-    summary = {(r["method"], r["metric"]): r for r in summarise(rows, "ept")}
-    ept, vpt = summary["ept", "auc"], summary["vpt", "auc"]
-    assert (ept["mean"], ept["runs"], ept["difference"]) == (pytest.approx(0.75), 2, 0)
-    assert (vpt["mean"], vpt["runs"]) == (pytest.approx(0.6), 3)
-    assert (vpt["difference"], vpt["pairs"]) == (pytest.approx(0.05), 2)
-    assert vpt["difference_sd"] == pytest.approx(0.1 / 2**0.5)
-    assert draw_benchmark(summarise(rows, "ept")).startswith(b"\x89PNG")
-
-
-def test_every_setting_has_a_place_in_the_picture_and_a_column_in_the_table() -> None:
-    rows = [row("ept", 0, "a", 0.5, setting) for setting in SETTINGS]
-    assert draw_benchmark(summarise(rows, "ept")).startswith(b"\x89PNG")
-    assert tabulate_methods(rows).splitlines()[0].split(" | ")[1:] == [
-        *(info.heading for info in list(SETTINGS.values())[:-1]),
-        f"{SETTINGS['centralised-prompts'].heading} |",
-    ]

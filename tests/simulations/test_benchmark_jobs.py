@@ -32,6 +32,7 @@ GRID = (
     "benchmark.seeds=[0, 1]",
     "benchmark.methods=[ept]",
     "benchmark.settings=[local, federated, federated+head]",
+    "training.precision=float32",
 )
 MARK = "EPT_FED_TEST_OF_JOBS"
 

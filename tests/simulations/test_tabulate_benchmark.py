@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from ept_fed.benchmark_settings import SETTINGS
 from ept_fed.config import Experiment
 from ept_fed.reports.progress import Silent
 from simulations.benchmark import benchmark
@@ -65,6 +66,12 @@ def test_shots_are_told_and_no_number_is_all_images() -> None:
     ]
 
 
+def test_every_setting_has_a_column() -> None:
+    rows = [row("ept", 0.5, setting) for setting in SETTINGS]
+    headings = [info.heading for info in SETTINGS.values()]
+    assert tabulate_methods(rows).splitlines()[0] == f"| method | {' | '.join(headings)} |"
+
+
 PAIR = ((0.5, "local"), (0.75, "federated"))
 
 
@@ -81,6 +88,12 @@ def test_a_mark_that_names_methods_has_them_in_its_order() -> None:
     assert filled.splitlines()[1:-1] == ["| less vpt | alone |", "|---|---|", "| ept, 5 shots | −0.250 |"]
 
 
+def test_a_name_with_a_comma_is_quoted() -> None:
+    rows = [*ROWS, row("12 sites, 2 tokens", 0.7)]
+    named = fill_page('<!-- a:methods of "12 sites, 2 tokens", ept -->\n<!-- end -->\n', "a", rows)
+    assert [line.split(" | ")[0] for line in named.splitlines()[3:-1]] == ["| 12 sites, 2 tokens", "| ept"]
+
+
 @pytest.mark.parametrize(
     ("page", "said"),
     [
@@ -88,6 +101,7 @@ def test_a_mark_that_names_methods_has_them_in_its_order() -> None:
         ("<!-- a:methods -->\n<!-- b:methods -->\n<!-- end -->\n", "a:methods --> has no"),
         ("<!-- a:means -->\n<!-- end -->\n", "is none of methods, sites"),
         ("<!-- a:methods of ept, vptt -->\n<!-- end -->\n", "no results of 'vptt'"),
+        ('<!-- a:methods of "12 sites, ept -->\n<!-- end -->\n', "names are parted as in CSV"),
     ],
 )
 def test_a_mark_that_cannot_be_filled_is_refused(page: str, said: str) -> None:
