@@ -3,9 +3,9 @@
     python -m simulations.tabulate_benchmark results/ham10000.csv
 
 Every number of those tables comes from here. A page takes a table where it has the line `<!-- ham10000:methods -->`, or
-`sites`, `gains` or `paired` in place of `methods`; `<!-- ham10000:sites of ept, "12 sites, sinks" -->` keeps to some
-methods, in their order; a name with a comma stands in quotation marks. What stands between such a line and the next
-`<!-- end -->` is replaced. `--check` writes nothing, and fails if a page is not as it would be.
+`accuracy`, `sites`, `gains` or `paired` in place of `methods`; `<!-- ham10000:sites of ept, "12 sites, sinks" -->`
+keeps to some methods, in their order; a name with a comma stands in quotation marks. What stands between such a line
+and the next `<!-- end -->` is replaced. `--check` writes nothing, and fails if a page is not as it would be.
 """
 
 import csv
@@ -13,6 +13,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -127,6 +128,7 @@ def tabulate_paired(rows: Sequence[Mapping[str, Any]], metric: str = "auc") -> s
 
 TABLES: Mapping[str, Callable[[Sequence[Mapping[str, Any]]], str]] = {
     "methods": tabulate_methods,
+    "accuracy": partial(tabulate_methods, metric="accuracy"),
     "sites": tabulate_sites,
     "gains": tabulate_gains,
     "paired": tabulate_paired,

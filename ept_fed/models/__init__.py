@@ -3,12 +3,11 @@
 from ept_fed.models.attention import prompted_attention
 from ept_fed.models.backbones import Backbone, create_backbone, digest_tensors, frozen_tensors
 from ept_fed.models.method import TunedViT
-from ept_fed.models.methods import MODELS, create_model
+from ept_fed.models.methods import create_model, find_class
 from ept_fed.models.prompts import EmbeddedPrompts, fold, unfold
 from ept_fed.models.vit import PromptedViT
 
 __all__ = [
-    "MODELS",
     "Backbone",
     "EmbeddedPrompts",
     "PromptedViT",
@@ -16,6 +15,7 @@ __all__ = [
     "create_backbone",
     "create_model",
     "digest_tensors",
+    "find_class",
     "fold",
     "frozen_tensors",
     "prompted_attention",

@@ -1,36 +1,22 @@
 """From the name of a method to its model; `ept_fed.methods` says what each is."""
 
+import importlib
+
 from ept_fed.config import ModelSettings
 from ept_fed.methods import METHODS
-from ept_fed.models.adapter import Adapter
 from ept_fed.models.backbones import Backbone
-from ept_fed.models.bias import Bias
-from ept_fed.models.full import Full
-from ept_fed.models.linear import Linear
-from ept_fed.models.lora import LoRA
 from ept_fed.models.method import TunedViT
-from ept_fed.models.mlp_3 import MLP3
-from ept_fed.models.partial_1 import PartialOne
 from ept_fed.models.vit import PromptedViT
-from ept_fed.models.vp import VisualPrompt
-from ept_fed.models.vpt import VPT
 from ept_fed.options import fill_options
 
-__all__ = ["MODELS", "create_model"]
+__all__ = ["create_model", "find_class"]
 
-_CLASSES: tuple[type[TunedViT], ...] = (
-    PromptedViT,
-    Linear,
-    Full,
-    PartialOne,
-    MLP3,
-    LoRA,
-    Bias,
-    Adapter,
-    VisualPrompt,
-    VPT,
-)
-MODELS: dict[str, type[TunedViT]] = {cls.method: cls for cls in _CLASSES}
+
+def find_class(method: str) -> type[TunedViT]:
+    """Return the class of a method of the catalogue."""
+    file, _, name = METHODS[method].model.partition(":")
+    found: type[TunedViT] = getattr(importlib.import_module(f"ept_fed.models.{file}"), name)
+    return found
 
 
 def create_model(settings: ModelSettings, backbone: Backbone, *, num_classes: int, seed: int) -> TunedViT:
@@ -62,4 +48,4 @@ def create_model(settings: ModelSettings, backbone: Backbone, *, num_classes: in
         name: int(value) if options[name].whole else value
         for name, value in fill_options(options, settings.method_options).items()
     }
-    return MODELS[settings.method](backbone, num_classes=num_classes, seed=seed, **given)  # type: ignore[arg-type]
+    return find_class(settings.method)(backbone, num_classes=num_classes, seed=seed, **given)  # type: ignore[arg-type]

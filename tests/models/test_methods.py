@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 
 from ept_fed.config import Experiment
 from ept_fed.methods import HEAD_TENSORS, METHODS, find_senders, may_travel
-from ept_fed.models import MODELS, TunedViT, digest_tensors, frozen_tensors
+from ept_fed.models import TunedViT, digest_tensors, find_class, frozen_tensors
 from ept_fed.models.backbones import Backbone
 from ept_fed.models.payload import export_payload, import_payload, payload_layout
 from ept_fed.problems import InputRefusedError
@@ -52,8 +52,8 @@ def payload_of(name: str) -> str:
     return "folded" if name == "ept" else "raw"
 
 
-def test_catalogue_and_registry_name_the_same_methods() -> None:
-    assert set(METHODS) == set(MODELS)
+def test_every_method_of_the_catalogue_has_a_class_of_its_name() -> None:
+    assert {name: find_class(name).method for name in METHODS} == {name: name for name in METHODS}
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -99,7 +99,7 @@ def test_a_name_with_a_comma_is_quoted() -> None:
     [
         ("<!-- a:methods -->\n", "has no"),
         ("<!-- a:methods -->\n<!-- b:methods -->\n<!-- end -->\n", "a:methods --> has no"),
-        ("<!-- a:means -->\n<!-- end -->\n", "is none of methods, sites"),
+        ("<!-- a:means -->\n<!-- end -->\n", "is none of methods, accuracy, sites"),
         ("<!-- a:methods of ept, vptt -->\n<!-- end -->\n", "no results of 'vptt'"),
         ('<!-- a:methods of "12 sites, ept -->\n<!-- end -->\n', "names are parted as in CSV"),
     ],
