@@ -18,7 +18,7 @@ __all__ = ["EXAMPLES", "benchmark"]
 
 EXAMPLES = (
     "Examples:\n\n  ept-fed benchmark configs/demo.yaml --method ept --method linear --setting federated+head\n\n"
-    "  ept-fed benchmark configs/ham10000.yaml --set data.root=DIR --set model.weights=FILE --out out/methods "
+    "  ept-fed benchmark configs/benchmark_ham10000.yaml --set data.root=DIR --set model.weights=FILE --out out/methods "
     "--analyse --jobs 2"
 )
 

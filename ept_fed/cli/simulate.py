@@ -15,7 +15,7 @@ DEMO_CONFIG = Path(__file__).resolve().parents[2] / "configs" / "demo.yaml"
 
 EXAMPLES = (
     "Examples:\n\n  ept-fed simulate\n\n"
-    "  ept-fed simulate configs/ham10000.yaml --set data.root=DIR --set model.weights=FILE --set data.shots=5"
+    "  ept-fed simulate configs/ham10000.yaml --set data.root=DIR --set model.weights=FILE --set data.shots=10"
 )
 
 
