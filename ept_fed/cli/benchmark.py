@@ -18,8 +18,8 @@ __all__ = ["EXAMPLES", "benchmark"]
 
 EXAMPLES = (
     "Examples:\n\n  ept-fed benchmark configs/demo.yaml --method ept --method linear --setting federated+head\n\n"
-    "  ept-fed benchmark configs/benchmark_ham10000.yaml --set data.root=DIR --set model.weights=FILE --out out/methods "
-    "--analyse --jobs 2"
+    "  ept-fed benchmark configs/benchmark_ham10000.yaml --set data.root=DIR --set model.weights=FILE "
+    "--out out/methods --analyse --jobs 2"
 )
 
 
