@@ -19,9 +19,10 @@ from typing import Annotated, Any
 
 import typer
 
-from ept_fed.artefacts import write_text
+from ept_fed.artefacts import write_bytes, write_text
 from ept_fed.benchmark_settings import SETTINGS
 from ept_fed.evaluation.benchmark import SUMMARY_METRICS, compare_means_with_home, compare_with_home, summarise
+from ept_fed.reports.benchmark_chart import draw_benchmark
 
 __all__ = [
     "PAGES",
@@ -177,9 +178,12 @@ def _choose_rows(rows: Sequence[Mapping[str, Any]], methods: str | None, told: s
 def main(
     results: Annotated[Path, typer.Argument(help="results.csv of a benchmark, under the name that marks begin with.")],
     check: Annotated[bool, typer.Option(help="Write nothing; fail if a page would change.")] = False,
+    picture: Annotated[Path | None, typer.Option(help="Also draw accuracy against bytes, as PNG.")] = None,
 ) -> None:
     """Fill the pages' tables from one benchmark's results."""
     rows = read_results(results)
+    if picture is not None:
+        write_bytes(picture, draw_benchmark(summarise(rows, str(rows[0]["method"]))))
     stale = []
     for page in PAGES:
         text = page.read_text(encoding="utf-8")

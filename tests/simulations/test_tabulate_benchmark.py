@@ -13,6 +13,7 @@ from simulations.tabulate_benchmark import (
     PAGES,
     TABLES,
     fill_page,
+    main,
     read_results,
     tabulate_gains,
     tabulate_methods,
@@ -116,3 +117,9 @@ def test_the_pages_show_the_committed_results(results: Path) -> None:
     assert any(f"<!-- {results.stem}:{table}" in page for page in pages for table in TABLES)
     for page in pages:
         assert fill_page(page, results.stem, rows) == page
+
+
+def test_the_picture_is_drawn_from_the_results(tmp_path: Path) -> None:
+    picture = tmp_path / "accuracy.png"
+    main(REPOSITORY / "results" / "ham10000.csv", check=True, picture=picture)
+    assert picture.read_bytes().startswith(b"\x89PNG")
