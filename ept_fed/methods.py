@@ -81,7 +81,7 @@ METHODS: dict[str, MethodInfo] = {
         "Zu et al. 2024, arXiv 2407.01003",
         "Prompt columns beside the attention logits, and optionally context tokens.",
         "On HAM10000, three seeds, prompts with heads that every site trains for itself were not shown to beat staying "
-        "home; with tokens under training.head=common+own they were, on blood cells clearly; see docs/prompts-alone.md.",
+        "home; with tokens under training.head=common+own they were, on blood cells; see docs/prompts-alone.md.",
         ("sinks", "prompts", "tokens"),
     ),
     "linear": MethodInfo(
