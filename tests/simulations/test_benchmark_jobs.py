@@ -94,6 +94,8 @@ def test_a_folder_takes_one_benchmark_and_its_end_leaves_no_process_and_every_fi
     many = (*GRID, "benchmark.seeds=[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]")
     grid = [f"--set={setting}" for setting in many]
     command = [sys.executable, "-m", "ept_fed.cli", "benchmark", str(micro_file), *grid, f"--out={out}", "--jobs=2"]
+    # One seed of them, so that the refusal comes long before the last cell.
+    another = micro(*GRID, "benchmark.seeds=[0]")
     process = subprocess.Popen(
         command, env={**os.environ, MARK: mark}, start_new_session=True, stderr=subprocess.PIPE, text=True
     )
@@ -104,7 +106,7 @@ def test_a_folder_takes_one_benchmark_and_its_end_leaves_no_process_and_every_fi
         # The command, what keeps track of its semaphores, and two that train.
         assert len(find_marked(MARK, mark)) == 4
         with pytest.raises(InputRefusedError, match="is in use: another ept-fed benchmark trains there") as refusal:
-            benchmark(micro(*many), out, Silent())
+            benchmark(another, out, Silent())
         assert [problem.field for problem in refusal.value.problems] == ["--out"]
         # As Ctrl-C in a terminal, which reaches every process; a kill reaches the command only.
         (os.killpg if ended is signal.SIGINT else os.kill)(process.pid, ended)
