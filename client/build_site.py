@@ -82,12 +82,14 @@ def _choose_head(experiment: Experiment, site: str, slot: ModelSlot) -> HeadFit 
     training = experiment.training
     if training.head not in ("discriminant", "common+own"):
         return None
-    start = {name: slot.start[f"model/{name}"].astype(np.float64) for name in HEAD_TENSORS}
-    common = CommonHead(start["head.weight"], start["head.bias"], training.head_evidence)
+    common = None
+    if training.head == "common+own":
+        weight, bias = (slot.start[f"model/{name}"].astype(np.float64) for name in HEAD_TENSORS)
+        common = CommonHead(weight, bias, training.head_evidence)
     return HeadFit(
         shrinkage=training.head_shrinkage,
         seed=derive_seed(experiment.seed, site, "head"),
         batch_size=experiment.evaluation.batch_size,
         bfloat16=use_bfloat16(training.precision, slot.model.device),
-        common=common if training.head == "common+own" else None,
+        common=common,
     )

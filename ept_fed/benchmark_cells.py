@@ -16,7 +16,7 @@ from ept_fed.methods import COMMON_HEADS, METHODS
 from ept_fed.problems import InputRefusedError, Problem
 from ept_fed.settings_diff import flatten_settings
 
-__all__ = ["check_names", "expand_patterns", "list_cells"]
+__all__ = ["check_names", "expand_patterns", "list_cells", "tell_of_row"]
 
 # What a variant cannot say, because its cell would be that of the row without it.
 _NOT_A_ROWS_OWN = {
@@ -56,9 +56,7 @@ def list_cells(experiment: Experiment) -> tuple[Cell, ...]:
                 for cell in _list_settings(experiment, method, *images):
                     cells.setdefault((method, cell.key), cell)
             except InputRefusedError as refusal:
-                for problem in refusal.problems:
-                    told = Problem(f"benchmark: {method}: {problem.field}", problem.value, problem.fix)
-                    found.setdefault(str(told), told)
+                found |= tell_of_row(method, refusal)
     if found:
         raise InputRefusedError(list(found.values()))
     if apart := _check_places(cells.values()):
@@ -73,6 +71,12 @@ def expand_patterns(given: Iterable[str], grid: BenchmarkSettings) -> list[str]:
     """Return the rows by name; what no row has stays as it is, to be refused."""
     known = _list_known(grid)
     return [name for one in given for name in ([one] if one in known else fnmatch.filter(known, one)) or [one]]
+
+
+def tell_of_row(method: str, refusal: InputRefusedError) -> dict[str, Problem]:
+    """Return a row's problems under its name, by what they say: told of many cells, each is still one."""
+    told = [Problem(f"benchmark: {method}: {one.field}", one.value, one.fix) for one in refusal.problems]
+    return {str(problem): problem for problem in told}
 
 
 def check_names(field: str, names: Iterable[str], grid: BenchmarkSettings) -> list[Problem]:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ept_fed.benchmark_cells import tell_of_row
 from ept_fed.benchmark_settings import Cell
 from ept_fed.problems import InputRefusedError, Problem
 from simulations.benchmark_cell import CellTrainer, describe_sources, name_backbone
@@ -35,9 +36,7 @@ def check_cells(cells: Sequence[Cell], trainer: CellTrainer, unseen: Collection[
                 fix = "an image of several classes has no class centre of its own; leave --analyse out"
                 raise InputRefusedError([Problem("--analyse", "multi_label", fix)])
         except InputRefusedError as refusal:
-            for problem in refusal.problems:
-                told = Problem(f"benchmark: {cell.method}: {problem.field}", problem.value, problem.fix)
-                problems.setdefault(str(told), told)
+            problems |= tell_of_row(cell.method, refusal)
     if problems:
         raise InputRefusedError(list(problems.values()))
 

@@ -21,21 +21,12 @@ from ept_fed.reports.progress import Silent
 from ept_fed.reports.run_folder import RunFolder
 from ept_fed.training.common_head import CommonHead
 from simulations.baselines import train_local
-from simulations.federate import federate
-from simulations.virtual_sites import VirtualFederation, prepare_federation
+from simulations.virtual_sites import prepare_federation
+from tests.training.federating import train_federation
 
 Micro = Callable[..., Experiment]
 BOTH = ("training.head=common+own", "model.tokens=1", "federation.rounds=2")
 COMMON = ("training.head=common", *BOTH[1:])
-
-
-def train(federation: VirtualFederation, folder: Path) -> tuple[dict[str, Site], np.ndarray]:
-    plan, scratch = federation.plan(), RunFolder(folder)
-    sites = {
-        name: federation.create_site(data, federation.keep_states(scratch, "federated", name))
-        for name, data in federation.data.sites.items()
-    }
-    return sites, federate(plan, federation.data.digest, sites, scratch, Silent(), resume=None).payload
 
 
 def head_of(site: Site) -> tuple[np.ndarray, np.ndarray]:
@@ -69,8 +60,8 @@ def test_the_own_share_grows_with_the_images_from_none_to_all(images: float, evi
 
 
 def test_prompts_train_as_under_the_common_head_alone(micro: Micro, tmp_path: Path) -> None:
-    _, common = train(prepare_federation(micro(*COMMON)), tmp_path / "common")
-    _, both = train(prepare_federation(micro(*BOTH)), tmp_path / "both")
+    _, common = train_federation(prepare_federation(micro(*COMMON)), tmp_path / "common")
+    _, both = train_federation(prepare_federation(micro(*BOTH)), tmp_path / "both")
     assert np.array_equal(common, both)
     alone = [
         train_local(prepare_federation(micro(*settings)), RunFolder(tmp_path / settings[0]), Silent())
@@ -83,7 +74,7 @@ def test_prompts_train_as_under_the_common_head_alone(micro: Micro, tmp_path: Pa
 @pytest.mark.parametrize("evidence", [0.5, 4.0])
 def test_in_use_each_site_adds_its_own_share(micro: Micro, tmp_path: Path, evidence: float) -> None:
     federation = prepare_federation(micro(*BOTH, f"training.head_evidence={evidence}"))
-    sites, payload = train(federation, tmp_path)
+    sites, payload = train_federation(federation, tmp_path)
     heads = []
     for site in sites.values():
         site.adopt(payload)

@@ -7,28 +7,18 @@ import numpy as np
 import pytest
 import torch
 
-from client.site import Site
 from ept_fed.benchmark_cells import list_cells
 from ept_fed.config import Experiment
 from ept_fed.problems import InputRefusedError
 from ept_fed.reports.progress import Silent
 from ept_fed.reports.run_folder import RunFolder
 from simulations.baselines import train_centralised_prompts
-from simulations.federate import federate
-from simulations.virtual_sites import VirtualFederation, prepare_federation
+from simulations.virtual_sites import prepare_federation
+from tests.training.federating import train_federation
 
 Micro = Callable[..., Experiment]
 COMMON = ("training.head=common", "model.tokens=1", "federation.rounds=2")
 PRIVATE = ("training.privacy={clip: 1.0, noise_multiplier: 1.0}", "model.method=ept")
-
-
-def train(federation: VirtualFederation, folder: Path) -> tuple[dict[str, Site], np.ndarray]:
-    plan, scratch = federation.plan(), RunFolder(folder)
-    sites = {
-        name: federation.create_site(data, federation.keep_states(scratch, "federated", name))
-        for name, data in federation.data.sites.items()
-    }
-    return sites, federate(plan, federation.data.digest, sites, scratch, Silent(), resume=None).payload
 
 
 @pytest.mark.parametrize("private", [(), PRIVATE], ids=["", "private"])
@@ -37,7 +27,7 @@ def test_no_site_moves_a_common_head_and_all_classify_alike(
 ) -> None:
     federation = prepare_federation(micro(*COMMON, *private))
     start = federation.slot.start
-    sites, payload = train(federation, tmp_path)
+    sites, payload = train_federation(federation, tmp_path)
     assert not np.array_equal(payload, federation.plan().initial)
     images = next(iter(federation.data.sites.values())).test
     told = []
@@ -50,9 +40,9 @@ def test_no_site_moves_a_common_head_and_all_classify_alike(
 
 
 def test_prompts_learn_beside_it_as_beside_a_head_whose_rate_is_zero(micro: Micro, tmp_path: Path) -> None:
-    _, common = train(prepare_federation(micro(*COMMON)), tmp_path / "common")
+    _, common = train_federation(prepare_federation(micro(*COMMON)), tmp_path / "common")
     still = micro(*COMMON[1:], "training.head_lr=0")
-    _, held = train(prepare_federation(still), tmp_path / "held")
+    _, held = train_federation(prepare_federation(still), tmp_path / "held")
     np.testing.assert_allclose(common, held, atol=1e-6)
 
 

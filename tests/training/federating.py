@@ -1,0 +1,23 @@
+"""A micro federation, trained over LocalGrid: what tests of heads look at."""
+
+from pathlib import Path
+
+import numpy as np
+
+from client.site import Site
+from ept_fed.reports.progress import Silent
+from ept_fed.reports.run_folder import RunFolder
+from simulations.federate import federate
+from simulations.virtual_sites import VirtualFederation
+
+__all__ = ["train_federation"]
+
+
+def train_federation(federation: VirtualFederation, folder: Path) -> tuple[dict[str, Site], np.ndarray]:
+    """Return the sites after the last round, and the last average."""
+    plan, scratch = federation.plan(), RunFolder(folder)
+    sites = {
+        name: federation.create_site(data, federation.keep_states(scratch, "federated", name))
+        for name, data in federation.data.sites.items()
+    }
+    return sites, federate(plan, federation.data.digest, sites, scratch, Silent(), resume=None).payload
