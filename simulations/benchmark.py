@@ -20,7 +20,8 @@ from ept_fed.reports.benchmark_chart import draw_benchmark
 from ept_fed.reports.benchmark_folder import BenchmarkFolder
 from ept_fed.reports.comparison import METRICS
 from ept_fed.reports.progress import Progress
-from simulations.benchmark_cell import CellTrainer, Outcome, settle_precision
+from ept_fed.training.precision import settle_precision
+from simulations.benchmark_cell import CellTrainer, Outcome
 from simulations.benchmark_checks import check_cells, check_sources
 from simulations.benchmark_workers import CellWorkers
 

@@ -1,9 +1,6 @@
 """One cell of a benchmark: trained once, and told as its line of cells.jsonl."""
 
-import json
 import logging
-import platform
-import re
 import shutil
 import time
 from collections.abc import Callable
@@ -11,31 +8,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import timm
-import torch
-
-import ept_fed
 from client.site import Site
 from ept_fed.benchmark_settings import Cell
-from ept_fed.config import Experiment
 from ept_fed.data.datasets import SiteData
-from ept_fed.data_settings import LOCAL_DATA_FIELDS
-from ept_fed.models.device import choose_device
 from ept_fed.problems import InputRefusedError
 from ept_fed.protocol.plan import Plan
 from ept_fed.reports.analysis_folder import AnalysisFolder
 from ept_fed.reports.comparison import METRICS
 from ept_fed.reports.progress import Progress, Silent
 from ept_fed.reports.run_folder import RunFolder
-from ept_fed.training.precision import use_bfloat16
 from simulations.analyse import count_fold, record_features
 from simulations.baselines import train_centralised, train_centralised_prompts, train_local
+from simulations.cell_origin import describe_machine, describe_sources, name_backbone, name_sources
 from simulations.federate import federate
 from simulations.virtual_sites import VirtualFederation, prepare_federation
 
-__all__ = ["CellTrainer", "Outcome", "describe_sources", "name_backbone", "name_sources", "settle_precision"]
+__all__ = ["CellTrainer", "Outcome"]
 
-_PROCESSORS = Path("/proc/cpuinfo")
 _log = logging.getLogger(__name__)
 
 
@@ -137,68 +126,11 @@ class CellTrainer:
             "backbone": name_backbone(federation),
             "data": federation.data.digest,
             "sources": describe_sources(cell.experiment),
-            "computed_with": _describe_machine(federation.device),
+            "computed_with": describe_machine(federation.device),
             "bytes_per_round": sent,
             "seconds": seconds,
             "sites": sites,
         }
-
-
-def name_sources(cell: Cell) -> str:
-    """Return what cells that share images and backbone have in common."""
-    own = cell.experiment
-    model = own.model.model_dump(mode="json", include={"backbone", "weights", "image_size", "device"})
-    return json.dumps([own.seed, own.data.model_dump(mode="json"), model])
-
-
-def name_backbone(federation: VirtualFederation) -> str:
-    """Return what tells backbones of equal settings apart; random weights are drawn from the cell's own seed."""
-    return f"backbone {federation.backbone.digest}" if federation.experiment.model.weights else "random weights"
-
-
-def describe_sources(experiment: Experiment) -> dict[str, Any]:
-    """Return by which settings a cell's backbone and images are chosen, beside where they lie.
-
-    Returns:
-        `model`, in words, and `data`, with the seed that images are drawn by.
-    """
-    model, data = experiment.model, experiment.data
-    weights = "random" if model.weights is None else "given"
-    return {
-        "model": f"{model.backbone}, {model.image_size or 'its own'} pixels, {weights} weights",
-        "data": data.model_dump(mode="json", exclude=set(LOCAL_DATA_FIELDS)) | {"seed": experiment.data_seed},
-    }
-
-
-def settle_precision(experiment: Experiment) -> Experiment:
-    """Return the settings with what auto and fast come to on this machine, because a cell's numbers depend on it.
-
-    Raises:
-        InputRefusedError: if the device that decides is not there.
-    """
-    training = experiment.training
-    if training.precision in ("float32", "bfloat16"):
-        return experiment
-    device = choose_device(experiment.model.device, "model.device")
-    precision = "bfloat16" if use_bfloat16(training.precision, device) else "float32"
-    return experiment.model_copy(update={"training": training.model_copy(update={"precision": precision})})
-
-
-def _describe_machine(device: torch.device) -> dict[str, Any]:
-    """Return what a cell's numbers depend on beside its settings."""
-    processor = platform.processor() or platform.machine()
-    if device.type == "cuda":
-        processor = torch.cuda.get_device_name(device)
-    elif _PROCESSORS.exists() and (told := re.search(r"^model name\s*: (.+)$", _PROCESSORS.read_text(), re.MULTILINE)):
-        processor = told[1]
-    return {
-        "ept_fed": ept_fed.__version__,
-        "torch": torch.__version__,
-        "timm": timm.__version__,
-        "python": platform.python_version(),
-        "processor": processor,
-        "threads": torch.get_num_threads(),
-    }
 
 
 def _train(

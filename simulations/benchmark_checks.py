@@ -8,7 +8,8 @@ from typing import Any
 from ept_fed.benchmark_cells import tell_of_row
 from ept_fed.benchmark_settings import Cell
 from ept_fed.problems import InputRefusedError, Problem
-from simulations.benchmark_cell import CellTrainer, describe_sources, name_backbone
+from simulations.benchmark_cell import CellTrainer
+from simulations.cell_origin import describe_sources, name_backbone
 
 __all__ = ["check_cells", "check_sources"]
 

@@ -120,7 +120,8 @@ class CellWorkers:
             looks: keys of the cells whose features are kept.
             progress: told the cells' notes.
         """
-        from simulations.benchmark_cell import Outcome, name_sources
+        from simulations.benchmark_cell import Outcome
+        from simulations.cell_origin import name_sources
 
         queue = CellQueue((name_sources(cell), cell) for cell in cells)
         held: dict[Connection, str] = {}

@@ -14,10 +14,8 @@ import ept_fed
 import simulations.benchmark_cell
 from ept_fed.benchmark_cells import list_cells
 from ept_fed.config import Experiment
-from ept_fed.problems import InputRefusedError
 from ept_fed.reports.progress import Silent
 from simulations.benchmark import benchmark
-from simulations.benchmark_cell import settle_precision
 from tests.simulations.test_benchmark import refusals, relabelled
 
 Micro = Callable[..., Experiment]
@@ -43,27 +41,6 @@ def weights(tmp_path: Path) -> Callable[[str, int], Path]:
         return tmp_path / f"{name}.safetensors"
 
     return write
-
-
-@pytest.mark.parametrize("able", [False, True])
-def test_auto_and_fast_are_what_they_come_to_on_this_machine(
-    able: bool, micro: Micro, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    compute_in_bfloat16(monkeypatch, able)
-    device = "model.device=cpu"
-    told = {name: micro(device, f"training.precision={name}") for name in ("auto", "fast", "float32", "bfloat16")}
-    settled = {name: settle_precision(experiment) for name, experiment in told.items()}
-    assert settled["auto"] == settled["float32"] == told["float32"]
-    assert settled["fast"] == told["bfloat16" if able else "float32"]
-    assert settled["bfloat16"] == told["bfloat16"]
-
-
-def test_a_precision_of_a_device_that_is_not_there_is_refused(micro: Micro, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(InputRefusedError, match="torch sees no CUDA device"):
-        settle_precision(micro("model.device=cuda"))
-    asked = micro("model.device=cuda", "training.precision=float32")
-    assert settle_precision(asked) == asked
 
 
 def test_machines_that_fast_means_other_numbers_on_do_not_share_cells(

@@ -1,10 +1,15 @@
 """bfloat16 only where it is asked for, or where there are instructions for it: emulated it is many times as slow."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
-from ept_fed.training.precision import use_bfloat16
+from ept_fed.config import Experiment
+from ept_fed.problems import InputRefusedError
+from ept_fed.training.precision import settle_precision, use_bfloat16
 
+Micro = Callable[..., Experiment]
 CPU = torch.device("cpu")
 
 
@@ -39,3 +44,24 @@ def test_the_names_are_those_that_torch_gives() -> None:
     capabilities = torch.cpu.get_capabilities()
     wanted = {"x86_64": {"amx_bf16", "avx512_bf16"}, "arm64": {"bf16"}}.get(capabilities["architecture"], set())
     assert wanted <= set(capabilities)
+
+
+@pytest.mark.parametrize("able", [False, True])
+def test_auto_and_fast_are_what_they_come_to_on_this_machine(
+    able: bool, micro: Micro, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": able})
+    device = "model.device=cpu"
+    told = {name: micro(device, f"training.precision={name}") for name in ("auto", "fast", "float32", "bfloat16")}
+    settled = {name: settle_precision(experiment) for name, experiment in told.items()}
+    assert settled["auto"] == settled["float32"] == told["float32"]
+    assert settled["fast"] == told["bfloat16" if able else "float32"]
+    assert settled["bfloat16"] == told["bfloat16"]
+
+
+def test_a_precision_of_a_device_that_is_not_there_is_refused(micro: Micro, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputRefusedError, match="torch sees no CUDA device"):
+        settle_precision(micro("model.device=cuda"))
+    asked = micro("model.device=cuda", "training.precision=float32")
+    assert settle_precision(asked) == asked
