@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -205,9 +206,12 @@ def _to_svg(figure: Figure, name: str) -> str:
     """Return the figure as one <svg> element; identifiers start with `name`, so that charts on one page never clash."""
     buffer = io.StringIO()
     figure.set_layout_engine("constrained")
+    figure.patch.set(facecolor="none", edgecolor="none")
     for axis in figure.axes:
+        axis.patch.set_facecolor("none")
         axis.tick_params(labelsize=8)
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    # Not savefig, which draws everything once more beforehand, to lay it out.
+    FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
     return re.sub(r"<[^>]+>", lambda tag: _rename(tag.group(), name), text).strip()
