@@ -39,6 +39,9 @@ def find_split_contradictions(data: SharedDataSettings) -> list[Problem]:
     if data.test_fraction + data.validation_fraction >= 1.0:
         total = f"{data.test_fraction} + {data.validation_fraction}"
         found.append(Problem("data.test_fraction", total, "test and validation leave nothing to train on; lower one"))
+    if data.test_shots is not None and data.task == "multi_label":
+        fix = "is drawn by class, which would leave out every image that shows none; set it to null"
+        found.append(Problem("data.test_shots", data.test_shots, fix))
     if data.augmentation.crop_scale[0] > data.augmentation.crop_scale[1]:
         found.append(Problem("data.augmentation.crop_scale", data.augmentation.crop_scale, "put the smaller first"))
     return found

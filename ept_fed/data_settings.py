@@ -77,6 +77,11 @@ class SharedDataSettings(Settings):
     test_fraction: Fraction = Field(0.2, description="share of the groups held out for the final report")
     validation_fraction: Fraction = Field(0.1, description="share of the groups held out for tuning and live display")
     validation_shots: Count | None = Field(10, description="validation images per class and site; null uses all")
+    test_shots: Count | None = Field(
+        None,
+        description="test images per class and site, for quick comparisons: rare classes keep theirs, but what depends "
+        "on how common a class is (accuracy, predictive values, calibration) is no longer the site's; null uses all",
+    )
     augmentation: AugmentationSettings = AugmentationSettings()
 
     def place_by(self, seed: int) -> int:

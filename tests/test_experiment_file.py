@@ -68,6 +68,7 @@ def test_all_problems_are_listed_at_once_with_field_value_and_fix(tmp_path: Path
         (("data.classes=[a, a]",), "data.classes"),
         (("data.classes=[a]",), "data.classes"),
         (("data.task=multi_label", "training.class_balanced=true"), "training.class_balanced"),
+        (("data.task=multi_label", "data.test_shots=5"), "data.test_shots"),
         (("model.prompt_layers=[0, 0]",), "model.prompt_layers"),
         (("data={source: medmnist, archive: none.npz}",), "data.archive"),
         (("data={source: manifest, columns: {label: null}}",), "data.columns"),

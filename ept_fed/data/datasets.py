@@ -19,7 +19,13 @@ from ept_fed.data.input_spec import InputSpec
 from ept_fed.data.placement import place_records
 from ept_fed.data.read_all import read_all
 from ept_fed.data.records import SPLITS, ImageRecord
-from ept_fed.data.selection import describe_scarcity, find_empty_splits, find_lost_shots, select_records
+from ept_fed.data.selection import (
+    describe_scarcity,
+    describe_thinning,
+    find_empty_splits,
+    find_lost_shots,
+    select_records,
+)
 from ept_fed.data.sources import open_catalog
 from ept_fed.data_settings import AnyDataSettings
 from ept_fed.problems import InputRefusedError, Problem
@@ -132,7 +138,11 @@ def prepare_data(settings: AnyDataSettings, spec: InputSpec, seed: int) -> Prepa
     sites = {
         name: SiteData(name, catalog.classes, catalog.task, *(cache(name, split) for split in SPLITS)) for name in names
     }
-    notes = (*describe_scarcity(kept, catalog.classes, settings.shots), *_describe_failures(failures))
+    notes = (
+        *describe_scarcity(kept, catalog.classes, settings.shots),
+        *describe_thinning(records, selected, settings.test_shots),
+        *_describe_failures(failures),
+    )
     partition = tuple(count_images(records, catalog.classes))
     return PreparedData(sites, catalog.classes, catalog.task, notes, partition)
 

@@ -9,7 +9,7 @@ from ept_fed.data_settings import DataSettings
 from ept_fed.problems import Problem
 from ept_fed.seeds import derive_seed
 
-__all__ = ["describe_scarcity", "find_empty_splits", "find_lost_shots", "select_records"]
+__all__ = ["describe_scarcity", "describe_thinning", "find_empty_splits", "find_lost_shots", "select_records"]
 
 _REMEDIES = {
     "train": "give it images, lower the fractions held out, or leave it out of data.sites",
@@ -20,13 +20,14 @@ _REMEDIES = {
 def select_records(
     records: Sequence[ImageRecord], classes: tuple[str, ...], settings: DataSettings, seed: int
 ) -> tuple[tuple[ImageRecord, ...], list[Problem]]:
-    """Draw every site's K-shot samples; test images are all used.
+    """Draw every site's K-shot samples.
 
     Args:
         records: of all sites to use, each with a split.
         classes: C class names.
-        settings: `shots`, `validation_shots` and `scarce_classes` are read.
-        seed: the run's seed; each site and split draws with its own.
+        settings: `shots`, `validation_shots`, `test_shots`, `scarce_classes` and `split_seed` are read.
+        seed: the run's seed; each site and split draws with its own, and test images with that of the splits, so that
+            seeds that share these share the images that they are judged on.
 
     Returns:
         The selected records, sorted by site and image; and a problem for every site without training or test
@@ -34,7 +35,7 @@ def select_records(
     """
     sites = sorted({record.site for record in records})
     problems = find_empty_splits(records, sites)
-    shots = {"train": settings.shots, "validation": settings.validation_shots, "test": None}
+    shots = {"train": settings.shots, "validation": settings.validation_shots, "test": settings.test_shots}
     selected: list[ImageRecord] = []
     shortages: list[tuple[str, str, int]] = []
     for site in sites:
@@ -43,7 +44,7 @@ def select_records(
             if count is None:
                 selected += candidates
                 continue
-            scope = derive_seed(seed, site, split, "shots")
+            scope = derive_seed(settings.place_by(seed) if split == "test" else seed, site, split, "shots")
             sample = sample_shots(candidates, shots=count, num_classes=len(classes), seed=scope)
             selected += sample.records
             if split == "train" and settings.scarce_classes == "refuse" and candidates:
@@ -100,6 +101,19 @@ def describe_scarcity(records: Sequence[ImageRecord], classes: tuple[str, ...], 
         if untested:
             notes.append(f"{site} has no {', '.join(untested)} to test on")
     return tuple(notes)
+
+
+def describe_thinning(
+    records: Iterable[ImageRecord], selected: Iterable[ImageRecord], test_shots: int | None
+) -> tuple[str, ...]:
+    """Say which sites are not judged on all of their test images, and what that does to their numbers."""
+    held, kept = (Counter(record.site for record in some if record.split == "test") for some in (records, selected))
+    what = f"at most {test_shots} per class: accuracy, predictive values and calibration are not of its mix of classes"
+    return tuple(
+        f"{site} is tested on {kept[site]} of its {held[site]} test images, {what}"
+        for site in sorted(held)
+        if kept[site] < held[site]
+    )
 
 
 def _refuse_shortages(shortages: Sequence[tuple[str, str, int]], shots: int | None) -> list[Problem]:

@@ -175,6 +175,23 @@ def test_validation_may_be_empty(write_hospital: Write) -> None:
     assert [len(site.validation) for site in data.sites.values()] == [0, 0]
 
 
+@pytest.mark.parametrize("test_shots", [1, 3])
+def test_test_images_are_thinned_alike_whatever_sample_is_trained_on(write_hospital: Write, test_shots: int) -> None:
+    settings = write_hospital(test_fraction=0.4, split_seed=7)
+    whole = prepare_data(settings, SPEC, seed=0)
+    thin, other = (
+        prepare_data(settings.model_copy(update={"test_shots": test_shots}), SPEC, seed=seed) for seed in (0, 1)
+    )
+    for name, site in whole.sites.items():
+        held, images = site.test.labels.bincount(), [data.sites[name].test.records for data in (whole, thin, other)]
+        assert thin.sites[name].test.labels.bincount().tolist() == held.clamp(max=test_shots).tolist()
+        assert set(images[0]) > set(images[1]) == set(images[2])
+        assert thin.sites[name].train.records == site.train.records
+        said = f"{name} is tested on {len(images[1])} of its {len(images[0])} test images, at most {test_shots} per"
+        assert any(note.startswith(said) for note in thin.notes)
+    assert not any("is tested on" in note for note in whole.notes)
+
+
 def test_scarce_classes_are_refused_with_the_shots_that_fit(write_hospital: Write) -> None:
     problems = _refuse(write_hospital(shots=1000))
     assert len(problems) == 4
