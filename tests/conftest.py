@@ -63,6 +63,13 @@ def micro(micro_file: Path) -> Callable[..., Experiment]:
 
 
 @pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave the charts out of a run's pages: they take longer than a micro run, and are drawn where they are tested."""
+    for chart in ("draw_confusion", "draw_learning", "draw_reliability", "draw_roc"):
+        monkeypatch.setattr(f"ept_fed.reports.html.{chart}", lambda *_arguments, **_options: "")
+
+
+@pytest.fixture
 def site_of(micro: Callable[..., Experiment]) -> Callable[..., tuple[Plan, Site]]:
     """Return the plan and the first site of a micro experiment with overrides."""
 

@@ -23,6 +23,7 @@ FASTER = {
         "--set=data.shots=1",
         "--set=data.validation_shots=1",
         "--set=data.test_fraction=0.1",
+        "--set=data.test_shots=4",
         "--set=evaluation.baselines=[local]",
     ]
 }

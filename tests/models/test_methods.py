@@ -22,6 +22,8 @@ from simulations.simulate import simulate
 from simulations.virtual_sites import prepare_federation
 from tests.models.micro_methods import CLASSES, DEPTH, PATCH, RATES, SIZE, WIDTH, build, images, micro_backbone, step
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 CLASS_NAMES = [f"class {index}" for index in range(CLASSES)]
 COMPARATORS = [name for name in METHODS if name != "ept"]
 

@@ -15,6 +15,8 @@ from ept_fed.reports.progress import Silent
 from ept_fed.reports.read_run import read_run
 from simulations.simulate import simulate
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 Micro = Callable[..., Experiment]
 CLASSES = ("a", "b")
 

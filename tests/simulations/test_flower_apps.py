@@ -24,6 +24,8 @@ from simulations.simulate import simulate
 # Grid.get_nodes returns this type, which flwr 1.41 exports nowhere else.
 from flwr.proto.node_pb2 import NodeInfo  # isort: skip
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = ("data.phantom_sites=2", "model.tokens=1", "evaluation.baselines=[]", "federation.deadline=1.0")
 

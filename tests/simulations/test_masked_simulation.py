@@ -12,6 +12,8 @@ from ept_fed.config import Experiment
 from ept_fed.reports.progress import Silent
 from simulations.simulate import simulate
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 MASKED = ("federation={rounds: 2, norm_bound: null, secure_aggregation: {}}", "evaluation.baselines=[]")
 CLEAR = ("federation={rounds: 2, norm_bound: null}", "evaluation.baselines=[]")
 

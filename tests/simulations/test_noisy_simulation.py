@@ -16,6 +16,8 @@ from server.noisy_mean import NoisyMean
 from simulations.simulate import simulate
 from tests.simulations.test_resume import StopHere
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 SETTINGS = {
     "local": "{rounds: 2, norm_bound: null, weights: uniform}",
     "distributed": "{rounds: 2, norm_bound: null, weights: uniform, secure_aggregation: {}}",

@@ -17,6 +17,8 @@ from server.checkpoints import Checkpoint, CheckpointFolder
 from simulations import simulate as simulate_module
 from simulations.simulate import simulate
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 Micro = Callable[..., Experiment]
 
 

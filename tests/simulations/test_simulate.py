@@ -17,6 +17,8 @@ from ept_fed.reports.progress import Silent
 from simulations.simulate import simulate
 from simulations.virtual_sites import prepare_federation
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 Micro = Callable[..., Experiment]
 
 
