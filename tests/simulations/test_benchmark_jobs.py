@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,15 @@ def test_two_processes_one_of_them_killed_give_the_numbers_of_none(micro: Micro,
     assert not (apart / "unfinished").exists()
 
 
+@pytest.fixture
+def _heeds_interrupts() -> Iterator[None]:
+    """A shell's background jobs ignore Ctrl-C, and whatever they start would too."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_heeds_interrupts")
 @pytest.mark.parametrize("ended", [signal.SIGINT, signal.SIGKILL])
 def test_a_folder_takes_one_benchmark_and_its_end_leaves_no_process_and_every_finished_cell(
     ended: signal.Signals, micro_file: Path, micro: Micro, tmp_path: Path
