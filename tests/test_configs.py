@@ -104,3 +104,15 @@ def test_committed_results_are_rows_of_the_grid_with_every_seed(name: str) -> No
     # A row may lack a way of working that was not measured, but never one seed of it.
     measured = {(method, shots, setting) for method, shots, _, setting in held}
     assert held == {cell for cell in grid if (cell[0], cell[1], cell[3]) in measured}
+
+
+@pytest.mark.parametrize("name", ["ham10000", "pbc"])
+def test_a_ceiling_stands_beside_the_rows_of_the_benchmark_that_it_belongs_to(name: str) -> None:
+    held, ceiling = (
+        [tuple(row.items()) for row in csv.DictReader((ROOT / "results" / f"{file}.csv").read_text().splitlines())]
+        for file in (name, f"ceiling_{name}")
+    )
+    beside = [row for row in ceiling if ("setting", "centralised-prompts") not in row]
+    methods = {dict(row)["method"] for row in ceiling}
+    assert sorted(beside) == sorted(row for row in held if dict(row)["method"] in methods)
+    assert len(beside) < len(ceiling)

@@ -18,7 +18,7 @@ from ept_fed.reports.progress import Silent
 from tests.conftest import MICRO
 
 KILLS = 20
-ROUNDS = 8
+ROUNDS = 12
 
 
 def run_simulation(config: Path, out: Path) -> None:
