@@ -25,6 +25,7 @@ def describe_run(
     layout: PayloadLayout,
     data: Sequence[Mapping[str, Any]],
     notes: Sequence[str],
+    limits: Mapping[str, Sequence[str]],
     device: torch.device,
 ) -> dict[str, Any]:
     """Return the JSON-ready part of a run's report that no result depends on.
@@ -39,6 +40,7 @@ def describe_run(
         layout: of the payload.
         data: images in use, see `PreparedData.summary`.
         notes: sentences.
+        limits: sentences by site, for its own page alone.
         device: where it was computed.
     """
     return {
@@ -56,6 +58,7 @@ def describe_run(
         "payload": {"layout": layout.to_json(), "hash": layout.hash, "bytes": 4 * layout.size},
         "data": list(data),
         "notes": list(notes),
+        "limits": {site: list(sentences) for site, sentences in limits.items()},
         "versions": {"ept_fed": ept_fed.__version__, "torch": torch.__version__, "python": platform.python_version()},
         "device": str(device),
     }

@@ -237,6 +237,7 @@ def _write_run(
         },
     )
     over = found.round == experiment.federation.rounds
+    limits = [*warm.data.thinned.values(), *_describe_own_limits(found, over=over, damaged=damaged)]
     report = describe_run(
         experiment,
         run=found.run,
@@ -247,11 +248,11 @@ def _write_run(
         layout=site.layout,
         data=[{**row, "site": site.name} for row in warm.data.summary()],
         notes=warm.data.notes,
+        limits={site.name: limits},
         device=model.device,
     )
-    limits = _describe_own_limits(found, over=over, damaged=damaged)
     privacy = {site.name: describe_charges(_read_charges(settings), found.run, silent=is_silent(experiment))}
-    own = {"round": found.round, "counted": counted, "privacy": privacy, "limits": limits, **comparison.to_json()}
+    own = {"round": found.round, "counted": counted, "privacy": privacy, **comparison.to_json()}
     folder.write_report(report | own, comparison.rows())
 
 

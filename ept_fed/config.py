@@ -256,9 +256,11 @@ class Experiment(Settings):
         """Name of the run: 16 hex digits of the SHA-256 of the settings that its prompts depend on.
 
         Where files lie, the device and the baselines are left out: a site with another folder is in the same run, and
-        moving the data changes nothing.
+        moving the data changes nothing. So are nulls, lest a setting that a later version adds, null unless asked for,
+        gives an old run another name.
         """
-        canonical = json.dumps(self.model_dump(mode="json", exclude=LOCAL_SETTINGS | _AFTERWARDS), sort_keys=True)
+        settings = self.model_dump(mode="json", exclude=LOCAL_SETTINGS | _AFTERWARDS, exclude_none=True)
+        canonical = json.dumps(settings, sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
     def to_yaml(self) -> str:

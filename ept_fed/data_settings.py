@@ -79,8 +79,8 @@ class SharedDataSettings(Settings):
     validation_shots: Count | None = Field(10, description="validation images per class and site; null uses all")
     test_shots: Count | None = Field(
         None,
-        description="test images per class and site, for quick comparisons: rare classes keep theirs, but what depends "
-        "on how common a class is (accuracy, predictive values, calibration) is no longer the site's; null uses all",
+        description="test images per class and site, for quick comparisons: rare classes keep theirs, but all measures "
+        "except sensitivities and balanced accuracy are then of another mix of classes; null uses all",
     )
     augmentation: AugmentationSettings = AugmentationSettings()
 

@@ -19,7 +19,7 @@ from ept_fed.reports.analysis_folder import AnalysisFolder
 from ept_fed.reports.benchmark_chart import draw_benchmark
 from ept_fed.reports.benchmark_folder import BenchmarkFolder
 from ept_fed.reports.comparison import METRICS
-from ept_fed.reports.progress import Progress
+from ept_fed.reports.progress import Progress, Silent
 from ept_fed.training.precision import settle_precision
 from simulations.benchmark_cell import CellTrainer, Outcome
 from simulations.benchmark_checks import check_cells, check_sources
@@ -28,6 +28,19 @@ from simulations.benchmark_workers import CellWorkers
 __all__ = ["benchmark"]
 
 _UNDEFINED = float("nan")
+
+
+class _Once(Silent):
+    """Passes on each note when it first comes: cells of the same data say the same of it, in every process."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress, self._said = progress, set[str]()
+
+    def on_note(self, sentence: str) -> None:
+        """Pass the note on, unless it was said before."""
+        if sentence not in self._said:
+            self._said.add(sentence)
+            self._progress.on_note(sentence)
 
 
 def benchmark(
@@ -88,7 +101,7 @@ def benchmark(
         missing = _list_missing(asked, before, unseen)
         folder.clear_unfinished()
         try:
-            _train(missing, before, unseen, trainer, folder, progress, jobs)
+            trained = _train(missing, before, unseen, trainer, folder, progress, jobs)
         finally:
             folder.clear_unfinished()
             finished = folder.read_cells()
@@ -104,7 +117,7 @@ def benchmark(
     return {
         "status": "failed" if failed else "done",
         "cells": len(asked),
-        "trained": sum(cell.key in finished for cell in missing),
+        "trained": trained,
         "summary": summary,
         "folder": str(out),
         "analysis": page,
@@ -133,8 +146,13 @@ def _train(
     folder: BenchmarkFolder,
     progress: Progress,
     jobs: int,
-) -> None:
-    """Train the cells, here or in processes of their own, and write the lines of those that were not finished."""
+) -> int:
+    """Train the cells, here or in processes of their own, and write the lines of those that were not finished.
+
+    Returns:
+        How many were trained to their end.
+    """
+    progress, trained = _Once(progress), 0
     processes = min(jobs, len(cells))
     # By what was asked for, not by what is left to do: a cell comes out the same whenever it is trained.
     threads = max(1, torch.get_num_threads() // jobs)
@@ -154,10 +172,12 @@ def _train(
             if outcome.line is None:
                 progress.on_note(f"{counted}: not trained, because {outcome.refusal}")
                 continue
+            trained += 1
             if cell.key not in finished:
                 folder.write_cell(outcome.line)
             left = _estimate(busy / number, len(cells) - number, workers.alive if workers else 1)
             progress.on_note(f"{counted}: {_tell(outcome.line)}; about {_minutes(left)} left")
+    return trained
 
 
 def _write_analysis(

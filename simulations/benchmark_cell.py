@@ -83,13 +83,16 @@ class CellTrainer:
 
         Args:
             cell: whose sites train.
-            progress: told the cell's notes.
+            progress: told the notes of its data, which cells of the same data repeat, and the cell's own.
             look: also keep its features.
         """
         started = time.perf_counter()
         line, refusal = None, ""
         try:
-            line = self._run(cell, self.prepare(cell), progress, look=look)
+            federation = self.prepare(cell)
+            for note in federation.data.notes:
+                progress.on_note(note)
+            line = self._run(cell, federation, progress, look=look)
         except InputRefusedError as refused:
             # Whether images suffice may depend on how a later seed splits them.
             refusal = str(refused)

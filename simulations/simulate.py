@@ -125,6 +125,7 @@ def _run(
         layout=plan.layout,
         data=federation.data.summary(),
         notes=federation.data.notes,
+        limits={name: [sentence] for name, sentence in federation.data.thinned.items()},
         device=federation.device,
     )
     privacy = {

@@ -23,6 +23,7 @@ from ept_fed.artefacts import write_bytes, write_text
 from ept_fed.benchmark_settings import SETTINGS
 from ept_fed.evaluation.benchmark import SUMMARY_METRICS, compare_means_with_home, compare_with_home, summarise
 from ept_fed.reports.benchmark_chart import draw_benchmark
+from ept_fed.reports.wording import signed
 
 __all__ = [
     "PAGES",
@@ -207,8 +208,8 @@ def _tell_cell(row: Mapping[str, Any] | None) -> str:
 def _tell_gain(row: Mapping[str, Any] | None) -> str:
     if row is None or math.isnan(row["difference"]):
         return "–"
-    interval = "" if math.isnan(row["low"]) else f" ({row['low']:+.3f} to {row['high']:+.3f})"
-    return f"{row['difference']:+.3f}{interval}".replace("-", "−")
+    interval = "" if math.isnan(row["low"]) else f" ({signed(row['low'])} to {signed(row['high'])})"
+    return f"{signed(row['difference'])}{interval}"
 
 
 def _tell_helped(row: Mapping[str, Any], count: int) -> str:

@@ -93,11 +93,14 @@ def test_every_command_of_a_header_is_accepted(path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.usefixtures("_files_are_elsewhere")
-@pytest.mark.parametrize("name", ["ham10000", "pbc"])
-def test_committed_results_are_rows_of_the_grid_with_every_seed(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [("ham10000", "benchmark_ham10000"), ("heads_ham10000", "heads_ham10000"), ("pbc", "benchmark_pbc")],
+)
+def test_committed_results_are_rows_of_the_grid_with_every_seed(name: str, config: str) -> None:
     with (ROOT / "results" / f"{name}.csv").open() as file:
         held = {(row["method"], row["shots"], row["seed"], row["setting"]) for row in csv.DictReader(file)}
-    cells = list_cells(load_experiment(ROOT / "configs" / f"benchmark_{name}.yaml"))
+    cells = list_cells(load_experiment(ROOT / "configs" / f"{config}.yaml"))
     grid = {(cell.method, str(cell.shots), str(cell.seed), cell.setting) for cell in cells}
     assert held <= grid
     assert {method for method, *_ in held} == {method for method, *_ in grid}
@@ -106,13 +109,13 @@ def test_committed_results_are_rows_of_the_grid_with_every_seed(name: str) -> No
     assert held == {cell for cell in grid if (cell[0], cell[1], cell[3]) in measured}
 
 
-@pytest.mark.parametrize("name", ["ham10000", "pbc"])
-def test_a_ceiling_stands_beside_the_rows_of_the_benchmark_that_it_belongs_to(name: str) -> None:
-    held, ceiling = (
+@pytest.mark.parametrize(("name", "ceiling"), [("heads_ham10000", "ceiling_ham10000"), ("pbc", "ceiling_pbc")])
+def test_a_ceiling_stands_beside_the_rows_of_the_benchmark_that_it_belongs_to(name: str, ceiling: str) -> None:
+    held, rows = (
         [tuple(row.items()) for row in csv.DictReader((ROOT / "results" / f"{file}.csv").read_text().splitlines())]
-        for file in (name, f"ceiling_{name}")
+        for file in (name, ceiling)
     )
-    beside = [row for row in ceiling if ("setting", "centralised-prompts") not in row]
-    methods = {dict(row)["method"] for row in ceiling}
+    beside = [row for row in rows if ("setting", "centralised-prompts") not in row]
+    methods = {dict(row)["method"] for row in rows}
     assert sorted(beside) == sorted(row for row in held if dict(row)["method"] in methods)
-    assert len(beside) < len(ceiling)
+    assert len(beside) < len(rows)

@@ -154,6 +154,21 @@ def test_where_files_lie_is_not_part_of_the_run(tmp_path: Path) -> None:
     assert load_experiment(path, ["training.head_lr=0.5"]).run_id not in same
 
 
+def test_a_run_keeps_its_name_where_a_later_version_has_one_more_setting_that_nobody_gave() -> None:
+    class Later(Experiment):
+        added: int | None = None
+
+    now, later = Experiment.model_validate(PHANTOMS), Later.model_validate(PHANTOMS)
+    assert later.run_id == now.run_id
+    assert Later.model_validate({**PHANTOMS, "added": 0}).run_id != now.run_id
+
+
+def test_a_null_that_stands_for_something_is_part_of_the_run(tmp_path: Path) -> None:
+    path = write(tmp_path, PHANTOMS)
+    runs = {load_experiment(path, [f"data.validation_shots={shots}"]).run_id for shots in ("null", "10")}
+    assert len(runs) == 2
+
+
 def test_how_sites_are_made_is_part_of_the_run(tmp_path: Path) -> None:
     path = write(tmp_path, PHANTOMS)
     partitions = (

@@ -55,12 +55,13 @@ def benchmark(
 
     A finished cell is one line of cells.jsonl and is never trained again: the same command goes on where it was
     stopped, and a larger grid adds to it. --method and --setting train a part of the grid, or add to it; the tables
-    hold what is finished of all of it. results.csv has a row per cell and site, summary.csv the means, home.csv what
-    working together brought each site, accuracy.png the picture. --analyse looks at the features of each method's
-    first shots, sampling and seed, in setting federated+head or else the first; a finished cell is trained again for
-    it once. Its page, analysis.html, holds images. --jobs trains cells side by side; each process has images and
-    backbone of its own in memory. A folder takes one benchmark at a time. Exit code 0: done; 1: a cell averaged
-    nothing, or could not be trained; 2: something has to be corrected first.
+    hold what is finished of all of it. --shots and --seeds are the grid's own: with fewer, the tables hold fewer.
+    results.csv has a row per cell and site, summary.csv the means, home.csv what working together brought each site,
+    accuracy.png the picture. --analyse looks at the features of each method's first shots, sampling and seed, in
+    setting federated+head or else the first; a finished cell is trained again for it once. Its page, analysis.html,
+    holds images. --jobs trains cells side by side; each process has images and backbone of its own in memory. A folder
+    takes one benchmark at a time. Exit code 0: done; 1: a cell averaged nothing, or could not be trained; 2: something
+    has to be corrected first.
     """
     with exit_on_refusal(as_json=as_json):
         from ept_fed.artefacts import dump_json

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -62,7 +62,8 @@ class PreparedData:
         sites: by name, sorted.
         classes: class names, in the order that labels index.
         task: "single_label" or "multi_label".
-        notes: sentences that a person should see: absent classes, dropped images.
+        notes: sentences that a person should see: absent classes, test images left out, dropped images.
+        thinned: that of the notes which a site's own report needs, by site: that not all its test images are used.
         partition: images there are per site, split and class, before the few-shot sample; see `count_images`.
     """
 
@@ -70,6 +71,7 @@ class PreparedData:
     classes: tuple[str, ...]
     task: str
     notes: tuple[str, ...]
+    thinned: Mapping[str, str]
     partition: tuple[CountRow, ...]
 
     @cached_property
@@ -138,13 +140,14 @@ def prepare_data(settings: AnyDataSettings, spec: InputSpec, seed: int) -> Prepa
     sites = {
         name: SiteData(name, catalog.classes, catalog.task, *(cache(name, split) for split in SPLITS)) for name in names
     }
+    thinned = describe_thinning(records, selected, kept, settings.test_shots)
     notes = (
         *describe_scarcity(kept, catalog.classes, settings.shots),
-        *describe_thinning(records, selected, settings.test_shots),
+        *thinned.values(),
         *_describe_failures(failures),
     )
     partition = tuple(count_images(records, catalog.classes))
-    return PreparedData(sites, catalog.classes, catalog.task, notes, partition)
+    return PreparedData(sites, catalog.classes, catalog.task, notes, thinned, partition)
 
 
 def _load_images(

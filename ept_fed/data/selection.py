@@ -104,16 +104,34 @@ def describe_scarcity(records: Sequence[ImageRecord], classes: tuple[str, ...], 
 
 
 def describe_thinning(
-    records: Iterable[ImageRecord], selected: Iterable[ImageRecord], test_shots: int | None
-) -> tuple[str, ...]:
-    """Say which sites are not judged on all of their test images, and what that does to their numbers."""
-    held, kept = (Counter(record.site for record in some if record.split == "test") for some in (records, selected))
-    what = f"at most {test_shots} per class: accuracy, predictive values and calibration are not of its mix of classes"
-    return tuple(
-        f"{site} is tested on {kept[site]} of its {held[site]} test images, {what}"
-        for site in sorted(held)
-        if kept[site] < held[site]
+    records: Iterable[ImageRecord],
+    selected: Iterable[ImageRecord],
+    kept: Iterable[ImageRecord],
+    test_shots: int | None,
+) -> dict[str, str]:
+    """Say of every site that is not judged on all of its test images what that does to its numbers.
+
+    Args:
+        records: of all sites to use, each with a split.
+        selected: the K-shot samples.
+        kept: those of them that could be read.
+        test_shots: most test images per class and site.
+
+    Returns:
+        A sentence by site.
+    """
+    held, drawn, used = (
+        Counter(record.site for record in some if record.split == "test") for some in (records, selected, kept)
     )
+    what = (
+        f"at most {test_shots} per class: sensitivities are as on all of them; AUC, average precision, specificity, "
+        "predictive values, accuracy, loss and calibration are those of another mix of classes"
+    )
+    return {
+        site: f"{site} is tested on {used[site]} of its {held[site]} test images, {what}."
+        for site in sorted(held)
+        if drawn[site] < held[site]
+    }
 
 
 def _refuse_shortages(shortages: Sequence[tuple[str, str, int]], shots: int | None) -> list[Problem]:

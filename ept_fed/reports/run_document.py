@@ -91,7 +91,7 @@ class _Report(_Section):
     backbone: _Backbone | None = None
     versions: dict[str, str] = {}
     notes: list[str] = []
-    limits: list[str] = []
+    limits: dict[str, list[str]] = {}
 
 
 class _Exchange(_Section):

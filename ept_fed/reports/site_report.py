@@ -137,7 +137,10 @@ def build_site_report(run: RunResult, site: str, *, sensitivity: float = 0.9, dr
             "bootstrap draws": draws,
             **{f"version of {name}": version for name, version in report.get("versions", {}).items()},
         },
-        limits=(*describe_limits(statistics, predictions, run.case, run.task), *report.get("limits", ())),
+        limits=(
+            *describe_limits(statistics, predictions, run.case, run.task),
+            *report.get("limits", {}).get(site, ()),
+        ),
         shared=count_to_share(predictions.test, run.task),
     )
 

@@ -111,7 +111,7 @@ def snapshot(kit: Path, *left_out: str) -> dict[str, bytes]:
 def taken_part(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, Path]:
     """A kit after a federation of three workers, the run's name, and the folder of the same run simulated."""
     folder = tmp_path_factory.mktemp("federation")
-    experiment = load(folder, *PERSONAL)
+    experiment = load(folder, *PERSONAL, "data.test_shots=1")
     kits = {site: make_kit(folder / "kits", site) for site in SITES}
     plan = federate(experiment, kits)
     simulate(experiment, folder / "simulated", Silent())
@@ -158,6 +158,10 @@ def test_the_report_has_the_simulations_numbers_for_every_setting(
             json.loads((at / "sites" / SITE / "report.json").read_text())[name] for at in (folder, simulated)
         )
         assert own == theirs, name
+    for at in (folder, simulated):
+        limits = json.loads((at / "sites" / SITE / "report.json").read_text())["limits"]
+        (thinned,) = (sentence for sentence in limits if "is tested on" in sentence)
+        assert thinned.startswith(SITE)
     model = Path("sites") / SITE / "model.safetensors"
     assert (folder / model).read_bytes() == (simulated / model).read_bytes()
     assert (reported["run"], reported["round"], reported["rounds"]) == (run, 2, 2)

@@ -188,8 +188,27 @@ def test_test_images_are_thinned_alike_whatever_sample_is_trained_on(write_hospi
         assert set(images[0]) > set(images[1]) == set(images[2])
         assert thin.sites[name].train.records == site.train.records
         said = f"{name} is tested on {len(images[1])} of its {len(images[0])} test images, at most {test_shots} per"
-        assert any(note.startswith(said) for note in thin.notes)
+        assert thin.thinned[name].startswith(said)
+        assert thin.thinned[name] in thin.notes
+    assert whole.thinned == {}
     assert not any("is tested on" in note for note in whole.notes)
+
+
+def test_thinned_test_images_are_counted_without_those_that_cannot_be_read(write_hospital: Write) -> None:
+    settings = write_hospital(test_fraction=0.4, test_shots=1, max_unreadable=0.9)
+    (site, whole), *_ = prepare_data(settings, SPEC, seed=0).sites.items()
+    lost = whole.test.records[0].image
+    (settings.root / "images" / lost).write_bytes(b"no image")
+    data = prepare_data(settings, SPEC, seed=0)
+    assert len(data.sites[site].test) == len(whole.test) - 1
+    assert data.thinned[site].startswith(f"{site} is tested on {len(whole.test) - 1} of its ")
+
+
+def test_images_that_cannot_be_read_are_not_said_to_be_left_out_on_purpose(write_hospital: Write) -> None:
+    settings = write_hospital(test_fraction=0.4, max_unreadable=0.9)
+    (_, whole), *_ = prepare_data(settings, SPEC, seed=0).sites.items()
+    (settings.root / "images" / whole.test.records[0].image).write_bytes(b"no image")
+    assert prepare_data(settings, SPEC, seed=0).thinned == {}
 
 
 def test_scarce_classes_are_refused_with_the_shots_that_fit(write_hospital: Write) -> None:

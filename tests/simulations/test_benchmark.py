@@ -78,6 +78,20 @@ def test_cells_are_trained_once_and_a_grown_grid_trains_what_is_new(
     assert {row["method"] for row in table(out / "summary.csv")} == {"ept", "linear", "bias"}
 
 
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_what_the_data_lack_is_said_once_for_all_cells(micro: Micro, tmp_path: Path, jobs: int) -> None:
+    notes: list[str] = []
+
+    class Notes(Silent):
+        def on_note(self, sentence: str) -> None:
+            notes.append(sentence)
+
+    grid = micro(*SMALL, "benchmark.settings=[local]", "data.test_shots=1")
+    benchmark(grid, tmp_path / "results", Notes(), jobs=jobs)
+    thinned = [note.split(" is tested on ")[0] for note in notes if " is tested on " in note]
+    assert thinned == ["site-1", "site-2", "site-3"]
+
+
 def test_a_part_is_trained_now_and_the_tables_hold_all_that_is_finished(micro: Micro, tmp_path: Path) -> None:
     out, grid = tmp_path / "results", micro(*SMALL, "benchmark.settings=[local, federated]")
     report = benchmark(grid, out, Silent(), methods=["linear"], settings=["local"])

@@ -119,7 +119,8 @@ def test_the_pages_show_the_committed_results(results: Path) -> None:
         assert fill_page(page, results.stem, rows) == page
 
 
-def test_the_picture_is_drawn_from_the_results(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["ham10000", "heads_ham10000"])
+def test_the_picture_is_drawn_from_the_results(name: str, tmp_path: Path) -> None:
     picture = tmp_path / "accuracy.png"
-    main(REPOSITORY / "results" / "ham10000.csv", check=True, picture=picture)
+    main(REPOSITORY / "results" / f"{name}.csv", check=True, picture=picture)
     assert picture.read_bytes().startswith(b"\x89PNG")
