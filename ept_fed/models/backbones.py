@@ -113,14 +113,21 @@ def _create(name: str, *, pretrained: bool, seed: int) -> VisionTransformer:
         # timm draws from the global generator; this fork leaves everyone else's draws as they were.
         torch.manual_seed(seed)
         try:
+            if pretrained:
+                # What is refused is refused before its weights are downloaded.
+                with torch.device("meta"):
+                    _require_supported(name, timm.create_model(name, pretrained=False, num_classes=0))
             vit = timm.create_model(name, pretrained=pretrained, num_classes=0)
         except (OSError, RuntimeError, ValueError) as error:
             fix = f"timm could not create it ({_first_line(error)}); give a local file"
             raise _refusal("backbone", name, fix) from error
-    unsupported = _why_unsupported(vit)
-    if unsupported:
-        raise _refusal("backbone", name, unsupported)
+    _require_supported(name, vit)
     return vit
+
+
+def _require_supported(name: str, vit: nn.Module) -> None:
+    if unsupported := _why_unsupported(vit):
+        raise _refusal("backbone", name, unsupported)
 
 
 def _why_unsupported(vit: nn.Module) -> str | None:

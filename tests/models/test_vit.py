@@ -244,10 +244,14 @@ def test_timm_families_work_at_another_image_size(name: str) -> None:
     assert model(images(2, 64)).shape == (2, 3)
 
 
+@pytest.mark.parametrize("weights", [None, "pretrained"])
 @pytest.mark.parametrize("name", ["resnet18", "swin_tiny_patch4_window7_224", "eva02_tiny_patch14_224"])
-def test_other_architectures_are_refused_with_what_is_supported(name: str) -> None:
+def test_other_architectures_are_refused_with_what_is_supported_before_any_download(
+    name: str, weights: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(timm.models._builder, "load_pretrained", lambda *_a, **_k: pytest.fail("was downloaded"))
     with pytest.raises(InputRefusedError, match="supported are timm VisionTransformers"):
-        create_backbone(name, weights=None, image_size=None, seed=0)
+        create_backbone(name, weights=weights, image_size=None, seed=0)
 
 
 def test_an_unknown_name_is_refused_with_near_ones() -> None:
