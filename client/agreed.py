@@ -2,11 +2,11 @@
 
 from pydantic import ValidationError
 
-from ept_fed.config import TrainingSettings
-from ept_fed.protocol.make_plan import agree_on_training
+from ept_fed.catalog.strategies import STRATEGIES
+from ept_fed.config.experiment import TrainingSettings
 from ept_fed.protocol.messages import MessageRefusedError, RoundRequest
 from ept_fed.protocol.proposal import Proposal
-from ept_fed.strategies import STRATEGIES
+from ept_fed.run_plan.make_plan import agree_on_training
 
 __all__ = ["require_agreed"]
 

@@ -12,9 +12,9 @@ from client.audit_notes import many, say_notes
 from client.ledger import tip_path
 from client.ledger_entry import Entry
 from client.torn_lines import recall_torn
-from ept_fed.certificates import common_name, find_chain_problems, parse_certificate, public_key
-from ept_fed.methods import HEAD_TENSORS, STATISTICS_TENSORS
-from ept_fed.problems import InputRefusedError, Problem
+from ept_fed.catalog.methods import HEAD_TENSORS, STATISTICS_TENSORS
+from ept_fed.errors import InputRefusedError, Problem
+from ept_fed.pki.certificates import common_name, find_chain_problems, parse_certificate, public_key
 
 __all__ = ["describe", "show_ledger", "verify_ledger"]
 

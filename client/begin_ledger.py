@@ -7,9 +7,9 @@ from client.audit import examine
 from client.budget import BUDGET
 from client.open_gate import LEDGER_FILE, open_budget, open_ledger, read_ledger, read_site_key
 from client.witnesses import find_served, record_anew, spell_served
-from ept_fed.problems import InputRefusedError, Problem
+from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.protocol.messages import clean_text
-from ept_fed.site_settings import load_site_settings
+from ept_fed.validation.load_site import load_site_settings
 
 __all__ = ["begin_ledger"]
 

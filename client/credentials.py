@@ -4,7 +4,7 @@ from pathlib import Path
 
 from client.open_gate import read_site_key
 from client.secure_rounds import Credentials
-from ept_fed.certificates import parse_certificate
+from ept_fed.pki.certificates import parse_certificate
 
 __all__ = ["read_credentials"]
 

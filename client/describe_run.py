@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 import ept_fed
-from ept_fed.config import Experiment
+from ept_fed.config.experiment import Experiment
 from ept_fed.models.backbones import Backbone
 from ept_fed.protocol.layout import PayloadLayout
 

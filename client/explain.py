@@ -2,11 +2,11 @@
 
 import errno
 
-from ept_fed.problems import InputRefusedError
+from ept_fed.errors import InputRefusedError
 from ept_fed.protocol.frames import Refusal
 from ept_fed.protocol.layout import PayloadMismatchError
 from ept_fed.protocol.messages import MessageRefusedError, clean_text
-from ept_fed.sealed_tensors import SealBrokenError
+from ept_fed.storage.checkpoint_file import SealBrokenError
 from ept_fed.training.loop import TrainingDivergedError
 
 __all__ = ["explain"]

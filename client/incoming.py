@@ -10,13 +10,13 @@ from client.known_runs import KnownRun, RequestKey
 from client.noise_rules import judge_noise
 from client.policy import Policy
 from client.rules import RuleBroken, beyond
-from ept_fed.config import TrainingSettings
-from ept_fed.methods import STATISTICS_TENSORS
+from ept_fed.catalog.methods import STATISTICS_TENSORS
+from ept_fed.config.base import Name
+from ept_fed.config.experiment import TrainingSettings
 from ept_fed.privacy.round_session import count_fewest
 from ept_fed.protocol.layout import PayloadLayout, PayloadMismatchError, Vector
 from ept_fed.protocol.messages import PROTOCOL_VERSION, Header, RoundRequest
 from ept_fed.protocol.proposal import Proposal
-from ept_fed.settings import Name
 
 __all__ = [
     "judge_backbone",

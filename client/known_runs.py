@@ -13,7 +13,7 @@ from typing import Self
 from client.ledger_entry import Entry
 from ept_fed.protocol.layout import PayloadLayout, Vector
 from ept_fed.protocol.stages import STAGES
-from ept_fed.sealed_tensors import SealBrokenError, read_sealed, seal_tensors
+from ept_fed.storage.checkpoint_file import SealBrokenError, read_sealed, seal_tensors
 
 __all__ = [
     "CONTENT",

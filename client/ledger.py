@@ -35,8 +35,8 @@ from client.ledger_entry import (
     sign_entry,
 )
 from client.torn_lines import find_unrecorded, set_aside
-from ept_fed.artefacts import sync_folder
 from ept_fed.bundles.signing import fingerprint
+from ept_fed.storage.files import sync_folder
 
 __all__ = ["LEFT", "Ledger", "LedgerBrokenError", "LedgerBusyError", "Record", "tip_path"]
 

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from pydantic import ConfigDict, Field, ValidationError
 
-from ept_fed.settings import Digest, Settings
+from ept_fed.config.base import Digest, Settings
 
 __all__ = [
     "FIRST",

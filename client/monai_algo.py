@@ -13,8 +13,8 @@ from monai.fl.utils.constants import ExtraItems, FlStatistics, WeightType
 from monai.fl.utils.exchange_object import ExchangeObject
 
 from client.site import Site
-from ept_fed.config import TrainingSettings
-from ept_fed.problems import InputRefusedError, Problem
+from ept_fed.config.experiment import TrainingSettings
+from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.protocol.layout import Vector
 
 __all__ = ["EPTClientAlgo"]

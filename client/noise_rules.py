@@ -5,7 +5,7 @@ import math
 from client.known_runs import NOISE, WITHHELD
 from client.policy import Policy
 from client.rules import RuleBroken
-from ept_fed.privacy_settings import SitePrivacySettings
+from ept_fed.config.privacy import SitePrivacySettings
 from ept_fed.protocol.layout import PayloadLayout
 
 __all__ = ["describe_noise", "judge_clip", "judge_noise"]

@@ -16,8 +16,8 @@ from client.ledger_entry import Entry
 from client.policy import load_policy
 from client.witnesses import find_missing, find_served, spell_served
 from ept_fed.bundles.signing import read_private_key
-from ept_fed.problems import InputRefusedError, Problem
-from ept_fed.site_settings import SiteSettings
+from ept_fed.errors import InputRefusedError, Problem
+from ept_fed.validation.load_site import SiteSettings
 
 __all__ = [
     "LEDGER_FILE",

@@ -21,8 +21,8 @@ from client.known_runs import KnownRun
 from client.noise_rules import judge_clip
 from client.policy import Policy
 from client.rules import RuleBroken
-from ept_fed.config import SharedModelSettings
-from ept_fed.methods import HEAD_TENSORS, METHODS, STATISTICS_TENSORS, Statistics
+from ept_fed.catalog.methods import HEAD_TENSORS, METHODS, STATISTICS_TENSORS, Statistics
+from ept_fed.config.experiment import SharedModelSettings
 from ept_fed.protocol.layout import PayloadLayout, PayloadMismatchError, Vector
 from ept_fed.protocol.messages import (
     PROTOCOL_VERSION,

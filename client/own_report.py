@@ -30,8 +30,8 @@ from client.spending import describe_charges, is_silent
 from client.states import StateFolder, StateLostError, StateMemory, StateStore
 from client.train_alone import train_alone
 from client.warm_site import WarmSite
-from ept_fed.config import Experiment
-from ept_fed.problems import InputRefusedError, Problem
+from ept_fed.config.experiment import Experiment
+from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.protocol.messages import MessageRefusedError
 from ept_fed.protocol.proposal import Proposal
 from ept_fed.reports.comparison import Comparison
@@ -40,8 +40,8 @@ from ept_fed.reports.read_run import read_run
 from ept_fed.reports.run_document import SiteTraffic
 from ept_fed.reports.run_folder import RunFolder, site_folder
 from ept_fed.reports.write_reports import WrittenReports, make_reports
-from ept_fed.sealed_tensors import SealBrokenError
-from ept_fed.site_settings import SiteSettings, check_site, join_proposal, load_site_settings
+from ept_fed.storage.checkpoint_file import SealBrokenError
+from ept_fed.validation.load_site import SiteSettings, check_site, join_proposal, load_site_settings
 
 __all__ = ["report_site"]
 

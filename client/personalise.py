@@ -8,7 +8,7 @@ import numpy as np
 from client.local_round import DITTO
 from client.site import Site
 from client.states import capture_model
-from ept_fed.config import TrainingSettings
+from ept_fed.config.experiment import TrainingSettings
 from ept_fed.protocol.layout import Vector
 from ept_fed.seeds import derive_seed
 from ept_fed.training.loop import RoundScope, TrainingOutcome, train_round

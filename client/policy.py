@@ -12,12 +12,12 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 import ept_fed
-from ept_fed.bundles.canonical import spell_canonical
-from ept_fed.methods import HEAD_TENSORS, METHODS, STATISTICS_TENSORS, HeadKind, Statistics, may_travel
-from ept_fed.privacy_settings import NoiseSource
-from ept_fed.problems import InputRefusedError, Problem
-from ept_fed.settings import Count, Digest, Positive, Settings
-from ept_fed.settings_file import read_mapping, validate_settings
+from ept_fed.catalog.methods import HEAD_TENSORS, METHODS, STATISTICS_TENSORS, HeadKind, Statistics, may_travel
+from ept_fed.config.base import Count, Digest, Positive, Settings
+from ept_fed.config.privacy import NoiseSource
+from ept_fed.config.yaml_reader import read_mapping, validate_settings
+from ept_fed.errors import InputRefusedError, Problem
+from ept_fed.storage.canonical_json import spell_canonical
 
 __all__ = ["Budget", "Incoming", "Outgoing", "Policy", "TrainingRanges", "UpdateBound", "load_policy"]
 

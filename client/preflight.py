@@ -20,11 +20,11 @@ from client.run_registry import RunRegistry
 from client.service import describe_programs, find_service
 from client.worker_socket import WorkerAwayError
 from client.worker_status import ask_status
-from ept_fed.kit_doctor import examine_kit
-from ept_fed.kit_layout import read_identity
-from ept_fed.problems import InputRefusedError
+from ept_fed.errors import InputRefusedError
+from ept_fed.pki.check_kit import examine_kit
+from ept_fed.pki.kit_layout import read_identity
 from ept_fed.protocol.messages import MessageRefusedError
-from ept_fed.site_settings import SiteSettings, check_site, join_proposal, load_site_settings
+from ept_fed.validation.load_site import SiteSettings, check_site, join_proposal, load_site_settings
 
 __all__ = ["Finding", "check_kit"]
 

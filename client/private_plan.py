@@ -1,10 +1,10 @@
 """What a private round will cost, before it begins; or why it cannot be private as it is asked for."""
 
 from client.round_cost import Mechanism, RoundCost
-from ept_fed.config import TrainingSettings
+from ept_fed.config.experiment import TrainingSettings
+from ept_fed.config.privacy import PrivacySettings, SitePrivacySettings
+from ept_fed.errors import InputRefusedError
 from ept_fed.privacy.site_noise import cost_of_round, find_site_noise
-from ept_fed.privacy_settings import PrivacySettings, SitePrivacySettings
-from ept_fed.problems import InputRefusedError
 from ept_fed.protocol.messages import MessageRefusedError, RoundRequest
 from ept_fed.training.private_loop import plan_private_round
 

@@ -15,12 +15,12 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
-from ept_fed.artefacts import append_json_line
+from ept_fed.config.base import Settings
 from ept_fed.protocol.layout import Vector
 from ept_fed.protocol.messages import Phase, RoundRequest
 from ept_fed.protocol.stages import Stage
-from ept_fed.sealed_tensors import SealBrokenError, read_sealed, write_sealed
-from ept_fed.settings import Settings
+from ept_fed.storage.checkpoint_file import SealBrokenError, read_sealed, write_sealed
+from ept_fed.storage.files import append_json_line
 
 __all__ = ["Answer", "Received", "RunRecord"]
 

@@ -13,10 +13,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from client.run_record import RunRecord
 from client.states import StateFolder
-from ept_fed.artefacts import write_json
+from ept_fed.config.base import Name
 from ept_fed.protocol.messages import MessageRefusedError
 from ept_fed.protocol.proposal import Proposal
-from ept_fed.settings import Name
+from ept_fed.storage.files import write_json
 
 __all__ = ["RunRegistry"]
 

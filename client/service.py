@@ -19,11 +19,11 @@ from client.app import SOCKET_KEY
 from client.open_gate import check_gate
 from client.worker_socket import WorkerAwayError
 from client.worker_status import WorkerStatus, ask_status
-from ept_fed.kit_layout import read_identity
-from ept_fed.problems import InputRefusedError, Problem
-from ept_fed.processes import FLOWER_SWITCHES, AlreadyRunsError, PidFile, end_marked
-from ept_fed.site_settings import SiteSettings, check_site, load_site_settings
-from ept_fed.supervision import Program, child_environment, supervise
+from ept_fed.errors import InputRefusedError, Problem
+from ept_fed.pki.kit_layout import read_identity
+from ept_fed.services.processes import FLOWER_SWITCHES, AlreadyRunsError, PidFile, end_marked
+from ept_fed.services.supervisor import Program, child_environment, supervise
+from ept_fed.validation.load_site import SiteSettings, check_site, load_site_settings
 
 __all__ = [
     "Part",

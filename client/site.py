@@ -17,11 +17,11 @@ from client.private_plan import plan_requested_round
 from client.round_cost import RoundCost
 from client.site_model import SiteModel
 from client.states import SiteState, StateLostError, StateStore, capture_model
-from ept_fed.config import TrainingSettings
+from ept_fed.catalog.methods import HeadKind, Statistics
+from ept_fed.config.experiment import TrainingSettings
+from ept_fed.config.privacy import PrivacySettings
 from ept_fed.data.datasets import SiteData
-from ept_fed.methods import HeadKind, Statistics
 from ept_fed.privacy.accountant import GaussianSteps
-from ept_fed.privacy_settings import PrivacySettings
 from ept_fed.protocol.layout import Vector
 from ept_fed.protocol.messages import (
     TOLD_METRICS,

@@ -8,10 +8,10 @@ import numpy as np
 
 from client.model_slot import ModelSlot
 from client.states import SiteState, StateMemory, StateStore, Tensors, restore_model
+from ept_fed.catalog.methods import Statistics
 from ept_fed.data.datasets import CachedDataset, SiteData
 from ept_fed.evaluation.metrics import Array, classification_metrics
 from ept_fed.evaluation.prediction import predict_probabilities
-from ept_fed.methods import Statistics
 from ept_fed.models.method import TunedViT
 from ept_fed.models.payload import export_payload, import_payload, payload_layout, read_statistics
 from ept_fed.protocol.layout import Vector

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 
 from ept_fed.models.method import TunedViT
-from ept_fed.sealed_tensors import SealBrokenError, read_sealed, write_sealed
+from ept_fed.storage.checkpoint_file import SealBrokenError, read_sealed, write_sealed
 
 __all__ = [
     "KEPT_STATES",

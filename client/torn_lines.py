@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from client.ledger_entry import Entry
-from ept_fed.artefacts import sync_folder, write_bytes
+from ept_fed.storage.files import sync_folder, write_bytes
 
 __all__ = ["TornLine", "find_unrecorded", "recall_torn", "set_aside"]
 

@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping
 
 from client.site import Site
-from ept_fed.config import TrainingSettings
+from ept_fed.config.experiment import TrainingSettings
 from ept_fed.protocol.layout import Vector
 from ept_fed.reports.progress import Progress
 from ept_fed.training.loop import TrainingDivergedError

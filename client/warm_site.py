@@ -14,13 +14,13 @@ from client.build_site import create_site, create_start_model, load_backbone
 from client.model_slot import ModelSlot
 from client.site import Site
 from client.states import StateStore
-from ept_fed.config import Experiment
+from ept_fed.config.experiment import Experiment
 from ept_fed.data.datasets import PreparedData, prepare_data
+from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.models.backbones import Backbone
 from ept_fed.models.device import choose_device
-from ept_fed.problems import InputRefusedError, Problem
 from ept_fed.protocol.proposal import Proposal
-from ept_fed.site_settings import SiteSettings, join_proposal
+from ept_fed.validation.load_site import SiteSettings, join_proposal
 
 __all__ = ["WarmSite"]
 

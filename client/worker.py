@@ -27,9 +27,8 @@ from client.secure_rounds import Credentials, SecureRounds, count_agreed_fewest,
 from client.site import Site
 from client.warm_site import WarmSite
 from client.worker_status import Activity, WorkerStatus
-from ept_fed.contradictions import check_sites
+from ept_fed.errors import InputRefusedError
 from ept_fed.privacy.round_session import weigh_site
-from ept_fed.problems import InputRefusedError
 from ept_fed.protocol.frames import (
     Frame,
     Introduce,
@@ -42,7 +41,8 @@ from ept_fed.protocol.layout import PayloadLayout, PayloadMismatchError, Vector
 from ept_fed.protocol.messages import SPLITS, MessageRefusedError, RoundReply, RoundRequest, Split
 from ept_fed.protocol.proposal import Proposal, SiteIntroduction
 from ept_fed.protocol.stages import StageReply, StageRequest
-from ept_fed.site_settings import SiteSettings
+from ept_fed.validation.experiment import check_sites
+from ept_fed.validation.load_site import SiteSettings
 
 __all__ = ["Worker"]
 

@@ -23,9 +23,9 @@ from client.door import Door
 from client.open_gate import open_gate
 from client.worker_socket import receive_frame
 from client.worker_status import serve_status, status_path
-from ept_fed.problems import InputRefusedError, Problem
+from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.protocol.messages import MessageRefusedError
-from ept_fed.site_settings import SiteSettings, check_site, load_site_settings
+from ept_fed.validation.load_site import SiteSettings, check_site, load_site_settings
 
 __all__ = ["bind_socket", "bind_status", "serve_site"]
 

@@ -16,12 +16,17 @@ from pydantic_core import PydanticUndefined
 from typer.main import get_command
 
 from client import policy
-from ept_fed import config, data_settings, federation_file, partition_settings, privacy_settings, site_settings
-from ept_fed.benchmark_settings import BenchmarkSettings
+from ept_fed.catalog.methods import METHODS
+from ept_fed.catalog.options import Option
+from ept_fed.catalog.strategies import STRATEGIES
 from ept_fed.cli.main import app
-from ept_fed.methods import METHODS
-from ept_fed.options import Option
-from ept_fed.strategies import STRATEGIES
+from ept_fed.config import consortium as federation_file
+from ept_fed.config import data as data_settings
+from ept_fed.config import experiment as config
+from ept_fed.config import partition as partition_settings
+from ept_fed.config import privacy as privacy_settings
+from ept_fed.config.benchmark import BenchmarkSettings
+from ept_fed.validation import load_site as site_settings
 
 DOCS = Path(__file__).resolve().parent
 _NAMES = {

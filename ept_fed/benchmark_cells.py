@@ -7,14 +7,14 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from ept_fed.benchmark_settings import SETTINGS, BenchmarkSettings, Cell, Setting
-from ept_fed.config import EPT_SETTINGS, LOCAL_SETTINGS, Experiment, ModelSettings
-from ept_fed.contradictions import check_statistics
-from ept_fed.data_settings import DataSettings
-from ept_fed.experiment_file import override_experiment
-from ept_fed.methods import COMMON_HEADS, METHODS
-from ept_fed.problems import InputRefusedError, Problem
-from ept_fed.settings_diff import flatten_settings
+from ept_fed.catalog.methods import COMMON_HEADS, METHODS
+from ept_fed.config.benchmark import SETTINGS, BenchmarkSettings, Cell, Setting
+from ept_fed.config.data import DataSettings
+from ept_fed.config.diff import flatten_settings
+from ept_fed.config.experiment import EPT_SETTINGS, LOCAL_SETTINGS, Experiment, ModelSettings
+from ept_fed.errors import InputRefusedError, Problem
+from ept_fed.validation.experiment import check_statistics
+from ept_fed.validation.load_experiment import override_experiment
 
 __all__ = ["check_names", "expand_patterns", "list_cells", "tell_of_row"]
 

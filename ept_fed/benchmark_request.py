@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ept_fed.benchmark_cells import check_names, expand_patterns, list_cells
-from ept_fed.benchmark_settings import SETTINGS, Cell
-from ept_fed.config import Experiment
-from ept_fed.data_settings import LOCAL_DATA_FIELDS
-from ept_fed.problems import InputRefusedError, Problem
-from ept_fed.settings_diff import flatten_settings
+from ept_fed.config.benchmark import SETTINGS, Cell
+from ept_fed.config.data import LOCAL_DATA_FIELDS
+from ept_fed.config.diff import flatten_settings
+from ept_fed.config.experiment import Experiment
+from ept_fed.errors import InputRefusedError, Problem
 
 __all__ = ["Request", "choose_analysed", "find_unlike", "resolve_request"]
 

@@ -14,7 +14,7 @@ from flwr.app import Message
 from ept_fed.flower.messages import decode_reply
 from ept_fed.protocol.layout import Vector
 from ept_fed.protocol.messages import MessageRefusedError, Phase, RoundReply, RoundRequest
-from ept_fed.protocol.plan import Plan
+from ept_fed.run_plan.plan import Plan
 
 __all__ = ["Accepted", "Refusal", "admit", "find_outsized", "refuse_outsized"]
 

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from ept_fed.config import Experiment
+from ept_fed.config.experiment import Experiment
 from ept_fed.flower.messages import decode_introduction, encode_proposal
 from ept_fed.privacy.round_session import count_fewest
 from ept_fed.protocol.layout import PayloadMismatchError
-from ept_fed.protocol.make_plan import make_plan
 from ept_fed.protocol.messages import MessageRefusedError, clean_text
-from ept_fed.protocol.plan import Plan
 from ept_fed.protocol.proposal import Proposal, SiteIntroduction, propose
+from ept_fed.run_plan.make_plan import make_plan
+from ept_fed.run_plan.plan import Plan
 from server.attendance import wait_for_sites
 from server.exchange import find_sender
 

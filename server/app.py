@@ -6,7 +6,7 @@ from cryptography import x509
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from ept_fed.protocol.plan import Plan
+from ept_fed.run_plan.plan import Plan
 from server.checkpoints import Checkpoint
 from server.rounds import FederationResult, RoundObserver, run_rounds
 from server.strategies import create_aggregator

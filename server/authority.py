@@ -18,11 +18,11 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from ept_fed.artefacts import write_bytes, write_text
-from ept_fed.certificates import common_name, fingerprint, judge_validity, parse_certificate, public_key
-from ept_fed.federation_file import is_address
-from ept_fed.keys import new_key, parse_pkcs8, same_key, spell_openssh_public, spell_pkcs8
-from ept_fed.problems import InputRefusedError, Problem
+from ept_fed.config.consortium import is_address
+from ept_fed.errors import InputRefusedError, Problem
+from ept_fed.pki.certificates import common_name, fingerprint, judge_validity, parse_certificate, public_key
+from ept_fed.pki.keys import new_key, parse_pkcs8, same_key, spell_openssh_public, spell_pkcs8
+from ept_fed.storage.files import write_bytes, write_text
 
 __all__ = ["Authority", "Issued"]
 

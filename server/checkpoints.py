@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import ept_fed
-from ept_fed.artefacts import dump_json
-from ept_fed.problems import InputRefusedError, Problem
+from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.protocol.layout import PayloadMismatchError, Vector
-from ept_fed.protocol.plan import Plan
-from ept_fed.sealed_tensors import SealBrokenError, read_sealed, write_sealed
+from ept_fed.run_plan.plan import Plan
+from ept_fed.storage.checkpoint_file import SealBrokenError, read_sealed, write_sealed
+from ept_fed.storage.files import dump_json
 from server.round_record import RoundRecord
 
 __all__ = ["Checkpoint", "CheckpointFolder"]

@@ -9,11 +9,11 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from ept_fed.certificates import judge_validity, public_key
-from ept_fed.federation_file import Federation, load_federation
-from ept_fed.keys import parse_openssh_public, spell_openssh_public
-from ept_fed.kit_layout import KEYS_OF_SERVER, KEYS_OF_SITE, SUPERLINK_HOSTS, KitFile
-from ept_fed.problems import InputRefusedError, Problem
+from ept_fed.config.consortium import Federation, load_federation
+from ept_fed.errors import InputRefusedError, Problem
+from ept_fed.pki.certificates import judge_validity, public_key
+from ept_fed.pki.keys import parse_openssh_public, spell_openssh_public
+from ept_fed.pki.kit_layout import KEYS_OF_SERVER, KEYS_OF_SITE, SUPERLINK_HOSTS, KitFile
 from server.authority import Authority, Issued
 from server.kit_folder import delete_file, make_key, read_private_keys, write_file, write_kit
 from server.kits import ServerCertificates, render_server_kit, render_site_kit, zip_kit

@@ -18,7 +18,7 @@ from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.error import FlowerError
 from flwr.supercore.fab import Fab
 
-from ept_fed.problems import UnavailableError
+from ept_fed.errors import UnavailableError
 
 # Flower's messages; protobuf makes the names when it is imported.
 from flwr.proto.control_pb2 import (  # isort: skip

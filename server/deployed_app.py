@@ -15,16 +15,16 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from pydantic import TypeAdapter
 
-from ept_fed.config import Experiment
-from ept_fed.contradictions import find_shared_contradictions
-from ept_fed.experiment_file import load_experiment
-from ept_fed.problems import InputRefusedError
+from ept_fed.config.base import Name
+from ept_fed.config.experiment import Experiment
+from ept_fed.errors import InputRefusedError
 from ept_fed.protocol.layout import Vector
 from ept_fed.protocol.messages import Phase
-from ept_fed.protocol.plan import Plan
 from ept_fed.reports.run_folder import RunFolder
 from ept_fed.reports.run_log import log_to_file
-from ept_fed.settings import Name
+from ept_fed.run_plan.plan import Plan
+from ept_fed.validation.experiment import find_shared_contradictions
+from ept_fed.validation.load_experiment import load_experiment
 from server.agreement import Agreement, NoAgreementError, agree
 from server.app import create_server_app
 from server.checkpoints import CheckpointFolder

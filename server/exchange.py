@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
+from ept_fed.catalog.strategies import STRATEGIES
 from ept_fed.flower.messages import encode_request
 from ept_fed.flower.transport import count_bytes
 from ept_fed.protocol.layout import PayloadMismatchError, Vector
 from ept_fed.protocol.messages import MessageRefusedError, Phase, RoundReply, RoundRequest, clean_text
-from ept_fed.protocol.plan import Plan
-from ept_fed.strategies import STRATEGIES
+from ept_fed.run_plan.plan import Plan
 from server.admission import Accepted, Refusal, admit
 
 __all__ = ["Exchange", "Traffic", "find_sender"]

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from ept_fed.artefacts import write_bytes
-from ept_fed.keys import new_key, parse_openssh_private, parse_pkcs8, same_key, spell_openssh_private, spell_pkcs8
-from ept_fed.kit_layout import EDITED, OTHERS_MAY, OTHERS_MAY_ENTER, PRIVATE_KEYS, KitFile
-from ept_fed.problems import InputRefusedError, Problem
+from ept_fed.errors import InputRefusedError, Problem
+from ept_fed.pki.keys import new_key, parse_openssh_private, parse_pkcs8, same_key, spell_openssh_private, spell_pkcs8
+from ept_fed.pki.kit_layout import EDITED, OTHERS_MAY, OTHERS_MAY_ENTER, PRIVATE_KEYS, KitFile
+from ept_fed.storage.files import write_bytes
 
 __all__ = ["delete_file", "make_key", "read_private_keys", "write_file", "write_kit"]
 

@@ -10,8 +10,8 @@ from importlib import resources
 from typing import Any
 
 import ept_fed
-from ept_fed.federation_file import Federation, is_address
-from ept_fed.kit_layout import CHECKSUMS, KEYS_OF_SITE, KitFile, KitIdentity, spell_checksums
+from ept_fed.config.consortium import Federation, is_address
+from ept_fed.pki.kit_layout import CHECKSUMS, KEYS_OF_SITE, KitFile, KitIdentity, spell_checksums
 from server.authority import Issued
 from server.render import render
 

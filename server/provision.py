@@ -11,12 +11,12 @@ from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
-from ept_fed.certificates import public_key
-from ept_fed.federation_file import FederationSite, load_federation
-from ept_fed.key_request import MOST_REQUEST_BYTES, parse_key_request
-from ept_fed.keys import parse_openssh_public
-from ept_fed.kit_layout import KEYS_OF_SERVER, KEYS_OF_SITE
-from ept_fed.problems import InputRefusedError, Problem
+from ept_fed.config.consortium import FederationSite, load_federation
+from ept_fed.errors import InputRefusedError, Problem
+from ept_fed.pki.certificates import public_key
+from ept_fed.pki.keys import parse_openssh_public
+from ept_fed.pki.kit_layout import KEYS_OF_SERVER, KEYS_OF_SITE
+from ept_fed.pki.signing_request import MOST_REQUEST_BYTES, parse_key_request
 from server.consortium import Consortium, Provisioned, open_consortium, reopen_consortium
 from server.kit_folder import make_key
 

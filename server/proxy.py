@@ -11,9 +11,9 @@ import subprocess
 from contextlib import suppress
 from pathlib import Path
 
-from ept_fed.artefacts import write_text
-from ept_fed.federation_file import is_address
-from ept_fed.problems import InputRefusedError, Problem
+from ept_fed.config.consortium import is_address
+from ept_fed.errors import InputRefusedError, Problem
+from ept_fed.storage.files import write_text
 from server.render import render
 from server.server_kit import ServerKit
 

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from http.client import HTTPException
 from threading import Event
 
-from ept_fed.artefacts import write_json
-from ept_fed.problems import InputRefusedError
+from ept_fed.errors import InputRefusedError
+from ept_fed.storage.files import write_json
 from server.control import ControlError, open_control
 from server.registration import Registrations, register_sites
 from server.server_kit import ServerKit

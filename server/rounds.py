@@ -18,11 +18,11 @@ import numpy as np
 from cryptography import x509
 from flwr.serverapp import Grid
 
+from ept_fed.catalog.strategies import STRATEGIES, count_asked
 from ept_fed.protocol.layout import Vector
 from ept_fed.protocol.messages import Phase, RoundReply
-from ept_fed.protocol.plan import Plan
+from ept_fed.run_plan.plan import Plan
 from ept_fed.seeds import numpy_generator
-from ept_fed.strategies import STRATEGIES, count_asked
 from server.admission import Accepted, Refusal, refuse_outsized
 from server.aggregation import AggregationError
 from server.aggregator import Aggregator, Update

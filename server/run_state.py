@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import ept_fed
-from ept_fed.artefacts import write_json
-from ept_fed.problems import InputRefusedError, Problem
+from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.protocol.layout import PayloadMismatchError
 from ept_fed.protocol.messages import MessageRefusedError
-from ept_fed.protocol.plan_json import plan_from_json, plan_to_json
-from ept_fed.sealed_tensors import SealBrokenError, read_sealed, write_sealed
+from ept_fed.run_plan.plan_json import plan_from_json, plan_to_json
+from ept_fed.storage.checkpoint_file import SealBrokenError, read_sealed, write_sealed
+from ept_fed.storage.files import write_json
 from server.agreement import Agreement
 
 __all__ = [

@@ -17,8 +17,8 @@ from ept_fed.privacy.round_session import digest_start, weigh_site
 from ept_fed.protocol.frames import decode_frame, encode_frame
 from ept_fed.protocol.layout import Vector
 from ept_fed.protocol.messages import MessageRefusedError, clean_text
-from ept_fed.protocol.plan import Plan
 from ept_fed.protocol.stages import STAGES, Stage, StageReply, StageRequest
+from ept_fed.run_plan.plan import Plan
 from server.admission import Accepted, Refusal
 from server.aggregator import Update
 from server.exchange import Traffic, find_sender

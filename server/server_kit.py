@@ -19,12 +19,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from pydantic import ConfigDict, Field, ValidationError
 
-from ept_fed.certificates import find_chain_problems, judge_validity, parse_certificate
-from ept_fed.federation_file import Federation, SafeName, load_federation
-from ept_fed.keys import parse_openssh_public
-from ept_fed.kit_layout import SUPERLINK_HOSTS
-from ept_fed.problems import InputRefusedError, Problem
-from ept_fed.settings import Settings
+from ept_fed.config.base import Settings
+from ept_fed.config.consortium import Federation, SafeName, load_federation
+from ept_fed.errors import InputRefusedError, Problem
+from ept_fed.pki.certificates import find_chain_problems, judge_validity, parse_certificate
+from ept_fed.pki.keys import parse_openssh_public
+from ept_fed.pki.kit_layout import SUPERLINK_HOSTS
 
 __all__ = ["KIT_VARIABLE", "ServerKit", "SiteEntry", "open_server_kit"]
 

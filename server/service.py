@@ -12,10 +12,10 @@ from pathlib import Path
 from socket import SO_REUSEADDR, SOL_SOCKET, socket
 from typing import Any, Literal
 
-from ept_fed.artefacts import write_json
-from ept_fed.problems import InputRefusedError, Problem, UnavailableError
-from ept_fed.processes import FLOWER_SWITCHES, AlreadyRunsError, PidFile, end_marked
-from ept_fed.supervision import Program, child_environment, find_program, supervise
+from ept_fed.errors import InputRefusedError, Problem, UnavailableError
+from ept_fed.services.processes import FLOWER_SWITCHES, AlreadyRunsError, PidFile, end_marked
+from ept_fed.services.supervisor import Program, child_environment, find_program, supervise
+from ept_fed.storage.files import write_json
 from server.proxy import end_proxy, find_nginx, nginx_command, write_proxy_files
 from server.readiness import make_ready, withdraw
 from server.server_kit import KIT_VARIABLE, ServerKit, open_server_kit

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ept_fed.problems import InputRefusedError
+from ept_fed.errors import InputRefusedError
 from ept_fed.reports.run_folder import RunFolder
 from server.control import ControlError, Node, Run
 from server.run_state import read_json_file

@@ -12,9 +12,9 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from flwr.serverapp import Grid
 from flwr.serverapp import strategy as flower
 
+from ept_fed.catalog.strategies import STRATEGIES
 from ept_fed.protocol.layout import Vector
-from ept_fed.protocol.plan import Plan
-from ept_fed.strategies import STRATEGIES
+from ept_fed.run_plan.plan import Plan
 from server.aggregation import fednova, geometric_median, log_mean_exp, site_weights
 from server.aggregator import Aggregator, Update, count_examples, stack_payloads
 from server.corrected import FedDyn, Scaffold

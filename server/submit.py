@@ -11,13 +11,13 @@ from typing import Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from ept_fed.config import Experiment
-from ept_fed.contradictions import check_sites, find_shared_contradictions
-from ept_fed.experiment_file import load_experiment
-from ept_fed.problems import InputRefusedError, Problem
+from ept_fed.config.base import Name
+from ept_fed.config.experiment import Experiment
+from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.protocol.proposal import propose
 from ept_fed.reports.run_folder import RunFolder
-from ept_fed.settings import Name
+from ept_fed.validation.experiment import check_sites, find_shared_contradictions
+from ept_fed.validation.load_experiment import load_experiment
 from server.bundle import build_bundle
 from server.control import Control, ControlError, Run, open_control
 from server.readiness import is_ready

@@ -8,8 +8,7 @@ import numpy as np
 from PIL import Image
 
 from client.site import Site
-from ept_fed.artefacts import dump_json
-from ept_fed.benchmark_settings import Cell
+from ept_fed.config.benchmark import Cell
 from ept_fed.data.datasets import CachedDataset, SiteData
 from ept_fed.evaluation.features import embed_tsne
 from ept_fed.evaluation.metrics import Array
@@ -19,6 +18,7 @@ from ept_fed.models.scaling_map import scaling_map
 from ept_fed.models.vit import PromptedViT
 from ept_fed.reports.feature_record import MOMENTS, FeatureRecord, Moment, ScalingExamples
 from ept_fed.seeds import derive_seed, numpy_generator
+from ept_fed.storage.files import dump_json
 from ept_fed.training.precision import use_bfloat16
 from simulations.virtual_sites import VirtualFederation
 

@@ -9,14 +9,14 @@ from typing import Any
 
 from client.incoming import measure_change
 from client.policy import Policy, load_policy
-from ept_fed.artefacts import write_bytes
+from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.models.vit import PromptedViT
 from ept_fed.privacy.views import View, list_views
-from ept_fed.problems import InputRefusedError, Problem
-from ept_fed.protocol.plan import Plan
 from ept_fed.reports.attack_record import PARTS, AttackRow, write_attack
 from ept_fed.reports.read_run import RunResult, read_run
 from ept_fed.reports.run_folder import site_folder
+from ept_fed.run_plan.plan import Plan
+from ept_fed.storage.files import write_bytes
 from ept_fed.training.loop import TrainingDivergedError
 from simulations.attack_controls import control_inversion, control_membership
 from simulations.attack_inversion import BATCHES, attack_inversion, choose_targets, draw_pictures

@@ -4,12 +4,12 @@ from collections.abc import Mapping
 
 from client.site import Site
 from client.train_alone import train_alone
-from ept_fed.config import TrainingSettings
-from ept_fed.problems import InputRefusedError, Problem
+from ept_fed.config.experiment import TrainingSettings
+from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.protocol.layout import Vector
 from ept_fed.reports.progress import Progress
 from ept_fed.reports.run_folder import RunFolder
-from ept_fed.sealed_tensors import SealBrokenError
+from ept_fed.storage.checkpoint_file import SealBrokenError
 from simulations.virtual_sites import POOLED_SITE, VirtualFederation
 
 __all__ = ["make_heads", "train_centralised", "train_centralised_prompts", "train_local"]

@@ -16,15 +16,15 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from ept_fed.config.partition import DirichletPartition, IIDPartition, QuantityPartition, ShardsPartition
 from ept_fed.data import datasets
 from ept_fed.data.doctor import examine_data
 from ept_fed.data.input_spec import InputSpec
 from ept_fed.data.partition import partition_records
 from ept_fed.data.records import ImageRecord
-from ept_fed.data_contradictions import find_data_contradictions
-from ept_fed.experiment_file import load_experiment
-from ept_fed.partition_settings import DirichletPartition, IIDPartition, QuantityPartition, ShardsPartition
-from ept_fed.problems import InputRefusedError
+from ept_fed.errors import InputRefusedError
+from ept_fed.validation.data import find_data_contradictions
+from ept_fed.validation.load_experiment import load_experiment
 from simulations.paired_timing import time_paired
 
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 from client.budget import BudgetLedger
 from client.round_cost import RoundCost
-from ept_fed.config import TrainingSettings
+from ept_fed.config.experiment import TrainingSettings
 from ept_fed.models import PromptedViT
 from ept_fed.training.image_gradients import find_image_gradients, lay_down_gradients
 from ept_fed.training.losses import IMAGE_LOSSES

@@ -25,7 +25,7 @@ from client.gate import Gate
 from client.known_runs import PromptStore
 from client.ledger import Ledger, Record, tip_path
 from client.policy import Policy
-from ept_fed.config import Experiment, TrainingSettings
+from ept_fed.config.experiment import Experiment, TrainingSettings
 from ept_fed.protocol.frames import Introduce, encode_frame
 from ept_fed.protocol.layout import PayloadLayout
 from ept_fed.protocol.messages import TRAIN_METRICS, Header, RoundReply, RoundRequest

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import yaml
 
-from ept_fed.artefacts import append_json_line, write_csv, write_json, write_text
 from ept_fed.reports.html import render_site
 from ept_fed.reports.predictions import SUBGROUP_PREFIX, prediction_columns
 from ept_fed.reports.read_run import read_run
 from ept_fed.reports.run_folder import site_folder
 from ept_fed.reports.site_report import build_site_report
 from ept_fed.reports.write_reports import write_reports
+from ept_fed.storage.files import append_json_line, write_csv, write_json, write_text
 
 _CLASSES = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
 _SHARES = (0.03, 0.05, 0.11, 0.02, 0.11, 0.66, 0.02)

@@ -12,9 +12,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from ept_fed.experiment_file import load_experiment
 from ept_fed.reports.progress import Silent
 from ept_fed.reports.run_folder import RunFolder
+from ept_fed.validation.load_experiment import load_experiment
 from simulations.federate import federate
 from simulations.virtual_sites import prepare_federation
 

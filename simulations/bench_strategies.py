@@ -21,11 +21,11 @@ from flwr.app import Context
 
 from client.in_process_app import create_client_app
 from client.site import Site
-from ept_fed.artefacts import write_csv
-from ept_fed.experiment_file import load_experiment
+from ept_fed.catalog.strategies import STRATEGIES, resolve_options
 from ept_fed.protocol.layout import Vector
 from ept_fed.protocol.messages import Phase
-from ept_fed.strategies import STRATEGIES, resolve_options
+from ept_fed.storage.files import write_csv
+from ept_fed.validation.load_experiment import load_experiment
 from server.app import create_server_app
 from server.round_record import RoundRecord
 from server.rounds import FederationResult

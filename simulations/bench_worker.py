@@ -24,14 +24,14 @@ from client.site import Charge, Site
 from client.worker import Worker
 from client.worker_process import _accept, bind_socket
 from client.worker_socket import ask_worker
-from ept_fed.artefacts import write_bytes
-from ept_fed.config import Experiment
+from ept_fed.config.experiment import Experiment
 from ept_fed.data.phantom_structures import STRUCTURES
-from ept_fed.keys import new_key, spell_pkcs8
+from ept_fed.pki.keys import new_key, spell_pkcs8
 from ept_fed.protocol.frames import Introduce, decode_frame, encode_frame
 from ept_fed.protocol.messages import Header, RoundReply, RoundRequest
 from ept_fed.protocol.proposal import SiteIntroduction, propose
-from ept_fed.site_settings import load_site_settings
+from ept_fed.storage.files import write_bytes
+from ept_fed.validation.load_site import load_site_settings
 
 ROUNDS = 5
 FORWARDER = """

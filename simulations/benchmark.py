@@ -11,10 +11,10 @@ from typing import Any
 import torch
 
 from ept_fed.benchmark_request import Request, choose_analysed, find_unlike, resolve_request
-from ept_fed.benchmark_settings import Cell
-from ept_fed.config import Experiment
+from ept_fed.config.benchmark import Cell
+from ept_fed.config.experiment import Experiment
+from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.evaluation.benchmark import compare_with_home, summarise
-from ept_fed.problems import InputRefusedError, Problem
 from ept_fed.reports.analysis_folder import AnalysisFolder
 from ept_fed.reports.benchmark_chart import draw_benchmark
 from ept_fed.reports.benchmark_folder import BenchmarkFolder

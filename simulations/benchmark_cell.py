@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from client.site import Site
-from ept_fed.benchmark_settings import Cell
+from ept_fed.config.benchmark import Cell
 from ept_fed.data.datasets import SiteData
-from ept_fed.problems import InputRefusedError
-from ept_fed.protocol.plan import Plan
+from ept_fed.errors import InputRefusedError
 from ept_fed.reports.analysis_folder import AnalysisFolder
 from ept_fed.reports.comparison import METRICS
 from ept_fed.reports.progress import Progress, Silent
 from ept_fed.reports.run_folder import RunFolder
+from ept_fed.run_plan.plan import Plan
 from simulations.analyse import count_fold, record_features
 from simulations.baselines import train_centralised, train_centralised_prompts, train_local
 from simulations.cell_origin import describe_machine, describe_sources, name_backbone, name_sources

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from ept_fed.benchmark_cells import tell_of_row
-from ept_fed.benchmark_settings import Cell
-from ept_fed.problems import InputRefusedError, Problem
+from ept_fed.config.benchmark import Cell
+from ept_fed.errors import InputRefusedError, Problem
 from simulations.benchmark_cell import CellTrainer
 from simulations.cell_origin import describe_sources, name_backbone
 

@@ -10,9 +10,9 @@ import timm
 import torch
 
 import ept_fed
-from ept_fed.benchmark_settings import Cell
-from ept_fed.config import Experiment
-from ept_fed.data_settings import LOCAL_DATA_FIELDS
+from ept_fed.config.benchmark import Cell
+from ept_fed.config.data import LOCAL_DATA_FIELDS
+from ept_fed.config.experiment import Experiment
 from simulations.virtual_sites import VirtualFederation
 
 __all__ = ["describe_machine", "describe_sources", "name_backbone", "name_sources"]

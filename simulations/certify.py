@@ -12,7 +12,7 @@ from pathlib import Path
 from cryptography import x509
 
 from client.secure_rounds import Credentials
-from ept_fed.keys import new_key
+from ept_fed.pki.keys import new_key
 from server.authority import Authority
 
 __all__ = ["certify_sites"]

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import yaml
 
-from ept_fed.keys import new_key, spell_openssh_private
-from ept_fed.supervision import child_environment
+from ept_fed.pki.keys import new_key, spell_openssh_private
+from ept_fed.services.supervisor import child_environment
 from server.authority import Authority
 from server.run_state import read_json_file
 from server.status import describe_server

@@ -11,14 +11,14 @@ from client.in_process_app import MaskedSums, create_client_app
 from client.secure_rounds import SecureRounds
 from client.site import Site
 from client.states import StateLostError
+from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.privacy.round_session import weigh_site
-from ept_fed.problems import InputRefusedError, Problem
 from ept_fed.protocol.layout import Vector
 from ept_fed.protocol.messages import Phase
-from ept_fed.protocol.plan import Plan
 from ept_fed.reports.progress import Progress
 from ept_fed.reports.run_folder import RunFolder
-from ept_fed.sealed_tensors import SealBrokenError
+from ept_fed.run_plan.plan import Plan
+from ept_fed.storage.checkpoint_file import SealBrokenError
 from server.app import create_server_app
 from server.checkpoints import Checkpoint, CheckpointFolder
 from server.round_record import RoundRecord

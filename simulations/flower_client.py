@@ -14,8 +14,8 @@ from flwr.clientapp import ClientApp
 from client.context_states import ContextStates
 from client.in_process_app import create_client_app
 from client.site import Site
+from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.flower.records import SITE_FAILED, SITE_REFUSED
-from ept_fed.problems import InputRefusedError, Problem
 from simulations.introduction import Introduction, encode_introduction
 from simulations.run_config import read_experiment
 from simulations.virtual_sites import VirtualFederation, prepare_federation

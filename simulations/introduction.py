@@ -11,8 +11,8 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 from ept_fed.protocol.messages import MessageRefusedError, require_type
-from ept_fed.protocol.plan import Plan
-from ept_fed.protocol.plan_json import plan_from_json, plan_to_json
+from ept_fed.run_plan.plan import Plan
+from ept_fed.run_plan.plan_json import plan_from_json, plan_to_json
 
 __all__ = ["Introduction", "decode_introduction", "encode_introduction"]
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from ept_fed.processes import FLOWER_SWITCHES, find_marked
+from ept_fed.services.processes import FLOWER_SWITCHES, find_marked
 
 __all__ = ["Loopback", "LoopbackError", "find_free_port"]
 

@@ -19,7 +19,7 @@ from flwr.proto.node_pb2 import NodeInfo  # isort: skip
 from ept_fed.flower.messages import decode_request, encode_reply
 from ept_fed.protocol.layout import PayloadLayout, Vector
 from ept_fed.protocol.messages import Phase, RoundReply, metric_keys
-from ept_fed.protocol.plan import Plan
+from ept_fed.run_plan.plan import Plan
 from server.app import create_server_app
 from server.round_record import RoundRecord
 from server.rounds import FederationResult

@@ -24,11 +24,11 @@ from safetensors.torch import save
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from ept_fed.artefacts import write_bytes
 from ept_fed.data.input_spec import InputSpec
 from ept_fed.models.backbones import Backbone, frozen_tensors
 from ept_fed.models.demo_backbone import DEMO_BACKBONE, DEMO_WEIGHTS
 from ept_fed.seeds import derive_seed, numpy_generator
+from ept_fed.storage.files import write_bytes
 from simulations.pretraining_images import FAMILIES, draw_image
 from simulations.probe_backbone import embed, interval, list_images, probe, take_fold
 

@@ -22,8 +22,8 @@ from typing import Any, Self
 import yaml
 
 from ept_fed.data.phantom_structures import STRUCTURES
-from ept_fed.processes import end_marked, find_marked, is_alive
-from ept_fed.supervision import child_environment
+from ept_fed.services.processes import end_marked, find_marked, is_alive
+from ept_fed.services.supervisor import child_environment
 from server.provision import provision
 from server.proxy import end_proxy, find_nginx
 from server.server_kit import ServerKit, open_server_kit

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ept_fed.config import Experiment
-from ept_fed.experiment_file import load_experiment
-from ept_fed.problems import InputRefusedError, Problem
+from ept_fed.config.experiment import Experiment
+from ept_fed.errors import InputRefusedError, Problem
+from ept_fed.validation.load_experiment import load_experiment
 
 __all__ = ["read_experiment"]
 

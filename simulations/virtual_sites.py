@@ -9,18 +9,18 @@ from client.build_site import create_site, create_start_model, load_backbone
 from client.model_slot import ModelSlot
 from client.site import Site
 from client.states import StateFolder, StateStore
-from ept_fed.config import Experiment
-from ept_fed.contradictions import check_sites
+from ept_fed.config.experiment import Experiment
 from ept_fed.data.datasets import PreparedData, SiteData, pool, prepare_data
 from ept_fed.data.input_spec import InputSpec
+from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.models.backbones import Backbone
 from ept_fed.models.device import choose_device
 from ept_fed.models.method import TunedViT
 from ept_fed.models.payload import export_payload, payload_layout
-from ept_fed.problems import InputRefusedError, Problem
-from ept_fed.protocol.make_plan import make_plan
-from ept_fed.protocol.plan import Plan
 from ept_fed.reports.run_folder import RunFolder
+from ept_fed.run_plan.make_plan import make_plan
+from ept_fed.run_plan.plan import Plan
+from ept_fed.validation.experiment import check_sites
 
 __all__ = ["POOLED_SITE", "VirtualFederation", "prepare_federation"]
 

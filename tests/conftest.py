@@ -10,9 +10,9 @@ import torch
 import yaml
 
 from client.site import Site
-from ept_fed.config import Experiment
-from ept_fed.experiment_file import load_experiment
-from ept_fed.protocol.plan import Plan
+from ept_fed.config.experiment import Experiment
+from ept_fed.run_plan.plan import Plan
+from ept_fed.validation.load_experiment import load_experiment
 from simulations.virtual_sites import prepare_federation
 
 MICRO: dict[str, Any] = {

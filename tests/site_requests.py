@@ -1,7 +1,7 @@
 """What a server asks of one site of the micro experiment, for tests that need no server."""
 
 from ept_fed.protocol.messages import RoundRequest
-from ept_fed.protocol.plan import Plan
+from ept_fed.run_plan.plan import Plan
 
 
 def request_of(plan: Plan, **changes: object) -> RoundRequest:

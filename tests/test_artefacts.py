@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from ept_fed.artefacts import append_json_line, write_bytes, write_csv, write_json, write_text
 from ept_fed.reports.run_folder import site_folder
+from ept_fed.storage.files import append_json_line, write_bytes, write_csv, write_json, write_text
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:

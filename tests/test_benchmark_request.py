@@ -7,9 +7,9 @@ import pytest
 
 from ept_fed.benchmark_cells import list_cells
 from ept_fed.benchmark_request import choose_analysed, find_unlike, resolve_request
-from ept_fed.benchmark_settings import Cell
-from ept_fed.config import Experiment
-from ept_fed.problems import InputRefusedError
+from ept_fed.config.benchmark import Cell
+from ept_fed.config.experiment import Experiment
+from ept_fed.errors import InputRefusedError
 
 Micro = Callable[..., Experiment]
 GRID = (

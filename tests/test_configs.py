@@ -12,15 +12,15 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-import ept_fed.contradictions
-import ept_fed.data_contradictions
+import ept_fed.validation.data
+import ept_fed.validation.experiment
 from ept_fed.benchmark_cells import list_cells
 from ept_fed.benchmark_request import resolve_request
 from ept_fed.cli import benchmark, provision, simulate
 from ept_fed.cli.main import app
-from ept_fed.config import Experiment
-from ept_fed.experiment_file import load_experiment
-from ept_fed.federation_file import load_federation
+from ept_fed.config.consortium import load_federation
+from ept_fed.config.experiment import Experiment
+from ept_fed.validation.load_experiment import load_experiment
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -30,7 +30,7 @@ EXPERIMENTS = [path for path in CONFIGS if path.name != "federation.yaml"]
 
 @pytest.fixture
 def _files_are_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (ept_fed.contradictions, ept_fed.data_contradictions):
+    for module in (ept_fed.validation.experiment, ept_fed.validation.data):
         monkeypatch.setattr(module, "check_exists", lambda _field, _path: [])
 
 

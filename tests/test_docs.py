@@ -12,7 +12,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from ept_fed.config import Experiment
+from ept_fed.config.experiment import Experiment
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -7,10 +7,10 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ept_fed.config import Experiment
-from ept_fed.data_contradictions import find_data_contradictions
-from ept_fed.experiment_file import load_experiment
-from ept_fed.problems import InputRefusedError
+from ept_fed.config.experiment import Experiment
+from ept_fed.errors import InputRefusedError
+from ept_fed.validation.data import find_data_contradictions
+from ept_fed.validation.load_experiment import load_experiment
 
 ROOT = Path(__file__).resolve().parents[1]
 PHANTOMS = {"data": {"source": "phantoms"}}

@@ -9,8 +9,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ept_fed.federation_file import FederationSite, ServerAddress, is_address, load_federation
-from ept_fed.problems import InputRefusedError
+from ept_fed.config.consortium import FederationSite, ServerAddress, is_address, load_federation
+from ept_fed.errors import InputRefusedError
 
 ROOT = Path(__file__).resolve().parents[1]
 GOOD: dict[str, Any] = {"name": "two", "server": {"host": "fl.example.org"}, "sites": [{"name": "a"}, {"name": "b"}]}

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import yaml
 
-from ept_fed.config import Experiment
-from ept_fed.data_settings import SharedDataSettings
-from ept_fed.problems import InputRefusedError
+from ept_fed.config.data import SharedDataSettings
+from ept_fed.config.experiment import Experiment
+from ept_fed.errors import InputRefusedError
 from ept_fed.protocol.proposal import propose
-from ept_fed.site_settings import SiteSettings, check_site, join_proposal, load_site_settings
+from ept_fed.validation.load_site import SiteSettings, check_site, join_proposal, load_site_settings
 
 DATA = {"source": "folder", "root": "images", "images": ".", "levels": "class/group"}
 

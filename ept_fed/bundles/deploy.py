@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ept_fed.bundles.description import Description, spell_description
 from ept_fed.bundles.model import CalibratedModel
-from ept_fed.problems import Problem
+from ept_fed.errors import Problem
 
 __all__ = ["check_targets", "to_onnx", "to_torchscript"]
 

@@ -5,11 +5,11 @@ from torch import Tensor, nn
 
 from ept_fed.bundles.bundle import Bundle
 from ept_fed.bundles.description import Description
+from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.models.backbones import Backbone, create_backbone
 from ept_fed.models.demo_backbone import DEMO_BACKBONE
 from ept_fed.models.device import choose_device
 from ept_fed.models.vit import PromptedViT
-from ept_fed.problems import InputRefusedError, Problem
 
 __all__ = ["CalibratedModel", "load_model"]
 

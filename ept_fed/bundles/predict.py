@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ept_fed.artefacts import write_csv
 from ept_fed.bundles.description import Description
 from ept_fed.bundles.find_images import FoundImage
 from ept_fed.bundles.model import CalibratedModel
 from ept_fed.data.decode import UnreadableImageError, decode_image
 from ept_fed.data.dicom import DICOM_SUFFIXES, is_dicom, read_dicom
 from ept_fed.data.transforms import NORMALISE, build_evaluation_transforms
+from ept_fed.storage.files import write_csv
 
 __all__ = ["PREDICTED", "ImagePrediction", "predict_images", "read_image", "write_predictions"]
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ept_fed.bundles.bundle import MODEL, check_tensors
 from ept_fed.bundles.description import BackboneIdentity, InputDescription
-from ept_fed.problems import InputRefusedError, Problem
+from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.protocol.layout import Vector
 from ept_fed.reports.run_folder import RunFolder, site_folder
 

@@ -14,10 +14,10 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from ept_fed.artefacts import write_text
-from ept_fed.bundles.canonical import parse_canonical, spell_canonical
-from ept_fed.keys import parse_pkcs8
-from ept_fed.problems import InputRefusedError, Problem
+from ept_fed.errors import InputRefusedError, Problem
+from ept_fed.pki.keys import parse_pkcs8
+from ept_fed.storage.canonical_json import parse_canonical, spell_canonical
+from ept_fed.storage.files import write_text
 
 __all__ = ["fingerprint", "public_key_path", "read_private_key", "read_public_key", "sign", "verify", "write_key"]
 

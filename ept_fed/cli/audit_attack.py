@@ -67,7 +67,7 @@ def attack(
                 images=images,
             )
     if as_json:
-        from ept_fed.artefacts import dump_json
+        from ept_fed.storage.files import dump_json
 
         typer.echo(dump_json(report))
     else:
@@ -76,7 +76,7 @@ def attack(
 
 
 def _parse_rounds(text: str) -> tuple[int, ...]:
-    from ept_fed.problems import InputRefusedError, Problem
+    from ept_fed.errors import InputRefusedError, Problem
 
     try:
         return tuple(int(part) for part in text.split(",") if part.strip())

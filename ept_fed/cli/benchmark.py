@@ -64,9 +64,9 @@ def benchmark(
     has to be corrected first.
     """
     with exit_on_refusal(as_json=as_json):
-        from ept_fed.artefacts import dump_json
-        from ept_fed.experiment_file import load_experiment
         from ept_fed.reports.progress import Silent
+        from ept_fed.storage.files import dump_json
+        from ept_fed.validation.load_experiment import load_experiment
 
         axes = {"shots": shots, "seeds": range(seeds or 0)}
         grid = [f"benchmark.{axis}={json.dumps(list(values))}" for axis, values in axes.items() if values]

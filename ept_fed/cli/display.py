@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from ept_fed.config import Experiment
+from ept_fed.config.experiment import Experiment
 
 __all__ = ["LiveDisplay", "print_comparison"]
 

@@ -52,10 +52,10 @@ def examine(
     """
     only_json = json_file == Path("-")
     with exit_on_refusal(as_json=only_json):
-        from ept_fed.artefacts import dump_json, write_bytes, write_json
         from ept_fed.data.doctor import examine_data
-        from ept_fed.data_contradictions import find_data_contradictions
-        from ept_fed.experiment_file import load_experiment
+        from ept_fed.storage.files import dump_json, write_bytes, write_json
+        from ept_fed.validation.data import find_data_contradictions
+        from ept_fed.validation.load_experiment import load_experiment
 
         experiment = load_experiment(config, overrides or [], check=find_data_contradictions)
         with _progress() as (on_start, on_image):
@@ -92,8 +92,8 @@ def examine_kit(
     with exit_on_refusal(as_json=as_json):
         from datetime import UTC, datetime
 
-        from ept_fed.artefacts import dump_json
-        from ept_fed.kit_doctor import examine_kit as examine
+        from ept_fed.pki.check_kit import examine_kit as examine
+        from ept_fed.storage.files import dump_json
 
         found = examine(kit, datetime.now(UTC))
     if as_json:
@@ -110,7 +110,7 @@ def examine_kit(
 
 @contextmanager
 def _refused_if_unwritable(option: str, path: Path) -> Iterator[None]:
-    from ept_fed.problems import InputRefusedError, Problem
+    from ept_fed.errors import InputRefusedError, Problem
 
     try:
         yield

@@ -74,7 +74,7 @@ def _predict(
     from ept_fed.bundles.bundle import read_bundle
     from ept_fed.bundles.find_images import find_images
     from ept_fed.bundles.signing import read_public_key
-    from ept_fed.problems import InputRefusedError, Problem
+    from ept_fed.errors import InputRefusedError, Problem
 
     if out is not None and out.exists():
         raise InputRefusedError([Problem("--out", str(out), "already exists; name another file, or delete it")])

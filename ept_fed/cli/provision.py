@@ -77,7 +77,7 @@ def renew(
     The keys stay, so the private ones need not be here. Exit code 0: done; 2: something has to be corrected first.
     """
     with exit_on_refusal(as_json=as_json):
-        from ept_fed.problems import InputRefusedError, Problem
+        from ept_fed.errors import InputRefusedError, Problem
 
         if (site is None) is not server:
             raise InputRefusedError([Problem("SITE", site, "name one site, or give --server, not both")])
@@ -120,7 +120,7 @@ def request(
     2: something has to be corrected first.
     """
     with exit_on_refusal(as_json=as_json):
-        from ept_fed.site_keys import request_certificate
+        from ept_fed.pki.site_keys import request_certificate
 
         made = request_certificate(folder, site)
     if as_json:
@@ -183,6 +183,6 @@ def _tell(done: Any, *, as_json: bool) -> None:
 
 
 def _print_json(document: "Mapping[str, Any]") -> None:
-    from ept_fed.artefacts import dump_json
+    from ept_fed.storage.files import dump_json
 
     typer.echo(dump_json(document))

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import typer
 
-from ept_fed.problems import InputRefusedError
+from ept_fed.errors import InputRefusedError
 
 __all__ = ["DONE", "FAILED", "FAULTS", "REFUSED", "exit_on_refusal"]
 

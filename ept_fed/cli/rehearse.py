@@ -23,7 +23,7 @@ def rehearse(
     their gates are the real ones. No process is left behind. Exit code 0: it works here; 1: it does not; 2: something
     is not installed.
     """
-    from ept_fed.artefacts import dump_json
+    from ept_fed.storage.files import dump_json
 
     with exit_on_refusal(as_json=as_json):
         found = load_engine("rehearse")(sites, keep=keep, tell=(lambda _: None) if as_json else typer.echo)

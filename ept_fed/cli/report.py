@@ -88,7 +88,7 @@ def report(
 
 
 def _check_options(kind: _Format, *, site: str | None, gallery: bool) -> None:
-    from ept_fed.problems import InputRefusedError, Problem
+    from ept_fed.errors import InputRefusedError, Problem
 
     found = []
     if gallery and kind not in _PAGES:

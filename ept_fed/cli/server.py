@@ -68,8 +68,8 @@ def run(
     following; the run goes on. Exit code 0: done, or submitted; 1: failed or stopped; 2: something has to be corrected
     first, or another run goes on.
     """
-    from ept_fed.artefacts import dump_json
     from ept_fed.cli.server_display import RunDisplay
+    from ept_fed.storage.files import dump_json
 
     describe = load_engine("server-status")
     with _explained(as_json=as_json), RunDisplay() as display:
@@ -107,8 +107,8 @@ def status(
     """
     from rich.console import Console
 
-    from ept_fed.artefacts import dump_json
     from ept_fed.cli.server_display import RunDisplay, draw_server
+    from ept_fed.storage.files import dump_json
 
     describe = load_engine("server-status")
     with exit_on_refusal(as_json=as_json):
@@ -135,7 +135,7 @@ def sites(kit: _Kit = Path(), as_json: _Json = False) -> None:
 
     Exit code 0: the server runs; 1: it does not, or does not answer; 2: KIT is no server's kit.
     """
-    from ept_fed.artefacts import dump_json
+    from ept_fed.storage.files import dump_json
 
     with exit_on_refusal(as_json=as_json):
         document = load_engine("server-status")(kit)
@@ -208,7 +208,7 @@ def _explained(*, as_json: bool) -> Iterator[None]:
     """Say in a sentence that the server does not run or does not answer, with exit code 1."""
     from json import dumps
 
-    from ept_fed.problems import UnavailableError
+    from ept_fed.errors import UnavailableError
 
     try:
         with exit_on_refusal(as_json=as_json):

@@ -44,9 +44,9 @@ def simulate(
     and the report. Exit code 0: done; 1: no round could be averaged; 2: something has to be corrected first.
     """
     with exit_on_refusal(as_json=as_json):
-        from ept_fed.artefacts import dump_json
-        from ept_fed.experiment_file import load_experiment
-        from ept_fed.problems import InputRefusedError, Problem
+        from ept_fed.errors import InputRefusedError, Problem
+        from ept_fed.storage.files import dump_json
+        from ept_fed.validation.load_experiment import load_experiment
 
         if resume and out is None:
             raise InputRefusedError([Problem("--resume", "", "needs --out with the folder of the run to go on with")])

@@ -35,7 +35,7 @@ def start(
     are in KIT/logs. Exit code 0: stopped; 2: something has to be corrected first.
     """
     with exit_on_refusal(as_json=False):
-        from ept_fed.problems import InputRefusedError, Problem
+        from ept_fed.errors import InputRefusedError, Problem
 
         if worker_only and node_only:
             raise InputRefusedError([Problem("--node-only", "", "and --worker-only exclude each other; give one")])
@@ -53,7 +53,7 @@ def check(kit: _Kit = Path(), as_json: _Json = False) -> None:
     Kit, policy, certificates, server and clock, this node's registration, worker, room, weights, and every image. Exit
     code 0: all well, as far as it can be known; 1: something failed; 2: site.yaml has to be corrected first.
     """
-    from ept_fed.artefacts import dump_json
+    from ept_fed.storage.files import dump_json
 
     with exit_on_refusal(as_json=as_json):
         findings = load_engine("site-check")(kit, (lambda _: None) if as_json else _print_finding)
@@ -75,7 +75,7 @@ def status(kit: _Kit = Path(), as_json: _Json = False) -> None:
     """
     from dataclasses import asdict
 
-    from ept_fed.artefacts import dump_json
+    from ept_fed.storage.files import dump_json
 
     with exit_on_refusal(as_json=as_json):
         running, worker = load_engine("site-status")(kit)
@@ -130,7 +130,7 @@ def report(
     run folder: ept-fed report makes PDF or CSV of it, ept-fed export a bundle for ept-fed predict. Exit code 0: done;
     2: something has to be corrected first.
     """
-    from ept_fed.artefacts import dump_json
+    from ept_fed.storage.files import dump_json
 
     with exit_on_refusal(as_json=as_json):
         if as_json:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from ept_fed.problems import Problem
+from ept_fed.errors import Problem
 
 __all__ = ["names_of_columns", "names_of_labels"]
 

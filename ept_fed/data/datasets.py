@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ept_fed.config.data import AnyDataSettings
 from ept_fed.data.cache import CachedDataset, load_image, pool
 from ept_fed.data.counts import CountRow, count_images
 from ept_fed.data.images import ImageStore, UnreadableImageError
@@ -27,8 +28,7 @@ from ept_fed.data.selection import (
     select_records,
 )
 from ept_fed.data.sources import open_catalog
-from ept_fed.data_settings import AnyDataSettings
-from ept_fed.problems import InputRefusedError, Problem
+from ept_fed.errors import InputRefusedError, Problem
 
 if TYPE_CHECKING:
     from ept_fed.data.transforms import Pipelines

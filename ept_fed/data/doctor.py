@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ept_fed.config.data import AnyDataSettings
 from ept_fed.data.counts import CountRow, count_images, count_splits
 from ept_fed.data.images import ImageStore, UnreadableImageError
 from ept_fed.data.placement import place_records
@@ -19,7 +20,6 @@ from ept_fed.data.records import ImageRecord
 from ept_fed.data.selection import describe_scarcity, find_empty_splits
 from ept_fed.data.sources import list_catalog
 from ept_fed.data.splits import find_straddling_groups
-from ept_fed.data_settings import AnyDataSettings
 
 __all__ = ["DataExamination", "DuplicateSet", "StraddlingGroup", "UnreadableImage", "examine_data"]
 

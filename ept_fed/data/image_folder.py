@@ -4,11 +4,11 @@ import zipfile
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
+from ept_fed.config.data import ImageFolderSettings
 from ept_fed.data.images import open_images
 from ept_fed.data.partition import find_unknown_sites
 from ept_fed.data.records import ONE_SITE, Catalog, ImageRecord
-from ept_fed.data_settings import ImageFolderSettings
-from ept_fed.problems import InputRefusedError, Problem
+from ept_fed.errors import InputRefusedError, Problem
 
 __all__ = ["IMAGE_SUFFIXES", "read_image_folder"]
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
+from ept_fed.config.data import MedMNISTSettings
 from ept_fed.data.images import ArrayImages
 from ept_fed.data.records import ONE_SITE, Catalog, ImageRecord
-from ept_fed.data_settings import MedMNISTSettings
-from ept_fed.problems import InputRefusedError, Problem
+from ept_fed.errors import InputRefusedError, Problem
 
 __all__ = ["read_medmnist"]
 

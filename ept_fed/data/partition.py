@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 
+from ept_fed.config.partition import AnyPartition, VirtualPartition
 from ept_fed.data.partitioners import PARTITIONERS, Groups, TooFewImagesError
 from ept_fed.data.records import ImageRecord
-from ept_fed.partition_settings import AnyPartition, VirtualPartition
-from ept_fed.problems import InputRefusedError, Problem
+from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.seeds import derive_seed
 
 __all__ = ["find_unknown_sites", "keep_sites", "name_sites", "partition_records"]

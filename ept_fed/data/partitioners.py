@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ept_fed.partition_settings import (
+from ept_fed.config.partition import (
     DirichletPartition,
     IIDPartition,
     QuantityPartition,

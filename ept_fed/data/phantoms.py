@@ -19,13 +19,13 @@ from collections.abc import Iterable
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
+from ept_fed.config.data import PhantomSettings
 from ept_fed.data.acquisition import AcquisitionProfile
 from ept_fed.data.images import UnreadableImageError
 from ept_fed.data.partition import name_sites
 from ept_fed.data.phantom_structures import STRUCTURES
 from ept_fed.data.records import Catalog, ImageRecord
-from ept_fed.data_settings import PhantomSettings
-from ept_fed.problems import InputRefusedError, Problem
+from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.seeds import numpy_generator
 
 __all__ = ["PhantomImages", "derive_profile", "generate_phantoms"]

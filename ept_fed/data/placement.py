@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
+from ept_fed.config.data import AnyDataSettings
 from ept_fed.data.partition import keep_sites, partition_records
 from ept_fed.data.records import ImageRecord
 from ept_fed.data.splits import assign_splits
-from ept_fed.data_settings import AnyDataSettings
 
 __all__ = ["place_records"]
 

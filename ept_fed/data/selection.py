@@ -3,10 +3,10 @@
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from ept_fed.config.data import DataSettings
 from ept_fed.data.fewshot import find_shortages, sample_shots
 from ept_fed.data.records import ImageRecord
-from ept_fed.data_settings import DataSettings
-from ept_fed.problems import Problem
+from ept_fed.errors import Problem
 from ept_fed.seeds import derive_seed
 
 __all__ = ["describe_scarcity", "describe_thinning", "find_empty_splits", "find_lost_shots", "select_records"]

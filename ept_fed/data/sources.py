@@ -1,8 +1,9 @@
-"""The registry of sources: a new one is a settings class in `ept_fed.data_settings`, a file here and a line below."""
+"""The registry of sources: a new one is a settings class in `ept_fed.config.data`, a file here and a line below."""
 
 from collections.abc import Callable
 from typing import Any
 
+from ept_fed.config.data import AnyDataSettings
 from ept_fed.data.complete import describe_straddling
 from ept_fed.data.dicom_folder import read_dicom_folder
 from ept_fed.data.image_folder import read_image_folder
@@ -12,8 +13,7 @@ from ept_fed.data.medfmc import read_medfmc
 from ept_fed.data.medmnist import read_medmnist
 from ept_fed.data.phantoms import generate_phantoms
 from ept_fed.data.records import Catalog
-from ept_fed.data_settings import AnyDataSettings
-from ept_fed.problems import InputRefusedError
+from ept_fed.errors import InputRefusedError
 
 __all__ = ["SOURCES", "list_catalog", "open_catalog"]
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ept_fed.problems import Problem
+from ept_fed.errors import Problem
 
 __all__ = [
     "SHOWN",

@@ -21,8 +21,8 @@ from monai.transforms import Compose, MapTransform, RandomizableTransform
 from torch import Tensor
 from torch.nn import functional as F
 
+from ept_fed.config.data import AugmentationSettings
 from ept_fed.data.input_spec import InputSpec
-from ept_fed.data_settings import AugmentationSettings
 
 __all__ = [
     "NORMALISE",

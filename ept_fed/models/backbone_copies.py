@@ -5,9 +5,9 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.models.backbones import Backbone
 from ept_fed.models.method import TunedViT
-from ept_fed.problems import InputRefusedError, Problem
 
 __all__ = ["BackboneCopies"]
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from ept_fed.problems import InputRefusedError, Problem
+from ept_fed.errors import InputRefusedError, Problem
 
 __all__ = ["choose_device"]
 

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.models.backbones import Backbone
 from ept_fed.models.blocks import attend, embed_images, pool_tokens, run_block
 from ept_fed.models.method import TunedViT
-from ept_fed.problems import InputRefusedError, Problem
 
 __all__ = ["LoRA"]
 

@@ -21,7 +21,7 @@ class TunedViT(nn.Module, ABC):
     whatever `train` says. A subclass gives `method`, `method_tensors` and `forward_features`.
 
     Attributes:
-        method: its name in `ept_fed.methods.METHODS`.
+        method: its name in `ept_fed.catalog.methods.METHODS`.
         backbone: the frozen backbone and its digest.
         vit: the backbone's module.
         head: linear, D -> C, on the features of `forward_features`.

@@ -1,13 +1,13 @@
-"""From the name of a method to its model; `ept_fed.methods` says what each is."""
+"""From the name of a method to its model; `ept_fed.catalog.methods` says what each is."""
 
 import importlib
 
-from ept_fed.config import ModelSettings
-from ept_fed.methods import METHODS
+from ept_fed.catalog.methods import METHODS
+from ept_fed.catalog.options import fill_options
+from ept_fed.config.experiment import ModelSettings
 from ept_fed.models.backbones import Backbone
 from ept_fed.models.method import TunedViT
 from ept_fed.models.vit import PromptedViT
-from ept_fed.options import fill_options
 
 __all__ = ["create_model", "find_class"]
 

@@ -6,7 +6,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from ept_fed.methods import STATISTICS_TENSORS, Statistics
+from ept_fed.catalog.methods import STATISTICS_TENSORS, Statistics
 from ept_fed.models.method import TunedViT
 from ept_fed.protocol.layout import PayloadLayout, Vector
 from ept_fed.training.discriminant import ClassStatistics

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.models.attention import prompted_attention
 from ept_fed.models.backbones import Backbone, create_backbone
 from ept_fed.models.blocks import attend, embed_images, place_context, pool_tokens, remove_context, run_block
@@ -20,7 +21,6 @@ from ept_fed.models.embedding import (
 )
 from ept_fed.models.method import TunedViT
 from ept_fed.models.prompts import EmbeddedPrompts, Init
-from ept_fed.problems import InputRefusedError, Problem
 from ept_fed.seeds import derive_seed
 
 __all__ = ["PromptedViT"]

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor, nn
 
+from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.models.backbones import Backbone
 from ept_fed.models.method import TunedViT
-from ept_fed.problems import InputRefusedError, Problem
 
 __all__ = ["VisualPrompt"]
 

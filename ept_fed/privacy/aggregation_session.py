@@ -22,8 +22,8 @@ import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 
+from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.privacy.fixed_point import FixedPoint
-from ept_fed.problems import InputRefusedError, Problem
 
 __all__ = ["FEWEST_SITES", "VERSION", "AggregationAbandonedError", "AggregationSession", "default_threshold", "spell"]
 

@@ -13,8 +13,9 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
-from ept_fed.certificates import public_key
-from ept_fed.keys import same_key
+from ept_fed.errors import InputRefusedError, Problem
+from ept_fed.pki.certificates import public_key
+from ept_fed.pki.keys import same_key
 from ept_fed.privacy.aggregation_identity import (
     Advertisement,
     advertise,
@@ -28,7 +29,6 @@ from ept_fed.privacy.aggregation_messages import Kind, decode_message, encode_me
 from ept_fed.privacy.aggregation_session import AggregationSession
 from ept_fed.privacy.masks import KEY_BYTES, agree, derive_key, expand_mask, public_bytes, signed_mask
 from ept_fed.privacy.secret_sharing import SHARE_BYTES, split_secret
-from ept_fed.problems import InputRefusedError, Problem
 from ept_fed.protocol.layout import Vector
 from ept_fed.protocol.messages import MessageRefusedError
 

@@ -12,7 +12,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from ept_fed.problems import InputRefusedError, Problem
+from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.protocol.layout import PayloadMismatchError, Vector
 
 __all__ = ["FixedPoint", "Words"]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ept_fed.methods import STATISTICS_TENSORS, find_senders, may_travel
+from ept_fed.catalog.methods import STATISTICS_TENSORS, find_senders, may_travel
 
 __all__ = ["PayloadLayout", "PayloadMismatchError", "Vector"]
 
@@ -41,7 +41,9 @@ class PayloadLayout:
             raise PayloadMismatchError(f"a layout needs distinct tensor names, not {names}")
         for name, shape in self.shapes:
             if not may_travel(name):
-                raise PayloadMismatchError(f"tensor '{name}' never travels: no method in ept_fed/methods.py sends it")
+                raise PayloadMismatchError(
+                    f"tensor '{name}' never travels: no method in ept_fed/catalog/methods.py sends it"
+                )
             if not shape or any(not isinstance(axis, int) or axis < 1 for axis in shape):
                 raise PayloadMismatchError(f"tensor '{name}' has shape {shape}; every axis must be a positive integer")
         if not find_senders(names):

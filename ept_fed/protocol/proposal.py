@@ -1,7 +1,7 @@
 """What a server proposes to a site, and how the site introduces itself: the two halves of the agreement on a run.
 
 A proposal is the part of an experiment that is the consortium's. Where images and weights lie, and on what device, is
-the site's own; `ept_fed.site_settings` joins the two.
+the site's own; `ept_fed.validation.load_site` joins the two.
 """
 
 import hashlib
@@ -12,19 +12,19 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 import ept_fed
-from ept_fed.bundles.canonical import spell_canonical
-from ept_fed.config import (
+from ept_fed.config.base import Name, Seed, Settings
+from ept_fed.config.data import SharedDataSettings
+from ept_fed.config.experiment import (
     Experiment,
     FederationSettings,
     PersonalisationSettings,
     SharedModelSettings,
     TrainingSettings,
 )
-from ept_fed.data_settings import SharedDataSettings
-from ept_fed.problems import InputRefusedError, Problem
+from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.protocol.layout import PayloadLayout, Vector
 from ept_fed.protocol.messages import PROTOCOL_VERSION, MessageRefusedError
-from ept_fed.settings import Name, Seed, Settings
+from ept_fed.storage.canonical_json import spell_canonical
 
 __all__ = ["Proposal", "ProposedData", "SiteIntroduction", "propose"]
 

@@ -12,16 +12,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ept_fed.artefacts import write_bytes, write_csv, write_text
-from ept_fed.benchmark_settings import Cell
+from ept_fed.config.benchmark import Cell
+from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.evaluation.feature_table import ALL_CLASSES, ALL_SITES, measure_sites, merge_notes
-from ept_fed.problems import InputRefusedError, Problem
 from ept_fed.reports.analysis_page import AnalysedMethod, render_analysis
 from ept_fed.reports.feature_charts import draw_features, draw_overview
 from ept_fed.reports.feature_record import MOMENTS, FeatureRecord, read_record, write_record
 from ept_fed.reports.run_folder import site_folder
 from ept_fed.reports.scaling_chart import draw_scaling
-from ept_fed.sealed_tensors import SealBrokenError
+from ept_fed.storage.checkpoint_file import SealBrokenError
+from ept_fed.storage.files import write_bytes, write_csv, write_text
 
 __all__ = ["AnalysisFolder"]
 

@@ -6,7 +6,7 @@ from math import nan
 from pathlib import Path
 from typing import Any
 
-from ept_fed.artefacts import write_csv, write_json
+from ept_fed.storage.files import write_csv, write_json
 
 __all__ = ["ASSUMPTIONS", "ATTACK_SCHEMA", "PARTS", "AttackRow", "write_attack"]
 

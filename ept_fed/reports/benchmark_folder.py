@@ -19,11 +19,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ept_fed.artefacts import append_json_line, dump_json, write_bytes, write_csv, write_text
-from ept_fed.config import Experiment
-from ept_fed.problems import InputRefusedError, Problem
-from ept_fed.settings_diff import compare_settings
-from ept_fed.settings_file import parse_yaml
+from ept_fed.config.diff import compare_settings
+from ept_fed.config.experiment import Experiment
+from ept_fed.config.yaml_reader import parse_yaml
+from ept_fed.errors import InputRefusedError, Problem
+from ept_fed.storage.files import append_json_line, dump_json, write_bytes, write_csv, write_text
 
 __all__ = ["BenchmarkFolder"]
 

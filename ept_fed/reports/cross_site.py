@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from ept_fed.artefacts import write_csv
+from ept_fed.errors import Problem
 from ept_fed.evaluation.metrics import Array
-from ept_fed.problems import Problem
+from ept_fed.storage.files import write_csv
 
 __all__ = ["CROSS_SITE_FILE", "CrossSite", "read_cross_site", "write_cross_site"]
 

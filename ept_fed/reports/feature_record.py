@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ept_fed.evaluation.metrics import Array
-from ept_fed.sealed_tensors import SealBrokenError, read_sealed, write_sealed
+from ept_fed.storage.checkpoint_file import SealBrokenError, read_sealed, write_sealed
 
 __all__ = ["MOMENTS", "FeatureRecord", "Moment", "ScalingExamples", "read_record", "write_record"]
 

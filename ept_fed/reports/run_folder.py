@@ -29,21 +29,21 @@ from urllib.parse import quote
 
 from safetensors.numpy import save
 
-from ept_fed.artefacts import append_json_line, dump_json, write_bytes, write_csv, write_json, write_text
-from ept_fed.config import Experiment
+from ept_fed.config.diff import compare_settings
+from ept_fed.config.experiment import Experiment
+from ept_fed.config.yaml_reader import parse_yaml
 from ept_fed.data.counts import COUNT_COLUMNS, CountRow
-from ept_fed.problems import InputRefusedError, Problem
+from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.protocol.layout import Vector
-from ept_fed.protocol.plan import Plan
 from ept_fed.reports.run_document import parse_round, split_rounds
-from ept_fed.settings_diff import compare_settings
-from ept_fed.settings_file import parse_yaml
+from ept_fed.run_plan.plan import Plan
+from ept_fed.storage.files import append_json_line, dump_json, write_bytes, write_csv, write_json, write_text
 
 __all__ = ["RunFolder", "site_folder"]
 
 
 _LONGEST_FOLDER = 150
-# What `ept_fed.artefacts` leaves behind if it is killed before the rename.
+# What `ept_fed.storage.files` leaves behind if it is killed before the rename.
 _HALF_WRITTEN = re.compile(r"^\..+\.[a-z0-9_]{8}$")
 
 

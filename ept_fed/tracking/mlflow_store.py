@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 
-from ept_fed.artefacts import write_text
+from ept_fed.storage.files import write_text
 from ept_fed.tracking.writers import TrackedRun
 
 __all__ = ["MLflowWriter"]

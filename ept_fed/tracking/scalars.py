@@ -8,8 +8,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ept_fed.config import LOCAL_SETTINGS, Experiment
-from ept_fed.settings_diff import flatten_settings
+from ept_fed.config.diff import flatten_settings
+from ept_fed.config.experiment import LOCAL_SETTINGS, Experiment
 
 __all__ = ["MOST_SITES", "describe_settings", "list_result", "list_round", "plain_name", "tabulate"]
 

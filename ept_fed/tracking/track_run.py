@@ -4,8 +4,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from ept_fed.config import Experiment
-from ept_fed.problems import InputRefusedError, Problem
+from ept_fed.config.experiment import Experiment
+from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.reports.comparison import Comparison
 from ept_fed.reports.read_run import read_run
 from ept_fed.tracking.scalars import describe_settings

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
 
-from ept_fed.problems import Problem
+from ept_fed.errors import Problem
 
 __all__ = ["WRITERS", "TrackedRun", "Writer", "WriterInfo", "check_writers"]
 

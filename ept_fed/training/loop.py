@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ept_fed.config import TrainingSettings
+from ept_fed.config.experiment import TrainingSettings
 from ept_fed.data.datasets import CachedDataset
 from ept_fed.models.method import TunedViT
 from ept_fed.seeds import derive_seed, numpy_generator

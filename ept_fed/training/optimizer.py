@@ -2,7 +2,7 @@
 
 import torch
 
-from ept_fed.config import TrainingSettings
+from ept_fed.config.experiment import TrainingSettings
 from ept_fed.models.method import TunedViT
 
 __all__ = ["build_optimizer", "moves_method", "set_learning_rates"]

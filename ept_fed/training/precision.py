@@ -2,7 +2,7 @@
 
 import torch
 
-from ept_fed.config import Experiment
+from ept_fed.config.experiment import Experiment
 from ept_fed.models.device import choose_device
 
 __all__ = ["settle_precision", "use_bfloat16"]

@@ -22,21 +22,21 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ept_fed.config import TrainingSettings
+from ept_fed.catalog.methods import COMMON_HEADS
+from ept_fed.config.experiment import TrainingSettings
 from ept_fed.data.datasets import CachedDataset
-from ept_fed.methods import COMMON_HEADS
+from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.models.method import TunedViT
 from ept_fed.models.vit import PromptedViT
 from ept_fed.privacy.accountant import GaussianSteps, find_noise_multiplier
 from ept_fed.privacy.noise import Entropy, draw_normal, draw_poisson_sample
-from ept_fed.privacy_contradictions import find_training_contradictions
-from ept_fed.problems import InputRefusedError, Problem
 from ept_fed.training.image_gradients import HEAD, SINKS, TOKENS, find_image_gradients, lay_down_gradients
 from ept_fed.training.loop import RoundScope, TrainingDivergedError, TrainingOutcome, hold_still_beside
 from ept_fed.training.losses import IMAGE_LOSSES
 from ept_fed.training.optimizer import set_learning_rates
 from ept_fed.training.precision import use_bfloat16
 from ept_fed.training.schedule import schedule_factor
+from ept_fed.validation.record_dp import find_training_contradictions
 
 __all__ = ["add_noise", "plan_private_round", "train_private_round"]
 

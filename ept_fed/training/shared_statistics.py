@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from ept_fed.methods import STATISTICS_TENSORS, Statistics
+from ept_fed.catalog.methods import STATISTICS_TENSORS, Statistics
 from ept_fed.protocol.layout import PayloadMismatchError, Vector
 from ept_fed.training.discriminant import Array, ClassStatistics
 

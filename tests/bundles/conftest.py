@@ -14,13 +14,13 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from ept_fed.bundles.bundle import DESCRIPTION, SIGNATURE
-from ept_fed.bundles.canonical import spell_canonical
 from ept_fed.bundles.export import prepare_bundle
 from ept_fed.bundles.signing import sign
-from ept_fed.experiment_file import load_experiment
 from ept_fed.models import create_backbone, frozen_tensors
 from ept_fed.reports.progress import Silent
 from ept_fed.seeds import derive_seed
+from ept_fed.storage.canonical_json import spell_canonical
+from ept_fed.validation.load_experiment import load_experiment
 from simulations.simulate import simulate
 from simulations.virtual_sites import prepare_federation
 

@@ -15,10 +15,10 @@ from ept_fed.bundles.deploy import check_targets, to_onnx, to_torchscript
 from ept_fed.bundles.find_images import find_images
 from ept_fed.bundles.model import CalibratedModel, load_model
 from ept_fed.bundles.predict import predict_images
+from ept_fed.errors import InputRefusedError
 from ept_fed.evaluation.calibration import apply_temperature
 from ept_fed.models import create_backbone, frozen_tensors
 from ept_fed.models.demo_backbone import DEMO_BACKBONE, DEMO_WEIGHTS
-from ept_fed.problems import InputRefusedError
 
 has_onnx = all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime"))
 

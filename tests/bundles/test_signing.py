@@ -7,7 +7,6 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ept_fed.bundles.canonical import parse_canonical, spell_canonical
 from ept_fed.bundles.signing import (
     fingerprint,
     public_key_path,
@@ -17,7 +16,8 @@ from ept_fed.bundles.signing import (
     verify,
     write_key,
 )
-from ept_fed.problems import InputRefusedError
+from ept_fed.errors import InputRefusedError
+from ept_fed.storage.canonical_json import parse_canonical, spell_canonical
 
 KEY = ec.generate_private_key(ec.SECP384R1())
 PEM, PKCS8 = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from client.ledger import Ledger, Record, tip_path
 from client.ledger_entry import FIRST
 from ept_fed.cli.main import app
-from ept_fed.keys import spell_openssh_public
+from ept_fed.pki.keys import spell_openssh_public
 from server.authority import Authority
 
 KEY = ec.generate_private_key(ec.SECP384R1())

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from ept_fed.cli import display as module
 from ept_fed.cli.display import LiveDisplay, print_comparison
-from ept_fed.config import Experiment
+from ept_fed.config.experiment import Experiment
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from ept_fed.cli.main import app
-from ept_fed.config import Experiment
+from ept_fed.config.experiment import Experiment
 from ept_fed.reports.progress import Silent
 
 RUNNER = CliRunner()

@@ -20,7 +20,7 @@ from client.ledger_entry import Entry, parse_entry
 from client.open_gate import LEDGER_FILE, SITE_KEY, open_gate
 from client.policy import Policy
 from client.rules import RulesBrokenError
-from ept_fed.config import TrainingSettings
+from ept_fed.config.experiment import TrainingSettings
 from ept_fed.protocol.frames import Introduce, encode_frame
 from ept_fed.protocol.layout import PayloadLayout
 from ept_fed.protocol.messages import (
@@ -30,7 +30,7 @@ from ept_fed.protocol.messages import (
     metric_keys,
 )
 from ept_fed.protocol.proposal import Proposal, SiteIntroduction
-from ept_fed.site_settings import SiteSettings
+from ept_fed.validation.load_site import SiteSettings
 
 RUN, BACKBONE = "run-a", "ab" * 32
 LAYOUT = PayloadLayout((("sinks", (2, 3)),), ("embedding concat", "layer 0", "layer 1"))

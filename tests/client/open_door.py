@@ -11,7 +11,7 @@ from ept_fed.protocol.layout import PayloadLayout, Vector
 from ept_fed.protocol.messages import RoundReply, RoundRequest, Split
 from ept_fed.protocol.proposal import Proposal, SiteIntroduction
 from ept_fed.protocol.stages import StageRequest
-from ept_fed.site_settings import SiteSettings
+from ept_fed.validation.load_site import SiteSettings
 
 
 class OpenDoor:

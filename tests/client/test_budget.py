@@ -21,13 +21,13 @@ from client.open_gate import check_gate, open_gate
 from client.round_cost import RoundCost
 from client.rules import RulesBrokenError
 from client.worker import Worker
-from ept_fed.config import Experiment
+from ept_fed.config.experiment import Experiment
+from ept_fed.errors import InputRefusedError
 from ept_fed.privacy.accountant import GaussianSteps, spent_epsilon
-from ept_fed.problems import InputRefusedError
 from ept_fed.protocol.frames import Introduce, Refusal, decode_frame, encode_frame
 from ept_fed.protocol.messages import Header, RoundReply, RoundRequest
 from ept_fed.protocol.proposal import propose
-from ept_fed.site_settings import SiteSettings, load_site_settings
+from ept_fed.validation.load_site import SiteSettings, load_site_settings
 
 STEPS = GaussianSteps(2.0, 0.25, 4)
 DELTA = 1e-5

@@ -9,7 +9,7 @@ import pytest
 from client.gate import Gate
 from client.ledger import tip_path
 from client.open_gate import LEDGER_FILE, SITE_KEY, check_gate, open_gate
-from ept_fed.problems import InputRefusedError
+from ept_fed.errors import InputRefusedError
 from ept_fed.protocol.frames import encode_frame
 from ept_fed.protocol.messages import (
     RoundReply,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from client.gate import Gate
-from ept_fed.privacy_settings import SecureAggregationSettings
+from ept_fed.config.privacy import SecureAggregationSettings
 from ept_fed.protocol.frames import encode_frame
 from ept_fed.protocol.messages import Header
 from ept_fed.protocol.proposal import propose

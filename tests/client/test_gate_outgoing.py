@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ept_fed.methods import METHODS
+from ept_fed.catalog.methods import METHODS
 from ept_fed.protocol.frames import encode_frame
 from ept_fed.protocol.layout import PayloadLayout
 from ept_fed.protocol.messages import (

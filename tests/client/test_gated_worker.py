@@ -19,11 +19,11 @@ from client.budget import BUDGET_FILE, read_budget
 from client.gate import Gate
 from client.open_gate import LEDGER_FILE, open_gate
 from client.worker import Worker
-from ept_fed.config import Experiment, TrainingSettings
+from ept_fed.config.experiment import Experiment, TrainingSettings
 from ept_fed.protocol.frames import Introduce, Refusal, decode_frame, encode_frame
 from ept_fed.protocol.messages import SPLITS, Header, MessageRefusedError, RoundReply, RoundRequest
 from ept_fed.protocol.proposal import Proposal, SiteIntroduction, propose
-from ept_fed.site_settings import load_site_settings
+from ept_fed.validation.load_site import load_site_settings
 
 POLICY = {
     "schema": 1,

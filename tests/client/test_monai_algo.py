@@ -8,8 +8,8 @@ from monai.fl.utils.exchange_object import ExchangeObject
 
 from client.monai_algo import EPTClientAlgo
 from client.site import Site
-from ept_fed.config import Experiment
-from ept_fed.problems import InputRefusedError
+from ept_fed.config.experiment import Experiment
+from ept_fed.errors import InputRefusedError
 from ept_fed.protocol.layout import PayloadMismatchError
 from simulations.virtual_sites import VirtualFederation, prepare_federation
 

@@ -14,11 +14,11 @@ from client.round_cost import RoundCost
 from client.rules import RulesBrokenError
 from client.site import Site
 from client.spending import describe_charges
+from ept_fed.config.privacy import SitePrivacySettings
 from ept_fed.privacy.accountant import GaussianSteps, spent_epsilon
-from ept_fed.privacy_settings import SitePrivacySettings
 from ept_fed.protocol.messages import TOLD_METRICS, MessageRefusedError, RoundRequest
-from ept_fed.protocol.plan import Plan
 from ept_fed.protocol.proposal import Proposal
+from ept_fed.run_plan.plan import Plan
 from tests.client.gated_kit import LAYOUT, Kit, answer, evaluation, request, rules_of
 from tests.site_requests import request_of
 

@@ -24,18 +24,18 @@ from client.site import Site
 from client.worker import Worker
 from ept_fed.bundles.export import prepare_bundle
 from ept_fed.cli.main import app
-from ept_fed.config import Experiment
+from ept_fed.config.experiment import Experiment
 from ept_fed.data.phantom_structures import STRUCTURES
-from ept_fed.experiment_file import load_experiment
-from ept_fed.problems import InputRefusedError
+from ept_fed.errors import InputRefusedError
 from ept_fed.protocol.frames import Introduce, decode_frame, encode_frame
 from ept_fed.protocol.layout import PayloadLayout
 from ept_fed.protocol.messages import Header, RoundReply, RoundRequest
-from ept_fed.protocol.plan import Plan
 from ept_fed.protocol.proposal import Proposal, SiteIntroduction, propose
 from ept_fed.reports.progress import Silent
 from ept_fed.reports.read_run import read_run
-from ept_fed.site_settings import join_proposal, load_site_settings
+from ept_fed.run_plan.plan import Plan
+from ept_fed.validation.load_experiment import load_experiment
+from ept_fed.validation.load_site import join_proposal, load_site_settings
 from server.app import create_server_app
 from simulations.local_grid import LocalGrid
 from simulations.noop_sites import _Silent

@@ -10,9 +10,9 @@ import torch
 
 from client.personalise import INTERPOLATION_GRID, fine_tune, interpolate, recall_ditto
 from client.site import Site
-from ept_fed.config import Experiment, TrainingSettings
+from ept_fed.config.experiment import Experiment, TrainingSettings
 from ept_fed.protocol.messages import RoundRequest
-from ept_fed.protocol.plan import Plan
+from ept_fed.run_plan.plan import Plan
 from ept_fed.training.loop import RoundScope, train_round
 from ept_fed.training.optimizer import build_optimizer
 from simulations.virtual_sites import VirtualFederation, prepare_federation

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from client.policy import Policy, TrainingRanges, load_policy
-from ept_fed.config import TrainingSettings
-from ept_fed.problems import InputRefusedError
+from ept_fed.config.experiment import TrainingSettings
+from ept_fed.errors import InputRefusedError
 from ept_fed.protocol.messages import EVALUATE_METRICS, QUALITY_METRICS
 
 TEMPLATE = Path(__file__).resolve().parents[2] / "ept_fed" / "assets" / "policy.yaml"

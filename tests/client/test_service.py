@@ -20,13 +20,13 @@ from client.service import _MARK, describe_programs, find_service, start_site, s
 from client.worker_process import _accept, _wait, bind_socket, bind_status
 from client.worker_socket import ask_worker
 from client.worker_status import status_path
-from ept_fed.federation_file import ServerAddress
-from ept_fed.kit_layout import KitIdentity
-from ept_fed.problems import InputRefusedError
-from ept_fed.processes import AlreadyRunsError, PidFile, end_marked, find_marked
+from ept_fed.config.consortium import ServerAddress
+from ept_fed.errors import InputRefusedError
+from ept_fed.pki.kit_layout import KitIdentity
 from ept_fed.protocol.frames import Refusal, encode_frame
-from ept_fed.site_settings import load_site_settings
-from ept_fed.supervision import REFUSED, Program, supervise
+from ept_fed.services.processes import AlreadyRunsError, PidFile, end_marked, find_marked
+from ept_fed.services.supervisor import REFUSED, Program, supervise
+from ept_fed.validation.load_site import load_site_settings
 from tests.client.open_door import OpenDoor
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,8 +43,8 @@ SUPERVISOR = """
 import os, sys
 from pathlib import Path
 from client.service import _MARK, _mark, _pid_file
-from ept_fed.processes import end_marked
-from ept_fed.supervision import Program, supervise
+from ept_fed.services.processes import end_marked
+from ept_fed.services.supervisor import Program, supervise
 kit, code = Path(sys.argv[1]), sys.argv[2]
 environment = {**os.environ, _MARK: _mark(kit, "node")}
 program = Program("node", (sys.executable, "-c", code), environment, kit / "logs" / "node.log",

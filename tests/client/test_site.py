@@ -11,14 +11,14 @@ from flwr.app import Context, Message, RecordDict
 
 from client.in_process_app import create_client_app
 from client.site import Site
-from ept_fed.config import Experiment
+from ept_fed.config.experiment import Experiment
 from ept_fed.flower.messages import encode_request
 from ept_fed.flower.records import SITE_FAILED, SITE_REFUSED, read_frame_record
 from ept_fed.flower.transport import set_task_identity
 from ept_fed.protocol.frames import decode_frame
 from ept_fed.protocol.layout import PayloadMismatchError
 from ept_fed.protocol.messages import EVALUATE_METRICS, TRAIN_METRICS, MessageRefusedError, RoundReply, RoundRequest
-from ept_fed.protocol.plan import Plan
+from ept_fed.run_plan.plan import Plan
 from ept_fed.training.loop import TrainingDivergedError
 from simulations.virtual_sites import prepare_federation
 
@@ -78,7 +78,7 @@ def test_adopting_a_payload_keeps_the_shape_of_the_own_columns(plan_and_site: tu
 
 
 def json_settings(plan: Plan):
-    from ept_fed.config import TrainingSettings
+    from ept_fed.config.experiment import TrainingSettings
 
     return TrainingSettings.model_validate_json(plan.training)
 

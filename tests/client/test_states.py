@@ -23,9 +23,9 @@ from client.states import (
     restore_model,
     restore_optimizer,
 )
-from ept_fed.config import Experiment, TrainingSettings
+from ept_fed.config.experiment import Experiment, TrainingSettings
 from ept_fed.models import PromptedViT
-from ept_fed.sealed_tensors import SealBrokenError
+from ept_fed.storage.checkpoint_file import SealBrokenError
 from ept_fed.training.optimizer import build_optimizer
 from simulations.virtual_sites import prepare_federation
 

@@ -25,7 +25,7 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 
 from client import supernode
 from client.supernode import MultiplexedFleetClient
-from ept_fed.keys import new_key, spell_pkcs8
+from ept_fed.pki.keys import new_key, spell_pkcs8
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT = 20.0

@@ -15,7 +15,7 @@ import pytest
 from client.run_registry import RunRegistry
 from client.warm_site import WarmSite
 from client.worker import Worker
-from ept_fed.config import Experiment
+from ept_fed.config.experiment import Experiment
 from ept_fed.protocol.frames import (
     Frame,
     Introduce,
@@ -25,7 +25,7 @@ from ept_fed.protocol.frames import (
 )
 from ept_fed.protocol.messages import Header, MessageRefusedError, RoundReply, RoundRequest
 from ept_fed.protocol.proposal import Proposal, SiteIntroduction, propose
-from ept_fed.site_settings import SiteSettings, load_site_settings
+from ept_fed.validation.load_site import SiteSettings, load_site_settings
 from tests.client.open_door import OpenDoor
 
 
@@ -184,7 +184,7 @@ def test_a_full_disk_is_said_loses_nothing_and_the_next_attempt_works(
     def fail(_: int) -> None:
         raise OSError(number, os.strerror(number), "/secret/path")
 
-    monkeypatch.setattr("ept_fed.artefacts.os.fsync", fail)
+    monkeypatch.setattr("ept_fed.storage.files.os.fsync", fail)
     said = refusal(ask(worker, second))
     assert "disk is full" in said
     assert "secret" not in said
@@ -195,7 +195,7 @@ def test_a_full_disk_is_said_loses_nothing_and_the_next_attempt_works(
         "received.safetensors",
         "round-0001.safetensors",
     ]
-    monkeypatch.setattr("ept_fed.artefacts.os.fsync", fsync)
+    monkeypatch.setattr("ept_fed.storage.files.os.fsync", fsync)
     assert isinstance(undisturbed, RoundReply)
     assert isinstance(ask(worker, second), RoundReply)
 
@@ -205,7 +205,7 @@ def test_a_full_disk_at_the_proposal_leaves_no_half_agreement(
 ) -> None:
     worker = Worker(settings, OpenDoor())
     with monkeypatch.context() as full:
-        full.setattr("ept_fed.artefacts.os.fsync", lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+        full.setattr("ept_fed.storage.files.os.fsync", lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
         assert "disk is full" in refusal(ask(worker, Introduce("run-a", proposal)))
     assert worker.status().runs == ()
     introduce(worker, proposal)

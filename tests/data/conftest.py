@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ept_fed.config.data import ManifestColumns, ManifestSettings
 from ept_fed.data.records import ImageRecord
-from ept_fed.data_settings import ManifestColumns, ManifestSettings
 
 
 @pytest.fixture

@@ -4,13 +4,13 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from ept_fed.config.data import ManifestSettings, PhantomSettings
 from ept_fed.data.cache import CachedDataset, pool
 from ept_fed.data.datasets import PreparedData, prepare_data
 from ept_fed.data.input_spec import InputSpec
 from ept_fed.data.records import ImageRecord
 from ept_fed.data.transforms import build_pipelines
-from ept_fed.data_settings import ManifestSettings, PhantomSettings
-from ept_fed.problems import InputRefusedError, Problem
+from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.seeds import derive_seed
 
 SPEC = InputSpec(16, (0.5,) * 3, (0.5,) * 3, "bicubic")

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ept_fed.config.data import DicomSettings
 from ept_fed.data.datasets import prepare_data
 from ept_fed.data.dicom import apply_window
 from ept_fed.data.dicom_folder import hash_patient, read_dicom_folder
 from ept_fed.data.input_spec import InputSpec
-from ept_fed.data_settings import DicomSettings
-from ept_fed.problems import InputRefusedError, Problem
+from ept_fed.errors import InputRefusedError, Problem
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("pydicom") is None, reason="needs pydicom: pip install 'ept-fed[dicom]'"

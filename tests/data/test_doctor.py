@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from ept_fed.config.data import ManifestColumns, ManifestSettings, PhantomSettings
+from ept_fed.config.partition import FeatureShiftSettings, IIDPartition
 from ept_fed.data.doctor import examine_data
-from ept_fed.data_settings import ManifestColumns, ManifestSettings, PhantomSettings
-from ept_fed.experiment_file import load_experiment
-from ept_fed.partition_settings import FeatureShiftSettings, IIDPartition
-from ept_fed.problems import InputRefusedError
+from ept_fed.errors import InputRefusedError
+from ept_fed.validation.load_experiment import load_experiment
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared" / "data"

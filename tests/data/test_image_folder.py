@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ept_fed.config.data import ImageFolderSettings
 from ept_fed.data.image_folder import read_image_folder
-from ept_fed.data_settings import ImageFolderSettings
-from ept_fed.problems import InputRefusedError
+from ept_fed.errors import InputRefusedError
 
 
 @pytest.fixture

@@ -3,11 +3,11 @@ from pathlib import Path
 
 import pytest
 
+from ept_fed.config.data import ManifestColumns, ManifestSettings
 from ept_fed.data.manifest import read_manifest
 from ept_fed.data.records import ImageRecord
 from ept_fed.data.sources import open_catalog
-from ept_fed.data_settings import ManifestColumns, ManifestSettings
-from ept_fed.problems import InputRefusedError, Problem
+from ept_fed.errors import InputRefusedError, Problem
 
 Read = Callable[..., ManifestSettings]
 FLAGS = ManifestColumns(label=None, labels=("a", "b"))

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ept_fed.config.data import MedMNISTSettings
 from ept_fed.data.medmnist import read_medmnist
-from ept_fed.data_settings import MedMNISTSettings
-from ept_fed.problems import InputRefusedError
+from ept_fed.errors import InputRefusedError
 
 Write = Callable[..., MedMNISTSettings]
 

@@ -9,10 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ept_fed.data.partition import keep_sites, name_sites, partition_records
-from ept_fed.data.partitioners import PARTITIONERS
-from ept_fed.data.records import ImageRecord
-from ept_fed.partition_settings import (
+from ept_fed.config.partition import (
     AnyPartition,
     DirichletPartition,
     IIDPartition,
@@ -21,7 +18,10 @@ from ept_fed.partition_settings import (
     SitesPartition,
     VirtualPartition,
 )
-from ept_fed.problems import InputRefusedError
+from ept_fed.data.partition import keep_sites, name_sites, partition_records
+from ept_fed.data.partitioners import PARTITIONERS
+from ept_fed.data.records import ImageRecord
+from ept_fed.errors import InputRefusedError
 
 MakeRecords = Callable[..., list[ImageRecord]]
 

@@ -9,11 +9,11 @@ from sklearn.model_selection import GroupKFold, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from ept_fed.config.data import PhantomSettings
 from ept_fed.data.images import UnreadableImageError
 from ept_fed.data.phantom_structures import STRUCTURES
 from ept_fed.data.phantoms import derive_profile, generate_phantoms
-from ept_fed.data_settings import PhantomSettings
-from ept_fed.problems import InputRefusedError
+from ept_fed.errors import InputRefusedError
 
 SMALL = PhantomSettings(phantom_sites=2, patients_per_class=3, images_per_patient=2)
 

@@ -6,10 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ept_fed.data.datasets import prepare_data
-from ept_fed.data.input_spec import InputSpec
-from ept_fed.data.sources import SOURCES, open_catalog
-from ept_fed.data_settings import (
+from ept_fed.config.data import (
     AnyDataSettings,
     DataSettings,
     DicomColumns,
@@ -21,7 +18,10 @@ from ept_fed.data_settings import (
     MedMNISTSettings,
     PhantomSettings,
 )
-from ept_fed.partition_settings import IIDPartition
+from ept_fed.config.partition import IIDPartition
+from ept_fed.data.datasets import prepare_data
+from ept_fed.data.input_spec import InputSpec
+from ept_fed.data.sources import SOURCES, open_catalog
 
 
 def _write_image(path: Path, number: int) -> None:

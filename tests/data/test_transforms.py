@@ -5,6 +5,7 @@ from PIL import Image
 from scipy.stats import ks_2samp
 from torchvision.transforms import RandomResizedCrop
 
+from ept_fed.config.data import AugmentationSettings
 from ept_fed.data.input_spec import InputSpec
 from ept_fed.data.transforms import (
     RandomHorizontalFlipd,
@@ -12,7 +13,6 @@ from ept_fed.data.transforms import (
     build_evaluation_transforms,
     build_training_transforms,
 )
-from ept_fed.data_settings import AugmentationSettings
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
 SPEC = InputSpec(32, MEAN, STD, "bicubic")

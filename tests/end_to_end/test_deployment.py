@@ -11,9 +11,9 @@ import httpcore
 import pytest
 from safetensors.numpy import load_file
 
-from ept_fed.experiment_file import load_experiment
-from ept_fed.keys import new_key, spell_openssh_private
+from ept_fed.pki.keys import new_key, spell_openssh_private
 from ept_fed.reports.progress import Silent
+from ept_fed.validation.load_experiment import load_experiment
 from server.service import find_superlink_port
 from server.status import describe_server
 from simulations.rehearsal import Rehearsal

@@ -21,12 +21,12 @@ from client.app import app as forwarder
 from client.audit_report import show_ledger, verify_ledger
 from client.worker_socket import WorkerAwayError, ask_worker
 from client.worker_status import ask_status
-from ept_fed.config import Experiment
+from ept_fed.config.experiment import Experiment
 from ept_fed.data.phantom_structures import STRUCTURES
-from ept_fed.experiment_file import load_experiment
 from ept_fed.protocol.frames import Frame, Introduce, Refusal, decode_frame, encode_frame
 from ept_fed.protocol.messages import RoundReply, RoundRequest
 from ept_fed.protocol.proposal import SiteIntroduction, propose
+from ept_fed.validation.load_experiment import load_experiment
 from server.app import create_server_app
 from server.rounds import FederationResult
 from simulations.local_grid import LocalGrid

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from ept_fed.experiment_file import load_experiment
 from ept_fed.reports.progress import Silent
+from ept_fed.validation.load_experiment import load_experiment
 from simulations.simulate import simulate
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -13,8 +13,8 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 
-from ept_fed.experiment_file import load_experiment
 from ept_fed.reports.progress import Silent
+from ept_fed.validation.load_experiment import load_experiment
 from tests.conftest import MICRO
 
 KILLS = 20

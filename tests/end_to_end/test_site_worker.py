@@ -25,16 +25,16 @@ from client.app import app as forwarder
 from client.in_process_app import create_client_app
 from client.worker_socket import WorkerAwayError, ask_worker
 from client.worker_status import WorkerStatus, ask_status, status_path
-from ept_fed.config import Experiment
+from ept_fed.config.experiment import Experiment
 from ept_fed.data.phantom_structures import STRUCTURES
-from ept_fed.experiment_file import load_experiment
 from ept_fed.flower.messages import decode_introduction, encode_proposal, encode_request
 from ept_fed.flower.records import SITE_AWAY, SITE_REFUSED
 from ept_fed.flower.transport import set_task_identity
 from ept_fed.protocol.frames import Frame, Introduce, Refusal, decode_frame, encode_frame
 from ept_fed.protocol.messages import Header, RoundReply, RoundRequest
-from ept_fed.protocol.plan import Plan
 from ept_fed.protocol.proposal import Proposal, SiteIntroduction, propose
+from ept_fed.run_plan.plan import Plan
+from ept_fed.validation.load_experiment import load_experiment
 from server.app import create_server_app
 from server.rounds import FederationResult
 from simulations.local_grid import LocalGrid
@@ -226,8 +226,9 @@ except PermissionError:
 def test_a_second_worker_never_takes_a_living_ones_socket(worker: Process) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     code = (
-        "import sys; from pathlib import Path; from client.worker_process import bind_socket;"
-        "from ept_fed.site_settings import load_site_settings; bind_socket(load_site_settings(Path(sys.argv[1])))"
+        "import sys; from pathlib import Path; from client.worker_process import bind_socket; "
+        "from ept_fed.validation.load_site import load_site_settings; "
+        "bind_socket(load_site_settings(Path(sys.argv[1])))"
     )
     command = [sys.executable, "-c", code, str(worker.kit / "site.yaml")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

@@ -9,12 +9,12 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from ept_fed.config import Experiment
-from ept_fed.methods import HEAD_TENSORS, METHODS, find_senders, may_travel
+from ept_fed.catalog.methods import HEAD_TENSORS, METHODS, find_senders, may_travel
+from ept_fed.config.experiment import Experiment
+from ept_fed.errors import InputRefusedError
 from ept_fed.models import TunedViT, digest_tensors, find_class, frozen_tensors
 from ept_fed.models.backbones import Backbone
 from ept_fed.models.payload import export_payload, import_payload, payload_layout
-from ept_fed.problems import InputRefusedError
 from ept_fed.protocol.layout import PayloadLayout, PayloadMismatchError
 from ept_fed.reports.progress import Silent
 from ept_fed.training.optimizer import build_optimizer

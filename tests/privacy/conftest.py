@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from cryptography import x509
 
-from ept_fed.keys import new_key
+from ept_fed.pki.keys import new_key
 from ept_fed.privacy.aggregation_messages import Kind
 from ept_fed.privacy.aggregation_server import SecureAggregationServer, SecureMean
 from ept_fed.privacy.aggregation_session import AggregationSession, default_threshold

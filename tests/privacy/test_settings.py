@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import pytest
 
-from ept_fed.config import Experiment
-from ept_fed.problems import InputRefusedError
+from ept_fed.config.experiment import Experiment
+from ept_fed.errors import InputRefusedError
 
 PRIVATE = "training.privacy={clip: 1.0, noise_multiplier: 1.0}"
 

@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 import pytest
 
-from ept_fed.config import Experiment, FederationSettings
-from ept_fed.contradictions import check_sites
-from ept_fed.problems import InputRefusedError
-from ept_fed.strategies import STRATEGIES
+from ept_fed.catalog.strategies import STRATEGIES
+from ept_fed.config.experiment import Experiment, FederationSettings
+from ept_fed.errors import InputRefusedError
+from ept_fed.validation.experiment import check_sites
 
 LOCAL = "federation.site_privacy={noise: local, clip: 0.5, noise_multiplier: 2}"
 CENTRAL = (

@@ -12,7 +12,7 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ept_fed.config import Experiment
+from ept_fed.config.experiment import Experiment
 from ept_fed.flower import records
 from ept_fed.flower.messages import (
     decode_introduction,

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ept_fed.config import Experiment
+from ept_fed.config.experiment import Experiment
 from ept_fed.protocol.frames import Frame, Introduce, Refusal, decode_frame, encode_frame, kind_of
 from ept_fed.protocol.framing import (
     _MAGIC,

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ept_fed.methods import HEAD_TENSORS, METHODS
+from ept_fed.catalog.methods import HEAD_TENSORS, METHODS
 from ept_fed.protocol.layout import PayloadLayout, PayloadMismatchError
 
 SHAPES = st.lists(st.integers(1, 5), min_size=1, max_size=3).map(tuple)

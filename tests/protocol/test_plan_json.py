@@ -8,8 +8,8 @@ import pytest
 
 from ept_fed.protocol.layout import PayloadLayout, PayloadMismatchError
 from ept_fed.protocol.messages import MessageRefusedError
-from ept_fed.protocol.plan import Plan
-from ept_fed.protocol.plan_json import plan_differences, plan_from_json, plan_to_json
+from ept_fed.run_plan.plan import Plan
+from ept_fed.run_plan.plan_json import plan_differences, plan_from_json, plan_to_json
 
 LAYOUT = PayloadLayout((("sinks", (2, 3)), ("tokens", (2, 1, 4))), ("embedding concat", "layer 0", "layer 1"))
 PLAN = Plan(

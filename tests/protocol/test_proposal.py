@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from ept_fed.config import LOCAL_SETTINGS, Experiment
-from ept_fed.problems import InputRefusedError
+from ept_fed.config.experiment import LOCAL_SETTINGS, Experiment
+from ept_fed.errors import InputRefusedError
 from ept_fed.protocol.layout import PayloadLayout, PayloadMismatchError
 from ept_fed.protocol.messages import MessageRefusedError
 from ept_fed.protocol.proposal import Proposal, SiteIntroduction, propose

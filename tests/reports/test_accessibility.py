@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from ept_fed.benchmark_cells import list_cells
-from ept_fed.config import Experiment
+from ept_fed.config.experiment import Experiment
 from ept_fed.reports.analysis_folder import AnalysisFolder
 from ept_fed.reports.feature_record import MOMENTS, FeatureRecord, ScalingExamples
 from ept_fed.reports.gallery import GalleryItem

@@ -6,7 +6,7 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.container import ErrorbarContainer
 
-from ept_fed.benchmark_settings import SETTINGS
+from ept_fed.config.benchmark import SETTINGS
 from ept_fed.reports.benchmark_chart import draw_benchmark, pick_colours, plot_benchmark
 
 NAN = float("nan")

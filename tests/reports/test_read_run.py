@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ept_fed.problems import InputRefusedError
+from ept_fed.errors import InputRefusedError
 from ept_fed.reports.read_run import read_run
 from ept_fed.reports.run_folder import RunFolder
 

@@ -9,13 +9,13 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from ept_fed.catalog.strategies import resolve_options
 from ept_fed.flower.messages import decode_request, encode_reply
 from ept_fed.flower.records import encode_frame_record, read_frame_record
 from ept_fed.protocol.frames import decode_frame
 from ept_fed.protocol.layout import PayloadLayout, Vector
 from ept_fed.protocol.messages import EVALUATE_METRICS, TRAIN_METRICS, Phase, RoundReply
-from ept_fed.protocol.plan import Plan
-from ept_fed.strategies import resolve_options
+from ept_fed.run_plan.plan import Plan
 from server.app import create_server_app
 from server.round_record import RoundRecord
 from server.rounds import FederationResult

@@ -14,8 +14,8 @@ from ept_fed.privacy.round_session import weigh_site
 from ept_fed.protocol.frames import decode_frame, encode_frame
 from ept_fed.protocol.layout import Vector
 from ept_fed.protocol.messages import EVALUATE_METRICS, TRAIN_METRICS, RoundReply
-from ept_fed.protocol.plan import Plan
 from ept_fed.protocol.stages import StageReply, StageRequest
+from ept_fed.run_plan.plan import Plan
 from server.app import create_server_app
 from server.rounds import FederationResult
 from simulations.local_grid import LocalGrid

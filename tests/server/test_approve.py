@@ -14,11 +14,11 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from ept_fed.key_request import make_key_request, parse_key_request
-from ept_fed.keys import new_key
-from ept_fed.kit_doctor import examine_kit
-from ept_fed.problems import InputRefusedError
-from ept_fed.site_keys import request_certificate
+from ept_fed.errors import InputRefusedError
+from ept_fed.pki.check_kit import examine_kit
+from ept_fed.pki.keys import new_key
+from ept_fed.pki.signing_request import make_key_request, parse_key_request
+from ept_fed.pki.site_keys import request_certificate
 from server.provision import approve, provision, renew_site, revoke
 
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from ept_fed.certificates import common_name, find_chain_problems, judge_validity, parse_certificate, public_key
-from ept_fed.keys import (
+from ept_fed.errors import InputRefusedError
+from ept_fed.pki.certificates import common_name, find_chain_problems, judge_validity, parse_certificate, public_key
+from ept_fed.pki.keys import (
     new_key,
     parse_openssh_private,
     parse_openssh_public,
@@ -18,7 +19,6 @@ from ept_fed.keys import (
     spell_openssh_public,
     spell_pkcs8,
 )
-from ept_fed.problems import InputRefusedError
 from server.authority import Authority
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from flwr.app import Message
 
+from ept_fed.catalog.strategies import resolve_options
 from ept_fed.protocol.layout import Vector
-from ept_fed.strategies import resolve_options
 from server.strategies import AGGREGATORS
 from tests.server.adding_sites import (
     BAD,

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ept_fed.artefacts import dump_json
-from ept_fed.problems import InputRefusedError
+from ept_fed.errors import InputRefusedError
 from ept_fed.protocol.layout import Vector
-from ept_fed.protocol.plan import Plan
+from ept_fed.run_plan.plan import Plan
+from ept_fed.storage.files import dump_json
 from server.app import create_server_app
 from server.checkpoints import Checkpoint, CheckpointFolder
 from server.round_record import RoundRecord

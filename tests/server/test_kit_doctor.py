@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from ept_fed.keys import new_key, spell_openssh_private, spell_pkcs8
-from ept_fed.kit_doctor import examine_kit
-from ept_fed.kit_layout import parse_checksums, read_identity
-from ept_fed.problems import InputRefusedError
+from ept_fed.errors import InputRefusedError
+from ept_fed.pki.check_kit import examine_kit
+from ept_fed.pki.keys import new_key, spell_openssh_private, spell_pkcs8
+from ept_fed.pki.kit_layout import parse_checksums, read_identity
 
 KINDS = ("sites/north", "server", "authority")
 

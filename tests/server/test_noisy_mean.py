@@ -7,10 +7,10 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 
-from ept_fed.privacy_settings import SitePrivacySettings
+from ept_fed.catalog.strategies import STRATEGIES
+from ept_fed.config.privacy import SitePrivacySettings
 from ept_fed.protocol.layout import PayloadLayout, Vector
 from ept_fed.protocol.messages import TOLD_METRICS, TRAIN_METRICS
-from ept_fed.strategies import STRATEGIES
 from server.aggregator import Update
 from server.noisy_mean import NoisyMean
 from server.strategies import create_aggregator

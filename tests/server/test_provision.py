@@ -21,10 +21,10 @@ import pytest
 from cryptography import x509
 from cryptography.x509.verification import PolicyBuilder, Store
 
-from ept_fed.keys import new_key, spell_pkcs8
-from ept_fed.kit_doctor import examine_kit
-from ept_fed.kit_layout import read_identity
-from ept_fed.problems import InputRefusedError
+from ept_fed.errors import InputRefusedError
+from ept_fed.pki.check_kit import examine_kit
+from ept_fed.pki.keys import new_key, spell_pkcs8
+from ept_fed.pki.kit_layout import read_identity
 from server.provision import provision, renew_server, renew_site, revoke
 
 Snapshot = Callable[[Path], dict[str, tuple[str, int]]]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flwr.app import Error, Message
 
-from ept_fed.strategies import STRATEGIES
+from ept_fed.catalog.strategies import STRATEGIES
 from server.strategies import AGGREGATORS, create_aggregator
 from simulations.local_grid import LocalGrid
 from tests.server.adding_sites import (

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 
 from client.secure_rounds import SecureRounds
-from ept_fed.config import FederationSettings
-from ept_fed.contradictions import check_sites
+from ept_fed.catalog.strategies import STRATEGIES, resolve_options
+from ept_fed.config.experiment import FederationSettings
+from ept_fed.errors import InputRefusedError
 from ept_fed.flower.messages import decode_request, encode_request
 from ept_fed.privacy.aggregation_messages import Kind
-from ept_fed.problems import InputRefusedError
 from ept_fed.protocol.messages import MessageRefusedError, RoundRequest
-from ept_fed.protocol.plan import Plan
 from ept_fed.protocol.stages import STAGES, Stage, StageReply, StageRequest
-from ept_fed.secure_contradictions import find_secure_contradictions
-from ept_fed.strategies import STRATEGIES, resolve_options
+from ept_fed.run_plan.plan import Plan
+from ept_fed.validation.experiment import check_sites
+from ept_fed.validation.secure_aggregation import find_secure_contradictions
 from server.aggregator import Update
 from server.strategies import create_aggregator
 from simulations.certify import certify_sites

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ept_fed.problems import InputRefusedError
+from ept_fed.errors import InputRefusedError
 from server.bundle import build_bundle
 from server.control import Run
 from server.provision import provision, revoke

@@ -15,15 +15,15 @@ import simulations.attack_inversion
 from client.policy import Policy
 from client.site import Site
 from ept_fed.cli.main import app
-from ept_fed.config import Experiment
-from ept_fed.experiment_file import load_experiment
+from ept_fed.config.experiment import Experiment
+from ept_fed.errors import InputRefusedError
 from ept_fed.models.vit import PromptedViT
 from ept_fed.privacy.views import View
-from ept_fed.problems import InputRefusedError
 from ept_fed.protocol.messages import RoundReply, RoundRequest
 from ept_fed.reports.attack_record import PARTS
 from ept_fed.reports.progress import Silent
 from ept_fed.reports.read_run import read_run
+from ept_fed.validation.load_experiment import load_experiment
 from simulations.attack_controls import control_inversion, control_membership
 from simulations.attack_inversion import choose_targets
 from simulations.attack_membership import choose_candidates

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from client.states import capture_model
-from ept_fed.config import Experiment
+from ept_fed.config.experiment import Experiment
 from ept_fed.reports.progress import Silent
 from ept_fed.reports.run_folder import RunFolder
 from simulations.baselines import train_centralised, train_centralised_prompts, train_local

@@ -12,8 +12,8 @@ import pytest
 
 import simulations.benchmark
 import simulations.benchmark_cell
-from ept_fed.config import Experiment
-from ept_fed.problems import InputRefusedError, Problem
+from ept_fed.config.experiment import Experiment
+from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.reports.progress import Silent
 from simulations.benchmark import benchmark
 from simulations.simulate import simulate

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from flwr.app import Context, Message, RecordDict
 
-from ept_fed.config import Experiment
-from ept_fed.problems import InputRefusedError
+from ept_fed.config.experiment import Experiment
+from ept_fed.errors import InputRefusedError
 from ept_fed.reports.progress import Silent
 from simulations import flower_client
 from simulations.flower_client import app as client_app

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from ept_fed.config import Experiment
+from ept_fed.config.experiment import Experiment
 from ept_fed.privacy.accountant import GaussianSteps, spent_epsilon
 from ept_fed.reports.progress import Silent
 from server.noisy_mean import NoisyMean

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from ept_fed.config import Experiment
+from ept_fed.config.experiment import Experiment
 from simulations.probe_heads import compare_heads
 from simulations.virtual_sites import prepare_federation
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ept_fed.config import Experiment
+from ept_fed.config.experiment import Experiment
 from simulations.probe_membership import probe
 from simulations.virtual_sites import prepare_federation
 

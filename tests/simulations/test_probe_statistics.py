@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from ept_fed.config import Experiment
+from ept_fed.config.experiment import Experiment
 from ept_fed.training.discriminant import measure_statistics
 from simulations.probe_statistics import probe, score_closeness, score_leverage
 from simulations.virtual_sites import prepare_federation

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from ept_fed.config import Experiment
+from ept_fed.config.experiment import Experiment
 from ept_fed.data.datasets import PreparedData
-from ept_fed.problems import InputRefusedError
+from ept_fed.errors import InputRefusedError
 from ept_fed.reports.progress import Silent
 from ept_fed.reports.run_folder import RunFolder
 from server.checkpoints import Checkpoint, CheckpointFolder

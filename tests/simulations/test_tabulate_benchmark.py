@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from ept_fed.benchmark_settings import SETTINGS
-from ept_fed.config import Experiment
+from ept_fed.config.benchmark import SETTINGS
+from ept_fed.config.experiment import Experiment
 from ept_fed.reports.progress import Silent
 from simulations.benchmark import benchmark
 from simulations.tabulate_benchmark import (

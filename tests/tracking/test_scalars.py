@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ept_fed.config import Experiment
+from ept_fed.config.experiment import Experiment
 from ept_fed.tracking.scalars import MOST_SITES, describe_settings, list_result, list_round, plain_name, tabulate
 
 NAMES = st.one_of(st.text(min_size=1), st.sampled_from(["north", "a/b", "..", "München", "x" * 300, "a b", "a_b"]))

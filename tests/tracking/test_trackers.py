@@ -14,8 +14,8 @@ import pytest
 from typer.testing import CliRunner
 
 from ept_fed.cli.main import app
-from ept_fed.config import Experiment
-from ept_fed.problems import InputRefusedError
+from ept_fed.config.experiment import Experiment
+from ept_fed.errors import InputRefusedError
 from ept_fed.reports.progress import Silent
 from ept_fed.tracking import writers
 from ept_fed.tracking.scalars import list_round

@@ -14,8 +14,8 @@ from torch import nn
 from client.personalise import fine_tune
 from client.site import Site
 from ept_fed.benchmark_cells import list_cells
-from ept_fed.config import Experiment
-from ept_fed.problems import InputRefusedError
+from ept_fed.config.experiment import Experiment
+from ept_fed.errors import InputRefusedError
 from ept_fed.protocol.messages import MessageRefusedError, RoundRequest
 from ept_fed.reports.progress import Silent
 from ept_fed.reports.run_folder import RunFolder

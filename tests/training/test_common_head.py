@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from ept_fed.benchmark_cells import list_cells
-from ept_fed.config import Experiment
-from ept_fed.problems import InputRefusedError
+from ept_fed.config.experiment import Experiment
+from ept_fed.errors import InputRefusedError
 from ept_fed.reports.progress import Silent
 from ept_fed.reports.run_folder import RunFolder
 from simulations.baselines import train_centralised_prompts

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from ept_fed.config import Experiment
-from ept_fed.problems import InputRefusedError
+from ept_fed.config.experiment import Experiment
+from ept_fed.errors import InputRefusedError
 from ept_fed.training.precision import settle_precision, use_bfloat16
 
 Micro = Callable[..., Experiment]

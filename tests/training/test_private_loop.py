@@ -9,12 +9,12 @@ import torch
 
 from client.round_cost import RoundCost
 from client.site import Site
-from ept_fed.config import TrainingSettings
+from ept_fed.config.experiment import TrainingSettings
+from ept_fed.errors import InputRefusedError
 from ept_fed.models import PromptedViT
 from ept_fed.privacy.accountant import GaussianSteps, spent_epsilon
-from ept_fed.problems import InputRefusedError
 from ept_fed.protocol.messages import MessageRefusedError
-from ept_fed.protocol.plan import Plan
+from ept_fed.run_plan.plan import Plan
 from ept_fed.training import private_loop
 from ept_fed.training.loop import RoundScope
 from ept_fed.training.optimizer import build_optimizer

@@ -10,9 +10,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from client.site import Site
-from ept_fed.config import Experiment
-from ept_fed.methods import Statistics
-from ept_fed.problems import InputRefusedError
+from ept_fed.catalog.methods import Statistics
+from ept_fed.config.experiment import Experiment
+from ept_fed.errors import InputRefusedError
 from ept_fed.protocol.layout import PayloadLayout, PayloadMismatchError, Vector
 from ept_fed.protocol.messages import Header, RoundReply, RoundRequest
 from ept_fed.reports.progress import Silent

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ept_fed.config import Experiment, TrainingSettings
+from ept_fed.config.experiment import Experiment, TrainingSettings
 from ept_fed.models import PromptedViT
 from ept_fed.training.losses import LOSSES
 from ept_fed.training.optimizer import build_optimizer, set_learning_rates

@@ -1,0 +1,1 @@
+"""Typed settings, one file per section of an experiment, and the YAML reader that validates them together."""

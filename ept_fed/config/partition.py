@@ -1,0 +1,101 @@
+"""How images are dealt to sites: the sites they come with, or virtual ones; see `ept_fed.data.partition`."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from ept_fed.config.base import Count, Positive, Settings
+
+__all__ = [
+    "AnyPartition",
+    "DirichletPartition",
+    "FeatureShiftSettings",
+    "IIDPartition",
+    "PartitionSettings",
+    "QuantityPartition",
+    "ShardsPartition",
+    "SitesPartition",
+    "VirtualPartition",
+]
+
+Sites = Annotated[int, Field(ge=1, le=100_000)]
+_SITES = "how many virtual sites"
+_MIN_IMAGES = "fewest images of a site; shares are drawn again, up to ten times, until each has them"
+
+
+class FeatureShiftSettings(Settings):
+    """A seeded scanner per site; each range is drawn from uniformly, once per site."""
+
+    gain: tuple[Positive, Positive] = Field((0.8, 1.2), description="factor on the intensity")
+    gamma: tuple[Positive, Positive] = Field((0.7, 1.4), description="exponent on the intensity, before the gain")
+    blur: tuple[Annotated[float, Field(ge=0.0, le=0.1)], Annotated[float, Field(ge=0.0, le=0.1)]] = Field(
+        (0.0, 0.012), description="std of the point spread, in shares of the image width"
+    )
+    noise: tuple[Annotated[float, Field(ge=0.0, le=1.0)], Annotated[float, Field(ge=0.0, le=1.0)]] = Field(
+        (0.0, 0.05), description="std of the sensor noise, on the 0–1 scale"
+    )
+    field_of_view: tuple[Annotated[float, Field(ge=0.25, le=4.0)], Annotated[float, Field(ge=0.25, le=4.0)]] = Field(
+        (0.85, 1.2), description="width seen, in image widths; above 1 shows the image smaller, its border repeated"
+    )
+
+
+class PartitionSettings(Settings):
+    """What every partition may have."""
+
+    feature_shift: FeatureShiftSettings | None = Field(
+        None, description="give every site a scanner of its own; {} takes the defaults below"
+    )
+
+
+class SitesPartition(PartitionSettings):
+    """The sites that the source names: a column, a folder, a phantom scanner."""
+
+    kind: Literal["sites"] = "sites"
+
+
+class VirtualPartition(PartitionSettings):
+    """What every partition into virtual sites has; sites that the source names are pooled first."""
+
+    sites: Sites = Field(description=_SITES)
+
+
+class IIDPartition(VirtualPartition):
+    """Whole groups at random, so that every site sees the same mix."""
+
+    kind: Literal["iid"] = "iid"
+
+
+class DirichletPartition(VirtualPartition):
+    """Label skew: each class is shared out in proportions drawn from Dirichlet(alpha); Yurochkin et al. 2019."""
+
+    kind: Literal["dirichlet"] = "dirichlet"
+    alpha: Annotated[float, Field(gt=0.0, le=1e6)] = Field(
+        0.5, description="large: every site alike; small: few classes per site"
+    )
+    min_images: Annotated[int, Field(ge=1)] = Field(10, description=_MIN_IMAGES)
+    self_balancing: bool = Field(
+        False, description="give nothing more to a site that already holds more than the average"
+    )
+
+
+class ShardsPartition(VirtualPartition):
+    """Label shards: images sorted by class, cut into equal shards, a few per site; McMahan et al. 2017."""
+
+    kind: Literal["shards"] = "shards"
+    shards_per_site: Annotated[int, Field(ge=1, le=1000)] = Field(2, description="about as many classes per site")
+
+
+class QuantityPartition(VirtualPartition):
+    """Quantity skew: sites of log-normal size, each with the same mix; as in LEAF and FedProx's synthetic data."""
+
+    kind: Literal["quantity"] = "quantity"
+    sigma: Annotated[float, Field(ge=0.0, le=10.0)] = Field(
+        1.0, description="std of the logarithm of a site's size; 0 makes all alike"
+    )
+    min_images: Count = Field(10, description=_MIN_IMAGES)
+
+
+AnyPartition = Annotated[
+    SitesPartition | IIDPartition | DirichletPartition | ShardsPartition | QuantityPartition,
+    Field(discriminator="kind"),
+]

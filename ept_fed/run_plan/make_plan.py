@@ -1,0 +1,82 @@
+"""From an experiment, and what the sites' backbone leads to, to the plan that the server follows."""
+
+import json
+from collections.abc import Mapping, Sequence
+
+from ept_fed.catalog.strategies import STRATEGIES, resolve_options
+from ept_fed.config.experiment import Experiment, FederationSettings, TrainingSettings
+from ept_fed.protocol.layout import PayloadLayout, Vector
+from ept_fed.run_plan.plan import Plan
+
+__all__ = ["agree_on_training", "make_plan"]
+
+_AS_THEY_ARE = {
+    "averaging",
+    "weights",
+    "weight_cap",
+    "sites_per_round",
+    "quorum",
+    "deadline",
+    "grace",
+    "norm_bound",
+    "patience",
+    "target_auc",
+}
+
+
+def make_plan(
+    experiment: Experiment,
+    run: str,
+    *,
+    examples: Mapping[str, int],
+    backbone_digest: str,
+    layout: PayloadLayout,
+    initial: Vector,
+    proposed_to: Sequence[str] | None = None,
+) -> Plan:
+    """Return the plan of an experiment.
+
+    Args:
+        experiment: validated.
+        run: its identity in every message.
+        examples: training images of each site that takes part, by its registered name; what it may claim, unless the
+            experiment says.
+        backbone_digest: SHA-256 of the backbone that every site has.
+        layout: of the payload.
+        initial: layout.size float32.
+        proposed_to: names of all sites that were asked to take part; None: those in `examples`.
+    """
+    federation = experiment.federation
+    options = resolve_options(federation.strategy, federation.options)
+    training = agree_on_training(experiment.training, federation).model_dump()
+    return Plan(
+        run=run,
+        seed=experiment.seed,
+        backbone_digest=backbone_digest,
+        layout=layout,
+        initial=initial,
+        rounds=federation.rounds,
+        sites=tuple(examples),
+        training=json.dumps(training, separators=(",", ":")),
+        strategy=federation.strategy,
+        options=options,
+        max_examples=_most_examples(experiment, examples),
+        secure_sites=tuple(sorted(proposed_to or examples)) if federation.secure_aggregation else (),
+        site_privacy=federation.site_privacy,
+        secure_threshold=federation.secure_aggregation.threshold if federation.secure_aggregation else None,
+        **federation.model_dump(include=_AS_THEY_ARE),
+    )
+
+
+def agree_on_training(training: TrainingSettings, federation: FederationSettings) -> TrainingSettings:
+    """Return what every train request of a run carries: the settings, with the strategy's pull towards the mean."""
+    proximal = STRATEGIES[federation.strategy].proximal_option
+    options = resolve_options(federation.strategy, federation.options)
+    return training.model_copy(update={"proximal_mu": options[proximal] if proximal else 0.0})
+
+
+def _most_examples(experiment: Experiment, known: Mapping[str, int]) -> dict[str, int]:
+    agreed = experiment.federation.max_examples
+    if agreed is None:
+        return dict(known)
+    return dict.fromkeys(known, agreed) if isinstance(agreed, int) else dict(agreed)

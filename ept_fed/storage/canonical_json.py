@@ -1,0 +1,44 @@
+"""Canonical JSON: one spelling per document, so that a signature covers every byte of a file a person can read."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from ept_fed.errors import InputRefusedError, Problem
+
+__all__ = ["parse_canonical", "spell_canonical"]
+
+
+def spell_canonical(document: Mapping[str, Any]) -> bytes:
+    """Return UTF-8 JSON with sorted keys, two spaces of indentation and a final newline.
+
+    Raises:
+        ValueError: for NaN and infinity, which JSON cannot hold.
+    """
+    text = json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    return (text + "\n").encode()
+
+
+def parse_canonical(name: str, content: bytes) -> dict[str, Any]:
+    """Read a document that `spell_canonical` wrote; repeated keys and other spellings do not survive the comparison.
+
+    Args:
+        name: of the file, for the refusal.
+        content: the whole file.
+
+    Raises:
+        InputRefusedError: for anything else.
+    """
+    try:
+        document = json.loads(content.decode())
+        canonical = isinstance(document, dict) and spell_canonical(document) == content
+    except (ValueError, RecursionError) as error:
+        raise _refusal(name, content, "is not JSON") from error
+    if not canonical:
+        raise _refusal(name, content, "is not spelled as ept-fed export spells it: it was edited")
+    return dict(document)
+
+
+def _refusal(name: str, content: bytes, reason: str) -> InputRefusedError:
+    fix = f"{reason}; get an unaltered copy of the bundle"
+    return InputRefusedError([Problem(name, f"{len(content):,} bytes", fix)])

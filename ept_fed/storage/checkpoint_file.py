@@ -1,0 +1,68 @@
+"""Checkpoint files: safetensors with a description and the SHA-256 of both inside, so that damage is noticed.
+
+A cut file fails to parse, an altered one fails its own hash. The hash guards against accidents, not against people:
+whoever can write the file can also write its hash.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from ept_fed.storage.files import write_bytes
+
+__all__ = ["SealBrokenError", "read_sealed", "seal_tensors", "write_sealed"]
+
+Tensors = Mapping[str, npt.NDArray[Any]]
+
+_KEY = "ept_fed"
+
+
+class SealBrokenError(ValueError):
+    """A checkpoint file that is cut short, altered, or none at all; the text names the file."""
+
+
+def write_sealed(path: Path, tensors: Tensors, about: Mapping[str, Any]) -> None:
+    """Write tensors and their description atomically."""
+    write_bytes(path, seal_tensors(tensors, about))
+
+
+def seal_tensors(tensors: Tensors, about: Mapping[str, Any]) -> bytes:
+    """Return the content of such a file."""
+    sealed = {"about": dict(about), "sha256": _digest(tensors, about)}
+    # One key only: safetensors writes several in a random order, and equal states shall give equal bytes.
+    return save(dict(tensors), metadata={_KEY: json.dumps(sealed)})
+
+
+def read_sealed(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
+    """Return tensors and description.
+
+    Raises:
+        SealBrokenError: if the file cannot be read, is not whole, or is not what was written.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        sealed = json.loads(metadata[_KEY])
+        about, digest = dict(sealed["about"]), sealed["sha256"]
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise SealBrokenError(f"{path} is cut short or is not a checkpoint ({type(error).__name__})") from error
+    if _digest(tensors, about) != digest:
+        raise SealBrokenError(f"{path} was altered: its content does not match the SHA-256 inside")
+    return tensors, about
+
+
+def _digest(tensors: Tensors, about: Mapping[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = np.ascontiguousarray(tensors[name])
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(tensor.tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,217 @@
+"""Settings that are each valid but do not fit together, or name paths that are not there."""
+
+import difflib
+from collections.abc import Collection
+from pathlib import Path
+
+from ept_fed.catalog.methods import COMMON_HEADS, METHODS
+from ept_fed.catalog.options import check_options
+from ept_fed.catalog.strategies import STRATEGIES, count_asked, resolve_options
+from ept_fed.config.experiment import Experiment, FederationSettings, ModelSettings, TrainingSettings
+from ept_fed.errors import Problem
+from ept_fed.validation.data import check_exists, find_data_contradictions, find_split_contradictions
+from ept_fed.validation.record_dp import find_privacy_contradictions
+from ept_fed.validation.secure_aggregation import check_secure_sites, find_secure_contradictions
+from ept_fed.validation.site_dp import check_noise_shares, find_site_privacy_contradictions
+
+__all__ = ["check_sites", "check_statistics", "find_contradictions", "find_shared_contradictions"]
+
+_PLAIN_MEANS = ("fedavg", "fedprox")
+
+
+def find_contradictions(experiment: Experiment) -> list[Problem]:
+    """Check the sections against each other and the paths against the disk; return what is wrong."""
+    weights, found = experiment.model.weights, find_data_contradictions(experiment)
+    if weights not in (None, "pretrained"):
+        found += check_exists("model.weights", Path(str(weights)))
+    return found + _check_sections(experiment)
+
+
+def find_shared_contradictions(experiment: Experiment) -> list[Problem]:
+    """Check what a consortium proposes, and no path: images and weights lie at the sites."""
+    return find_split_contradictions(experiment.data) + _check_sections(experiment)
+
+
+def _check_sections(experiment: Experiment) -> list[Problem]:
+    data, model, training, federation = (
+        experiment.data,
+        experiment.model,
+        experiment.training,
+        experiment.federation,
+    )
+    found = []
+    if model.method == "ept" and model.embedding != "concat" and federation.payload == "folded":
+        found.append(
+            Problem(
+                "federation.payload",
+                "folded",
+                f"model.embedding = '{model.embedding}' has no fold, because only columns of plain 'concat' enter the "
+                "softmax as a constant sum of exponentials; set federation.payload=raw or model.embedding=concat",
+            )
+        )
+    if model.initial_sink is not None and model.embedding != "concat":
+        fix = "is where plain concat's columns fold to; leave it out, or set model.embedding=concat"
+        found.append(Problem("model.initial_sink", model.initial_sink, fix))
+    if data.task == "multi_label" and training.class_balanced:
+        found.append(
+            Problem("training.class_balanced", True, "is defined for data.task=single_label only; set it to false")
+        )
+    if isinstance(model.prompt_layers, tuple) and len(set(model.prompt_layers)) != len(model.prompt_layers):
+        found.append(Problem("model.prompt_layers", list(model.prompt_layers), "name each layer once"))
+    if training.proximal_mu:
+        fix = "is set by the server; use federation.strategy=fedprox or feddyn, and its option"
+        found.append(Problem("training.proximal_mu", training.proximal_mu, fix))
+    if training.head_first_epochs and federation.share == "prompts+head":
+        fix = "FedRep's order is for heads that stay at the sites; set it to 0, or federation.share=prompts"
+        found.append(Problem("training.head_first_epochs", training.head_first_epochs, fix))
+    if training.head in COMMON_HEADS:
+        found += _check_common_head(experiment)
+    if training.head == "discriminant":
+        found += _check_discriminant(experiment)
+    if experiment.evaluation.cross_site and "local" not in experiment.evaluation.baselines:
+        fix = "compares the sites' local models, and there are none; add local to evaluation.baselines"
+        found.append(Problem("evaluation.cross_site", True, fix))
+    found += find_privacy_contradictions(experiment) + find_secure_contradictions(federation)
+    found += find_site_privacy_contradictions(experiment)
+    return found + _check_method(model, training, federation) + _check_strategy(federation)
+
+
+def _check_common_head(experiment: Experiment) -> list[Problem]:
+    """Return what does not go with a head that every site draws for itself and nobody trains."""
+    found = []
+    if experiment.federation.share == "prompts+head":
+        fix = "every site draws a common head from the run's seed, so it need not travel; set it to prompts"
+        found.append(Problem("federation.share", experiment.federation.share, fix))
+    if experiment.training.head_first_epochs:
+        fix = "a common head is not trained; set it to 0"
+        found.append(Problem("training.head_first_epochs", experiment.training.head_first_epochs, fix))
+    if experiment.training.head == "common+own" and experiment.personalisation.ditto is not None:
+        fix = "trains a second model under the common head alone; leave it out, or set training.head=common"
+        found.append(Problem("personalisation.ditto", experiment.personalisation.ditto, fix))
+    return found
+
+
+def _check_discriminant(experiment: Experiment) -> list[Problem]:
+    """Return what does not go with a head that is computed at the site."""
+    found = []
+    if experiment.federation.share == "prompts+head":
+        found += check_statistics(experiment.federation) + _check_use_of_statistics(experiment)
+    if experiment.training.head_first_epochs:
+        fix = "the discriminant's head is not trained; set it to 0"
+        found.append(Problem("training.head_first_epochs", experiment.training.head_first_epochs, fix))
+    if experiment.personalisation.ditto is not None:
+        fix = "trains a second model with a head of its own; leave it out, or set training.head=trained"
+        found.append(Problem("personalisation.ditto", experiment.personalisation.ditto, fix))
+    return found
+
+
+def _check_use_of_statistics(experiment: Experiment) -> list[Problem]:
+    """Return what statistics that are shared cannot be used for."""
+    found = []
+    if experiment.data.task == "multi_label":
+        fix = "statistics of labels that occur together tell of single images; set federation.share=prompts"
+        found.append(Problem("data.task", "multi_label", fix))
+    personal = experiment.personalisation
+    for name, value, unset in (
+        ("fine_tune_epochs", personal.fine_tune_epochs, None),
+        ("interpolate", personal.interpolate, False),
+    ):
+        if value != unset:
+            fix = "moves the prompts away from the head that was computed for them; leave it out"
+            found.append(Problem(f"personalisation.{name}", value, fix))
+    return found
+
+
+def check_statistics(federation: FederationSettings) -> list[Problem]:
+    """Return what does not go with a head that is computed from all sites' statistics, which must be their mean."""
+    found = []
+    shared = "federation.share=prompts+head with training.head=discriminant"
+    if federation.strategy not in _PLAIN_MEANS:
+        fix = f"{shared} needs a plain mean of what is measured; use {' or '.join(_PLAIN_MEANS)}"
+        found.append(Problem("federation.strategy", federation.strategy, fix))
+    for name in ("patience", "target_auc"):
+        if (value := getattr(federation, name)) is not None:
+            fix = f"{shared} measures in the last round, which must come; leave it out"
+            found.append(Problem(f"federation.{name}", value, fix))
+    for name, wanted in (("sites_per_round", 1.0), ("weights", "examples")):
+        if (value := getattr(federation, name)) != wanted:
+            fix = f"{shared} is about all sites' images, each counting once; set it to {wanted}"
+            found.append(Problem(f"federation.{name}", value, fix))
+    if federation.secure_aggregation is not None and federation.rounds > 1:
+        fix = f"under masks {shared} takes one: the sums of two rounds, one without a site, differ by its statistics"
+        found.append(Problem("federation.rounds", federation.rounds, fix))
+    if federation.site_privacy is not None:
+        fix = f"{shared} sends {federation.statistics}, whose many numbers noise would drown; set share=prompts"
+        found.append(Problem("federation.site_privacy", federation.site_privacy.noise, fix))
+    return found
+
+
+def _check_method(model: ModelSettings, training: TrainingSettings, federation: FederationSettings) -> list[Problem]:
+    method = METHODS.get(model.method)
+    if method is None:
+        near = difflib.get_close_matches(model.method, METHODS, n=1)
+        hint = f"did you mean '{near[0]}'? " if near else ""
+        return [Problem("model.method", model.method, f"{hint}known are {', '.join(METHODS)}")]
+    found = check_options("model.method_options", model.method, method.options, model.method_options)
+    if model.method != "ept" and federation.payload == "folded":
+        fix = f"model.method = '{model.method}' has nothing to fold, only ept's prompts do; set federation.payload=raw"
+        found.append(Problem("federation.payload", "folded", fix))
+    if not method.sends_without_head and training.head in COMMON_HEADS:
+        fix = f"model.method = '{model.method}' has the head alone, so nothing would be trained; set it to trained"
+        found.append(Problem("training.head", training.head, fix))
+    elif not method.sends_without_head and federation.share == "prompts":
+        fix = f"model.method = '{model.method}' has the head alone, so nothing would travel; set it to prompts+head"
+        found.append(Problem("federation.share", federation.share, fix))
+    return found
+
+
+def _check_strategy(federation: FederationSettings) -> list[Problem]:
+    found = []
+    strategy = STRATEGIES.get(federation.strategy)
+    if strategy is None:
+        near = difflib.get_close_matches(federation.strategy, STRATEGIES, n=1)
+        hint = f"did you mean '{near[0]}'? " if near else ""
+        found.append(
+            Problem("federation.strategy", federation.strategy, f"{hint}known are {', '.join(sorted(STRATEGIES))}")
+        )
+    else:
+        found += check_options("federation.options", federation.strategy, strategy.options, federation.options)
+    if strategy is not None and strategy.uniform_only and federation.weights != "uniform":
+        fix = f"{federation.strategy} corrects sites towards their plain mean; set federation.weights=uniform"
+        found.append(Problem("federation.weights", federation.weights, fix))
+    if (federation.weights == "capped") != (federation.weight_cap is not None):
+        found.append(
+            Problem("federation.weight_cap", federation.weight_cap, "set it together with federation.weights=capped")
+        )
+    if federation.averaging == "log_mean_exp":
+        if federation.strategy != "fedavg":
+            fix = f"'{federation.strategy}' averages in its own way; use mean, or federation.strategy=fedavg"
+            found.append(Problem("federation.averaging", federation.averaging, fix))
+        if federation.payload == "raw":
+            fix = "is an average of folds; use mean, or federation.payload=folded"
+            found.append(Problem("federation.averaging", federation.averaging, fix))
+    if federation.sites_per_round > 1 and not federation.sites_per_round.is_integer():
+        fix = "must be a share up to 1, or a whole number of sites"
+        found.append(Problem("federation.sites_per_round", federation.sites_per_round, fix))
+    return found
+
+
+def check_sites(federation: FederationSettings, names: Collection[str]) -> list[Problem]:
+    """Return what these sites, by name, make impossible."""
+    found = []
+    sites = len(names)
+    if isinstance(federation.max_examples, dict):
+        unknown = sorted(set(federation.max_examples) - set(names))
+        fix = f"there is no such site; there are {', '.join(sorted(names))}"
+        found += [Problem("federation.max_examples", name, fix) for name in unknown]
+    needed = STRATEGIES[federation.strategy].minimum_sites(resolve_options(federation.strategy, federation.options))
+    asked = count_asked(federation.sites_per_round, sites)
+    if asked < needed:
+        fix = f"needs {needed} sites in every round, and {asked} are asked; take another strategy or other options"
+        found.append(Problem("federation.strategy", federation.strategy, fix))
+    if federation.quorum is not None and federation.quorum > asked:
+        fix = f"only {asked} sites are asked in a round; lower it"
+        found.append(Problem("federation.quorum", federation.quorum, fix))
+    if federation.sites_per_round > sites:
+        found.append(Problem("federation.sites_per_round", federation.sites_per_round, f"there are {sites} sites"))
+    return found + check_secure_sites(federation, sites) + check_noise_shares(federation, sites)

@@ -1,0 +1,53 @@
+"""Settings with which private training would not be what it says: each reads the images beside the noisy gradients."""
+
+from ept_fed.catalog.strategies import STRATEGIES
+from ept_fed.config.experiment import Experiment, TrainingSettings
+from ept_fed.errors import Problem
+
+__all__ = ["find_privacy_contradictions", "find_training_contradictions"]
+
+
+def find_privacy_contradictions(experiment: Experiment) -> list[Problem]:
+    """Return what does not go with `training.privacy`; nothing where it is null."""
+    if experiment.training.privacy is None:
+        return []
+    model, federation, personal = experiment.model, experiment.federation, experiment.personalisation
+    found = find_training_contradictions(experiment.training)
+    if model.method != "ept" or model.embedding != "concat":
+        field, value = ("method", model.method) if model.method != "ept" else ("embedding", model.embedding)
+        fix = "has no gradients of single images here; with training.privacy use method ept with embedding concat"
+        found.append(Problem(f"model.{field}", value, fix))
+    strategy = STRATEGIES.get(federation.strategy)
+    if strategy is not None and strategy.wants_gradient:
+        fix = "asks for the gradient over all images, without noise; leave out training.privacy, or use fedavg"
+        found.append(Problem("federation.strategy", federation.strategy, fix))
+    if federation.strategy == "qfedavg":
+        fix = "weighs sites by their training loss, which private training does not send; use fedavg"
+        found.append(Problem("federation.strategy", federation.strategy, fix))
+    if personal.ditto is not None:
+        fix = "trains a second model without noise; leave it out, or training.privacy"
+        found.append(Problem("personalisation.ditto", personal.ditto, fix))
+    if personal.fine_tune_epochs is not None:
+        fix = "trains after the last round, without a share of the budget; leave it out, or training.privacy"
+        found.append(Problem("personalisation.fine_tune_epochs", personal.fine_tune_epochs, fix))
+    return found
+
+
+def find_training_contradictions(training: TrainingSettings) -> list[Problem]:
+    """Return what of the training settings alone does not go with their `privacy`."""
+    if training.privacy is None:
+        return []
+    found = []
+    if training.head == "discriminant":
+        fix = (
+            "is computed from all training images without noise, and prompts trained through it tell of them all; with "
+            "training.privacy set it to trained"
+        )
+        found.append(Problem("training.head", training.head, fix))
+    if training.class_balanced:
+        fix = "draws an image the more often the rarer its class, which the accountant does not know; set it to false"
+        found.append(Problem("training.class_balanced", True, fix))
+    if training.head_first_epochs:
+        fix = "private training takes all tensors in one step; set it to 0"
+        found.append(Problem("training.head_first_epochs", training.head_first_epochs, fix))
+    return found
