@@ -28,7 +28,7 @@ from pydantic import ConfigDict, Field, ValidationError
 from client.interruption import is_torn, split_lines
 from client.round_cost import Mechanism, RoundCost
 from ept_fed.config.base import Count, Delta, Digest, Positive, Settings
-from ept_fed.privacy.accountant import GaussianSteps, spent_epsilon
+from ept_fed.privacy.dp.accountant import GaussianSteps, spent_epsilon
 from ept_fed.storage.files import sync_folder, write_bytes
 
 __all__ = [

@@ -13,7 +13,7 @@ from client.site import Site
 from ept_fed.errors import InputRefusedError
 from ept_fed.flower.messages import decode_request, encode_reply
 from ept_fed.flower.records import SITE_FAILED, SITE_REFUSED, encode_frame_record, read_frame_record
-from ept_fed.privacy.aggregation_session import AggregationSession
+from ept_fed.privacy.secure_aggregation.session import AggregationSession
 from ept_fed.protocol.frames import decode_frame, encode_frame
 from ept_fed.protocol.layout import PayloadMismatchError, Vector
 from ept_fed.protocol.messages import MessageRefusedError, Phase, clean_text

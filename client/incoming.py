@@ -13,7 +13,7 @@ from client.rules import RuleBroken, beyond
 from ept_fed.catalog.methods import STATISTICS_TENSORS
 from ept_fed.config.base import Name
 from ept_fed.config.experiment import TrainingSettings
-from ept_fed.privacy.round_session import count_fewest
+from ept_fed.privacy.secure_aggregation.round_session import count_fewest
 from ept_fed.protocol.layout import PayloadLayout, PayloadMismatchError, Vector
 from ept_fed.protocol.messages import PROTOCOL_VERSION, Header, RoundRequest
 from ept_fed.protocol.proposal import Proposal

@@ -12,7 +12,7 @@ from client.states import SiteState, Tensors, capture_model, capture_optimizer, 
 from ept_fed.config.experiment import TrainingSettings
 from ept_fed.data.datasets import CachedDataset
 from ept_fed.models.method import TunedViT
-from ept_fed.privacy.accountant import GaussianSteps
+from ept_fed.privacy.dp.accountant import GaussianSteps
 from ept_fed.seeds import derive_seed
 from ept_fed.training.fitted_head import HeadFit
 from ept_fed.training.loop import RoundScope, TrainingDivergedError, TrainingOutcome, train_round

@@ -9,8 +9,8 @@ import numpy as np
 from client.private_plan import plan_noisy_round
 from client.round_cost import RoundCost
 from ept_fed.config.privacy import SitePrivacySettings
-from ept_fed.privacy.noise import Entropy
-from ept_fed.privacy.site_noise import LARGEST_START, add_noise, clip_update, find_site_noise
+from ept_fed.privacy.dp.noise import Entropy
+from ept_fed.privacy.dp.site_noise import LARGEST_START, add_noise, clip_update, find_site_noise
 from ept_fed.protocol.layout import Vector
 from ept_fed.protocol.messages import MessageRefusedError, RoundRequest
 

@@ -4,7 +4,7 @@ from client.round_cost import Mechanism, RoundCost
 from ept_fed.config.experiment import TrainingSettings
 from ept_fed.config.privacy import PrivacySettings, SitePrivacySettings
 from ept_fed.errors import InputRefusedError
-from ept_fed.privacy.site_noise import cost_of_round, find_site_noise
+from ept_fed.privacy.dp.site_noise import cost_of_round, find_site_noise
 from ept_fed.protocol.messages import MessageRefusedError, RoundRequest
 from ept_fed.training.private_loop import plan_private_round
 

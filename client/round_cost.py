@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from ept_fed.privacy.accountant import GaussianSteps
+from ept_fed.privacy.dp.accountant import GaussianSteps
 
 __all__ = ["Mechanism", "RoundCost"]
 

@@ -7,10 +7,10 @@ from datetime import UTC, datetime
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from ept_fed.privacy.aggregation_messages import Kind
-from ept_fed.privacy.aggregation_session import AggregationSession
-from ept_fed.privacy.aggregation_site import SecureAggregationSite
-from ept_fed.privacy.round_session import count_fewest, digest_start, plan_session
+from ept_fed.privacy.secure_aggregation.messages import Kind
+from ept_fed.privacy.secure_aggregation.round_session import count_fewest, digest_start, plan_session
+from ept_fed.privacy.secure_aggregation.session import AggregationSession
+from ept_fed.privacy.secure_aggregation.site import SecureAggregationSite
 from ept_fed.protocol.layout import PayloadLayout, Vector
 from ept_fed.protocol.messages import MessageRefusedError, RoundRequest
 from ept_fed.protocol.proposal import Proposal

@@ -7,7 +7,7 @@ from client.budget import Charged
 from client.private_plan import plan_noisy_round
 from client.round_cost import Mechanism, RoundCost
 from ept_fed.config.experiment import Experiment
-from ept_fed.privacy.accountant import spent_epsilon
+from ept_fed.privacy.dp.accountant import spent_epsilon
 from ept_fed.training.private_loop import plan_private_round
 
 __all__ = ["describe_charges", "describe_private_rounds", "is_silent"]

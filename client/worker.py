@@ -28,7 +28,7 @@ from client.site import Site
 from client.warm_site import WarmSite
 from client.worker_status import Activity, WorkerStatus
 from ept_fed.errors import InputRefusedError
-from ept_fed.privacy.round_session import weigh_site
+from ept_fed.privacy.secure_aggregation.round_session import weigh_site
 from ept_fed.protocol.frames import (
     Frame,
     Introduce,

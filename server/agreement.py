@@ -13,7 +13,7 @@ from flwr.serverapp import Grid
 
 from ept_fed.config.experiment import Experiment
 from ept_fed.flower.messages import decode_introduction, encode_proposal
-from ept_fed.privacy.round_session import count_fewest
+from ept_fed.privacy.secure_aggregation.round_session import count_fewest
 from ept_fed.protocol.layout import PayloadMismatchError
 from ept_fed.protocol.messages import MessageRefusedError, clean_text
 from ept_fed.protocol.proposal import Proposal, SiteIntroduction, propose

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ept_fed.config.privacy import SitePrivacySettings
-from ept_fed.privacy.noise import Entropy, draw_normal
-from ept_fed.privacy.site_noise import adapt_clip, add_noise, clip_update, find_site_noise, split_noise
+from ept_fed.privacy.dp.noise import Entropy, draw_normal
+from ept_fed.privacy.dp.site_noise import adapt_clip, add_noise, clip_update, find_site_noise, split_noise
 from ept_fed.protocol.layout import Vector
 from server.aggregator import Aggregator, Update
 

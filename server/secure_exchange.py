@@ -11,9 +11,9 @@ from flwr.serverapp import Grid
 
 from ept_fed.flower.records import encode_frame_record, read_frame_record
 from ept_fed.flower.transport import count_bytes
-from ept_fed.privacy.aggregation_server import SecureAggregationServer, SecureMean
-from ept_fed.privacy.aggregation_session import AggregationAbandonedError
-from ept_fed.privacy.round_session import digest_start, weigh_site
+from ept_fed.privacy.secure_aggregation.round_session import digest_start, weigh_site
+from ept_fed.privacy.secure_aggregation.server import SecureAggregationServer, SecureMean
+from ept_fed.privacy.secure_aggregation.session import AggregationAbandonedError
 from ept_fed.protocol.frames import decode_frame, encode_frame
 from ept_fed.protocol.layout import Vector
 from ept_fed.protocol.messages import MessageRefusedError, clean_text

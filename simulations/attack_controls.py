@@ -17,10 +17,10 @@ from torch.nn.utils import skip_init
 from ept_fed.data.input_spec import InputSpec
 from ept_fed.evaluation.metrics import Array
 from ept_fed.models.vit import PromptedViT
-from ept_fed.privacy.batch_gradients import batch_gradients, differentiable_twice, flatten
-from ept_fed.privacy.membership import measure_advantage, score_batches, score_loss_drop
-from ept_fed.privacy.patch_inversion import solve_patches
-from ept_fed.privacy.views import View
+from ept_fed.privacy.attacks.batch_gradients import batch_gradients, differentiable_twice, flatten
+from ept_fed.privacy.attacks.membership import measure_advantage, score_batches, score_loss_drop
+from ept_fed.privacy.attacks.patch_inversion import solve_patches
+from ept_fed.privacy.attacks.views import View
 from ept_fed.reports.attack_record import AttackRow
 from ept_fed.seeds import derive_seed, numpy_generator
 from ept_fed.training.losses import LOSSES

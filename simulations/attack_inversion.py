@@ -15,9 +15,9 @@ from ept_fed.evaluation.bootstrap import Interval, measure, resample, summarise
 from ept_fed.evaluation.image_similarity import psnr, ssim
 from ept_fed.evaluation.metrics import Array
 from ept_fed.models.vit import PromptedViT
-from ept_fed.privacy.batch_gradients import batch_gradients, differentiable_twice, flatten
-from ept_fed.privacy.inversion import align_images, match_gradients
-from ept_fed.privacy.views import View, add_noise
+from ept_fed.privacy.attacks.batch_gradients import batch_gradients, differentiable_twice, flatten
+from ept_fed.privacy.attacks.inversion import align_images, match_gradients
+from ept_fed.privacy.attacks.views import View, add_noise
 from ept_fed.reports.attack_record import AttackRow
 from ept_fed.seeds import derive_seed, numpy_generator
 from ept_fed.training.losses import LOSSES

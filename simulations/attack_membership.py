@@ -13,9 +13,9 @@ from ept_fed.data.datasets import CachedDataset, SiteData, pool
 from ept_fed.evaluation.metrics import Array
 from ept_fed.models.prompts import unfold
 from ept_fed.models.vit import PromptedViT
-from ept_fed.privacy.batch_gradients import batch_gradients, differentiable_twice, flatten
-from ept_fed.privacy.membership import match_classes, measure_advantage, score_alignment, score_loss_drop
-from ept_fed.privacy.views import View, add_noise
+from ept_fed.privacy.attacks.batch_gradients import batch_gradients, differentiable_twice, flatten
+from ept_fed.privacy.attacks.membership import match_classes, measure_advantage, score_alignment, score_loss_drop
+from ept_fed.privacy.attacks.views import View, add_noise
 from ept_fed.reports.attack_record import AttackRow
 from ept_fed.seeds import derive_seed, numpy_generator
 from ept_fed.training.losses import LOSSES

@@ -11,7 +11,7 @@ from client.incoming import measure_change
 from client.policy import Policy, load_policy
 from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.models.vit import PromptedViT
-from ept_fed.privacy.views import View, list_views
+from ept_fed.privacy.attacks.views import View, list_views
 from ept_fed.reports.attack_record import PARTS, AttackRow, write_attack
 from ept_fed.reports.read_run import RunResult, read_run
 from ept_fed.reports.run_folder import site_folder

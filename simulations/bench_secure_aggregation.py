@@ -17,10 +17,10 @@ import numpy as np
 from cryptography import x509
 
 from client.secure_rounds import Credentials
-from ept_fed.privacy.aggregation_server import SecureAggregationServer
-from ept_fed.privacy.aggregation_session import AggregationSession, default_threshold
-from ept_fed.privacy.aggregation_site import SecureAggregationSite
-from ept_fed.privacy.fixed_point import FixedPoint
+from ept_fed.privacy.secure_aggregation.fixed_point import FixedPoint
+from ept_fed.privacy.secure_aggregation.server import SecureAggregationServer
+from ept_fed.privacy.secure_aggregation.session import AggregationSession, default_threshold
+from ept_fed.privacy.secure_aggregation.site import SecureAggregationSite
 from ept_fed.protocol.layout import Vector
 from simulations.certify import certify_sites
 

@@ -12,7 +12,7 @@ from client.secure_rounds import SecureRounds
 from client.site import Site
 from client.states import StateLostError
 from ept_fed.errors import InputRefusedError, Problem
-from ept_fed.privacy.round_session import weigh_site
+from ept_fed.privacy.secure_aggregation.round_session import weigh_site
 from ept_fed.protocol.layout import Vector
 from ept_fed.protocol.messages import Phase
 from ept_fed.reports.progress import Progress

@@ -18,7 +18,7 @@ import torch
 from client.site import Site
 from ept_fed.evaluation.bootstrap import Interval
 from ept_fed.evaluation.metrics import Array
-from ept_fed.privacy.membership import measure_advantage
+from ept_fed.privacy.attacks.membership import measure_advantage
 from ept_fed.reports.progress import Silent
 from ept_fed.reports.run_folder import RunFolder
 from ept_fed.seeds import numpy_generator

@@ -1,6 +1,6 @@
 """Messages of a round's secure aggregation: five answers of each site, after training and before the sum.
 
-What the bytes mean, `ept_fed.privacy.aggregation_messages` says; here is only which round and stage they belong to.
+What the bytes mean, `ept_fed.privacy.secure_aggregation.messages` says; here is only which round and stage they belong to.
 """
 
 from dataclasses import dataclass

@@ -9,8 +9,8 @@ from typing import Literal
 
 from ept_fed.config.experiment import TrainingSettings
 from ept_fed.config.privacy import SitePrivacySettings
-from ept_fed.privacy.aggregation_session import AggregationSession
-from ept_fed.privacy.round_session import count_fewest, plan_session
+from ept_fed.privacy.secure_aggregation.round_session import count_fewest, plan_session
+from ept_fed.privacy.secure_aggregation.session import AggregationSession
 from ept_fed.protocol.layout import PayloadLayout, Vector
 from ept_fed.protocol.messages import Header
 

@@ -28,8 +28,8 @@ from ept_fed.data.datasets import CachedDataset
 from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.models.method import TunedViT
 from ept_fed.models.vit import PromptedViT
-from ept_fed.privacy.accountant import GaussianSteps, find_noise_multiplier
-from ept_fed.privacy.noise import Entropy, draw_normal, draw_poisson_sample
+from ept_fed.privacy.dp.accountant import GaussianSteps, find_noise_multiplier
+from ept_fed.privacy.dp.noise import Entropy, draw_normal, draw_poisson_sample
 from ept_fed.training.image_gradients import HEAD, SINKS, TOKENS, find_image_gradients, lay_down_gradients
 from ept_fed.training.loop import RoundScope, TrainingDivergedError, TrainingOutcome, hold_still_beside
 from ept_fed.training.losses import IMAGE_LOSSES

@@ -3,8 +3,8 @@
 from ept_fed.catalog.strategies import STRATEGIES, count_asked
 from ept_fed.config.experiment import FederationSettings
 from ept_fed.errors import Problem
-from ept_fed.privacy.aggregation_session import FEWEST_SITES
-from ept_fed.privacy.round_session import MOST_EXAMPLES
+from ept_fed.privacy.secure_aggregation.round_session import MOST_EXAMPLES
+from ept_fed.privacy.secure_aggregation.session import FEWEST_SITES
 
 __all__ = ["check_secure_sites", "find_secure_contradictions"]
 

@@ -6,9 +6,9 @@ from ept_fed.catalog.strategies import STRATEGIES
 from ept_fed.config.experiment import Experiment, FederationSettings
 from ept_fed.config.privacy import SitePrivacySettings
 from ept_fed.errors import Problem
-from ept_fed.privacy.fixed_point import FixedPoint
-from ept_fed.privacy.round_session import count_fewest
-from ept_fed.privacy.site_noise import FEWEST_STEPS, LARGEST_START, MOST_DEVIATIONS, find_site_noise, split_noise
+from ept_fed.privacy.dp.site_noise import FEWEST_STEPS, LARGEST_START, MOST_DEVIATIONS, find_site_noise, split_noise
+from ept_fed.privacy.secure_aggregation.fixed_point import FixedPoint
+from ept_fed.privacy.secure_aggregation.round_session import count_fewest
 
 __all__ = ["check_noise_shares", "find_site_privacy_contradictions"]
 

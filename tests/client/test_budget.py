@@ -23,7 +23,7 @@ from client.rules import RulesBrokenError
 from client.worker import Worker
 from ept_fed.config.experiment import Experiment
 from ept_fed.errors import InputRefusedError
-from ept_fed.privacy.accountant import GaussianSteps, spent_epsilon
+from ept_fed.privacy.dp.accountant import GaussianSteps, spent_epsilon
 from ept_fed.protocol.frames import Introduce, Refusal, decode_frame, encode_frame
 from ept_fed.protocol.messages import Header, RoundReply, RoundRequest
 from ept_fed.protocol.proposal import propose

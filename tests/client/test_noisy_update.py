@@ -15,7 +15,7 @@ from client.rules import RulesBrokenError
 from client.site import Site
 from client.spending import describe_charges
 from ept_fed.config.privacy import SitePrivacySettings
-from ept_fed.privacy.accountant import GaussianSteps, spent_epsilon
+from ept_fed.privacy.dp.accountant import GaussianSteps, spent_epsilon
 from ept_fed.protocol.messages import TOLD_METRICS, MessageRefusedError, RoundRequest
 from ept_fed.protocol.proposal import Proposal
 from ept_fed.run_plan.plan import Plan

@@ -10,7 +10,7 @@ from client.budget import BudgetLedger
 from client.round_cost import RoundCost
 from client.spending import describe_charges, describe_private_rounds
 from ept_fed.config.experiment import Experiment
-from ept_fed.privacy.accountant import GaussianSteps, spent_epsilon
+from ept_fed.privacy.dp.accountant import GaussianSteps, spent_epsilon
 from ept_fed.reports.progress import Silent
 from simulations.simulate import simulate
 

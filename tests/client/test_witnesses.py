@@ -23,7 +23,7 @@ from client.witnesses import find_served, recall_anew, spell_served
 from ept_fed.cli.main import app
 from ept_fed.config.experiment import Experiment
 from ept_fed.errors import InputRefusedError
-from ept_fed.privacy.accountant import GaussianSteps
+from ept_fed.privacy.dp.accountant import GaussianSteps
 from ept_fed.protocol.frames import Introduce, encode_frame
 from ept_fed.protocol.proposal import propose
 from tests.client.gated_kit import COUNTS, LAYOUT, RUN, Kit, answer, introduction, request

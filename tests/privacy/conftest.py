@@ -11,11 +11,11 @@ import pytest
 from cryptography import x509
 
 from ept_fed.pki.keys import new_key
-from ept_fed.privacy.aggregation_messages import Kind
-from ept_fed.privacy.aggregation_server import SecureAggregationServer, SecureMean
-from ept_fed.privacy.aggregation_session import AggregationSession, default_threshold
-from ept_fed.privacy.aggregation_site import SecureAggregationSite
-from ept_fed.privacy.fixed_point import FixedPoint
+from ept_fed.privacy.secure_aggregation.fixed_point import FixedPoint
+from ept_fed.privacy.secure_aggregation.messages import Kind
+from ept_fed.privacy.secure_aggregation.server import SecureAggregationServer, SecureMean
+from ept_fed.privacy.secure_aggregation.session import AggregationSession, default_threshold
+from ept_fed.privacy.secure_aggregation.site import SecureAggregationSite
 from ept_fed.protocol.messages import MessageRefusedError
 from server.authority import Authority
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from opacus.accountants.analysis.rdp import compute_rdp, get_privacy_spent
 from scipy.stats import norm
 
-from ept_fed.privacy.accountant import GaussianSteps, find_noise_multiplier, spent_epsilon
+from ept_fed.privacy.dp.accountant import GaussianSteps, find_noise_multiplier, spent_epsilon
 
 WHOLE_ORDERS = [*range(2, 129), 160, 192, 256, 384, 512, 768, 1024]
 MECHANISMS = [

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from ept_fed.errors import InputRefusedError
 from ept_fed.pki.keys import new_key
-from ept_fed.privacy.aggregation_identity import advertise, commit
-from ept_fed.privacy.aggregation_messages import Kind, decode_message, encode_message
-from ept_fed.privacy.aggregation_session import AggregationAbandonedError, default_threshold, spell
-from ept_fed.privacy.fixed_point import FixedPoint
-from ept_fed.privacy.masks import public_bytes
+from ept_fed.privacy.secure_aggregation.fixed_point import FixedPoint
+from ept_fed.privacy.secure_aggregation.identity import advertise, commit
+from ept_fed.privacy.secure_aggregation.masks import public_bytes
+from ept_fed.privacy.secure_aggregation.messages import Kind, decode_message, encode_message
+from ept_fed.privacy.secure_aggregation.session import AggregationAbandonedError, default_threshold, spell
 from ept_fed.protocol.layout import PayloadMismatchError
 from ept_fed.protocol.messages import MessageRefusedError
 from server.authority import Authority

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ept_fed.errors import InputRefusedError
-from ept_fed.privacy.fixed_point import FixedPoint
+from ept_fed.privacy.secure_aggregation.fixed_point import FixedPoint
 from ept_fed.protocol.layout import PayloadMismatchError
 
 CODINGS = [(64, 2.0**-24, 64.0, 1000), (32, 2.0**-10, 32.0, 200)]

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from ept_fed.evaluation.image_similarity import psnr
-from ept_fed.privacy.batch_gradients import batch_gradients, flatten
-from ept_fed.privacy.inversion import align_images, match_gradients, total_variation
+from ept_fed.privacy.attacks.batch_gradients import batch_gradients, flatten
+from ept_fed.privacy.attacks.inversion import align_images, match_gradients, total_variation
 from ept_fed.training.losses import LOSSES
 
 SHAPE = (3, 6, 6)

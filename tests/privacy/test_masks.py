@@ -5,7 +5,14 @@ import secrets
 import numpy as np
 import pytest
 
-from ept_fed.privacy.masks import KEY_BYTES, agree, derive_key, expand_mask, public_bytes, signed_mask
+from ept_fed.privacy.secure_aggregation.masks import (
+    KEY_BYTES,
+    agree,
+    derive_key,
+    expand_mask,
+    public_bytes,
+    signed_mask,
+)
 from ept_fed.protocol.messages import MessageRefusedError
 
 

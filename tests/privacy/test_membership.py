@@ -8,15 +8,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ept_fed.privacy.batch_gradients import batch_gradients, flatten
-from ept_fed.privacy.membership import (
+from ept_fed.privacy.attacks.batch_gradients import batch_gradients, flatten
+from ept_fed.privacy.attacks.membership import (
     match_classes,
     measure_advantage,
     score_alignment,
     score_batches,
     score_loss_drop,
 )
-from ept_fed.privacy.views import View, add_noise, list_views
+from ept_fed.privacy.attacks.views import View, add_noise, list_views
 from ept_fed.training.losses import LOSSES
 
 N, FEATURES = 40, 200

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from ept_fed.privacy.noise import draw_normal, draw_poisson_sample
+from ept_fed.privacy.dp.noise import draw_normal, draw_poisson_sample
 
 
 def test_noise_is_normal_with_mean_0_and_variance_1() -> None:

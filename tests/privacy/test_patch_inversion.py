@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from ept_fed.privacy.patch_inversion import solve_patches
+from ept_fed.privacy.attacks.patch_inversion import solve_patches
 
 PATCH, SIDE, DIMENSIONS = 4, 3, 24
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ept_fed.privacy.secret_sharing import PRIME, SharesRefusedError, join_secret, split_secret
+from ept_fed.privacy.secure_aggregation.secret_sharing import PRIME, SharesRefusedError, join_secret, split_secret
 
 
 @given(st.data())

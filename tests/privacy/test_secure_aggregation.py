@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chi2
 
-from ept_fed.privacy.aggregation_messages import Kind, decode_message
-from ept_fed.privacy.aggregation_session import AggregationAbandonedError, AggregationSession, default_threshold
-from ept_fed.privacy.fixed_point import FixedPoint
-from ept_fed.privacy.masks import derive_key, expand_mask
+from ept_fed.privacy.secure_aggregation.fixed_point import FixedPoint
+from ept_fed.privacy.secure_aggregation.masks import derive_key, expand_mask
+from ept_fed.privacy.secure_aggregation.messages import Kind, decode_message
+from ept_fed.privacy.secure_aggregation.session import AggregationAbandonedError, AggregationSession, default_threshold
 from ept_fed.protocol.messages import MessageRefusedError
 
 _BEFORE_THE_SUM = (Kind.ADVERTISEMENT, Kind.SHARES, Kind.MASKED_INPUT)

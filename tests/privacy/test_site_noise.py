@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import stats
 
-from ept_fed.privacy.accountant import GaussianSteps, spent_epsilon
-from ept_fed.privacy.site_noise import (
+from ept_fed.privacy.dp.accountant import GaussianSteps, spent_epsilon
+from ept_fed.privacy.dp.site_noise import (
     adapt_clip,
     add_noise,
     clip_update,

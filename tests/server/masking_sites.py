@@ -10,7 +10,7 @@ from flwr.clientapp import ClientApp
 from client.secure_rounds import Credentials, SecureRounds
 from ept_fed.flower.messages import decode_request, encode_reply
 from ept_fed.flower.records import encode_frame_record, read_frame_record
-from ept_fed.privacy.round_session import weigh_site
+from ept_fed.privacy.secure_aggregation.round_session import weigh_site
 from ept_fed.protocol.frames import decode_frame, encode_frame
 from ept_fed.protocol.layout import Vector
 from ept_fed.protocol.messages import EVALUATE_METRICS, TRAIN_METRICS, RoundReply

@@ -12,7 +12,7 @@ from ept_fed.catalog.strategies import STRATEGIES, resolve_options
 from ept_fed.config.experiment import FederationSettings
 from ept_fed.errors import InputRefusedError
 from ept_fed.flower.messages import decode_request, encode_request
-from ept_fed.privacy.aggregation_messages import Kind
+from ept_fed.privacy.secure_aggregation.messages import Kind
 from ept_fed.protocol.messages import MessageRefusedError, RoundRequest
 from ept_fed.protocol.stages import STAGES, Stage, StageReply, StageRequest
 from ept_fed.run_plan.plan import Plan

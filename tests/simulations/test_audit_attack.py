@@ -18,7 +18,7 @@ from ept_fed.cli.main import app
 from ept_fed.config.experiment import Experiment
 from ept_fed.errors import InputRefusedError
 from ept_fed.models.vit import PromptedViT
-from ept_fed.privacy.views import View
+from ept_fed.privacy.attacks.views import View
 from ept_fed.protocol.messages import RoundReply, RoundRequest
 from ept_fed.reports.attack_record import PARTS
 from ept_fed.reports.progress import Silent

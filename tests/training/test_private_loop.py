@@ -12,7 +12,7 @@ from client.site import Site
 from ept_fed.config.experiment import TrainingSettings
 from ept_fed.errors import InputRefusedError
 from ept_fed.models import PromptedViT
-from ept_fed.privacy.accountant import GaussianSteps, spent_epsilon
+from ept_fed.privacy.dp.accountant import GaussianSteps, spent_epsilon
 from ept_fed.protocol.messages import MessageRefusedError
 from ept_fed.run_plan.plan import Plan
 from ept_fed.training import private_loop

@@ -9,8 +9,8 @@ from typing import Literal
 
 import numpy as np
 
-from ept_fed.privacy.aggregation_session import FEWEST_SITES, AggregationSession, default_threshold
-from ept_fed.privacy.fixed_point import FixedPoint
+from ept_fed.privacy.secure_aggregation.fixed_point import FixedPoint
+from ept_fed.privacy.secure_aggregation.session import FEWEST_SITES, AggregationSession, default_threshold
 from ept_fed.protocol.layout import PayloadLayout, Vector
 
 __all__ = ["MOST_EXAMPLES", "Weights", "count_fewest", "digest_start", "plan_session", "weigh_site"]

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from ept_fed.privacy.fixed_point import Words
+from ept_fed.privacy.secure_aggregation.fixed_point import Words
 from ept_fed.protocol.messages import MessageRefusedError
 
 __all__ = ["KEY_BYTES", "agree", "derive_key", "expand_mask", "public_bytes", "signed_mask"]

@@ -8,9 +8,9 @@ import struct
 from collections.abc import Mapping
 from enum import IntEnum
 
-from ept_fed.privacy.aggregation_session import VERSION, AggregationSession
-from ept_fed.privacy.masks import KEY_BYTES
-from ept_fed.privacy.secret_sharing import SHARE_BYTES
+from ept_fed.privacy.secure_aggregation.masks import KEY_BYTES
+from ept_fed.privacy.secure_aggregation.secret_sharing import SHARE_BYTES
+from ept_fed.privacy.secure_aggregation.session import VERSION, AggregationSession
 from ept_fed.protocol.messages import MessageRefusedError
 
 __all__ = ["KEYS_BYTES", "MOST_CERTIFICATE_BYTES", "SIGNATURE_BYTES", "Kind", "decode_message", "encode_message"]

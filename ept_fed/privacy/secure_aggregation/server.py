@@ -1,7 +1,7 @@
 """The server's side of a secure aggregation, as a state machine from bytes to bytes; any transport can carry it.
 
 The transport says which site a message is of. What nobody is protected against is said in
-`ept_fed/privacy/aggregation_session.py`.
+`ept_fed/privacy/secure_aggregation/session.py`.
 """
 
 import secrets
@@ -12,11 +12,18 @@ from datetime import datetime
 import numpy as np
 from cryptography import x509
 
-from ept_fed.privacy.aggregation_identity import Advertisement, commit, read_advertisement, statement, verify
-from ept_fed.privacy.aggregation_messages import Kind, decode_message, encode_message
-from ept_fed.privacy.aggregation_session import AggregationAbandonedError, AggregationSession
-from ept_fed.privacy.masks import KEY_BYTES, agree, derive_key, expand_mask, public_bytes, signed_mask
-from ept_fed.privacy.secret_sharing import SharesRefusedError, join_secret
+from ept_fed.privacy.secure_aggregation.identity import Advertisement, commit, read_advertisement, statement, verify
+from ept_fed.privacy.secure_aggregation.masks import (
+    KEY_BYTES,
+    agree,
+    derive_key,
+    expand_mask,
+    public_bytes,
+    signed_mask,
+)
+from ept_fed.privacy.secure_aggregation.messages import Kind, decode_message, encode_message
+from ept_fed.privacy.secure_aggregation.secret_sharing import SharesRefusedError, join_secret
+from ept_fed.privacy.secure_aggregation.session import AggregationAbandonedError, AggregationSession
 from ept_fed.protocol.layout import PayloadMismatchError, Vector
 from ept_fed.protocol.messages import MessageRefusedError
 

@@ -1,6 +1,6 @@
 """A site's side of a secure aggregation, as a state machine from bytes to bytes; any transport can carry it.
 
-What it does not protect against is said in `ept_fed/privacy/aggregation_session.py`.
+What it does not protect against is said in `ept_fed/privacy/secure_aggregation/session.py`.
 """
 
 import secrets
@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.pki.certificates import public_key
 from ept_fed.pki.keys import same_key
-from ept_fed.privacy.aggregation_identity import (
+from ept_fed.privacy.secure_aggregation.identity import (
     Advertisement,
     advertise,
     commit,
@@ -25,10 +25,17 @@ from ept_fed.privacy.aggregation_identity import (
     statement,
     verify,
 )
-from ept_fed.privacy.aggregation_messages import Kind, decode_message, encode_message
-from ept_fed.privacy.aggregation_session import AggregationSession
-from ept_fed.privacy.masks import KEY_BYTES, agree, derive_key, expand_mask, public_bytes, signed_mask
-from ept_fed.privacy.secret_sharing import SHARE_BYTES, split_secret
+from ept_fed.privacy.secure_aggregation.masks import (
+    KEY_BYTES,
+    agree,
+    derive_key,
+    expand_mask,
+    public_bytes,
+    signed_mask,
+)
+from ept_fed.privacy.secure_aggregation.messages import Kind, decode_message, encode_message
+from ept_fed.privacy.secure_aggregation.secret_sharing import SHARE_BYTES, split_secret
+from ept_fed.privacy.secure_aggregation.session import AggregationSession
 from ept_fed.protocol.layout import Vector
 from ept_fed.protocol.messages import MessageRefusedError
 

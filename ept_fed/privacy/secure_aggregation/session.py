@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from ept_fed.errors import InputRefusedError, Problem
-from ept_fed.privacy.fixed_point import FixedPoint
+from ept_fed.privacy.secure_aggregation.fixed_point import FixedPoint
 
 __all__ = ["FEWEST_SITES", "VERSION", "AggregationAbandonedError", "AggregationSession", "default_threshold", "spell"]
 

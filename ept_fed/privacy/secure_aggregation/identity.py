@@ -17,9 +17,9 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from ept_fed.errors import InputRefusedError
 from ept_fed.pki.certificates import common_name, find_chain_problems, judge_validity, parse_der_certificate, public_key
-from ept_fed.privacy.aggregation_messages import KEYS_BYTES, SIGNATURE_BYTES
-from ept_fed.privacy.aggregation_session import AggregationSession, spell
-from ept_fed.privacy.masks import KEY_BYTES
+from ept_fed.privacy.secure_aggregation.masks import KEY_BYTES
+from ept_fed.privacy.secure_aggregation.messages import KEYS_BYTES, SIGNATURE_BYTES
+from ept_fed.privacy.secure_aggregation.session import AggregationSession, spell
 from ept_fed.protocol.messages import MessageRefusedError
 
 __all__ = ["Advertisement", "advertise", "commit", "read_advertisement", "sign", "statement", "verify"]

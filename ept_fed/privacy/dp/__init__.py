@@ -1,0 +1,1 @@
+"""Differential privacy: the noise, and the accountant that says what it costs."""
