@@ -9,7 +9,7 @@ from client.site import Site
 from client.states import StateStore
 from ept_fed.catalog.methods import HEAD_TENSORS
 from ept_fed.config.experiment import Experiment, FederationSettings
-from ept_fed.data.datasets import SiteData
+from ept_fed.data.datasets.prepare import SiteData
 from ept_fed.models.backbones import Backbone, create_backbone
 from ept_fed.models.method import TunedViT
 from ept_fed.models.methods import create_model

@@ -7,7 +7,7 @@ from typing import Any
 from client.personalise import fine_tune, interpolate, recall_ditto
 from client.site import Site
 from ept_fed.config.experiment import Experiment
-from ept_fed.data.datasets import SiteData
+from ept_fed.data.datasets.prepare import SiteData
 from ept_fed.protocol.layout import Vector
 from ept_fed.reports.predictions import list_predictions, list_subgroups
 from ept_fed.training.loop import TrainingDivergedError

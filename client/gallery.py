@@ -6,7 +6,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 
 from client.model_slot import ModelSlot
-from ept_fed.data.datasets import CachedDataset
+from ept_fed.data.datasets.prepare import CachedDataset
 from ept_fed.models.embedding import FOLDABLE
 from ept_fed.models.scaling_map import scaling_map
 from ept_fed.models.vit import PromptedViT

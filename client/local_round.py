@@ -10,7 +10,7 @@ from torch import Tensor
 
 from client.states import SiteState, Tensors, capture_model, capture_optimizer, restore_model, restore_optimizer
 from ept_fed.config.experiment import TrainingSettings
-from ept_fed.data.datasets import CachedDataset
+from ept_fed.data.datasets.prepare import CachedDataset
 from ept_fed.models.method import TunedViT
 from ept_fed.privacy.dp.accountant import GaussianSteps
 from ept_fed.seeds import derive_seed

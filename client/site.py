@@ -20,7 +20,7 @@ from client.states import SiteState, StateLostError, StateStore, capture_model
 from ept_fed.catalog.methods import HeadKind, Statistics
 from ept_fed.config.experiment import TrainingSettings
 from ept_fed.config.privacy import PrivacySettings
-from ept_fed.data.datasets import SiteData
+from ept_fed.data.datasets.prepare import SiteData
 from ept_fed.privacy.dp.accountant import GaussianSteps
 from ept_fed.protocol.layout import Vector
 from ept_fed.protocol.messages import (

@@ -9,7 +9,7 @@ import numpy as np
 from client.model_slot import ModelSlot
 from client.states import SiteState, StateMemory, StateStore, Tensors, restore_model
 from ept_fed.catalog.methods import Statistics
-from ept_fed.data.datasets import CachedDataset, SiteData
+from ept_fed.data.datasets.prepare import CachedDataset, SiteData
 from ept_fed.evaluation.metrics import Array, classification_metrics
 from ept_fed.evaluation.prediction import predict_probabilities
 from ept_fed.models.method import TunedViT

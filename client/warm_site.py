@@ -15,7 +15,7 @@ from client.model_slot import ModelSlot
 from client.site import Site
 from client.states import StateStore
 from ept_fed.config.experiment import Experiment
-from ept_fed.data.datasets import PreparedData, prepare_data
+from ept_fed.data.datasets.prepare import PreparedData, prepare_data
 from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.models.backbones import Backbone
 from ept_fed.models.device import choose_device

@@ -9,7 +9,7 @@ from PIL import Image
 
 from client.site import Site
 from ept_fed.config.benchmark import Cell
-from ept_fed.data.datasets import CachedDataset, SiteData
+from ept_fed.data.datasets.prepare import CachedDataset, SiteData
 from ept_fed.evaluation.features import embed_tsne
 from ept_fed.evaluation.metrics import Array
 from ept_fed.evaluation.prediction import extract_features

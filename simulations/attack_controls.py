@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils import skip_init
 
-from ept_fed.data.input_spec import InputSpec
+from ept_fed.data.datasets.input_spec import InputSpec
 from ept_fed.evaluation.metrics import Array
 from ept_fed.models.vit import PromptedViT
 from ept_fed.privacy.attacks.batch_gradients import batch_gradients, differentiable_twice, flatten

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ept_fed.data.datasets import SiteData, pool
-from ept_fed.data.input_spec import InputSpec
+from ept_fed.data.datasets.input_spec import InputSpec
+from ept_fed.data.datasets.prepare import SiteData, pool
 from ept_fed.evaluation.bootstrap import Interval, measure, resample, summarise
 from ept_fed.evaluation.image_similarity import psnr, ssim
 from ept_fed.evaluation.metrics import Array

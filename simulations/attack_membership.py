@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call
 
-from ept_fed.data.datasets import CachedDataset, SiteData, pool
+from ept_fed.data.datasets.prepare import CachedDataset, SiteData, pool
 from ept_fed.evaluation.metrics import Array
 from ept_fed.models.prompts import unfold
 from ept_fed.models.vit import PromptedViT

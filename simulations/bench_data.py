@@ -17,11 +17,11 @@ from typing import Any
 from unittest import mock
 
 from ept_fed.config.partition import DirichletPartition, IIDPartition, QuantityPartition, ShardsPartition
-from ept_fed.data import datasets
+from ept_fed.data.datasets import prepare as datasets
+from ept_fed.data.datasets.input_spec import InputSpec
 from ept_fed.data.doctor import examine_data
-from ept_fed.data.input_spec import InputSpec
-from ept_fed.data.partition import partition_records
-from ept_fed.data.records import ImageRecord
+from ept_fed.data.records.records import ImageRecord
+from ept_fed.data.splits.partition import partition_records
 from ept_fed.errors import InputRefusedError
 from ept_fed.validation.data import find_data_contradictions
 from ept_fed.validation.load_experiment import load_experiment

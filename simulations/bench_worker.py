@@ -25,7 +25,7 @@ from client.worker import Worker
 from client.worker_process import _accept, bind_socket
 from client.worker_socket import ask_worker
 from ept_fed.config.experiment import Experiment
-from ept_fed.data.phantom_structures import STRUCTURES
+from ept_fed.data.sources.phantom_structures import STRUCTURES
 from ept_fed.pki.keys import new_key, spell_pkcs8
 from ept_fed.protocol.frames import Introduce, decode_frame, encode_frame
 from ept_fed.protocol.messages import Header, RoundReply, RoundRequest

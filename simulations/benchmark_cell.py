@@ -10,7 +10,7 @@ from typing import Any
 
 from client.site import Site
 from ept_fed.config.benchmark import Cell
-from ept_fed.data.datasets import SiteData
+from ept_fed.data.datasets.prepare import SiteData
 from ept_fed.errors import InputRefusedError
 from ept_fed.reports.analysis_folder import AnalysisFolder
 from ept_fed.reports.comparison import METRICS

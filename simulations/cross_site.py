@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from client.site import Site
-from ept_fed.data.datasets import CachedDataset, SiteData
+from ept_fed.data.datasets.prepare import CachedDataset, SiteData
 from ept_fed.evaluation.metrics import Array, class_auc
 
 __all__ = ["assess_cross_site"]

@@ -24,7 +24,7 @@ from safetensors.torch import save
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from ept_fed.data.input_spec import InputSpec
+from ept_fed.data.datasets.input_spec import InputSpec
 from ept_fed.models.backbones import Backbone, frozen_tensors
 from ept_fed.models.demo_backbone import DEMO_BACKBONE, DEMO_WEIGHTS
 from ept_fed.seeds import derive_seed, numpy_generator

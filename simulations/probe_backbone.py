@@ -22,8 +22,8 @@ from sklearn.linear_model import LogisticRegressionCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from ept_fed.data.images import open_images
-from ept_fed.data.transforms import build_evaluation_transforms
+from ept_fed.data.datasets.transforms import build_evaluation_transforms
+from ept_fed.data.decoding.image_store import open_images
 from ept_fed.models.backbones import Backbone, create_backbone
 from ept_fed.seeds import derive_seed, numpy_generator
 

@@ -21,7 +21,7 @@ from typing import Any, Self
 
 import yaml
 
-from ept_fed.data.phantom_structures import STRUCTURES
+from ept_fed.data.sources.phantom_structures import STRUCTURES
 from ept_fed.services.processes import end_marked, find_marked, is_alive
 from ept_fed.services.supervisor import child_environment
 from server.provision import provision

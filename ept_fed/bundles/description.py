@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ept_fed.config.base import Digest, Positive
-from ept_fed.data.input_spec import InputSpec
+from ept_fed.data.datasets.input_spec import InputSpec
 from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.storage.canonical_json import parse_canonical, spell_canonical
 

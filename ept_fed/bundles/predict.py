@@ -12,9 +12,9 @@ from torch import Tensor
 from ept_fed.bundles.description import Description
 from ept_fed.bundles.find_images import FoundImage
 from ept_fed.bundles.model import CalibratedModel
-from ept_fed.data.decode import UnreadableImageError, decode_image
-from ept_fed.data.dicom import DICOM_SUFFIXES, is_dicom, read_dicom
-from ept_fed.data.transforms import NORMALISE, build_evaluation_transforms
+from ept_fed.data.datasets.transforms import NORMALISE, build_evaluation_transforms
+from ept_fed.data.decoding.dicom_file import DICOM_SUFFIXES, is_dicom, read_dicom
+from ept_fed.data.decoding.image_file import UnreadableImageError, decode_image
 from ept_fed.storage.files import write_csv
 
 __all__ = ["PREDICTED", "ImagePrediction", "predict_images", "read_image", "write_predictions"]

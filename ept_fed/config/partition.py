@@ -1,4 +1,4 @@
-"""How images are dealt to sites: the sites they come with, or virtual ones; see `ept_fed.data.partition`."""
+"""How images are dealt to sites: the sites they come with, or virtual ones; see `ept_fed.data.splits.partition`."""
 
 from typing import Annotated, Literal
 

@@ -12,14 +12,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ept_fed.config.data import AnyDataSettings
-from ept_fed.data.counts import CountRow, count_images, count_splits
-from ept_fed.data.images import ImageStore, UnreadableImageError
-from ept_fed.data.placement import place_records
-from ept_fed.data.read_all import read_all
-from ept_fed.data.records import ImageRecord
-from ept_fed.data.selection import describe_scarcity, find_empty_splits
-from ept_fed.data.sources import list_catalog
-from ept_fed.data.splits import find_straddling_groups
+from ept_fed.data.decoding.image_store import ImageStore, UnreadableImageError
+from ept_fed.data.decoding.read_all import read_all
+from ept_fed.data.records.counts import CountRow, count_images, count_splits
+from ept_fed.data.records.records import ImageRecord
+from ept_fed.data.sources.registry import list_catalog
+from ept_fed.data.splits.placement import place_records
+from ept_fed.data.splits.selection import describe_scarcity, find_empty_splits
+from ept_fed.data.splits.splits import find_straddling_groups
 
 __all__ = ["DataExamination", "DuplicateSet", "StraddlingGroup", "UnreadableImage", "examine_data"]
 

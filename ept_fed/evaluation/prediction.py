@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from ept_fed.data.datasets import CachedDataset
+from ept_fed.data.datasets.prepare import CachedDataset
 from ept_fed.evaluation.metrics import Array
 from ept_fed.models.method import TunedViT
 

@@ -17,7 +17,7 @@ from timm.models.vision_transformer import Block, VisionTransformer, checkpoint_
 from torch import Tensor, nn
 
 import ept_fed.models.demo_backbone  # noqa: F401 - registers the name with timm
-from ept_fed.data.input_spec import InputSpec
+from ept_fed.data.datasets.input_spec import InputSpec
 from ept_fed.errors import InputRefusedError, Problem
 
 __all__ = ["Backbone", "create_backbone", "digest_tensors", "frozen_tensors"]

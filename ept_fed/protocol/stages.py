@@ -1,6 +1,7 @@
 """Messages of a round's secure aggregation: five answers of each site, after training and before the sum.
 
-What the bytes mean, `ept_fed.privacy.secure_aggregation.messages` says; here is only which round and stage they belong to.
+`ept_fed.privacy.secure_aggregation.messages` says what the bytes mean; here is only to which round and stage they
+belong.
 """
 
 from dataclasses import dataclass

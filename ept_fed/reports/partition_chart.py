@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ept_fed.data.counts import CountRow
+from ept_fed.data.records.counts import CountRow
 from ept_fed.reports.charts import shorten, styled
 
 __all__ = ["draw_partition", "tabulate"]
@@ -22,7 +22,7 @@ def draw_partition(rows: Sequence[CountRow]) -> bytes:
     """Draw images per site and class, all splits together, as PNG; each site's shade is its share of the class.
 
     Args:
-        rows: as `ept_fed.data.counts.count_images` returns them.
+        rows: as `ept_fed.data.records.counts.count_images` returns them.
     """
     sites, classes, counts = tabulate(rows)
     height = float(np.clip(0.28 * len(sites) + 1.4, 2.2, 14.0))

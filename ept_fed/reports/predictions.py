@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from ept_fed.data.records import ImageRecord
+from ept_fed.data.records.records import ImageRecord
 from ept_fed.evaluation.metrics import Array
 
 __all__ = ["SUBGROUP_PREFIX", "list_predictions", "list_subgroups", "prediction_columns"]

@@ -32,7 +32,7 @@ from safetensors.numpy import save
 from ept_fed.config.diff import compare_settings
 from ept_fed.config.experiment import Experiment
 from ept_fed.config.yaml_reader import parse_yaml
-from ept_fed.data.counts import COUNT_COLUMNS, CountRow
+from ept_fed.data.records.counts import COUNT_COLUMNS, CountRow
 from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.protocol.layout import Vector
 from ept_fed.reports.run_document import parse_round, split_rounds

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ept_fed.data.datasets import CachedDataset
+from ept_fed.data.datasets.prepare import CachedDataset
 from ept_fed.models.method import TunedViT
 from ept_fed.seeds import derive_seed
 from ept_fed.training.common_head import CommonHead

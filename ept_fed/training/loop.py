@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ept_fed.config.experiment import TrainingSettings
-from ept_fed.data.datasets import CachedDataset
+from ept_fed.data.datasets.prepare import CachedDataset
 from ept_fed.models.method import TunedViT
 from ept_fed.seeds import derive_seed, numpy_generator
 from ept_fed.training.fitted_head import FeaturesDivergedError, HeadFit

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ept_fed.data.datasets import CachedDataset
+from ept_fed.data.datasets.prepare import CachedDataset
 from ept_fed.models.method import TunedViT
 from ept_fed.training.losses import LOSSES
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ept_fed.catalog.methods import COMMON_HEADS
 from ept_fed.config.experiment import TrainingSettings
-from ept_fed.data.datasets import CachedDataset
+from ept_fed.data.datasets.prepare import CachedDataset
 from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.models.method import TunedViT
 from ept_fed.models.vit import PromptedViT

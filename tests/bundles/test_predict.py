@@ -134,7 +134,7 @@ def test_a_name_that_is_no_utf8_can_be_written(tmp_path: Path, model: Calibrated
 
 
 def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
-    from ept_fed.data.decode import UnreadableImageError
+    from ept_fed.data.decoding.image_file import UnreadableImageError
 
     with pytest.raises(UnreadableImageError, match="is not a file"):
         read_image("folder", tmp_path)

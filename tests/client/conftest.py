@@ -9,7 +9,7 @@ import yaml
 from flwr.app import RecordDict
 
 from ept_fed.config.experiment import Experiment
-from ept_fed.data.phantom_structures import STRUCTURES
+from ept_fed.data.sources.phantom_structures import STRUCTURES
 from ept_fed.flower.messages import encode_proposal
 from ept_fed.protocol.proposal import propose
 from tests.client.gated_kit import Kit

@@ -25,7 +25,7 @@ from client.worker import Worker
 from ept_fed.bundles.export import prepare_bundle
 from ept_fed.cli.main import app
 from ept_fed.config.experiment import Experiment
-from ept_fed.data.phantom_structures import STRUCTURES
+from ept_fed.data.sources.phantom_structures import STRUCTURES
 from ept_fed.errors import InputRefusedError
 from ept_fed.protocol.frames import Introduce, decode_frame, encode_frame
 from ept_fed.protocol.layout import PayloadLayout

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from ept_fed.config.data import ManifestColumns, ManifestSettings
-from ept_fed.data.records import ImageRecord
+from ept_fed.data.records.records import ImageRecord
 
 
 @pytest.fixture

@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from ept_fed.config.data import ManifestSettings, PhantomSettings
-from ept_fed.data.cache import CachedDataset, pool
-from ept_fed.data.datasets import PreparedData, prepare_data
-from ept_fed.data.input_spec import InputSpec
-from ept_fed.data.records import ImageRecord
-from ept_fed.data.transforms import build_pipelines
+from ept_fed.data.datasets.cache import CachedDataset, pool
+from ept_fed.data.datasets.input_spec import InputSpec
+from ept_fed.data.datasets.prepare import PreparedData, prepare_data
+from ept_fed.data.datasets.transforms import build_pipelines
+from ept_fed.data.records.records import ImageRecord
 from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.seeds import derive_seed
 
@@ -118,7 +118,7 @@ def test_interleaved_epochs_do_not_disturb_each_other(prepared: PreparedData) ->
 
 
 def test_cached_evaluation_equals_the_whole_pipeline(prepared: PreparedData) -> None:
-    from ept_fed.data.phantoms import generate_phantoms
+    from ept_fed.data.sources.phantoms import generate_phantoms
 
     test, store = prepared.sites["site-1"].test, generate_phantoms(PHANTOMS, seed=0).store
     evaluation = build_pipelines(SPEC, PHANTOMS.augmentation).evaluation

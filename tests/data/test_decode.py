@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ept_fed.data.decode import MAX_SIDE, UnreadableImageError, decode_image
+from ept_fed.data.decoding.image_file import MAX_SIDE, UnreadableImageError, decode_image
 
 
 def _encode(picture: Image.Image, kind: str = "PNG", **options: object) -> bytes:

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ept_fed.data.decode import UnreadableImageError
-from ept_fed.data.dicom import apply_window, is_dicom, read_dicom
+from ept_fed.data.decoding.dicom_file import apply_window, is_dicom, read_dicom
+from ept_fed.data.decoding.image_file import UnreadableImageError
 
 needs_pydicom = pytest.mark.skipif(
     importlib.util.find_spec("pydicom") is None, reason="needs pydicom: pip install 'ept-fed[dicom]'"

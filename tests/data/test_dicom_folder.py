@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from ept_fed.config.data import DicomSettings
-from ept_fed.data.datasets import prepare_data
-from ept_fed.data.dicom import apply_window
-from ept_fed.data.dicom_folder import hash_patient, read_dicom_folder
-from ept_fed.data.input_spec import InputSpec
+from ept_fed.data.datasets.input_spec import InputSpec
+from ept_fed.data.datasets.prepare import prepare_data
+from ept_fed.data.decoding.dicom_file import apply_window
+from ept_fed.data.sources.dicom_folder import hash_patient, read_dicom_folder
 from ept_fed.errors import InputRefusedError, Problem
 
 pytestmark = pytest.mark.skipif(

@@ -8,12 +8,12 @@ import torch
 
 from ept_fed.config.data import ManifestSettings
 from ept_fed.config.partition import DirichletPartition, FeatureShiftSettings, SitesPartition
-from ept_fed.data.acquisition import AcquisitionProfile
-from ept_fed.data.datasets import prepare_data
-from ept_fed.data.feature_shift import ShiftedImages, build_scanner, draw_profile, shift_features
-from ept_fed.data.images import ArrayImages
-from ept_fed.data.input_spec import InputSpec
-from ept_fed.data.records import ImageRecord
+from ept_fed.data.datasets.input_spec import InputSpec
+from ept_fed.data.datasets.prepare import prepare_data
+from ept_fed.data.decoding.image_store import ArrayImages
+from ept_fed.data.records.records import ImageRecord
+from ept_fed.data.sources.feature_shift import ShiftedImages, build_scanner, draw_profile, shift_features
+from ept_fed.data.sources.scanner import AcquisitionProfile
 
 PLAIN = AcquisitionProfile(gain=1.0, gamma=1.0, blur=0.0, noise=0.0, field_of_view=1.0)
 SETTINGS = FeatureShiftSettings()

@@ -3,8 +3,8 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ept_fed.data.fewshot import find_shortages, sample_shots
-from ept_fed.data.records import ImageRecord
+from ept_fed.data.records.records import ImageRecord
+from ept_fed.data.splits.few_shot import find_shortages, sample_shots
 
 CLASSES = 3
 

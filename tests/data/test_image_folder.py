@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from ept_fed.config.data import ImageFolderSettings
-from ept_fed.data.image_folder import read_image_folder
+from ept_fed.data.sources.image_folder import read_image_folder
 from ept_fed.errors import InputRefusedError
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ept_fed.data.images import ArrayImages, FolderImages, UnreadableImageError, ZipImages, open_images
+from ept_fed.data.decoding.image_store import ArrayImages, FolderImages, UnreadableImageError, ZipImages, open_images
 from ept_fed.errors import InputRefusedError
 
 PIXELS = np.arange(4 * 5 * 3, dtype=np.uint8).reshape(4, 5, 3)

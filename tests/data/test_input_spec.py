@@ -2,7 +2,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from ept_fed.data.input_spec import InputSpec
+from ept_fed.data.datasets.input_spec import InputSpec
 
 CFG = {"mean": [0.5, 0.5, 0.5], "std": (0.5, 0.5, 0.5), "interpolation": "bicubic", "crop_pct": 0.9}
 

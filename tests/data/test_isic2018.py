@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from ept_fed.config.data import ISIC2018Settings
-from ept_fed.data.isic2018 import ISIC2018_CLASSES, read_isic2018
+from ept_fed.data.sources.isic2018 import ISIC2018_CLASSES, read_isic2018
 from ept_fed.errors import InputRefusedError
 
 HEADER = "image,MEL,NV,BCC,AKIEC,BKL,DF,VASC"

@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 
 from ept_fed.config.data import ManifestColumns, ManifestSettings
-from ept_fed.data.manifest import read_manifest
-from ept_fed.data.records import ImageRecord
-from ept_fed.data.sources import open_catalog
+from ept_fed.data.records.records import ImageRecord
+from ept_fed.data.sources.manifest import read_manifest
+from ept_fed.data.sources.registry import open_catalog
 from ept_fed.errors import InputRefusedError, Problem
 
 Read = Callable[..., ManifestSettings]

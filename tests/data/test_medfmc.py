@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ept_fed.config.data import MedFMCSettings
-from ept_fed.data.datasets import prepare_data
-from ept_fed.data.input_spec import InputSpec
-from ept_fed.data.medfmc import MEDFMC_CLASSES, ListedImage, parse_list, read_medfmc
-from ept_fed.data.sources import open_catalog
+from ept_fed.data.datasets.input_spec import InputSpec
+from ept_fed.data.datasets.prepare import prepare_data
+from ept_fed.data.sources.medfmc import MEDFMC_CLASSES, ListedImage, parse_list, read_medfmc
+from ept_fed.data.sources.registry import open_catalog
 from ept_fed.errors import InputRefusedError
 
 COLON = "2019-07506-1-5-5_2019-05-29 06_09_14-lv1-14171-23920-4547-5510p{:04d}.png"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ept_fed.config.data import MedMNISTSettings
-from ept_fed.data.medmnist import read_medmnist
+from ept_fed.data.sources.medmnist import read_medmnist
 from ept_fed.errors import InputRefusedError
 
 Write = Callable[..., MedMNISTSettings]

@@ -18,9 +18,9 @@ from ept_fed.config.partition import (
     SitesPartition,
     VirtualPartition,
 )
-from ept_fed.data.partition import keep_sites, name_sites, partition_records
-from ept_fed.data.partitioners import PARTITIONERS
-from ept_fed.data.records import ImageRecord
+from ept_fed.data.records.records import ImageRecord
+from ept_fed.data.splits.partition import keep_sites, name_sites, partition_records
+from ept_fed.data.splits.partitioners import PARTITIONERS
 from ept_fed.errors import InputRefusedError
 
 MakeRecords = Callable[..., list[ImageRecord]]

@@ -10,9 +10,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from ept_fed.config.data import PhantomSettings
-from ept_fed.data.images import UnreadableImageError
-from ept_fed.data.phantom_structures import STRUCTURES
-from ept_fed.data.phantoms import derive_profile, generate_phantoms
+from ept_fed.data.decoding.image_store import UnreadableImageError
+from ept_fed.data.sources.phantom_structures import STRUCTURES
+from ept_fed.data.sources.phantoms import derive_profile, generate_phantoms
 from ept_fed.errors import InputRefusedError
 
 SMALL = PhantomSettings(phantom_sites=2, patients_per_class=3, images_per_patient=2)
@@ -106,6 +106,6 @@ def test_other_keys_are_missing() -> None:
 
 
 def test_listing_data_loads_neither_torch_nor_monai() -> None:
-    code = "import sys, ept_fed.data.sources; print(*({'torch', 'monai', 'torchvision'} & set(sys.modules)))"
+    code = "import sys, ept_fed.data.sources.registry; print(*({'torch', 'monai', 'torchvision'} & set(sys.modules)))"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == ""

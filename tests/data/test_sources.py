@@ -19,9 +19,9 @@ from ept_fed.config.data import (
     PhantomSettings,
 )
 from ept_fed.config.partition import IIDPartition
-from ept_fed.data.datasets import prepare_data
-from ept_fed.data.input_spec import InputSpec
-from ept_fed.data.sources import SOURCES, open_catalog
+from ept_fed.data.datasets.input_spec import InputSpec
+from ept_fed.data.datasets.prepare import prepare_data
+from ept_fed.data.sources.registry import SOURCES, open_catalog
 
 
 def _write_image(path: Path, number: int) -> None:

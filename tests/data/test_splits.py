@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ept_fed.data.records import SPLITS, ImageRecord
-from ept_fed.data.splits import assign_splits, find_straddling_groups
+from ept_fed.data.records.records import SPLITS, ImageRecord
+from ept_fed.data.splits.splits import assign_splits, find_straddling_groups
 
 
 @st.composite

@@ -6,8 +6,8 @@ from scipy.stats import ks_2samp
 from torchvision.transforms import RandomResizedCrop
 
 from ept_fed.config.data import AugmentationSettings
-from ept_fed.data.input_spec import InputSpec
-from ept_fed.data.transforms import (
+from ept_fed.data.datasets.input_spec import InputSpec
+from ept_fed.data.datasets.transforms import (
     RandomHorizontalFlipd,
     RandomResizedCropd,
     build_evaluation_transforms,

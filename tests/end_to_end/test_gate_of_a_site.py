@@ -22,7 +22,7 @@ from client.audit_report import show_ledger, verify_ledger
 from client.worker_socket import WorkerAwayError, ask_worker
 from client.worker_status import ask_status
 from ept_fed.config.experiment import Experiment
-from ept_fed.data.phantom_structures import STRUCTURES
+from ept_fed.data.sources.phantom_structures import STRUCTURES
 from ept_fed.protocol.frames import Frame, Introduce, Refusal, decode_frame, encode_frame
 from ept_fed.protocol.messages import RoundReply, RoundRequest
 from ept_fed.protocol.proposal import SiteIntroduction, propose

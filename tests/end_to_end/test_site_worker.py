@@ -26,7 +26,7 @@ from client.in_process_app import create_client_app
 from client.worker_socket import WorkerAwayError, ask_worker
 from client.worker_status import WorkerStatus, ask_status, status_path
 from ept_fed.config.experiment import Experiment
-from ept_fed.data.phantom_structures import STRUCTURES
+from ept_fed.data.sources.phantom_structures import STRUCTURES
 from ept_fed.flower.messages import decode_introduction, encode_proposal, encode_request
 from ept_fed.flower.records import SITE_AWAY, SITE_REFUSED
 from ept_fed.flower.transport import set_task_identity

@@ -5,7 +5,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 from ept_fed.catalog.methods import METHODS
 from ept_fed.config.experiment import ModelSettings, TrainingSettings
-from ept_fed.data.input_spec import InputSpec
+from ept_fed.data.datasets.input_spec import InputSpec
 from ept_fed.models import TunedViT, create_model, digest_tensors, frozen_tensors
 from ept_fed.models.backbones import Backbone
 from ept_fed.training.optimizer import build_optimizer

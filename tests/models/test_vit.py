@@ -32,7 +32,7 @@ VARIANTS = {
 
 
 def micro_backbone(seed: int = 0, **options: object) -> Backbone:
-    from ept_fed.data.input_spec import InputSpec
+    from ept_fed.data.datasets.input_spec import InputSpec
 
     torch.manual_seed(seed)
     vit = VisionTransformer(

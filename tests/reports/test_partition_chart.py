@@ -4,8 +4,8 @@ import matplotlib as mpl
 import pytest
 from PIL import Image
 
-from ept_fed.data.counts import CountRow, count_images, count_splits
-from ept_fed.data.records import ImageRecord
+from ept_fed.data.records.counts import CountRow, count_images, count_splits
+from ept_fed.data.records.records import ImageRecord
 from ept_fed.reports.partition_chart import draw_partition, tabulate
 
 

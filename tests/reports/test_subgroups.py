@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ept_fed.data.records import ImageRecord
+from ept_fed.data.records.records import ImageRecord
 from ept_fed.evaluation.metrics import classification_metrics
 from ept_fed.reports.predictions import list_predictions, list_subgroups
 from ept_fed.reports.read_run import read_run

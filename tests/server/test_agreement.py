@@ -9,7 +9,7 @@ from flwr.serverapp import Grid
 
 from ept_fed.config.data import PhantomSettings
 from ept_fed.config.experiment import Experiment, FederationSettings
-from ept_fed.data.phantom_structures import STRUCTURES
+from ept_fed.data.sources.phantom_structures import STRUCTURES
 from ept_fed.flower.records import SITE_REFUSED, encode_frame_record
 from ept_fed.flower.transport import set_task_identity
 from ept_fed.protocol.frames import encode_frame

@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from ept_fed.config.experiment import Experiment
-from ept_fed.data.datasets import PreparedData
+from ept_fed.data.datasets.prepare import PreparedData
 from ept_fed.errors import InputRefusedError
 from ept_fed.reports.progress import Silent
 from ept_fed.reports.run_folder import RunFolder

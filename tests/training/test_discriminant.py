@@ -13,7 +13,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from client.personalise import fine_tune
 from client.site import Site
 from ept_fed.config.experiment import Experiment
-from ept_fed.data.cache import CachedDataset
+from ept_fed.data.datasets.cache import CachedDataset
 from ept_fed.errors import InputRefusedError
 from ept_fed.protocol.messages import Header, MessageRefusedError, RoundRequest
 from ept_fed.reports.progress import Silent

@@ -13,8 +13,8 @@ sites a share of variance (σC)²/t, to a sum that only masks let out: its peers
 Under masks every site rounds to the fixed-point step before the sum. The errors of noise that is a thousand steps wide
 (`FEWEST_STEPS`) are uniform and know nothing of the update, but for a part in exp(10⁷); so they take nothing away.
 
-Not covered: noise of finite precision, see `ept_fed.privacy.dp.noise`; what a site says beside its update. Drawing some of
-the sites for a round is no amplification: the server knows who was drawn.
+Not covered: noise of finite precision, see `ept_fed.privacy.dp.noise`; what a site says beside its update. Drawing
+some of the sites for a round is no amplification: the server knows who was drawn.
 """
 
 import math

@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ept_fed.data.images import ImageStore
-from ept_fed.data.records import ImageRecord
+from ept_fed.data.decoding.image_store import ImageStore
+from ept_fed.data.records.records import ImageRecord
 from ept_fed.seeds import derive_seed
 
 if TYPE_CHECKING:
-    from ept_fed.data.transforms import Pipelines
+    from ept_fed.data.datasets.transforms import Pipelines
 
 __all__ = ["CachedDataset", "load_image", "pool"]
 
@@ -32,7 +32,7 @@ class CachedDataset:
 
     Args:
         images: n tensors (3, H, W) uint8, of any sizes; `load_image` makes them.
-        pipelines: see `ept_fed.data.transforms`.
+        pipelines: see `ept_fed.data.datasets.transforms`.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class CachedDataset:
             yield make(start, [self._images[index] for index in chosen]), self.labels[chosen]
 
     def _evaluate(self, _start: int, images: Sequence[Tensor]) -> Tensor:
-        from ept_fed.data.transforms import NORMALISE, RESIZE
+        from ept_fed.data.datasets.transforms import NORMALISE, RESIZE
 
         evaluation = self._pipelines.evaluation
         resized = [evaluation({"image": image}, start=RESIZE, end=NORMALISE)["image"] for image in images]
@@ -136,7 +136,7 @@ def load_image(image: str, store: ImageStore, pipelines: "Pipelines", *, trainin
     Raises:
         UnreadableImageError: from the store.
     """
-    from ept_fed.data.transforms import NORMALISE
+    from ept_fed.data.datasets.transforms import NORMALISE
 
     item = {"image": store.read(image)}
     item = pipelines.deterministic(item) if training else pipelines.evaluation(item, end=NORMALISE)

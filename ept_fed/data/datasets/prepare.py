@@ -13,25 +13,25 @@ import torch
 from torch import Tensor
 
 from ept_fed.config.data import AnyDataSettings
-from ept_fed.data.cache import CachedDataset, load_image, pool
-from ept_fed.data.counts import CountRow, count_images
-from ept_fed.data.images import ImageStore, UnreadableImageError
-from ept_fed.data.input_spec import InputSpec
-from ept_fed.data.placement import place_records
-from ept_fed.data.read_all import read_all
-from ept_fed.data.records import SPLITS, ImageRecord
-from ept_fed.data.selection import (
+from ept_fed.data.datasets.cache import CachedDataset, load_image, pool
+from ept_fed.data.datasets.input_spec import InputSpec
+from ept_fed.data.decoding.image_store import ImageStore, UnreadableImageError
+from ept_fed.data.decoding.read_all import read_all
+from ept_fed.data.records.counts import CountRow, count_images
+from ept_fed.data.records.records import SPLITS, ImageRecord
+from ept_fed.data.sources.registry import open_catalog
+from ept_fed.data.splits.placement import place_records
+from ept_fed.data.splits.selection import (
     describe_scarcity,
     describe_thinning,
     find_empty_splits,
     find_lost_shots,
     select_records,
 )
-from ept_fed.data.sources import open_catalog
 from ept_fed.errors import InputRefusedError, Problem
 
 if TYPE_CHECKING:
-    from ept_fed.data.transforms import Pipelines
+    from ept_fed.data.datasets.transforms import Pipelines
 
 __all__ = ["CachedDataset", "PreparedData", "SiteData", "pool", "prepare_data"]
 
@@ -103,13 +103,13 @@ def prepare_data(settings: AnyDataSettings, spec: InputSpec, seed: int) -> Prepa
             with fewer than K images where `scarce_classes` is "refuse", more unreadable images than
             `max_unreadable`.
     """
-    from ept_fed.data.transforms import build_pipelines
+    from ept_fed.data.datasets.transforms import build_pipelines
 
     catalog = open_catalog(settings, settings.place_by(seed))
     records = place_records(catalog.records, settings, seed)
     store = catalog.store
     if settings.partition.feature_shift is not None:
-        from ept_fed.data.feature_shift import shift_features
+        from ept_fed.data.sources.feature_shift import shift_features
 
         store = shift_features(store, records, settings.partition.feature_shift, settings.place_by(seed))
     selected, problems = select_records(records, catalog.classes, settings, seed)

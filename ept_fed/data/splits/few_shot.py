@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ept_fed.data.records import ImageRecord
+from ept_fed.data.records.records import ImageRecord
 from ept_fed.seeds import derive_seed
 
 __all__ = ["FewShotSample", "find_shortages", "sample_shots"]

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ept_fed.data.records import ImageRecord
+from ept_fed.data.records.records import ImageRecord
 from ept_fed.seeds import derive_seed
 
 __all__ = ["assign_splits", "find_straddling_groups"]

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ept_fed.config.data import AugmentationSettings
-from ept_fed.data.input_spec import InputSpec
+from ept_fed.data.datasets.input_spec import InputSpec
 
 __all__ = [
     "NORMALISE",

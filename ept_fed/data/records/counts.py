@@ -3,7 +3,7 @@
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
-from ept_fed.data.records import SPLITS, ImageRecord
+from ept_fed.data.records.records import SPLITS, ImageRecord
 
 __all__ = ["COUNT_COLUMNS", "CountRow", "count_images", "count_splits"]
 

@@ -1,12 +1,12 @@
 """The manifest source: a CSV with one row per image, next to a folder or .zip of images."""
 
 from ept_fed.config.data import ManifestSettings
-from ept_fed.data.class_names import names_of_columns, names_of_labels
-from ept_fed.data.complete import complete_catalog
-from ept_fed.data.images import ImageStore, open_images
-from ept_fed.data.partition import find_unknown_sites
-from ept_fed.data.records import ONE_SITE, Catalog, ImageRecord
-from ept_fed.data.table import Findings, Row, find_repeats, parse_split, read_class, read_flags, read_table
+from ept_fed.data.decoding.image_store import ImageStore, open_images
+from ept_fed.data.records.records import ONE_SITE, Catalog, ImageRecord
+from ept_fed.data.sources.catalog import complete_catalog
+from ept_fed.data.sources.class_names import names_of_columns, names_of_labels
+from ept_fed.data.sources.csv_table import Findings, Row, find_repeats, parse_split, read_class, read_flags, read_table
+from ept_fed.data.splits.partition import find_unknown_sites
 from ept_fed.errors import InputRefusedError, Problem
 
 __all__ = ["read_manifest"]

@@ -4,15 +4,15 @@ from collections.abc import Callable
 from typing import Any
 
 from ept_fed.config.data import AnyDataSettings
-from ept_fed.data.complete import describe_straddling
-from ept_fed.data.dicom_folder import read_dicom_folder
-from ept_fed.data.image_folder import read_image_folder
-from ept_fed.data.isic2018 import read_isic2018
-from ept_fed.data.manifest import read_manifest
-from ept_fed.data.medfmc import read_medfmc
-from ept_fed.data.medmnist import read_medmnist
-from ept_fed.data.phantoms import generate_phantoms
-from ept_fed.data.records import Catalog
+from ept_fed.data.records.records import Catalog
+from ept_fed.data.sources.catalog import describe_straddling
+from ept_fed.data.sources.dicom_folder import read_dicom_folder
+from ept_fed.data.sources.image_folder import read_image_folder
+from ept_fed.data.sources.isic2018 import read_isic2018
+from ept_fed.data.sources.manifest import read_manifest
+from ept_fed.data.sources.medfmc import read_medfmc
+from ept_fed.data.sources.medmnist import read_medmnist
+from ept_fed.data.sources.phantoms import generate_phantoms
 from ept_fed.errors import InputRefusedError
 
 __all__ = ["SOURCES", "list_catalog", "open_catalog"]

@@ -11,11 +11,11 @@ validation and test images show a training lesion cannot be told from these file
 from pathlib import Path
 
 from ept_fed.config.data import ISIC2018Settings
-from ept_fed.data.class_names import names_of_columns
-from ept_fed.data.complete import complete_catalog
-from ept_fed.data.images import ImageStore, open_images
-from ept_fed.data.records import ONE_SITE, Catalog, ImageRecord
-from ept_fed.data.table import Findings, Row, find_repeats, read_flags, read_table
+from ept_fed.data.decoding.image_store import ImageStore, open_images
+from ept_fed.data.records.records import ONE_SITE, Catalog, ImageRecord
+from ept_fed.data.sources.catalog import complete_catalog
+from ept_fed.data.sources.class_names import names_of_columns
+from ept_fed.data.sources.csv_table import Findings, Row, find_repeats, read_flags, read_table
 from ept_fed.errors import InputRefusedError, Problem
 
 __all__ = ["ISIC2018_CLASSES", "read_isic2018"]

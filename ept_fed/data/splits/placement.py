@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 from ept_fed.config.data import AnyDataSettings
-from ept_fed.data.partition import keep_sites, partition_records
-from ept_fed.data.records import ImageRecord
-from ept_fed.data.splits import assign_splits
+from ept_fed.data.records.records import ImageRecord
+from ept_fed.data.splits.partition import keep_sites, partition_records
+from ept_fed.data.splits.splits import assign_splits
 
 __all__ = ["place_records"]
 
@@ -18,7 +18,7 @@ def place_records(records: Sequence[ImageRecord], settings: AnyDataSettings, see
 
     Raises:
         InputRefusedError: for a partition that cannot be made, or unknown sites.
-        ValueError: when a group comes in two splits; see `ept_fed.data.sources.open_catalog`.
+        ValueError: when a group comes in two splits; see `ept_fed.data.sources.registry.open_catalog`.
     """
     seed = settings.place_by(seed)
     placed = assign_splits(

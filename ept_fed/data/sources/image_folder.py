@@ -5,9 +5,9 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from ept_fed.config.data import ImageFolderSettings
-from ept_fed.data.images import open_images
-from ept_fed.data.partition import find_unknown_sites
-from ept_fed.data.records import ONE_SITE, Catalog, ImageRecord
+from ept_fed.data.decoding.image_store import open_images
+from ept_fed.data.records.records import ONE_SITE, Catalog, ImageRecord
+from ept_fed.data.splits.partition import find_unknown_sites
 from ept_fed.errors import InputRefusedError, Problem
 
 __all__ = ["IMAGE_SUFFIXES", "read_image_folder"]

@@ -20,11 +20,11 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 
 from ept_fed.config.data import PhantomSettings
-from ept_fed.data.acquisition import AcquisitionProfile
-from ept_fed.data.images import UnreadableImageError
-from ept_fed.data.partition import name_sites
-from ept_fed.data.phantom_structures import STRUCTURES
-from ept_fed.data.records import Catalog, ImageRecord
+from ept_fed.data.decoding.image_store import UnreadableImageError
+from ept_fed.data.records.records import Catalog, ImageRecord
+from ept_fed.data.sources.phantom_structures import STRUCTURES
+from ept_fed.data.sources.scanner import AcquisitionProfile
+from ept_fed.data.splits.partition import name_sites
 from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.seeds import numpy_generator
 

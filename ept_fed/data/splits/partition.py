@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 
 from ept_fed.config.partition import AnyPartition, VirtualPartition
-from ept_fed.data.partitioners import PARTITIONERS, Groups, TooFewImagesError
-from ept_fed.data.records import ImageRecord
+from ept_fed.data.records.records import ImageRecord
+from ept_fed.data.splits.partitioners import PARTITIONERS, Groups, TooFewImagesError
 from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.seeds import derive_seed
 

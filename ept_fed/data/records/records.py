@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ept_fed.data.images import ImageStore
+from ept_fed.data.decoding.image_store import ImageStore
 
 __all__ = ["ONE_SITE", "SPLITS", "Catalog", "ImageRecord"]
 

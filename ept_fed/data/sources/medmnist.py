@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from ept_fed.config.data import MedMNISTSettings
-from ept_fed.data.images import ArrayImages
-from ept_fed.data.records import ONE_SITE, Catalog, ImageRecord
+from ept_fed.data.decoding.image_store import ArrayImages
+from ept_fed.data.records.records import ONE_SITE, Catalog, ImageRecord
 from ept_fed.errors import InputRefusedError, Problem
 
 __all__ = ["read_medmnist"]

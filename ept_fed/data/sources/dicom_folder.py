@@ -14,14 +14,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ept_fed.config.data import DicomSettings
-from ept_fed.data.class_names import names_of_columns, names_of_labels
-from ept_fed.data.complete import complete_catalog
-from ept_fed.data.decode import UnreadableImageError
-from ept_fed.data.dicom import DICOM_SUFFIXES, is_dicom, read_header
-from ept_fed.data.images import FolderImages
-from ept_fed.data.partition import find_unknown_sites
-from ept_fed.data.records import ONE_SITE, Catalog, ImageRecord
-from ept_fed.data.table import SHOWN, Findings, Row, find_repeats, parse_split, read_class, read_flags, read_table
+from ept_fed.data.decoding.dicom_file import DICOM_SUFFIXES, is_dicom, read_header
+from ept_fed.data.decoding.image_file import UnreadableImageError
+from ept_fed.data.decoding.image_store import FolderImages
+from ept_fed.data.records.records import ONE_SITE, Catalog, ImageRecord
+from ept_fed.data.sources.catalog import complete_catalog
+from ept_fed.data.sources.class_names import names_of_columns, names_of_labels
+from ept_fed.data.sources.csv_table import (
+    SHOWN,
+    Findings,
+    Row,
+    find_repeats,
+    parse_split,
+    read_class,
+    read_flags,
+    read_table,
+)
+from ept_fed.data.splits.partition import find_unknown_sites
 from ept_fed.errors import InputRefusedError, Problem
 
 __all__ = ["hash_patient", "read_dicom_folder"]

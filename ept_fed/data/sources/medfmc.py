@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ept_fed.config.data import MedFMCSettings
-from ept_fed.data.class_names import names_of_columns
-from ept_fed.data.complete import complete_catalog
-from ept_fed.data.images import ImageStore, open_images
-from ept_fed.data.records import ONE_SITE, Catalog, ImageRecord
-from ept_fed.data.table import SHOWN, Findings
+from ept_fed.data.decoding.image_store import ImageStore, open_images
+from ept_fed.data.records.records import ONE_SITE, Catalog, ImageRecord
+from ept_fed.data.sources.catalog import complete_catalog
+from ept_fed.data.sources.class_names import names_of_columns
+from ept_fed.data.sources.csv_table import SHOWN, Findings
 from ept_fed.errors import InputRefusedError, Problem
 
 __all__ = ["MEDFMC_CLASSES", "ListedImage", "parse_list", "read_medfmc"]

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from ept_fed.data.decode import MAX_SIDE, UnreadableImageError
+from ept_fed.data.decoding.image_file import MAX_SIDE, UnreadableImageError
 
 __all__ = [
     "DICOM_SUFFIXES",

@@ -8,8 +8,8 @@ from typing import Protocol
 
 import numpy as np
 
-from ept_fed.data.decode import UnreadableImageError, decode_image, image_mode
-from ept_fed.data.dicom import DICOM_SUFFIXES, dicom_mode, is_dicom, read_dicom
+from ept_fed.data.decoding.dicom_file import DICOM_SUFFIXES, dicom_mode, is_dicom, read_dicom
+from ept_fed.data.decoding.image_file import UnreadableImageError, decode_image, image_mode
 from ept_fed.errors import InputRefusedError, Problem
 
 __all__ = ["ArrayImages", "FolderImages", "ImageStore", "UnreadableImageError", "ZipImages", "open_images"]

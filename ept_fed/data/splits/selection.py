@@ -4,8 +4,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from ept_fed.config.data import DataSettings
-from ept_fed.data.fewshot import find_shortages, sample_shots
-from ept_fed.data.records import ImageRecord
+from ept_fed.data.records.records import ImageRecord
+from ept_fed.data.splits.few_shot import find_shortages, sample_shots
 from ept_fed.errors import Problem
 from ept_fed.seeds import derive_seed
 

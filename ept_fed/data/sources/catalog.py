@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from ept_fed.data.images import ImageStore
-from ept_fed.data.records import Catalog, ImageRecord
-from ept_fed.data.splits import find_straddling_groups
+from ept_fed.data.decoding.image_store import ImageStore
+from ept_fed.data.records.records import Catalog, ImageRecord
+from ept_fed.data.splits.splits import find_straddling_groups
 from ept_fed.errors import InputRefusedError, Problem
 
 __all__ = ["complete_catalog", "describe_straddling"]

@@ -1,0 +1,1 @@
+"""What is known of each image before it is opened, and the counts that follow from it."""
