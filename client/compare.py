@@ -9,7 +9,7 @@ from client.site import Site
 from ept_fed.config.experiment import Experiment
 from ept_fed.data.datasets.prepare import SiteData
 from ept_fed.protocol.layout import Vector
-from ept_fed.reports.predictions import list_predictions, list_subgroups
+from ept_fed.reports.run.predictions import list_predictions, list_subgroups
 from ept_fed.training.loop import TrainingDivergedError
 
 __all__ = ["Assessment", "Recall", "assess_settings", "recall_federated"]

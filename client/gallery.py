@@ -10,9 +10,9 @@ from ept_fed.data.datasets.prepare import CachedDataset
 from ept_fed.models.embedding import FOLDABLE
 from ept_fed.models.scaling_map import scaling_map
 from ept_fed.models.vit import PromptedViT
-from ept_fed.reports.gallery import GalleryItem, most_confident_errors
-from ept_fed.reports.read_predictions import PredictionTable
-from ept_fed.reports.scaling_picture import draw_beside
+from ept_fed.reports.charts.scaling_map import draw_beside
+from ept_fed.reports.pages.gallery import GalleryItem, most_confident_errors
+from ept_fed.reports.run.read_predictions import PredictionTable
 
 __all__ = ["collect_errors"]
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ept_fed.errors import InputRefusedError, Problem
-from ept_fed.reports.run_folder import RunFolder
+from ept_fed.reports.run.run_folder import RunFolder
 
 __all__ = ["check_own_folder", "fill_own_folder"]
 

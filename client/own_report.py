@@ -32,14 +32,14 @@ from client.train_alone import train_alone
 from client.warm_site import WarmSite
 from ept_fed.config.experiment import Experiment
 from ept_fed.errors import InputRefusedError, Problem
+from ept_fed.progress import Progress
 from ept_fed.protocol.messages import MessageRefusedError
 from ept_fed.protocol.proposal import Proposal
-from ept_fed.reports.comparison import Comparison
-from ept_fed.reports.progress import Progress
-from ept_fed.reports.read_run import read_run
-from ept_fed.reports.run_document import SiteTraffic
-from ept_fed.reports.run_folder import RunFolder, site_folder
-from ept_fed.reports.write_reports import WrittenReports, make_reports
+from ept_fed.reports.pages.write_reports import WrittenReports, make_reports
+from ept_fed.reports.run.comparison import Comparison
+from ept_fed.reports.run.read_run import read_run
+from ept_fed.reports.run.run_document import SiteTraffic
+from ept_fed.reports.run.run_folder import RunFolder, site_folder
 from ept_fed.storage.checkpoint_file import SealBrokenError
 from ept_fed.validation.load_site import SiteSettings, check_site, join_proposal, load_site_settings
 

@@ -63,7 +63,7 @@ def read_ledger_passages(ledger: Path, key: ec.EllipticCurvePublicKey, run: str)
 
 
 def count_passages(passages: Sequence[Passage], counted_by: str) -> dict[str, Any]:
-    """Return what left the site and what came, in the words of `ept_fed.reports.site_report.Traffic`.
+    """Return what left the site and what came, in the words of `ept_fed.reports.pages.site_report.Traffic`.
 
     Args:
         passages: of one run.

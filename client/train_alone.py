@@ -5,8 +5,8 @@ from collections.abc import Mapping
 
 from client.site import Site
 from ept_fed.config.experiment import TrainingSettings
+from ept_fed.progress import Progress
 from ept_fed.protocol.layout import Vector
-from ept_fed.reports.progress import Progress
 from ept_fed.training.loop import TrainingDivergedError
 
 __all__ = ["train_alone"]

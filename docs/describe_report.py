@@ -7,7 +7,7 @@ from typing import Any, get_args, get_type_hints
 
 from ept_fed.evaluation.histograms import LEAST_COUNT
 from ept_fed.evaluation.subgroups import FEWEST_CASES
-from ept_fed.reports.site_report import SCHEMA, SiteReport
+from ept_fed.reports.pages.site_report import SCHEMA, SiteReport
 
 _INTRODUCTION = f"""# The report's documents
 

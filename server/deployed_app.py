@@ -20,8 +20,8 @@ from ept_fed.config.experiment import Experiment
 from ept_fed.errors import InputRefusedError
 from ept_fed.protocol.layout import Vector
 from ept_fed.protocol.messages import Phase
-from ept_fed.reports.run_folder import RunFolder
-from ept_fed.reports.run_log import log_to_file
+from ept_fed.reports.run.run_folder import RunFolder
+from ept_fed.reports.run.run_log import log_to_file
 from ept_fed.run_plan.plan import Plan
 from ept_fed.validation.experiment import find_shared_contradictions
 from ept_fed.validation.load_experiment import load_experiment

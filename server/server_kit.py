@@ -6,7 +6,7 @@ state/                     0700, made when the server starts
   flwr-home/               Flower's own files
   proxy/                   the proxy's configuration and temporary files
   logs/superlink/, logs/proxy/
-  runs/<name>/             a run folder per run (`ept_fed.reports.run_folder`)
+  runs/<name>/             a run folder per run (`ept_fed.reports.run.run_folder`)
 """
 
 import json

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ept_fed.errors import InputRefusedError
-from ept_fed.reports.run_folder import RunFolder
+from ept_fed.reports.run.run_folder import RunFolder
 from server.control import ControlError, Node, Run
 from server.run_state import read_json_file
 from server.server_kit import ServerKit, open_server_kit

@@ -15,7 +15,7 @@ from ept_fed.config.base import Name
 from ept_fed.config.experiment import Experiment
 from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.protocol.proposal import propose
-from ept_fed.reports.run_folder import RunFolder
+from ept_fed.reports.run.run_folder import RunFolder
 from ept_fed.validation.experiment import check_sites, find_shared_contradictions
 from ept_fed.validation.load_experiment import load_experiment
 from server.bundle import build_bundle

@@ -13,8 +13,8 @@ from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.models.vit import PromptedViT
 from ept_fed.privacy.attacks.views import View, list_views
 from ept_fed.reports.attack_record import PARTS, AttackRow, write_attack
-from ept_fed.reports.read_run import RunResult, read_run
-from ept_fed.reports.run_folder import site_folder
+from ept_fed.reports.run.read_run import RunResult, read_run
+from ept_fed.reports.run.run_folder import site_folder
 from ept_fed.run_plan.plan import Plan
 from ept_fed.storage.files import write_bytes
 from ept_fed.training.loop import TrainingDivergedError

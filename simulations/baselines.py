@@ -6,9 +6,9 @@ from client.site import Site
 from client.train_alone import train_alone
 from ept_fed.config.experiment import TrainingSettings
 from ept_fed.errors import InputRefusedError, Problem
+from ept_fed.progress import Progress
 from ept_fed.protocol.layout import Vector
-from ept_fed.reports.progress import Progress
-from ept_fed.reports.run_folder import RunFolder
+from ept_fed.reports.run.run_folder import RunFolder
 from ept_fed.storage.checkpoint_file import SealBrokenError
 from simulations.virtual_sites import POOLED_SITE, VirtualFederation
 

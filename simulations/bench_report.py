@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import yaml
 
-from ept_fed.reports.html import render_site
-from ept_fed.reports.predictions import SUBGROUP_PREFIX, prediction_columns
-from ept_fed.reports.read_run import read_run
-from ept_fed.reports.run_folder import site_folder
-from ept_fed.reports.site_report import build_site_report
-from ept_fed.reports.write_reports import write_reports
+from ept_fed.reports.pages.html import render_site
+from ept_fed.reports.pages.site_report import build_site_report
+from ept_fed.reports.pages.write_reports import write_reports
+from ept_fed.reports.run.predictions import SUBGROUP_PREFIX, prediction_columns
+from ept_fed.reports.run.read_run import read_run
+from ept_fed.reports.run.run_folder import site_folder
 from ept_fed.storage.files import append_json_line, write_csv, write_json, write_text
 
 _CLASSES = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")

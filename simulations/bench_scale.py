@@ -12,8 +12,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from ept_fed.reports.progress import Silent
-from ept_fed.reports.run_folder import RunFolder
+from ept_fed.progress import Silent
+from ept_fed.reports.run.run_folder import RunFolder
 from ept_fed.validation.load_experiment import load_experiment
 from simulations.federate import federate
 from simulations.virtual_sites import prepare_federation

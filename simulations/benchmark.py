@@ -15,11 +15,11 @@ from ept_fed.config.benchmark import Cell
 from ept_fed.config.experiment import Experiment
 from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.evaluation.benchmark import compare_with_home, summarise
+from ept_fed.progress import Progress, Silent
 from ept_fed.reports.analysis_folder import AnalysisFolder
 from ept_fed.reports.benchmark_chart import draw_benchmark
 from ept_fed.reports.benchmark_folder import BenchmarkFolder
-from ept_fed.reports.comparison import METRICS
-from ept_fed.reports.progress import Progress, Silent
+from ept_fed.reports.run.comparison import METRICS
 from ept_fed.training.precision import settle_precision
 from simulations.benchmark_cell import CellTrainer, Outcome
 from simulations.benchmark_checks import check_cells, check_sources

@@ -12,10 +12,10 @@ from client.site import Site
 from ept_fed.config.benchmark import Cell
 from ept_fed.data.datasets.prepare import SiteData
 from ept_fed.errors import InputRefusedError
+from ept_fed.progress import Progress, Silent
 from ept_fed.reports.analysis_folder import AnalysisFolder
-from ept_fed.reports.comparison import METRICS
-from ept_fed.reports.progress import Progress, Silent
-from ept_fed.reports.run_folder import RunFolder
+from ept_fed.reports.run.comparison import METRICS
+from ept_fed.reports.run.run_folder import RunFolder
 from ept_fed.run_plan.plan import Plan
 from simulations.analyse import count_fold, record_features
 from simulations.baselines import train_centralised, train_centralised_prompts, train_local

@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from ept_fed.config.benchmark import Cell
-from ept_fed.reports.progress import Progress, Silent
+from ept_fed.progress import Progress, Silent
 
 # A worker watches for its parent's end before it spends seconds on importing torch.
 if TYPE_CHECKING:

@@ -4,11 +4,11 @@ from collections.abc import Callable, Mapping
 
 from client.compare import Recall, assess_settings, recall_federated
 from client.site import Site
+from ept_fed.progress import Progress
 from ept_fed.protocol.layout import Vector
-from ept_fed.reports.comparison import Comparison
-from ept_fed.reports.progress import Progress
-from ept_fed.reports.run_document import SiteTraffic
-from ept_fed.reports.run_folder import RunFolder
+from ept_fed.reports.run.comparison import Comparison
+from ept_fed.reports.run.run_document import SiteTraffic
+from ept_fed.reports.run.run_folder import RunFolder
 from server.round_record import RoundRecord
 from server.rounds import FederationResult
 from simulations.baselines import train_centralised, train_local

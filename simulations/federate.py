@@ -13,10 +13,10 @@ from client.site import Site
 from client.states import StateLostError
 from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.privacy.secure_aggregation.round_session import weigh_site
+from ept_fed.progress import Progress
 from ept_fed.protocol.layout import Vector
 from ept_fed.protocol.messages import Phase
-from ept_fed.reports.progress import Progress
-from ept_fed.reports.run_folder import RunFolder
+from ept_fed.reports.run.run_folder import RunFolder
 from ept_fed.run_plan.plan import Plan
 from ept_fed.storage.checkpoint_file import SealBrokenError
 from server.app import create_server_app

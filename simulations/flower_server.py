@@ -12,7 +12,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from ept_fed.protocol.layout import Vector
 from ept_fed.protocol.messages import Phase
-from ept_fed.reports.run_folder import RunFolder
+from ept_fed.reports.run.run_folder import RunFolder
 from ept_fed.run_plan.plan import Plan
 from server.app import create_server_app
 from server.round_record import RoundRecord

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from client.gallery import collect_errors
-from ept_fed.reports.gallery import GalleryItem
-from ept_fed.reports.read_run import read_run
-from ept_fed.reports.run_folder import site_folder
+from ept_fed.reports.pages.gallery import GalleryItem
+from ept_fed.reports.run.read_run import read_run
+from ept_fed.reports.run.run_folder import site_folder
 from simulations.reopen_run import reopen_run
 from simulations.virtual_sites import VirtualFederation
 

@@ -19,9 +19,9 @@ from pathlib import Path
 from statistics import fmean
 
 from client.site import Site
+from ept_fed.progress import Silent
 from ept_fed.protocol.layout import Vector
-from ept_fed.reports.progress import Silent
-from ept_fed.reports.run_folder import RunFolder
+from ept_fed.reports.run.run_folder import RunFolder
 from ept_fed.validation.load_experiment import load_experiment, override_experiment
 from simulations.baselines import make_heads, train_local
 from simulations.federate import federate

@@ -19,8 +19,8 @@ from client.site import Site
 from ept_fed.evaluation.bootstrap import Interval
 from ept_fed.evaluation.metrics import Array
 from ept_fed.privacy.attacks.membership import measure_advantage
-from ept_fed.reports.progress import Silent
-from ept_fed.reports.run_folder import RunFolder
+from ept_fed.progress import Silent
+from ept_fed.reports.run.run_folder import RunFolder
 from ept_fed.seeds import numpy_generator
 from ept_fed.validation.load_experiment import load_experiment
 from simulations.attack_membership import Candidates, choose_candidates, measure_losses

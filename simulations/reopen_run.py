@@ -1,7 +1,7 @@
 """A finished run with its images and its backbone again, from where its config.yaml says they lie."""
 
 from ept_fed.errors import InputRefusedError, Problem
-from ept_fed.reports.read_run import RunResult
+from ept_fed.reports.run.read_run import RunResult
 from ept_fed.validation.load_experiment import load_experiment
 from simulations.virtual_sites import VirtualFederation, prepare_federation
 

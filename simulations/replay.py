@@ -20,7 +20,7 @@ from client.states import capture_model
 from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.protocol.layout import PayloadMismatchError, Vector
 from ept_fed.protocol.messages import Header, RoundRequest
-from ept_fed.reports.read_run import RunResult
+from ept_fed.reports.run.read_run import RunResult
 from ept_fed.run_plan.plan import Plan
 from simulations.virtual_sites import VirtualFederation
 

@@ -12,12 +12,12 @@ from client.site import Site
 from client.spending import describe_private_rounds
 from ept_fed.config.experiment import Experiment
 from ept_fed.errors import InputRefusedError, Problem
-from ept_fed.reports.comparison import Comparison
-from ept_fed.reports.cross_site import write_cross_site
-from ept_fed.reports.progress import Progress
-from ept_fed.reports.run_folder import RunFolder
-from ept_fed.reports.run_log import log_to_file
-from ept_fed.reports.write_reports import write_reports
+from ept_fed.progress import Progress
+from ept_fed.reports.pages.write_reports import write_reports
+from ept_fed.reports.run.comparison import Comparison
+from ept_fed.reports.run.cross_site import write_cross_site
+from ept_fed.reports.run.run_folder import RunFolder
+from ept_fed.reports.run.run_log import log_to_file
 from ept_fed.run_plan.plan import Plan
 from ept_fed.tracking.scalars import describe_settings
 from ept_fed.tracking.tracker import Tracker

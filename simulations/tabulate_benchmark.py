@@ -22,7 +22,7 @@ import typer
 from ept_fed.config.benchmark import SETTINGS
 from ept_fed.evaluation.benchmark import SUMMARY_METRICS, compare_means_with_home, compare_with_home, summarise
 from ept_fed.reports.benchmark_chart import draw_benchmark
-from ept_fed.reports.wording import signed
+from ept_fed.reports.pages.wording import signed
 from ept_fed.storage.files import write_bytes, write_text
 
 __all__ = [

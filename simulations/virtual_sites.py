@@ -17,7 +17,7 @@ from ept_fed.models.backbones import Backbone
 from ept_fed.models.device import choose_device
 from ept_fed.models.method import TunedViT
 from ept_fed.models.payload import export_payload, payload_layout
-from ept_fed.reports.run_folder import RunFolder
+from ept_fed.reports.run.run_folder import RunFolder
 from ept_fed.run_plan.make_plan import make_plan
 from ept_fed.run_plan.plan import Plan
 from ept_fed.validation.experiment import check_sites

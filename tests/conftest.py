@@ -66,7 +66,7 @@ def micro(micro_file: Path) -> Callable[..., Experiment]:
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave the charts out of a run's pages: they take longer than a micro run, and are drawn where they are tested."""
     for chart in ("draw_confusion", "draw_learning", "draw_reliability", "draw_roc"):
-        monkeypatch.setattr(f"ept_fed.reports.html.{chart}", lambda *_arguments, **_options: "")
+        monkeypatch.setattr(f"ept_fed.reports.pages.html.{chart}", lambda *_arguments, **_options: "")
 
 
 @pytest.fixture

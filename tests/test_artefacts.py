@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from ept_fed.reports.run_folder import site_folder
+from ept_fed.reports.run.run_folder import site_folder
 from ept_fed.storage.files import append_json_line, write_bytes, write_csv, write_json, write_text
 
 

@@ -12,7 +12,7 @@ from ept_fed.bundles.bundle import MODEL, check_tensors
 from ept_fed.bundles.description import BackboneIdentity, InputDescription
 from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.protocol.layout import Vector
-from ept_fed.reports.run_folder import RunFolder, site_folder
+from ept_fed.reports.run.run_folder import RunFolder, site_folder
 
 __all__ = ["About", "Release", "read_release"]
 

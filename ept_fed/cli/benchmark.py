@@ -64,7 +64,7 @@ def benchmark(
     has to be corrected first.
     """
     with exit_on_refusal(as_json=as_json):
-        from ept_fed.reports.progress import Silent
+        from ept_fed.progress import Silent
         from ept_fed.storage.files import dump_json
         from ept_fed.validation.load_experiment import load_experiment
 

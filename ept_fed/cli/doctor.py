@@ -61,7 +61,7 @@ def examine(
         with _progress() as (on_start, on_image):
             found = examine_data(experiment.data, experiment.data_seed, on_start=on_start, on_image=on_image)
         if plot is not None:
-            from ept_fed.reports.partition_chart import draw_partition
+            from ept_fed.reports.charts.partition import draw_partition
 
             with _refused_if_unwritable("--plot", plot):
                 write_bytes(plot, draw_partition(found.by_class))

@@ -59,8 +59,8 @@ def report(
         _check_options(kind, site=site, gallery=gallery)
         if kind in _TRACKERS:
             _track(run, kind, as_json=as_json)
-        from ept_fed.reports.pdf import NoBrowserError, find_browser, print_pages
-        from ept_fed.reports.write_reports import Kind, make_reports
+        from ept_fed.reports.pages.pdf import NoBrowserError, find_browser, print_pages
+        from ept_fed.reports.pages.write_reports import Kind, make_reports
 
         try:
             if kind is _Format.pdf:

@@ -54,7 +54,7 @@ def simulate(
         experiment = load_experiment(source, overrides or [])
         folder = out or Path("runs") / f"{experiment.name}-{datetime.now():%Y%m%d-%H%M%S}"
         if as_json:
-            from ept_fed.reports.progress import Silent
+            from ept_fed.progress import Silent
 
             report = load_engine("simulate")(experiment, folder, Silent(), resume=resume, track=track or ())
             typer.echo(dump_json(report))

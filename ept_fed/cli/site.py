@@ -134,7 +134,7 @@ def report(
 
     with exit_on_refusal(as_json=as_json):
         if as_json:
-            from ept_fed.reports.progress import Silent
+            from ept_fed.progress import Silent
 
             made = load_engine("site-report")(kit, Silent(), run=run, out=out, gallery=gallery)
         else:

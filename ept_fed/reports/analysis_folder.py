@@ -18,7 +18,7 @@ from ept_fed.evaluation.feature_table import ALL_CLASSES, ALL_SITES, measure_sit
 from ept_fed.reports.analysis_page import AnalysedMethod, render_analysis
 from ept_fed.reports.feature_charts import draw_features, draw_overview
 from ept_fed.reports.feature_record import MOMENTS, FeatureRecord, read_record, write_record
-from ept_fed.reports.run_folder import site_folder
+from ept_fed.reports.run.run_folder import site_folder
 from ept_fed.reports.scaling_chart import draw_scaling
 from ept_fed.storage.checkpoint_file import SealBrokenError
 from ept_fed.storage.files import write_bytes, write_csv, write_text

@@ -9,7 +9,7 @@ from typing import Any
 from ept_fed.config.benchmark import Cell
 from ept_fed.evaluation.feature_table import ALL_CLASSES, ALL_SITES
 from ept_fed.reports.feature_record import FeatureRecord, Moment
-from ept_fed.reports.html import page_environment
+from ept_fed.reports.pages.html import page_environment
 
 __all__ = ["AnalysedMethod", "render_analysis"]
 

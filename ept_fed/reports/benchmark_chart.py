@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from ept_fed.reports.charts import shorten, styled
+from ept_fed.reports.charts.svg import shorten, styled
 
 __all__ = ["draw_benchmark", "pick_colours", "plot_benchmark"]
 

@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 
 from ept_fed.evaluation.features import find_axis
 from ept_fed.evaluation.metrics import Array
-from ept_fed.reports.charts import class_style, shorten, styled
+from ept_fed.reports.charts.svg import class_style, shorten, styled
 from ept_fed.reports.feature_record import MOMENTS, FeatureRecord, Moment
 
 __all__ = ["PANEL_MEASURES", "draw_features", "draw_overview"]

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from ept_fed.reports.charts import shorten, styled
+from ept_fed.reports.charts.svg import shorten, styled
 from ept_fed.reports.feature_record import MOMENTS, ScalingExamples
 
 __all__ = ["draw_scaling"]

@@ -6,8 +6,8 @@ from pydantic import ValidationError
 
 from ept_fed.config.experiment import Experiment
 from ept_fed.errors import InputRefusedError, Problem
-from ept_fed.reports.comparison import Comparison
-from ept_fed.reports.read_run import read_run
+from ept_fed.reports.run.comparison import Comparison
+from ept_fed.reports.run.read_run import read_run
 from ept_fed.tracking.scalars import describe_settings
 from ept_fed.tracking.tracker import Tracker
 from ept_fed.tracking.writers import WRITERS, TrackedRun, check_writers

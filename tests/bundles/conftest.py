@@ -17,7 +17,7 @@ from ept_fed.bundles.bundle import DESCRIPTION, SIGNATURE
 from ept_fed.bundles.export import prepare_bundle
 from ept_fed.bundles.signing import sign
 from ept_fed.models import create_backbone, frozen_tensors
-from ept_fed.reports.progress import Silent
+from ept_fed.progress import Silent
 from ept_fed.seeds import derive_seed
 from ept_fed.storage.canonical_json import spell_canonical
 from ept_fed.validation.load_experiment import load_experiment

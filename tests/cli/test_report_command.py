@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from ept_fed.cli.main import app
 from ept_fed.config.experiment import Experiment
-from ept_fed.reports.progress import Silent
+from ept_fed.progress import Silent
 
 RUNNER = CliRunner()
 

@@ -27,12 +27,12 @@ from ept_fed.cli.main import app
 from ept_fed.config.experiment import Experiment
 from ept_fed.data.sources.phantom_structures import STRUCTURES
 from ept_fed.errors import InputRefusedError
+from ept_fed.progress import Silent
 from ept_fed.protocol.frames import Introduce, decode_frame, encode_frame
 from ept_fed.protocol.layout import PayloadLayout
 from ept_fed.protocol.messages import Header, RoundReply, RoundRequest
 from ept_fed.protocol.proposal import Proposal, SiteIntroduction, propose
-from ept_fed.reports.progress import Silent
-from ept_fed.reports.read_run import read_run
+from ept_fed.reports.run.read_run import read_run
 from ept_fed.run_plan.plan import Plan
 from ept_fed.validation.load_experiment import load_experiment
 from ept_fed.validation.load_site import join_proposal, load_site_settings

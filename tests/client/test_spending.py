@@ -11,7 +11,7 @@ from client.round_cost import RoundCost
 from client.spending import describe_charges, describe_private_rounds
 from ept_fed.config.experiment import Experiment
 from ept_fed.privacy.dp.accountant import GaussianSteps, spent_epsilon
-from ept_fed.reports.progress import Silent
+from ept_fed.progress import Silent
 from simulations.simulate import simulate
 
 Micro = Callable[..., Experiment]

@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from ept_fed.pki.keys import new_key, spell_openssh_private
-from ept_fed.reports.progress import Silent
+from ept_fed.progress import Silent
 from ept_fed.validation.load_experiment import load_experiment
 from server.service import find_superlink_port
 from server.status import describe_server

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ept_fed.reports.progress import Silent
+from ept_fed.progress import Silent
 from ept_fed.validation.load_experiment import load_experiment
 from simulations.simulate import simulate
 

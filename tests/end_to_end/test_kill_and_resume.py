@@ -13,7 +13,7 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 
-from ept_fed.reports.progress import Silent
+from ept_fed.progress import Silent
 from ept_fed.validation.load_experiment import load_experiment
 from tests.conftest import MICRO
 

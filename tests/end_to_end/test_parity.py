@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ept_fed.config.experiment import Experiment
-from ept_fed.reports.progress import Silent
+from ept_fed.progress import Silent
 from simulations.loopback import Loopback, LoopbackError
 from simulations.simulate import simulate
 

@@ -12,8 +12,8 @@ from client.audit import examine
 from client.budget import BUDGET_FILE, read_budget
 from client.ledger import tip_path
 from client.open_gate import LEDGER_FILE, read_site_key
+from ept_fed.progress import Silent
 from ept_fed.protocol.stages import STAGES
-from ept_fed.reports.progress import Silent
 from ept_fed.validation.load_experiment import load_experiment
 from simulations.rehearsal import Rehearsal
 from simulations.simulate import simulate

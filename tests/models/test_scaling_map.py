@@ -9,7 +9,7 @@ from PIL import Image
 
 from ept_fed.models import PromptedViT
 from ept_fed.models.scaling_map import scaling_factors, scaling_map
-from ept_fed.reports.scaling_picture import draw_beside
+from ept_fed.reports.charts.scaling_map import draw_beside
 
 
 def test_factors_are_what_a_softmax_with_dropped_columns_leaves() -> None:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import yaml
 
-from ept_fed.reports.predictions import SUBGROUP_PREFIX, prediction_columns
-from ept_fed.reports.run_folder import site_folder
+from ept_fed.reports.run.predictions import SUBGROUP_PREFIX, prediction_columns
+from ept_fed.reports.run.run_folder import site_folder
 from ept_fed.storage.files import append_json_line, write_csv, write_json, write_text
 
 CLASSES = ("akiec", "bcc", "nv")

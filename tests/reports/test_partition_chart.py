@@ -6,7 +6,7 @@ from PIL import Image
 
 from ept_fed.data.records.counts import CountRow, count_images, count_splits
 from ept_fed.data.records.records import ImageRecord
-from ept_fed.reports.partition_chart import draw_partition, tabulate
+from ept_fed.reports.charts.partition import draw_partition, tabulate
 
 
 def rows(sites: int, classes: int) -> list[CountRow]:

@@ -8,9 +8,9 @@ import numpy as np
 from sklearn.metrics import roc_auc_score
 
 from ept_fed.evaluation.histograms import LEAST_COUNT
-from ept_fed.reports.federation_report import build_federation_report
-from ept_fed.reports.read_run import read_run
-from ept_fed.reports.write_reports import build_reports, write_reports
+from ept_fed.reports.pages.federation_report import build_federation_report
+from ept_fed.reports.pages.write_reports import build_reports, write_reports
+from ept_fed.reports.run.read_run import read_run
 
 MakeRun = Callable[..., Path]
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from ept_fed.errors import InputRefusedError
-from ept_fed.reports.read_run import read_run
-from ept_fed.reports.run_folder import RunFolder
+from ept_fed.reports.run.read_run import read_run
+from ept_fed.reports.run.run_folder import RunFolder
 
 MakeRun = Callable[..., Path]
 

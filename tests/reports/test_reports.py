@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from ept_fed.reports.gallery import GalleryItem, most_confident_errors
-from ept_fed.reports.read_run import read_run
-from ept_fed.reports.run_folder import site_folder
-from ept_fed.reports.site_report import build_site_report
-from ept_fed.reports.wording import signed
-from ept_fed.reports.write_reports import MOST_PAGES, make_reports, write_reports
+from ept_fed.reports.pages.gallery import GalleryItem, most_confident_errors
+from ept_fed.reports.pages.site_report import build_site_report
+from ept_fed.reports.pages.wording import signed
+from ept_fed.reports.pages.write_reports import MOST_PAGES, make_reports, write_reports
+from ept_fed.reports.run.read_run import read_run
+from ept_fed.reports.run.run_folder import site_folder
 
 MakeRun = Callable[..., Path]
 PNG = b"\x89PNG\r\n\x1a\n" + b"0" * 8

@@ -9,10 +9,10 @@ import numpy as np
 
 from ept_fed.data.records.records import ImageRecord
 from ept_fed.evaluation.metrics import classification_metrics
-from ept_fed.reports.predictions import list_predictions, list_subgroups
-from ept_fed.reports.read_run import read_run
-from ept_fed.reports.site_report import build_site_report
-from ept_fed.reports.write_reports import write_reports
+from ept_fed.reports.pages.site_report import build_site_report
+from ept_fed.reports.pages.write_reports import write_reports
+from ept_fed.reports.run.predictions import list_predictions, list_subgroups
+from ept_fed.reports.run.read_run import read_run
 
 MakeRun = Callable[..., Path]
 SUBGROUPS = {"sex": lambda patient: ("female", "male")[patient % 2], "age": lambda patient: str(20 + patient)}

@@ -18,8 +18,8 @@ from ept_fed.config.experiment import Experiment
 from ept_fed.errors import InputRefusedError
 from ept_fed.evaluation.feature_table import ALL_CLASSES, ALL_SITES
 from ept_fed.evaluation.features import CLASS_MEASURES, MEASURES, measure_features
+from ept_fed.progress import Silent
 from ept_fed.reports.feature_record import FeatureRecord, read_record
-from ept_fed.reports.progress import Silent
 from ept_fed.storage.files import dump_json
 from simulations.benchmark import benchmark
 from simulations.virtual_sites import prepare_federation

@@ -19,10 +19,10 @@ from ept_fed.config.experiment import Experiment
 from ept_fed.errors import InputRefusedError
 from ept_fed.models.vit import PromptedViT
 from ept_fed.privacy.attacks.views import View
+from ept_fed.progress import Silent
 from ept_fed.protocol.messages import RoundReply, RoundRequest
 from ept_fed.reports.attack_record import PARTS
-from ept_fed.reports.progress import Silent
-from ept_fed.reports.read_run import read_run
+from ept_fed.reports.run.read_run import read_run
 from ept_fed.validation.load_experiment import load_experiment
 from simulations.attack_controls import control_inversion, control_membership
 from simulations.attack_inversion import choose_targets

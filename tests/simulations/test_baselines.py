@@ -9,8 +9,8 @@ import pytest
 
 from client.states import capture_model
 from ept_fed.config.experiment import Experiment
-from ept_fed.reports.progress import Silent
-from ept_fed.reports.run_folder import RunFolder
+from ept_fed.progress import Silent
+from ept_fed.reports.run.run_folder import RunFolder
 from simulations.baselines import train_centralised, train_centralised_prompts, train_local
 from simulations.virtual_sites import VirtualFederation, prepare_federation
 

@@ -14,7 +14,7 @@ import simulations.benchmark
 import simulations.benchmark_cell
 from ept_fed.config.experiment import Experiment
 from ept_fed.errors import InputRefusedError, Problem
-from ept_fed.reports.progress import Silent
+from ept_fed.progress import Silent
 from simulations.benchmark import benchmark
 from simulations.simulate import simulate
 from simulations.virtual_sites import prepare_federation

@@ -19,8 +19,8 @@ from ept_fed.benchmark_cells import list_cells
 from ept_fed.config.benchmark import Cell
 from ept_fed.config.experiment import Experiment
 from ept_fed.errors import InputRefusedError
+from ept_fed.progress import Silent
 from ept_fed.reports.benchmark_folder import BenchmarkFolder
-from ept_fed.reports.progress import Silent
 from ept_fed.services.processes import end_marked, find_marked
 from simulations.benchmark import benchmark
 from simulations.benchmark_workers import CellQueue, CellWorkers

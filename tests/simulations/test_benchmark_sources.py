@@ -14,7 +14,7 @@ import ept_fed
 import simulations.benchmark_cell
 from ept_fed.benchmark_cells import list_cells
 from ept_fed.config.experiment import Experiment
-from ept_fed.reports.progress import Silent
+from ept_fed.progress import Silent
 from simulations.benchmark import benchmark
 from tests.simulations.test_benchmark import refusals, relabelled
 

@@ -12,7 +12,7 @@ from flwr.app import Context, Message, RecordDict
 
 from ept_fed.config.experiment import Experiment
 from ept_fed.errors import InputRefusedError
-from ept_fed.reports.progress import Silent
+from ept_fed.progress import Silent
 from simulations import flower_client
 from simulations.flower_client import app as client_app
 from simulations.flower_server import app as server_app

@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from ept_fed.config.experiment import Experiment
-from ept_fed.reports.progress import Silent
+from ept_fed.progress import Silent
 from simulations.simulate import simulate
 
 pytestmark = pytest.mark.usefixtures("undrawn")

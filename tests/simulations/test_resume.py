@@ -11,8 +11,8 @@ from safetensors.numpy import load_file
 from ept_fed.config.experiment import Experiment
 from ept_fed.data.datasets.prepare import PreparedData
 from ept_fed.errors import InputRefusedError
-from ept_fed.reports.progress import Silent
-from ept_fed.reports.run_folder import RunFolder
+from ept_fed.progress import Silent
+from ept_fed.reports.run.run_folder import RunFolder
 from server.checkpoints import Checkpoint, CheckpointFolder
 from simulations import simulate as simulate_module
 from simulations.simulate import simulate

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 from ept_fed.config.experiment import Experiment
 from ept_fed.errors import InputRefusedError
 from ept_fed.models import digest_tensors, frozen_tensors
-from ept_fed.reports.progress import Silent
+from ept_fed.progress import Silent
 from ept_fed.validation.load_experiment import load_experiment
 from simulations.simulate import simulate
 from simulations.virtual_sites import prepare_federation

@@ -7,7 +7,7 @@ import pytest
 
 from ept_fed.config.benchmark import SETTINGS
 from ept_fed.config.experiment import Experiment
-from ept_fed.reports.progress import Silent
+from ept_fed.progress import Silent
 from simulations.benchmark import benchmark
 from simulations.tabulate_benchmark import (
     PAGES,

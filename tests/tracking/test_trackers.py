@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from ept_fed.cli.main import app
 from ept_fed.config.experiment import Experiment
 from ept_fed.errors import InputRefusedError
-from ept_fed.reports.progress import Silent
+from ept_fed.progress import Silent
 from ept_fed.tracking import writers
 from ept_fed.tracking.scalars import list_round
 from ept_fed.tracking.tracker import Tracker

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from client.site import Site
-from ept_fed.reports.progress import Silent
-from ept_fed.reports.run_folder import RunFolder
+from ept_fed.progress import Silent
+from ept_fed.reports.run.run_folder import RunFolder
 from simulations.federate import federate
 from simulations.virtual_sites import VirtualFederation
 

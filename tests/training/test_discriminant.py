@@ -15,9 +15,9 @@ from client.site import Site
 from ept_fed.config.experiment import Experiment
 from ept_fed.data.datasets.cache import CachedDataset
 from ept_fed.errors import InputRefusedError
+from ept_fed.progress import Silent
 from ept_fed.protocol.messages import Header, MessageRefusedError, RoundRequest
-from ept_fed.reports.progress import Silent
-from ept_fed.reports.run_folder import RunFolder
+from ept_fed.reports.run.run_folder import RunFolder
 from ept_fed.training.discriminant import measure_statistics, solve_discriminant
 from ept_fed.training.fitted_head import HeadFit
 from ept_fed.training.loop import RoundScope, TrainingDivergedError, train_round

@@ -13,10 +13,10 @@ from client.site import Site
 from ept_fed.catalog.methods import Statistics
 from ept_fed.config.experiment import Experiment
 from ept_fed.errors import InputRefusedError
+from ept_fed.progress import Silent
 from ept_fed.protocol.layout import PayloadLayout, PayloadMismatchError, Vector
 from ept_fed.protocol.messages import Header, RoundReply, RoundRequest
-from ept_fed.reports.progress import Silent
-from ept_fed.reports.run_folder import RunFolder
+from ept_fed.reports.run.run_folder import RunFolder
 from ept_fed.training.discriminant import ClassStatistics, average_statistics, measure_statistics, solve_discriminant
 from ept_fed.training.shared_statistics import pack_statistics, shape_statistics, unpack_statistics
 from simulations.federate import federate

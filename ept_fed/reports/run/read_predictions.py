@@ -9,7 +9,7 @@ import numpy as np
 
 from ept_fed.errors import Problem
 from ept_fed.evaluation.metrics import Array
-from ept_fed.reports.predictions import SUBGROUP_PREFIX, prediction_columns
+from ept_fed.reports.run.predictions import SUBGROUP_PREFIX, prediction_columns
 
 __all__ = ["PredictionTable", "SitePredictions", "read_predictions"]
 

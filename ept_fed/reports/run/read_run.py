@@ -8,10 +8,10 @@ from typing import Any
 
 from ept_fed.config.yaml_reader import parse_yaml
 from ept_fed.errors import InputRefusedError, Problem
-from ept_fed.reports.cross_site import CROSS_SITE_FILE, CrossSite, read_cross_site
-from ept_fed.reports.read_predictions import SitePredictions, read_predictions
-from ept_fed.reports.run_document import parse_report, parse_round, split_rounds
-from ept_fed.reports.run_folder import site_folder
+from ept_fed.reports.run.cross_site import CROSS_SITE_FILE, CrossSite, read_cross_site
+from ept_fed.reports.run.read_predictions import SitePredictions, read_predictions
+from ept_fed.reports.run.run_document import parse_report, parse_round, split_rounds
+from ept_fed.reports.run.run_folder import site_folder
 
 __all__ = ["RunResult", "read_run"]
 

@@ -35,7 +35,7 @@ from ept_fed.config.yaml_reader import parse_yaml
 from ept_fed.data.records.counts import COUNT_COLUMNS, CountRow
 from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.protocol.layout import Vector
-from ept_fed.reports.run_document import parse_round, split_rounds
+from ept_fed.reports.run.run_document import parse_round, split_rounds
 from ept_fed.run_plan.plan import Plan
 from ept_fed.storage.files import append_json_line, dump_json, write_bytes, write_csv, write_json, write_text
 
@@ -117,7 +117,7 @@ class RunFolder:
     def write_partition(self, rows: Sequence[CountRow]) -> None:
         """Write how many images each site has, as `count_images` counts, as a table and as a picture."""
         # Only here: the server has run folders too, and should not have to load matplotlib and scikit-learn.
-        from ept_fed.reports.partition_chart import draw_partition
+        from ept_fed.reports.charts.partition import draw_partition
 
         write_csv(self.path / "partition.csv", rows, COUNT_COLUMNS)
         write_bytes(self.path / "partition.png", draw_partition(rows))
@@ -189,7 +189,7 @@ class RunFolder:
         self, site: str, rows: Sequence[Mapping[str, Any]], classes: Sequence[str], subgroups: Sequence[str] = ()
     ) -> None:
         """Write a site's predictions, as listed by `list_predictions`."""
-        from ept_fed.reports.predictions import prediction_columns
+        from ept_fed.reports.run.predictions import prediction_columns
 
         path = self.path / "sites" / site_folder(site) / "predictions.csv"
         write_csv(path, rows, prediction_columns(classes, subgroups))

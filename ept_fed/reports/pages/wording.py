@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ept_fed.evaluation.bootstrap import FEWEST_GROUPS, Difference, Interval
-from ept_fed.reports.read_predictions import SitePredictions
-from ept_fed.reports.site_statistics import BASELINE, ClassRow, Statistics
+from ept_fed.reports.run.read_predictions import SitePredictions
+from ept_fed.reports.statistics.site import BASELINE, ClassRow, Statistics
 
 __all__ = ["Headline", "describe_limits", "headline", "signed", "span"]
 

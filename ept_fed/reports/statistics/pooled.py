@@ -15,7 +15,7 @@ from ept_fed.evaluation.histograms import (
     pool_auc,
     pool_calibration_error,
 )
-from ept_fed.reports.read_predictions import PredictionTable
+from ept_fed.reports.run.read_predictions import PredictionTable
 
 __all__ = ["PooledRow", "SharedCounts", "count_to_share", "describe_shared", "pool_sites"]
 

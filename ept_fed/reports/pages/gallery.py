@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ept_fed.reports.read_predictions import PredictionTable
+from ept_fed.reports.run.read_predictions import PredictionTable
 
 __all__ = ["ConfidentError", "GalleryItem", "most_confident_errors"]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ept_fed.reports.run_document import SiteTraffic
+from ept_fed.reports.run.run_document import SiteTraffic
 
 __all__ = ["METRICS", "Comparison"]
 

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ept_fed.data.records.counts import CountRow
-from ept_fed.reports.charts import shorten, styled
+from ept_fed.reports.charts.svg import shorten, styled
 
 __all__ = ["draw_partition", "tabulate"]
 

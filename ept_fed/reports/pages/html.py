@@ -14,13 +14,13 @@ from ept_fed.evaluation.bootstrap import FEWEST_GROUPS, Interval
 from ept_fed.evaluation.histograms import LEAST_COUNT
 from ept_fed.evaluation.metrics import Array
 from ept_fed.evaluation.subgroups import FEWEST_CASES
-from ept_fed.reports.charts import draw_confusion, draw_learning, draw_reliability, draw_roc, setting_style
-from ept_fed.reports.cross_site import CrossSite
-from ept_fed.reports.federation_report import FederationReport
-from ept_fed.reports.gallery import GalleryItem
-from ept_fed.reports.site_report import SiteReport
-from ept_fed.reports.subgroup_statistics import SUBGROUP_SETTINGS
-from ept_fed.reports.wording import signed, span
+from ept_fed.reports.charts.svg import draw_confusion, draw_learning, draw_reliability, draw_roc, setting_style
+from ept_fed.reports.pages.federation_report import FederationReport
+from ept_fed.reports.pages.gallery import GalleryItem
+from ept_fed.reports.pages.site_report import SiteReport
+from ept_fed.reports.pages.wording import signed, span
+from ept_fed.reports.run.cross_site import CrossSite
+from ept_fed.reports.statistics.subgroups import SUBGROUP_SETTINGS
 
 __all__ = ["page_environment", "render_federation", "render_site"]
 
@@ -112,7 +112,7 @@ def render_federation(report: FederationReport, learning: Sequence[SiteReport], 
 def page_environment() -> Environment:
     """Return how this package's templates become pages: every name escaped, nothing undefined."""
     environment = Environment(
-        loader=PackageLoader("ept_fed.reports", "templates"),
+        loader=PackageLoader("ept_fed.reports.pages", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

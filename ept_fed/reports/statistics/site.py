@@ -12,14 +12,14 @@ from ept_fed.evaluation.conformal import ConformalResult
 from ept_fed.evaluation.metrics import Array
 from ept_fed.evaluation.operating_point import confusion_matrix, roc_points
 from ept_fed.evaluation.weighted import Metric, Sample, class_averages, class_ranks, decisions, image_means, rates
-from ept_fed.reports.chosen_on_validation import (
+from ept_fed.reports.run.read_predictions import SitePredictions
+from ept_fed.reports.statistics.chosen_on_validation import (
     Calibration,
     assess_conformal,
     calibrate,
     choose_thresholds,
     count_positives,
 )
-from ept_fed.reports.read_predictions import SitePredictions
 
 __all__ = ["BASELINE", "METRICS", "ClassRow", "MetricRow", "OperatingPoint", "Statistics", "analyse"]
 

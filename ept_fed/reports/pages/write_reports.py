@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ept_fed.errors import InputRefusedError, Problem
-from ept_fed.reports.federation_report import build_federation_report
-from ept_fed.reports.gallery import GalleryItem
-from ept_fed.reports.html import render_federation, render_site
-from ept_fed.reports.pooled import describe_shared
-from ept_fed.reports.read_run import RunResult, read_run
-from ept_fed.reports.run_folder import site_folder
-from ept_fed.reports.site_report import SiteReport, build_site_report
-from ept_fed.reports.wording import Headline
+from ept_fed.reports.pages.federation_report import build_federation_report
+from ept_fed.reports.pages.gallery import GalleryItem
+from ept_fed.reports.pages.html import render_federation, render_site
+from ept_fed.reports.pages.site_report import SiteReport, build_site_report
+from ept_fed.reports.pages.wording import Headline
+from ept_fed.reports.run.read_run import RunResult, read_run
+from ept_fed.reports.run.run_folder import site_folder
+from ept_fed.reports.statistics.pooled import describe_shared
 from ept_fed.storage.files import dump_json, write_csv, write_json, write_text
 
 __all__ = ["MOST_PAGES", "Kind", "WrittenReports", "build_reports", "make_reports", "write_reports"]

@@ -5,12 +5,12 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ept_fed.evaluation.bootstrap import DRAWS
-from ept_fed.reports.pooled import SharedCounts, count_to_share
-from ept_fed.reports.read_run import RunResult
-from ept_fed.reports.run_document import PrivacySpending
-from ept_fed.reports.site_statistics import Statistics, analyse
-from ept_fed.reports.subgroup_statistics import SubgroupTable, analyse_subgroups
-from ept_fed.reports.wording import Headline, describe_limits, headline
+from ept_fed.reports.pages.wording import Headline, describe_limits, headline
+from ept_fed.reports.run.read_run import RunResult
+from ept_fed.reports.run.run_document import PrivacySpending
+from ept_fed.reports.statistics.pooled import SharedCounts, count_to_share
+from ept_fed.reports.statistics.site import Statistics, analyse
+from ept_fed.reports.statistics.subgroups import SubgroupTable, analyse_subgroups
 from ept_fed.seeds import numpy_generator
 
 __all__ = ["SCHEMA", "RoundRow", "SiteReport", "Traffic", "build_site_report"]

@@ -8,12 +8,12 @@ from typing import Any
 
 from ept_fed.evaluation.bootstrap import Difference, Interval
 from ept_fed.evaluation.histograms import LEAST_COUNT
-from ept_fed.reports.cross_site import CrossSite
-from ept_fed.reports.pooled import PooledRow, pool_sites
-from ept_fed.reports.read_run import RunResult
-from ept_fed.reports.site_report import SiteReport
-from ept_fed.reports.site_statistics import BASELINE
-from ept_fed.reports.wording import FEDERATED
+from ept_fed.reports.pages.site_report import SiteReport
+from ept_fed.reports.pages.wording import FEDERATED
+from ept_fed.reports.run.cross_site import CrossSite
+from ept_fed.reports.run.read_run import RunResult
+from ept_fed.reports.statistics.pooled import PooledRow, pool_sites
+from ept_fed.reports.statistics.site import BASELINE
 
 __all__ = ["FederationReport", "Refused", "SiteRow", "build_federation_report"]
 

@@ -1,0 +1,1 @@
+"""A run folder, written and read: settings, rounds, predictions, comparison."""

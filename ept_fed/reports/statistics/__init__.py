@@ -1,0 +1,1 @@
+"""The numbers of a report, from predictions alone: metrics, intervals, differences, subgroups."""
