@@ -11,8 +11,8 @@ from ept_fed.catalog.methods import HEAD_TENSORS
 from ept_fed.config.experiment import Experiment, FederationSettings
 from ept_fed.data.datasets.prepare import SiteData
 from ept_fed.models.backbones import Backbone, create_backbone
-from ept_fed.models.method import TunedViT
-from ept_fed.models.methods import create_model
+from ept_fed.models.factory import create_model
+from ept_fed.models.tuned_vit import TunedViT
 from ept_fed.seeds import derive_seed
 from ept_fed.training.common_head import CommonHead
 from ept_fed.training.fitted_head import HeadFit

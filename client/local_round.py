@@ -11,7 +11,7 @@ from torch import Tensor
 from client.states import SiteState, Tensors, capture_model, capture_optimizer, restore_model, restore_optimizer
 from ept_fed.config.experiment import TrainingSettings
 from ept_fed.data.datasets.prepare import CachedDataset
-from ept_fed.models.method import TunedViT
+from ept_fed.models.tuned_vit import TunedViT
 from ept_fed.privacy.dp.accountant import GaussianSteps
 from ept_fed.seeds import derive_seed
 from ept_fed.training.fitted_head import HeadFit

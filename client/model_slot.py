@@ -1,7 +1,7 @@
 """One model in memory, in which any number of sites take turns."""
 
 from client.states import capture_model
-from ept_fed.models.method import TunedViT
+from ept_fed.models.tuned_vit import TunedViT
 
 __all__ = ["ModelSlot"]
 

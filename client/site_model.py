@@ -12,13 +12,13 @@ from ept_fed.catalog.methods import Statistics
 from ept_fed.data.datasets.prepare import CachedDataset, SiteData
 from ept_fed.evaluation.metrics import Array, classification_metrics
 from ept_fed.evaluation.prediction import predict_probabilities
-from ept_fed.models.method import TunedViT
-from ept_fed.models.payload import export_payload, import_payload, payload_layout, read_statistics
+from ept_fed.models.tuned_vit import TunedViT
 from ept_fed.protocol.layout import Vector
 from ept_fed.protocol.messages import QUALITY_METRICS
 from ept_fed.training.discriminant import ClassStatistics
 from ept_fed.training.fitted_head import FeaturesDivergedError, HeadFit
 from ept_fed.training.loop import TrainingDivergedError
+from ept_fed.training.payload import export_payload, import_payload, payload_layout, read_statistics
 from ept_fed.training.precision import use_bfloat16
 
 __all__ = ["SiteModel"]

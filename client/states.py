@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ept_fed.models.method import TunedViT
+from ept_fed.models.tuned_vit import TunedViT
 from ept_fed.storage.checkpoint_file import SealBrokenError, read_sealed, write_sealed
 
 __all__ = [

@@ -17,7 +17,7 @@ import torch
 
 from client.build_site import create_start_model
 from ept_fed.evaluation.metrics import Array
-from ept_fed.models.method import TunedViT
+from ept_fed.models.tuned_vit import TunedViT
 from ept_fed.privacy.attacks.membership import measure_advantage
 from ept_fed.seeds import numpy_generator
 from ept_fed.training.discriminant import ClassStatistics, average_statistics

@@ -15,11 +15,11 @@ from ept_fed.data.datasets.prepare import PreparedData, SiteData, pool, prepare_
 from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.models.backbones import Backbone
 from ept_fed.models.device import choose_device
-from ept_fed.models.method import TunedViT
-from ept_fed.models.payload import export_payload, payload_layout
+from ept_fed.models.tuned_vit import TunedViT
 from ept_fed.reports.run.run_folder import RunFolder
 from ept_fed.run_plan.make_plan import make_plan
 from ept_fed.run_plan.plan import Plan
+from ept_fed.training.payload import export_payload, payload_layout
 from ept_fed.validation.experiment import check_sites
 
 __all__ = ["POOLED_SITE", "VirtualFederation", "prepare_federation"]

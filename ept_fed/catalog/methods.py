@@ -40,7 +40,7 @@ class MethodInfo:
     """One method.
 
     Attributes:
-        model: its file in ept_fed/models and its class, `file:Class`; only those who tune a model import it.
+        model: its module below ept_fed.models and its class, `module:Class`; only those who tune a model import it.
         paper: where it was published.
         summary: what it trains beside the linear head, in a sentence.
         caveat: when not to use it, or where ours differs from the paper's.
@@ -85,13 +85,13 @@ METHODS: dict[str, MethodInfo] = {
         ("sinks", "prompts", "tokens"),
     ),
     "linear": MethodInfo(
-        "linear:Linear",
+        "comparators.linear:Linear",
         "as in Zu et al. 2024, Table 1",
         "Nothing but the head.",
         "Nothing is left to send if the head stays at the site, so it needs federation.share=prompts+head.",
     ),
     "full": MethodInfo(
-        "full:Full",
+        "comparators.full:Full",
         "as in Zu et al. 2024, Table 1",
         "A copy of every tensor of the backbone.",
         "The whole model travels, and a site keeps it and its moments for several rounds. Few images overfit it; under "
@@ -99,21 +99,21 @@ METHODS: dict[str, MethodInfo] = {
         backbone_tensors=r"[A-Za-z0-9_.]+",
     ),
     "partial_1": MethodInfo(
-        "partial_1:PartialOne",
+        "comparators.partial_1:PartialOne",
         "Yosinski et al. 2014, arXiv 1411.1792; as in Jia et al. 2022, arXiv 2203.12119",
         "A copy of the last block.",
         "A whole block travels. Jia et al.'s code also trains the last layer norm; this does not.",
         backbone_tensors=r"blocks\.\d+\.[A-Za-z0-9_.]+",
     ),
     "mlp_3": MethodInfo(
-        "mlp_3:MLP3",
+        "comparators.mlp_3:MLP3",
         "Mlp-3 of Jia et al. 2022, arXiv 2203.12119",
         "Two hidden layers, as wide as the features, before the head.",
         "More numbers than images: it overfits the fewest shots first.",
         ("mlp.weight", "mlp.bias"),
     ),
     "lora": MethodInfo(
-        "lora:LoRA",
+        "comparators.lora:LoRA",
         "Hu et al. 2022, arXiv 2106.09685",
         "A low-rank addition to the query and value weights of every block.",
         "The product of averaged factors is not the average of the sites' products.",
@@ -124,14 +124,14 @@ METHODS: dict[str, MethodInfo] = {
         },
     ),
     "bias": MethodInfo(
-        "bias:Bias",
+        "comparators.bias:Bias",
         "Ben Zaken et al. 2022, arXiv 2106.10199",
         "A copy of every bias of the backbone.",
         "A backbone without biases has nothing to train.",
         backbone_tensors=r"[A-Za-z0-9_.]+\.bias",
     ),
     "adapter": MethodInfo(
-        "adapter:Adapter",
+        "comparators.adapter:Adapter",
         "Chen et al. 2022, arXiv 2205.13535 (AdaptFormer)",
         "A bottleneck beside the MLP of every block.",
         "Averaging two-layer bottlenecks mixes hidden units that sites may use differently.",
@@ -144,7 +144,7 @@ METHODS: dict[str, MethodInfo] = {
         },
     ),
     "vp": MethodInfo(
-        "vp:VisualPrompt",
+        "comparators.vp:VisualPrompt",
         "Bahng et al. 2022, arXiv 2203.17274",
         "A border of numbers that is added to every image.",
         "A wide border disturbs what lies at the edge. It starts near zero, not at Bahng et al.'s unit noise. Zu et "
@@ -153,7 +153,7 @@ METHODS: dict[str, MethodInfo] = {
         options={"pad": Option(30, 1, 2048, "width of the border in pixels; Bahng et al.: 30 of 224", whole=True)},
     ),
     "vpt": MethodInfo(
-        "vpt:VPT",
+        "comparators.vpt:VPT",
         "Jia et al. 2022, arXiv 2203.12119",
         "Tokens that are put beside the image's in every block, or in the first alone.",
         "Sensitive to its rate: on HAM10000's validation lesions, heads shared, one sample, AUC was 0.763 at "

@@ -5,7 +5,7 @@ import torch
 
 from ept_fed.data.datasets.prepare import CachedDataset
 from ept_fed.evaluation.metrics import Array
-from ept_fed.models.method import TunedViT
+from ept_fed.models.tuned_vit import TunedViT
 
 __all__ = ["extract_features", "predict_probabilities"]
 

@@ -19,8 +19,8 @@ from ept_fed.models.embedding import (
     needs_square_prompt,
     refuse_folding,
 )
-from ept_fed.models.method import TunedViT
 from ept_fed.models.prompts import EmbeddedPrompts, Init
+from ept_fed.models.tuned_vit import TunedViT
 from ept_fed.seeds import derive_seed
 
 __all__ = ["PromptedViT"]

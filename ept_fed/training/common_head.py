@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ept_fed.models.method import TunedViT
+from ept_fed.models.tuned_vit import TunedViT
 
 __all__ = ["CommonHead"]
 

@@ -22,7 +22,7 @@ import numpy.typing as npt
 import torch
 
 from ept_fed.data.datasets.prepare import CachedDataset
-from ept_fed.models.method import TunedViT
+from ept_fed.models.tuned_vit import TunedViT
 from ept_fed.seeds import derive_seed
 from ept_fed.training.common_head import CommonHead
 from ept_fed.training.discriminant import ClassStatistics, measure_statistics, solve_discriminant

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ept_fed.config.experiment import TrainingSettings
 from ept_fed.data.datasets.prepare import CachedDataset
-from ept_fed.models.method import TunedViT
+from ept_fed.models.tuned_vit import TunedViT
 from ept_fed.seeds import derive_seed, numpy_generator
 from ept_fed.training.fitted_head import FeaturesDivergedError, HeadFit
 from ept_fed.training.losses import LOSSES

@@ -3,7 +3,7 @@
 import torch
 
 from ept_fed.config.experiment import TrainingSettings
-from ept_fed.models.method import TunedViT
+from ept_fed.models.tuned_vit import TunedViT
 
 __all__ = ["build_optimizer", "moves_method", "set_learning_rates"]
 

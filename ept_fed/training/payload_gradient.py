@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ept_fed.data.datasets.prepare import CachedDataset
-from ept_fed.models.method import TunedViT
+from ept_fed.models.tuned_vit import TunedViT
 from ept_fed.training.losses import LOSSES
 
 __all__ = ["payload_gradient"]

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ept_fed.models.method import TunedViT
+from ept_fed.models.tuned_vit import TunedViT
 
 __all__ = ["LinearTerm", "ProximalTerm"]
 

@@ -26,7 +26,7 @@ from ept_fed.catalog.methods import COMMON_HEADS
 from ept_fed.config.experiment import TrainingSettings
 from ept_fed.data.datasets.prepare import CachedDataset
 from ept_fed.errors import InputRefusedError, Problem
-from ept_fed.models.method import TunedViT
+from ept_fed.models.tuned_vit import TunedViT
 from ept_fed.models.vit import PromptedViT
 from ept_fed.privacy.dp.accountant import GaussianSteps, find_noise_multiplier
 from ept_fed.privacy.dp.noise import Entropy, draw_normal, draw_poisson_sample

@@ -14,10 +14,10 @@ from ept_fed.config.experiment import Experiment
 from ept_fed.errors import InputRefusedError
 from ept_fed.models import TunedViT, digest_tensors, find_class, frozen_tensors
 from ept_fed.models.backbones import Backbone
-from ept_fed.models.payload import export_payload, import_payload, payload_layout
 from ept_fed.progress import Silent
 from ept_fed.protocol.layout import PayloadLayout, PayloadMismatchError
 from ept_fed.training.optimizer import build_optimizer
+from ept_fed.training.payload import export_payload, import_payload, payload_layout
 from simulations.simulate import simulate
 from simulations.virtual_sites import prepare_federation
 from tests.models.micro_methods import CLASSES, DEPTH, PATCH, RATES, SIZE, WIDTH, build, images, micro_backbone, step

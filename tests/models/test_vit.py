@@ -12,7 +12,7 @@ from ept_fed.errors import InputRefusedError
 from ept_fed.models import PromptedViT, digest_tensors, frozen_tensors
 from ept_fed.models.backbones import Backbone, create_backbone
 from ept_fed.models.embedding import EMBEDDINGS, FOLDABLE
-from ept_fed.models.payload import export_payload, import_payload, payload_layout
+from ept_fed.training.payload import export_payload, import_payload, payload_layout
 
 SIZE, PATCH, DEPTH, WIDTH, CLASSES = 32, 8, 3, 24, 5
 NUM_PATCHES = (SIZE // PATCH) ** 2

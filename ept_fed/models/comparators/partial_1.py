@@ -1,7 +1,7 @@
 """Partial-1: the last block alone (Yosinski et al. 2014; as in Jia et al. 2022)."""
 
-from ept_fed.models.backbone_copies import BackboneCopies
 from ept_fed.models.backbones import Backbone
+from ept_fed.models.comparators.backbone_copies import BackboneCopies
 
 __all__ = ["PartialOne"]
 

@@ -1,7 +1,7 @@
 """Full fine-tuning: every tensor of the backbone, as a copy (as in Zu et al. 2024, Table 1)."""
 
-from ept_fed.models.backbone_copies import BackboneCopies
 from ept_fed.models.backbones import Backbone
+from ept_fed.models.comparators.backbone_copies import BackboneCopies
 
 __all__ = ["Full"]
 

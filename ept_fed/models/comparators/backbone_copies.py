@@ -7,7 +7,7 @@ from torch.func import functional_call
 
 from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.models.backbones import Backbone
-from ept_fed.models.method import TunedViT
+from ept_fed.models.tuned_vit import TunedViT
 
 __all__ = ["BackboneCopies"]
 

@@ -1,7 +1,7 @@
 """Bias tuning: every bias of the backbone and nothing else of it (BitFit, Ben Zaken et al. 2022)."""
 
-from ept_fed.models.backbone_copies import BackboneCopies
 from ept_fed.models.backbones import Backbone
+from ept_fed.models.comparators.backbone_copies import BackboneCopies
 
 __all__ = ["Bias"]
 

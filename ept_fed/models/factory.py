@@ -6,7 +6,7 @@ from ept_fed.catalog.methods import METHODS
 from ept_fed.catalog.options import fill_options
 from ept_fed.config.experiment import ModelSettings
 from ept_fed.models.backbones import Backbone
-from ept_fed.models.method import TunedViT
+from ept_fed.models.tuned_vit import TunedViT
 from ept_fed.models.vit import PromptedViT
 
 __all__ = ["create_model", "find_class"]
@@ -14,8 +14,8 @@ __all__ = ["create_model", "find_class"]
 
 def find_class(method: str) -> type[TunedViT]:
     """Return the class of a method of the catalogue."""
-    file, _, name = METHODS[method].model.partition(":")
-    found: type[TunedViT] = getattr(importlib.import_module(f"ept_fed.models.{file}"), name)
+    module, _, name = METHODS[method].model.partition(":")
+    found: type[TunedViT] = getattr(importlib.import_module(f"ept_fed.models.{module}"), name)
     return found
 
 

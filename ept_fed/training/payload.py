@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from ept_fed.catalog.methods import STATISTICS_TENSORS, Statistics
-from ept_fed.models.method import TunedViT
+from ept_fed.models.tuned_vit import TunedViT
 from ept_fed.protocol.layout import PayloadLayout, Vector
 from ept_fed.training.discriminant import ClassStatistics
 from ept_fed.training.shared_statistics import pack_statistics, shape_statistics, unpack_statistics

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ept_fed.models.backbones import Backbone
 from ept_fed.models.blocks import embed_images, place_context, pool_tokens, remove_context
-from ept_fed.models.method import TunedViT
+from ept_fed.models.tuned_vit import TunedViT
 
 __all__ = ["VPT"]
 
