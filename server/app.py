@@ -7,9 +7,9 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from ept_fed.run_plan.plan import Plan
-from server.checkpoints import Checkpoint
-from server.rounds import FederationResult, RoundObserver, run_rounds
-from server.strategies import create_aggregator
+from server.rounds.checkpoints import Checkpoint
+from server.rounds.loop import FederationResult, RoundObserver, run_rounds
+from server.strategies.registry import create_aggregator
 
 __all__ = ["create_server_app"]
 

@@ -27,8 +27,8 @@ from ept_fed.protocol.messages import Phase
 from ept_fed.storage.files import write_csv
 from ept_fed.validation.load_experiment import load_experiment
 from server.app import create_server_app
-from server.round_record import RoundRecord
-from server.rounds import FederationResult
+from server.rounds.loop import FederationResult
+from server.rounds.round_record import RoundRecord
 from simulations.attacks import ATTACKS, attack_through
 from simulations.local_grid import run_locally
 from simulations.virtual_sites import VirtualFederation, prepare_federation

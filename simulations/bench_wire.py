@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from server.run_state import read_agreement
+from server.deployment.run_state import read_agreement
 from simulations.rehearsal import Rehearsal, RehearsalError
 from simulations.traffic import is_idle, kind_of, read_requests, sender_of
 

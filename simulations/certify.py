@@ -13,7 +13,7 @@ from cryptography import x509
 
 from client.secure_rounds import Credentials
 from ept_fed.pki.keys import new_key
-from server.authority import Authority
+from server.provisioning.authority import Authority
 
 __all__ = ["certify_sites"]
 

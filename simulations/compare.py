@@ -9,8 +9,8 @@ from ept_fed.protocol.layout import Vector
 from ept_fed.reports.run.comparison import Comparison
 from ept_fed.reports.run.run_document import SiteTraffic
 from ept_fed.reports.run.run_folder import RunFolder
-from server.round_record import RoundRecord
-from server.rounds import FederationResult
+from server.rounds.loop import FederationResult
+from server.rounds.round_record import RoundRecord
 from simulations.baselines import train_centralised, train_local
 from simulations.virtual_sites import VirtualFederation
 

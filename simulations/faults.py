@@ -20,10 +20,10 @@ import yaml
 
 from ept_fed.pki.keys import new_key, spell_openssh_private
 from ept_fed.services.supervisor import child_environment
-from server.authority import Authority
-from server.run_state import read_json_file
-from server.status import describe_server
-from server.submit import connect
+from server.deployment.run_state import read_json_file
+from server.deployment.status import describe_server
+from server.deployment.submit import connect
+from server.provisioning.authority import Authority
 from simulations.rehearsal import Rehearsal, RehearsalError
 
 __all__ = ["FAULTS", "Fault", "Seen"]

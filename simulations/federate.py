@@ -20,9 +20,9 @@ from ept_fed.reports.run.run_folder import RunFolder
 from ept_fed.run_plan.plan import Plan
 from ept_fed.storage.checkpoint_file import SealBrokenError
 from server.app import create_server_app
-from server.checkpoints import Checkpoint, CheckpointFolder
-from server.round_record import RoundRecord
-from server.rounds import FederationResult
+from server.rounds.checkpoints import Checkpoint, CheckpointFolder
+from server.rounds.loop import FederationResult
+from server.rounds.round_record import RoundRecord
 from simulations.certify import certify_sites
 from simulations.local_grid import run_locally
 

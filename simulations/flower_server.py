@@ -15,8 +15,8 @@ from ept_fed.protocol.messages import Phase
 from ept_fed.reports.run.run_folder import RunFolder
 from ept_fed.run_plan.plan import Plan
 from server.app import create_server_app
-from server.round_record import RoundRecord
-from server.rounds import FederationResult, NothingAveragedError
+from server.rounds.loop import FederationResult, NothingAveragedError
+from server.rounds.round_record import RoundRecord
 from simulations.named_grid import IntroductionError, NamedGrid
 from simulations.run_config import read_experiment
 

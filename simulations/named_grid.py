@@ -11,7 +11,7 @@ from ept_fed.protocol.layout import PayloadMismatchError
 from ept_fed.protocol.messages import MessageRefusedError
 from ept_fed.run_plan.plan import Plan
 from ept_fed.run_plan.plan_json import plan_differences
-from server.polling_grid import POLL_SECONDS, NodeInfo, PollingGrid
+from server.deployment.polling_grid import POLL_SECONDS, NodeInfo, PollingGrid
 from simulations.introduction import Introduction, decode_introduction
 
 __all__ = ["IntroductionError", "NamedGrid"]

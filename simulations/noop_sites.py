@@ -21,8 +21,8 @@ from ept_fed.protocol.layout import PayloadLayout, Vector
 from ept_fed.protocol.messages import Phase, RoundReply, metric_keys
 from ept_fed.run_plan.plan import Plan
 from server.app import create_server_app
-from server.round_record import RoundRecord
-from server.rounds import FederationResult
+from server.rounds.loop import FederationResult
+from server.rounds.round_record import RoundRecord
 from simulations.local_grid import LocalGrid
 from simulations.named_grid import NamedGrid
 from simulations.paired_timing import time_paired

@@ -24,10 +24,10 @@ import yaml
 from ept_fed.data.sources.phantom_structures import STRUCTURES
 from ept_fed.services.processes import end_marked, find_marked, is_alive
 from ept_fed.services.supervisor import child_environment
-from server.provision import provision
-from server.proxy import end_proxy, find_nginx
-from server.server_kit import ServerKit, open_server_kit
-from server.status import describe_server
+from server.deployment.proxy import end_proxy, find_nginx
+from server.deployment.server_kit import ServerKit, open_server_kit
+from server.deployment.status import describe_server
+from server.provisioning.provision import provision
 from simulations.loopback import find_free_port
 
 __all__ = ["Rehearsal", "RehearsalError"]

@@ -22,7 +22,7 @@ from ept_fed.run_plan.plan import Plan
 from ept_fed.tracking.scalars import describe_settings
 from ept_fed.tracking.tracker import Tracker
 from ept_fed.tracking.writers import TrackedRun, check_writers
-from server.checkpoints import Checkpoint
+from server.rounds.checkpoints import Checkpoint
 from simulations.compare import compare_settings, prepare_settings
 from simulations.cross_site import assess_cross_site
 from simulations.federate import federate, find_checkpoint

@@ -14,7 +14,7 @@ from client.ledger import Ledger, Record, tip_path
 from client.ledger_entry import FIRST
 from ept_fed.cli.main import app
 from ept_fed.pki.keys import spell_openssh_public
-from server.authority import Authority
+from server.provisioning.authority import Authority
 
 KEY = ec.generate_private_key(ec.SECP384R1())
 SINKS = (("sinks", (12, 197)),)

@@ -11,7 +11,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from ept_fed.cli.main import app
-from server.provision import provision
+from server.provisioning.provision import provision
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "configs" / "federation.yaml"

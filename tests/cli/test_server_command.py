@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from ept_fed.cli.main import app
 from ept_fed.cli.server_display import RunDisplay, draw_server
-from server.provision import provision
+from server.provisioning.provision import provision
 
 SITE = {"round": 2, "loss": 0.5, "auc": None, "bytes_sent": 9000, "bytes_received": 8000, "refusals": 1}
 DOCUMENT: dict[str, Any] = {

@@ -20,7 +20,7 @@ from client.preflight import _CHECKS, Finding, _judge_clock, check_kit
 from ept_fed.cli.main import app
 from ept_fed.pki.kit_layout import read_identity
 from ept_fed.validation.load_site import load_site_settings
-from server.provision import provision
+from server.provisioning.provision import provision
 
 NOW = datetime.now(UTC)
 

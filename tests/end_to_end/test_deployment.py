@@ -14,8 +14,8 @@ from safetensors.numpy import load_file
 from ept_fed.pki.keys import new_key, spell_openssh_private
 from ept_fed.progress import Silent
 from ept_fed.validation.load_experiment import load_experiment
-from server.service import find_superlink_port
-from server.status import describe_server
+from server.deployment.service import find_superlink_port
+from server.deployment.status import describe_server
 from simulations.rehearsal import Rehearsal
 from simulations.simulate import simulate
 from simulations.traffic import Counted, count_traffic, is_idle, kind_of, read_requests, sender_of
@@ -176,7 +176,7 @@ def test_messages_come_over_http_2_and_heartbeats_beside_them(federated: Federat
 
 
 def payload_size(federated: Federated) -> int:
-    from server.run_state import read_agreement
+    from server.deployment.run_state import read_agreement
 
     agreement = read_agreement(federated.folder)
     assert agreement is not None

@@ -28,7 +28,7 @@ from ept_fed.protocol.messages import RoundReply, RoundRequest
 from ept_fed.protocol.proposal import SiteIntroduction, propose
 from ept_fed.validation.load_experiment import load_experiment
 from server.app import create_server_app
-from server.rounds import FederationResult
+from server.rounds.loop import FederationResult
 from simulations.local_grid import LocalGrid
 from simulations.noop_sites import _Silent
 from simulations.virtual_sites import prepare_federation

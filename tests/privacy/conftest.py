@@ -17,7 +17,7 @@ from ept_fed.privacy.secure_aggregation.server import SecureAggregationServer, S
 from ept_fed.privacy.secure_aggregation.session import AggregationSession, default_threshold
 from ept_fed.privacy.secure_aggregation.site import SecureAggregationSite
 from ept_fed.protocol.messages import MessageRefusedError
-from server.authority import Authority
+from server.provisioning.authority import Authority
 
 NAMES = tuple(f"site-{number:02d}" for number in range(20))
 STAGES = (Kind.ADVERTISEMENT, Kind.SHARES, Kind.MASKED_INPUT, Kind.CONFIRMATION, Kind.UNMASKING)

@@ -19,7 +19,7 @@ from ept_fed.privacy.secure_aggregation.messages import Kind, decode_message, en
 from ept_fed.privacy.secure_aggregation.session import AggregationAbandonedError, default_threshold, spell
 from ept_fed.protocol.layout import PayloadMismatchError
 from ept_fed.protocol.messages import MessageRefusedError
-from server.authority import Authority
+from server.provisioning.authority import Authority
 
 A, B, C, D, E = (f"site-{number:02d}" for number in range(5))
 

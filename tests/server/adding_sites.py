@@ -17,8 +17,8 @@ from ept_fed.protocol.layout import PayloadLayout, Vector
 from ept_fed.protocol.messages import EVALUATE_METRICS, TRAIN_METRICS, Phase, RoundReply
 from ept_fed.run_plan.plan import Plan
 from server.app import create_server_app
-from server.round_record import RoundRecord
-from server.rounds import FederationResult
+from server.rounds.loop import FederationResult
+from server.rounds.round_record import RoundRecord
 from simulations.local_grid import LocalGrid, run_locally
 from tests.frames_by_hand import frame_of, open_frame
 

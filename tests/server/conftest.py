@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from ept_fed.flower.transport import set_task_identity
-from server.provision import provision
+from server.provisioning.provision import provision
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 FEDERATION: dict[str, Any] = {

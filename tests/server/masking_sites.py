@@ -17,7 +17,7 @@ from ept_fed.protocol.messages import EVALUATE_METRICS, TRAIN_METRICS, RoundRepl
 from ept_fed.protocol.stages import StageReply, StageRequest
 from ept_fed.run_plan.plan import Plan
 from server.app import create_server_app
-from server.rounds import FederationResult
+from server.rounds.loop import FederationResult
 from simulations.local_grid import LocalGrid
 from tests.server.adding_sites import EXAMPLES, LAYOUT, Observer, auc_of, make_plan, step_of
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from ept_fed.protocol.layout import PayloadLayout
-from server.aggregation import (
+from server.strategies.rules import (
     AggregationError,
     fednova,
     geometric_median,

@@ -15,10 +15,10 @@ from ept_fed.flower.transport import set_task_identity
 from ept_fed.protocol.frames import encode_frame
 from ept_fed.protocol.layout import PayloadLayout
 from ept_fed.protocol.proposal import SiteIntroduction, propose
-from server.agreement import Agreement, NoAgreementError, agree, name_run, reconcile
-from server.polling_grid import NodeInfo, PollingGrid
-from server.registered_grid import RegisteredGrid
-from server.run_state import read_agreement, write_agreement
+from server.deployment.agreement import Agreement, NoAgreementError, agree, name_run, reconcile
+from server.deployment.polling_grid import NodeInfo, PollingGrid
+from server.deployment.registered_grid import RegisteredGrid
+from server.deployment.run_state import read_agreement, write_agreement
 
 EXPERIMENT = Experiment(
     data=PhantomSettings(classes=tuple(STRUCTURES)), federation=FederationSettings(deadline=0.1, grace=0.1, quorum=2)

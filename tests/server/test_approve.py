@@ -19,7 +19,7 @@ from ept_fed.pki.check_kit import examine_kit
 from ept_fed.pki.keys import new_key
 from ept_fed.pki.signing_request import make_key_request, parse_key_request
 from ept_fed.pki.site_keys import request_certificate
-from server.provision import approve, provision, renew_site, revoke
+from server.provisioning.provision import approve, provision, renew_site, revoke
 
 
 @pytest.fixture

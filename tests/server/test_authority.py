@@ -19,7 +19,7 @@ from ept_fed.pki.keys import (
     spell_openssh_public,
     spell_pkcs8,
 )
-from server.authority import Authority
+from server.provisioning.authority import Authority
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 KEY = new_key()

@@ -9,7 +9,7 @@ from flwr.app import Message
 
 from ept_fed.catalog.strategies import resolve_options
 from ept_fed.protocol.layout import Vector
-from server.strategies import AGGREGATORS
+from server.strategies.registry import AGGREGATORS
 from tests.server.adding_sites import (
     BAD,
     EXAMPLES,

@@ -14,10 +14,10 @@ from ept_fed.protocol.layout import Vector
 from ept_fed.run_plan.plan import Plan
 from ept_fed.storage.files import dump_json
 from server.app import create_server_app
-from server.checkpoints import Checkpoint, CheckpointFolder
-from server.round_record import RoundRecord
-from server.rounds import FederationResult
-from server.strategies import AGGREGATORS
+from server.rounds.checkpoints import Checkpoint, CheckpointFolder
+from server.rounds.loop import FederationResult
+from server.rounds.round_record import RoundRecord
+from server.strategies.registry import AGGREGATORS
 from simulations.local_grid import run_locally
 from tests.server.adding_sites import BAD, SABOTAGES, Observer, adding_app, make_plan
 

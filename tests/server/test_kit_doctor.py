@@ -129,7 +129,7 @@ def test_another_sites_certificate_is_found_even_with_fitting_checksums(kits: Pa
 def test_a_foreign_authority_is_found_even_with_fitting_checksums(
     kits: Path, federation_file: Path, now: datetime, tmp_path: Path
 ) -> None:
-    from server.provision import provision
+    from server.provisioning.provision import provision
 
     provision(federation_file, tmp_path / "other", now=now)
     for kit in (kits / "server", kits / "sites" / "north"):

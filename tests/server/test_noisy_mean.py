@@ -11,9 +11,9 @@ from ept_fed.catalog.strategies import STRATEGIES
 from ept_fed.config.privacy import SitePrivacySettings
 from ept_fed.protocol.layout import PayloadLayout, Vector
 from ept_fed.protocol.messages import TOLD_METRICS, TRAIN_METRICS
-from server.aggregator import Update
-from server.noisy_mean import NoisyMean
-from server.strategies import create_aggregator
+from server.strategies.base import Update
+from server.strategies.central_dp import NoisyMean
+from server.strategies.registry import create_aggregator
 from tests.server.adding_sites import SABOTAGES, SITES, make_plan, run, step_of, with_metrics
 
 WIDE = PayloadLayout((("sinks", (100, 300)),))

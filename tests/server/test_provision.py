@@ -25,7 +25,7 @@ from ept_fed.errors import InputRefusedError
 from ept_fed.pki.check_kit import examine_kit
 from ept_fed.pki.keys import new_key, spell_pkcs8
 from ept_fed.pki.kit_layout import read_identity
-from server.provision import provision, renew_server, renew_site, revoke
+from server.provisioning.provision import provision, renew_server, renew_site, revoke
 
 Snapshot = Callable[[Path], dict[str, tuple[str, int]]]
 

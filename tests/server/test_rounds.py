@@ -9,7 +9,7 @@ import pytest
 from flwr.app import Error, Message
 
 from ept_fed.catalog.strategies import STRATEGIES
-from server.strategies import AGGREGATORS, create_aggregator
+from server.strategies.registry import AGGREGATORS, create_aggregator
 from simulations.local_grid import LocalGrid
 from tests.server.adding_sites import (
     BAD,

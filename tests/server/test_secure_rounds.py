@@ -18,8 +18,8 @@ from ept_fed.protocol.stages import STAGES, Stage, StageReply, StageRequest
 from ept_fed.run_plan.plan import Plan
 from ept_fed.validation.experiment import check_sites
 from ept_fed.validation.secure_aggregation import find_secure_contradictions
-from server.aggregator import Update
-from server.strategies import create_aggregator
+from server.strategies.base import Update
+from server.strategies.registry import create_aggregator
 from simulations.certify import certify_sites
 from simulations.local_grid import LocalGrid
 from tests.server.adding_sites import EXAMPLES, LAYOUT, SITES, make_plan, mean_step, run, step_of

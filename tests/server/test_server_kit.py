@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from ept_fed.errors import InputRefusedError
-from server.bundle import build_bundle
-from server.control import Run
-from server.provision import provision, revoke
-from server.proxy import PATHS, find_nginx, write_proxy_files
-from server.server_kit import open_server_kit
-from server.service import ServerAwayError, find_superlink_port, start_server, stop_server
-from server.status import describe_run, describe_server
-from server.submit import run_experiment
+from server.deployment.control import Run
+from server.deployment.flower_bundle import build_bundle
+from server.deployment.proxy import PATHS, find_nginx, write_proxy_files
+from server.deployment.server_kit import open_server_kit
+from server.deployment.service import ServerAwayError, find_superlink_port, start_server, stop_server
+from server.deployment.status import describe_run, describe_server
+from server.deployment.submit import run_experiment
+from server.provisioning.provision import provision, revoke
 from tests.conftest import MICRO
 
 
@@ -70,7 +70,7 @@ def test_a_damaged_list_of_sites_is_refused(server: Path) -> None:
 
 
 def test_without_nginx_the_sentence_says_what_to_install(server: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.proxy.shutil.which", lambda *_args, **_kwargs: None)
+    monkeypatch.setattr("server.deployment.proxy.shutil.which", lambda *_args, **_kwargs: None)
     said = refusal(lambda: start_server(server, "nginx", print))
     assert "apt install nginx" in said
     assert not (server / "state").exists()
@@ -154,7 +154,7 @@ def test_the_bundle_holds_two_names_and_is_always_the_same(tmp_path: Path) -> No
 def test_an_experiment_is_refused_before_anything_is_submitted(
     server: Path, micro_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.submit.find_superlink_port", lambda _kit: 1)
+    monkeypatch.setattr("server.deployment.submit.find_superlink_port", lambda _kit: 1)
 
     def submit(*overrides: str) -> None:
         run_experiment(server, micro_file, overrides, name=None, resume=False, wait=True, watch=lambda *_: None)

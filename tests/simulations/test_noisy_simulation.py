@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 from ept_fed.config.experiment import Experiment
 from ept_fed.privacy.dp.accountant import GaussianSteps, spent_epsilon
 from ept_fed.progress import Silent
-from server.noisy_mean import NoisyMean
+from server.strategies.central_dp import NoisyMean
 from simulations.simulate import simulate
 from tests.simulations.test_resume import StopHere
 

@@ -13,7 +13,7 @@ from ept_fed.data.datasets.prepare import PreparedData
 from ept_fed.errors import InputRefusedError
 from ept_fed.progress import Silent
 from ept_fed.reports.run.run_folder import RunFolder
-from server.checkpoints import Checkpoint, CheckpointFolder
+from server.rounds.checkpoints import Checkpoint, CheckpointFolder
 from simulations import simulate as simulate_module
 from simulations.simulate import simulate
 

@@ -38,7 +38,7 @@ class Traffic:
     """What passed the site's door: messages and serialised bytes, and the tensors of one update with their shapes.
 
     A reply to a round carries the trained prompts and the evaluation of what the round before left; one evaluation more
-    ends the run (`server.rounds`).
+    ends the run (`server.rounds.loop`).
 
     Attributes:
         counted_by: "server", over the messages of the rounds as Flower sends them; "ledger", over what the site's

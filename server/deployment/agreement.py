@@ -19,8 +19,8 @@ from ept_fed.protocol.messages import MessageRefusedError, clean_text
 from ept_fed.protocol.proposal import Proposal, SiteIntroduction, propose
 from ept_fed.run_plan.make_plan import make_plan
 from ept_fed.run_plan.plan import Plan
-from server.attendance import wait_for_sites
-from server.exchange import find_sender
+from server.rounds.exchange import find_sender
+from server.rounds.wait_for_sites import wait_for_sites
 
 __all__ = ["Agreement", "NoAgreementError", "agree", "name_run", "reconcile"]
 

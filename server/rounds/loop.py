@@ -23,14 +23,14 @@ from ept_fed.protocol.layout import Vector
 from ept_fed.protocol.messages import Phase, RoundReply
 from ept_fed.run_plan.plan import Plan
 from ept_fed.seeds import numpy_generator
-from server.admission import Accepted, Refusal, refuse_outsized
-from server.aggregation import AggregationError
-from server.aggregator import Aggregator, Update
-from server.attendance import wait_for_sites
-from server.checkpoints import Checkpoint
-from server.exchange import Exchange
-from server.round_record import RoundRecord
-from server.secure_exchange import Collected, SecureExchange
+from server.rounds.admission import Accepted, Refusal, refuse_outsized
+from server.rounds.checkpoints import Checkpoint
+from server.rounds.exchange import Exchange
+from server.rounds.round_record import RoundRecord
+from server.rounds.secure_aggregation import Collected, SecureExchange
+from server.rounds.wait_for_sites import wait_for_sites
+from server.strategies.base import Aggregator, Update
+from server.strategies.rules import AggregationError
 
 __all__ = ["FederationResult", "NothingAveragedError", "RoundObserver", "run_rounds"]
 

@@ -25,14 +25,14 @@ from ept_fed.reports.run.run_log import log_to_file
 from ept_fed.run_plan.plan import Plan
 from ept_fed.validation.experiment import find_shared_contradictions
 from ept_fed.validation.load_experiment import load_experiment
-from server.agreement import Agreement, NoAgreementError, agree
 from server.app import create_server_app
-from server.checkpoints import CheckpointFolder
-from server.registered_grid import RegisteredGrid
-from server.round_record import RoundRecord
-from server.rounds import FederationResult, NothingAveragedError
-from server.run_state import RUN_KEY, RunPhase, read_agreement, write_agreement, write_progress, write_result
-from server.server_kit import KIT_VARIABLE, ServerKit, open_server_kit
+from server.deployment.agreement import Agreement, NoAgreementError, agree
+from server.deployment.registered_grid import RegisteredGrid
+from server.deployment.run_state import RUN_KEY, RunPhase, read_agreement, write_agreement, write_progress, write_result
+from server.deployment.server_kit import KIT_VARIABLE, ServerKit, open_server_kit
+from server.rounds.checkpoints import CheckpointFolder
+from server.rounds.loop import FederationResult, NothingAveragedError
+from server.rounds.round_record import RoundRecord
 
 __all__ = ["app"]
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from flwr.serverapp import Grid
 
-from server.polling_grid import NodeInfo, PollingGrid
+from server.deployment.polling_grid import NodeInfo, PollingGrid
 
 __all__ = ["RegisteredGrid"]
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from server.admission import Refusal
+from server.rounds.admission import Refusal
 
 __all__ = ["RoundRecord", "SiteExchange"]
 

@@ -19,9 +19,9 @@ from ept_fed.protocol.layout import Vector
 from ept_fed.protocol.messages import MessageRefusedError, clean_text
 from ept_fed.protocol.stages import STAGES, Stage, StageReply, StageRequest
 from ept_fed.run_plan.plan import Plan
-from server.admission import Accepted, Refusal
-from server.aggregator import Update
-from server.exchange import Traffic, find_sender
+from server.rounds.admission import Accepted, Refusal
+from server.rounds.exchange import Traffic, find_sender
+from server.strategies.base import Update
 
 __all__ = ["Collected", "SecureExchange"]
 

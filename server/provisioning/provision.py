@@ -17,8 +17,8 @@ from ept_fed.pki.certificates import public_key
 from ept_fed.pki.keys import parse_openssh_public
 from ept_fed.pki.kit_layout import KEYS_OF_SERVER, KEYS_OF_SITE
 from ept_fed.pki.signing_request import MOST_REQUEST_BYTES, parse_key_request
-from server.consortium import Consortium, Provisioned, open_consortium, reopen_consortium
-from server.kit_folder import make_key
+from server.provisioning.consortium import Consortium, Provisioned, open_consortium, reopen_consortium
+from server.provisioning.kit_folder import make_key
 
 __all__ = ["approve", "provision", "renew_server", "renew_site", "revoke"]
 

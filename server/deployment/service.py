@@ -16,9 +16,9 @@ from ept_fed.errors import InputRefusedError, Problem, UnavailableError
 from ept_fed.services.processes import FLOWER_SWITCHES, AlreadyRunsError, PidFile, end_marked
 from ept_fed.services.supervisor import Program, child_environment, find_program, supervise
 from ept_fed.storage.files import write_json
-from server.proxy import end_proxy, find_nginx, nginx_command, write_proxy_files
-from server.readiness import make_ready, withdraw
-from server.server_kit import KIT_VARIABLE, ServerKit, open_server_kit
+from server.deployment.proxy import end_proxy, find_nginx, nginx_command, write_proxy_files
+from server.deployment.readiness import make_ready, withdraw
+from server.deployment.server_kit import KIT_VARIABLE, ServerKit, open_server_kit
 
 __all__ = ["ServerAwayError", "find_server", "find_superlink_port", "start_server", "stop_server"]
 

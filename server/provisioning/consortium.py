@@ -14,9 +14,9 @@ from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.pki.certificates import judge_validity, public_key
 from ept_fed.pki.keys import parse_openssh_public, spell_openssh_public
 from ept_fed.pki.kit_layout import KEYS_OF_SERVER, KEYS_OF_SITE, SUPERLINK_HOSTS, KitFile
-from server.authority import Authority, Issued
-from server.kit_folder import delete_file, make_key, read_private_keys, write_file, write_kit
-from server.kits import ServerCertificates, render_server_kit, render_site_kit, zip_kit
+from server.provisioning.authority import Authority, Issued
+from server.provisioning.kit_folder import delete_file, make_key, read_private_keys, write_file, write_kit
+from server.provisioning.kits import ServerCertificates, render_server_kit, render_site_kit, zip_kit
 
 __all__ = ["Consortium", "Provisioned", "SiteKit", "open_consortium", "reopen_consortium"]
 

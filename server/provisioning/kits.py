@@ -12,7 +12,7 @@ from typing import Any
 import ept_fed
 from ept_fed.config.consortium import Federation, is_address
 from ept_fed.pki.kit_layout import CHECKSUMS, KEYS_OF_SITE, KitFile, KitIdentity, spell_checksums
-from server.authority import Issued
+from server.provisioning.authority import Issued
 from server.render import render
 
 __all__ = ["ServerCertificates", "render_server_kit", "render_site_kit", "zip_kit"]

@@ -14,7 +14,7 @@ from ept_fed.config.privacy import SitePrivacySettings
 from ept_fed.privacy.dp.noise import Entropy, draw_normal
 from ept_fed.privacy.dp.site_noise import adapt_clip, add_noise, clip_update, find_site_noise, split_noise
 from ept_fed.protocol.layout import Vector
-from server.aggregator import Aggregator, Update
+from server.strategies.base import Aggregator, Update
 
 __all__ = ["NoisyMean"]
 

@@ -17,7 +17,7 @@ from ept_fed.protocol.layout import PayloadMismatchError, Vector
 from ept_fed.run_plan.plan import Plan
 from ept_fed.storage.checkpoint_file import SealBrokenError, read_sealed, write_sealed
 from ept_fed.storage.files import dump_json
-from server.round_record import RoundRecord
+from server.rounds.round_record import RoundRecord
 
 __all__ = ["Checkpoint", "CheckpointFolder"]
 

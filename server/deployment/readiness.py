@@ -13,9 +13,9 @@ from threading import Event
 
 from ept_fed.errors import InputRefusedError
 from ept_fed.storage.files import write_json
-from server.control import ControlError, open_control
-from server.registration import Registrations, register_sites
-from server.server_kit import ServerKit
+from server.deployment.control import ControlError, open_control
+from server.deployment.registration import Registrations, register_sites
+from server.deployment.server_kit import ServerKit
 
 __all__ = ["is_ready", "make_ready", "withdraw"]
 

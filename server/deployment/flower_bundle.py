@@ -3,7 +3,7 @@
 from flwr.cli.build import build_fab_from_files
 
 import ept_fed
-from server.run_state import RUN_KEY
+from server.deployment.run_state import RUN_KEY
 
 __all__ = ["build_bundle"]
 
@@ -29,7 +29,7 @@ clientapp = "ept_fed_run_site:app"
 """
 _FILES = {
     "pyproject.toml": _PROJECT,
-    "ept_fed_run_server.py": '"""The installed server."""\n\nfrom server.deployed_app import app as app\n',
+    "ept_fed_run_server.py": '"""The installed server."""\n\nfrom server.deployment.app import app as app\n',
     "ept_fed_run_site.py": '"""The installed forwarder."""\n\nfrom client.app import app as app\n',
 }
 

@@ -18,7 +18,7 @@ from ept_fed.protocol.messages import MessageRefusedError
 from ept_fed.run_plan.plan_json import plan_from_json, plan_to_json
 from ept_fed.storage.checkpoint_file import SealBrokenError, read_sealed, write_sealed
 from ept_fed.storage.files import write_json
-from server.agreement import Agreement
+from server.deployment.agreement import Agreement
 
 __all__ = [
     "RUN_KEY",

@@ -7,11 +7,11 @@ from typing import Any
 
 from ept_fed.errors import InputRefusedError
 from ept_fed.reports.run.run_folder import RunFolder
-from server.control import ControlError, Node, Run
-from server.run_state import read_json_file
-from server.server_kit import ServerKit, open_server_kit
-from server.service import ServerAwayError, find_server
-from server.submit import connect
+from server.deployment.control import ControlError, Node, Run
+from server.deployment.run_state import read_json_file
+from server.deployment.server_kit import ServerKit, open_server_kit
+from server.deployment.service import ServerAwayError, find_server
+from server.deployment.submit import connect
 
 __all__ = ["describe_run", "describe_server"]
 

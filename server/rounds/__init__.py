@@ -1,0 +1,1 @@
+"""The round loop: exchange, admission of replies, secure aggregation, records and checkpoints."""
