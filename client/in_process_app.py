@@ -8,8 +8,8 @@ from typing import Literal
 from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 
-from client.secure_rounds import SecureRounds
-from client.site import Site
+from client.site.secure_aggregation import SecureRounds
+from client.site.site import Site
 from ept_fed.errors import InputRefusedError
 from ept_fed.flower.messages import decode_request, encode_reply
 from ept_fed.flower.records import SITE_FAILED, SITE_REFUSED, encode_frame_record, read_frame_record

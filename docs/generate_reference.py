@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 from typer.main import get_command
 
-from client import policy
+from client.gate import policy
 from ept_fed.catalog.methods import METHODS
 from ept_fed.catalog.options import Option
 from ept_fed.catalog.strategies import STRATEGIES

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
-from client.site import Site
+from client.site.site import Site
 from ept_fed.config.benchmark import Cell
 from ept_fed.data.datasets.prepare import CachedDataset, SiteData
 from ept_fed.evaluation.features import embed_tsne

@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from client.incoming import measure_change
-from client.policy import Policy, load_policy
+from client.gate.incoming import measure_change
+from client.gate.policy import Policy, load_policy
 from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.models.vit import PromptedViT
 from ept_fed.privacy.attacks.views import View, list_views

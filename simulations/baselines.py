@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 
-from client.site import Site
-from client.train_alone import train_alone
+from client.site.local_baseline import train_alone
+from client.site.site import Site
 from ept_fed.config.experiment import TrainingSettings
 from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.progress import Progress

@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from client.budget import BudgetLedger
-from client.round_cost import RoundCost
+from client.gate.privacy_budget import BudgetLedger
+from client.site.privacy_cost import RoundCost
 from ept_fed.config.experiment import TrainingSettings
 from ept_fed.models import PromptedViT
 from ept_fed.training.image_gradients import find_image_gradients, lay_down_gradients

@@ -19,12 +19,12 @@ from pathlib import Path
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from client.audit import examine
-from client.budget import BudgetLedger
-from client.gate import Gate
-from client.known_runs import PromptStore
-from client.ledger import Ledger, Record, tip_path
-from client.policy import Policy
+from client.gate.gate import Gate
+from client.gate.policy import Policy
+from client.gate.privacy_budget import BudgetLedger
+from client.gate.run_history import PromptStore
+from client.ledger.ledger import Ledger, Record, tip_path
+from client.ledger.verify import examine
 from ept_fed.config.experiment import Experiment, TrainingSettings
 from ept_fed.protocol.frames import Introduce, encode_frame
 from ept_fed.protocol.layout import PayloadLayout

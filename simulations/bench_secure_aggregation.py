@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 import numpy as np
 from cryptography import x509
 
-from client.secure_rounds import Credentials
+from client.site.secure_aggregation import Credentials
 from ept_fed.privacy.secure_aggregation.fixed_point import FixedPoint
 from ept_fed.privacy.secure_aggregation.server import SecureAggregationServer
 from ept_fed.privacy.secure_aggregation.session import AggregationSession, default_threshold

@@ -20,7 +20,7 @@ import numpy as np
 from flwr.app import Context
 
 from client.in_process_app import create_client_app
-from client.site import Site
+from client.site.site import Site
 from ept_fed.catalog.strategies import STRATEGIES, resolve_options
 from ept_fed.protocol.layout import Vector
 from ept_fed.protocol.messages import Phase

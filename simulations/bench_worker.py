@@ -18,12 +18,12 @@ from unittest import mock
 
 import yaml
 
-from client.local_round import train_local_round
-from client.open_gate import open_gate
-from client.site import Charge, Site
-from client.worker import Worker
-from client.worker_process import _accept, bind_socket
-from client.worker_socket import ask_worker
+from client.gate.open import open_gate
+from client.site.local_round import train_local_round
+from client.site.site import Charge, Site
+from client.worker.process import _accept, bind_socket
+from client.worker.unix_socket import ask_worker
+from client.worker.worker import Worker
 from ept_fed.config.experiment import Experiment
 from ept_fed.data.sources.phantom_structures import STRUCTURES
 from ept_fed.pki.keys import new_key, spell_pkcs8
@@ -133,7 +133,7 @@ def watch() -> dict[str, float]:
         return train_local_round(*given, **named)
 
     Site.train = enter  # type: ignore[method-assign]
-    mock.patch("client.site.train_local_round", start).start()
+    mock.patch("client.site.site.train_local_round", start).start()
     return seen
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from client.site import Site
+from client.site.site import Site
 from ept_fed.config.benchmark import Cell
 from ept_fed.data.datasets.prepare import SiteData
 from ept_fed.errors import InputRefusedError

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cryptography import x509
 
-from client.secure_rounds import Credentials
+from client.site.secure_aggregation import Credentials
 from ept_fed.pki.keys import new_key
 from server.provisioning.authority import Authority
 

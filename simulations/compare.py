@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Mapping
 
-from client.compare import Recall, assess_settings, recall_federated
-from client.site import Site
+from client.site.assessment import Recall, assess_settings, recall_federated
+from client.site.site import Site
 from ept_fed.progress import Progress
 from ept_fed.protocol.layout import Vector
 from ept_fed.reports.run.comparison import Comparison

@@ -7,9 +7,9 @@ PromptMIA (arXiv 2601.06641) crafts prompts for one target image, which this doe
 import numpy as np
 from scipy.special import logsumexp
 
-from client.incoming import judge_change, measure_change
-from client.known_runs import KnownRun
-from client.policy import Policy
+from client.gate.incoming import judge_change, measure_change
+from client.gate.policy import Policy
+from client.gate.run_history import KnownRun
 from ept_fed.protocol.layout import PayloadLayout, Vector
 from ept_fed.protocol.messages import Header, RoundRequest
 

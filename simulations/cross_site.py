@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from client.site import Site
+from client.site.site import Site
 from ept_fed.data.datasets.prepare import CachedDataset, SiteData
 from ept_fed.evaluation.metrics import Array, class_auc
 

@@ -156,11 +156,11 @@ def _tell(rehearsal: Rehearsal, folder: Path, started: float) -> Seen:
 
 
 def _kill_supernode(rehearsal: Rehearsal) -> None:
-    rehearsal.kill(rehearsal.find(rehearsal.site_kit("site-1"), "client.supernode"))
+    rehearsal.kill(rehearsal.find(rehearsal.site_kit("site-1"), "client.deployment.supernode"))
 
 
 def _kill_worker(rehearsal: Rehearsal) -> None:
-    rehearsal.kill(rehearsal.find(rehearsal.site_kit("site-1"), "client.worker_process"))
+    rehearsal.kill(rehearsal.find(rehearsal.site_kit("site-1"), "client.worker.process"))
 
 
 def _restart_proxy(rehearsal: Rehearsal) -> None:
@@ -205,7 +205,7 @@ def _prompts(folder: Path) -> dict[str, dict[str, bytes]]:
 def _silent_site(rehearsal: Rehearsal) -> Seen:
     folder = _submit(rehearsal, "silent", deadline=20.0, quorum=1)
     _wait_for_training(rehearsal, folder.name)
-    stopped = rehearsal.find(rehearsal.site_kit("site-1"), "client.worker_process")
+    stopped = rehearsal.find(rehearsal.site_kit("site-1"), "client.worker.process")
     started = time.monotonic()
     for pid in stopped:
         os.kill(pid, signal.SIGSTOP)

@@ -8,9 +8,9 @@ from cryptography import x509
 from flwr.app import Context
 
 from client.in_process_app import MaskedSums, create_client_app
-from client.secure_rounds import SecureRounds
-from client.site import Site
-from client.states import StateLostError
+from client.site.secure_aggregation import SecureRounds
+from client.site.site import Site
+from client.site.state_store import StateLostError
 from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.privacy.secure_aggregation.round_session import weigh_site
 from ept_fed.progress import Progress

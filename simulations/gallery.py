@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from client.gallery import collect_errors
+from client.report.gallery import collect_errors
 from ept_fed.reports.pages.gallery import GalleryItem
 from ept_fed.reports.run.read_run import read_run
 from ept_fed.reports.run.run_folder import site_folder

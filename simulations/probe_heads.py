@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
-from client.site import Site
+from client.site.site import Site
 from ept_fed.progress import Silent
 from ept_fed.protocol.layout import Vector
 from ept_fed.reports.run.run_folder import RunFolder

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from client.site import Site
+from client.site.site import Site
 from ept_fed.evaluation.bootstrap import Interval
 from ept_fed.evaluation.metrics import Array
 from ept_fed.privacy.attacks.membership import measure_advantage

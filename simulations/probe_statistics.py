@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from client.build_site import create_start_model
+from client.site.factory import create_start_model
 from ept_fed.evaluation.metrics import Array
 from ept_fed.models.tuned_vit import TunedViT
 from ept_fed.privacy.attacks.membership import measure_advantage

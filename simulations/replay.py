@@ -15,8 +15,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from client.site import Site
-from client.states import capture_model
+from client.site.site import Site
+from client.site.state_store import capture_model
 from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.protocol.layout import PayloadMismatchError, Vector
 from ept_fed.protocol.messages import Header, RoundRequest

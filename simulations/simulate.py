@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from client.describe_run import describe_run
-from client.release_model import release_model
-from client.site import Site
-from client.spending import describe_private_rounds
+from client.report.privacy_spent import describe_private_rounds
+from client.report.run_summary import describe_run
+from client.site.export_model import release_model
+from client.site.site import Site
 from ept_fed.config.experiment import Experiment
 from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.progress import Progress

@@ -5,10 +5,10 @@ from functools import cached_property
 
 import torch
 
-from client.build_site import create_site, create_start_model, load_backbone
-from client.model_slot import ModelSlot
-from client.site import Site
-from client.states import StateFolder, StateStore
+from client.site.factory import create_site, create_start_model, load_backbone
+from client.site.model_slot import ModelSlot
+from client.site.site import Site
+from client.site.state_store import StateFolder, StateStore
 from ept_fed.config.experiment import Experiment
 from ept_fed.data.datasets.input_spec import InputSpec
 from ept_fed.data.datasets.prepare import PreparedData, SiteData, pool, prepare_data

@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from client.site import Site
+from client.site.site import Site
 from ept_fed.config.experiment import Experiment
 from ept_fed.run_plan.plan import Plan
 from ept_fed.validation.load_experiment import load_experiment

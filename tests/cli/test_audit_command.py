@@ -10,8 +10,8 @@ from click.testing import Result
 from cryptography.hazmat.primitives.asymmetric import ec
 from typer.testing import CliRunner
 
-from client.ledger import Ledger, Record, tip_path
-from client.ledger_entry import FIRST
+from client.ledger.entry import FIRST
+from client.ledger.ledger import Ledger, Record, tip_path
 from ept_fed.cli.main import app
 from ept_fed.pki.keys import spell_openssh_public
 from server.provisioning.authority import Authority

@@ -11,15 +11,15 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import HealthCheck, settings
 
-from client.audit import examine
-from client.budget import BudgetLedger
-from client.gate import Gate
-from client.known_runs import PromptStore
-from client.ledger import tip_path
-from client.ledger_entry import Entry, parse_entry
-from client.open_gate import LEDGER_FILE, SITE_KEY, open_gate
-from client.policy import Policy
-from client.rules import RulesBrokenError
+from client.gate.gate import Gate
+from client.gate.open import LEDGER_FILE, SITE_KEY, open_gate
+from client.gate.policy import Policy
+from client.gate.privacy_budget import BudgetLedger
+from client.gate.run_history import PromptStore
+from client.gate.violations import RulesBrokenError
+from client.ledger.entry import Entry, parse_entry
+from client.ledger.ledger import tip_path
+from client.ledger.verify import examine
 from ept_fed.config.experiment import TrainingSettings
 from ept_fed.protocol.frames import Introduce, encode_frame
 from ept_fed.protocol.layout import PayloadLayout

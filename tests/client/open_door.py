@@ -5,8 +5,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from client.round_cost import RoundCost
-from client.worker_process import serve_site
+from client.site.privacy_cost import RoundCost
+from client.worker.process import serve_site
 from ept_fed.protocol.layout import PayloadLayout, Vector
 from ept_fed.protocol.messages import RoundReply, RoundRequest, Split
 from ept_fed.protocol.proposal import Proposal, SiteIntroduction

@@ -12,15 +12,22 @@ import yaml
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from client.audit_report import show_ledger, verify_ledger
-from client.begin_ledger import begin_ledger
-from client.budget import BUDGET_FILE, BudgetBrokenError, BudgetLedger, Charged, OverspentError, read_budget
-from client.gate import Gate
-from client.ledger import tip_path
-from client.open_gate import check_gate, open_gate
-from client.round_cost import RoundCost
-from client.rules import RulesBrokenError
-from client.worker import Worker
+from client.audit.begin_ledger import begin_ledger
+from client.audit.report import show_ledger, verify_ledger
+from client.gate.gate import Gate
+from client.gate.open import check_gate, open_gate
+from client.gate.privacy_budget import (
+    BUDGET_FILE,
+    BudgetBrokenError,
+    BudgetLedger,
+    Charged,
+    OverspentError,
+    read_budget,
+)
+from client.gate.violations import RulesBrokenError
+from client.ledger.ledger import tip_path
+from client.site.privacy_cost import RoundCost
+from client.worker.worker import Worker
 from ept_fed.config.experiment import Experiment
 from ept_fed.errors import InputRefusedError
 from ept_fed.privacy.dp.accountant import GaussianSteps, spent_epsilon
@@ -198,7 +205,7 @@ def test_a_removed_ledger_and_an_older_tip_are_noticed(tmp_path: Path) -> None:
 def test_what_cannot_be_written_is_not_spent_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ledger = BudgetLedger(filled(tmp_path / BUDGET_FILE))
     with monkeypatch.context() as patched:
-        patched.setattr("client.budget.os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "full")))
+        patched.setattr("client.gate.privacy_budget.os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "full")))
         with pytest.raises(OSError, match="full"):
             charge(ledger, 4)
     assert len(BudgetLedger(ledger.path).charged) == 3

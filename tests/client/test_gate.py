@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from client.gate import Gate
-from client.ledger import tip_path
-from client.open_gate import LEDGER_FILE, SITE_KEY, check_gate, open_gate
+from client.gate.gate import Gate
+from client.gate.open import LEDGER_FILE, SITE_KEY, check_gate, open_gate
+from client.ledger.ledger import tip_path
 from ept_fed.errors import InputRefusedError
 from ept_fed.protocol.frames import encode_frame
 from ept_fed.protocol.messages import (
@@ -66,7 +66,7 @@ def test_what_cannot_be_recorded_does_not_pass(kit: Kit, monkeypatch: pytest.Mon
     def fail(handle: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("client.ledger.os.fsync", fail)
+    monkeypatch.setattr("client.ledger.ledger.os.fsync", fail)
     for act in (lambda: kit.admit(gate, request(2)), lambda: gate.release(asked, answer(asked), LAYOUT)):
         with pytest.raises(OSError, match="No space left"):
             act()

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client.rules import RulesBrokenError
+from client.gate.violations import RulesBrokenError
 from ept_fed.config.experiment import TrainingSettings
 from ept_fed.protocol.frames import encode_frame
 from ept_fed.protocol.messages import (

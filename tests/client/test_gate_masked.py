@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from client.gate import Gate
+from client.gate.gate import Gate
 from ept_fed.config.privacy import SecureAggregationSettings
 from ept_fed.protocol.frames import encode_frame
 from ept_fed.protocol.messages import Header

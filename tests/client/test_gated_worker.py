@@ -14,11 +14,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from client.audit_report import verify_ledger
-from client.budget import BUDGET_FILE, read_budget
-from client.gate import Gate
-from client.open_gate import LEDGER_FILE, open_gate
-from client.worker import Worker
+from client.audit.report import verify_ledger
+from client.gate.gate import Gate
+from client.gate.open import LEDGER_FILE, open_gate
+from client.gate.privacy_budget import BUDGET_FILE, read_budget
+from client.worker.worker import Worker
 from ept_fed.config.experiment import Experiment, TrainingSettings
 from ept_fed.protocol.frames import Introduce, Refusal, decode_frame, encode_frame
 from ept_fed.protocol.messages import SPLITS, Header, MessageRefusedError, RoundReply, RoundRequest

@@ -9,11 +9,11 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from client import ledger as ledger_module
-from client.audit import examine
-from client.ledger import Ledger, LedgerBrokenError, LedgerBusyError, Record, tip_path
-from client.ledger_entry import FIRST
-from client.passages import count_passages, read_ledger_passages
+from client.ledger import ledger as ledger_module
+from client.ledger.entry import FIRST
+from client.ledger.ledger import Ledger, LedgerBrokenError, LedgerBusyError, Record, tip_path
+from client.ledger.verify import examine
+from client.report.traffic import count_passages, read_ledger_passages
 
 KEY = ec.generate_private_key(ec.SECP384R1())
 MESSAGE = Record("out", "train", "passed", run="run", round=1, bytes=100, sha256=FIRST)
@@ -154,7 +154,7 @@ def test_a_writer_killed_at_any_moment_leaves_a_ledger_that_goes_on(path: Path, 
     code = (
         "import sys\nfrom pathlib import Path\n"
         "from cryptography.hazmat.primitives.serialization import load_pem_private_key\n"
-        "from client.ledger import Ledger, Record\n"
+        "from client.ledger.ledger import Ledger, Record\n"
         f"key = load_pem_private_key(Path({str(key)!r}).read_bytes(), None)\n"
         f"ledger = Ledger(Path({str(path)!r}), key, site='north')\n"
         "print('open', flush=True)\n"

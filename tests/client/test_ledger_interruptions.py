@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from client import ledger as ledger_module
-from client.audit import Examination, examine
-from client.audit_report import describe, verify_ledger
-from client.ledger import LEFT, Ledger, Record, tip_path
-from client.ledger_entry import FIRST
-from client.torn_lines import recall_torn, set_aside
+from client.audit.report import describe, verify_ledger
+from client.ledger import ledger as ledger_module
+from client.ledger.entry import FIRST
+from client.ledger.ledger import LEFT, Ledger, Record, tip_path
+from client.ledger.partial_writes import recall_torn, set_aside
+from client.ledger.verify import Examination, examine
 
 KEY = ec.generate_private_key(ec.SECP384R1())
 MESSAGE = Record("out", "train", "passed", run="run", round=1, bytes=100, sha256=FIRST)

@@ -6,8 +6,8 @@ from monai.fl.client.client_algo import ClientAlgo
 from monai.fl.utils.constants import ExtraItems
 from monai.fl.utils.exchange_object import ExchangeObject
 
-from client.monai_algo import EPTClientAlgo
-from client.site import Site
+from client.site.monai_algo import EPTClientAlgo
+from client.site.site import Site
 from ept_fed.config.experiment import Experiment
 from ept_fed.errors import InputRefusedError
 from ept_fed.protocol.layout import PayloadMismatchError

@@ -8,12 +8,12 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from client.budget import BUDGET_FILE, read_budget
-from client.noisy_update import UpdateNoise
-from client.round_cost import RoundCost
-from client.rules import RulesBrokenError
-from client.site import Site
-from client.spending import describe_charges
+from client.gate.privacy_budget import BUDGET_FILE, read_budget
+from client.gate.violations import RulesBrokenError
+from client.report.privacy_spent import describe_charges
+from client.site.privacy_cost import RoundCost
+from client.site.site import Site
+from client.site.update_noise import UpdateNoise
 from ept_fed.config.privacy import SitePrivacySettings
 from ept_fed.privacy.dp.accountant import GaussianSteps, spent_epsilon
 from ept_fed.protocol.messages import TOLD_METRICS, MessageRefusedError, RoundRequest

@@ -16,12 +16,12 @@ from flwr.app import Context, RecordDict
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
-from client.build_site import load_backbone
 from client.in_process_app import create_client_app
-from client.own_report import _lock, report_site
-from client.run_record import Answer, RunRecord
-from client.site import Site
-from client.worker import Worker
+from client.report.site_report import _lock, report_site
+from client.site.factory import load_backbone
+from client.site.run_record import Answer, RunRecord
+from client.site.site import Site
+from client.worker.worker import Worker
 from ept_fed.bundles.export import prepare_bundle
 from ept_fed.cli.main import app
 from ept_fed.config.experiment import Experiment
@@ -261,7 +261,7 @@ def test_a_run_whose_first_round_goes_on_is_refused_and_a_busy_worker_is_told_of
     run = taken_part[1]
     busy = dataclasses.replace(Worker(load_site_settings(kit / "site.yaml"), OpenDoor()).status(), run=run)
     busy = dataclasses.replace(busy, activity="train", round=1)
-    monkeypatch.setattr("client.own_report.describe_site", lambda _: ({}, busy))
+    monkeypatch.setattr("client.report.site_report.describe_site", lambda _: ({}, busy))
     notes: list[str] = []
 
     class Notes(Silent):

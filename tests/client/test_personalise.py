@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from client.personalise import INTERPOLATION_GRID, fine_tune, interpolate, recall_ditto
-from client.site import Site
+from client.site.personalise import INTERPOLATION_GRID, fine_tune, interpolate, recall_ditto
+from client.site.site import Site
 from ept_fed.config.experiment import Experiment, TrainingSettings
 from ept_fed.protocol.messages import RoundRequest
 from ept_fed.run_plan.plan import Plan

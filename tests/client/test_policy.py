@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from client.policy import Policy, TrainingRanges, load_policy
+from client.gate.policy import Policy, TrainingRanges, load_policy
 from ept_fed.config.experiment import TrainingSettings
 from ept_fed.errors import InputRefusedError
 from ept_fed.protocol.messages import EVALUATE_METRICS, QUALITY_METRICS

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from client.preflight import _CHECKS, Finding, _judge_clock, check_kit
+from client.deployment.preflight import _CHECKS, Finding, _judge_clock, check_kit
 from ept_fed.cli.main import app
 from ept_fed.pki.kit_layout import read_identity
 from ept_fed.validation.load_site import load_site_settings
@@ -208,7 +208,7 @@ def test_the_verb_exits_with_what_was_found(kit: Path, monkeypatch: pytest.Monke
     document = json.loads(done.stdout)
     assert document["status"] == "failed"
     assert {"name", "state", "found", "fix"} == set(document["checks"][0])
-    monkeypatch.setattr("client.preflight._CHECKS", (lambda *_: iter([Finding("a", "ok", "b")]),))
+    monkeypatch.setattr("client.deployment.preflight._CHECKS", (lambda *_: iter([Finding("a", "ok", "b")]),))
     assert CliRunner().invoke(app, ["site", "check", str(kit)]).exit_code == 0
     assert CliRunner().invoke(app, ["site", "check", str(kit / "nothing")]).exit_code == 2
     assert CliRunner().invoke(app, ["site", "status", str(kit)]).exit_code == 1

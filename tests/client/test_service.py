@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 
-from client.service import _MARK, describe_programs, find_service, start_site, stop_site
-from client.worker_process import _accept, _wait, bind_socket, bind_status
-from client.worker_socket import ask_worker
-from client.worker_status import status_path
+from client.deployment.service import _MARK, describe_programs, find_service, start_site, stop_site
+from client.worker.process import _accept, _wait, bind_socket, bind_status
+from client.worker.status import status_path
+from client.worker.unix_socket import ask_worker
 from ept_fed.config.consortium import ServerAddress
 from ept_fed.errors import InputRefusedError
 from ept_fed.pki.kit_layout import KitIdentity
@@ -42,7 +42,7 @@ time.sleep(600)
 SUPERVISOR = """
 import os, sys
 from pathlib import Path
-from client.service import _MARK, _mark, _pid_file
+from client.deployment.service import _MARK, _mark, _pid_file
 from ept_fed.services.processes import end_marked
 from ept_fed.services.supervisor import Program, supervise
 kit, code = Path(sys.argv[1]), sys.argv[2]
@@ -114,7 +114,7 @@ def test_what_a_killed_service_left_is_ended_by_the_next(supervisor: subprocess.
 
 def test_a_worker_ends_with_the_process_that_started_it() -> None:
     worker = (
-        "import os, socket; from client.worker_process import _wait; pair = socket.socketpair();"
+        "import os, socket; from client.worker.process import _wait; pair = socket.socketpair();"
         "from tests.client.open_door import OpenDoor;"
         # Asked before the parent may be killed: afterwards it is another process.
         "parent = os.getppid(); print('waits', flush=True); _wait(pair[0], parent, OpenDoor())"
@@ -229,7 +229,7 @@ def test_supernode_gets_the_kits_key_the_workers_socket_and_no_telemetry(make_ki
         (kit / name).parent.mkdir(exist_ok=True)
         (kit / name).touch()
     (program,) = describe_programs(kit, settings, ("node",))
-    assert program.command[:3] == (sys.executable, "-m", "client.supernode")
+    assert program.command[:3] == (sys.executable, "-m", "client.deployment.supernode")
     options = dict(zip(program.command[3::2], program.command[4::2], strict=True))
     assert options == {
         "--superlink": "fl.example.org:8443",

@@ -10,7 +10,7 @@ import torch
 from flwr.app import Context, Message, RecordDict
 
 from client.in_process_app import create_client_app
-from client.site import Site
+from client.site.site import Site
 from ept_fed.config.experiment import Experiment
 from ept_fed.flower.messages import encode_request
 from ept_fed.flower.records import SITE_FAILED, SITE_REFUSED, read_frame_record

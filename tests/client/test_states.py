@@ -10,8 +10,8 @@ from flwr.app import RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client.context_states import ContextStates
-from client.states import (
+from client.site.context_state_store import ContextStates
+from client.site.state_store import (
     KEPT_STATES,
     SiteState,
     StateFolder,

@@ -23,8 +23,8 @@ from flwr.supercore.retry import make_simple_http_retry_invoker
 from flwr.supernode import fleet_http_connection
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
-from client import supernode
-from client.supernode import MultiplexedFleetClient
+from client.deployment import supernode
+from client.deployment.supernode import MultiplexedFleetClient
 from ept_fed.pki.keys import new_key, spell_pkcs8
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -179,7 +179,7 @@ def test_flowers_supernode_is_started_with_this_client_in_place_of_its_own(monke
 
 def test_it_takes_flowers_options_and_loads_no_torch() -> None:
     code = (
-        "import sys\nfrom client.supernode import main\nsys.argv = ['x', '--help']\n"
+        "import sys\nfrom client.deployment.supernode import main\nsys.argv = ['x', '--help']\n"
         "try:\n    main()\nfinally:\n    print({'torch', 'timm', 'monai'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)

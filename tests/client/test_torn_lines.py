@@ -9,12 +9,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from client.audit import Examination, examine
-from client.audit_report import verify_ledger
-from client.interruption import is_torn, split_lines
-from client.ledger import Ledger, LedgerBrokenError, Record, tip_path
-from client.ledger_entry import FIRST
-from client.torn_lines import recall_torn
+from client.audit.report import verify_ledger
+from client.ledger.crash_recovery import is_torn, split_lines
+from client.ledger.entry import FIRST
+from client.ledger.ledger import Ledger, LedgerBrokenError, Record, tip_path
+from client.ledger.partial_writes import recall_torn
+from client.ledger.verify import Examination, examine
 
 KEY = ec.generate_private_key(ec.SECP384R1())
 MESSAGE = Record("out", "train", "passed", run="run", round=1, bytes=100, sha256=FIRST)

@@ -10,16 +10,16 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from client import begin_ledger as begin_module
-from client.audit_report import verify_ledger
-from client.budget import BUDGET_FILE, BudgetLedger
-from client.ledger import tip_path
-from client.open_gate import LEDGER_FILE, check_gate, open_gate
-from client.round_cost import RoundCost
-from client.run_record import Answer
-from client.run_registry import RunRegistry
-from client.states import SiteState
-from client.witnesses import find_served, recall_anew, spell_served
+from client.audit import begin_ledger as begin_module
+from client.audit.report import verify_ledger
+from client.gate.open import LEDGER_FILE, check_gate, open_gate
+from client.gate.privacy_budget import BUDGET_FILE, BudgetLedger
+from client.gate.witnesses import find_served, recall_anew, spell_served
+from client.ledger.ledger import tip_path
+from client.site.privacy_cost import RoundCost
+from client.site.run_record import Answer
+from client.site.run_registry import RunRegistry
+from client.site.state_store import SiteState
 from ept_fed.cli.main import app
 from ept_fed.config.experiment import Experiment
 from ept_fed.errors import InputRefusedError

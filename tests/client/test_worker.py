@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from client.run_registry import RunRegistry
-from client.warm_site import WarmSite
-from client.worker import Worker
+from client.site.run_registry import RunRegistry
+from client.worker.site_cache import WarmSite
+from client.worker.worker import Worker
 from ept_fed.config.experiment import Experiment
 from ept_fed.protocol.frames import (
     Frame,
@@ -124,7 +124,7 @@ def test_the_same_request_is_answered_with_the_same_bytes_and_without_training(
     met = introduce(worker, proposal)
     request = encode_frame(train_request(met, proposal))
     first = worker.answer(request)
-    monkeypatch.setattr("client.site.train_local_round", lambda *_, **__: pytest.fail("it trained again"))
+    monkeypatch.setattr("client.site.site.train_local_round", lambda *_, **__: pytest.fail("it trained again"))
     assert worker.answer(request) == first
 
 
@@ -157,7 +157,7 @@ def test_status_is_answered_and_another_run_refused_while_the_site_trains(
         go_on.wait(60)
         raise MessageRefusedError("stopped")
 
-    monkeypatch.setattr("client.site.train_local_round", stand_still)
+    monkeypatch.setattr("client.site.site.train_local_round", stand_still)
     trainer = threading.Thread(target=ask, args=(worker, train_request(met, proposal)))
     trainer.start()
     assert training.wait(60)
@@ -218,7 +218,7 @@ def test_exceptions_keep_their_texts_at_the_site(
     worker = Worker(settings, door)
     met = introduce(worker, proposal)
     monkeypatch.setattr(
-        "client.site.train_local_round", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("patient_007.dcm"))
+        "client.site.site.train_local_round", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("patient_007.dcm"))
     )
     answer = ask(worker, train_request(met, proposal))
     assert answer == Refusal("the site failed; its own log says why", failed=True)

@@ -18,9 +18,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import Context, RecordDict
 
 from client.app import app as forwarder
-from client.audit_report import show_ledger, verify_ledger
-from client.worker_socket import WorkerAwayError, ask_worker
-from client.worker_status import ask_status
+from client.audit.report import show_ledger, verify_ledger
+from client.worker.status import ask_status
+from client.worker.unix_socket import WorkerAwayError, ask_worker
 from ept_fed.config.experiment import Experiment
 from ept_fed.data.sources.phantom_structures import STRUCTURES
 from ept_fed.protocol.frames import Frame, Introduce, Refusal, decode_frame, encode_frame
@@ -64,7 +64,7 @@ class GatedSite:
 
     def start(self) -> None:
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "client.worker_process", str(self.kit)]
+        command = [sys.executable, "-m", "client.worker.process", str(self.kit)]
         with (self.kit / "log").open("ab") as log:
             self.process = subprocess.Popen(command, cwd=self.kit, env=environment, stdout=log, stderr=log)
         end = time.monotonic() + LIMIT

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from client.audit import examine
-from client.budget import BUDGET_FILE, read_budget
-from client.ledger import tip_path
-from client.open_gate import LEDGER_FILE, read_site_key
+from client.gate.open import LEDGER_FILE, read_site_key
+from client.gate.privacy_budget import BUDGET_FILE, read_budget
+from client.ledger.ledger import tip_path
+from client.ledger.verify import examine
 from ept_fed.progress import Silent
 from ept_fed.protocol.stages import STAGES
 from ept_fed.validation.load_experiment import load_experiment

@@ -7,7 +7,7 @@ from cryptography import x509
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from client.secure_rounds import Credentials, SecureRounds
+from client.site.secure_aggregation import Credentials, SecureRounds
 from ept_fed.flower.messages import decode_request, encode_reply
 from ept_fed.flower.records import encode_frame_record, read_frame_record
 from ept_fed.privacy.secure_aggregation.round_session import weigh_site

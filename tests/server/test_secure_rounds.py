@@ -7,7 +7,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 
-from client.secure_rounds import SecureRounds
+from client.site.secure_aggregation import SecureRounds
 from ept_fed.catalog.strategies import STRATEGIES, resolve_options
 from ept_fed.config.experiment import FederationSettings
 from ept_fed.errors import InputRefusedError

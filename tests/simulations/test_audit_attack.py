@@ -12,8 +12,8 @@ import yaml
 from typer.testing import CliRunner
 
 import simulations.attack_inversion
-from client.policy import Policy
-from client.site import Site
+from client.gate.policy import Policy
+from client.site.site import Site
 from ept_fed.cli.main import app
 from ept_fed.config.experiment import Experiment
 from ept_fed.errors import InputRefusedError

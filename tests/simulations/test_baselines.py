@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from client.states import capture_model
+from client.site.state_store import capture_model
 from ept_fed.config.experiment import Experiment
 from ept_fed.progress import Silent
 from ept_fed.reports.run.run_folder import RunFolder

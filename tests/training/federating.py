@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from client.site import Site
+from client.site.site import Site
 from ept_fed.progress import Silent
 from ept_fed.reports.run.run_folder import RunFolder
 from simulations.federate import federate

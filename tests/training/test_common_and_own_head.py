@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from client.personalise import fine_tune
-from client.site import Site
+from client.site.personalise import fine_tune
+from client.site.site import Site
 from ept_fed.benchmark_cells import list_cells
 from ept_fed.config.experiment import Experiment
 from ept_fed.errors import InputRefusedError

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
-from client.personalise import fine_tune
-from client.site import Site
+from client.site.personalise import fine_tune
+from client.site.site import Site
 from ept_fed.config.experiment import Experiment
 from ept_fed.data.datasets.cache import CachedDataset
 from ept_fed.errors import InputRefusedError

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from client.round_cost import RoundCost
-from client.site import Site
+from client.site.privacy_cost import RoundCost
+from client.site.site import Site
 from ept_fed.config.experiment import TrainingSettings
 from ept_fed.errors import InputRefusedError
 from ept_fed.models import PromptedViT
@@ -178,7 +178,7 @@ def test_what_refuses_the_charge_keeps_the_round_from_beginning(
         asked.append(cost)
         raise MessageRefusedError("outgoing.budget")
 
-    monkeypatch.setattr("client.site.train_local_round", lambda *_, **__: pytest.fail("it trained"))
+    monkeypatch.setattr("client.site.site.train_local_round", lambda *_, **__: pytest.fail("it trained"))
     with pytest.raises(MessageRefusedError, match="budget"):
         site.train(request_of(plan), charge=charge)
     images = len(site.data.train)

@@ -9,7 +9,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from client.site import Site
+from client.site.site import Site
 from ept_fed.catalog.methods import Statistics
 from ept_fed.config.experiment import Experiment
 from ept_fed.errors import InputRefusedError

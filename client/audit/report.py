@@ -1,0 +1,255 @@
+"""What a ledger says, for a data-protection officer: sentences and a document; and what was found wrong with it."""
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from cryptography import x509
+
+from client.audit.notes import many, say_notes
+from client.ledger.entry import Entry
+from client.ledger.ledger import tip_path
+from client.ledger.partial_writes import recall_torn
+from client.ledger.verify import Examination, Seen, examine
+from ept_fed.catalog.methods import HEAD_TENSORS, STATISTICS_TENSORS
+from ept_fed.errors import InputRefusedError, Problem
+from ept_fed.pki.certificates import common_name, find_chain_problems, parse_certificate, public_key
+
+__all__ = ["describe", "show_ledger", "verify_ledger"]
+
+_SHOWN_MINUTES = 16  # of 2026-11-23T11:36:13.123456Z
+
+
+def verify_ledger(
+    path: Path,
+    *,
+    certificate: Path | None = None,
+    authority: Path | None = None,
+    seen: str | None = None,
+    every_signature: bool = False,
+) -> dict[str, Any]:
+    """Examine a ledger and say what it holds.
+
+    Args:
+        path: the ledger; its tip lies beside it.
+        certificate: the site's, whose key must have signed the ledger.
+        authority: the consortium's certificate, which must have issued the site's.
+        seen: `SEQUENCE:HASH` of an earlier end that must still be in the ledger.
+        every_signature: check every line's own signature even if nothing is amiss.
+
+    Returns:
+        a JSON-ready document: `status` sound, altered or unbegun, `sentences`, `findings`, totals and the ledger's end.
+
+    Raises:
+        InputRefusedError: for files that cannot be read, and certificates that are none.
+    """
+    owner = None if certificate is None else parse_certificate(_read("--certificate", certificate), "--certificate")
+    problems = []
+    if authority is not None:
+        problems = _find_issuer_problems(owner, parse_certificate(_read("--ca", authority), "--ca"))
+    noted = None if seen is None else _parse_seen(seen)
+    # The tip first: a worker may write meanwhile, and then the ledger is the newer one, as after an interruption.
+    tip = _read("ledger", tip_path(path)) if tip_path(path).exists() else None
+    content = _read("ledger", path)
+    if problems:
+        raise InputRefusedError(problems)
+    key = None if owner is None else public_key(owner)
+    result = examine(content, tip, key, seen=noted, every_signature=every_signature)
+    if owner is not None and result.entries:
+        site, named = result.entries[0].about.get("site", ""), common_name(owner)
+        if site != named:
+            result.add(1, "foreign key", f"the ledger is that of {site}, the certificate that of {named}")
+    checked = "not checked" if owner is None else common_name(owner)
+    torn = [found for entry in result.entries if (found := recall_torn(entry.about)) is not None]
+    return describe(result, checked, lost=[line.file for line in torn if not line.is_kept_beside(path)])
+
+
+def show_ledger(
+    path: Path,
+    *,
+    run: str | None = None,
+    direction: str | None = None,
+    kind: str | None = None,
+    decision: str | None = None,
+    last: int | None = None,
+) -> list[dict[str, Any]]:
+    """Return a ledger's entries, oldest first, that fit all filters; nothing is verified.
+
+    Raises:
+        InputRefusedError: if it cannot be read.
+    """
+    wanted = {"run": run, "direction": direction, "kind": kind, "decision": decision}
+    entries = [
+        entry.model_dump(mode="json", exclude={"signature"})
+        for entry in examine(_read("ledger", path), None).entries
+        if all(value is None or getattr(entry, name) == value for name, value in wanted.items())
+    ]
+    return entries if last is None else entries[-last:]
+
+
+def describe(result: Examination, key_of: str, *, lost: Collection[str] = ()) -> dict[str, Any]:
+    """Return what an examination found as a document with sentences.
+
+    Args:
+        result: of `examine`.
+        key_of: whose certificate the key was held against; "not checked" without one.
+        lost: names of torn lines that are no longer beside the ledger as they were set aside.
+    """
+    entries = result.entries
+    latest = entries[-1] if entries else None
+    return {
+        "schema": 1,
+        "status": "unbegun" if result.unbegun else "sound" if result.sound else "altered",
+        "site": entries[0].about.get("site", "") if entries else "",
+        "entries": len(entries),
+        "from": entries[0].time if entries else None,
+        "to": latest.time if latest else None,
+        "totals": latest.totals.model_dump() if latest else None,
+        "refused_by_rule": dict(_count_rules(entries)),
+        "sentences": _say_content(entries) + say_notes(entries, lost) if entries else [],
+        "verdict": _say_verdict(result, key_of),
+        "findings": [{"line": f.line, "kind": f.kind, "text": f.text} for f in result.findings],
+        "more_findings": result.more,
+        "signatures_checked": result.signatures,
+        "key": latest.key if latest else None,
+        "key_of": key_of,
+        "torn_bytes": result.torn,
+        "torn_lines_lost": list(lost),
+        "unconfirmed_entries": result.unconfirmed,
+        "end": f"{latest.sequence}:{result.last}" if latest and result.sound else None,
+    }
+
+
+def _say_content(entries: Sequence[Entry]) -> list[str]:
+    """Say what passed in both directions; true only if the ledger is sound."""
+    site, totals = entries[0].about.get("site", "?"), entries[-1].totals
+    start, end = (entry.time[:_SHOWN_MINUTES].replace("T", " ") for entry in (entries[0], entries[-1]))
+    said = [
+        f"Between {start} and {end} UTC the site {site} sent {many(totals.sent.messages, 'message')} of "
+        f"{totals.sent.bytes:,} bytes together, and received {many(totals.received.messages, 'message')} of "
+        f"{totals.received.bytes:,} bytes."
+    ]
+    sent = [entry for entry in entries if entry.direction == "out" and entry.decision != "refused"]
+    said += _say_sent(sent)
+    said.append(_say_absent(sent))
+    for direction, what in (("in", "from the server"), ("out", "of the site's own, before it left,")):
+        refused = [entry for entry in entries if entry.direction == direction and entry.decision == "refused"]
+        if refused:
+            rules = ", ".join(f"{rule} ({count})" for rule, count in _count_rules(refused).most_common())
+            verb = "was" if len(refused) == 1 else "were"
+            said.append(f"{many(len(refused), 'message')} {what} {verb} refused, by these rules: {rules}.")
+    if not any(entry.decision == "refused" for entry in entries):
+        said.append("No message was refused.")
+    clipped = sum(entry.decision == "clipped" for entry in entries)
+    if clipped:
+        said.append(f"{many(clipped, 'update')} left scaled down to the policy's bound.")
+    return said
+
+
+def _say_sent(sent: Sequence[Entry]) -> list[str]:
+    """Group what left by kind and content."""
+    groups: dict[tuple[str, str], list[Entry]] = {}
+    for entry in sent:
+        shapes = ", ".join(f"{name} {_shape(shape)}" for name, shape in entry.tensors)
+        groups.setdefault((entry.kind, shapes), []).append(entry)
+    said = []
+    for (kind, shapes), members in groups.items():
+        sizes = sorted({entry.bytes for entry in members})
+        size = f"{sizes[0]:,}" if len(sizes) == 1 else f"{sizes[0]:,} to {sizes[-1]:,}"
+        size += " bytes each" if len(members) > 1 else " bytes"
+        metrics = sorted({name for entry in members for name in entry.metrics})
+        numbers = f"the numbers {', '.join(metrics)}" if metrics else ""
+        held = " and ".join(part for part in (shapes, numbers) if part) or "no tensor and no metric"
+        said.append(f"{many(len(members), _KINDS.get(kind, kind))}, {size}: {held}.")
+    return said
+
+
+def _say_absent(sent: Sequence[Entry]) -> str:
+    """Say what did not leave. Images and names cannot: every tensor and number that left is named above."""
+    names = {name for entry in sent for name, _ in entry.tensors}
+    heads = any(name.split("/")[-1] in HEAD_TENSORS for name in names)
+    statistics = any(name.split("/")[-1] in STATISTICS_TENSORS for name in names)
+    gradients = any(name.startswith("gradient/") for name in names)
+    absent = [*([] if heads or statistics else ["head"]), *([] if gradients else ["gradient"]), "image", "file name"]
+    left = [
+        *(["the classification head"] if heads else []),
+        *(["statistics of the classes' features"] if statistics else []),
+        *(["a gradient"] if gradients else []),
+    ]
+    return "".join([f"{' and '.join(left)} left. ".capitalize() if left else "", f"No {', no '.join(absent)} left."])
+
+
+def _say_verdict(result: Examination, key_of: str) -> list[str]:
+    if result.unbegun:
+        return [
+            "THE LEDGER HOLDS NO WHOLE ENTRY. A crash while it was begun leaves this, before any message could pass; "
+            "so does somebody who empties it and its tip. An end that was noted earlier tells which (--seen)."
+        ]
+    if not result.sound:
+        count = f"more than {len(result.findings)}" if result.more else str(len(result.findings))
+        return [f"THE LEDGER IS NOT WHOLE ({count} finding{'s' if len(result.findings) > 1 else ''}):"] + [
+            str(finding) for finding in result.findings
+        ]
+    signed = (
+        "with the key that its first entry names; whose key that is was not checked (--certificate)"
+        if key_of == "not checked"
+        else f"with the key of the certificate of {key_of}"
+    )
+    count = many(len(result.entries), "entry")
+    said = [f"The ledger is whole: its {count} follow one another, and the end is signed {signed}."]
+    if result.torn:
+        said.append(
+            f"After them {result.torn} bytes of a line stand that is not whole: a crash, and then nothing was done "
+            "about its message; or a cut, by somebody who kept an older tip. An end that was noted earlier tells which "
+            "(--seen). The worker sets it aside when it starts, and records that."
+        )
+    if result.unconfirmed:
+        said.append(
+            f"The last {many(result.unconfirmed, 'entry')} came after the tip was last written, in an interruption."
+        )
+    return said
+
+
+_KINDS = {
+    "introduction": "introduction",
+    "train": "answer to training",
+    "evaluate": "answer to evaluation",
+    "advertisement": "advertisement of keys for masks",
+    "shares": "message of encrypted shares of them",
+    "masked input": "update under masks",
+    "confirmation": "confirmation of whose updates are summed",
+    "unmasking": "message that unmasks the sum",
+}
+
+
+def _shape(shape: Iterable[int]) -> str:
+    return "×".join(str(axis) for axis in shape)
+
+
+def _count_rules(entries: Iterable[Entry]) -> Counter[str]:
+    refused = (entry.rule for entry in entries if entry.decision == "refused")
+    return Counter(rule for rules in refused for rule in rules.split(", "))
+
+
+def _parse_seen(text: str) -> Seen:
+    sequence, _, last = text.partition(":")
+    if not sequence.isascii() or not sequence.isdigit() or len(last) != 64:
+        raise InputRefusedError([Problem("--seen", text, "write SEQUENCE:HASH, as an earlier verify printed it")])
+    return Seen(int(sequence), last)
+
+
+def _read(field: str, path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputRefusedError([Problem(field, str(path), f"cannot be read ({error.strerror})")]) from error
+
+
+def _find_issuer_problems(owner: x509.Certificate | None, authority: x509.Certificate) -> list[Problem]:
+    if owner is None:
+        return [Problem("--ca", common_name(authority), "checks the certificate; give --certificate too")]
+    if find_chain_problems(owner, authority, "--certificate"):
+        fix = f"was not issued by {common_name(authority)} for a site; ask the consortium for the right certificate"
+        return [Problem("--certificate", common_name(owner), fix)]
+    return []

@@ -1,0 +1,65 @@
+"""The gate's decisions: each is a line of the ledger before it holds, and a refusal tells the server rules alone."""
+
+import dataclasses
+import hashlib
+import logging
+from collections.abc import Sequence
+from typing import NoReturn
+
+from client.gate.violations import RuleBroken, RulesBrokenError
+from client.ledger.ledger import Ledger, Record
+from ept_fed.protocol.messages import clean_text
+
+__all__ = ["Decisions"]
+
+_log = logging.getLogger(__name__)
+
+_LONGEST_REASON = 2000
+
+
+class Decisions:
+    """Writes what was decided under one policy; what cannot be written does not pass: OSError leaves every method."""
+
+    def __init__(self, ledger: Ledger, policy_digest: str) -> None:
+        """Take the open ledger, and the digest of the policy that decides."""
+        self._ledger, self._policy_digest = ledger, policy_digest
+
+    def settle(self, record: Record, frame: bytes, broken: Sequence[RuleBroken]) -> None:
+        """Record a message as passed, or refuse it if it breaks any rule; arguments and errors as for `refuse`."""
+        if broken:
+            self.refuse(record, frame, broken)
+        self.append(record, frame)
+
+    def refuse(self, record: Record, frame: bytes, broken: Sequence[RuleBroken]) -> NoReturn:
+        """Record a refusal, with values and fixes in ledger and log, and raise it.
+
+        Args:
+            record: what there is to say of the message; its decision is replaced.
+            frame: its bytes; none for what did not become a message.
+            broken: all rules that it breaks.
+
+        Raises:
+            RulesBrokenError: naming the rules.
+        """
+        error = RulesBrokenError(broken)
+        # A request may break a rule with what its proposal broke it with: said once.
+        reason = clean_text("; ".join(dict.fromkeys(str(rule) for rule in broken)), _LONGEST_REASON)
+        _log.warning("refused %s (%s): %s", record.kind, record.direction, reason)
+        rule = ", ".join(error.rules)
+        self.append(dataclasses.replace(record, decision="refused", rule=rule, reason=reason), frame)
+        raise error
+
+    def append(self, record: Record, frame: bytes) -> None:
+        """Write one entry with its frame's size and SHA-256."""
+        sha256 = hashlib.sha256(frame).hexdigest() if frame else None
+        whole = dataclasses.replace(record, bytes=len(frame), sha256=sha256, policy=self._policy_digest)
+        self._ledger.append(whole)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the ledger takes no entry any more."""
+        return self._ledger.closed
+
+    def close(self) -> None:
+        """Let go of the ledger."""
+        self._ledger.close()

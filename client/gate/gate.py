@@ -1,0 +1,300 @@
+"""The gate: what comes to this site and what leaves it passes here, is judged by the site's policy, and is recorded.
+
+It runs in the site's worker, which the hospital installed itself; nothing that a server sends can switch it off. It
+fails closed: what cannot be judged or recorded does not pass. A server learns the names of the rules that it broke;
+values, and what to change, stay in the site's log and ledger.
+"""
+
+import dataclasses
+import hashlib
+import threading
+from collections.abc import Mapping
+
+from client.gate.decisions import Decisions
+from client.gate.dp_rules import describe_noise, judge_clip
+from client.gate.incoming import (
+    judge_backbone,
+    judge_change,
+    judge_name,
+    judge_proposal,
+    judge_request,
+    judge_splits,
+    request_key,
+    splits_of,
+    stage_of,
+)
+from client.gate.interface import Direction
+from client.gate.ledger_records import name_tensors, record_charge, record_release, record_request, record_stage
+from client.gate.outgoing import judge_introduction, judge_reply
+from client.gate.policy import Policy
+from client.gate.privacy_budget import BudgetBrokenError, BudgetLedger, OverspentError
+from client.gate.run_history import CONTENT, SPLITS, KnownRun, PromptStore, pinned_backbone, pinned_splits, recall_runs
+from client.gate.secure_aggregation import (
+    describe_masks,
+    judge_masked_request,
+    judge_repetition,
+    judge_stage,
+    judge_update,
+)
+from client.gate.violations import RuleBroken
+from client.ledger.ledger import Ledger, Record
+from client.site.privacy_cost import RoundCost
+from ept_fed.protocol.frames import encode_frame
+from ept_fed.protocol.layout import PayloadLayout, Vector
+from ept_fed.protocol.messages import RoundReply, RoundRequest, Split, clean_text
+from ept_fed.protocol.proposal import Proposal, SiteIntroduction
+from ept_fed.protocol.stages import StageRequest
+
+__all__ = ["Gate"]
+
+
+class Gate:
+    """The gate of one site; see `client.gate.interface`. One message at a time passes, whichever thread brings it."""
+
+    def __init__(
+        self, policy: Policy, ledger: Ledger, prompts: PromptStore, budget: BudgetLedger, *, site: str
+    ) -> None:
+        """Take policy, open ledger and budget, and recall from the ledger what was agreed and accepted before."""
+        self._policy, self._prompts, self._budget, self._site = policy, prompts, budget, site
+        self._decisions = Decisions(ledger, policy.digest)
+        self._runs = recall_runs(ledger.history)
+        self._pinned = pinned_backbone(ledger.history)
+        self._splits = pinned_splits(ledger.history)
+        self._proposals: dict[str, Proposal] = {}
+        self._masking: Record | None = None
+        self._turn = threading.Lock()
+
+    def admit_proposal(self, run: str, proposal: Proposal, frame: bytes) -> None:
+        """Let a proposal in.
+
+        Raises:
+            RulesBrokenError: naming the rules.
+            OSError: if it cannot be recorded, and so does not pass.
+        """
+        with self._turn:
+            broken = judge_name(run) + judge_proposal(self._policy, proposal, self._runs.get(run))
+            broken += judge_splits(self._policy, proposal, self._splits)
+            secure = proposal.federation.secure_aggregation is not None
+            about = {"proposal": proposal.digest} | (describe_masks(proposal) if secure else {})
+            about |= describe_noise(proposal.federation.site_privacy)
+            if secure:
+                broken += judge_repetition(run, about[CONTENT], self._runs)
+            record = Record("in", "introduce", "passed", run=clean_text(run, 64), about=about)
+            self._decisions.settle(record, frame, broken)
+            self._runs.setdefault(run, KnownRun.agree(about))
+            self._proposals[run] = proposal
+
+    def release_introduction(
+        self,
+        run: str,
+        introduction: SiteIntroduction,
+        frame: bytes,
+        *,
+        counts: Mapping[Split, int],
+    ) -> None:
+        """Let the answer to a proposal out.
+
+        Args:
+            run: the proposal's.
+            introduction: the answer.
+            frame: its bytes.
+            counts: images per split: a train reply does not say how many are behind its validation metrics.
+
+        Raises:
+            RulesBrokenError: naming the rules.
+            OSError: if it cannot be recorded, and so does not pass.
+        """
+        with self._turn:
+            known, proposal = self._runs.get(run), self._proposals.get(run)
+            about = {"backbone": introduction.backbone_digest, "layout": introduction.layout.hash}
+            if known is None or proposal is None:
+                broken = [RuleBroken("protocol.run", run, "no proposal of this run was accepted")]
+            else:
+                broken = judge_introduction(
+                    self._policy, introduction, proposal, site=self._site, run=run, pinned=self._pinned
+                )
+                if known.backbone is not None and (known.backbone, known.layout) != tuple(about.values()):
+                    fix = "the site introduced itself otherwise before; a new run is needed"
+                    broken.append(RuleBroken("protocol.run", "backbone or layout", fix))
+            record = Record(
+                "out",
+                "introduction",
+                "passed",
+                run=run,
+                tensors=introduction.layout.shapes,
+                images=introduction.examples,
+                about=about
+                | {"validation_images": str(counts["validation"])}
+                | ({} if proposal is None else self._pin_splits(proposal)),
+            )
+            self._decisions.settle(record, frame, broken)
+            self._splits = record.about.get(SPLITS, self._splits)
+            self._runs[run].introduce(record.about)
+            self._pinned = self._pinned or introduction.backbone_digest
+            if self._prompts.latest(run, introduction.layout) is None:
+                self._prompts.keep(run, introduction.layout, 0, introduction.initial)
+
+    def admit(self, request: RoundRequest, proposal: Proposal, layout: PayloadLayout, frame: bytes) -> None:
+        """Let a train or evaluate request in, of a run that today's policy would still agree to.
+
+        Args:
+            request: what came.
+            proposal: that the site agreed to for this run.
+            layout: that the site made.
+            frame: the request's bytes.
+
+        Raises:
+            RulesBrokenError: naming the rules.
+            OSError: if it cannot be recorded, and so does not pass.
+        """
+        with self._turn:
+            run, sha256 = request.header.run, hashlib.sha256(frame).hexdigest()
+            known = self._runs.get(run)
+            broken = judge_request(self._policy, request, layout, known, sha256)
+            if known is not None and known.secure:
+                broken += judge_masked_request(request, known)
+            broken += self._judge_agreement(known, proposal, layout)
+            latest = None
+            if known is not None and not broken:
+                latest = self._prompts.latest(run, layout)
+                before = None if latest is None else latest[1]
+                broken = judge_change(self._policy, request, before, layout, known, sha256)
+            tensors = name_tensors(layout, "correction" if request.correction is not None else None)
+            record = dataclasses.replace(
+                record_request(request, "in"), tensors=tensors, about=self._pin_splits(proposal)
+            )
+            self._decisions.settle(record, frame, broken)
+            self._splits = record.about.get(SPLITS, self._splits)
+            self._runs[run].accept(request_key(request), sha256)
+            if latest is None or stage_of(request) >= latest[0]:
+                self._prompts.keep(run, layout, stage_of(request), request.payload)
+
+    def charge(self, request: RoundRequest, cost: RoundCost) -> None:
+        """Write down what a private round will cost, if the site's budget lasts.
+
+        Raises:
+            RulesBrokenError: naming outgoing.budget; neither its size nor what is spent leaves the site.
+            OSError: if it cannot be written, and so must not happen.
+        """
+        with self._turn:
+            limit = self._policy.outgoing.budget
+            try:
+                self._budget.charge(
+                    request.header.run,
+                    request.header.round,
+                    cost,
+                    delta=cost.delta if limit is None else limit.delta,
+                    epsilon=None if limit is None else limit.epsilon,
+                )
+            except (OverspentError, BudgetBrokenError) as error:
+                fix = "stop the worker and look at the file; nothing private is trained until it is whole"
+                if isinstance(error, OverspentError):
+                    fix = "the site spends no more; raise outgoing.budget, if its images may tell more"
+                broken = [RuleBroken("outgoing.budget", str(error), fix)]
+                self._decisions.refuse(record_request(request, "in"), b"", broken)
+            self._decisions.append(record_charge(request, self._budget.end), b"")
+
+    def release(self, request: RoundRequest, reply: RoundReply, layout: PayloadLayout) -> RoundReply:
+        """Return a reply as it may leave: metrics rounded or withheld, the update scaled down if the policy says so.
+
+        Raises:
+            RulesBrokenError: naming the rules.
+            OSError: if it cannot be recorded, and so does not pass.
+        """
+        with self._turn:
+            known = self._runs.get(request.header.run, KnownRun(proposal=""))
+            released, broken = judge_reply(self._policy, request, reply, layout, known)
+            record = record_request(request, "out")
+            if released is None:
+                self._decisions.refuse(record, b"", broken)
+            leaving = released.reply
+            self._decisions.append(record_release(record, released, layout), encode_frame(leaving))
+            return leaving
+
+    def admit_stage(self, request: StageRequest, proposal: Proposal, layout: PayloadLayout, frame: bytes) -> None:
+        """Let the request for a stage of secure aggregation in; arguments and refusals as for `admit`."""
+        with self._turn:
+            known = self._runs.get(request.header.run)
+            broken = judge_stage(self._policy, request, layout, known)
+            broken += self._judge_agreement(known, proposal, layout)
+            self._decisions.settle(record_stage(request, "in"), frame, broken)
+
+    def mask(
+        self, request: StageRequest, received: Vector, trained: Vector, examples: int, layout: PayloadLayout
+    ) -> Vector:
+        """Return an update as it may be masked, scaled down if the policy says so; refusals as for `release`.
+
+        Args:
+            request: for the masked input.
+            received: the payload that the round began with.
+            trained: the payload after the round.
+            examples: training images behind it.
+            layout: that the site made.
+        """
+        with self._turn:
+            known = self._runs.get(request.header.run, KnownRun(proposal=""))
+            leaving, clipped, broken = judge_update(self._policy, received, trained, examples, layout, known)
+            record = record_stage(request, "out")
+            if broken:
+                self._decisions.refuse(record, b"", broken)
+            self._masking = dataclasses.replace(
+                record,
+                tensors=layout.shapes,
+                images=examples,
+                decision="clipped" if clipped else "passed",
+                rule="outgoing.update" if clipped else "",
+                reason=clipped,
+            )
+            return leaving
+
+    def release_stage(self, request: StageRequest, frame: bytes) -> None:
+        """Let a site's part of a stage out.
+
+        Raises:
+            RulesBrokenError: for a masked input whose update did not pass `mask`.
+            OSError: if it cannot be recorded, and so does not pass.
+        """
+        with self._turn:
+            record, masking = record_stage(request, "out"), self._masking
+            if request.stage == "masked input":
+                if masking is None or (masking.run, masking.round) != (record.run, record.round):
+                    fix = "the update was not judged before it was masked"
+                    self._decisions.refuse(record, b"", [RuleBroken("protocol.stage", request.stage, fix)])
+                record, self._masking = masking, None
+            self._decisions.append(record, frame)
+            if request.stage == "masked input":
+                self._runs[request.header.run].masked = request.header.round
+
+    def masked_rounds(self, run: str) -> int:
+        """Return the last round of a run whose update left under masks; 0 if none did."""
+        with self._turn:
+            known = self._runs.get(run)
+            return 0 if known is None else known.masked
+
+    def refused(self, direction: Direction, kind: str, reason: str, frame: bytes) -> None:
+        """Record what could not be read or answered; the worker has refused it already."""
+        with self._turn:
+            record = Record(direction, clean_text(kind, 40), "refused", rule="protocol", reason=clean_text(reason))
+            self._decisions.append(record, frame)
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing can be recorded any more, so that nothing may pass until a new start."""
+        return self._decisions.ended
+
+    def close(self) -> None:
+        """Let go of the ledger."""
+        self._decisions.close()
+
+    def _judge_agreement(self, known: KnownRun | None, proposal: Proposal, layout: PayloadLayout) -> list[RuleBroken]:
+        """Return what of a run that the site agreed to breaks the policy of today."""
+        if known is None or known.backbone is None:
+            return []
+        broken = judge_proposal(self._policy, proposal, known) + judge_splits(self._policy, proposal, self._splits)
+        broken += judge_clip(self._policy, proposal.federation.site_privacy, layout)
+        return broken + judge_backbone(self._policy, known.backbone, self._pinned)
+
+    def _pin_splits(self, proposal: Proposal) -> dict[str, str]:
+        """Return what the first message that passes under a budget says of the splits, for all that come after it."""
+        first = self._policy.outgoing.budget is not None and self._splits is None
+        return {SPLITS: splits_of(proposal)} if first else {}

@@ -1,0 +1,61 @@
+"""What the gate writes of a message: who, when, about what, and the shapes of what it carries."""
+
+import dataclasses
+import math
+
+from client.gate.interface import Direction
+from client.gate.outgoing import Release
+from client.gate.privacy_budget import BUDGET
+from client.ledger.ledger import Record
+from ept_fed.protocol.layout import PayloadLayout
+from ept_fed.protocol.messages import RoundRequest, clean_text
+from ept_fed.protocol.stages import StageRequest
+
+__all__ = ["name_tensors", "record_charge", "record_release", "record_request", "record_stage"]
+
+
+def record_request(request: RoundRequest, direction: Direction) -> Record:
+    """Return what there is to say of a train or evaluate request, or of its answer, before either is judged."""
+    return Record(
+        direction,
+        request.phase,
+        "passed",
+        run=clean_text(request.header.run, 64),
+        round=request.header.round,
+        split=request.split if request.phase == "evaluate" else None,
+    )
+
+
+def record_stage(request: StageRequest, direction: Direction) -> Record:
+    """Return the same of a stage of secure aggregation."""
+    header = request.header
+    return Record(direction, request.stage, "passed", run=clean_text(header.run, 64), round=header.round)
+
+
+def record_charge(request: RoundRequest, end: str) -> Record:
+    """Return the note of what a private round was charged to the site's budget, which now ends like this."""
+    about = {BUDGET: end}
+    return Record("site", "charged", "noted", run=request.header.run, round=request.header.round, about=about)
+
+
+def record_release(record: Record, released: Release, layout: PayloadLayout) -> Record:
+    """Return the record of an answer as it may leave: what it carries, and what altered it."""
+    reply = released.reply
+    payload = name_tensors(layout, None) if reply.payload is not None else ()
+    gradient = name_tensors(layout, "gradient")[len(layout.shapes) :] if reply.gradient is not None else ()
+    return dataclasses.replace(
+        record,
+        tensors=payload + gradient,
+        metrics=tuple(name for name, value in reply.metrics.items() if not math.isnan(value)),
+        images=reply.examples,
+        decision="clipped" if released.clipped else "passed",
+        rule=", ".join(rule for rule, _ in released.notes),
+        reason="; ".join(text for _, text in released.notes),
+    )
+
+
+def name_tensors(layout: PayloadLayout, beside: str | None) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """Return names and shapes of a payload's tensors, and of a vector of the same layout that travels beside it."""
+    return layout.shapes + (
+        () if beside is None else tuple((f"{beside}/{name}", shape) for name, shape in layout.shapes)
+    )

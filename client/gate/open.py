@@ -1,0 +1,193 @@
+"""Opening a site's gate: its policy, key, ledger and budget, each refused in words if it cannot be relied on."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from client.gate.gate import Gate
+from client.gate.policy import load_policy
+from client.gate.privacy_budget import BUDGET, BUDGET_FILE, UNSPENT, BudgetBrokenError, BudgetLedger
+from client.gate.run_history import PromptStore
+from client.gate.witnesses import find_missing, find_served, spell_served
+from client.ledger.entry import Entry
+from client.ledger.ledger import Ledger, LedgerBrokenError, LedgerBusyError, Record, tip_path
+from client.ledger.verify import examine
+from ept_fed.bundles.signing import read_private_key
+from ept_fed.errors import InputRefusedError, Problem
+from ept_fed.validation.load_site import SiteSettings
+
+__all__ = [
+    "LEDGER_FILE",
+    "SITE_KEY",
+    "check_gate",
+    "open_budget",
+    "open_gate",
+    "open_ledger",
+    "read_ledger",
+    "read_site_key",
+]
+
+_log = logging.getLogger(__name__)
+
+SITE_KEY = Path("keys/site.key")
+LEDGER_FILE = "ledger.jsonl"
+_PROMPTS_FOLDER = ".gate"  # no run has a name that begins with a dot
+
+
+def open_gate(settings: SiteSettings, kit: Path) -> Gate:
+    """Return the gate of a site: its policy, its ledger in the worker's state, signed with the kit's keys/site.key.
+
+    Args:
+        settings: the site's own.
+        kit: folder of its kit.
+
+    Raises:
+        InputRefusedError: for a policy or key that cannot be used; for a ledger that is not sound, that another worker
+            has open, or that knows less than the site's own state.
+    """
+    policy = load_policy(settings.policy)
+    key = read_site_key(kit)
+    budget = open_budget(settings)
+    path, state = settings.worker.state / LEDGER_FILE, settings.worker.state
+    served = find_served(state, budget.charged, settings.site)
+    content, tip = read_ledger(path)
+    if examine(content, tip, key.public_key()).unbegun:
+        # Before it is begun anew in silence.
+        _require_known(path, served, [])
+    ledger = open_ledger(path, key, settings.site)
+    try:
+        _require_known(path, served, ledger.history)
+        _require_charged(budget, ledger.history)
+        _complete(budget, ledger)
+    except BaseException:
+        ledger.close()
+        raise
+    _log.info("policy %s, ledger of %d entries", policy.digest[:16], len(ledger.history))
+    return Gate(policy, ledger, PromptStore(state / _PROMPTS_FOLDER), budget, site=settings.site)
+
+
+def check_gate(settings: SiteSettings, kit: Path) -> None:
+    """Look at what `open_gate` needs without opening it: a worker may have the ledger open, and none need begin.
+
+    Raises:
+        InputRefusedError: as `open_gate`, but for a ledger that is open.
+    """
+    load_policy(settings.policy)
+    budget = open_budget(settings)
+    key = read_site_key(kit).public_key()
+    path = settings.worker.state / LEDGER_FILE
+    # The state first: a worker may write meanwhile, and what it writes there is in the ledger before.
+    served = find_served(settings.worker.state, budget.charged, settings.site)
+    found = examine(*read_ledger(path), key)
+    if found.findings:
+        fix = f"is not sound; {found.findings[0]}. See ept-fed audit verify {path}"
+        raise InputRefusedError([Problem("ledger", str(path), fix)])
+    _require_known(path, served, found.entries)
+    # The budget once more, as it was after the ledger: a line of it is written before the ledger's note.
+    _require_charged(open_budget(settings), found.entries)
+
+
+def read_site_key(kit: Path) -> ec.EllipticCurvePrivateKey:
+    """Return what a kit's site signs with.
+
+    Raises:
+        InputRefusedError: see `read_private_key`.
+    """
+    return read_private_key(kit / SITE_KEY, str(SITE_KEY))
+
+
+def read_ledger(path: Path) -> tuple[bytes, bytes | None]:
+    """Return the bytes of a ledger, none if it is not there, and of its tip, None if that is not there.
+
+    Raises:
+        InputRefusedError: if they cannot be read.
+    """
+    try:
+        # The tip first: a worker may write meanwhile, and then the ledger is the newer one, as after an interruption.
+        tip = tip_path(path).read_bytes() if tip_path(path).exists() else None
+        return path.read_bytes() if path.exists() else b"", tip
+    except OSError as error:
+        raise InputRefusedError([Problem("ledger", str(path), f"cannot be read ({error.strerror})")]) from error
+
+
+def open_ledger(
+    path: Path,
+    key: ec.EllipticCurvePrivateKey,
+    site: str,
+    beginning: Mapping[str, str] = MappingProxyType({}),
+) -> Ledger:
+    """Return a site's ledger, open for writing; arguments as for `Ledger`.
+
+    Raises:
+        InputRefusedError: if it is not sound, another process has it open, or it cannot be opened.
+    """
+    try:
+        return Ledger(path, key, site=site, beginning=beginning)
+    except (LedgerBrokenError, LedgerBusyError) as error:
+        raise InputRefusedError([Problem("ledger", str(path), str(error))]) from error
+    except OSError as error:
+        raise InputRefusedError([Problem("ledger", str(path), f"cannot be opened ({error.strerror})")]) from error
+
+
+def open_budget(settings: SiteSettings) -> BudgetLedger:
+    """Return the ledger of the site's budget.
+
+    Raises:
+        InputRefusedError: if it is not whole, or cannot be read.
+    """
+    path = settings.worker.state / BUDGET_FILE
+    try:
+        return BudgetLedger(path)
+    except BudgetBrokenError as error:
+        fix = f"is not whole: {error}. Put the file and its .tip back as they were"
+        raise InputRefusedError([Problem("outgoing.budget", str(path), fix)]) from error
+    except OSError as error:
+        raise InputRefusedError(
+            [Problem("outgoing.budget", str(path), f"cannot be read ({error.strerror})")]
+        ) from error
+
+
+def _require_known(path: Path, served: Mapping[str, int], history: Sequence[Entry]) -> None:
+    """Raise InputRefusedError if the site's state knows of more than its ledger."""
+    missing = find_missing(served, history)
+    if not missing:
+        return
+    there = "ends before that" if history else "is not there, or is empty"
+    fix = (
+        f"{there}: the state knows {spell_served(missing)}, so the ledger, or its end, was taken away together with "
+        "its tip. Find out by whom, and put both back. If they are lost, move aside what is left of them, and begin a "
+        "new one, which says so: ept-fed audit begin KIT --reason WHY"
+    )
+    raise InputRefusedError([Problem("ledger", str(path), fix)])
+
+
+def _require_charged(budget: BudgetLedger, history: Sequence[Entry]) -> None:
+    """Raise InputRefusedError if the budget lacks a line that the ledger names."""
+    named = _find_named(history)
+    if not budget.holds(named):
+        fix = (
+            f"lacks line {named.partition(':')[0]}, which the ledger names: it was taken away together with its "
+            "tip, or is of another day. Put both back. If they are lost, nobody knows any more what was spent: move "
+            "the ledger and its tip aside too, and begin a new one, which says so: ept-fed audit begin KIT --reason WHY"
+        )
+        raise InputRefusedError([Problem("outgoing.budget", str(budget.path), fix)])
+
+
+def _complete(budget: BudgetLedger, ledger: Ledger) -> None:
+    """Write the ledger's note of the budget's end, then its last line, where an interruption kept either from it."""
+    if budget.owed is not None or budget.end != _find_named(ledger.history):
+        run, number = budget.charged[-1].run, budget.charged[-1].round
+        what = "the ledger's note of" if budget.owed is None else "the line of"
+        reason = f"{what} a private round was not written whole; the round counts as spent"
+        _log.warning("%s: run %s, round %d", reason, run, number)
+        about = {BUDGET: budget.end}
+        ledger.append(Record("site", "recovered", "noted", run=run, round=number, reason=reason, about=about))
+    budget.complete()
+
+
+def _find_named(history: Sequence[Entry]) -> str:
+    """Return the budget's end that a ledger named last."""
+    return next((entry.about[BUDGET] for entry in reversed(history) if BUDGET in entry.about), UNSPENT)

@@ -1,0 +1,285 @@
+"""What may leave: introductions and replies, held against the site's policy and rebuilt from what it allows.
+
+A released reply is a new one: the request's own header, a float32 vector of the layout that the site made, and a fixed
+set of rounded numbers. Nothing of another name, shape or type can be in it, whatever made the reply.
+
+What is not covered: what permitted numbers tell. An update within its bound, from few images and steps, still tells
+something about them; see docs/privacy.md.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import get_args
+
+import numpy as np
+
+import ept_fed
+from client.gate.dp_rules import judge_clip
+from client.gate.incoming import judge_backbone, measure_change
+from client.gate.policy import Policy
+from client.gate.run_history import KnownRun
+from client.gate.violations import RuleBroken
+from ept_fed.catalog.methods import HEAD_TENSORS, METHODS, STATISTICS_TENSORS, Statistics
+from ept_fed.config.experiment import SharedModelSettings
+from ept_fed.protocol.layout import PayloadLayout, PayloadMismatchError, Vector
+from ept_fed.protocol.messages import (
+    PROTOCOL_VERSION,
+    QUALITY_METRICS,
+    MessageRefusedError,
+    RoundReply,
+    RoundRequest,
+    metric_keys,
+)
+from ept_fed.protocol.proposal import Proposal, SiteIntroduction
+
+__all__ = [
+    "Release",
+    "bound_update",
+    "judge_class_images",
+    "judge_introduction",
+    "judge_reply",
+    "judge_tensor_names",
+    "judge_training_images",
+]
+
+# What a layout may say in words; classes apart, which must be the proposal's own.
+_EMBEDDINGS = "|".join(get_args(SharedModelSettings.model_fields["embedding"].annotation))
+_OPTIONS = "|".join(sorted({name for info in METHODS.values() for name in info.options}))
+_MEANING = re.compile(
+    rf"embedding ({_EMBEDDINGS})|layer \d{{1,3}}|method ({'|'.join(METHODS)})|({_OPTIONS}) [0-9.e+-]{{1,12}}", re.ASCII
+)
+
+
+@dataclass(frozen=True)
+class Release:
+    """A reply that may leave.
+
+    Attributes:
+        reply: rebuilt.
+        clipped: whether the update was scaled down.
+        notes: rules that altered the reply, and what each altered.
+    """
+
+    reply: RoundReply
+    clipped: bool
+    notes: tuple[tuple[str, str], ...]
+
+
+def judge_introduction(
+    policy: Policy, introduction: SiteIntroduction, proposal: Proposal, *, site: str, run: str, pinned: str | None
+) -> list[RuleBroken]:
+    """Return every rule that the answer to a proposal breaks.
+
+    Args:
+        policy: the site's.
+        introduction: what would leave.
+        proposal: that was accepted.
+        site: the site's own name.
+        run: the proposal's.
+        pinned: the backbone that the ledger knows already; None if none.
+    """
+    agreed = (
+        ("protocol.site", introduction.site, site),
+        ("protocol.run", introduction.run, run),
+        ("protocol.run", introduction.proposal, proposal.digest),
+        ("protocol.version", introduction.protocol, PROTOCOL_VERSION),
+        ("protocol.version", introduction.code, ept_fed.__version__),
+    )
+    broken = [RuleBroken(rule, theirs, f"agreed was {ours}") for rule, theirs, ours in agreed if theirs != ours]
+    broken += judge_backbone(policy, introduction.backbone_digest, pinned)
+    broken += _judge_layout(policy, introduction.layout, proposal)
+    broken += judge_training_images(policy, introduction.examples)
+    broken += judge_clip(policy, proposal.federation.site_privacy, introduction.layout)
+    try:
+        introduction.layout.check(introduction.initial)
+        if introduction.initial[~introduction.layout.trained].any():
+            broken.append(RuleBroken("protocol.payload", "initial payload", "holds statistics before any round"))
+    except PayloadMismatchError as error:
+        broken.append(RuleBroken("protocol.payload", "initial payload", str(error)))
+    return broken
+
+
+def judge_reply(
+    policy: Policy,
+    request: RoundRequest,
+    reply: RoundReply,
+    layout: PayloadLayout,
+    known: KnownRun,
+) -> tuple[Release | None, list[RuleBroken]]:
+    """Return what may leave of a reply, or every rule that it breaks.
+
+    An update that leaves under masks is no part of the reply; see `client.gate.secure_aggregation`.
+
+    Args:
+        policy: the site's.
+        request: that it answers.
+        reply: what the site computed.
+        layout: that the site made.
+        known: what the site knows of the run.
+    """
+    broken = judge_tensor_names(policy, layout) + _judge_form(reply, request, layout, known.layout)
+    if broken:
+        return None, broken
+    try:
+        reply.check(
+            request.header,
+            layout,
+            wants_gradient=request.wants_gradient,
+            private=request.private,
+            masked=known.secure and request.phase == "train",
+            silent=known.silent,
+        )
+    except (MessageRefusedError, PayloadMismatchError) as error:
+        return None, [RuleBroken("protocol.reply", request.phase, str(error))]
+    payload, clipped = None, ""
+    if reply.phase == "train":
+        broken += judge_training_images(policy, reply.examples)
+    if reply.payload is not None:
+        payload, clipped, outsized = bound_update(policy, request.payload, reply.payload, layout, known)
+        broken += outsized + judge_class_images(policy, reply.payload, layout, reply.examples)
+    if reply.gradient is not None and not policy.outgoing.gradient:
+        broken.append(RuleBroken("outgoing.gradient", True, "set outgoing.gradient: true to let it leave"))
+    if broken:
+        return None, broken
+    metrics, examples, withheld = _choose_metrics(policy, reply, known.validation_images)
+    gradient = None if reply.gradient is None else _copy(reply.gradient)
+    rebuilt = RoundReply(request.header, request.phase, payload, examples, metrics, gradient)
+    notes = [(rule, f"withheld: {', '.join(names)}") for rule, names in withheld.items()]
+    if clipped:
+        notes.append(("outgoing.update", clipped))
+    return Release(rebuilt, bool(clipped), tuple(notes)), []
+
+
+def _judge_form(
+    reply: RoundReply, request: RoundRequest, layout: PayloadLayout, agreed: str | None
+) -> list[RuleBroken]:
+    """Check types before values: what was made by code that nobody here wrote may be anything."""
+    broken = []
+    if layout.hash != agreed or request.header.layout_hash != agreed:
+        broken.append(RuleBroken("protocol.layout", layout.hash, f"the site introduced itself with {agreed}"))
+    if reply.header != request.header or reply.phase != request.phase:
+        broken.append(RuleBroken("protocol.reply", "header", "is not that of the request"))
+    if type(reply.examples) is not int:
+        broken.append(RuleBroken("protocol.reply", type(reply.examples).__name__, "a number of images is an int"))
+    for name in ("payload", "gradient"):
+        vector = getattr(reply, name)
+        if vector is not None and type(vector) is not np.ndarray:
+            broken.append(RuleBroken(f"protocol.{name}", type(vector).__name__, "only a float32 array may leave"))
+    metrics = reply.metrics
+    wanted = set(metric_keys(request.phase))
+    if not isinstance(metrics, Mapping) or set(metrics) != wanted:
+        broken.append(RuleBroken("outgoing.metrics", "names", f"a reply carries exactly {', '.join(sorted(wanted))}"))
+    elif any(type(value) is not float for value in metrics.values()):
+        broken.append(RuleBroken("outgoing.metrics", "types", "a metric is a float"))
+    return broken
+
+
+def _judge_layout(policy: Policy, layout: PayloadLayout, proposal: Proposal) -> list[RuleBroken]:
+    known = {f"class {name}" for name in proposal.data.classes}
+    odd = [text for text in layout.meaning if text not in known and not _MEANING.fullmatch(text)]
+    broken = [RuleBroken("protocol.layout", text, "no text leaves that the proposal did not hold") for text in odd]
+    return broken + judge_tensor_names(policy, layout)
+
+
+def judge_tensor_names(policy: Policy, layout: PayloadLayout) -> list[RuleBroken]:
+    """Return what breaks if a payload of this layout leaves."""
+    rules, broken = policy.outgoing, []
+    for name, _ in layout.shapes:
+        if name in HEAD_TENSORS:
+            if not rules.head:
+                broken.append(RuleBroken("outgoing.head", name, "set outgoing.head: true to let the head leave"))
+        elif name in STATISTICS_TENSORS:
+            kind: Statistics = "moments" if name == "statistics.moments" else "means"
+            if rules.statistics not in (kind, "moments"):
+                fix = f"set outgoing.statistics: {kind} to let it leave"
+                broken.append(RuleBroken("outgoing.statistics", name, fix))
+        elif name not in rules.tensors:
+            fix = f"the policy allows {', '.join(rules.tensors) or 'none'}; add it to outgoing.tensors to let it leave"
+            broken.append(RuleBroken("outgoing.tensors", name, fix))
+    return broken
+
+
+def judge_training_images(policy: Policy, examples: int) -> list[RuleBroken]:
+    """Return what breaks if an update from so many training images leaves."""
+    rule, fewest = "outgoing.fewest_training_images", policy.outgoing.fewest_training_images
+    if examples >= fewest:
+        return []
+    return [RuleBroken(rule, examples, f"the policy asks for {fewest} at least; lower {rule}, or train on more")]
+
+
+def judge_class_images(policy: Policy, payload: Vector, layout: PayloadLayout, examples: int) -> list[RuleBroken]:
+    """Return what breaks if statistics of classes with few training images leave: of one, they are its features.
+
+    Raises:
+        PayloadMismatchError: if the payload does not fit the layout.
+    """
+    rule, fewest = "outgoing.fewest_class_images", policy.outgoing.fewest_class_images
+    if not layout.holds_statistics:
+        return []
+    counts = np.round(layout.unflatten(payload)["statistics.shares"].astype(np.float64) * examples).astype(int)
+    few = int(((counts > 0) & (counts < fewest)).sum())
+    fix = f"the policy asks for {fewest} training images of each class; lower {rule}, or train on more"
+    return [RuleBroken(rule, f"{few} classes", fix)] if few else []
+
+
+def bound_update(
+    policy: Policy, received: Vector, trained: Vector, layout: PayloadLayout, known: KnownRun
+) -> tuple[Vector, str, list[RuleBroken]]:
+    """Return the payload to send, what was done if it was clipped, and what it breaks if it may not leave.
+
+    An update with this site's own noise is longer for the noise, and neither refused nor scaled down for that: the
+    run's clip bounds it, which `client.gate.dp_rules.judge_clip` holds against the same rule before the run begins.
+    """
+    if known.own_noise:
+        return _copy(trained), "", []
+    rules = policy.outgoing.update
+    sizes = measure_change(trained, received, layout)
+    above = {name: size for name, size in sizes.items() if not size <= rules.bound}
+    if not above:
+        return _copy(trained), "", []
+    if rules.above == "refuse":
+        fix = f"the policy allows {rules.bound:g}; raise outgoing.update.bound, or set outgoing.update.above: clip"
+        return trained, "", [RuleBroken("outgoing.update", f"{name} {size:.4g}", fix) for name, size in above.items()]
+    # One factor for all tensors: the update keeps its direction.
+    start, largest = received.astype(np.float64), max(above.values())
+    factors = np.where(layout.trained, rules.bound / largest, 1.0)
+    scaled = start + (trained.astype(np.float64) - start) * factors
+    named = ", ".join(f"{name} {size:.4g}" for name, size in above.items())
+    return scaled.astype(np.float32), f"the update ({named}) was scaled down to {rules.bound:g}", []
+
+
+def _choose_metrics(
+    policy: Policy, reply: RoundReply, validation: int
+) -> tuple[dict[str, float], int, dict[str, tuple[str, ...]]]:
+    """Return the metrics as they may leave, the number of images beside them, and what is withheld by which rule.
+
+    The number of steps and a train reply's loss always leave: without them it is no reply.
+    """
+    rules = policy.outgoing
+    metrics: dict[str, float] = {}
+    listed, few = [], []
+    for key in metric_keys(reply.phase):
+        value, name = reply.metrics[key], key.removeprefix("validation_")
+        # A train reply's own loss is over at least `fewest_training_images`.
+        behind = validation if name != key else reply.examples
+        if reply.phase == "train" and key in ("loss", "steps"):
+            pass
+        elif name not in rules.metrics:
+            listed.append(key)
+        elif name in QUALITY_METRICS and behind < rules.fewest_images:
+            few.append(key)
+        metrics[key] = math.nan if key in (*listed, *few) else _round(value, rules.digits)
+    hidden = reply.phase == "evaluate" and reply.examples < rules.fewest_images
+    withheld = {"outgoing.metrics": tuple(listed), "outgoing.fewest_images": tuple(few)}
+    kept = {rule: names for rule, names in withheld.items() if names}
+    return metrics, 0 if hidden else reply.examples, kept
+
+
+def _round(value: float, digits: int) -> float:
+    return value if math.isnan(value) else round(float(value), digits)
+
+
+def _copy(vector: Vector) -> Vector:
+    return np.array(vector, dtype=np.float32, order="C")

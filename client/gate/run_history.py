@@ -1,0 +1,160 @@
+"""What the gate remembers of each run, so that a server can neither go back nor jump: rebuilt from the ledger.
+
+The prompts that were accepted last are no part of the ledger. They lie in a file per run, which is written without
+waiting for the disk: after a power failure older ones stand in, or none, and then the run has to be proposed again.
+"""
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+from client.ledger.entry import Entry
+from ept_fed.protocol.layout import PayloadLayout, Vector
+from ept_fed.protocol.stages import STAGES
+from ept_fed.storage.checkpoint_file import SealBrokenError, read_sealed, seal_tensors
+
+__all__ = [
+    "CONTENT",
+    "NOISE",
+    "SECURE",
+    "SPLITS",
+    "WITHHELD",
+    "KnownRun",
+    "PromptStore",
+    "RequestKey",
+    "pinned_backbone",
+    "pinned_splits",
+    "recall_runs",
+]
+
+RequestKey = tuple[int, str, str]  # round, phase, split
+# In the `about` of a proposal whose updates leave under masks: who takes part, and its digest whatever its name.
+SECURE, CONTENT = "masked among", "content"
+NOISE = "noise"  # in the `about` of a proposal with noise on whole updates: who adds it, and what is told beside them
+SPLITS = "splits"  # in the `about` of the first message that passed under a privacy budget
+WITHHELD = "metrics withheld"
+_PROMPTS = "prompts"
+
+
+@dataclass
+class KnownRun:
+    """A run that this site was asked to join.
+
+    Attributes:
+        proposal: digest of the proposal that was accepted.
+        backbone: digest that the site introduced itself with; None until it did.
+        layout: hash of the payload's layout, likewise.
+        validation_images: of the site in this run.
+        secure: whether its updates leave under masks.
+        content: digest of its proposal whatever its name, if its updates leave under masks.
+        noise: who adds it to updates, and what is told beside them; None if updates get none.
+        masked: last round whose update left under masks.
+        last_round: of the requests accepted so far.
+        accepted: SHA-256 of the frame of every accepted request.
+    """
+
+    proposal: str
+    backbone: str | None = None
+    layout: str | None = None
+    validation_images: int = 0
+    secure: bool = False
+    content: str | None = None
+    noise: str | None = None
+    masked: int = 0
+    last_round: int = 0
+    accepted: dict[RequestKey, str] = field(default_factory=dict)
+
+    @classmethod
+    def agree(cls, about: Mapping[str, str]) -> Self:
+        """Return a run that was just agreed to, by the ledger's words for its proposal."""
+        return cls(about["proposal"], secure=SECURE in about, content=about.get(CONTENT), noise=about.get(NOISE))
+
+    @property
+    def silent(self) -> bool:
+        """Whether loss and quality stay at the site."""
+        return self.noise is not None and self.noise.endswith(WITHHELD)
+
+    @property
+    def own_noise(self) -> bool:
+        """Whether what leaves carries noise that this site added, beside which the update itself cannot be seen."""
+        return self.noise is not None and not self.noise.startswith("central")
+
+    def introduce(self, about: Mapping[str, str]) -> None:
+        """Remember how the site introduced itself, by the ledger's words for it."""
+        self.backbone, self.layout = about["backbone"], about["layout"]
+        self.validation_images = int(about["validation_images"])
+
+    def accept(self, key: RequestKey, sha256: str) -> None:
+        """Remember a request."""
+        self.accepted[key] = sha256
+        self.last_round = max(self.last_round, key[0])
+
+
+def recall_runs(history: Iterable[Entry]) -> dict[str, KnownRun]:
+    """Return every run that the ledger knows, by its name."""
+    runs: dict[str, KnownRun] = {}
+    for entry in history:
+        if entry.decision not in ("passed", "clipped") or entry.run is None:
+            continue
+        if entry.kind == "introduce" and entry.direction == "in":
+            runs.setdefault(entry.run, KnownRun.agree(entry.about))
+        elif entry.kind == "introduction" and entry.direction == "out":
+            runs[entry.run].introduce(entry.about)
+        elif entry.kind == "masked input" and entry.direction == "out" and entry.round is not None:
+            runs[entry.run].masked = max(runs[entry.run].masked, entry.round)
+        elif entry.direction == "in" and entry.kind in STAGES:
+            continue
+        elif entry.direction == "in" and entry.round is not None and entry.sha256 is not None:
+            runs[entry.run].accept((entry.round, entry.kind, entry.split or ""), entry.sha256)
+    return runs
+
+
+def pinned_backbone(history: Iterable[Entry]) -> str | None:
+    """Return the backbone of the first introduction that left; None if none did."""
+    passed = (entry for entry in history if entry.kind == "introduction" and entry.decision == "passed")
+    return next((entry.about["backbone"] for entry in passed), None)
+
+
+def pinned_splits(history: Iterable[Entry]) -> str | None:
+    """Return how images were split when the first message passed under a privacy budget; None if none did."""
+    passed = (entry for entry in history if entry.decision in ("passed", "clipped"))
+    return next((entry.about[SPLITS] for entry in passed if SPLITS in entry.about), None)
+
+
+class PromptStore:
+    """The prompts accepted last, per run, in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        """Take the folder; it is made if needed."""
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._folder = folder
+        self._held: dict[str, tuple[int, Vector]] = {}
+
+    def latest(self, run: str, layout: PayloadLayout) -> tuple[int, Vector] | None:
+        """Return after how many rounds these prompts stood, and the prompts; None if they are lost or do not fit."""
+        if run not in self._held:
+            try:
+                tensors, about = read_sealed(self._path(run))
+                if about["run"] == run and about["layout"] == layout.hash:
+                    self._held[run] = int(about["stage"]), tensors[_PROMPTS]
+            except (SealBrokenError, KeyError):
+                return None
+        found = self._held.get(run)
+        return found if found is not None and found[1].shape == (layout.size,) else None
+
+    def keep(self, run: str, layout: PayloadLayout, stage: int, prompts: Vector) -> None:
+        """Keep prompts as the latest of their run."""
+        self._held[run] = stage, prompts.copy()
+        content = seal_tensors({_PROMPTS: prompts}, {"schema": 1, "run": run, "layout": layout.hash, "stage": stage})
+        # In place: a renamed file would wait for the disk. One that is torn breaks its seal, and counts as lost.
+        handle = os.open(self._path(run), os.O_WRONLY | os.O_CREAT, 0o600)
+        try:
+            os.pwrite(handle, content, 0)
+            os.ftruncate(handle, len(content))
+        finally:
+            os.close(handle)
+
+    def _path(self, run: str) -> Path:
+        return self._folder / f"{run}.safetensors"

@@ -1,0 +1,1 @@
+"""The site's own report: did joining help, what was sent and received, what privacy was spent."""

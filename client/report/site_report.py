@@ -1,0 +1,300 @@
+"""`ept-fed site report`: did joining help us? Answered at the site, from what its worker kept; nothing leaves.
+
+The worker is not asked for anything but how it is, and its files are read only. What is written: the states of the site
+alone, in state/<run>/local, and the report.
+"""
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from client.deployment.service import describe_site
+from client.gate.open import LEDGER_FILE, read_site_key
+from client.gate.privacy_budget import BUDGET_FILE, BudgetBrokenError, Charged, read_budget
+from client.report.gallery import collect_errors
+from client.report.privacy_spent import describe_charges, is_silent
+from client.report.report_folder import check_own_folder, fill_own_folder
+from client.report.run_summary import describe_run
+from client.report.traffic import count_passages, describe_rounds, list_passages, read_ledger_passages
+from client.site.assessment import Recall, assess_settings, recall_federated
+from client.site.export_model import release_model
+from client.site.local_baseline import train_alone
+from client.site.run_record import Received
+from client.site.run_registry import RunRegistry
+from client.site.site import Site
+from client.site.state_store import StateFolder, StateLostError, StateMemory, StateStore
+from client.worker.site_cache import WarmSite
+from ept_fed.config.experiment import Experiment
+from ept_fed.errors import InputRefusedError, Problem
+from ept_fed.progress import Progress
+from ept_fed.protocol.messages import MessageRefusedError
+from ept_fed.protocol.proposal import Proposal
+from ept_fed.reports.pages.write_reports import WrittenReports, make_reports
+from ept_fed.reports.run.comparison import Comparison
+from ept_fed.reports.run.read_run import read_run
+from ept_fed.reports.run.run_document import SiteTraffic
+from ept_fed.reports.run.run_folder import RunFolder, site_folder
+from ept_fed.storage.checkpoint_file import SealBrokenError
+from ept_fed.validation.load_site import SiteSettings, check_site, join_proposal, load_site_settings
+
+__all__ = ["report_site"]
+
+
+@dataclass(frozen=True)
+class _Participation:
+    """What the worker left on disk of one run."""
+
+    run: str
+    proposal: Proposal
+    received: Received
+    states: StateStore
+
+    @property
+    def round(self) -> int:
+        """Of the prompts that the site received last."""
+        return min(self.received.prompts_of, self.proposal.federation.rounds)
+
+
+def report_site(
+    kit: Path, progress: Progress, *, run: str | None = None, out: Path | None = None, gallery: bool = True
+) -> dict[str, Any]:
+    """Write a site's own report on a run into a run folder, and return what it comes to.
+
+    The site alone is trained for the rounds of the run, unless an earlier report did; then every setting is assessed on
+    the site's own validation and test images, as in a simulation.
+
+    Args:
+        kit: the site's.
+        progress: told what happens.
+        run: its name, or the start of it; None takes the one agreed to last.
+        out: folder; None is KIT/reports/<run>.
+        gallery: with the pictures of the surest errors.
+
+    Raises:
+        InputRefusedError: with what stands in the way: no run, nothing received, images or weights that are not those
+            of the run, damaged files.
+    """
+    settings = load_site_settings(kit / "site.yaml")
+    problems = check_site(settings)
+    if problems:
+        raise InputRefusedError(problems)
+    found = _find_participation(settings, run, progress)
+    folder = out or kit / "reports" / found.run
+    problems = check_own_folder(folder, found.run)
+    if problems:
+        raise InputRefusedError(problems)
+    if settings.worker.threads is not None:
+        torch.set_num_threads(settings.worker.threads)
+    warm = WarmSite(settings)
+    site = warm.open(found.run, found.proposal, found.states)
+    _require_same(found.received, site, warm.data.digest, settings)
+    for note in warm.data.notes:
+        progress.on_note(note)
+    _tell_about_worker(kit, found.run, progress)
+    experiment = join_proposal(settings, found.proposal)
+    local = RunRegistry(settings.worker.state, settings.site).local(found.run)
+    with _lock(local):
+        # Images or weights that change from one report to the next make other states.
+        alone_on = f"{found.run}, alone, {warm.data.digest[:16]}, {found.received.backbone_digest[:16]}"
+        alone = warm.open(found.run, found.proposal, StateFolder(local, run=alone_on, site=settings.site))
+        try:
+            train_alone({site.name: alone}, experiment.training, experiment.federation.rounds, progress)
+        except SealBrokenError as broken:
+            fix = f"{broken}; remove this folder, and the site alone is trained anew"
+            raise InputRefusedError([Problem("state", str(local), fix)]) from broken
+        with fill_own_folder(folder) as staged:
+            recalls = recall_federated(site, found.received.payload, experiment, progress.on_note)
+            _write_run(staged, kit, settings, found, experiment, warm, site, {"local": lambda: alone, **recalls})
+            pictures = None
+            if gallery:
+                released = staged / "sites" / site_folder(site.name) / "model.safetensors"
+                test = read_run(staged).sites[site.name].test
+                pictures = {site.name: collect_errors(warm.slot, released, site.data.test, test, warm.data.classes)}
+            written = make_reports(staged, site=site.name, gallery=pictures)
+    return _summarise(folder, found, written, site.name)
+
+
+def _find_participation(settings: SiteSettings, run: str | None, progress: Progress) -> _Participation:
+    registry = _open_registry(settings)
+    name = _choose_run(registry.names(), run, settings, progress)
+    try:
+        proposal, received = registry.find(name), registry.record(name).read_received()
+        if received is None or received.prompts_of < 1:
+            fix = "has not left any prompts at this site yet; report once its first round is over"
+            raise InputRefusedError([Problem("--run", name, fix)])
+        state = registry.states(name).latest(before=received.prompts_of + 1)
+    except (MessageRefusedError, SealBrokenError, StateLostError) as broken:
+        fix = f"{broken}; without it there is no report: restore it from your backup of state/"
+        raise InputRefusedError([Problem("--run", name, fix)]) from broken
+    # A copy: the worker may train on meanwhile, and what belongs to these prompts must stay.
+    states = StateMemory()
+    if state is not None:
+        states.save(state)
+    return _Participation(name, proposal, received, states)
+
+
+def _open_registry(settings: SiteSettings) -> RunRegistry:
+    state = settings.worker.state
+    if not state.is_dir():
+        fix = "is not there, so this site has taken part in no run yet; see ept-fed site status"
+        raise InputRefusedError([Problem("worker.state", str(state), fix)])
+    if not os.access(state, os.R_OK | os.W_OK | os.X_OK):
+        fix = "cannot be opened; run this as the user whom the worker runs as"
+        raise InputRefusedError([Problem("worker.state", str(state), fix)])
+    return RunRegistry(state, settings.site)
+
+
+def _choose_run(names: tuple[str, ...], wanted: str | None, settings: SiteSettings, progress: Progress) -> str:
+    if not names:
+        fix = "holds no run: this site has taken part in none yet; see ept-fed site status"
+        raise InputRefusedError([Problem("worker.state", str(settings.worker.state), fix)])
+    if wanted is None:
+        if len(names) > 1:
+            progress.on_note(f"reporting on run {names[0]}, agreed to last; before it: {', '.join(names[1:])}")
+        return names[0]
+    meant = [name for name in names if name == wanted] or [name for name in names if name.startswith(wanted)]
+    if len(meant) == 1:
+        return meant[0]
+    fix = f"could be {', '.join(meant)}; name one" if meant else f"is not at this site; it has {', '.join(names)}"
+    raise InputRefusedError([Problem("--run", wanted, fix)])
+
+
+def _require_same(received: Received, site: Site, data_digest: str, settings: SiteSettings) -> None:
+    """Raise InputRefusedError if the site is no longer what received these prompts."""
+    problems = []
+    if site.model.backbone.digest != received.backbone_digest:
+        fix = f"are other weights than in the run: {site.model.backbone.digest}, not {received.backbone_digest}"
+        problems.append(Problem("model.weights", settings.model.weights, f"{fix}; name the run's in site.yaml"))
+    if data_digest != received.data_digest:
+        fix = "holds other images or labels than in the run; a report would compare what was not trained on the same"
+        problems.append(Problem("data.root", str(settings.data.root), f"{fix}; put the run's images back"))
+    if not problems and site.layout.hash != received.layout_hash:
+        fix = (
+            f"does not fit what this version makes of the proposal ({site.layout.hash}); report with the run's version"
+        )
+        problems.append(Problem("received prompts", received.layout_hash, fix))
+    if problems:
+        raise InputRefusedError(problems)
+
+
+def _tell_about_worker(kit: Path, run: str, progress: Progress) -> None:
+    _, worker = describe_site(kit)
+    if worker is not None and worker.run == run and worker.activity != "idle":
+        progress.on_note(f"the worker is busy with this run (round {worker.round}); both share this machine meanwhile")
+
+
+@contextlib.contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Make the folder of the site alone, and keep other reports of this run out."""
+    folder.mkdir(mode=0o700, exist_ok=True)
+    with os.fdopen(os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            fix = "is in use: another report on this run is being made; wait for it"
+            raise InputRefusedError([Problem("state", str(folder), fix)]) from error
+        yield
+
+
+def _write_run(
+    staged: Path,
+    kit: Path,
+    settings: SiteSettings,
+    found: _Participation,
+    experiment: Experiment,
+    warm: WarmSite,
+    site: Site,
+    recalls: Mapping[str, Recall],
+) -> None:
+    """Write everything that `read_run` needs, with this one site in it."""
+    folder, model = RunFolder(staged), site.model
+    folder.create(experiment.to_yaml())
+    site.adopt(found.received.payload)
+    folder.write_site_model(site.name, *release_model(site))
+    assessed = assess_settings(site.data, recalls)
+    folder.write_predictions(site.name, assessed.rows, warm.data.classes, assessed.subgroups)
+
+    answers, damaged = RunRegistry(settings.worker.state, site.name).record(found.run).read_answers()
+    ledger = settings.worker.state / LEDGER_FILE
+    passages = read_ledger_passages(ledger, read_site_key(kit).public_key(), found.run) if ledger.exists() else ()
+    counted_by = "ledger" if passages else "worker"
+    passages = passages or list_passages(answers)
+    for record in describe_rounds(site.name, found.round, answers, passages):
+        folder.write_round(record)
+    counted = count_passages(passages, counted_by)
+    comparison = Comparison(
+        settings=tuple(recalls),
+        metrics={setting: {site.name: values} for setting, values in assessed.metrics.items()},
+        test_images={site.name: len(site.data.test)},
+        traffic={
+            site.name: SiteTraffic(counted["bytes_to_site"], counted["bytes_from_site"], counted["largest_update"])
+        },
+    )
+    over = found.round == experiment.federation.rounds
+    limits = [*warm.data.thinned.values(), *_describe_own_limits(found, over=over, damaged=damaged)]
+    report = describe_run(
+        experiment,
+        run=found.run,
+        status="done",
+        ended="all rounds" if over else f"not known at the site; it received the prompts of round {found.round} last",
+        classes=warm.data.classes,
+        backbone=model.backbone,
+        layout=site.layout,
+        data=[{**row, "site": site.name} for row in warm.data.summary()],
+        notes=warm.data.notes,
+        limits={site.name: limits},
+        device=model.device,
+    )
+    privacy = {site.name: describe_charges(_read_charges(settings), found.run, silent=is_silent(experiment))}
+    own = {"round": found.round, "counted": counted, "privacy": privacy, **comparison.to_json()}
+    folder.write_report(report | own, comparison.rows())
+
+
+def _read_charges(settings: SiteSettings) -> tuple[Charged, ...]:
+    path = settings.worker.state / BUDGET_FILE
+    try:
+        return read_budget(path)
+    except (BudgetBrokenError, OSError) as error:
+        fix = f"cannot be used ({error}); look at it before anything private is trained again"
+        raise InputRefusedError([Problem(BUDGET_FILE, str(path), fix)]) from error
+
+
+def _describe_own_limits(found: _Participation, *, over: bool, damaged: int) -> list[str]:
+    limits = [
+        "Written at the site. Whether the server averaged an update of this site is not known here; rounds in which it "
+        "trained count as averaged.",
+        "That the images are those of the run is known by their names and labels, not by their pixels.",
+    ]
+    if not over:
+        limits.append(
+            f"The federated prompts are those of round {found.round}, the model trained at this site alone had all "
+            f"{found.proposal.federation.rounds} rounds."
+        )
+    if damaged:
+        limits.append(f"{damaged} lines of the worker's record cannot be read: rounds and bytes lack what they held.")
+    return limits
+
+
+def _summarise(folder: Path, found: _Participation, written: WrittenReports, site: str) -> dict[str, Any]:
+    headline = written.headlines[site]
+    page = folder / "sites" / site_folder(site)
+    return {
+        "schema": 1,
+        "status": "done",
+        "site": site,
+        "run": found.run,
+        "round": found.round,
+        "rounds": found.proposal.federation.rounds,
+        "verdict": headline.verdict,
+        "sentence": headline.sentence,
+        "details": list(headline.details),
+        "folder": str(folder),
+        "page": str(page / "report.html"),
+        "files": [str(page / path.name) for path in written.files],
+    }

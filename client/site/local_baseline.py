@@ -1,0 +1,55 @@
+"""What a federation is measured against at a site: the same training, alone."""
+
+import time
+from collections.abc import Mapping
+
+from client.site.site import Site
+from ept_fed.config.experiment import TrainingSettings
+from ept_fed.progress import Progress
+from ept_fed.protocol.layout import Vector
+from ept_fed.training.loop import TrainingDivergedError
+
+__all__ = ["train_alone"]
+
+
+def train_alone(
+    sites: Mapping[str, Site],
+    training: TrainingSettings,
+    rounds: int,
+    progress: Progress,
+    *,
+    stage: str = "local",
+    start: Vector | None = None,
+) -> None:
+    """Train each site alone: the same rounds, seeds and schedule as in the federation, but no exchange.
+
+    A site goes on from its newest state, so what an earlier process trained is not trained again.
+
+    Args:
+        sites: by name.
+        training: what each does in a round.
+        rounds: how many.
+        progress: told each site's rounds.
+        stage: what this is called there.
+        start: payload that the first round takes over; None starts as the federation does.
+
+    Raises:
+        PayloadMismatchError: if `start` does not fit a site's layout.
+        SealBrokenError: if the state of a site is damaged; nothing is trained then.
+    """
+    progress.on_stage(stage, tuple(sites), rounds)
+    done = {name: site.state.round if site.state else 0 for name, site in sites.items()}
+    training_sites = set(sites)
+    for round_number in range(1, rounds + 1):
+        started = time.perf_counter()
+        for name in sorted(training_sites):
+            if round_number <= done[name]:
+                continue
+            try:
+                outcome = sites[name].fit(training, round_number, rounds, payload=start if round_number == 1 else None)
+            except TrainingDivergedError as diverged:
+                training_sites.discard(name)
+                progress.on_note(f"{stage}: {name} stops before round {round_number}, because {diverged}")
+                continue
+            progress.on_site(round_number, name, {"loss": outcome.loss})
+        progress.on_round(round_number, time.perf_counter() - started)

@@ -1,0 +1,122 @@
+"""One round of training at a site, from the state before it to the state after it, Ditto's own model included."""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from client.site.state_store import (
+    SiteState,
+    Tensors,
+    capture_model,
+    capture_optimizer,
+    restore_model,
+    restore_optimizer,
+)
+from ept_fed.config.experiment import TrainingSettings
+from ept_fed.data.datasets.prepare import CachedDataset
+from ept_fed.models.tuned_vit import TunedViT
+from ept_fed.privacy.dp.accountant import GaussianSteps
+from ept_fed.seeds import derive_seed
+from ept_fed.training.fitted_head import HeadFit
+from ept_fed.training.loop import RoundScope, TrainingDivergedError, TrainingOutcome, train_round
+from ept_fed.training.optimizer import build_optimizer
+from ept_fed.training.penalties import ProximalTerm
+from ept_fed.training.private_loop import train_private_round
+
+__all__ = ["DITTO", "rest_local_round", "train_local_round"]
+
+DITTO = "ditto"
+
+_log = logging.getLogger(__name__)
+
+Penalty = Callable[[], Tensor]
+
+
+def train_local_round(
+    model: TunedViT,
+    images: CachedDataset,
+    settings: TrainingSettings,
+    scope: RoundScope,
+    *,
+    before: SiteState | None,
+    penalties: Sequence[Penalty],
+    ditto: tuple[ProximalTerm, Tensors] | None = None,
+    head: HeadFit | None = None,
+    private: GaussianSteps | None = None,
+) -> tuple[TrainingOutcome, SiteState]:
+    """Train the model in place and return what the round came to, and the state to keep.
+
+    Args:
+        model: as the round starts: own tensors, received payload.
+        images: the site's training images.
+        settings: of the round.
+        scope: where the round stands.
+        before: the state before the round, None at the start; its moments go on if the settings are the same.
+        penalties: of the strategy, see `ept_fed.training.penalties`.
+        ditto: the pull of the personal model towards the received payload, and the tensors it starts from in the
+            first round (Li et al. 2021, Algorithm 1); None keeps no such model.
+        head: see `train_round`.
+        private: what the round may cost, from `plan_private_round`; needed with `settings.privacy`, and only then.
+
+    Raises:
+        ValueError: if a private round is not planned, or one that is planned is not private.
+        TrainingDivergedError: the model is then of no use.
+    """
+    stamp = settings.model_dump_json()
+    if (private is not None) != (settings.privacy is not None) or (private is not None and ditto is not None):
+        raise ValueError("a private round is planned before it begins, has no model beside it, and no other is planned")
+    outcome, tensors = _train(model, images, settings, scope, before, stamp, penalties, head, private, prefix="")
+    if ditto is not None:
+        pull, start = ditto
+        held = before.tensors if before is not None and any(n.startswith(DITTO) for n in before.tensors) else None
+        restore_model(model, start if held is None else held, "model" if held is None else f"{DITTO}/model")
+        own_scope = RoundScope(derive_seed(scope.seed, DITTO), scope.site, scope.round, scope.rounds)
+        try:
+            _, personal = _train(
+                model, images, settings, own_scope, before, stamp, [pull], None, None, prefix=f"{DITTO}/"
+            )
+        except TrainingDivergedError as diverged:
+            _log.warning("Ditto's model of %s stays as it was before round %d: %s", scope.site, scope.round, diverged)
+            personal = {name: tensor for name, tensor in (held or {}).items() if name.startswith(f"{DITTO}/")}
+        restore_model(model, tensors)
+        tensors |= personal
+    trained = 1 if before is None else before.trained + 1
+    return outcome, SiteState(scope.round, trained, tensors, stamp)
+
+
+def rest_local_round(
+    model: TunedViT, settings: TrainingSettings, round_number: int, *, before: SiteState | None
+) -> SiteState:
+    """Return the state after a round in which nothing is trained: the model as it stands, all else as it was before."""
+    held = {} if before is None else before.tensors
+    trained = 0 if before is None else before.trained
+    tensors = {**held, **capture_model(model)}
+    return SiteState(round_number, trained, tensors, settings.model_dump_json() if before is None else before.settings)
+
+
+def _train(
+    model: TunedViT,
+    images: CachedDataset,
+    settings: TrainingSettings,
+    scope: RoundScope,
+    before: SiteState | None,
+    stamp: str,
+    penalties: Sequence[Penalty],
+    head: HeadFit | None,
+    private: GaussianSteps | None,
+    *,
+    prefix: str,
+) -> tuple[TrainingOutcome, dict[str, npt.NDArray[Any]]]:
+    optimizer: torch.optim.Optimizer = build_optimizer(model, settings)
+    if before is not None and before.settings == stamp and settings.optimizer_state == "keep":
+        restore_optimizer(optimizer, before.tensors, f"{prefix}optimizer")
+    if private is None:
+        outcome = train_round(model, optimizer, images, settings, scope, penalties=penalties, head=head)
+    else:
+        outcome = train_private_round(model, optimizer, images, settings, scope, private, penalties=penalties)
+    moments = capture_optimizer(optimizer, f"{prefix}optimizer") if settings.optimizer_state == "keep" else {}
+    return outcome, {**capture_model(model, f"{prefix}model"), **moments}

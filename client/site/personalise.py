@@ -1,0 +1,69 @@
+"""What a site can make of the federated model for its own patients; nothing here travels.
+
+Each verb leaves the site's model as it should be assessed or released.
+"""
+
+import numpy as np
+
+from client.site.local_round import DITTO
+from client.site.site import Site
+from client.site.state_store import capture_model
+from ept_fed.config.experiment import TrainingSettings
+from ept_fed.protocol.layout import Vector
+from ept_fed.seeds import derive_seed
+from ept_fed.training.loop import RoundScope, TrainingOutcome, train_round
+from ept_fed.training.optimizer import build_optimizer
+
+__all__ = ["INTERPOLATION_GRID", "fine_tune", "interpolate", "recall_ditto"]
+
+INTERPOLATION_GRID = tuple(step / 10 for step in range(11))
+
+
+def recall_ditto(site: Site) -> bool:
+    """Hold the personal model that Ditto trained beside the federated one; False if the site has none."""
+    state = site.state
+    if state is None or not any(name.startswith(f"{DITTO}/") for name in state.tensors):
+        return False
+    site.hold_for_now(state.tensors, f"{DITTO}/model")
+    return True
+
+
+def fine_tune(site: Site, payload: Vector, settings: TrainingSettings, *, epochs: int, seed: int) -> TrainingOutcome:
+    """Train the federated model, own head included, on the site's own images after the last round.
+
+    The learning rates are the run's, from the top of their schedule; the optimiser starts anew.
+
+    Raises:
+        PayloadMismatchError: if the payload does not fit the site.
+        TrainingDivergedError: the site must not be assessed then.
+    """
+    site.adopt(payload)
+    alone = settings.model_copy(update={"epochs": epochs, "head_first_epochs": 0, "proximal_mu": 0.0})
+    scope = RoundScope(derive_seed(seed, "fine-tune"), site.name, 1, 1)
+    head = site.prepare_training()
+    outcome = train_round(site.model, build_optimizer(site.model, alone), site.data.train, alone, scope, head=head)
+    site.refit_head()
+    site.hold_for_now(capture_model(site.model))
+    return outcome
+
+
+def interpolate(site: Site, payload: Vector) -> float:
+    """Adopt the mix of own and global payload with the least validation loss, and return the own payload's share.
+
+    The own payload is what the site's last trained round ended with. For sinks, mixing is a weighted geometric mean of
+    the two prompts' pull on the softmax. Ties, and a site without validation images, go to the global payload (share
+    0). After APFL's mixture (Deng et al. 2020), with the share chosen by validation instead of learned.
+    """
+    own = site.own_payload()
+    best, lowest = 0.0, np.inf
+    for share in INTERPOLATION_GRID:
+        site.adopt(_mix(own, payload, share))
+        _, metrics = site.assess(site.data.validation)
+        if metrics["loss"] < lowest:
+            best, lowest = share, metrics["loss"]
+    site.adopt(_mix(own, payload, best))
+    return best
+
+
+def _mix(own: Vector, payload: Vector, share: float) -> Vector:
+    return (share * own.astype(np.float64) + (1 - share) * payload.astype(np.float64)).astype(np.float32)

@@ -1,0 +1,318 @@
+"""One hospital's side of the federation: its images, its state, and how it answers a request."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from client.site.local_round import rest_local_round, train_local_round
+from client.site.model_slot import ModelSlot
+from client.site.privacy_cost import RoundCost
+from client.site.privacy_plan import plan_requested_round
+from client.site.site_model import SiteModel
+from client.site.state_store import SiteState, StateLostError, StateStore, capture_model
+from client.site.update_noise import UpdateNoise
+from ept_fed.catalog.methods import HeadKind, Statistics
+from ept_fed.config.experiment import TrainingSettings
+from ept_fed.config.privacy import PrivacySettings
+from ept_fed.data.datasets.prepare import SiteData
+from ept_fed.privacy.dp.accountant import GaussianSteps
+from ept_fed.protocol.layout import Vector
+from ept_fed.protocol.messages import (
+    TOLD_METRICS,
+    Header,
+    MessageRefusedError,
+    RoundReply,
+    RoundRequest,
+)
+from ept_fed.training.fitted_head import HeadFit
+from ept_fed.training.loop import RoundScope, TrainingOutcome
+from ept_fed.training.optimizer import moves_method
+from ept_fed.training.payload_gradient import payload_gradient
+from ept_fed.training.penalties import LinearTerm, ProximalTerm
+from ept_fed.training.private_loop import plan_private_round
+
+__all__ = ["Charge", "Site"]
+
+Charge = Callable[[RoundCost], None]
+
+
+class Site(SiteModel):
+    """A site: train and evaluate on request, keep the head, the columns' shape and the optimiser's state at home.
+
+    What it remembers is the state after each trained round, in its store; the model is loaded from there whenever this
+    site takes its turn. A round that is asked for again therefore comes out the same.
+
+    Attributes:
+        run: identity of the run.
+        masked: whether updates leave under masks, and not with the reply.
+    """
+
+    def __init__(
+        self,
+        data: SiteData,
+        slot: ModelSlot,
+        *,
+        run: str,
+        seed: int,
+        share: str = "prompts",
+        payload: str = "folded",
+        ditto: float | None = None,
+        evaluation_batch: int = 32,
+        precision: str = "auto",
+        head_kind: HeadKind = "trained",
+        head: HeadFit | None = None,
+        statistics: Statistics | None = None,
+        privacy: PrivacySettings | None = None,
+        noise: UpdateNoise | None = None,
+        masked: bool = False,
+        states: StateStore | None = None,
+    ) -> None:
+        """Set a site up for one run.
+
+        Args:
+            data: its images.
+            slot: the model, shared with other sites of this process or not.
+            run: identity of the run.
+            seed: of the run.
+            share: as in `FederationSettings`.
+            payload: as in `FederationSettings`.
+            ditto: lambda of a second, personal model (Ditto, Li et al. 2021, Algorithm 1); None keeps none.
+            evaluation_batch: images per pass where nothing is trained.
+            precision: as in `TrainingSettings`.
+            head_kind: as `training.head`; a round that is asked for otherwise is refused.
+            head: how the head is computed for the prompts at hand; None trains it with them, or holds it still.
+            statistics: what of a computed head is shared, with `share` prompts+head; None where it is not.
+            privacy: as in `TrainingSettings`; a round that is asked for otherwise is refused.
+            noise: on whole updates; None leaves them as they are.
+            masked: whether updates leave under masks, see `masked_payload`, and not with the reply.
+            states: where its states live; None keeps them in memory.
+        """
+        super().__init__(
+            data,
+            slot,
+            share=share,
+            payload=payload,
+            evaluation_batch=evaluation_batch,
+            precision=precision,
+            head=head,
+            statistics=statistics,
+            states=states,
+        )
+        self.run, self.masked, self._head_kind = run, masked, head_kind
+        self._seed, self._ditto, self._privacy, self._noise = seed, ditto, privacy, noise
+        self._shared = ("prompts" if statistics else share, payload)
+
+    @property
+    def noisy(self) -> bool:
+        """Whether noise covers its whole updates."""
+        return self._noise is not None
+
+    def train(self, request: RoundRequest, *, charge: Charge | None = None) -> RoundReply:
+        """Take over the global payload, evaluate it on the validation images, train one round, return the own payload.
+
+        Where a discriminant's statistics are shared, nothing is trained in the last round: its payload holds those of
+        the prompts that stay, so that the head computed from them fits. Nor is anything in a round that has nothing to
+        move beside such a head.
+
+        Args:
+            request: the server's.
+            charge: takes what a private round costs from the site's budget before the round begins, or raises; None
+                where there is no budget, as in a simulation.
+
+        Raises:
+            MessageRefusedError: for a request of another run, backbone, layout or version, with unfit settings, or of
+                a round so far back that the state before it is gone.
+            TrainingDivergedError: if the loss stops being a number; nothing of the round is kept.
+        """
+        self.require(request)
+        try:
+            settings = TrainingSettings.model_validate_json(request.settings)
+            before = self.state_before(request.header.round)
+        except ValidationError as error:
+            raise MessageRefusedError(f"training settings are refused: {error.error_count()} are invalid") from error
+        except StateLostError as lost:
+            raise MessageRefusedError(str(lost)) from lost
+        if settings.head != self._head_kind:
+            fix = f"is not '{self._head_kind}', which this run began with"
+            raise MessageRefusedError(f"training.head = '{settings.head}' {fix}")
+        private = plan_requested_round(settings, request, self._privacy, len(self.data.train))
+        cost = private if self._noise is None else self._noise.plan(request)
+        started = time.perf_counter()
+        self._load(before)
+        self._import(request.payload, used=len(self.data.validation) > 0)
+        _, received = self.assess(self.data.validation)
+        self.prepare_training()
+        gradient = self._payload_gradient(settings.batch_size) if request.wants_gradient else None
+        penalties = self._penalties(settings, request.correction)
+        if cost is not None and charge is not None:
+            charge(cost)
+        spending = None if private is None else private.spending
+        if self._shares_statistics and (
+            request.header.round == request.rounds or not moves_method(self.model, settings)
+        ):
+            trained = self._rest(settings, request.header.round, before)
+        else:
+            trained = self._train_round(settings, request.header.round, request.rounds, before, penalties, spending)
+        payload = None if self.masked else self.export()
+        if payload is not None and self._noise is not None:
+            payload = self._noise.cover(request.payload, payload)
+        metrics = {
+            "loss": trained.loss,
+            # Their number may tell how many images the classes have, so with noise it is what any images would give.
+            "steps": float(trained.steps if self._noise is None else settings.most_steps(len(self.data.train))),
+            "seconds": time.perf_counter() - started,
+            **{f"validation_{name}": value for name, value in received.items()},
+        }
+        return RoundReply(request.header, "train", payload, len(self.data.train), self._withhold(metrics), gradient)
+
+    def evaluate(self, request: RoundRequest) -> RoundReply:
+        """Evaluate the global payload with the own head on one of the own splits; trains nothing.
+
+        Raises:
+            MessageRefusedError: for a request of another run, backbone, layout or version.
+        """
+        self.require(request)
+        started = time.perf_counter()
+        self.adopt(request.payload)
+        _, metrics = self.assess(self.split(request.split))
+        return RoundReply(
+            header=request.header,
+            phase="evaluate",
+            payload=None,
+            examples=len(self.split(request.split)),
+            metrics=self._withhold({**metrics, "seconds": time.perf_counter() - started}),
+        )
+
+    def require(self, request: RoundRequest) -> None:
+        """Raise unless a request is meant for this site as it stands.
+
+        Raises:
+            MessageRefusedError: for another run, backbone, layout or version, or a round that does not exist.
+            PayloadMismatchError: for a payload that does not fit this site's layout.
+        """
+        round_number = request.header.round
+        self.require_header(request.header)
+        if not 1 <= round_number <= request.rounds:
+            raise MessageRefusedError(f"round {round_number} of {request.rounds} does not exist")
+        self.layout.check(np.asarray(request.payload))
+
+    def require_header(self, header: Header) -> None:
+        """Raise MessageRefusedError unless a message is about this run, backbone, layout and version."""
+        header.require(Header(self.run, header.round, self._slot.model.backbone.digest, self.layout.hash))
+
+    def masked_payload(self, round_number: int, received: Vector, *, fewest: int) -> Vector:
+        """Return what training this round ended with, to be summed under masks; with noise it differs each time.
+
+        Args:
+            round_number: the round.
+            received: the payload that it began with.
+            fewest: sites that a sum is of, at least.
+
+        Raises:
+            MessageRefusedError: if the site has not trained it, or trained another since.
+        """
+        state = self.state
+        if state is None or state.round != round_number:
+            raise MessageRefusedError(f"the site has not just trained round {round_number}")
+        trained = self.own_payload()
+        return trained if self._noise is None else self._noise.cover(received, trained, shares=fewest)
+
+    def fit(
+        self, settings: TrainingSettings, round_number: int, rounds: int, *, payload: Vector | None = None
+    ) -> TrainingOutcome:
+        """Train one round without any exchange: from the own state before it, or from a payload.
+
+        Raises:
+            PayloadMismatchError: if the payload does not fit this site's layout.
+            TrainingDivergedError: nothing of the round is kept.
+        """
+        before = self._states.latest(before=round_number)
+        self._load(before)
+        if payload is not None:
+            self._import(payload)
+        elif before is None:
+            self.refit_head()
+        if self.head_fit is not None and not moves_method(self.model, settings):
+            return self._rest(settings, round_number, before)
+        private = None
+        if settings.privacy is not None:
+            private = plan_private_round(settings, len(self.data.train), rounds)
+        return self._train_round(settings, round_number, rounds, before, [], private, alone=payload is None)
+
+    def _withhold(self, metrics: dict[str, float]) -> dict[str, float]:
+        """Return metrics as they may leave: they have no noise, and are undefined where it covers the whole site."""
+        if self._noise is None or self._noise.settings.metrics:
+            return metrics
+        return {key: value if key in TOLD_METRICS else math.nan for key, value in metrics.items()}
+
+    def _payload_gradient(self, batch_size: int) -> Vector:
+        gradients = payload_gradient(self.model, self.data.train, batch_size=batch_size, shared=self._shared)
+        return self.layout.flatten({name: tensor.float().cpu().numpy() for name, tensor in gradients.items()})
+
+    def _penalties(self, settings: TrainingSettings, correction: Vector | None) -> list[Callable[[], Tensor]]:
+        """Return what the strategy adds to the loss of the round that starts here."""
+        penalties: list[Callable[[], Tensor]] = []
+        if settings.proximal_mu:
+            penalties.append(ProximalTerm(self.model, settings.proximal_mu, self._shared))
+        if correction is not None:
+            tensors = self.layout.unflatten(correction)
+            coefficients = {name: torch.from_numpy(tensor) for name, tensor in tensors.items()}
+            penalties.append(LinearTerm(self.model, coefficients, self._shared))
+        return penalties
+
+    def _rest(self, settings: TrainingSettings, round_number: int, before: SiteState | None) -> TrainingOutcome:
+        """Keep the model as it stands as the state after a round, and return its loss on the training images."""
+        _, metrics = self.assess(self.data.train)
+        self._states.save(rest_local_round(self.model, settings, round_number, before=before))
+        return TrainingOutcome(metrics["loss"], 0)
+
+    def _train_round(
+        self,
+        settings: TrainingSettings,
+        round_number: int,
+        rounds: int,
+        before: SiteState | None,
+        penalties: list[Callable[[], Tensor]],
+        private: GaussianSteps | None,
+        *,
+        alone: bool = False,
+    ) -> TrainingOutcome:
+        """Train the model as it stands, keep the state after the round, and leave the trained model in the slot.
+
+        A site that trains alone keeps the prompts it ends with, so its head is fitted to them; one that training never
+        sees, after the last round.
+        """
+        model, received = self.model, self._adopted
+        ditto = None
+        if self._ditto is not None and received is not None:
+            ditto = (ProximalTerm(model, self._ditto, self._shared), self._slot.start)
+        scope = RoundScope(self._seed, self.name, round_number, rounds)
+        head = self.prepare_training()
+        try:
+            outcome, state = train_local_round(
+                model,
+                self.data.train,
+                settings,
+                scope,
+                before=before,
+                penalties=penalties,
+                ditto=ditto,
+                head=head,
+                private=private,
+            )
+        except BaseException:
+            self._slot.holder = None
+            raise
+        # What a common head gets for use is of no use to the rounds that follow, and takes as long as training one.
+        if alone and self.head_fit is not None and (self.head_fit.common is None or round_number == rounds):
+            self.refit_head()
+            state = replace(state, tensors={**state.tensors, **capture_model(model)})
+        self._states.save(state)
+        self._adopted = None
+        return outcome

@@ -1,0 +1,191 @@
+"""One site's tensors in a model that it may share with others: which it has, takes over, sends and is judged by."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+
+from client.site.model_slot import ModelSlot
+from client.site.state_store import SiteState, StateMemory, StateStore, Tensors, restore_model
+from ept_fed.catalog.methods import Statistics
+from ept_fed.data.datasets.prepare import CachedDataset, SiteData
+from ept_fed.evaluation.metrics import Array, classification_metrics
+from ept_fed.evaluation.prediction import predict_probabilities
+from ept_fed.models.tuned_vit import TunedViT
+from ept_fed.protocol.layout import Vector
+from ept_fed.protocol.messages import QUALITY_METRICS
+from ept_fed.training.discriminant import ClassStatistics
+from ept_fed.training.fitted_head import FeaturesDivergedError, HeadFit
+from ept_fed.training.loop import TrainingDivergedError
+from ept_fed.training.payload import export_payload, import_payload, payload_layout, read_statistics
+from ept_fed.training.precision import use_bfloat16
+
+__all__ = ["SiteModel"]
+
+
+class SiteModel:
+    """A site's images and its turn at the model: own tensors from its store, and the payload that it adopted last.
+
+    Attributes:
+        name: the site's registered name.
+        data: its splits.
+        layout: of the payload this site sends and accepts.
+        payload: folded or raw, as in `FederationSettings`.
+    """
+
+    def __init__(
+        self,
+        data: SiteData,
+        slot: ModelSlot,
+        *,
+        share: str,
+        payload: str,
+        evaluation_batch: int,
+        precision: str,
+        head: HeadFit | None,
+        statistics: Statistics | None,
+        states: StateStore | None,
+    ) -> None:
+        """Set a site up; see `client.site.site.Site`."""
+        self.name, self.data, self.payload = data.name, data, payload
+        self.layout = payload_layout(
+            slot.model, share=share, payload=payload, classes=data.classes, statistics=statistics
+        )
+        self._head, self._shares_statistics = head, statistics is not None
+        self._received: ClassStatistics | None = None
+        self._slot = slot
+        self._states: StateStore = StateMemory() if states is None else states
+        self._evaluation_batch = evaluation_batch
+        self._bfloat16 = use_bfloat16(precision, slot.model.device)
+        self._adopted: Vector | None = None
+        self._fleeting = False
+
+    @property
+    def model(self) -> TunedViT:
+        """The model with this site's tensors in it, and the payload it adopted last.
+
+        Raises:
+            RuntimeError: if another site took the slot from tensors that were only held for now.
+        """
+        if self._slot.holder is not self:
+            if self._fleeting:
+                raise RuntimeError(f"{self.name}: another site took the model before this one was done with it")
+            adopted = self._adopted
+            self._load(self._states.latest())
+            if adopted is not None:
+                self._import(adopted)
+        return self._slot.model
+
+    @property
+    def head_fit(self) -> HeadFit | None:
+        """How the head is computed for the payload at hand, and from what it says of all sites; None: it is not."""
+        return None if self._head is None else replace(self._head, received=self._received)
+
+    def prepare_training(self) -> HeadFit | None:
+        """Put back the head that prompts train under, and return how it is computed as they train, if it is.
+
+        A head that is the common one with a share of the site's own images is the bare common one meanwhile.
+        """
+        fit = self.head_fit
+        if fit is None or fit.common is None:
+            return fit
+        fit.common.put_back(self.model)
+        return None
+
+    @property
+    def state(self) -> SiteState | None:
+        """What the last trained round left; None at the start."""
+        return self._states.latest()
+
+    def state_before(self, round_number: int) -> SiteState | None:
+        """Return what a round would start from; None for the start.
+
+        Raises:
+            StateLostError, SealBrokenError: see `StateStore.latest`.
+        """
+        return self._states.latest(before=round_number)
+
+    def adopt(self, payload: Vector) -> None:
+        """Take over a payload; the own columns keep their shape, and the head stays unless the payload holds one.
+
+        Raises:
+            PayloadMismatchError: if it does not fit this site's layout.
+        """
+        self.layout.check(np.asarray(payload))
+        self._load(self._states.latest())
+        self._import(payload)
+
+    def own_payload(self) -> Vector:
+        """Return the payload that this site's last trained round ended with; the start's if it never trained."""
+        self._load(self._states.latest())
+        return self.export()
+
+    def initial(self) -> Vector:
+        """Return the payload that the run starts from, the same at every site."""
+        self._load(None)
+        return export_payload(self._slot.model, self.layout)
+
+    def export(self) -> Vector:
+        """Return what this site would send: the payload of the model as it stands, and what its images look like then.
+
+        Raises:
+            TrainingDivergedError: if the prompts lead to features that are no numbers.
+        """
+        model, statistics = self.model, None
+        if self._head is not None and self._shares_statistics:
+            with self._told_of_divergence():
+                statistics = self._head.measure(model, self.data.train)
+        return export_payload(model, self.layout, statistics)
+
+    def hold_for_now(self, tensors: Tensors, prefix: str = "model") -> None:
+        """Put tensors of `capture_model` into the slot; they are lost when another site takes it."""
+        restore_model(self._slot.model, tensors, prefix)
+        self._slot.holder, self._adopted, self._fleeting = self, None, True
+
+    def refit_head(self) -> None:
+        """Compute the head anew for the prompts in the model, if this site's head is computed at all.
+
+        Raises:
+            TrainingDivergedError: if the prompts lead to features that are no numbers.
+        """
+        if self.head_fit is not None:
+            with self._told_of_divergence():
+                self.head_fit.apply(self._slot.model, self.data.train)
+
+    def forget_after(self, round_number: int) -> None:
+        """Go back to the state after a round: an early stop has trained one more that the prompts know nothing of."""
+        self._states.drop_after(round_number)
+        self._slot.holder = None
+
+    def assess(self, images: CachedDataset) -> tuple[Array, dict[str, float]]:
+        """Return probabilities (n, C) of the model as it stands, and `QUALITY_METRICS`."""
+        probabilities = predict_probabilities(
+            self.model, images, batch_size=self._evaluation_batch, bfloat16=self._bfloat16
+        )
+        metrics = classification_metrics(images.labels.numpy(), probabilities, images.task)
+        return probabilities, {key: metrics[key] for key in QUALITY_METRICS}
+
+    def split(self, name: str) -> CachedDataset:
+        """Return a split by name: train, validation or test."""
+        return {"train": self.data.train, "validation": self.data.validation, "test": self.data.test}[name]
+
+    def _load(self, state: SiteState | None) -> None:
+        restore_model(self._slot.model, self._slot.start if state is None else state.tensors)
+        self._slot.holder, self._adopted, self._fleeting = self, None, False
+        self._received = None
+
+    def _import(self, payload: Vector, *, used: bool = True) -> None:
+        """Take over a payload; a head that only use has, and no training, is computed if it is `used`."""
+        import_payload(self._slot.model, payload, self.layout)
+        self._adopted, self._received = np.array(payload), read_statistics(payload, self.layout)
+        if used or self._head is None or self._head.common is None:
+            self.refit_head()
+
+    @contextmanager
+    def _told_of_divergence(self) -> Iterator[None]:
+        try:
+            yield
+        except FeaturesDivergedError as diverged:
+            self._slot.holder = None
+            raise TrainingDivergedError(str(diverged)) from diverged

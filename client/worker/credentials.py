@@ -1,0 +1,27 @@
+"""What a site signs with in a secure aggregation, read from its kit."""
+
+from pathlib import Path
+
+from client.gate.open import read_site_key
+from client.site.secure_aggregation import Credentials
+from ept_fed.pki.certificates import parse_certificate
+
+__all__ = ["read_credentials"]
+
+_CERTIFICATE, _AUTHORITY = Path("tls/site.crt"), Path("tls/ca.crt")
+
+
+def read_credentials(kit: Path) -> Credentials | None:
+    """Return a kit's key, certificate and authority; None for a folder that nobody certified.
+
+    Raises:
+        InputRefusedError: for a file that cannot be read.
+    """
+    certificate, authority = kit / _CERTIFICATE, kit / _AUTHORITY
+    if not certificate.exists() or not authority.exists():
+        return None
+    return Credentials(
+        key=read_site_key(kit),
+        certificate=parse_certificate(certificate.read_bytes(), str(_CERTIFICATE)),
+        authority=parse_certificate(authority.read_bytes(), str(_AUTHORITY)),
+    )

@@ -1,0 +1,362 @@
+"""The site's worker: answers frames from its one warm site, through the door, one run at a time.
+
+What it does not protect against: whoever can connect to its socket may ask it, within what the door lets in and out;
+and whoever can read its memory or its state folder has the local head.
+"""
+
+import hashlib
+import logging
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
+from queue import SimpleQueue
+from threading import Lock, Thread
+from typing import TypeVar
+
+import ept_fed
+from client.gate.interface import Door
+from client.site.agreed_settings import require_agreed
+from client.site.privacy_cost import RoundCost
+from client.site.run_record import Answer
+from client.site.run_registry import RunRegistry
+from client.site.secure_aggregation import Credentials, SecureRounds, count_agreed_fewest, plan_agreed_session
+from client.site.site import Site
+from client.worker.refusals import explain
+from client.worker.site_cache import WarmSite
+from client.worker.status import Activity, WorkerStatus
+from ept_fed.errors import InputRefusedError
+from ept_fed.privacy.secure_aggregation.round_session import weigh_site
+from ept_fed.protocol.frames import (
+    Frame,
+    Introduce,
+    Refusal,
+    decode_frame,
+    encode_frame,
+    kind_of,
+)
+from ept_fed.protocol.layout import PayloadLayout, PayloadMismatchError, Vector
+from ept_fed.protocol.messages import SPLITS, MessageRefusedError, RoundReply, RoundRequest, Split
+from ept_fed.protocol.proposal import Proposal, SiteIntroduction
+from ept_fed.protocol.stages import StageReply, StageRequest
+from ept_fed.validation.experiment import check_sites
+from ept_fed.validation.load_site import SiteSettings
+
+__all__ = ["Worker"]
+
+_Made = TypeVar("_Made")
+
+_log = logging.getLogger(__name__)
+
+
+class _TurnedAwayError(MessageRefusedError):
+    """The door declined, and has recorded that itself."""
+
+
+@dataclass
+class _Hold:
+    """Which run the worker serves, the last round it was asked for, and when."""
+
+    run: str
+    round: int | None
+    at: float
+
+
+@dataclass(frozen=True)
+class _Finished:
+    """The last train reply as trained, before the door, and the digest of what it answers."""
+
+    request: bytes
+    reply: RoundReply
+
+
+class Worker:
+    """Answers frames with frames, from any number of threads; model and images are touched by one thread only."""
+
+    def __init__(
+        self,
+        settings: SiteSettings,
+        door: Door,
+        *,
+        credentials: Callable[[], Credentials | None] = lambda: None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """Start the thread that works; nothing is loaded before the first proposal.
+
+        `credentials` reads the site's; without any it takes part in no secure aggregation.
+        """
+        self._settings, self._door, self._clock = settings, door, clock
+        self._credentials = credentials
+        self._secure: tuple[str, SecureRounds] | None = None
+        self._registry = RunRegistry(settings.worker.state, settings.site)
+        self._warm = WarmSite(settings)
+        self._hold: _Hold | None = None
+        self._last_message: float | None = None
+        self._hold_lock = Lock()
+        self._busy: Activity = "idle"
+        self._finished: _Finished | None = None
+        self._started = clock()
+        self._tasks: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        Thread(target=self._work, name="train", daemon=True).start()
+
+    def answer(self, content: bytes) -> bytes:
+        """Return the answer to a frame; whatever goes wrong is an answer too, without the text of any exception.
+
+        A train request that was answered already is answered again, without training: with the same reply.
+        """
+        kind = "unreadable"
+        try:
+            frame = decode_frame(content)
+            kind = kind_of(frame)
+            return encode_frame(self._answer(frame, content))
+        except Exception as error:  # noqa: BLE001 - whatever it is, its text must not leave the site
+            return encode_frame(self._decline(error, kind, content))
+
+    def status(self) -> WorkerStatus:
+        """Return how the worker is, at once, whatever it is doing; never an answer to a frame."""
+        with self._hold_lock:
+            hold = None if self._hold is None or self._is_over(self._hold) else self._hold
+        return WorkerStatus(
+            site=self._settings.site,
+            code=ept_fed.__version__,
+            pid=os.getpid(),
+            started=self._started,
+            activity=self._busy,
+            run=None if hold is None else hold.run,
+            round=None if hold is None else hold.round,
+            last_message=self._last_message,
+            runs=self._registry.names(),
+            backbone_digest=self._warm.backbone_digest,
+            training_images=self._warm.training_images,
+        )
+
+    def _answer(self, frame: Frame, content: bytes) -> Frame:
+        if isinstance(frame, Introduce):
+            self._require_free(frame.run)
+            self._at_door(lambda: self._door.admit_proposal(frame.run, frame.proposal, content))
+            self._take_hold(frame.run, None)
+            try:
+                return self._in_turn(
+                    "introduce", frame.run, lambda: self._introduce(frame.run, frame.proposal, content)
+                )
+            except Exception:
+                # A run that the site takes no part in must not keep others waiting.
+                self._let_go(frame.run)
+                raise
+        if not isinstance(frame, RoundRequest | StageRequest):
+            raise MessageRefusedError(f"a {kind_of(frame)} is nothing that a worker answers")
+        run = frame.header.run
+        proposal = self._registry.find(run)
+        self._take_hold(run, frame.header.round)
+        try:
+            if isinstance(frame, StageRequest):
+                return self._in_turn("mask", run, lambda: self._reply_to_stage(frame, proposal, content))
+            reply = self._in_turn(frame.phase, run, lambda: self._reply(frame, proposal, content))
+        except _TurnedAwayError:
+            self._let_go(run)
+            raise
+        if frame.phase == "evaluate" and frame.header.round == frame.rounds:
+            # What the last round left is the last that a server asks about.
+            self._let_go(run)
+        return reply
+
+    def _introduce(self, run: str, proposal: Proposal, content: bytes) -> SiteIntroduction:
+        site = self._warm.open(run, proposal, self._registry.states(run))
+        if proposal.sites:
+            self._require_masks(run, proposal, site.layout, len(site.data.train))
+        introduction = SiteIntroduction(
+            site=self._settings.site,
+            run=run,
+            proposal=proposal.digest,
+            backbone_digest=str(self._warm.backbone_digest),
+            layout=site.layout,
+            initial=site.initial(),
+            examples=len(site.data.train),
+        )
+        counts: dict[Split, int] = {name: len(site.split(name)) for name in SPLITS}
+        leaving = encode_frame(introduction)
+        self._at_door(lambda: self._door.release_introduction(run, introduction, leaving, counts=counts))
+        self._registry.agree(run, proposal)
+        self._registry.record(run).note(Answer("introduction", len(content), len(leaving)))
+        return introduction
+
+    def _reply(self, request: RoundRequest, proposal: Proposal, content: bytes) -> RoundReply:
+        run = request.header.run
+        site = self._warm.open(run, proposal, self._registry.states(run))
+        for vector in (request.payload, request.correction):
+            if vector is not None:
+                site.layout.check(vector)
+        self._at_door(lambda: self._door.admit(request, proposal, site.layout, content))
+        site.require(request)
+        require_agreed(request, proposal)
+        record = self._registry.record(run)
+        recalled = self._recall(request, content, site) if request.phase == "train" else None
+        if recalled is None:
+            record.accept(request, self._warm.data.digest)
+        if request.phase == "evaluate":
+            reply = site.evaluate(request)
+        else:
+            reply = recalled or self._train(request, content, site)
+        leaving = self._at_door(lambda: self._door.release(request, reply, site.layout))
+        record.note(
+            Answer(
+                request.phase,
+                len(content),
+                len(encode_frame(leaving)),
+                request.header.round,
+                request.split,
+                leaving.examples,
+                leaving.metrics,
+            )
+        )
+        return leaving
+
+    def _reply_to_stage(self, request: StageRequest, proposal: Proposal, content: bytes) -> StageReply:
+        run, number = request.header.run, request.header.round
+        site = self._warm.open(run, proposal, self._registry.states(run))
+        self._at_door(lambda: self._door.admit_stage(request, proposal, site.layout, content))
+        site.require_header(request.header)
+        examples, federation = len(site.data.train), proposal.federation
+        secure = self._open_rounds(run)
+
+        def update() -> tuple[Vector, int]:
+            _, received, _ = secure.require_begun(number)
+            trained = site.masked_payload(number, received, fewest=count_agreed_fewest(proposal))
+            leaving = self._at_door(lambda: self._door.mask(request, received, trained, examples, site.layout))
+            return leaving, weigh_site(examples, federation.weights, federation.weight_cap)
+
+        reply = secure.answer(request, partial(plan_agreed_session, run, proposal, site.layout), update)
+        leaving = encode_frame(reply)
+        self._at_door(lambda: self._door.release_stage(request, leaving))
+        self._registry.record(run).note(Answer(request.stage, len(content), len(leaving), number))
+        return reply
+
+    def _open_rounds(self, run: str) -> SecureRounds:
+        """Return the site's part in the secure aggregation of a run.
+
+        Raises:
+            MessageRefusedError: if nobody certified the site.
+        """
+        if self._secure is None or self._secure[0] != run:
+            self._secure = (
+                run,
+                SecureRounds(self._settings.site, self._require_credentials, masked=self._door.masked_rounds(run)),
+            )
+        return self._secure[1]
+
+    def _require_credentials(self) -> Credentials:
+        """Read the site's credentials, which may have been renewed meanwhile."""
+        credentials = self._credentials()
+        if credentials is None:
+            raise MessageRefusedError("this site has no certificate, which secure aggregation needs")
+        return credentials
+
+    def _require_masks(self, run: str, proposal: Proposal, layout: PayloadLayout, examples: int) -> None:
+        """Raise unless the site could take part in the sums of a run: better now than after each round's training.
+
+        Raises:
+            MessageRefusedError, InputRefusedError: naming what stands in the way.
+        """
+        if problems := check_sites(proposal.federation, proposal.sites):
+            raise InputRefusedError(problems)
+        session = plan_agreed_session(run, proposal, layout, 1, "")
+        if self._settings.site not in proposal.sites:
+            raise MessageRefusedError("this site is not among those that the run is proposed to")
+        if proposal.federation.weights == "examples" and examples > session.encoding.heaviest:
+            raise MessageRefusedError(f"a site of more than {session.encoding.heaviest} images cannot be weighed")
+        self._require_credentials()
+
+    def _train(self, request: RoundRequest, content: bytes, site: Site) -> RoundReply:
+        self._finished = None
+        _log.info("round %d of %s: training begins", request.header.round, request.header.run)
+        if site.masked:
+            self._open_rounds(request.header.run).begin(request)
+        reply = site.train(request, charge=partial(self._charge, request))
+        self._finished = _Finished(hashlib.sha256(content).digest(), reply)
+        return reply
+
+    def _charge(self, request: RoundRequest, cost: RoundCost) -> None:
+        self._at_door(lambda: self._door.charge(request, cost))
+
+    def _recall(self, request: RoundRequest, content: bytes, site: Site) -> RoundReply | None:
+        """Return the reply that this very request had, if the site still stands where it left it."""
+        finished = self._finished
+        if finished is None or finished.request != hashlib.sha256(content).digest():
+            return None
+        state = site.state
+        return finished.reply if state is not None and state.round == request.header.round else None
+
+    def _require_free(self, run: str) -> None:
+        """Raise MessageRefusedError if another run holds the worker; which, is not for whoever proposes a new one."""
+        hold = self._hold
+        if hold is not None and hold.run != run and not self._is_over(hold):
+            raise MessageRefusedError(
+                "the site serves another run and takes one at a time; it is free when that is over, or "
+                f"{self._settings.worker.hold_minutes:g} minutes after its last message"
+            )
+
+    def _take_hold(self, run: str, round_number: int | None) -> None:
+        """Let a run take the worker; see `_require_free`."""
+        with self._hold_lock:
+            self._require_free(run)
+            self._hold = _Hold(run, round_number, self._clock())
+            self._last_message = self._hold.at
+
+    def _let_go(self, run: str) -> None:
+        """Let another run take the worker at once."""
+        with self._hold_lock:
+            if self._hold is not None and self._hold.run == run:
+                self._hold = None
+
+    def _is_over(self, hold: _Hold) -> bool:
+        return self._busy == "idle" and self._clock() - hold.at > 60 * self._settings.worker.hold_minutes
+
+    def _in_turn(self, activity: Activity, run: str, work: Callable[[], _Made]) -> _Made:
+        """Have the one thread that works do something, and wait for it."""
+        done: Future[_Made] = Future()
+
+        def task() -> None:
+            self._busy = activity
+            try:
+                result = work()
+            except BaseException as error:  # noqa: BLE001 - raised again in the thread that waits
+                self._end(run)
+                done.set_exception(error)
+            else:
+                self._end(run)
+                done.set_result(result)
+
+        self._tasks.put(task)
+        return done.result()
+
+    def _end(self, run: str) -> None:
+        with self._hold_lock:
+            self._busy = "idle"
+            if self._hold is not None and self._hold.run == run:
+                self._hold.at = self._clock()
+
+    def _work(self) -> None:
+        while True:
+            self._tasks.get()()
+
+    @staticmethod
+    def _at_door(pass_through: Callable[[], _Made]) -> _Made:
+        try:
+            return pass_through()
+        except (MessageRefusedError, PayloadMismatchError) as refusal:
+            raise _TurnedAwayError(str(refusal)) from refusal
+
+    def _decline(self, error: Exception, kind: str, content: bytes) -> Refusal:
+        refusal = explain(error)
+        if refusal.failed or isinstance(error, InputRefusedError):
+            _log.error("failed on a %s message", kind, exc_info=error)
+        else:
+            _log.warning("declined a %s message: %s", kind, refusal.reason)
+        if not isinstance(error, _TurnedAwayError):
+            try:
+                self._door.refused("in", kind, refusal.reason, content)
+            except (MessageRefusedError, OSError):
+                _log.exception("a refusal could not be recorded")
+        return refusal
