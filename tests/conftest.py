@@ -13,7 +13,7 @@ from client.site.site import Site
 from ept_fed.config.experiment import Experiment
 from ept_fed.run_plan.plan import Plan
 from ept_fed.validation.load_experiment import load_experiment
-from simulations.virtual_sites import prepare_federation
+from simulations.engine.virtual_sites import prepare_federation
 
 MICRO: dict[str, Any] = {
     "name": "micro",

@@ -5,12 +5,12 @@ from typing import Any, get_args
 
 import pytest
 
-from ept_fed.benchmark_cells import list_cells
 from ept_fed.catalog.methods import METHODS
 from ept_fed.config.benchmark import SETTINGS, Setting
 from ept_fed.config.experiment import Experiment
 from ept_fed.errors import InputRefusedError
-from simulations.virtual_sites import prepare_federation
+from simulations.benchmark.grid import list_cells
+from simulations.engine.virtual_sites import prepare_federation
 
 Micro = Callable[..., Experiment]
 

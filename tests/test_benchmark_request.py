@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from ept_fed.benchmark_cells import list_cells
-from ept_fed.benchmark_request import choose_analysed, find_unlike, resolve_request
 from ept_fed.config.benchmark import Cell
 from ept_fed.config.experiment import Experiment
 from ept_fed.errors import InputRefusedError
+from simulations.benchmark.grid import list_cells
+from simulations.benchmark.selection import choose_analysed, find_unlike, resolve_request
 
 Micro = Callable[..., Experiment]
 GRID = (

@@ -14,13 +14,13 @@ from typer.testing import CliRunner
 
 import ept_fed.validation.data
 import ept_fed.validation.experiment
-from ept_fed.benchmark_cells import list_cells
-from ept_fed.benchmark_request import resolve_request
 from ept_fed.cli import benchmark, provision, simulate
 from ept_fed.cli.main import app
 from ept_fed.config.consortium import load_federation
 from ept_fed.config.experiment import Experiment
 from ept_fed.validation.load_experiment import load_experiment
+from simulations.benchmark.grid import list_cells
+from simulations.benchmark.selection import resolve_request
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))

@@ -21,8 +21,8 @@ from ept_fed.progress import Silent
 from ept_fed.seeds import derive_seed
 from ept_fed.storage.canonical_json import spell_canonical
 from ept_fed.validation.load_experiment import load_experiment
-from simulations.simulate import simulate
-from simulations.virtual_sites import prepare_federation
+from simulations.engine.simulate import simulate
+from simulations.engine.virtual_sites import prepare_federation
 
 SITE = "site-1"
 SETTINGS: dict[str, Any] = {

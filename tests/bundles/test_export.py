@@ -14,7 +14,7 @@ from ept_fed.bundles.signing import write_key
 from ept_fed.config.experiment import Experiment
 from ept_fed.errors import InputRefusedError
 from ept_fed.progress import Silent
-from simulations.simulate import simulate
+from simulations.engine.simulate import simulate
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ RUNNER = CliRunner()
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from simulations.simulate import simulate
+    from simulations.engine.simulate import simulate
 
     settings = {
         "data": {"source": "phantoms", "phantom_sites": 2, "patients_per_class": 8, "shots": 2},

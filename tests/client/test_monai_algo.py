@@ -11,7 +11,7 @@ from client.site.site import Site
 from ept_fed.config.experiment import Experiment
 from ept_fed.errors import InputRefusedError
 from ept_fed.protocol.layout import PayloadMismatchError
-from simulations.virtual_sites import VirtualFederation, prepare_federation
+from simulations.engine.virtual_sites import VirtualFederation, prepare_federation
 
 
 @pytest.fixture

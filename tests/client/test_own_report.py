@@ -37,10 +37,10 @@ from ept_fed.run_plan.plan import Plan
 from ept_fed.validation.load_experiment import load_experiment
 from ept_fed.validation.load_site import join_proposal, load_site_settings
 from server.app import create_server_app
-from simulations.local_grid import LocalGrid
-from simulations.noop_sites import _Silent
-from simulations.simulate import simulate
-from simulations.virtual_sites import prepare_federation
+from simulations.benches.noop_sites import _Silent
+from simulations.engine.local_grid import LocalGrid
+from simulations.engine.simulate import simulate
+from simulations.engine.virtual_sites import prepare_federation
 from tests.client.open_door import OpenDoor
 from tests.conftest import MICRO
 

@@ -15,7 +15,7 @@ from ept_fed.protocol.messages import RoundRequest
 from ept_fed.run_plan.plan import Plan
 from ept_fed.training.loop import RoundScope, train_round
 from ept_fed.training.optimizer import build_optimizer
-from simulations.virtual_sites import VirtualFederation, prepare_federation
+from simulations.engine.virtual_sites import VirtualFederation, prepare_federation
 
 Micro = Callable[..., Experiment]
 

@@ -20,7 +20,7 @@ from ept_fed.protocol.layout import PayloadMismatchError
 from ept_fed.protocol.messages import EVALUATE_METRICS, TRAIN_METRICS, MessageRefusedError, RoundReply, RoundRequest
 from ept_fed.run_plan.plan import Plan
 from ept_fed.training.loop import TrainingDivergedError
-from simulations.virtual_sites import prepare_federation
+from simulations.engine.virtual_sites import prepare_federation
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from client.site.privacy_cost import RoundCost
 from ept_fed.config.experiment import Experiment
 from ept_fed.privacy.dp.accountant import GaussianSteps, spent_epsilon
 from ept_fed.progress import Silent
-from simulations.simulate import simulate
+from simulations.engine.simulate import simulate
 
 Micro = Callable[..., Experiment]
 STEPS = GaussianSteps(1.5, 0.2, 4)

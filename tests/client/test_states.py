@@ -27,7 +27,7 @@ from ept_fed.config.experiment import Experiment, TrainingSettings
 from ept_fed.models import PromptedViT
 from ept_fed.storage.checkpoint_file import SealBrokenError
 from ept_fed.training.optimizer import build_optimizer
-from simulations.virtual_sites import prepare_federation
+from simulations.engine.virtual_sites import prepare_federation
 
 STORES: dict[str, Callable[[Path], StateStore]] = {
     "memory": lambda _folder: StateMemory(),

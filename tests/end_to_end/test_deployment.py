@@ -16,9 +16,9 @@ from ept_fed.progress import Silent
 from ept_fed.validation.load_experiment import load_experiment
 from server.deployment.service import find_superlink_port
 from server.deployment.status import describe_server
-from simulations.rehearsal import Rehearsal
-from simulations.simulate import simulate
-from simulations.traffic import Counted, count_traffic, is_idle, kind_of, read_requests, sender_of
+from simulations.deployment.rehearsal import Rehearsal
+from simulations.deployment.traffic import Counted, count_traffic, is_idle, kind_of, read_requests, sender_of
+from simulations.engine.simulate import simulate
 
 pytestmark = pytest.mark.skipif(
     shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/sbin:/usr/bin:/usr/local/bin:/opt/homebrew/bin") is None,

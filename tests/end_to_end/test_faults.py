@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from simulations.faults import FAULTS
-from simulations.rehearsal import Rehearsal
+from simulations.deployment.faults import FAULTS
+from simulations.deployment.rehearsal import Rehearsal
 
 pytestmark = pytest.mark.skipif(
     shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/sbin:/usr/bin:/usr/local/bin:/opt/homebrew/bin") is None,

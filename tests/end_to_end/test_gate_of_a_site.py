@@ -29,9 +29,9 @@ from ept_fed.protocol.proposal import SiteIntroduction, propose
 from ept_fed.validation.load_experiment import load_experiment
 from server.app import create_server_app
 from server.rounds.loop import FederationResult
-from simulations.local_grid import LocalGrid
-from simulations.noop_sites import _Silent
-from simulations.virtual_sites import prepare_federation
+from simulations.benches.noop_sites import _Silent
+from simulations.engine.local_grid import LocalGrid
+from simulations.engine.virtual_sites import prepare_federation
 from tests.conftest import MICRO
 
 ROOT = Path(__file__).resolve().parents[2]

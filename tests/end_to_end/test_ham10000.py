@@ -7,7 +7,7 @@ import pytest
 
 from ept_fed.progress import Silent
 from ept_fed.validation.load_experiment import load_experiment
-from simulations.simulate import simulate
+from simulations.engine.simulate import simulate
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared"

@@ -25,7 +25,7 @@ def run_simulation(config: Path, out: Path) -> None:
     """What the killed process does: `ept-fed simulate CONFIG --out OUT --resume`, without its display."""
     import torch
 
-    from simulations.simulate import simulate
+    from simulations.engine.simulate import simulate
 
     torch.set_num_threads(1)
     report = simulate(load_experiment(config, []), out, Silent(), resume=True)
@@ -36,7 +36,7 @@ def run_simulation(config: Path, out: Path) -> None:
 def forkserver() -> multiprocessing.context.ForkServerContext:
     """Processes that start with torch and the simulation already imported, so that kills fall into the work."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["simulations.simulate", "tests.end_to_end.test_kill_and_resume"])
+    context.set_forkserver_preload(["simulations.engine.simulate", "tests.end_to_end.test_kill_and_resume"])
     return context
 
 

@@ -15,8 +15,8 @@ from client.ledger.verify import examine
 from ept_fed.progress import Silent
 from ept_fed.protocol.stages import STAGES
 from ept_fed.validation.load_experiment import load_experiment
-from simulations.rehearsal import Rehearsal
-from simulations.simulate import simulate
+from simulations.deployment.rehearsal import Rehearsal
+from simulations.engine.simulate import simulate
 
 pytestmark = pytest.mark.skipif(
     shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/sbin:/usr/bin:/usr/local/bin:/opt/homebrew/bin") is None,

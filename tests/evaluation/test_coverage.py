@@ -1,6 +1,6 @@
-"""Intervals that hold the truth as often as they say; simulations/coverage_of_intervals.py has the longer table."""
+"""Intervals that hold the truth as often as they say; simulations/benches/interval_coverage.py has the longer table."""
 
-from simulations.coverage_of_intervals import QUANTITIES, measure_coverage
+from simulations.benches.interval_coverage import QUANTITIES, measure_coverage
 
 
 def test_intervals_cover_at_93_to_97_percent() -> None:

@@ -18,8 +18,8 @@ from ept_fed.progress import Silent
 from ept_fed.protocol.layout import PayloadLayout, PayloadMismatchError
 from ept_fed.training.optimizer import build_optimizer
 from ept_fed.training.payload import export_payload, import_payload, payload_layout
-from simulations.simulate import simulate
-from simulations.virtual_sites import prepare_federation
+from simulations.engine.simulate import simulate
+from simulations.engine.virtual_sites import prepare_federation
 from tests.models.micro_methods import CLASSES, DEPTH, PATCH, RATES, SIZE, WIDTH, build, images, micro_backbone, step
 
 pytestmark = pytest.mark.usefixtures("undrawn")

@@ -16,13 +16,13 @@ from urllib.parse import unquote
 import numpy as np
 import pytest
 
-from ept_fed.benchmark_cells import list_cells
 from ept_fed.config.experiment import Experiment
-from ept_fed.reports.analysis_folder import AnalysisFolder
-from ept_fed.reports.feature_record import MOMENTS, FeatureRecord, ScalingExamples
 from ept_fed.reports.pages.gallery import GalleryItem
 from ept_fed.reports.pages.pdf import NoBrowserError, find_browser
 from ept_fed.reports.pages.write_reports import write_reports
+from simulations.benchmark.analysis.feature_record import MOMENTS, FeatureRecord, ScalingExamples
+from simulations.benchmark.analysis.folder import AnalysisFolder
+from simulations.benchmark.grid import list_cells
 
 MakeRun = Callable[..., Path]
 SETTINGS = {"local": 0.5, "federated": 2.0, "fine-tuned": 2.1, "interpolated": 1.9, "ditto": 1.0, "centralised": 2.5}

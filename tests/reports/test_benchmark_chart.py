@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.container import ErrorbarContainer
 
 from ept_fed.config.benchmark import SETTINGS
-from ept_fed.reports.benchmark_chart import draw_benchmark, pick_colours, plot_benchmark
+from simulations.benchmark.chart import draw_benchmark, pick_colours, plot_benchmark
 
 NAN = float("nan")
 

@@ -19,7 +19,7 @@ from ept_fed.run_plan.plan import Plan
 from server.app import create_server_app
 from server.rounds.loop import FederationResult
 from server.rounds.round_record import RoundRecord
-from simulations.local_grid import LocalGrid, run_locally
+from simulations.engine.local_grid import LocalGrid, run_locally
 from tests.frames_by_hand import frame_of, open_frame
 
 LAYOUT = PayloadLayout((("sinks", (3, 5)),))

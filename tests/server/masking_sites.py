@@ -18,7 +18,7 @@ from ept_fed.protocol.stages import StageReply, StageRequest
 from ept_fed.run_plan.plan import Plan
 from server.app import create_server_app
 from server.rounds.loop import FederationResult
-from simulations.local_grid import LocalGrid
+from simulations.engine.local_grid import LocalGrid
 from tests.server.adding_sites import EXAMPLES, LAYOUT, Observer, auc_of, make_plan, step_of
 
 # What becomes of a site's answer to a stage: another answer, or None for a site that is gone.

@@ -18,7 +18,7 @@ from server.rounds.checkpoints import Checkpoint, CheckpointFolder
 from server.rounds.loop import FederationResult
 from server.rounds.round_record import RoundRecord
 from server.strategies.registry import AGGREGATORS
-from simulations.local_grid import run_locally
+from simulations.engine.local_grid import run_locally
 from tests.server.adding_sites import BAD, SABOTAGES, Observer, adding_app, make_plan
 
 

@@ -10,7 +10,7 @@ from flwr.app import Error, Message
 
 from ept_fed.catalog.strategies import STRATEGIES
 from server.strategies.registry import AGGREGATORS, create_aggregator
-from simulations.local_grid import LocalGrid
+from simulations.engine.local_grid import LocalGrid
 from tests.server.adding_sites import (
     BAD,
     SABOTAGES,

@@ -20,8 +20,8 @@ from ept_fed.validation.experiment import check_sites
 from ept_fed.validation.secure_aggregation import find_secure_contradictions
 from server.strategies.base import Update
 from server.strategies.registry import create_aggregator
-from simulations.certify import certify_sites
-from simulations.local_grid import LocalGrid
+from simulations.engine.certify import certify_sites
+from simulations.engine.local_grid import LocalGrid
 from tests.server.adding_sites import EXAMPLES, LAYOUT, SITES, make_plan, mean_step, run, step_of
 from tests.server.masking_sites import Certified, Fault, make_secure_plan, run_masked
 
@@ -78,7 +78,7 @@ def gone(at: str) -> Fault:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_site_that_leaves_at_any_stage_costs_its_own_part_at_most(certified: Certified, stage: str) -> None:
-    logging.getLogger("simulations.local_grid").setLevel(logging.CRITICAL)
+    logging.getLogger("simulations.engine.local_grid").setLevel(logging.CRITICAL)
     leaves = FIVE[1]
     result, observer, _ = run_masked(make_secure_plan(FIVE, rounds=1), certified, {leaves: gone(stage)})
     (record,) = observer.records
@@ -93,7 +93,7 @@ def test_a_site_that_leaves_at_any_stage_costs_its_own_part_at_most(certified: C
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_with_too_few_left_the_old_prompts_stay_and_the_run_goes_on(certified: Certified, stage: str) -> None:
-    logging.getLogger("simulations.local_grid").setLevel(logging.CRITICAL)
+    logging.getLogger("simulations.engine.local_grid").setLevel(logging.CRITICAL)
 
     def in_round_one(request: StageRequest, reply: StageReply) -> StageReply | None:
         return gone(stage)(request, reply) if request.header.round == 1 else reply

@@ -12,17 +12,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-import simulations.benchmark_cell
-from ept_fed.benchmark_cells import list_cells
+import simulations.benchmark.cell
 from ept_fed.config.experiment import Experiment
 from ept_fed.errors import InputRefusedError
 from ept_fed.evaluation.feature_table import ALL_CLASSES, ALL_SITES
 from ept_fed.evaluation.features import CLASS_MEASURES, MEASURES, measure_features
 from ept_fed.progress import Silent
-from ept_fed.reports.feature_record import FeatureRecord, read_record
 from ept_fed.storage.files import dump_json
-from simulations.benchmark import benchmark
-from simulations.virtual_sites import prepare_federation
+from simulations.benchmark.analysis.feature_record import FeatureRecord, read_record
+from simulations.benchmark.grid import list_cells
+from simulations.benchmark.run import benchmark
+from simulations.engine.virtual_sites import prepare_federation
 
 Micro = Callable[..., Experiment]
 GRID = (
@@ -116,7 +116,7 @@ def test_looking_changes_no_number_and_a_finished_cell_is_trained_again_for_it_o
     page = (out / "analysis.html").read_bytes()
     (out / "analysis.html").unlink()
     monkeypatch.setattr(
-        simulations.benchmark_cell, "prepare_federation", lambda _e: pytest.fail("nothing is left to do")
+        simulations.benchmark.cell, "prepare_federation", lambda _e: pytest.fail("nothing is left to do")
     )
     assert benchmark(micro(*GRID), out, Silent(), analyse=True)["trained"] == 0
     assert (out / "analysis.html").read_bytes() == page
@@ -163,7 +163,7 @@ def test_methods_without_a_cell_and_cells_without_a_model_are_said(
     benchmark(micro(*settings), tmp_path / "results", notes, analyse=True)
     assert "analysis: linear has no cell in setting federated, and is not analysed" in notes.notes
     assert set(records(tmp_path / "results")) == {"ept"}
-    monkeypatch.setattr(simulations.benchmark_cell, "_train", lambda *_arguments: (None, 12))
+    monkeypatch.setattr(simulations.benchmark.cell, "_train", lambda *_arguments: (None, 12))
     report = benchmark(micro(*GRID), tmp_path / "failed", notes, analyse=True)
     assert (report["status"], report["analysis"]) == ("failed", None)
     assert "analysis: no cell's features were kept; the notes above say why" in notes.notes
@@ -200,14 +200,14 @@ def test_sites_without_an_image_to_look_at_are_said(micro: Micro, tmp_path: Path
 
 
 def test_images_of_several_classes_are_refused(micro: Micro, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    prepare = simulations.benchmark_cell.prepare_federation
+    prepare = simulations.benchmark.cell.prepare_federation
 
     def several(experiment: Experiment) -> Any:
         federation = prepare(experiment)
         object.__setattr__(federation.data, "task", "multi_label")
         return federation
 
-    monkeypatch.setattr(simulations.benchmark_cell, "prepare_federation", several)
+    monkeypatch.setattr(simulations.benchmark.cell, "prepare_federation", several)
     with pytest.raises(InputRefusedError, match="no class centre of its own"):
         benchmark(micro(*GRID), tmp_path / "results", Silent(), analyse=True)
     assert not (tmp_path / "results").exists()

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-import simulations.attack_inversion
+import simulations.attacks.inversion
 from client.gate.policy import Policy
 from client.site.site import Site
 from ept_fed.cli.main import app
@@ -21,18 +21,18 @@ from ept_fed.models.vit import PromptedViT
 from ept_fed.privacy.attacks.views import View
 from ept_fed.progress import Silent
 from ept_fed.protocol.messages import RoundReply, RoundRequest
-from ept_fed.reports.attack_record import PARTS
 from ept_fed.reports.run.read_run import read_run
 from ept_fed.validation.load_experiment import load_experiment
-from simulations.attack_controls import control_inversion, control_membership
-from simulations.attack_inversion import choose_targets
-from simulations.attack_membership import choose_candidates
-from simulations.audit_attack import attack_run
-from simulations.crafted_prompts import ask_gate, craft_prompts, shorten_step
-from simulations.reopen_run import reopen_run
-from simulations.replay import Replay, check_replayable
-from simulations.simulate import simulate
-from simulations.virtual_sites import VirtualFederation, prepare_federation
+from simulations.attacks.controls import control_inversion, control_membership
+from simulations.attacks.crafted_prompts import ask_gate, craft_prompts, shorten_step
+from simulations.attacks.inversion import choose_targets
+from simulations.attacks.membership import choose_candidates
+from simulations.attacks.record import PARTS
+from simulations.attacks.replay import Replay, check_replayable
+from simulations.attacks.run import attack_run
+from simulations.engine.reopen_run import reopen_run
+from simulations.engine.simulate import simulate
+from simulations.engine.virtual_sites import VirtualFederation, prepare_federation
 from tests.conftest import MICRO
 
 Sent = dict[tuple[str, int], np.ndarray]
@@ -67,7 +67,7 @@ def run(finished: tuple[Path, Sent], tmp_path: Path) -> Path:
 
 @pytest.fixture
 def two_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(simulations.attack_inversion, "BATCHES", ((1, 2), (2, 1)))
+    monkeypatch.setattr(simulations.attacks.inversion, "BATCHES", ((1, 2), (2, 1)))
 
 
 def quiet(_what: str, _share: float) -> None:

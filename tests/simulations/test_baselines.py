@@ -11,8 +11,8 @@ from client.site.state_store import capture_model
 from ept_fed.config.experiment import Experiment
 from ept_fed.progress import Silent
 from ept_fed.reports.run.run_folder import RunFolder
-from simulations.baselines import train_centralised, train_centralised_prompts, train_local
-from simulations.virtual_sites import VirtualFederation, prepare_federation
+from simulations.engine.baselines import train_centralised, train_centralised_prompts, train_local
+from simulations.engine.virtual_sites import VirtualFederation, prepare_federation
 
 Micro = Callable[..., Experiment]
 

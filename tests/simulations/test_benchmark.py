@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-import simulations.benchmark
-import simulations.benchmark_cell
+import simulations.benchmark.cell
+import simulations.benchmark.run
 from ept_fed.config.experiment import Experiment
 from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.progress import Silent
-from simulations.benchmark import benchmark
-from simulations.simulate import simulate
-from simulations.virtual_sites import prepare_federation
+from simulations.benchmark.run import benchmark
+from simulations.engine.simulate import simulate
+from simulations.engine.virtual_sites import prepare_federation
 
 Micro = Callable[..., Experiment]
 SMALL = ("federation.rounds=1", "benchmark.seeds=[0]", "benchmark.methods=[ept, linear]")
@@ -72,7 +72,7 @@ def test_cells_are_trained_once_and_a_grown_grid_trains_what_is_new(
     assert (report["cells"], report["trained"]) == (5, 2)
     assert (out / "cells.jsonl").read_bytes().startswith(before)
     monkeypatch.setattr(
-        simulations.benchmark_cell, "prepare_federation", lambda _e: pytest.fail("nothing is left to do")
+        simulations.benchmark.cell, "prepare_federation", lambda _e: pytest.fail("nothing is left to do")
     )
     assert benchmark(grown, out, Silent())["trained"] == 0
     assert {row["method"] for row in table(out / "summary.csv")} == {"ept", "linear", "bias"}
@@ -113,7 +113,7 @@ def test_only_what_was_asked_for_says_whether_it_failed(
 ) -> None:
     out, grid = tmp_path / "results", micro(*SMALL, "benchmark.settings=[local]")
     with monkeypatch.context() as patch:
-        patch.setattr(simulations.benchmark_cell, "_train", lambda *_arguments: (None, 12))
+        patch.setattr(simulations.benchmark.cell, "_train", lambda *_arguments: (None, 12))
         assert benchmark(grid, out, Silent(), methods=["linear"])["status"] == "failed"
     assert benchmark(grid, out, Silent(), methods=["ept"])["status"] == "done"
     assert benchmark(grid, out, Silent())["status"] == "failed"
@@ -143,7 +143,7 @@ def test_home_goes_when_no_row_has_one(micro: Micro, tmp_path: Path) -> None:
 def test_time_left_is_the_cells_left_shared_by_the_processes_that_others_are_half_through(
     seconds: float, remaining: int, processes: int, left: float
 ) -> None:
-    assert simulations.benchmark._estimate(seconds, remaining, processes) == pytest.approx(left)
+    assert simulations.benchmark.run._estimate(seconds, remaining, processes) == pytest.approx(left)
 
 
 def test_a_benchmark_that_is_killed_goes_on_with_the_cell_it_was_in(
@@ -157,7 +157,7 @@ def test_a_benchmark_that_is_killed_goes_on_with_the_cell_it_was_in(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(simulations.benchmark_cell, "federate", stop)
+        patch.setattr(simulations.benchmark.cell, "federate", stop)
         with pytest.raises(KeyboardInterrupt):
             benchmark(micro(*settings), killed, Silent())
     assert len(titles(killed)) == len({row["setting"] for row in table(killed / "results.csv")}) == 1
@@ -173,14 +173,14 @@ def test_a_seed_whose_images_do_not_suffice_costs_its_own_cells_only(
     micro: Micro, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = ("federation.rounds=1", "benchmark.methods=[ept]", "benchmark.settings=[local]")
-    prepare = simulations.benchmark_cell.prepare_federation
+    prepare = simulations.benchmark.cell.prepare_federation
 
     def refuse(experiment: Experiment) -> Any:
         if experiment.seed == 1:
             raise InputRefusedError([Problem("data.shots", 2, "too many")])
         return prepare(experiment)
 
-    monkeypatch.setattr(simulations.benchmark_cell, "prepare_federation", refuse)
+    monkeypatch.setattr(simulations.benchmark.cell, "prepare_federation", refuse)
     report = benchmark(micro(*settings, "benchmark.seeds=[0, 1, 2]"), tmp_path / "results", Silent())
     assert (report["status"], report["cells"], report["trained"]) == ("failed", 3, 2)
     assert [title.split(", ")[2] for title in titles(tmp_path / "results")] == ["seed 0", "seed 2"]
@@ -237,7 +237,7 @@ def test_a_method_that_fails_costs_its_own_cells_and_the_tables_hold_the_others(
     def run_short(*_arguments: Any, **_options: Any) -> None:
         raise MemoryError("no room for the moments")
 
-    monkeypatch.setattr(simulations.benchmark_cell, "federate", run_short)
+    monkeypatch.setattr(simulations.benchmark.cell, "federate", run_short)
     report = benchmark(micro(*SMALL, "benchmark.settings=[local, federated]"), tmp_path / "results", Silent())
     assert (report["status"], report["trained"]) == ("failed", report["cells"] - 1)
     assert {row["setting"] for row in table(tmp_path / "results" / "results.csv")} == {"local"}

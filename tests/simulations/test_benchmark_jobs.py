@@ -15,15 +15,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ept_fed.benchmark_cells import list_cells
 from ept_fed.config.benchmark import Cell
 from ept_fed.config.experiment import Experiment
 from ept_fed.errors import InputRefusedError
 from ept_fed.progress import Silent
-from ept_fed.reports.benchmark_folder import BenchmarkFolder
 from ept_fed.services.processes import end_marked, find_marked
-from simulations.benchmark import benchmark
-from simulations.benchmark_workers import CellQueue, CellWorkers
+from simulations.benchmark.folder import BenchmarkFolder
+from simulations.benchmark.grid import list_cells
+from simulations.benchmark.run import benchmark
+from simulations.benchmark.workers import CellQueue, CellWorkers
 from tests.simulations.test_benchmark import table
 
 Micro = Callable[..., Experiment]

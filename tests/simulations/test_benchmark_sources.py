@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import save_file
 
 import ept_fed
-import simulations.benchmark_cell
-from ept_fed.benchmark_cells import list_cells
+import simulations.benchmark.cell
 from ept_fed.config.experiment import Experiment
 from ept_fed.progress import Silent
-from simulations.benchmark import benchmark
+from simulations.benchmark.grid import list_cells
+from simulations.benchmark.run import benchmark
 from tests.simulations.test_benchmark import refusals, relabelled
 
 Micro = Callable[..., Experiment]
@@ -123,7 +123,7 @@ def test_images_of_another_place_are_not_mixed_with_those_of_the_folder(
     benchmark(micro(*SMALL), out, Silent())
     before = (out / "cells.jsonl").read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr(simulations.benchmark_cell, "prepare_federation", relabelled)
+        patch.setattr(simulations.benchmark.cell, "prepare_federation", relabelled)
         assert set(refusals(lambda: benchmark(micro(*SMALL, *grown), out, Silent()))) == {"data.root"}
     assert (out / "cells.jsonl").read_bytes() == before
     assert benchmark(micro(*SMALL, *grown), out, Silent())["trained"] >= 1

@@ -15,12 +15,14 @@ ROOT = Path(__file__).resolve().parents[2]
 APP = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["flwr"]["app"]
 CODE = (
     "simulations/__init__.py",
-    "simulations/flower_client.py",
-    "simulations/flower_server.py",
-    "simulations/introduction.py",
-    "simulations/named_grid.py",
-    "simulations/run_config.py",
-    "simulations/virtual_sites.py",
+    "simulations/engine/__init__.py",
+    "simulations/flower/__init__.py",
+    "simulations/flower/client.py",
+    "simulations/flower/server.py",
+    "simulations/flower/introduction.py",
+    "simulations/flower/named_grid.py",
+    "simulations/flower/run_config.py",
+    "simulations/engine/virtual_sites.py",
 )
 BUNDLE = {"pyproject.toml", ".info/CONTENT", "configs/demo.yaml", *CODE}
 STRANGERS = (

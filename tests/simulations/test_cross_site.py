@@ -13,7 +13,7 @@ from ept_fed.evaluation.metrics import class_auc
 from ept_fed.progress import Silent
 from ept_fed.reports.run.cross_site import CROSS_SITE_FILE, read_cross_site, write_cross_site
 from ept_fed.reports.run.read_run import read_run
-from simulations.simulate import simulate
+from simulations.engine.simulate import simulate
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 

@@ -13,13 +13,13 @@ from flwr.app import Context, Message, RecordDict
 from ept_fed.config.experiment import Experiment
 from ept_fed.errors import InputRefusedError
 from ept_fed.progress import Silent
-from simulations import flower_client
-from simulations.flower_client import app as client_app
-from simulations.flower_server import app as server_app
-from simulations.local_grid import LocalGrid
-from simulations.named_grid import IntroductionError, NamedGrid
-from simulations.run_config import read_experiment
-from simulations.simulate import simulate
+from simulations.engine.local_grid import LocalGrid
+from simulations.engine.simulate import simulate
+from simulations.flower import client as flower_client
+from simulations.flower.client import app as client_app
+from simulations.flower.named_grid import IntroductionError, NamedGrid
+from simulations.flower.run_config import read_experiment
+from simulations.flower.server import app as server_app
 
 # Grid.get_nodes returns this type, which flwr 1.41 exports nowhere else.
 from flwr.proto.node_pb2 import NodeInfo  # isort: skip
@@ -161,7 +161,7 @@ def test_an_open_quote_in_overrides_is_refused() -> None:
 
 def test_the_server_app_loads_no_torch() -> None:
     code = (
-        "import sys, simulations.flower_server as _; print([m for m in ('torch', 'timm', 'monai') if m in sys.modules])"
+        "import sys, simulations.flower.server as _; print([m for m in ('torch', 'timm', 'monai') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "[]"

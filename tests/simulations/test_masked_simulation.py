@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 
 from ept_fed.config.experiment import Experiment
 from ept_fed.progress import Silent
-from simulations.simulate import simulate
+from simulations.engine.simulate import simulate
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 

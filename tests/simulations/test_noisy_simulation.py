@@ -13,7 +13,7 @@ from ept_fed.config.experiment import Experiment
 from ept_fed.privacy.dp.accountant import GaussianSteps, spent_epsilon
 from ept_fed.progress import Silent
 from server.strategies.central_dp import NoisyMean
-from simulations.simulate import simulate
+from simulations.engine.simulate import simulate
 from tests.simulations.test_resume import StopHere
 
 pytestmark = pytest.mark.usefixtures("undrawn")

@@ -8,8 +8,8 @@ import pytest
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from simulations.local_grid import LocalGrid
-from simulations.noop_sites import client_app, name_sites, run_federation
+from simulations.benches.noop_sites import client_app, name_sites, run_federation
+from simulations.engine.local_grid import LocalGrid
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -31,6 +31,6 @@ def test_a_refused_reply_spoils_the_measurement() -> None:
 
 
 def test_the_benchmark_loads_no_torch() -> None:
-    code = "import sys, simulations.bench_engine; print([m for m in ('torch', 'timm', 'monai') if m in sys.modules])"
+    code = "import sys, simulations.benches.engine; print([m for m in ('torch', 'timm', 'monai') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "[]"

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from ept_fed.seeds import numpy_generator
-from simulations.pretraining_images import ALL_NUMBERS, FAMILIES, draw_image
-from simulations.probe_backbone import DEVELOPMENT_PER_CLASS, take_fold
+from simulations.pretraining.images import ALL_NUMBERS, FAMILIES, draw_image
+from simulations.probes.backbone import DEVELOPMENT_PER_CLASS, take_fold
 
 
 @pytest.mark.parametrize("index", range(12))

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ept_fed.config.experiment import Experiment
-from simulations.probe_heads import compare_heads
-from simulations.virtual_sites import prepare_federation
+from simulations.engine.virtual_sites import prepare_federation
+from simulations.probes.heads import compare_heads
 
 
 def test_every_way_is_compared_with_staying_home_at_every_site(

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from ept_fed.config.experiment import Experiment
-from simulations.probe_membership import probe
-from simulations.virtual_sites import prepare_federation
+from simulations.engine.virtual_sites import prepare_federation
+from simulations.probes.membership import probe
 
 
 def test_prompts_that_nothing_moved_tell_what_the_start_tells(micro: Callable[..., Experiment], tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ import pytest
 
 from ept_fed.config.experiment import Experiment
 from ept_fed.training.discriminant import measure_statistics
-from simulations.probe_statistics import probe, score_closeness, score_leverage
-from simulations.virtual_sites import prepare_federation
+from simulations.engine.virtual_sites import prepare_federation
+from simulations.probes.class_statistics import probe, score_closeness, score_leverage
 
 
 def test_the_only_image_of_its_class_lies_where_the_mean_does() -> None:

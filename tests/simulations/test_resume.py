@@ -14,8 +14,8 @@ from ept_fed.errors import InputRefusedError
 from ept_fed.progress import Silent
 from ept_fed.reports.run.run_folder import RunFolder
 from server.rounds.checkpoints import Checkpoint, CheckpointFolder
-from simulations import simulate as simulate_module
-from simulations.simulate import simulate
+from simulations.engine import simulate as simulate_module
+from simulations.engine.simulate import simulate
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 

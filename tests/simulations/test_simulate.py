@@ -14,8 +14,8 @@ from ept_fed.errors import InputRefusedError
 from ept_fed.models import digest_tensors, frozen_tensors
 from ept_fed.progress import Silent
 from ept_fed.validation.load_experiment import load_experiment
-from simulations.simulate import simulate
-from simulations.virtual_sites import prepare_federation
+from simulations.engine.simulate import simulate
+from simulations.engine.virtual_sites import prepare_federation
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 

@@ -8,8 +8,8 @@ import pytest
 from ept_fed.config.benchmark import SETTINGS
 from ept_fed.config.experiment import Experiment
 from ept_fed.progress import Silent
-from simulations.benchmark import benchmark
-from simulations.tabulate_benchmark import (
+from simulations.benchmark.run import benchmark
+from simulations.benchmark.tabulate import (
     PAGES,
     TABLES,
     fill_page,

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from simulations.traffic import Counted, count_traffic, is_idle, read_requests
+from simulations.deployment.traffic import Counted, count_traffic, is_idle, read_requests
 
 KEYS = {"north": b"PEM of north", "south": b"PEM of south"}
 

@@ -21,7 +21,7 @@ from ept_fed.tracking import writers
 from ept_fed.tracking.scalars import list_round
 from ept_fed.tracking.tracker import Tracker
 from ept_fed.tracking.writers import WRITERS, TrackedRun, WriterInfo
-from simulations.simulate import simulate
+from simulations.engine.simulate import simulate
 
 Points = Counter[tuple[str, int, float]]
 SETTINGS: dict[str, Any] = {

@@ -7,8 +7,8 @@ import numpy as np
 from client.site.site import Site
 from ept_fed.progress import Silent
 from ept_fed.reports.run.run_folder import RunFolder
-from simulations.federate import federate
-from simulations.virtual_sites import VirtualFederation
+from simulations.engine.federate import federate
+from simulations.engine.virtual_sites import VirtualFederation
 
 __all__ = ["train_federation"]
 

@@ -13,15 +13,15 @@ from torch import nn
 
 from client.site.personalise import fine_tune
 from client.site.site import Site
-from ept_fed.benchmark_cells import list_cells
 from ept_fed.config.experiment import Experiment
 from ept_fed.errors import InputRefusedError
 from ept_fed.progress import Silent
 from ept_fed.protocol.messages import MessageRefusedError, RoundRequest
 from ept_fed.reports.run.run_folder import RunFolder
 from ept_fed.training.common_head import CommonHead
-from simulations.baselines import train_local
-from simulations.virtual_sites import prepare_federation
+from simulations.benchmark.grid import list_cells
+from simulations.engine.baselines import train_local
+from simulations.engine.virtual_sites import prepare_federation
 from tests.training.federating import train_federation
 
 Micro = Callable[..., Experiment]

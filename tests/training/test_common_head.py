@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from ept_fed.benchmark_cells import list_cells
 from ept_fed.config.experiment import Experiment
 from ept_fed.errors import InputRefusedError
 from ept_fed.progress import Silent
 from ept_fed.reports.run.run_folder import RunFolder
-from simulations.baselines import train_centralised_prompts
-from simulations.virtual_sites import prepare_federation
+from simulations.benchmark.grid import list_cells
+from simulations.engine.baselines import train_centralised_prompts
+from simulations.engine.virtual_sites import prepare_federation
 from tests.training.federating import train_federation
 
 Micro = Callable[..., Experiment]

@@ -23,8 +23,8 @@ from ept_fed.training.fitted_head import HeadFit
 from ept_fed.training.loop import RoundScope, TrainingDivergedError, train_round
 from ept_fed.training.optimizer import build_optimizer
 from ept_fed.training.sampling import halve
-from simulations.baselines import train_local
-from simulations.virtual_sites import VirtualFederation, prepare_federation
+from simulations.engine.baselines import train_local
+from simulations.engine.virtual_sites import VirtualFederation, prepare_federation
 
 Micro = Callable[..., Experiment]
 DISCRIMINANT = "training.head=discriminant"

@@ -19,8 +19,8 @@ from ept_fed.protocol.messages import Header, RoundReply, RoundRequest
 from ept_fed.reports.run.run_folder import RunFolder
 from ept_fed.training.discriminant import ClassStatistics, average_statistics, measure_statistics, solve_discriminant
 from ept_fed.training.shared_statistics import pack_statistics, shape_statistics, unpack_statistics
-from simulations.federate import federate
-from simulations.virtual_sites import VirtualFederation, prepare_federation
+from simulations.engine.federate import federate
+from simulations.engine.virtual_sites import VirtualFederation, prepare_federation
 
 Micro = Callable[..., Experiment]
 SHARED = ("training.head=discriminant", "federation.share=prompts+head", "federation.statistics=moments")

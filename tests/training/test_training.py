@@ -12,7 +12,7 @@ from ept_fed.training.losses import LOSSES
 from ept_fed.training.optimizer import build_optimizer, set_learning_rates
 from ept_fed.training.sampling import draw_order
 from ept_fed.training.schedule import schedule_factor
-from simulations.virtual_sites import prepare_federation
+from simulations.engine.virtual_sites import prepare_federation
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,1 @@
+"""`ept-fed audit attack`: a finished run's updates computed again and attacked."""

@@ -1,0 +1,1 @@
+"""`ept-fed benchmark --analyse`: features before and after tuning, measured and drawn."""

@@ -1,0 +1,172 @@
+"""One cell of a benchmark: trained once, and told as its line of cells.jsonl."""
+
+import logging
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from client.site.site import Site
+from ept_fed.config.benchmark import Cell
+from ept_fed.data.datasets.prepare import SiteData
+from ept_fed.errors import InputRefusedError
+from ept_fed.progress import Progress, Silent
+from ept_fed.reports.run.comparison import METRICS
+from ept_fed.reports.run.run_folder import RunFolder
+from ept_fed.run_plan.plan import Plan
+from simulations.benchmark.analysis.features import count_fold, record_features
+from simulations.benchmark.analysis.folder import AnalysisFolder
+from simulations.benchmark.provenance import describe_machine, describe_sources, name_backbone, name_sources
+from simulations.engine.baselines import train_centralised, train_centralised_prompts, train_local
+from simulations.engine.federate import federate
+from simulations.engine.virtual_sites import VirtualFederation, prepare_federation
+
+__all__ = ["CellTrainer", "Outcome"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a cell.
+
+    Attributes:
+        line: its line of cells.jsonl; None if it was not trained.
+        refusal: why not; empty if it was.
+        seconds: that it took, loading of images and backbone included.
+    """
+
+    line: dict[str, Any] | None
+    refusal: str
+    seconds: float
+
+
+class _Notes(Silent):
+    """Passes on a cell's notes, with its title, and nothing else."""
+
+    def __init__(self, title: str, progress: Progress) -> None:
+        self._title, self._progress = title, progress
+
+    def on_note(self, sentence: str) -> None:
+        """Pass the note on."""
+        self._progress.on_note(f"{self._title}: {sentence}")
+
+
+class CellTrainer:
+    """Trains one cell after the other, and holds the images and the backbone of the last for those that share them."""
+
+    def __init__(self, scratch: Path, analysis: AnalysisFolder) -> None:
+        """Take a folder of its own for what a running cell writes, and the one that features are kept in."""
+        self._scratch, self._analysis = scratch, analysis
+        self._held: dict[str, VirtualFederation] = {}
+
+    def prepare(self, cell: Cell) -> VirtualFederation:
+        """Return a cell's federation.
+
+        Raises:
+            InputRefusedError: with the problems of model and data.
+        """
+        sources = name_sources(cell)
+        if sources not in self._held:
+            self._held.clear()
+            self._held[sources] = prepare_federation(cell.experiment)
+        return replace(self._held[sources], experiment=cell.experiment)
+
+    def release(self) -> None:
+        """Hold nothing any more."""
+        self._held.clear()
+
+    def train(self, cell: Cell, progress: Progress, *, look: bool) -> Outcome:
+        """Train a cell; what stands in its way is told, as the other cells are worth having.
+
+        Args:
+            cell: whose sites train.
+            progress: told the notes of its data, which cells of the same data repeat, and the cell's own.
+            look: also keep its features.
+        """
+        started = time.perf_counter()
+        line, refusal = None, ""
+        try:
+            federation = self.prepare(cell)
+            for note in federation.data.notes:
+                progress.on_note(note)
+            line = self._run(cell, federation, progress, look=look)
+        except InputRefusedError as refused:
+            # Whether images suffice may depend on how a later seed splits them.
+            refusal = str(refused)
+        except Exception as error:  # noqa: BLE001 - one method's fault must not take the others' cells away
+            _log.exception("%s", cell.title)
+            refusal = f"{type(error).__name__}: {error}"
+        return Outcome(line, refusal, time.perf_counter() - started)
+
+    def _run(self, cell: Cell, federation: VirtualFederation, progress: Progress, *, look: bool) -> dict[str, Any]:
+        """Return a cell's line: who it is, and each site's numbers on its own images.
+
+        Its features are kept first, if they are asked for: a cell without them would be trained again.
+        """
+        started = time.perf_counter()
+        shutil.rmtree(self._scratch, ignore_errors=True)
+        recall, sent = _train(cell, federation, RunFolder(self._scratch), _Notes(cell.title, progress))
+        sites = {}
+        for name, data in federation.data.sites.items():
+            metrics = dict.fromkeys(METRICS, float("nan"))
+            images = count_fold(cell, data)
+            if recall is not None:
+                _, assessed = recall(name).assess(images)
+                metrics = {metric: assessed[metric] for metric in METRICS}
+            sites[name] = {"images": len(images), **metrics}
+        seconds = round(time.perf_counter() - started, 1)
+        if look and recall is not None:
+            self._analysis.write(record_features(cell, federation, recall, sites))
+        shutil.rmtree(self._scratch, ignore_errors=True)
+        return {
+            "key": cell.key,
+            "status": "failed" if recall is None else "done",
+            "method": cell.experiment.model.method,
+            "title": cell.title,
+            "backbone": name_backbone(federation),
+            "data": federation.data.digest,
+            "sources": describe_sources(cell.experiment),
+            "computed_with": describe_machine(federation.device),
+            "bytes_per_round": sent,
+            "seconds": seconds,
+            "sites": sites,
+        }
+
+
+def _train(
+    cell: Cell, federation: VirtualFederation, scratch: RunFolder, notes: Progress
+) -> tuple[Callable[[str], Site] | None, int]:
+    """Return how to get each site's trained model (None if nothing was averaged), and the bytes it sends per round."""
+    if cell.setting == "local":
+        return train_local(federation, scratch, notes).__getitem__, 0
+    if cell.setting == "centralised":
+        pooled = train_centralised(federation, scratch, notes)
+        return lambda _name: pooled, 0
+    if cell.setting == "centralised-prompts":
+        return train_centralised_prompts(federation, scratch, notes).__getitem__, 0
+    plan = federation.plan()
+    sites = {
+        name: federation.create_site(_unwatched(data, plan), federation.keep_states(scratch, "federated", name))
+        for name, data in federation.data.sites.items()
+    }
+    result = federate(plan, federation.data.digest, sites, scratch, notes, resume=None)
+    sent = 4 * plan.layout.size
+    if not result.aggregated_anything:
+        return None, sent
+
+    def federated(name: str) -> Site:
+        sites[name].forget_after(result.rounds[-1].round)
+        sites[name].adopt(result.payload)
+        return sites[name]
+
+    return federated, sent
+
+
+def _unwatched(data: SiteData, plan: Plan) -> SiteData:
+    """Return a site whose validation images are not assessed round by round, unless an early stop waits for them."""
+    if plan.patience is not None or plan.target_auc is not None:
+        return data
+    return replace(data, validation=data.validation.without_images())

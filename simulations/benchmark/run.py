@@ -1,0 +1,246 @@
+"""`ept-fed benchmark`: methods × shots × samplings × seeds × settings, each cell trained once, some at a time."""
+
+import contextlib
+import logging
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ept_fed.config.benchmark import Cell
+from ept_fed.config.experiment import Experiment
+from ept_fed.errors import InputRefusedError, Problem
+from ept_fed.evaluation.benchmark import compare_with_home, summarise
+from ept_fed.progress import Progress, Silent
+from ept_fed.reports.run.comparison import METRICS
+from ept_fed.training.precision import settle_precision
+from simulations.benchmark.analysis.folder import AnalysisFolder
+from simulations.benchmark.cell import CellTrainer, Outcome
+from simulations.benchmark.chart import draw_benchmark
+from simulations.benchmark.checks import check_cells, check_sources
+from simulations.benchmark.folder import BenchmarkFolder
+from simulations.benchmark.selection import Request, choose_analysed, find_unlike, resolve_request
+from simulations.benchmark.workers import CellWorkers
+
+__all__ = ["benchmark"]
+
+_UNDEFINED = float("nan")
+
+
+class _Once(Silent):
+    """Passes on each note when it first comes: cells of the same data say the same of it, in every process."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress, self._said = progress, set[str]()
+
+    def on_note(self, sentence: str) -> None:
+        """Pass the note on, unless it was said before."""
+        if sentence not in self._said:
+            self._said.add(sentence)
+            self._progress.on_note(sentence)
+
+
+def benchmark(
+    experiment: Experiment,
+    out: Path,
+    progress: Progress,
+    *,
+    methods: Sequence[str] = (),
+    settings: Sequence[str] = (),
+    analyse: bool = False,
+    jobs: int = 1,
+) -> Mapping[str, Any]:
+    """Train what the folder still lacks of what is asked for, and write the tables of the whole grid.
+
+    Args:
+        experiment: validated settings; `benchmark` is the grid.
+        out: new, or the folder of an earlier benchmark with the same settings, which goes on where that stopped.
+        progress: told each cell as it ends, and the time left.
+        methods: rows to train now, by name or pattern, in the grid or not; empty trains the grid's.
+        settings: to train now, in the grid or not; empty trains the grid's.
+        analyse: also look at the features of one cell per method asked for, see `choose_analysed`. A finished cell
+            whose features were not kept is trained again for them.
+        jobs: cells that train at a time, each in a process with its share of this one's threads, and with images and
+            backbone of its own; 1 trains in this process. Equal threads per cell give equal numbers.
+
+    Returns:
+        Of what was asked for: `status` ("failed" if any cell averaged nothing or was not trained), `cells`, `trained`
+        (in this call), `analysis` (the page, or None). Of all finished cells of the grid: `summary`. And `folder`.
+
+    Raises:
+        InputRefusedError: with every problem of grid, data, models and folder, before the first cell.
+    """
+    logging.getLogger("flwr").setLevel(logging.WARNING)
+    folder = BenchmarkFolder(out)
+    problems = folder.check(settle_precision(experiment))
+    try:
+        request = resolve_request(experiment, methods, settings)
+    except InputRefusedError as refusal:
+        raise InputRefusedError([*problems, *refusal.problems]) from refusal
+    if problems:
+        raise InputRefusedError(problems)
+    experiment = settle_precision(request.experiment)
+    # Each by its own settings, as a variant may have another device.
+    cells, asked = ([_settle(cell) for cell in some] for some in (request.cells, request.asked))
+    finished = folder.read_cells()
+    analysis = AnalysisFolder(out)
+    analysed = choose_analysed(asked, experiment.benchmark.settings) if analyse else ()
+    unlike = find_unlike(analysed)
+    analysed = tuple(cell for cell in analysed if cell.method not in unlike)
+    if damaged := analysis.check(analysed):
+        raise InputRefusedError(damaged)
+    unseen = {cell.key for cell in analysed if not analysis.holds(cell.key)}
+    missing = _list_missing(asked, finished, unseen)
+    trainer = CellTrainer(folder.unfinished, analysis)
+    check_cells(missing, trainer, unseen)
+    check_sources(cells, missing, finished, trainer, out)
+    with folder.open(experiment) as before:
+        missing = _list_missing(asked, before, unseen)
+        folder.clear_unfinished()
+        try:
+            trained = _train(missing, before, unseen, trainer, folder, progress, jobs)
+        finally:
+            folder.clear_unfinished()
+            finished = folder.read_cells()
+            rows = _list_rows([cell for cell in cells if cell.key in finished], finished)
+            summary = summarise(rows, experiment.benchmark.reference)
+            if rows:
+                folder.write_tables(rows, summary, compare_with_home(rows), draw_benchmark(summary))
+        if not rows:
+            fix = "no cell could be trained; the notes above say why"
+            raise InputRefusedError([Problem("benchmark", len(asked), fix)])
+        page = _write_analysis(analysis, analysed, unlike, request, finished, progress) if analyse else None
+    failed = any(cell.key not in finished or finished[cell.key]["status"] == "failed" for cell in asked)
+    return {
+        "status": "failed" if failed else "done",
+        "cells": len(asked),
+        "trained": trained,
+        "summary": summary,
+        "folder": str(out),
+        "analysis": page,
+    }
+
+
+def _settle(cell: Cell) -> Cell:
+    return replace(cell, experiment=settle_precision(cell.experiment))
+
+
+def _list_missing(cells: Sequence[Cell], finished: Mapping[str, Any], unseen: Collection[str]) -> list[Cell]:
+    """Return the cells to train; two rows with the same settings are one training.
+
+    A finished cell is trained again if its features are asked for and were not kept, unless it averaged nothing.
+    """
+    again = {key for key in unseen if key in finished and finished[key]["status"] != "failed"}
+    missing = {cell.key: cell for cell in cells if cell.key not in finished or cell.key in again}
+    return list(missing.values())
+
+
+def _train(
+    cells: Sequence[Cell],
+    finished: Collection[str],
+    unseen: Collection[str],
+    trainer: CellTrainer,
+    folder: BenchmarkFolder,
+    progress: Progress,
+    jobs: int,
+) -> int:
+    """Train the cells, here or in processes of their own, and write the lines of those that were not finished.
+
+    Returns:
+        How many were trained to their end.
+    """
+    progress, trained = _Once(progress), 0
+    processes = min(jobs, len(cells))
+    # By what was asked for, not by what is left to do: a cell comes out the same whenever it is trained.
+    threads = max(1, torch.get_num_threads() // jobs)
+    torch.set_num_threads(threads)
+    workers, busy = None, 0.0
+    with contextlib.ExitStack() as stack:
+        if processes > 1:
+            # Each process loads what it needs; a copy here would only take memory.
+            trainer.release()
+            workers = stack.enter_context(CellWorkers(processes, threads, folder.path, folder.unfinished))
+            outcomes: Iterable[tuple[Cell, Outcome]] = workers.train(cells, unseen, progress)
+        else:
+            outcomes = ((cell, trainer.train(cell, progress, look=cell.key in unseen)) for cell in cells)
+        for number, (cell, outcome) in enumerate(outcomes, start=1):
+            counted = f"{number}/{len(cells)} {cell.title}"
+            busy += outcome.seconds
+            if outcome.line is None:
+                progress.on_note(f"{counted}: not trained, because {outcome.refusal}")
+                continue
+            trained += 1
+            if cell.key not in finished:
+                folder.write_cell(outcome.line)
+            left = _estimate(busy / number, len(cells) - number, workers.alive if workers else 1)
+            progress.on_note(f"{counted}: {_tell(outcome.line)}; about {_minutes(left)} left")
+    return trained
+
+
+def _write_analysis(
+    analysis: AnalysisFolder,
+    cells: Sequence[Cell],
+    unlike: Mapping[str, Sequence[str]],
+    request: Request,
+    finished: Mapping[str, Any],
+    progress: Progress,
+) -> str | None:
+    """Write the analysis, pass its notes on, and return its page; None if no cell has features."""
+    for method, keys in unlike.items():
+        why = f"has other images than {cells[0].method} ({', '.join(keys)})"
+        progress.on_note(f"analysis: {method} {why}, and is not analysed")
+    if not any(analysis.holds(cell.key) for cell in cells):
+        progress.on_note("analysis: no cell's features were kept; the notes above say why")
+        return None
+    absent = [method for method in request.methods if method not in {*unlike, *(cell.method for cell in cells)}]
+    for note in analysis.write_page(request.experiment.name, cells, finished, absent):
+        progress.on_note(f"analysis: {note}")
+    return str(analysis.page)
+
+
+def _list_rows(cells: Sequence[Cell], finished: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return results.csv: one row per cell of the grid and site."""
+    rows = []
+    for cell in cells:
+        line = finished[cell.key]
+        for site, numbers in line["sites"].items():
+            known = {name: _UNDEFINED if numbers[name] is None else numbers[name] for name in METRICS}
+            rows.append(
+                {
+                    "method": cell.method,
+                    "shots": cell.shots,
+                    "sampling": cell.sampling,
+                    "seed": cell.seed,
+                    "setting": cell.setting,
+                    "site": site,
+                    "fold": cell.fold,
+                    "images": numbers["images"],
+                    **known,
+                    "bytes_per_round": line["bytes_per_round"],
+                    "status": line["status"],
+                    "cell_seconds": line["seconds"],
+                    "key": cell.key,
+                }
+            )
+    return rows
+
+
+def _tell(line: Mapping[str, Any]) -> str:
+    if line["status"] == "failed":
+        return "failed, no round could be averaged"
+    values = [site["auc"] for site in line["sites"].values() if not math.isnan(site["auc"])]
+    auc = f"{sum(values) / len(values):.3f}" if values else "undefined"
+    return f"AUC {auc} in {line['seconds']:.0f} s"
+
+
+def _estimate(seconds: float, remaining: int, processes: int) -> float:
+    """Return the seconds that the remaining cells take; one has just ended, the other processes are half through."""
+    running = min(processes - 1, remaining)
+    return seconds * (remaining - running / 2) / max(1, min(processes, remaining))
+
+
+def _minutes(seconds: float) -> str:
+    return f"{int(seconds // 60)}:{int(seconds % 60):02d}"

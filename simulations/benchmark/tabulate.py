@@ -1,0 +1,232 @@
+"""Write a benchmark's results into the README and the docs, as Markdown between two marks.
+
+    python -m simulations.benchmark.tabulate results/ham10000.csv
+
+Every number of those tables comes from here. A page takes a table where it has the line `<!-- ham10000:methods -->`, or
+`accuracy`, `sites`, `gains` or `paired` in place of `methods`; `<!-- ham10000:sites of ept, "12 sites, sinks" -->`
+keeps to some methods, in their order; a name with a comma stands in quotation marks. What stands between such a line
+and the next `<!-- end -->` is replaced. `--check` writes nothing, and fails if a page is not as it would be.
+"""
+
+import csv
+import math
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ept_fed.config.benchmark import SETTINGS
+from ept_fed.evaluation.benchmark import SUMMARY_METRICS, compare_means_with_home, compare_with_home, summarise
+from ept_fed.reports.pages.wording import signed
+from ept_fed.storage.files import write_bytes, write_text
+from simulations.benchmark.chart import draw_benchmark
+
+__all__ = [
+    "PAGES",
+    "TABLES",
+    "fill_page",
+    "read_results",
+    "tabulate_gains",
+    "tabulate_methods",
+    "tabulate_paired",
+    "tabulate_sites",
+]
+
+PAGES = (
+    Path("README.md"),
+    *(
+        Path("docs") / f"{page}.md"
+        for page in ("benchmark", "differential-privacy", "prompts-alone", "recipes", "shared-heads")
+    ),
+)
+
+
+def read_results(path: Path) -> list[dict[str, Any]]:
+    """Read results.csv as the benchmark writes it."""
+    with path.open(newline="", encoding="utf-8") as file:
+        rows: list[dict[str, Any]] = list(csv.DictReader(file))
+    for row in rows:
+        row |= {metric: float(row[metric] or "nan") for metric in SUMMARY_METRICS}
+        row |= {"seed": int(row["seed"]), "bytes_per_round": int(row["bytes_per_round"])}
+    return rows
+
+
+def tabulate_methods(rows: Sequence[Mapping[str, Any]], metric: str = "auc") -> str:
+    """Return a table with a line per method and shots: bytes per round beside each way of working together."""
+    found = {
+        (row["method"], row["shots"], row["setting"]): row
+        for row in summarise(rows, str(rows[0]["method"]))
+        if row["metric"] == metric
+    }
+    shots = list(dict.fromkeys(key[1] for key in found))
+    settings = [setting for setting in SETTINGS if any(key[2] == setting for key in found)]
+    lines = [
+        f"| method | {' | '.join(SETTINGS[setting].heading for setting in settings)} |",
+        f"|---|{'---|' * len(settings)}",
+    ]
+    for count in shots:
+        if len(shots) > 1:
+            told = f"{count} images per class and site" if count else "all images"
+            lines.append(f"| **{told}** |{' |' * len(settings)}")
+        for method in dict.fromkeys(key[0] for key in found if key[1] == count):
+            cells = [_tell_cell(found.get((method, count, setting))) for setting in settings]
+            lines.append(f"| {method} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def tabulate_sites(rows: Sequence[Mapping[str, Any]], metric: str = "auc") -> str:
+    """Return a table with a line per method and setting, and a column per site: gains over staying home."""
+    compared = compare_with_home(rows, metric)
+    sites = list(dict.fromkeys(row["site"] for row in compared))
+    gains = {(row["method"], row["shots"], row["setting"], row["site"]): row for row in compared}
+    lines = [f"| method | setting | {' | '.join(sites)} |", f"|---|---|{'---|' * len(sites)}"]
+    for method, shots, setting in dict.fromkeys(key[:3] for key in gains):
+        cells = [_tell_gain(gains.get((method, shots, setting, site))) for site in sites]
+        lines.append(f"| {method}, {_tell_shots(shots)} | {SETTINGS[setting].heading} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def tabulate_gains(rows: Sequence[Mapping[str, Any]], metric: str = "auc") -> str:
+    """Return a table with a line per method and shots: what each way of working together brought over staying home."""
+    sent = {(row["method"], row["shots"], row["setting"]): row["bytes_per_round"] for row in rows}
+    compared = {(row["method"], row["shots"], row["setting"]): row for row in compare_means_with_home(rows, metric)}
+    settings = [setting for setting in SETTINGS if any(key[2] == setting for key in compared)]
+    headings = ["method", "shots", "runs", SETTINGS["local"].heading, *(SETTINGS[own].heading for own in settings)]
+    lines = [f"| {' | '.join(headings)} |", "|---" * len(headings) + "|"]
+    for method, shots in dict.fromkeys(key[:2] for key in compared):
+        found = [compared.get((method, shots, setting)) for setting in settings]
+        known = [row for row in found if row is not None]
+        gains = [
+            "–" if row is None else f"{_tell_gain(row)}, {_tell_helped(row, sent[method, shots, row['setting']])}"
+            for row in found
+        ]
+        runs = "/".join(str(count) for count in sorted({row["runs"] for row in known}))
+        lines.append(f"| {method} | {shots or 'all'} | {runs} | {known[0]['home']:.3f} | {' | '.join(gains)} |")
+    return "\n".join(lines)
+
+
+def tabulate_paired(rows: Sequence[Mapping[str, Any]], metric: str = "auc") -> str:
+    """Return a table with a line per method and shots: what it has more than the first method, paired run by run."""
+    reference = str(rows[0]["method"])
+    settings = [setting for setting in SETTINGS if any(row["setting"] == setting for row in rows)]
+    found = {
+        (row["method"], row["shots"], row["setting"]): row
+        for row in summarise(rows, reference)
+        if row["metric"] == metric and row["pairs"] and row["method"] != reference
+    }
+    lines = [
+        f"| less {reference} | {' | '.join(SETTINGS[setting].heading for setting in settings)} |",
+        f"|---|{'---|' * len(settings)}",
+    ]
+    for method, shots in dict.fromkeys(key[:2] for key in found):
+        cells = [_tell_gain(found.get((method, shots, setting))) for setting in settings]
+        lines.append(f"| {method}, {_tell_shots(shots)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+TABLES: Mapping[str, Callable[[Sequence[Mapping[str, Any]]], str]] = {
+    "methods": tabulate_methods,
+    "accuracy": partial(tabulate_methods, metric="accuracy"),
+    "sites": tabulate_sites,
+    "gains": tabulate_gains,
+    "paired": tabulate_paired,
+}
+_MARK = re.compile(r"<!-- (?P<name>\w+):(?P<table>\w+)(?: of (?P<methods>[^>]*?))? -->\n")
+_END = "<!-- end -->"
+
+
+def fill_page(text: str, name: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return a page with every table of a benchmark that it has marks for.
+
+    Raises:
+        ValueError: for a mark without an end, of a table that there is not, or of a method without results.
+    """
+    parts, place = [], 0
+    for mark in _MARK.finditer(text):
+        if mark["name"] != name:
+            continue
+        told, closed = mark[0].strip(), text.find(_END, mark.end())
+        if closed < 0 or ((following := _MARK.search(text, mark.end())) and following.start() < closed):
+            raise ValueError(f"{told} has no {_END}")
+        if mark["table"] not in TABLES:
+            raise ValueError(f"{told} is none of {', '.join(TABLES)}")
+        parts += [text[place : mark.end()], TABLES[mark["table"]](_choose_rows(rows, mark["methods"], told)), "\n"]
+        place = closed
+    return "".join(parts) + text[place:]
+
+
+def _choose_rows(rows: Sequence[Mapping[str, Any]], methods: str | None, told: str) -> list[Mapping[str, Any]]:
+    """Return the rows of the methods that a mark names, in its order; all if it names none."""
+    if methods is None:
+        return list(rows)
+    try:
+        (names,) = csv.reader([methods], skipinitialspace=True, strict=True)
+    except csv.Error as error:
+        raise ValueError(f"{told}: names are parted as in CSV, but there is: {error}") from error
+    chosen = []
+    for method in names:
+        found = [row for row in rows if row["method"] == method]
+        if not found:
+            raise ValueError(f"{told}: there are no results of '{method}'")
+        chosen += found
+    return chosen
+
+
+def main(
+    results: Annotated[Path, typer.Argument(help="results.csv of a benchmark, under the name that marks begin with.")],
+    check: Annotated[bool, typer.Option(help="Write nothing; fail if a page would change.")] = False,
+    picture: Annotated[Path | None, typer.Option(help="Also draw accuracy against bytes, as PNG.")] = None,
+) -> None:
+    """Fill the pages' tables from one benchmark's results."""
+    rows = read_results(results)
+    if picture is not None:
+        write_bytes(picture, draw_benchmark(summarise(rows, str(rows[0]["method"]))))
+    stale = []
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        filled = fill_page(text, results.stem, rows)
+        if filled != text:
+            stale.append(str(page))
+            if not check:
+                write_text(page, filled)
+    typer.echo(f"{', '.join(stale) or 'nothing'} {'would change' if check else 'changed'}")
+    if check and stale:
+        sys.exit(1)
+
+
+def _tell_cell(row: Mapping[str, Any] | None) -> str:
+    if row is None:
+        return "–"
+    value = f"{row['mean']:.3f}" if math.isnan(row["sd"]) else f"{row['mean']:.3f} ± {row['sd']:.3f}"
+    return f"{value} ({_tell_bytes(row['bytes_per_round'])})" if row["bytes_per_round"] else value
+
+
+def _tell_gain(row: Mapping[str, Any] | None) -> str:
+    if row is None or math.isnan(row["difference"]):
+        return "–"
+    interval = "" if math.isnan(row["low"]) else f" ({signed(row['low'])} to {signed(row['high'])})"
+    return f"{signed(row['difference'])}{interval}"
+
+
+def _tell_helped(row: Mapping[str, Any], count: int) -> str:
+    helped = f"{row['helped']} of {row['sites']} sites"
+    return f"{helped}, {_tell_bytes(count)}" if count else helped
+
+
+def _tell_shots(shots: str) -> str:
+    return f"{shots} shots" if shots else "all images"
+
+
+def _tell_bytes(count: int) -> str:
+    for unit, size in (("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count} B"
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,430 @@
+"""Faults of a deployment on this machine's loopback: how each is caused, and what has to come of it.
+
+Each fault leaves the deployment as it found it, so that they follow one another in one rehearsal.
+"""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import yaml
+
+from ept_fed.pki.keys import new_key, spell_openssh_private
+from ept_fed.services.supervisor import child_environment
+from server.deployment.run_state import read_json_file
+from server.deployment.status import describe_server
+from server.deployment.submit import connect
+from server.provisioning.authority import Authority
+from simulations.deployment.rehearsal import Rehearsal, RehearsalError
+
+__all__ = ["FAULTS", "Fault", "Seen"]
+
+_ROUNDS = 2
+_SHIFTED_CLOCK = """
+import datetime, time
+_real, _now = datetime.datetime, time.time
+class _Shifted(_real):
+    @classmethod
+    def now(cls, tz=None):
+        return _real.now(tz) + datetime.timedelta(seconds={seconds})
+datetime.datetime = _Shifted
+time.time = lambda: _now() + {seconds}
+"""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What came of a fault.
+
+    Attributes:
+        status: of the run that it hit, done or failed; refused where something did not start.
+        says: the operator's view, a sentence each.
+        seconds: from the fault until all was well again.
+        lost: what is not there that would have been.
+    """
+
+    status: str
+    says: tuple[str, ...]
+    seconds: float
+    lost: str = "nothing"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A fault, and what must come of it.
+
+    Attributes:
+        cause: causes it, waits until all is well, and tells what was seen.
+        status: that the run must have.
+        says: words, one of which the operator must be told; none: nothing has to be said.
+        lossless: whether nothing may be lost by it.
+        quick: whether it needs no run to show.
+        mounts: whether it needs the right to mount a disk.
+    """
+
+    cause: Callable[[Rehearsal], Seen]
+    status: str
+    says: tuple[str, ...] = ()
+    lossless: bool = False
+    quick: bool = False
+    mounts: bool = False
+
+    def is_survived(self, seen: Seen) -> bool:
+        """Tell whether what was seen is what must come of it."""
+        told = " ".join(seen.says)
+        as_told = not self.says or any(word in told for word in self.says)
+        return seen.status == self.status and as_told and (not self.lossless or seen.lost == "nothing")
+
+
+def _submit(rehearsal: Rehearsal, name: str, *, deadline: float = 90.0, quorum: int | None = None) -> Path:
+    """Submit a run whose training takes some seconds, and return its folder."""
+    experiment = rehearsal.write_experiment(
+        name,
+        training={"epochs": 3, "prompt_lr": 0.01},
+        federation={"rounds": _ROUNDS, "deadline": deadline, "grace": 5.0, "quorum": quorum},
+        data={"shots": None},
+    )
+    code, said = rehearsal.run(experiment, "--detach")
+    if code:
+        raise RehearsalError(said)
+    return rehearsal.server.runs / name
+
+
+def _wait_for_training(rehearsal: Rehearsal, run: str) -> None:
+    """Wait until site-1 trains for a run."""
+    log = rehearsal.site_kit("site-1") / "logs" / "worker" / "worker.log"
+    begun = re.compile(rf"round \d+ of {re.escape(run)}-[0-9a-f]+: training begins")
+    rehearsal.wait_for(lambda: begun.search(_read(log)) is not None, "training")
+
+
+def _end(rehearsal: Rehearsal, folder: Path) -> str:
+    """Wait for a run's end, and return how it ended."""
+
+    def over() -> bool:
+        return describe_server(rehearsal.server.folder)["run"]["phase"] in ("done", "failed", "stopped")
+
+    def let_go() -> bool:
+        with connect(rehearsal.server) as control:
+            return all(run.ended for run in control.runs())
+
+    rehearsal.wait_for(over, f"{folder.name} to end", every=0.5, limit=400)
+    # Its result is written a moment before Flower takes another run.
+    rehearsal.wait_for(let_go, f"Flower to be done with {folder.name}", every=0.5)
+    return str(read_json_file(folder, "result.json").get("status", "failed"))
+
+
+def _refusals(folder: Path) -> list[str]:
+    path = folder / "rounds.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [f"{refusal['site']} {refusal['reason']}" for line in lines for refusal in line["refused"]]
+
+
+def _left_out(folder: Path) -> tuple[str, ...]:
+    left_out = read_json_file(folder, "result.json").get("left_out", {})
+    return tuple(f"{name} is left out: {reason}" for name, reason in left_out.items())
+
+
+def _without(rehearsal: Rehearsal) -> Seen:
+    return _during_training("none", lambda _rehearsal: None)(rehearsal)
+
+
+def _during_training(name: str, fault: Callable[[Rehearsal], None]) -> Callable[[Rehearsal], Seen]:
+    def act(rehearsal: Rehearsal) -> Seen:
+        folder = _submit(rehearsal, name)
+        _wait_for_training(rehearsal, folder.name)
+        started = time.monotonic()
+        fault(rehearsal)
+        return _tell(rehearsal, folder, started)
+
+    return act
+
+
+def _tell(rehearsal: Rehearsal, folder: Path, started: float) -> Seen:
+    status = _end(rehearsal, folder)
+    refused = _refusals(folder)
+    lost = f"a site's part in {len(refused)} round(s)" if refused else "nothing"
+    return Seen(status, tuple(dict.fromkeys(refused)), time.monotonic() - started, lost)
+
+
+def _kill_supernode(rehearsal: Rehearsal) -> None:
+    rehearsal.kill(rehearsal.find(rehearsal.site_kit("site-1"), "client.deployment.supernode"))
+
+
+def _kill_worker(rehearsal: Rehearsal) -> None:
+    rehearsal.kill(rehearsal.find(rehearsal.site_kit("site-1"), "client.worker.process"))
+
+
+def _restart_proxy(rehearsal: Rehearsal) -> None:
+    rehearsal.kill(rehearsal.proxy_processes())
+
+
+def _kill_server(rehearsal: Rehearsal) -> Seen:
+    """Kill everything of the server after the first round; what the resumed run leaves must be what it would have."""
+    folder = _submit(rehearsal, "server")
+    rehearsal.wait_for((folder / "checkpoints").exists, "the first round to end", every=0.2)
+    started = time.monotonic()
+    rehearsal.end("server", signal.SIGKILL)
+    rehearsal.kill([*rehearsal.find(rehearsal.server.folder, "flower-superlink"), *rehearsal.proxy_processes()])
+    rehearsal.kill(rehearsal.find(rehearsal.server.folder, "flwr"))
+    rehearsal.start_server()
+    code, said = rehearsal.ask("server", "run", "--resume", "--kit", str(rehearsal.server.folder))
+    seconds = time.monotonic() - started
+    cut = "was cut off; go on with: ept-fed server run --resume"
+    seen = (cut,) if cut in (rehearsal.folder / "server.log").read_text() else ()
+    missing = _ROUNDS - len((folder / "rounds.jsonl").read_text().splitlines())
+    lost = [f"{missing} rounds"] if missing else []
+    undisturbed = rehearsal.server.runs / "none"
+    if not undisturbed.exists():
+        _without(rehearsal)
+    if _refusals(folder) or _refusals(undisturbed):
+        lost.append("the comparison with the run without a fault: a site was refused in one of them")
+    elif _prompts(folder) != _prompts(undisturbed):
+        lost.append("the prompts are not those of the run without")
+    status = "done" if code == 0 else said.strip()[-200:]
+    return Seen(status, (*seen, *_refusals(folder)), seconds, "; ".join(lost) or "nothing")
+
+
+def _prompts(folder: Path) -> dict[str, dict[str, bytes]]:
+    from safetensors.numpy import load_file
+
+    return {
+        path.name: {name: tensor.tobytes() for name, tensor in load_file(path).items()}
+        for path in sorted((folder / "prompts").iterdir())
+    }
+
+
+def _silent_site(rehearsal: Rehearsal) -> Seen:
+    folder = _submit(rehearsal, "silent", deadline=20.0, quorum=1)
+    _wait_for_training(rehearsal, folder.name)
+    stopped = rehearsal.find(rehearsal.site_kit("site-1"), "client.worker.process")
+    started = time.monotonic()
+    for pid in stopped:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        return _tell(rehearsal, folder, started)
+    finally:
+        for pid in stopped:
+            os.kill(pid, signal.SIGCONT)
+
+
+def _full_disk(rehearsal: Rehearsal) -> Seen:
+    """Fill the disk under site-1's state while it trains, and make room after the round was refused."""
+    with _small_disk(rehearsal, "site-1") as state:
+        folder = _submit(rehearsal, "disk", quorum=1)
+        _wait_for_training(rehearsal, folder.name)
+        started = time.monotonic()
+        filler = state / "filler"
+        with filler.open("wb", buffering=0) as file:
+            try:
+                while file.write(bytes(4096)):
+                    pass
+            except OSError:
+                pass
+        log = rehearsal.site_kit("site-1") / "logs" / "node" / "supernode.log"
+        rehearsal.wait_for(lambda: "disk is full" in _read(log), "the refusal", every=0.2)
+        filler.unlink()
+        return _tell(rehearsal, folder, started)
+
+
+@contextmanager
+def _small_disk(rehearsal: Rehearsal, name: str) -> Iterator[Path]:
+    """Run a site with its state on a disk of 2 MB; needs the right to mount."""
+    state = rehearsal.site_kit(name) / "state"
+    kept = state.with_name("state-kept")
+    with ExitStack() as back:
+        rehearsal.end(name)
+        back.callback(rehearsal.wait_online, rehearsal.names)
+        back.callback(rehearsal.start_site, name)
+        shutil.copytree(state, kept)
+        back.callback(shutil.rmtree, kept)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m,mode=700", "tmpfs", str(state)], check=True)
+        back.callback(shutil.copytree, kept, state, dirs_exist_ok=True)
+        back.callback(subprocess.run, ["umount", str(state)], check=True)
+        shutil.copytree(kept, state, dirs_exist_ok=True)
+        rehearsal.start_site(name)
+        back.callback(_keep, state, kept)
+        back.callback(rehearsal.end, name)
+        rehearsal.wait_online(rehearsal.names)
+        yield state
+
+
+def _keep(state: Path, kept: Path) -> None:
+    shutil.rmtree(kept)
+    shutil.copytree(state, kept)
+
+
+def _read(log: Path) -> str:
+    return log.read_text(errors="replace") if log.exists() else ""
+
+
+def _other_backbone(*, permitted: bool) -> Callable[[Rehearsal], Seen]:
+    """Give site-1 weights of its own, other numbers for the same architecture, which its policy permits or not."""
+
+    def act(rehearsal: Rehearsal) -> Seen:
+        import timm
+        from safetensors.torch import save_file
+
+        from ept_fed.models.backbones import create_backbone
+
+        name = "backbone-permitted" if permitted else "backbone"
+        weights = rehearsal.folder / f"{name}.safetensors"
+        save_file(timm.create_model("test_vit", num_classes=0).state_dict(), weights)
+        digest = create_backbone("test_vit", weights=str(weights), image_size=64, seed=0).digest
+
+        def change() -> None:
+            rehearsal.fill_site("site-1", weights=str(weights))
+            path = rehearsal.site_kit("site-1") / "policy.yaml"
+            policy = yaml.safe_load(path.read_text())
+            # What the site has tuned before is what "first" permits.
+            policy["incoming"]["backbone"] = [digest] if permitted else "first"
+            path.write_text(yaml.safe_dump(policy))
+
+        with _other_site(rehearsal, "site-1", change):
+            started = time.monotonic()
+            folder = _submit(rehearsal, name)
+            status = _end(rehearsal, folder)
+            says = () if status == "done" else (str(read_json_file(folder, "result.json").get("ended")),)
+            lost = "that site's part" if status == "done" else "nothing"
+            return Seen(status, (*says, *_left_out(folder)), time.monotonic() - started, lost)
+
+    return act
+
+
+def _other_code(rehearsal: Rehearsal) -> Seen:
+    """Run site-1 for a while with another version of the code, as a site does that was not updated."""
+    environment = _customise(rehearsal.folder / "old-code", "import ept_fed; ept_fed.__version__ = '0.0.9'")
+    with ExitStack() as back:
+        rehearsal.end("site-1")
+        back.callback(rehearsal.wait_online, rehearsal.names)
+        back.callback(rehearsal.start_site, "site-1")
+        rehearsal.start_site("site-1", **environment)
+        back.callback(rehearsal.end, "site-1")
+        rehearsal.wait_online(rehearsal.names)
+        started = time.monotonic()
+        folder = _submit(rehearsal, "code")
+        status = _end(rehearsal, folder)
+        return Seen(status, _left_out(folder), time.monotonic() - started, "that site's part")
+
+
+@contextmanager
+def _other_site(rehearsal: Rehearsal, name: str, change: Callable[[], None]) -> Iterator[None]:
+    """Run a site with other files for a while."""
+    kit = rehearsal.site_kit(name)
+    before = {path: (kit / path).read_bytes() for path in ("site.yaml", "policy.yaml")}
+    for swap in (change, lambda: None):
+        rehearsal.end(name)
+        for path, content in before.items():
+            (kit / path).write_bytes(content)
+        swap()
+        rehearsal.start_site(name)
+        rehearsal.wait_online(rehearsal.names)
+        if swap is change:
+            yield
+
+
+def _refused_node(what: str, damage: Callable[[Rehearsal, Path], dict[str, str]]) -> Callable[[Rehearsal], Seen]:
+    """Start a SuperNode with a damaged copy of site-1's kit, and take what it logs and what `site check` says."""
+
+    def act(rehearsal: Rehearsal) -> Seen:
+        kit = rehearsal.copy_site("site-1", what)
+        environment = damage(rehearsal, kit)
+        started = time.monotonic()
+        log = kit / "logs" / "node" / "supernode.log"
+        rehearsal.start(what, "site", "start", str(kit), "--node-only", **environment)
+        try:
+            rehearsal.wait_for(lambda: any(word in _read(log) for word in _ENDED), "the refusal", every=0.2)
+            seconds = time.monotonic() - started
+        finally:
+            rehearsal.end(what)
+        wanted = ("code:", "CERTIFICATE_VERIFY_FAILED")
+        lines = [line.strip()[-160:] for line in _read(log).splitlines() if any(word in line for word in wanted)]
+        _, said = rehearsal.ask("site", "check", str(kit), "--json", **environment)
+        failed = [check for check in json.loads(said)["checks"] if check["state"] == "failed"]
+        checks = [f"check: {check['name']} {check['found']}" for check in failed if check["name"] in _CHECKED]
+        return Seen("refused", (*lines[:1], *checks), seconds)
+
+    return act
+
+
+_CHECKED = ("clock", "server", "registration")
+# A SuperNode that is refused for its clock says no more than the second.
+_ENDED = ("Exit Code", "terminated gracefully")
+
+
+def _unregistered_key(_rehearsal: Rehearsal, kit: Path) -> dict[str, str]:
+    (kit / "keys" / "node").write_bytes(spell_openssh_private(new_key()))
+    return {}
+
+
+def _foreign_authority(_rehearsal: Rehearsal, kit: Path) -> dict[str, str]:
+    Authority(kit / "foreign", "another", datetime.now(UTC), 30)
+    shutil.copy(kit / "foreign" / "ca.crt", kit / "tls" / "ca.crt")
+    return {}
+
+
+def _clock(seconds: int) -> Callable[[Rehearsal, Path], dict[str, str]]:
+    """Return how to shift the clock of a site's processes, as Python sees it."""
+
+    def shift(_rehearsal: Rehearsal, kit: Path) -> dict[str, str]:
+        return _customise(kit / "clock", _SHIFTED_CLOCK.format(seconds=seconds))
+
+    return shift
+
+
+def _customise(folder: Path, code: str) -> dict[str, str]:
+    """Return the environment in which every Python process runs some code before anything else."""
+    folder.mkdir(exist_ok=True)
+    (folder / "sitecustomize.py").write_text(code)
+    return {"PYTHONPATH": os.pathsep.join([str(folder), child_environment()["PYTHONPATH"]])}
+
+
+def _expired_server(rehearsal: Rehearsal) -> Seen:
+    """Try to start the server when its certificates have ended, as its clock sees it."""
+    rehearsal.end("server")
+    started = time.monotonic()
+    later = _clock(400 * 24 * 3600)(rehearsal, rehearsal.server.folder)
+    code, said = rehearsal.ask("server", "start", str(rehearsal.server.folder), **later)
+    seconds = time.monotonic() - started
+    rehearsal.start_server()
+    rehearsal.wait_online(rehearsal.names)
+    problems = tuple(line.strip(" *") for line in said.splitlines() if line.startswith("  *"))
+    return Seen("refused" if code == 2 else f"exit code {code}", problems, seconds)
+
+
+_GONE = ("went offline", "did not answer", "is not online")
+FAULTS: dict[str, Fault] = {
+    "no fault": Fault(_without, "done", lossless=True),
+    "SuperNode killed while the site trains": Fault(_during_training("supernode", _kill_supernode), "done", _GONE),
+    "worker killed while it trains": Fault(_during_training("worker", _kill_worker), "done", ("does not answer",)),
+    "proxy killed while sites train": Fault(_during_training("proxy", _restart_proxy), "done", lossless=True),
+    "server, SuperLink and proxy killed after round 1": Fault(_kill_server, "done", ("was cut off",), lossless=True),
+    "a site falls silent (deadline 20 s, quorum 1)": Fault(_silent_site, "done", ("did not answer in time",)),
+    "a site's disk is full for a while (quorum 1)": Fault(_full_disk, "done", ("disk is full",), mounts=True),
+    "a node with a key that is not registered": Fault(
+        _refused_node("unregistered", _unregistered_key), "refused", ("Failed to activate",), quick=True
+    ),
+    "a kit with another consortium's authority": Fault(
+        _refused_node("foreign", _foreign_authority), "refused", ("CERTIFICATE_VERIFY_FAILED",), quick=True
+    ),
+    "a site's clock is six minutes behind": Fault(
+        _refused_node("behind", _clock(-360)), "refused", ("clock",), quick=True
+    ),
+    "a site's clock is a minute ahead": Fault(_refused_node("ahead", _clock(60)), "refused", ("clock",), quick=True),
+    "the server's certificates have ended": Fault(_expired_server, "refused", ("ended",), quick=True),
+    "one of two sites has another backbone, which its policy refuses": Fault(
+        _other_backbone(permitted=False), "done", ("incoming.backbone",)
+    ),
+    "one of two sites has another backbone, which its policy permits": Fault(
+        _other_backbone(permitted=True), "failed", ("no majority",)
+    ),
+    "one of two sites has another version of the code": Fault(_other_code, "done", ("code version", "code:")),
+}

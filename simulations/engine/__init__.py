@@ -1,0 +1,1 @@
+"""Virtual sites in one process: rounds over LocalGrid, baselines, comparison, resume."""

@@ -1,0 +1,89 @@
+"""What a federation is measured against: every site alone, and all images in one place."""
+
+from collections.abc import Mapping
+
+from client.site.local_baseline import train_alone
+from client.site.site import Site
+from ept_fed.config.experiment import TrainingSettings
+from ept_fed.errors import InputRefusedError, Problem
+from ept_fed.progress import Progress
+from ept_fed.protocol.layout import Vector
+from ept_fed.reports.run.run_folder import RunFolder
+from ept_fed.storage.checkpoint_file import SealBrokenError
+from simulations.engine.virtual_sites import POOLED_SITE, VirtualFederation
+
+__all__ = ["make_heads", "train_centralised", "train_centralised_prompts", "train_local"]
+
+
+def train_local(federation: VirtualFederation, folder: RunFolder, progress: Progress) -> Mapping[str, Site]:
+    """Train every site alone, see `train_alone`; what an earlier process left in the folder is not trained again."""
+    sites = {
+        name: federation.create_site(data, federation.keep_states(folder, "local", name))
+        for name, data in federation.data.sites.items()
+    }
+    _train(sites, "local", federation, federation.experiment.training, progress)
+    return sites
+
+
+def train_centralised(federation: VirtualFederation, folder: RunFolder, progress: Progress) -> Site:
+    """Train one model on all sites' training images pooled, as a reference: one head, and S times the
+    steps per round, so neither a bound nor a like-for-like comparison."""
+    states = federation.keep_states(folder, "centralised", POOLED_SITE)
+    site = federation.create_site(federation.pooled(), states)
+    _train({POOLED_SITE: site}, "centralised", federation, federation.experiment.training, progress)
+    return site
+
+
+def train_centralised_prompts(
+    federation: VirtualFederation, folder: RunFolder, progress: Progress
+) -> Mapping[str, Site]:
+    """Give every site the prompts of `train_centralised`, to make a head of its own for them, see `make_heads`.
+
+    What prompts alone could carry if nobody had to average them, though no bound: averaging may also keep prompts from
+    overfitting. Needs `federation.share` prompts; the pooled head stays behind.
+    """
+    prompts = train_centralised(federation, folder, progress).own_payload()
+    return make_heads(federation, prompts, folder, progress, stage="centralised-prompts")
+
+
+def make_heads(
+    federation: VirtualFederation, prompts: Vector, folder: RunFolder, progress: Progress, *, stage: str
+) -> Mapping[str, Site]:
+    """Return sites that hold prompts still and make a head of their own for them, from their own images.
+
+    It is trained as often as in `train_local` (the same rounds, order, crops and start), computed, or common.
+
+    Args:
+        federation: whose `federation.share` is prompts.
+        prompts: a payload.
+        folder: where the sites' states are kept.
+        progress: told each site's rounds.
+        stage: what this is called there, and in the folder.
+    """
+    sites = {
+        name: federation.create_site(data, federation.keep_states(folder, stage, name))
+        for name, data in federation.data.sites.items()
+    }
+    training = federation.experiment.training
+    if training.head != "trained":
+        for site in sites.values():
+            site.adopt(prompts)
+    else:
+        epochs = training.head_first_epochs or training.epochs
+        still = {"prompt_lr": 0.0, "token_lr": 0.0, "method_lr": 0.0, "epochs": epochs, "head_first_epochs": 0}
+        _train(sites, stage, federation, training.model_copy(update=still), progress, start=prompts)
+    return sites
+
+
+def _train(
+    sites: Mapping[str, Site],
+    stage: str,
+    federation: VirtualFederation,
+    training: TrainingSettings,
+    progress: Progress,
+    start: Vector | None = None,
+) -> None:
+    try:
+        train_alone(sites, training, federation.experiment.federation.rounds, progress, stage=stage, start=start)
+    except SealBrokenError as broken:
+        raise InputRefusedError([Problem("--resume", stage, f"{broken}; remove the file")]) from broken

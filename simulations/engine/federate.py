@@ -1,0 +1,136 @@
+"""The federated part of a simulation: rounds over LocalGrid into a run folder, from the start or from a checkpoint."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from cryptography import x509
+from flwr.app import Context
+
+from client.in_process_app import MaskedSums, create_client_app
+from client.site.secure_aggregation import SecureRounds
+from client.site.site import Site
+from client.site.state_store import StateLostError
+from ept_fed.errors import InputRefusedError, Problem
+from ept_fed.privacy.secure_aggregation.round_session import weigh_site
+from ept_fed.progress import Progress
+from ept_fed.protocol.layout import Vector
+from ept_fed.protocol.messages import Phase
+from ept_fed.reports.run.run_folder import RunFolder
+from ept_fed.run_plan.plan import Plan
+from ept_fed.storage.checkpoint_file import SealBrokenError
+from server.app import create_server_app
+from server.rounds.checkpoints import Checkpoint, CheckpointFolder
+from server.rounds.loop import FederationResult
+from server.rounds.round_record import RoundRecord
+from simulations.engine.certify import certify_sites
+from simulations.engine.local_grid import run_locally
+
+__all__ = ["federate", "find_checkpoint"]
+
+
+def find_checkpoint(plan: Plan, data: str, sites: Mapping[str, Site], folder: RunFolder) -> Checkpoint | None:
+    """Return where a killed run of this plan stood, None if it had not finished a round; `data` is the images' digest.
+
+    Raises:
+        InputRefusedError: for a damaged checkpoint, one of another run, or sites whose state is older than it.
+    """
+    checkpoint = CheckpointFolder(folder.checkpoints, plan, data).load(folder.read_rounds())
+    if checkpoint is None:
+        return None
+    finished = checkpoint.records[-1].round
+    trained = {
+        name: record.round for record in checkpoint.records for name, entry in record.sites.items() if entry.examples
+    }
+    problems = []
+    for name, site in sites.items():
+        try:
+            held = site.state_before(finished + 1)
+        except (SealBrokenError, StateLostError) as lost:
+            problems.append(Problem("--resume", str(folder.path), f"{name}: {lost}; start a new run"))
+            continue
+        needed = trained.get(name, 0)
+        if (held.round if held else 0) < needed:
+            fix = f"{name}'s state of round {needed} is gone; start a new run"
+            problems.append(Problem("--resume", str(folder.path), fix))
+    if problems:
+        raise InputRefusedError(problems)
+    return checkpoint
+
+
+def federate(
+    plan: Plan,
+    data: str,
+    sites: Mapping[str, Site],
+    folder: RunFolder,
+    progress: Progress,
+    *,
+    resume: Checkpoint | None,
+    track: Callable[[Mapping[str, Any]], None] | None = None,
+) -> FederationResult:
+    """Run the plan's rounds, each written into the folder as it ends, and handed to `track` as it was written."""
+    results: list[FederationResult] = []
+
+    def find_site(context: Context) -> Site:
+        return sites[str(context.node_config["site"])]
+
+    progress.on_stage("federated", tuple(sites), plan.rounds)
+    # The last record of a checkpoint still lacks its evaluation, so its line is written again.
+    finished = len(resume.records) - 1 if resume else 0
+    folder.keep_rounds(finished)
+    if resume is None:
+        folder.write_prompts(plan, 0, plan.initial)
+    else:
+        progress.on_note(f"resuming after round {finished + 1} of {plan.rounds}")
+    recorder = _Recorder(plan, folder, progress, track)
+    checkpoints = CheckpointFolder(folder.checkpoints, plan, data)
+    authority, masked = _certify(plan, resume.records[-1].round if resume else 0)
+    server_app = create_server_app(
+        plan, recorder, results.append, resume=resume, save=checkpoints.save, authority=authority
+    )
+    run_locally(server_app, create_client_app(find_site, masked), tuple(sites))
+    (result,) = results
+    return result
+
+
+def _certify(plan: Plan, finished: int) -> tuple[x509.Certificate | None, MaskedSums | None]:
+    """Return what secure aggregation needs on both sides; the rounds that are finished are never summed again."""
+    if not plan.secure_sites:
+        return None, None
+    authority, credentials = certify_sites(plan.secure_sites)
+    rounds = {name: SecureRounds(name, partial(credentials.__getitem__, name), masked=finished) for name in credentials}
+    weigh = partial(weigh_site, weights=plan.weights, weight_cap=plan.weight_cap)
+    return authority, MaskedSums(rounds.__getitem__, plan.session, weigh, plan.fewest_masked)
+
+
+_WITHOUT = {"train": "trained nothing in", "mask": "did not stay to the end of", "evaluate": "did not evaluate"}
+
+
+class _Recorder:
+    """Writes each round into the run folder and passes its numbers on to the display."""
+
+    def __init__(
+        self, plan: Plan, folder: RunFolder, progress: Progress, track: Callable[[Mapping[str, Any]], None] | None
+    ) -> None:
+        self._plan, self._folder, self._progress, self._track = plan, folder, progress, track
+
+    def on_site(self, round_number: int, site: str, phase: Phase, metrics: Mapping[str, float]) -> None:
+        if phase == "train":
+            shown = {"loss": metrics["loss"], "auc": metrics["validation_auc"]}
+        else:
+            shown = {"auc": metrics["auc"]}
+        self._progress.on_site(round_number, site, shown)
+
+    def on_payload(self, round_number: int, payload: Vector, seconds: float) -> None:
+        self._folder.write_prompts(self._plan, round_number, payload)
+        self._progress.on_round(round_number, seconds)
+
+    def on_round(self, record: RoundRecord) -> None:
+        self._folder.write_round(record.to_json())
+        if self._track is not None:
+            self._track(record.to_json())
+        for refusal in record.refused:
+            did = _WITHOUT[refusal.phase]
+            self._progress.on_note(f"{refusal.site} {did} round {record.round}: {refusal.reason}")
+        if not record.aggregated:
+            self._progress.on_note(f"round {record.round} {record.outcome}")

@@ -1,0 +1,150 @@
+"""`ept-fed simulate`: one federation over virtual sites in this process, its baselines, and the comparison."""
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from client.report.privacy_spent import describe_private_rounds
+from client.report.run_summary import describe_run
+from client.site.export_model import release_model
+from client.site.site import Site
+from ept_fed.config.experiment import Experiment
+from ept_fed.errors import InputRefusedError, Problem
+from ept_fed.progress import Progress
+from ept_fed.reports.pages.write_reports import write_reports
+from ept_fed.reports.run.comparison import Comparison
+from ept_fed.reports.run.cross_site import write_cross_site
+from ept_fed.reports.run.run_folder import RunFolder
+from ept_fed.reports.run.run_log import log_to_file
+from ept_fed.run_plan.plan import Plan
+from ept_fed.tracking.scalars import describe_settings
+from ept_fed.tracking.tracker import Tracker
+from ept_fed.tracking.writers import TrackedRun, check_writers
+from server.rounds.checkpoints import Checkpoint
+from simulations.engine.compare import compare_settings, prepare_settings
+from simulations.engine.cross_site import assess_cross_site
+from simulations.engine.federate import federate, find_checkpoint
+from simulations.engine.gallery import collect_gallery
+from simulations.engine.virtual_sites import VirtualFederation, prepare_federation
+
+__all__ = ["simulate"]
+
+
+def simulate(
+    experiment: Experiment, out: Path, progress: Progress, *, resume: bool = False, track: Sequence[str] = ()
+) -> Mapping[str, Any]:
+    """Run an experiment into the folder `out` and return its report.
+
+    Args:
+        experiment: validated settings.
+        out: run folder; must not hold anything yet. It is created only once everything that can be refused was checked.
+        progress: told what happens.
+        resume: go on with a run of the same settings that was killed in `out`; a finished one is only reported.
+        track: names of `ept_fed.tracking.writers.WRITERS` that get each round's numbers too.
+
+    Returns:
+        the content of report.json; `status` is "failed" if no round averaged anything.
+
+    Raises:
+        InputRefusedError: with every problem of data, model and folder.
+    """
+    # Flower logs each phase at INFO; the run's own display says the same in the consortium's words.
+    logging.getLogger("flwr").setLevel(logging.WARNING)
+    started = time.perf_counter()
+    folder = RunFolder(out)
+    resume = resume and not folder.is_free()
+    problems = folder.check_resumable(experiment) if resume else folder.check_free()
+    problems += check_writers(track)
+    if resume and not problems and (finished := folder.read_finished()) is not None:
+        folder.drop_states()
+        return {**finished, "rows": Comparison.from_json(finished).rows(), "folder": str(out)}
+    federation = _prepare(experiment, problems)
+    plan = federation.plan()
+    sites = {
+        name: federation.create_site(data, federation.keep_states(folder, "federated", name))
+        for name, data in federation.data.sites.items()
+    }
+    checkpoint = find_checkpoint(plan, federation.data.digest, sites, folder) if resume else None
+    if resume:
+        folder.renew(experiment.to_yaml())
+    else:
+        folder.create(experiment.to_yaml())
+    folder.write_partition(federation.data.partition)
+    with log_to_file(out / "run.log"), Tracker(track, out, progress.on_note) as tracker:
+        # As in `federate`: the last record of a checkpoint still lacks its evaluation and comes again.
+        entered = folder.read_rounds()[: len(checkpoint.records) - 1] if checkpoint else []
+        tracker.start(TrackedRun(experiment.name, plan.run, describe_settings(experiment)), entered)
+        report, rows = _run(federation, plan, sites, folder, progress, checkpoint, tracker)
+        tracker.write_result(rows, done=report["status"] == "done")
+    report = {**report, "seconds": round(time.perf_counter() - started, 1)}
+    folder.write_report(report, rows)
+    if report["status"] == "done":
+        try:
+            write_reports(out, gallery=collect_gallery(out, federation))
+            folder.drop_states()
+        except InputRefusedError as refusal:
+            # The run itself is done and on disk; its pages must not make it look as if nothing had started.
+            progress.on_note(f"no report pages: {refusal}")
+    return {**report, "rows": rows, "folder": str(out)}
+
+
+def _run(
+    federation: VirtualFederation,
+    plan: Plan,
+    sites: Mapping[str, Site],
+    folder: RunFolder,
+    progress: Progress,
+    checkpoint: Checkpoint | None,
+    tracker: Tracker,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    for note in federation.data.notes:
+        progress.on_note(note)
+    experiment = federation.experiment
+    result = federate(
+        plan, federation.data.digest, sites, folder, progress, resume=checkpoint, track=tracker.write_round
+    )
+    settings = {}
+    if result.aggregated_anything:
+        for name, site in sites.items():
+            site.forget_after(result.rounds[-1].round)
+            site.adopt(result.payload)
+            folder.write_site_model(name, *release_model(site))
+        settings = prepare_settings(federation, sites, result.payload, folder, progress)
+    comparison = compare_settings(federation, settings, result, folder)
+    if experiment.evaluation.cross_site and settings:
+        write_cross_site(folder.path, assess_cross_site(federation.data.sites, settings["local"]))
+    report = describe_run(
+        experiment,
+        run=plan.run,
+        status="done" if result.aggregated_anything else "failed",
+        ended=result.ended,
+        classes=federation.data.classes,
+        backbone=federation.backbone,
+        layout=plan.layout,
+        data=federation.data.summary(),
+        notes=federation.data.notes,
+        limits={name: [sentence] for name, sentence in federation.data.thinned.items()},
+        device=federation.device,
+    )
+    privacy = {
+        name: describe_private_rounds(
+            experiment,
+            len(data.train),
+            sum(name in record.sites and record.sites[name].examples > 0 for record in result.rounds),
+        )
+        for name, data in federation.data.sites.items()
+    }
+    return {**report, "privacy": privacy, **comparison.to_json()}, comparison.rows()
+
+
+def _prepare(experiment: Experiment, problems: list[Problem]) -> VirtualFederation:
+    """Load data and model; raise their problems together with those already found."""
+    try:
+        federation = prepare_federation(experiment)
+    except InputRefusedError as refusal:
+        raise InputRefusedError([*problems, *refusal.problems]) from refusal
+    if problems:
+        raise InputRefusedError(problems)
+    return federation

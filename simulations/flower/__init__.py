@@ -1,0 +1,1 @@
+"""Virtual sites under Flower's own engines (`flwr run .`)."""

@@ -1,0 +1,132 @@
+"""What federated prompts are worth under which head: a common one, or one that each site makes for itself.
+
+python -m simulations.probes.heads CONFIG [--set KEY=VALUE …] [--federating KEY=VALUE …] [--seeds 0,1,2]
+    [--under "common head"] [--evidence 1,4,9]
+
+Prompts are federated in three ways: while every site trains a head of its own, while a head is averaged with them, and
+while all sites hold a common one still. Then the sites keep the prompts, and either the head that they were trained
+under or one of their own in its place, trained from their own images or in closed form; or the common one with what
+their own images add to it, for every `training.head_evidence` of --evidence. Every number is the mean over sites of the
+macro AUC on validation images, less that of sites that train prompts and head alone. What --federating sets, rounds for
+example, holds while prompts are federated, and neither alone nor for heads that are made afterwards.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean
+
+from client.site.site import Site
+from ept_fed.progress import Silent
+from ept_fed.protocol.layout import Vector
+from ept_fed.reports.run.run_folder import RunFolder
+from ept_fed.validation.load_experiment import load_experiment, override_experiment
+from simulations.engine.baselines import make_heads, train_local
+from simulations.engine.federate import federate
+from simulations.engine.virtual_sites import VirtualFederation, prepare_federation
+
+__all__ = ["compare_heads"]
+
+# By how the head was made while the prompts were federated.
+_WAYS = {
+    "heads at home": [],
+    "head averaged": ["federation.share=prompts+head"],
+    "common head": ["training.head=common"],
+}
+
+Scores = Mapping[str, float]
+
+
+def main() -> None:
+    """Print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", type=Path)
+    parser.add_argument("--set", action="append", default=[], dest="overrides")
+    parser.add_argument("--federating", action="append", default=[])
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--under", action="append", choices=tuple(_WAYS), default=[])
+    parser.add_argument("--evidence", default="", help="images per class, separated by commas")
+    arguments = parser.parse_args()
+    evidence = [float(given) for given in arguments.evidence.split(",") if given]
+    gains: dict[tuple[str, str], list[list[float]]] = {}
+    for seed in map(int, arguments.seeds.split(",")):
+        federation = prepare_federation(load_experiment(arguments.config, [*arguments.overrides, f"seed={seed}"]))
+        with tempfile.TemporaryDirectory() as scratch:
+            found = compare_heads(federation, arguments.federating, Path(scratch), arguments.under, evidence)
+        home = found.pop(("alone", "trained"))
+        print(f"seed {seed}: alone {fmean(home.values()):.3f}", flush=True)
+        for row, scores in found.items():
+            differences = [scores[site] - home[site] for site in home]
+            print(f"seed {seed}: {', '.join(row)}: {fmean(differences):+.3f}", flush=True)
+            gains.setdefault(row, []).append(differences)
+    print(
+        "| prompts federated under | head then | gain over staying home, by seed | sites that gain |\n|---|---|---|---|"
+    )
+    for (way, head), runs in gains.items():
+        means = [fmean(site) for site in zip(*runs, strict=True)]
+        told = ", ".join(f"{fmean(run):+.3f}" for run in runs)
+        print(f"| {way} | {head} | {told} | {sum(mean > 0 for mean in means)} of {len(means)} |")
+
+
+def compare_heads(
+    federation: VirtualFederation,
+    federating: Sequence[str],
+    scratch: Path,
+    under: Collection[str] = (),
+    evidence: Sequence[float] = (),
+) -> dict[tuple[str, str], Scores]:
+    """Return each site's macro AUC by how prompts were federated, and by the head that was put on them.
+
+    Args:
+        federation: whose sites share prompts, with heads trained at home.
+        federating: settings that hold while prompts are federated.
+        scratch: an empty folder.
+        under: names of `_WAYS` to federate prompts in; empty takes all.
+        evidence: values of `training.head_evidence` for what sites add to a common head.
+    """
+    heads = {"trained anew": [], "closed form": ["training.head=discriminant"]}
+    scores = {("alone", "trained"): _assess(train_local(federation, RunFolder(scratch / "alone"), Silent()))}
+    for way, changes in _WAYS.items():
+        if under and way not in under:
+            continue
+        changed = _change(federation, *federating, *changes)
+        folder = RunFolder(scratch / way)
+        sites, prompts = _federate(changed, folder)
+        scores[way, "kept"] = _assess(sites)
+        added = {
+            f"kept, own counts half from {value:g}": ["training.head=common+own", f"training.head_evidence={value:g}"]
+            for value in (evidence if way == "common head" else ())
+        }
+        for head, settings in {**heads, **added}.items():
+            other = _change(federation, *settings)
+            scores[way, head] = _assess(make_heads(other, prompts, folder, Silent(), stage=head))
+    return scores
+
+
+def _change(federation: VirtualFederation, *changes: str) -> VirtualFederation:
+    return replace(federation, experiment=override_experiment(federation.experiment, changes))
+
+
+def _federate(federation: VirtualFederation, folder: RunFolder) -> tuple[Mapping[str, Site], Vector]:
+    """Return the sites with the average, and its prompts without a head."""
+    plan = federation.plan()
+    sites = {
+        name: federation.create_site(data, federation.keep_states(folder, "federated", name))
+        for name, data in federation.data.sites.items()
+    }
+    payload = federate(plan, federation.data.digest, sites, folder, Silent(), resume=None).payload
+    for site in sites.values():
+        site.adopt(payload)
+    layout = _change(federation, "federation.share=prompts").plan().layout
+    tensors = plan.layout.unflatten(payload)
+    return sites, layout.flatten({name: tensors[name] for name, _ in layout.shapes})
+
+
+def _assess(sites: Mapping[str, Site]) -> Scores:
+    return {name: site.assess(site.data.validation)[1]["auc"] for name, site in sites.items()}
+
+
+if __name__ == "__main__":
+    main()
