@@ -86,7 +86,7 @@ def list_trials(sites: int) -> Iterator[Trial]:
     for attack in ATTACKS:
         yield Trial("fedavg", None, attack)
         if attack == "NaN":
-            # Refused at the door under every strategy alike: tests/server/test_rounds.py.
+            # Refused at the door under every strategy alike: tests/server/rounds/test_loop.py.
             continue
         yield Trial("fedavg", 10.0, attack)
         for name in ROBUST:

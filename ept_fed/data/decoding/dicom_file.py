@@ -40,7 +40,7 @@ _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 _GRAYSCALE = ("MONOCHROME1", "MONOCHROME2")
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 
-# What pydicom and its decoders raise on damaged files (tests/data/test_dicom.py damages some).
+# What pydicom and its decoders raise on damaged files (tests/ept_fed/data/decoding/test_dicom_file.py damages some).
 _READER_ERRORS = (
     OSError,
     ValueError,

@@ -12,7 +12,7 @@ __all__ = ["MAX_SIDE", "UnreadableImageError", "decode_image", "image_mode"]
 MAX_SIDE = 10_000
 _SIXTEEN_BIT_MODES = frozenset({"I", "I;16", "I;16B", "I;16L", "I;16N", "F"})
 
-# What Pillow's decoders raise on damaged files (tests/data/test_decode.py damages some).
+# What Pillow's decoders raise on damaged files (tests/ept_fed/data/decoding/test_image_file.py damages some).
 _DECODER_ERRORS = (
     OSError,
     ValueError,

@@ -1,0 +1,86 @@
+"""The site's policy: strict by default, refused as a whole if anything in it is not understood."""
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from client.gate.policy import Policy, TrainingRanges, load_policy
+from ept_fed.config.experiment import TrainingSettings
+from ept_fed.errors import InputRefusedError
+from ept_fed.protocol.messages import EVALUATE_METRICS, QUALITY_METRICS
+
+TEMPLATE = Path(__file__).resolve().parents[3] / "ept_fed" / "assets" / "policy.yaml"
+
+
+def test_without_a_file_the_strictest_policy_holds_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        policy = load_policy(tmp_path / "policy.yaml")
+    assert policy == Policy()
+    assert "strictest policy" in caplog.text
+    assert not policy.outgoing.head
+    assert not policy.outgoing.gradient
+    assert policy.incoming.backbone is None
+
+
+def test_the_template_is_the_default_but_for_the_backbone() -> None:
+    policy = load_policy(TEMPLATE)
+    assert policy.incoming.backbone == "first"
+    strict = policy.model_copy(update={"incoming": policy.incoming.model_copy(update={"backbone": None})})
+    assert strict == Policy()
+
+
+def test_the_template_shows_every_rule() -> None:
+    policy, text = Policy(), TEMPLATE.read_text()
+    for section in (policy.outgoing, policy.incoming, policy.incoming.training, policy.outgoing.update):
+        for name in type(section).model_fields:
+            assert f"{name}:" in text, name
+
+
+def test_every_number_that_a_server_can_ask_for_has_a_range() -> None:
+    numbers = {name for name, value in TrainingSettings() if isinstance(value, (int, float)) and value is not False}
+    assert numbers == set(TrainingRanges.model_fields)
+    training = TrainingSettings()
+    for name, (least, most) in TrainingRanges():
+        assert least <= getattr(training, name) <= most
+
+
+def test_every_metric_of_the_protocol_can_be_allowed() -> None:
+    assert set(Policy().outgoing.metrics) == {*QUALITY_METRICS, "seconds"} == set(EVALUATE_METRICS)
+
+
+def test_all_problems_of_a_file_come_together(tmp_path: Path) -> None:
+    path = tmp_path / "policy.yaml"
+    path.write_text(
+        "outgoing: {heads: true, digits: 99, tensors: [images, head.weight], metrics: [confusion]}\n"
+        "incoming: {training: {epochs: [3, 1]}, methods: [eptt], backbone: [abc]}\n"
+    )
+    with pytest.raises(InputRefusedError) as refusal:
+        load_policy(path)
+    fields = {problem.field for problem in refusal.value.problems}
+    assert fields >= {
+        "schema",
+        "outgoing.heads",
+        "outgoing.digits",
+        "outgoing.tensors.0",
+        "outgoing.tensors.1",
+        "outgoing.metrics.0",
+        "incoming.training.epochs",
+        "incoming.methods.0",
+    }
+    assert "did you mean 'head'?" in str(refusal.value)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "schema: 2", "schema: 1\nschema: 1", "schema: 1\noutgoing: {head: maybe}"])
+def test_a_file_that_is_not_understood_permits_nothing(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "policy.yaml"
+    path.write_text(text)
+    with pytest.raises(InputRefusedError):
+        load_policy(path)
+
+
+def test_every_rule_counts_in_the_digest() -> None:
+    looser = Policy.model_validate({"schema": 1, "outgoing": {"head": True}})
+    assert looser.digest != Policy().digest == Policy.model_validate({"schema": 1}).digest

@@ -1,0 +1,167 @@
+"""In use the head is the common one and a share of the site's own discriminant; prompts never train under the share."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from client.site.personalise import fine_tune
+from client.site.site import Site
+from ept_fed.config.experiment import Experiment
+from ept_fed.errors import InputRefusedError
+from ept_fed.progress import Silent
+from ept_fed.protocol.messages import MessageRefusedError, RoundRequest
+from ept_fed.reports.run.run_folder import RunFolder
+from ept_fed.training.common_head import CommonHead
+from simulations.benchmark.grid import list_cells
+from simulations.engine.baselines import train_local
+from simulations.engine.virtual_sites import prepare_federation
+from tests.ept_fed.training.federating import train_federation
+
+Micro = Callable[..., Experiment]
+BOTH = ("training.head=common+own", "model.tokens=1", "federation.rounds=2")
+COMMON = ("training.head=common", *BOTH[1:])
+
+
+def head_of(site: Site) -> tuple[np.ndarray, np.ndarray]:
+    head: nn.Linear = site.model.head
+    return head.weight.detach().numpy().copy(), head.bias.detach().numpy().copy()
+
+
+def expected_head(site: Site, start: dict[str, np.ndarray], evidence: float) -> tuple[np.ndarray, np.ndarray]:
+    """The common head and the share of what `head: discriminant` would compute for the prompts at hand."""
+    assert site.head_fit is not None
+    replace(site.head_fit, common=None).apply(site.model, site.data.train)
+    weight, bias = head_of(site)
+    labels = site.data.train.labels.numpy()
+    each = len(labels) / len(np.unique(labels))
+    share = each / (each + evidence)
+    return start["model/head.weight"] + share * weight, start["model/head.bias"] + share * bias
+
+
+@given(images=st.floats(0, 1e6), evidence=st.floats(0.01, 100), seed=st.integers(0, 99))
+def test_the_own_share_grows_with_the_images_from_none_to_all(images: float, evidence: float, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    weight, bias, own, offset = rng.normal(size=(3, 4)), rng.normal(size=3), rng.normal(size=(3, 4)), rng.normal(size=3)
+    common = CommonHead(weight, bias, evidence)
+    for found, expected in zip(common.add(own, offset, 0), (weight, bias), strict=True):
+        np.testing.assert_array_equal(found, expected)
+    half = common.add(own, offset, evidence)
+    np.testing.assert_allclose(half[0], weight + own / 2)
+    np.testing.assert_allclose(half[1], bias + offset / 2)
+    fewer, more = (common.add(own, offset, number)[0] - weight for number in (images, images + 1))
+    assert np.linalg.norm(fewer) < np.linalg.norm(more) < np.linalg.norm(own)
+
+
+def test_prompts_train_as_under_the_common_head_alone(micro: Micro, tmp_path: Path) -> None:
+    _, common = train_federation(prepare_federation(micro(*COMMON)), tmp_path / "common")
+    _, both = train_federation(prepare_federation(micro(*BOTH)), tmp_path / "both")
+    assert np.array_equal(common, both)
+    alone = [
+        train_local(prepare_federation(micro(*settings)), RunFolder(tmp_path / settings[0]), Silent())
+        for settings in (COMMON, BOTH)
+    ]
+    for name, site in alone[0].items():
+        assert np.array_equal(site.own_payload(), alone[1][name].own_payload())
+
+
+@pytest.mark.parametrize("evidence", [0.5, 4.0])
+def test_in_use_each_site_adds_its_own_share(micro: Micro, tmp_path: Path, evidence: float) -> None:
+    federation = prepare_federation(micro(*BOTH, f"training.head_evidence={evidence}"))
+    sites, payload = train_federation(federation, tmp_path)
+    heads = []
+    for site in sites.values():
+        site.adopt(payload)
+        heads.append(head_of(site))
+        for found, expected in zip(heads[-1], expected_head(site, federation.slot.start, evidence), strict=True):
+            np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    assert not np.allclose(heads[0][0], heads[1][0])
+
+
+def test_labels_that_occur_together_count_by_class_too(micro: Micro) -> None:
+    federation = prepare_federation(micro(*BOTH))
+    site = federation.create_site(next(iter(federation.data.sites.values())))
+    site.adopt(site.initial())
+    single = head_of(site)
+    images = site.data.train
+    images.labels, images.task = nn.functional.one_hot(images.labels, site.model.head.out_features), "multi_label"
+    assert site.head_fit is not None
+    site.head_fit.apply(site.model, images)
+    several = head_of(site)
+    assert np.isfinite(several[0]).all()
+    assert np.linalg.norm(several[0] - federation.slot.start["model/head.weight"]) > 0
+    assert not np.allclose(single[0], several[0])
+    images.labels = torch.zeros_like(images.labels)
+    site.head_fit.apply(site.model, images)
+    np.testing.assert_array_equal(head_of(site)[0], federation.slot.start["model/head.weight"])
+
+
+def test_a_site_alone_ends_with_its_share_and_goes_on_from_the_common_head(micro: Micro, tmp_path: Path) -> None:
+    federation = prepare_federation(micro(*BOTH))
+    whole = train_local(federation, RunFolder(tmp_path / "whole"), Silent())
+    for name, data in federation.data.sites.items():
+        states = federation.keep_states(RunFolder(tmp_path / "parts"), "local", name)
+        federation.create_site(data, states).fit(federation.experiment.training, 1, 2)
+        again = federation.create_site(data, states)
+        again.fit(federation.experiment.training, 2, 2)
+        assert np.array_equal(again.own_payload(), whole[name].own_payload())
+        for found, expected in zip(head_of(again), expected_head(again, federation.slot.start, 4.0), strict=True):
+            np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_fine_tuned_prompts_train_under_the_common_head_and_get_a_share_of_their_own(micro: Micro) -> None:
+    tuned = {}
+    for settings in (COMMON, BOTH):
+        federation = prepare_federation(micro(*settings))
+        site = federation.create_site(next(iter(federation.data.sites.values())))
+        fine_tune(site, site.initial(), federation.experiment.training, epochs=1, seed=0)
+        tuned[settings[0]] = (site.export(), head_of(site))
+    assert np.array_equal(tuned[COMMON[0]][0], tuned[BOTH[0]][0])
+    assert not np.allclose(tuned[COMMON[0]][1][0], tuned[BOTH[0]][1][0])
+
+
+def test_a_request_for_another_kind_of_head_is_refused(micro: Micro) -> None:
+    federation = prepare_federation(micro(*BOTH))
+    site, plan = federation.create_site(next(iter(federation.data.sites.values()))), federation.plan()
+    for kind in ("discriminant", "common", "trained"):
+        other = federation.experiment.training.model_copy(update={"head": kind})
+        request = RoundRequest(plan.header(1), "train", plan.rounds, plan.initial, "train", other.model_dump_json())
+        with pytest.raises(MessageRefusedError, match=r"training\.head"):
+            site.train(request)
+
+
+def test_a_benchmark_has_no_cell_that_would_share_it(micro: Micro) -> None:
+    grid = "benchmark={methods: [both], reference: both, seeds: [0], variants: {both: [training.head=common+own]}}"
+    cells = list_cells(micro(grid))
+    assert {cell.setting for cell in cells} == {"local", "federated", "centralised"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "field"),
+    [
+        (("federation.share=prompts+head",), "federation.share"),
+        (("training.head_first_epochs=1",), "training.head_first_epochs"),
+        (("personalisation.ditto=0.1",), "personalisation.ditto"),
+        (("model.method=linear", "model.tokens=0", "federation.payload=raw"), "training.head"),
+        (("training.head_evidence=0",), "training.head_evidence"),
+    ],
+)
+def test_what_does_not_go_with_it_is_refused(overrides: tuple[str, ...], field: str, micro: Micro) -> None:
+    with pytest.raises(InputRefusedError) as refusal:
+        micro(*BOTH, *overrides)
+    assert field in {problem.field for problem in refusal.value.problems}
+
+
+def test_the_head_of_a_pooled_model_is_of_all_images(micro: Micro) -> None:
+    federation = prepare_federation(micro(*BOTH))
+    pooled = federation.create_site(federation.pooled())
+    pooled.fit(federation.experiment.training, 1, 1)
+    for found, expected in zip(head_of(pooled), expected_head(pooled, federation.slot.start, 4.0), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    assert torch.isfinite(pooled.model.head.weight).all()

@@ -1,0 +1,76 @@
+"""A head that every site draws from the run's seed: prompts learn for it, and whoever has them has the whole model."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ept_fed.config.experiment import Experiment
+from ept_fed.errors import InputRefusedError
+from ept_fed.progress import Silent
+from ept_fed.reports.run.run_folder import RunFolder
+from simulations.benchmark.grid import list_cells
+from simulations.engine.baselines import train_centralised_prompts
+from simulations.engine.virtual_sites import prepare_federation
+from tests.ept_fed.training.federating import train_federation
+
+Micro = Callable[..., Experiment]
+COMMON = ("training.head=common", "model.tokens=1", "federation.rounds=2")
+PRIVATE = ("training.privacy={clip: 1.0, noise_multiplier: 1.0}", "model.method=ept")
+
+
+@pytest.mark.parametrize("private", [(), PRIVATE], ids=["", "private"])
+def test_no_site_moves_a_common_head_and_all_classify_alike(
+    micro: Micro, tmp_path: Path, private: tuple[str, ...]
+) -> None:
+    federation = prepare_federation(micro(*COMMON, *private))
+    start = federation.slot.start
+    sites, payload = train_federation(federation, tmp_path)
+    assert not np.array_equal(payload, federation.plan().initial)
+    images = next(iter(federation.data.sites.values())).test
+    told = []
+    for site in sites.values():
+        site.adopt(payload)
+        assert torch.equal(site.model.head.weight, torch.from_numpy(start["model/head.weight"]))
+        told.append(site.assess(images)[0])
+    for other in told[1:]:
+        np.testing.assert_allclose(other, told[0], atol=1e-6)
+
+
+def test_prompts_learn_beside_it_as_beside_a_head_whose_rate_is_zero(micro: Micro, tmp_path: Path) -> None:
+    _, common = train_federation(prepare_federation(micro(*COMMON)), tmp_path / "common")
+    still = micro(*COMMON[1:], "training.head_lr=0")
+    _, held = train_federation(prepare_federation(still), tmp_path / "held")
+    np.testing.assert_allclose(common, held, atol=1e-6)
+
+
+def test_pooled_prompts_are_judged_under_it_too(micro: Micro, tmp_path: Path) -> None:
+    federation = prepare_federation(micro(*COMMON))
+    sites = train_centralised_prompts(federation, RunFolder(tmp_path), Silent())
+    weights = []
+    for site in sites.values():
+        weights.append(site.model.head.weight.detach().clone())
+    assert all(torch.equal(weights[0], other) for other in weights)
+
+
+def test_a_benchmark_has_no_cell_that_would_share_it(micro: Micro) -> None:
+    grid = "benchmark={methods: [common], reference: common, seeds: [0], variants: {common: [training.head=common]}}"
+    cells = list_cells(micro(grid))
+    assert {cell.setting for cell in cells} == {"local", "federated", "centralised"}
+    assert {cell.experiment.federation.share for cell in cells} == {"prompts"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "field"),
+    [
+        (("federation.share=prompts+head",), "federation.share"),
+        (("training.head_first_epochs=1",), "training.head_first_epochs"),
+        (("model.method=linear", "model.tokens=0", "federation.payload=raw"), "training.head"),
+    ],
+)
+def test_what_does_not_go_with_a_common_head_is_refused(overrides: tuple[str, ...], field: str, micro: Micro) -> None:
+    with pytest.raises(InputRefusedError) as refusal:
+        micro(*COMMON, *overrides)
+    assert field in {problem.field for problem in refusal.value.problems}
