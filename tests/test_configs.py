@@ -14,7 +14,6 @@ from typer.testing import CliRunner
 
 import ept_fed.validation.data
 import ept_fed.validation.experiment
-from ept_fed.cli import benchmark, provision, simulate
 from ept_fed.cli.main import app
 from ept_fed.config.consortium import load_federation
 from ept_fed.config.experiment import Experiment
@@ -71,7 +70,7 @@ def test_commands_are_found_wherever_a_header_quotes_them() -> None:
 def test_every_command_of_a_header_is_accepted(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reached: list[str] = []
 
-    def load(verb: str) -> Callable[..., Any]:
+    def stand_in(verb: str) -> Callable[..., Any]:
         def start(given: Experiment | Path, *_: Any, **options: Any) -> None:
             if isinstance(given, Path):
                 load_federation(given)
@@ -82,8 +81,12 @@ def test_every_command_of_a_header_is_accepted(path: Path, monkeypatch: pytest.M
 
         return start
 
-    for module in (benchmark, provision, simulate):
-        monkeypatch.setattr(module, "load_engine", load)
+    for verb, engine in (
+        ("simulate", "simulations.engine.simulate.simulate"),
+        ("benchmark", "simulations.benchmark.run.benchmark"),
+        ("provision", "server.provisioning.provision.provision"),
+    ):
+        monkeypatch.setattr(engine, stand_in(verb))
     monkeypatch.chdir(ROOT)
     for name, *words in quoted(path):
         assert name == "ept-fed"

@@ -15,8 +15,8 @@ from client.gate.witnesses import find_missing, find_served, spell_served
 from client.ledger.entry import Entry
 from client.ledger.ledger import Ledger, LedgerBrokenError, LedgerBusyError, Record, tip_path
 from client.ledger.verify import examine
-from ept_fed.bundles.signing import read_private_key
 from ept_fed.errors import InputRefusedError, Problem
+from ept_fed.pki.signing import read_private_key
 from ept_fed.validation.load_site import SiteSettings
 
 __all__ = [

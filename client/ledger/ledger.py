@@ -35,7 +35,7 @@ from client.ledger.entry import (
 )
 from client.ledger.partial_writes import find_unrecorded, set_aside
 from client.ledger.verify import PUBLIC_KEY, examine
-from ept_fed.bundles.signing import fingerprint
+from ept_fed.pki.signing import fingerprint
 from ept_fed.storage.files import sync_folder
 
 __all__ = ["LEFT", "Ledger", "LedgerBrokenError", "LedgerBusyError", "Record", "tip_path"]

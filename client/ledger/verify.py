@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from client.ledger.crash_recovery import is_torn_line, is_unbegun, split_lines
 from client.ledger.entry import FIRST, NOTHING, Entry, Tip, hash_line, parse_entry, parse_tip
-from ept_fed.bundles.signing import fingerprint
+from ept_fed.pki.signing import fingerprint
 
 __all__ = ["PUBLIC_KEY", "Examination", "Finding", "Kind", "Seen", "examine", "read_public_pem"]
 

@@ -15,8 +15,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load
 
 from ept_fed.bundles.description import Description, parse_description
-from ept_fed.bundles.signing import verify
 from ept_fed.errors import InputRefusedError, Problem
+from ept_fed.pki.signing import verify
 from ept_fed.protocol.layout import Vector
 
 __all__ = ["DESCRIPTION", "MODEL", "SIGNATURE", "Bundle", "check_tensors", "open_bundle", "read_bundle"]

@@ -14,8 +14,8 @@ import ept_fed
 from ept_fed.bundles.bundle import DESCRIPTION, MODEL, SIGNATURE, Bundle, open_bundle
 from ept_fed.bundles.description import Description, spell_description
 from ept_fed.bundles.release import Release, read_release
-from ept_fed.bundles.signing import read_private_key, sign, write_key
 from ept_fed.errors import InputRefusedError, Problem
+from ept_fed.pki.signing import read_private_key, sign, write_key
 from ept_fed.reports.run.run_folder import site_folder
 from ept_fed.storage.files import write_bytes
 

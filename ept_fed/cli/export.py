@@ -67,8 +67,8 @@ def _export(
 ) -> dict[str, Any]:
     """Check everything, make everything in memory, then write."""
     from ept_fed.bundles.export import prepare_bundle
-    from ept_fed.bundles.signing import public_key_path
     from ept_fed.errors import InputRefusedError, Problem
+    from ept_fed.pki.signing import public_key_path
     from ept_fed.storage.files import write_bytes
 
     problems, prepared, files = [], None, {}

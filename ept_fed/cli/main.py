@@ -9,29 +9,24 @@ from typing import Annotated
 import typer
 
 import ept_fed
-from ept_fed.cli import audit, benchmark, doctor, export, predict, provision, rehearse, report, server, simulate, site
+from ept_fed.cli import doctor, export, predict
+from ept_fed.cli.commands import CHECKS, ONE_MACHINE, OrderedGroup, add_installed_commands
 
 __all__ = ["app", "main"]
 
 app = typer.Typer(
     name="ept-fed",
+    cls=OrderedGroup,
     help="Tune the prompts of one frozen vision transformer across hospitals; no image leaves a site.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_show_locals=False,
 )
-app.command(epilog=simulate.EXAMPLES)(simulate.simulate)
-app.command(epilog=benchmark.EXAMPLES)(benchmark.benchmark)
-app.command(epilog=export.EXAMPLES)(export.export)
-app.command(epilog=predict.EXAMPLES)(predict.predict)
-app.command(epilog=report.EXAMPLES)(report.report)
-app.add_typer(provision.app)
-doctor.app.command(epilog=rehearse.EXAMPLES)(rehearse.rehearse)
-app.add_typer(doctor.app)
-app.add_typer(server.app)
-app.add_typer(site.app)
-app.add_typer(audit.app)
+app.command(epilog=export.EXAMPLES, rich_help_panel=ONE_MACHINE)(export.export)
+app.command(epilog=predict.EXAMPLES, rich_help_panel=ONE_MACHINE)(predict.predict)
+app.add_typer(doctor.app, rich_help_panel=CHECKS)
+add_installed_commands(app)
 
 
 def _print_version(wanted: bool) -> None:

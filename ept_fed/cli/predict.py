@@ -73,8 +73,8 @@ def _predict(
 ) -> tuple["Bundle", list["ImagePrediction"]]:
     from ept_fed.bundles.bundle import read_bundle
     from ept_fed.bundles.find_images import find_images
-    from ept_fed.bundles.signing import read_public_key
     from ept_fed.errors import InputRefusedError, Problem
+    from ept_fed.pki.signing import read_public_key
 
     if out is not None and out.exists():
         raise InputRefusedError([Problem("--out", str(out), "already exists; name another file, or delete it")])

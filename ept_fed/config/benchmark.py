@@ -1,19 +1,14 @@
-"""The grid of `ept-fed benchmark`, and what one of its cells is."""
+"""The grid of `ept-fed benchmark`: its axes, and the ways of working together that it compares."""
 
-import hashlib
-import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from ept_fed.catalog.methods import METHODS
 from ept_fed.config.base import Count, Seed, Settings
 
-if TYPE_CHECKING:
-    from ept_fed.config.experiment import Experiment
-
-__all__ = ["SETTINGS", "BenchmarkSettings", "Cell", "Fold", "Setting", "SettingInfo"]
+__all__ = ["SETTINGS", "BenchmarkSettings", "Fold", "Setting", "SettingInfo"]
 
 Setting = Literal["local", "federated", "federated+head", "centralised", "centralised-prompts"]
 Fold = Literal["test", "validation"]
@@ -74,39 +69,3 @@ class BenchmarkSettings(Settings):
     )
     fold: Fold = Field("test", description="the images that count; choose settings on validation, and report on test")
     reference: str = Field("ept", description="the row that the others are paired with, by shots, seed and setting")
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One training of the grid.
-
-    Attributes:
-        method: the row's name.
-        shots: images per class and site; None for all.
-        sampling: of splits and shots; None: the seed's own.
-        seed: of everything else that is random.
-        setting: how the sites work together.
-        fold: the images that its numbers are measured on.
-        experiment: the settings that this cell trains with.
-    """
-
-    method: str
-    shots: int | None
-    sampling: int | None
-    seed: int
-    setting: Setting
-    fold: Fold
-    experiment: "Experiment"
-
-    @property
-    def key(self) -> str:
-        """16 hex digits of the SHA-256 of all that the cell's numbers depend on; names of rows are not among it."""
-        identity = json.dumps([self.experiment.run_id, self.setting, self.fold])
-        return hashlib.sha256(identity.encode()).hexdigest()[:16]
-
-    @property
-    def title(self) -> str:
-        """What a person calls the cell."""
-        shots = "all images" if self.shots is None else f"{self.shots} shots"
-        sampling = "" if self.sampling is None else f"sampling {self.sampling}, "
-        return f"{self.method}, {shots}, {sampling}seed {self.seed}, {self.setting}"

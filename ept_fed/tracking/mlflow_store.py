@@ -16,7 +16,7 @@ from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 
 from ept_fed.storage.files import write_text
-from ept_fed.tracking.writers import TrackedRun
+from ept_fed.tracking.writer import TrackedRun
 
 __all__ = ["MLflowWriter"]
 

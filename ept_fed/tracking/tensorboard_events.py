@@ -13,7 +13,7 @@ from tensorboard.plugins.hparams.summary_v2 import hparams_pb
 from tensorboard.plugins.text.metadata import create_summary_metadata
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from ept_fed.tracking.writers import TrackedRun
+from ept_fed.tracking.writer import TrackedRun
 
 __all__ = ["TensorBoardWriter"]
 

@@ -8,9 +8,10 @@ from ept_fed.config.experiment import Experiment
 from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.reports.run.comparison import Comparison
 from ept_fed.reports.run.read_run import read_run
+from ept_fed.tracking.registry import WRITERS, check_writers
 from ept_fed.tracking.scalars import describe_settings
 from ept_fed.tracking.tracker import Tracker
-from ept_fed.tracking.writers import WRITERS, TrackedRun, check_writers
+from ept_fed.tracking.writer import TrackedRun
 
 __all__ = ["track_run"]
 

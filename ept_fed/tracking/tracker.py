@@ -7,8 +7,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from ept_fed.tracking.registry import WRITERS
 from ept_fed.tracking.scalars import list_result, list_round, tabulate
-from ept_fed.tracking.writers import WRITERS, TrackedRun, Writer
+from ept_fed.tracking.writer import TrackedRun, Writer
 
 __all__ = ["Tracker"]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from client.site.site import Site
-from ept_fed.config.benchmark import Cell
+from ept_fed.config.benchmark_cell import Cell
 from ept_fed.data.datasets.prepare import SiteData
 from ept_fed.errors import InputRefusedError
 from ept_fed.progress import Progress, Silent

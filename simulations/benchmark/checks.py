@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ept_fed.config.benchmark import Cell
+from ept_fed.config.benchmark_cell import Cell
 from ept_fed.errors import InputRefusedError, Problem
 from simulations.benchmark.cell import CellTrainer
 from simulations.benchmark.grid import tell_of_row

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ept_fed.catalog.methods import COMMON_HEADS, METHODS
-from ept_fed.config.benchmark import SETTINGS, BenchmarkSettings, Cell, Setting
+from ept_fed.config.benchmark import SETTINGS, BenchmarkSettings, Setting
+from ept_fed.config.benchmark_cell import Cell
 from ept_fed.config.data import DataSettings
 from ept_fed.config.diff import flatten_settings
 from ept_fed.config.experiment import EPT_SETTINGS, LOCAL_SETTINGS, Experiment, ModelSettings

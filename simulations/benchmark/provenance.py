@@ -10,7 +10,7 @@ import timm
 import torch
 
 import ept_fed
-from ept_fed.config.benchmark import Cell
+from ept_fed.config.benchmark_cell import Cell
 from ept_fed.config.data import LOCAL_DATA_FIELDS
 from ept_fed.config.experiment import Experiment
 from simulations.engine.virtual_sites import VirtualFederation

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ept_fed.config.benchmark import Cell
+from ept_fed.config.benchmark_cell import Cell
 from ept_fed.config.experiment import Experiment
 from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.evaluation.benchmark import compare_with_home, summarise

@@ -4,7 +4,8 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ept_fed.config.benchmark import SETTINGS, Cell
+from ept_fed.config.benchmark import SETTINGS
+from ept_fed.config.benchmark_cell import Cell
 from ept_fed.config.data import LOCAL_DATA_FIELDS
 from ept_fed.config.diff import flatten_settings
 from ept_fed.config.experiment import Experiment

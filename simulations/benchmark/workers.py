@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from ept_fed.config.benchmark import Cell
+from ept_fed.config.benchmark_cell import Cell
 from ept_fed.progress import Progress, Silent
 
 # A worker watches for its parent's end before it spends seconds on importing torch.

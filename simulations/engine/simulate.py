@@ -19,9 +19,10 @@ from ept_fed.reports.run.cross_site import write_cross_site
 from ept_fed.reports.run.run_folder import RunFolder
 from ept_fed.reports.run.run_log import log_to_file
 from ept_fed.run_plan.plan import Plan
+from ept_fed.tracking.registry import check_writers
 from ept_fed.tracking.scalars import describe_settings
 from ept_fed.tracking.tracker import Tracker
-from ept_fed.tracking.writers import TrackedRun, check_writers
+from ept_fed.tracking.writer import TrackedRun
 from server.rounds.checkpoints import Checkpoint
 from simulations.engine.compare import compare_settings, prepare_settings
 from simulations.engine.cross_site import assess_cross_site
@@ -42,7 +43,7 @@ def simulate(
         out: run folder; must not hold anything yet. It is created only once everything that can be refused was checked.
         progress: told what happens.
         resume: go on with a run of the same settings that was killed in `out`; a finished one is only reported.
-        track: names of `ept_fed.tracking.writers.WRITERS` that get each round's numbers too.
+        track: names of `ept_fed.tracking.registry.WRITERS` that get each round's numbers too.
 
     Returns:
         the content of report.json; `status` is "failed" if no round averaged anything.

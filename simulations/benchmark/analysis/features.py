@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from client.site.site import Site
-from ept_fed.config.benchmark import Cell
+from ept_fed.config.benchmark_cell import Cell
 from ept_fed.data.datasets.prepare import CachedDataset, SiteData
 from ept_fed.evaluation.features import embed_tsne
 from ept_fed.evaluation.metrics import Array

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ept_fed.config.benchmark import Cell
+from ept_fed.config.benchmark_cell import Cell
 from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.evaluation.feature_table import ALL_CLASSES, ALL_SITES, measure_sites, merge_notes
 from ept_fed.reports.run.run_folder import site_folder

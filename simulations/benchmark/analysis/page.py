@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ept_fed.config.benchmark import Cell
+from ept_fed.config.benchmark_cell import Cell
 from ept_fed.evaluation.feature_table import ALL_CLASSES, ALL_SITES
 from ept_fed.reports.pages.html import page_environment
 from simulations.benchmark.analysis.feature_record import FeatureRecord, Moment

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from client.ledger.entry import FIRST, Entry, Tip, hash_line, parse_entry, sign_entry
 from client.ledger.ledger import Ledger, Record, tip_path
 from client.ledger.verify import Examination, Seen, examine
-from ept_fed.bundles.signing import fingerprint
+from ept_fed.pki.signing import fingerprint
 
 KEY, FOREIGN = ec.generate_private_key(ec.SECP384R1()), ec.generate_private_key(ec.SECP384R1())
 ENTRIES = 8

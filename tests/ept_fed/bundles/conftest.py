@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 
 from ept_fed.bundles.bundle import DESCRIPTION, SIGNATURE
 from ept_fed.bundles.export import prepare_bundle
-from ept_fed.bundles.signing import sign
 from ept_fed.models import create_backbone, frozen_tensors
+from ept_fed.pki.signing import sign
 from ept_fed.progress import Silent
 from ept_fed.seeds import derive_seed
 from ept_fed.storage.canonical_json import spell_canonical

@@ -12,8 +12,8 @@ from safetensors.numpy import load_file, save
 
 from ept_fed.bundles.bundle import DESCRIPTION, MODEL, SIGNATURE, check_tensors, open_bundle, read_bundle
 from ept_fed.bundles.export import prepare_bundle
-from ept_fed.bundles.signing import public_key_path, read_public_key
 from ept_fed.errors import InputRefusedError
+from ept_fed.pki.signing import public_key_path, read_public_key
 
 FILES = (DESCRIPTION, MODEL, SIGNATURE)
 many = settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -10,9 +10,9 @@ from safetensors.numpy import load_file, save_file
 
 from ept_fed.bundles.bundle import DESCRIPTION, MODEL, SIGNATURE
 from ept_fed.bundles.export import prepare_bundle
-from ept_fed.bundles.signing import write_key
 from ept_fed.config.experiment import Experiment
 from ept_fed.errors import InputRefusedError
+from ept_fed.pki.signing import write_key
 from ept_fed.progress import Silent
 from simulations.engine.simulate import simulate
 

@@ -17,10 +17,11 @@ from ept_fed.cli.main import app
 from ept_fed.config.experiment import Experiment
 from ept_fed.errors import InputRefusedError
 from ept_fed.progress import Silent
-from ept_fed.tracking import writers
+from ept_fed.tracking import registry as writers
+from ept_fed.tracking.registry import WRITERS, WriterInfo
 from ept_fed.tracking.scalars import list_round
 from ept_fed.tracking.tracker import Tracker
-from ept_fed.tracking.writers import WRITERS, TrackedRun, WriterInfo
+from ept_fed.tracking.writer import TrackedRun
 from simulations.engine.simulate import simulate
 
 Points = Counter[tuple[str, int, float]]

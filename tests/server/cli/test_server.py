@@ -12,7 +12,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from ept_fed.cli.main import app
-from ept_fed.cli.server_display import RunDisplay, draw_server
+from server.cli.run_display import RunDisplay, draw_server
 from server.provisioning.provision import provision
 
 SITE = {"round": 2, "loss": 0.5, "auc": None, "bytes_sent": 9000, "bytes_received": 8000, "refusals": 1}

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from ept_fed.config.benchmark import Cell
+from ept_fed.config.benchmark_cell import Cell
 from ept_fed.config.experiment import Experiment
 from ept_fed.errors import InputRefusedError
 from simulations.benchmark.grid import list_cells

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ept_fed.config.benchmark import Cell
+from ept_fed.config.benchmark_cell import Cell
 from ept_fed.config.experiment import Experiment
 from ept_fed.errors import InputRefusedError
 from ept_fed.progress import Silent

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ept_fed.cli.benchmark import EXAMPLES
+from simulations.cli.benchmark import EXAMPLES
 
 COMMAND = [sys.executable, "-m", "ept_fed.cli", "benchmark"]
 SMALL = ("--method", "ept", "--method", "linear", "--setting", "federated+head", "--seeds", "1")

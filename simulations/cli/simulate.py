@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 
-from ept_fed.cli.engines import load_engine
 from ept_fed.cli.refusals import DONE, FAILED, exit_on_refusal
 
 __all__ = ["DEMO_CONFIG", "EXAMPLES", "simulate"]
@@ -52,16 +51,18 @@ def simulate(
             raise InputRefusedError([Problem("--resume", "", "needs --out with the folder of the run to go on with")])
         source = config or (out / "config.yaml" if resume and out is not None else DEMO_CONFIG)
         experiment = load_experiment(source, overrides or [])
+        from simulations.engine.simulate import simulate as run_simulation  # torch: after the settings are sound
+
         folder = out or Path("runs") / f"{experiment.name}-{datetime.now():%Y%m%d-%H%M%S}"
         if as_json:
             from ept_fed.progress import Silent
 
-            report = load_engine("simulate")(experiment, folder, Silent(), resume=resume, track=track or ())
+            report = run_simulation(experiment, folder, Silent(), resume=resume, track=track or ())
             typer.echo(dump_json(report))
         else:
             from ept_fed.cli.display import LiveDisplay, print_comparison
 
             with LiveDisplay(experiment) as display:
-                report = load_engine("simulate")(experiment, folder, display, resume=resume, track=track or ())
+                report = run_simulation(experiment, folder, display, resume=resume, track=track or ())
             print_comparison(report)
     raise typer.Exit(DONE if report["status"] == "done" else FAILED)

@@ -6,8 +6,6 @@ from typing import Annotated
 
 import typer
 
-from ept_fed.cli.audit_attack import ATTACK_EXAMPLES, attack
-from ept_fed.cli.engines import load_engine
 from ept_fed.cli.refusals import DONE, FAILED, exit_on_refusal
 
 __all__ = ["app"]
@@ -73,8 +71,10 @@ def verify(
     Exit code 0: whole; 1: altered, with line and kind of every finding, or without any whole entry; 2: a file cannot be
     read.
     """
+    from client.audit.report import verify_ledger
+
     with exit_on_refusal(as_json=as_json):
-        report = load_engine("audit-verify")(
+        report = verify_ledger(
             ledger, certificate=certificate, authority=authority, seen=seen, every_signature=every_signature
         )
     sound = report["status"] == "sound"
@@ -108,10 +108,10 @@ def show(
 
     Exit code 0: listed; 2: the file cannot be read.
     """
+    from client.audit.report import show_ledger
+
     with exit_on_refusal(as_json=as_json):
-        entries = load_engine("audit-show")(
-            ledger, run=run, direction=direction, kind=kind, decision=decision, last=last
-        )
+        entries = show_ledger(ledger, run=run, direction=direction, kind=kind, decision=decision, last=last)
     if as_json:
         import json
 
@@ -141,8 +141,10 @@ def begin(
     pinned anew, and runs have to be proposed again. The privacy budget goes on. Exit code 0: begun; 2: there is a
     ledger, or something else has to be corrected first.
     """
+    from client.audit.begin_ledger import begin_ledger
+
     with exit_on_refusal(as_json=as_json):
-        begun = load_engine("audit-begin")(kit, reason)
+        begun = begin_ledger(kit, reason)
     if as_json:
         import json
 
@@ -150,6 +152,3 @@ def begin(
     else:
         typer.echo(begun["sentence"])
     raise typer.Exit(DONE)
-
-
-app.command("attack", epilog=ATTACK_EXAMPLES)(attack)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ept_fed.cli.engines import load_engine
 from ept_fed.cli.refusals import DONE, FAILED, exit_on_refusal
 
 if TYPE_CHECKING:
@@ -77,8 +76,11 @@ def benchmark(
             def on_note(self, sentence: str) -> None:
                 typer.echo(sentence, err=as_json)
 
-        engine, asked = load_engine("benchmark"), {"methods": methods or (), "settings": settings or ()}
-        report = engine(experiment, folder, Notes(), **asked, analyse=analyse, jobs=jobs)
+        from simulations.benchmark.run import benchmark as run_benchmark  # torch: after the settings are sound
+
+        report = run_benchmark(
+            experiment, folder, Notes(), methods=methods or (), settings=settings or (), analyse=analyse, jobs=jobs
+        )
         if as_json:
             typer.echo(dump_json(report))
         else:

@@ -7,7 +7,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ept_fed.bundles.signing import (
+from ept_fed.errors import InputRefusedError
+from ept_fed.pki.signing import (
     fingerprint,
     public_key_path,
     read_private_key,
@@ -16,7 +17,6 @@ from ept_fed.bundles.signing import (
     verify,
     write_key,
 )
-from ept_fed.errors import InputRefusedError
 from ept_fed.storage.canonical_json import parse_canonical, spell_canonical
 
 KEY = ec.generate_private_key(ec.SECP384R1())

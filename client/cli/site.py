@@ -1,12 +1,15 @@
 """`ept-fed site`: a hospital's side of a federation: its worker, and Flower's SuperNode beside it."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ept_fed.cli.engines import load_engine
 from ept_fed.cli.refusals import DONE, FAILED, exit_on_refusal
+
+if TYPE_CHECKING:
+    from client.deployment.preflight import Finding
+    from client.worker.status import WorkerStatus
 
 __all__ = ["app"]
 
@@ -34,13 +37,15 @@ def start(
     Either is started again when it dies, and both end with this command (Ctrl-C, SIGTERM, or ept-fed site stop). Logs
     are in KIT/logs. Exit code 0: stopped; 2: something has to be corrected first.
     """
+    from client.deployment.service import Part, start_site
+
     with exit_on_refusal(as_json=False):
         from ept_fed.errors import InputRefusedError, Problem
 
         if worker_only and node_only:
             raise InputRefusedError([Problem("--node-only", "", "and --worker-only exclude each other; give one")])
-        parts = ("worker",) if worker_only else ("node",) if node_only else ("worker", "node")
-        code = load_engine("site-start")(kit, parts, typer.echo)
+        parts: tuple[Part, ...] = ("worker",) if worker_only else ("node",) if node_only else ("worker", "node")
+        code = start_site(kit, parts, typer.echo)
     raise typer.Exit(code)
 
 
@@ -53,10 +58,11 @@ def check(kit: _Kit = Path(), as_json: _Json = False) -> None:
     Kit, policy, certificates, server and clock, this node's registration, worker, room, weights, and every image. Exit
     code 0: all well, as far as it can be known; 1: something failed; 2: site.yaml has to be corrected first.
     """
+    from client.deployment.preflight import check_kit
     from ept_fed.storage.files import dump_json
 
     with exit_on_refusal(as_json=as_json):
-        findings = load_engine("site-check")(kit, (lambda _: None) if as_json else _print_finding)
+        findings = check_kit(kit, (lambda _: None) if as_json else _print_finding)
     failed = any(finding.state == "failed" for finding in findings)
     if as_json:
         status = "failed" if failed else "done"
@@ -75,10 +81,11 @@ def status(kit: _Kit = Path(), as_json: _Json = False) -> None:
     """
     from dataclasses import asdict
 
+    from client.deployment.service import describe_site
     from ept_fed.storage.files import dump_json
 
     with exit_on_refusal(as_json=as_json):
-        running, worker = load_engine("site-status")(kit)
+        running, worker = describe_site(kit)
     if as_json:
         document = {"schema": 1, "status": "done" if worker else "failed", "processes": running}
         typer.echo(dump_json({**document, "worker": asdict(worker) if worker else None}))
@@ -100,8 +107,10 @@ def stop(kit: _Kit = Path()) -> None:
 
     Exit code 0: stopped, or nothing ran; 1: it is still there, or another user's.
     """
+    from client.deployment.service import stop_site
+
     try:
-        stopped: dict[str, int] = load_engine("site-stop")(kit)
+        stopped = stop_site(kit)
     except (TimeoutError, PermissionError) as error:
         typer.echo(f"not stopped: {error}", err=True)
         raise typer.Exit(FAILED) from None
@@ -130,18 +139,19 @@ def report(
     run folder: ept-fed report makes PDF or CSV of it, ept-fed export a bundle for ept-fed predict. Exit code 0: done;
     2: something has to be corrected first.
     """
+    from client.report.site_report import report_site
     from ept_fed.storage.files import dump_json
 
     with exit_on_refusal(as_json=as_json):
         if as_json:
             from ept_fed.progress import Silent
 
-            made = load_engine("site-report")(kit, Silent(), run=run, out=out, gallery=gallery)
+            made = report_site(kit, Silent(), run=run, out=out, gallery=gallery)
         else:
             from ept_fed.cli.display import LiveDisplay
 
             with LiveDisplay(None) as display:
-                made = load_engine("site-report")(kit, display, run=run, out=out, gallery=gallery)
+                made = report_site(kit, display, run=run, out=out, gallery=gallery)
     if as_json:
         typer.echo(dump_json(made))
     else:
@@ -152,14 +162,14 @@ def report(
     raise typer.Exit(DONE)
 
 
-def _print_finding(finding: Any) -> None:
+def _print_finding(finding: "Finding") -> None:
     shown = {"ok": "ok     ", "notice": "notice ", "failed": "FAILED ", "unknown": "unknown"}[finding.state]
     typer.echo(f"{shown} {finding.name}: {finding.found}")
     if finding.fix:
         typer.echo(f"        {finding.fix}")
 
 
-def _describe(worker: Any) -> str:
+def _describe(worker: "WorkerStatus") -> str:
     from datetime import datetime
 
     since = datetime.fromtimestamp(worker.started).isoformat(sep=" ", timespec="seconds")

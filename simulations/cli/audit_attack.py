@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 import typer
 
-from ept_fed.cli.engines import load_engine
 from ept_fed.cli.refusals import DONE, exit_on_refusal
 
 __all__ = ["ATTACK_EXAMPLES", "attack"]
@@ -54,8 +53,10 @@ def attack(
     """
     with exit_on_refusal(as_json=as_json):
         numbers = _parse_rounds(rounds)
+        from simulations.attacks.run import attack_run  # torch: after the options are sound
+
         with _progress(shown=not as_json) as watch:
-            report = load_engine("audit-attack")(
+            report = attack_run(
                 run,
                 watch,
                 rounds=numbers,

@@ -1,46 +1,18 @@
-"""The catalogue of trackers, and what each must do; the packages behind them are extras and are imported when opened.
+"""The registry of trackers; the packages behind them are extras and are imported when opened.
 
 Pure but for the openers, and without torch or Flower: a simulation uses it and the consortium's server may.
 """
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Protocol
 
 from ept_fed.errors import Problem
+from ept_fed.tracking.writer import TrackedRun, Writer
 
-__all__ = ["WRITERS", "TrackedRun", "Writer", "WriterInfo", "check_writers"]
-
-
-@dataclass(frozen=True)
-class TrackedRun:
-    """What a tracker is told at the start.
-
-    Attributes:
-        name: of the experiment.
-        run: its run id.
-        settings: see `ept_fed.tracking.scalars.describe_settings`.
-    """
-
-    name: str
-    run: str
-    settings: Mapping[str, str | float | bool]
-
-
-class Writer(Protocol):
-    """One store of numbers. Every method may raise what the package behind it raises."""
-
-    def write_round(self, number: int, scalars: Mapping[str, float]) -> None:
-        """Enter a round's numbers; those of a round that the store already holds are left as they are."""
-
-    def write_result(self, number: int, scalars: Mapping[str, float], table: str) -> None:
-        """Enter the table at the end, as numbers after so many rounds and as Markdown."""
-
-    def close(self, *, done: bool) -> None:
-        """End; `done` is False for a run that failed or was stopped."""
+__all__ = ["WRITERS", "WriterInfo", "check_writers"]
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,14 @@
 import json
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from ept_fed.cli.engines import load_engine
 from ept_fed.cli.refusals import DONE, FAILED, exit_on_refusal
+
+if TYPE_CHECKING:
+    from ept_fed.reports.pages.gallery import GalleryItem
 
 __all__ = ["EXAMPLES", "report"]
 
@@ -66,7 +68,7 @@ def report(
             if kind is _Format.pdf:
                 find_browser()
             wanted: Kind = "json" if kind is _Format.json else "csv" if kind is _Format.csv else "html"
-            pictures = load_engine("gallery")(run) if gallery else None
+            pictures = _load_gallery(run) if gallery else None
             result = make_reports(run, kind=wanted, site=site, sensitivity=sensitivity, gallery=pictures)
             files = result.files
             if kind is _Format.pdf:
@@ -97,6 +99,12 @@ def _check_options(kind: _Format, *, site: str | None, gallery: bool) -> None:
         found.append(Problem("--site", site, f"{kind.value} gets whole runs; leave it out"))
     if found:
         raise InputRefusedError(found)
+
+
+def _load_gallery(run: Path) -> "dict[str, list[GalleryItem]]":
+    from simulations.engine.gallery import load_gallery  # torch: only where pictures are wanted
+
+    return load_gallery(run)
 
 
 def _track(run: Path, kind: _Format, *, as_json: bool) -> NoReturn:

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ept_fed.cli.default_command import group_with_default
-from ept_fed.cli.engines import load_engine
 from ept_fed.cli.refusals import exit_on_refusal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from server.provisioning.consortium import Provisioned
 
 __all__ = ["app"]
 
@@ -55,8 +56,10 @@ def make_kits(
     Running it twice changes nothing; a site added to the file gets its kit and no other site's is touched. Private keys
     are made here, unless the file says `keys: site`. Exit code 0: done; 2: something has to be corrected first.
     """
+    from server.provisioning.provision import provision
+
     with exit_on_refusal(as_json=as_json):
-        done = load_engine("provision")(file, out, now=datetime.now(UTC))
+        done = provision(file, out, now=datetime.now(UTC))
     _tell(done, as_json=as_json)
 
 
@@ -76,15 +79,17 @@ def renew(
 
     The keys stay, so the private ones need not be here. Exit code 0: done; 2: something has to be corrected first.
     """
+    from server.provisioning.provision import renew_server, renew_site
+
     with exit_on_refusal(as_json=as_json):
         from ept_fed.errors import InputRefusedError, Problem
 
         if (site is None) is not server:
             raise InputRefusedError([Problem("SITE", site, "name one site, or give --server, not both")])
         if site is None:
-            done = load_engine("provision-renew-server")(kits, new_keys=new_keys, now=datetime.now(UTC))
+            done = renew_server(kits, new_keys=new_keys, now=datetime.now(UTC))
         else:
-            done = load_engine("provision-renew")(site, kits, new_keys=new_keys, now=datetime.now(UTC))
+            done = renew_site(site, kits, new_keys=new_keys, now=datetime.now(UTC))
     _tell(done, as_json=as_json)
 
 
@@ -100,8 +105,10 @@ def revoke(
 
     Exit code 0: done; 2: something has to be corrected first.
     """
+    from server.provisioning.provision import revoke as revoke_site
+
     with exit_on_refusal(as_json=as_json):
-        done = load_engine("provision-revoke")(site, kits, now=datetime.now(UTC))
+        done = revoke_site(site, kits, now=datetime.now(UTC))
     _tell(done, as_json=as_json)
 
 
@@ -147,12 +154,14 @@ def approve(
 
     Exit code 0: done; 2: an altered request, an unknown site, keys or a site that were approved before.
     """
+    from server.provisioning.provision import approve as approve_request
+
     with exit_on_refusal(as_json=as_json):
-        done = load_engine("provision-approve")(file, kits, fingerprint=fingerprint, now=datetime.now(UTC))
+        done = approve_request(file, kits, fingerprint=fingerprint, now=datetime.now(UTC))
     _tell(done, as_json=as_json)
 
 
-def _tell(done: Any, *, as_json: bool) -> None:
+def _tell(done: "Provisioned", *, as_json: bool) -> None:
     if as_json:
         _print_json(
             {

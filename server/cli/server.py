@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from ept_fed.cli.engines import load_engine
 from ept_fed.cli.refusals import DONE, FAILED, exit_on_refusal
 
 __all__ = ["app"]
@@ -40,8 +39,10 @@ def start(
     Either is started again when it dies, and both end with this command (Ctrl-C, SIGTERM, or ept-fed server stop). Logs
     are in KIT/state/logs. Exit code 0: stopped; 2: something has to be corrected first.
     """
+    from server.deployment.service import start_server
+
     with exit_on_refusal(as_json=False):
-        code = load_engine("server-start")(kit, proxy, typer.echo)
+        code = start_server(kit, proxy, typer.echo)
     raise typer.Exit(code)
 
 
@@ -68,20 +69,19 @@ def run(
     following; the run goes on. Exit code 0: done, or submitted; 1: failed or stopped; 2: something has to be corrected
     first, or another run goes on.
     """
-    from ept_fed.cli.server_display import RunDisplay
     from ept_fed.storage.files import dump_json
+    from server.cli.run_display import RunDisplay
+    from server.deployment.status import describe_server
+    from server.deployment.submit import run_experiment
 
-    describe = load_engine("server-status")
     with _explained(as_json=as_json), RunDisplay() as display:
 
         def watch(_kit: Any, _name: str) -> None:
             if not as_json:
-                display.show(describe(kit))
+                display.show(describe_server(kit))
 
         try:
-            end = load_engine("server-run")(
-                kit, config, overrides or [], name=name, resume=resume, wait=not detach, watch=watch
-            )
+            end = run_experiment(kit, config, overrides or [], name=name, resume=resume, wait=not detach, watch=watch)
         except KeyboardInterrupt:
             typer.echo("The run goes on; ept-fed server stop --run ends it.", err=True)
             raise typer.Exit(FAILED) from None
@@ -107,19 +107,19 @@ def status(
     """
     from rich.console import Console
 
-    from ept_fed.cli.server_display import RunDisplay, draw_server
     from ept_fed.storage.files import dump_json
+    from server.cli.run_display import RunDisplay, draw_server
+    from server.deployment.status import describe_server
 
-    describe = load_engine("server-status")
     with exit_on_refusal(as_json=as_json):
-        document = describe(kit)
+        document = describe_server(kit)
         if watch and not as_json:
             try:
                 with RunDisplay() as display:
                     while True:
                         display.show(document)
                         time.sleep(1.0)
-                        document = describe(kit)
+                        document = describe_server(kit)
             except KeyboardInterrupt:
                 pass
         elif as_json:
@@ -136,9 +136,10 @@ def sites(kit: _Kit = Path(), as_json: _Json = False) -> None:
     Exit code 0: the server runs; 1: it does not, or does not answer; 2: KIT is no server's kit.
     """
     from ept_fed.storage.files import dump_json
+    from server.deployment.status import describe_server
 
     with exit_on_refusal(as_json=as_json):
-        document = load_engine("server-status")(kit)
+        document = describe_server(kit)
     if as_json:
         typer.echo(dump_json({"schema": 1, "problem": document["problem"], "sites": document["sites"]}))
     else:
@@ -160,8 +161,10 @@ def log(
 
     SuperLink's and the proxy's own logs are in KIT/state/logs. Exit code 0: printed; 1: there is none.
     """
+    from server.deployment.server_kit import open_server_kit
+
     with exit_on_refusal(as_json=False):
-        opened = load_engine("server-open")(kit)
+        opened = open_server_kit(kit)
     found = sorted(opened.runs.glob(f"{name or '*'}/run.log"), key=lambda path: path.stat().st_mtime)
     if not found:
         typer.echo(f"there is no log in {opened.runs}", err=True)
@@ -188,14 +191,18 @@ def stop(
     Either way the run can go on later from its last round: ept-fed server run --resume. Exit code 0: stopped, or
     nothing ran; 1: it is still there, or another user's.
     """
+    from server.deployment.server_kit import open_server_kit
+    from server.deployment.service import stop_server
+    from server.deployment.submit import end_run
+
     with _explained(as_json=False):
         if run_only:
-            ended = load_engine("server-end-run")(kit)
+            ended = end_run(kit)
             typer.echo(f"stopped: run {ended}" if ended else "no run goes on")
             raise typer.Exit(DONE)
-        opened = load_engine("server-open")(kit)
+        opened = open_server_kit(kit)
         try:
-            pid = load_engine("server-stop")(opened)
+            pid = stop_server(opened)
         except (TimeoutError, PermissionError) as error:
             typer.echo(f"not stopped: {error}", err=True)
             raise typer.Exit(FAILED) from None

@@ -4,7 +4,6 @@ from typing import Annotated
 
 import typer
 
-from ept_fed.cli.engines import load_engine
 from ept_fed.cli.refusals import DONE, FAILED, exit_on_refusal
 
 __all__ = ["EXAMPLES", "rehearse"]
@@ -24,9 +23,10 @@ def rehearse(
     is not installed.
     """
     from ept_fed.storage.files import dump_json
+    from simulations.deployment.rehearse import rehearse as rehearse_deployment
 
     with exit_on_refusal(as_json=as_json):
-        found = load_engine("rehearse")(sites, keep=keep, tell=(lambda _: None) if as_json else typer.echo)
+        found = rehearse_deployment(sites, keep=keep, tell=(lambda _: None) if as_json else typer.echo)
     if as_json:
         typer.echo(dump_json(found))
     else:

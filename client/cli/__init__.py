@@ -1,0 +1,1 @@
+"""The commands `ept-fed site` and `ept-fed audit`."""

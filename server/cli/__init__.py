@@ -1,0 +1,1 @@
+"""The commands `ept-fed server` and `ept-fed provision`."""

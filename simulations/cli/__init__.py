@@ -1,0 +1,1 @@
+"""The commands `ept-fed simulate`, `benchmark`, `doctor rehearse` and `audit attack`."""
