@@ -20,13 +20,13 @@ from ept_fed.protocol.messages import MessageRefusedError, Phase, clean_text
 from ept_fed.protocol.stages import StageRequest
 from ept_fed.training.loop import TrainingDivergedError
 
-__all__ = ["MaskedSums", "create_client_app"]
+__all__ = ["SecureSums", "create_client_app"]
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class MaskedSums:
+class SecureSums:
     """How the in-process sites take part in secure aggregation.
 
     Attributes:
@@ -39,10 +39,10 @@ class MaskedSums:
     find_rounds: Callable[[str], SecureRounds]
     open_session: Callable[[int, str], AggregationSession]
     weigh: Callable[[int], int]
-    fewest: int
+    minimum: int
 
 
-def create_client_app(find_site: Callable[[Context], Site], masked: MaskedSums | None = None) -> ClientApp:
+def create_client_app(find_site: Callable[[Context], Site], masked: SecureSums | None = None) -> ClientApp:
     """Return a ClientApp whose train and evaluate are answered by `find_site(context)`, and stages by `masked`.
 
     A declined request is answered with SITE_REFUSED and the sentence that says why, which names versions, shapes and
@@ -84,7 +84,7 @@ def create_client_app(find_site: Callable[[Context], Site], masked: MaskedSums |
     return app
 
 
-def _answer_stage(message: Message, site: Site, masked: MaskedSums | None) -> Message:
+def _answer_stage(message: Message, site: Site, masked: SecureSums | None) -> Message:
     request = decode_frame(read_frame_record(message))
     if masked is None or not isinstance(request, StageRequest):
         raise MessageRefusedError("this run has no secure aggregation")
@@ -93,7 +93,7 @@ def _answer_stage(message: Message, site: Site, masked: MaskedSums | None) -> Me
 
     def update() -> tuple[Vector, int]:
         number, received, _ = rounds.require_begun(request.header.round)
-        payload = site.masked_payload(number, received, fewest=masked.fewest)
+        payload = site.masked_payload(number, received, minimum=masked.minimum)
         return payload, masked.weigh(len(site.data.train))
 
     reply = rounds.answer(request, masked.open_session, update)

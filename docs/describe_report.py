@@ -6,7 +6,7 @@ import re
 from typing import Any, get_args, get_type_hints
 
 from ept_fed.evaluation.histograms import LEAST_COUNT
-from ept_fed.evaluation.subgroups import FEWEST_CASES
+from ept_fed.evaluation.subgroups import MIN_CASES
 from ept_fed.reports.pages.site_report import SCHEMA, SiteReport
 
 _INTRODUCTION = f"""# The report's documents
@@ -18,7 +18,7 @@ another schema refuses the document.
 
 The document is the site's own. Of it the federation's page shows the verdict, the macro AUC with its interval, the
 difference, and the counts; subgroups, curves, confusion matrices and pictures stay. A subgroup with fewer than
-{FEWEST_CASES} cases has `"shown": false` and no numbers.
+{MIN_CASES} cases has `"shown": false` and no numbers.
 
 Not in schema {SCHEMA}: the site's ledger of what left it, and the privacy spent (epsilon). `traffic` counts
 messages and bytes as the server saw them, or the site's worker in what `ept-fed site report` writes (`counted_by`);

@@ -167,23 +167,23 @@ def _table(model: type[BaseModel], skip: set[str] | None = None) -> str:
         if name in (skip or set()):
             continue
         default = "required" if field.default is PydanticUndefined else _show(field.default)
-        cells = (f"`{name}`", _spell(field.annotation), default, (field.description or "").replace("|", "\\|"))
+        cells = (f"`{name}`", _serialize(field.annotation), default, (field.description or "").replace("|", "\\|"))
         rows.append("| " + " | ".join(cells) + " |\n")
     return "".join(rows)
 
 
-def _spell(annotation: Any) -> str:
+def _serialize(annotation: Any) -> str:
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Literal:
         return ", ".join(f"`{value}`" for value in arguments)
     if origin in (Union, types.UnionType):
-        return " or ".join(dict.fromkeys("null" if part is type(None) else _spell(part) for part in arguments))
+        return " or ".join(dict.fromkeys("null" if part is type(None) else _serialize(part) for part in arguments))
     if origin is tuple:
-        return f"list of {_spell(arguments[0])}"
+        return f"list of {_serialize(arguments[0])}"
     if origin is dict:
-        return f"{_spell(arguments[0])} to {_spell(arguments[1])}"
+        return f"{_serialize(arguments[0])} to {_serialize(arguments[1])}"
     if hasattr(annotation, "__metadata__"):
-        return _spell(arguments[0])
+        return _serialize(arguments[0])
     section = isinstance(annotation, type) and issubclass(annotation, BaseModel)
     return "section" if section else _NAMES.get(annotation, str(annotation))
 
@@ -210,14 +210,14 @@ def describe_command_line() -> str:
         parts.append(f"\n## {name}\n\n{_paragraphs(command.help)}\n\n")
         parts.append("| argument | default | meaning |\n|---|---|---|\n")
         for parameter in command.params:
-            spelled = ", ".join(f"`{option}`" for option in parameter.opts)
+            serialized = ", ".join(f"`{option}`" for option in parameter.opts)
             if parameter.param_type_name == "argument":
-                spelled = f"`{parameter.human_readable_name}`"
+                serialized = f"`{parameter.human_readable_name}`"
             if parameter.name == "help":
                 continue
             default = "" if parameter.default in (None, False) or callable(parameter.default) else parameter.default
             meaning = " ".join((getattr(parameter, "help", None) or "").split()).replace("|", "\\|")
-            parts.append(f"| {spelled} | {default or ('required' if parameter.required else '')} | {meaning} |\n")
+            parts.append(f"| {serialized} | {default or ('required' if parameter.required else '')} | {meaning} |\n")
         examples = [line.strip() for line in (command.epilog or "").splitlines() if line.strip().startswith("ept-fed")]
         parts.append("\n```\n" + "\n".join(examples) + "\n```\n")
     return "".join(parts)

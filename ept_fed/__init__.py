@@ -5,4 +5,4 @@ C classes, T context tokens per layer. A *prompt* is (L, N + T, M), a *sink* its
 travels.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -5,7 +5,7 @@ from typing import Any
 
 from client.gate.open import LEDGER_FILE, open_budget, open_ledger, read_ledger, read_site_key
 from client.gate.privacy_budget import BUDGET
-from client.gate.witnesses import find_served, record_anew, spell_served
+from client.gate.witnesses import find_served, record_anew, serialize_served
 from client.ledger.verify import examine
 from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.protocol.messages import clean_text
@@ -49,7 +49,7 @@ def begin_ledger(kit: Path, reason: str) -> dict[str, Any]:
     if ledger.history:
         # Somebody else began it since it was looked at.
         raise InputRefusedError([_is_there(path)])
-    known = f"an earlier one knew {spell_served(served)}" if served else "the site's state knows of no earlier one"
+    known = f"an earlier one knew {serialize_served(served)}" if served else "the site's state knows of no earlier one"
     return {
         "schema": 1,
         "status": "done",

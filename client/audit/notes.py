@@ -2,10 +2,10 @@
 
 from collections.abc import Collection, Sequence
 
-from client.gate.witnesses import recall_anew, spell_served
+from client.gate.witnesses import load_restart, serialize_served
 from client.ledger.entry import Entry
 from client.ledger.ledger import LEFT
-from client.ledger.partial_writes import recall_torn
+from client.ledger.partial_writes import load_torn
 
 __all__ = ["many", "say_notes"]
 
@@ -38,9 +38,9 @@ def many(count: int, what: str) -> str:
 
 def _say_beginning(first: Entry) -> list[str]:
     said = []
-    reason, earlier = recall_anew(first)
+    reason, earlier = load_restart(first)
     if reason:
-        known = f"what passed in {spell_served(earlier)}" if earlier else "what passed before"
+        known = f"what passed in {serialize_served(earlier)}" if earlier else "what passed before"
         said.append(f'It was begun anew on {first.time[:10]}, because "{reason}": {known} is in another ledger.')
     if LEFT in first.about:
         left = first.about[LEFT]
@@ -49,7 +49,7 @@ def _say_beginning(first: Entry) -> list[str]:
 
 
 def _say_torn(entry: Entry, lost: Collection[str]) -> list[str]:
-    torn = recall_torn(entry.about)
+    torn = load_torn(entry.about)
     if torn is None:
         return []
     where = "is no longer beside the ledger as it was" if torn.file in lost else "is kept beside the ledger"

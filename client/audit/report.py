@@ -10,7 +10,7 @@ from cryptography import x509
 from client.audit.notes import many, say_notes
 from client.ledger.entry import Entry
 from client.ledger.ledger import tip_path
-from client.ledger.partial_writes import recall_torn
+from client.ledger.partial_writes import load_torn
 from client.ledger.verify import Examination, Seen, examine
 from ept_fed.catalog.methods import HEAD_TENSORS, STATISTICS_TENSORS
 from ept_fed.errors import InputRefusedError, Problem
@@ -61,7 +61,7 @@ def verify_ledger(
         if site != named:
             result.add(1, "foreign key", f"the ledger is that of {site}, the certificate that of {named}")
     checked = "not checked" if owner is None else common_name(owner)
-    torn = [found for entry in result.entries if (found := recall_torn(entry.about)) is not None]
+    torn = [found for entry in result.entries if (found := load_torn(entry.about)) is not None]
     return describe(result, checked, lost=[line.file for line in torn if not line.is_kept_beside(path)])
 
 
@@ -217,7 +217,7 @@ _KINDS = {
     "evaluate": "answer to evaluation",
     "advertisement": "advertisement of keys for masks",
     "shares": "message of encrypted shares of them",
-    "masked input": "update under masks",
+    "masked input": "update under secure aggregation",
     "confirmation": "confirmation of whose updates are summed",
     "unmasking": "message that unmasks the sum",
 }

@@ -31,7 +31,7 @@ __all__ = ["Finding", "check_kit"]
 State = Literal["ok", "notice", "failed", "unknown"]
 
 # What Flower's server accepts of a node's clock (facts of flwr 1.41: -5 to +305 s), with a second to spare.
-MOST_AHEAD, MOST_BEHIND = 4.0, 300.0
+MAX_AHEAD, MAX_BEHIND = 4.0, 300.0
 LEAST_DISK_BYTES = 1 << 30
 LEAST_GPU_BYTES = 2 << 30
 _SECONDS = 10.0
@@ -131,10 +131,10 @@ def _check_server(kit: Path, _settings: SiteSettings) -> Iterator[Finding]:
         else:
             fix = "the proxy is up, the server behind it is not; tell the consortium"
             yield Finding("server", "failed", f"{address} answers with {answer.status}", fix)
-        yield _judge_clock(answer.getheader("Date"), before, after)
+        yield _check_clock(answer.getheader("Date"), before, after)
 
 
-def _judge_clock(date: str | None, before: datetime, after: datetime) -> Finding:
+def _check_clock(date: str | None, before: datetime, after: datetime) -> Finding:
     """Compare clocks: a Date header has whole seconds, and was written between `before` and `after`."""
     try:
         theirs = parsedate_to_datetime(date or "")
@@ -145,9 +145,9 @@ def _judge_clock(date: str | None, before: datetime, after: datetime) -> Finding
     ahead = (before - theirs).total_seconds() - 1.0
     behind = (theirs - after).total_seconds()
     fix = "correct this machine's clock (NTP): the server refuses nodes that differ"
-    if ahead > MOST_AHEAD:
+    if ahead > MAX_AHEAD:
         return Finding("clock", "failed", f"is at least {ahead:.0f} s ahead of the server's", fix)
-    if behind > MOST_BEHIND:
+    if behind > MAX_BEHIND:
         return Finding("clock", "failed", f"is at least {behind:.0f} s behind the server's", fix)
     return Finding("clock", "ok", "agrees with the server's")
 

@@ -28,8 +28,8 @@ __all__ = ["MultiplexedFleetClient", "main"]
 _KEEP_SECONDS = 60.0
 # A proxy that ends a connection of HTTP/2 (nginx after 1,000 requests or an hour) says so before its last answer, which
 # httpcore then takes for lost. So a connection is left before anybody ends it.
-_MOST_REQUESTS = 500
-_MOST_SECONDS = 900.0
+_MAX_REQUESTS = 500
+_MAX_SECONDS = 900.0
 _CUT_OFF = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)
 
 
@@ -58,7 +58,7 @@ class SingleFleetClient(FleetHttpClient):
 
     def _send(self, context: ProtobufRequestContext, *, stream: bool = False) -> httpx.Response:
         with self._one_at_a_time:
-            if self._requests >= _MOST_REQUESTS or time.monotonic() - self._since >= _MOST_SECONDS:
+            if self._requests >= _MAX_REQUESTS or time.monotonic() - self._since >= _MAX_SECONDS:
                 self._renew()
             self._requests += 1
             try:

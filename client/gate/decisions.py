@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from typing import NoReturn
 
-from client.gate.violations import RuleBroken, RulesBrokenError
+from client.gate.violations import PolicyViolation, PolicyViolationError
 from client.ledger.ledger import Ledger, Record
 from ept_fed.protocol.messages import clean_text
 
@@ -24,13 +24,13 @@ class Decisions:
         """Take the open ledger, and the digest of the policy that decides."""
         self._ledger, self._policy_digest = ledger, policy_digest
 
-    def settle(self, record: Record, frame: bytes, broken: Sequence[RuleBroken]) -> None:
+    def settle(self, record: Record, frame: bytes, violations: Sequence[PolicyViolation]) -> None:
         """Record a message as passed, or refuse it if it breaks any rule; arguments and errors as for `refuse`."""
-        if broken:
-            self.refuse(record, frame, broken)
+        if violations:
+            self.refuse(record, frame, violations)
         self.append(record, frame)
 
-    def refuse(self, record: Record, frame: bytes, broken: Sequence[RuleBroken]) -> NoReturn:
+    def refuse(self, record: Record, frame: bytes, violations: Sequence[PolicyViolation]) -> NoReturn:
         """Record a refusal, with values and fixes in ledger and log, and raise it.
 
         Args:
@@ -39,11 +39,11 @@ class Decisions:
             broken: all rules that it breaks.
 
         Raises:
-            RulesBrokenError: naming the rules.
+            PolicyViolationError: naming the rules.
         """
-        error = RulesBrokenError(broken)
+        error = PolicyViolationError(violations)
         # A request may break a rule with what its proposal broke it with: said once.
-        reason = clean_text("; ".join(dict.fromkeys(str(rule) for rule in broken)), _LONGEST_REASON)
+        reason = clean_text("; ".join(dict.fromkeys(str(rule) for rule in violations)), _LONGEST_REASON)
         _log.warning("refused %s (%s): %s", record.kind, record.direction, reason)
         rule = ", ".join(error.rules)
         self.append(dataclasses.replace(record, decision="refused", rule=rule, reason=reason), frame)

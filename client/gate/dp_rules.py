@@ -4,11 +4,11 @@ import math
 
 from client.gate.policy import Policy
 from client.gate.run_history import NOISE, WITHHELD
-from client.gate.violations import RuleBroken
+from client.gate.violations import PolicyViolation
 from ept_fed.config.privacy import SitePrivacySettings
 from ept_fed.protocol.layout import PayloadLayout
 
-__all__ = ["describe_noise", "judge_clip", "judge_noise"]
+__all__ = ["check_clip", "check_noise", "describe_noise"]
 
 
 def describe_noise(private: SitePrivacySettings | None) -> dict[str, str]:
@@ -19,7 +19,7 @@ def describe_noise(private: SitePrivacySettings | None) -> dict[str, str]:
     return {NOISE: f"{noise}, {'metrics not covered' if private.metrics else WITHHELD}"}
 
 
-def judge_clip(policy: Policy, private: SitePrivacySettings | None, layout: PayloadLayout) -> list[RuleBroken]:
+def check_clip(policy: Policy, private: SitePrivacySettings | None, layout: PayloadLayout) -> list[PolicyViolation]:
     """Return what breaks if updates that this site makes noisy may be as long as the run lets them be.
 
     Args:
@@ -30,24 +30,24 @@ def judge_clip(policy: Policy, private: SitePrivacySettings | None, layout: Payl
     bound, rule = policy.outgoing.update.bound, "outgoing.update"
     if private is None or private.noise == "central":
         return []
-    fewest = min(math.prod(shape) for _, shape in layout.shapes)
-    longest = private.clip / math.sqrt(fewest)
+    minimum = min(math.prod(shape) for _, shape in layout.shapes)
+    longest = private.clip / math.sqrt(minimum)
     if longest <= bound:
         return []
     fix = f"the policy allows {bound:g}; the consortium has to lower federation.site_privacy.clip, or the site to raise"
-    return [RuleBroken(rule, f"a clip of {private.clip:g} lets an update be {longest:.4g}", f"{fix} {rule}.bound")]
+    return [PolicyViolation(rule, f"a clip of {private.clip:g} lets an update be {longest:.4g}", f"{fix} {rule}.bound")]
 
 
-def judge_noise(policy: Policy, private: SitePrivacySettings | None) -> list[RuleBroken]:
+def check_noise(policy: Policy, private: SitePrivacySettings | None) -> list[PolicyViolation]:
     """Return what breaks, under a budget, if a run covers whole updates with this noise."""
     budget, rule = policy.outgoing.budget, "outgoing.budget"
     if budget is None or private is None:
         return []
-    broken = []
+    violations = []
     if private.noise not in budget.noise:
         fix = f"the policy counts on {', '.join(budget.noise) or 'none'} noise; add it to {rule}.noise to believe in it"
-        broken.append(RuleBroken(f"{rule}.noise", private.noise, fix))
+        violations.append(PolicyViolation(f"{rule}.noise", private.noise, fix))
     if private.metrics:
         fix = "loss and quality have no noise; the consortium has to set federation.site_privacy.metrics to false"
-        broken.append(RuleBroken(rule, "metrics", fix))
-    return broken
+        violations.append(PolicyViolation(rule, "metrics", fix))
+    return violations

@@ -11,32 +11,32 @@ import threading
 from collections.abc import Mapping
 
 from client.gate.decisions import Decisions
-from client.gate.dp_rules import describe_noise, judge_clip
+from client.gate.dp_rules import check_clip, describe_noise
 from client.gate.incoming import (
-    judge_backbone,
-    judge_change,
-    judge_name,
-    judge_proposal,
-    judge_request,
-    judge_splits,
+    check_backbone,
+    check_change,
+    check_name,
+    check_proposal,
+    check_request,
+    check_splits,
     request_key,
     splits_of,
     stage_of,
 )
 from client.gate.interface import Direction
 from client.gate.ledger_records import name_tensors, record_charge, record_release, record_request, record_stage
-from client.gate.outgoing import judge_introduction, judge_reply
+from client.gate.outgoing import check_introduction, check_reply
 from client.gate.policy import Policy
 from client.gate.privacy_budget import BudgetBrokenError, BudgetLedger, OverspentError
-from client.gate.run_history import CONTENT, SPLITS, KnownRun, PromptStore, pinned_backbone, pinned_splits, recall_runs
+from client.gate.run_history import CONTENT, SPLITS, KnownRun, PromptStore, load_runs, pinned_backbone, pinned_splits
 from client.gate.secure_aggregation import (
-    describe_masks,
-    judge_masked_request,
-    judge_repetition,
-    judge_stage,
-    judge_update,
+    check_repetition,
+    check_secure_request,
+    check_stage,
+    check_update,
+    describe_secure_aggregation,
 )
-from client.gate.violations import RuleBroken
+from client.gate.violations import PolicyViolation
 from client.ledger.ledger import Ledger, Record
 from client.site.privacy_cost import RoundCost
 from ept_fed.protocol.frames import encode_frame
@@ -57,7 +57,7 @@ class Gate:
         """Take policy, open ledger and budget, and recall from the ledger what was agreed and accepted before."""
         self._policy, self._prompts, self._budget, self._site = policy, prompts, budget, site
         self._decisions = Decisions(ledger, policy.digest)
-        self._runs = recall_runs(ledger.history)
+        self._runs = load_runs(ledger.history)
         self._pinned = pinned_backbone(ledger.history)
         self._splits = pinned_splits(ledger.history)
         self._proposals: dict[str, Proposal] = {}
@@ -68,19 +68,19 @@ class Gate:
         """Let a proposal in.
 
         Raises:
-            RulesBrokenError: naming the rules.
+            PolicyViolationError: naming the rules.
             OSError: if it cannot be recorded, and so does not pass.
         """
         with self._turn:
-            broken = judge_name(run) + judge_proposal(self._policy, proposal, self._runs.get(run))
-            broken += judge_splits(self._policy, proposal, self._splits)
+            violations = check_name(run) + check_proposal(self._policy, proposal, self._runs.get(run))
+            violations += check_splits(self._policy, proposal, self._splits)
             secure = proposal.federation.secure_aggregation is not None
-            about = {"proposal": proposal.digest} | (describe_masks(proposal) if secure else {})
+            about = {"proposal": proposal.digest} | (describe_secure_aggregation(proposal) if secure else {})
             about |= describe_noise(proposal.federation.site_privacy)
             if secure:
-                broken += judge_repetition(run, about[CONTENT], self._runs)
+                violations += check_repetition(run, about[CONTENT], self._runs)
             record = Record("in", "introduce", "passed", run=clean_text(run, 64), about=about)
-            self._decisions.settle(record, frame, broken)
+            self._decisions.settle(record, frame, violations)
             self._runs.setdefault(run, KnownRun.agree(about))
             self._proposals[run] = proposal
 
@@ -101,21 +101,21 @@ class Gate:
             counts: images per split: a train reply does not say how many are behind its validation metrics.
 
         Raises:
-            RulesBrokenError: naming the rules.
+            PolicyViolationError: naming the rules.
             OSError: if it cannot be recorded, and so does not pass.
         """
         with self._turn:
             known, proposal = self._runs.get(run), self._proposals.get(run)
             about = {"backbone": introduction.backbone_digest, "layout": introduction.layout.hash}
             if known is None or proposal is None:
-                broken = [RuleBroken("protocol.run", run, "no proposal of this run was accepted")]
+                violations = [PolicyViolation("protocol.run", run, "no proposal of this run was accepted")]
             else:
-                broken = judge_introduction(
+                violations = check_introduction(
                     self._policy, introduction, proposal, site=self._site, run=run, pinned=self._pinned
                 )
                 if known.backbone is not None and (known.backbone, known.layout) != tuple(about.values()):
                     fix = "the site introduced itself otherwise before; a new run is needed"
-                    broken.append(RuleBroken("protocol.run", "backbone or layout", fix))
+                    violations.append(PolicyViolation("protocol.run", "backbone or layout", fix))
             record = Record(
                 "out",
                 "introduction",
@@ -127,7 +127,7 @@ class Gate:
                 | {"validation_images": str(counts["validation"])}
                 | ({} if proposal is None else self._pin_splits(proposal)),
             )
-            self._decisions.settle(record, frame, broken)
+            self._decisions.settle(record, frame, violations)
             self._splits = record.about.get(SPLITS, self._splits)
             self._runs[run].introduce(record.about)
             self._pinned = self._pinned or introduction.backbone_digest
@@ -144,26 +144,26 @@ class Gate:
             frame: the request's bytes.
 
         Raises:
-            RulesBrokenError: naming the rules.
+            PolicyViolationError: naming the rules.
             OSError: if it cannot be recorded, and so does not pass.
         """
         with self._turn:
             run, sha256 = request.header.run, hashlib.sha256(frame).hexdigest()
             known = self._runs.get(run)
-            broken = judge_request(self._policy, request, layout, known, sha256)
+            violations = check_request(self._policy, request, layout, known, sha256)
             if known is not None and known.secure:
-                broken += judge_masked_request(request, known)
-            broken += self._judge_agreement(known, proposal, layout)
+                violations += check_secure_request(request, known)
+            violations += self._check_agreement(known, proposal, layout)
             latest = None
-            if known is not None and not broken:
+            if known is not None and not violations:
                 latest = self._prompts.latest(run, layout)
                 before = None if latest is None else latest[1]
-                broken = judge_change(self._policy, request, before, layout, known, sha256)
+                violations = check_change(self._policy, request, before, layout, known, sha256)
             tensors = name_tensors(layout, "correction" if request.correction is not None else None)
             record = dataclasses.replace(
                 record_request(request, "in"), tensors=tensors, about=self._pin_splits(proposal)
             )
-            self._decisions.settle(record, frame, broken)
+            self._decisions.settle(record, frame, violations)
             self._splits = record.about.get(SPLITS, self._splits)
             self._runs[run].accept(request_key(request), sha256)
             if latest is None or stage_of(request) >= latest[0]:
@@ -173,7 +173,7 @@ class Gate:
         """Write down what a private round will cost, if the site's budget lasts.
 
         Raises:
-            RulesBrokenError: naming outgoing.budget; neither its size nor what is spent leaves the site.
+            PolicyViolationError: naming outgoing.budget; neither its size nor what is spent leaves the site.
             OSError: if it cannot be written, and so must not happen.
         """
         with self._turn:
@@ -190,23 +190,23 @@ class Gate:
                 fix = "stop the worker and look at the file; nothing private is trained until it is whole"
                 if isinstance(error, OverspentError):
                     fix = "the site spends no more; raise outgoing.budget, if its images may tell more"
-                broken = [RuleBroken("outgoing.budget", str(error), fix)]
-                self._decisions.refuse(record_request(request, "in"), b"", broken)
+                violations = [PolicyViolation("outgoing.budget", str(error), fix)]
+                self._decisions.refuse(record_request(request, "in"), b"", violations)
             self._decisions.append(record_charge(request, self._budget.end), b"")
 
     def release(self, request: RoundRequest, reply: RoundReply, layout: PayloadLayout) -> RoundReply:
         """Return a reply as it may leave: metrics rounded or withheld, the update scaled down if the policy says so.
 
         Raises:
-            RulesBrokenError: naming the rules.
+            PolicyViolationError: naming the rules.
             OSError: if it cannot be recorded, and so does not pass.
         """
         with self._turn:
             known = self._runs.get(request.header.run, KnownRun(proposal=""))
-            released, broken = judge_reply(self._policy, request, reply, layout, known)
+            released, violations = check_reply(self._policy, request, reply, layout, known)
             record = record_request(request, "out")
             if released is None:
-                self._decisions.refuse(record, b"", broken)
+                self._decisions.refuse(record, b"", violations)
             leaving = released.reply
             self._decisions.append(record_release(record, released, layout), encode_frame(leaving))
             return leaving
@@ -215,9 +215,9 @@ class Gate:
         """Let the request for a stage of secure aggregation in; arguments and refusals as for `admit`."""
         with self._turn:
             known = self._runs.get(request.header.run)
-            broken = judge_stage(self._policy, request, layout, known)
-            broken += self._judge_agreement(known, proposal, layout)
-            self._decisions.settle(record_stage(request, "in"), frame, broken)
+            violations = check_stage(self._policy, request, layout, known)
+            violations += self._check_agreement(known, proposal, layout)
+            self._decisions.settle(record_stage(request, "in"), frame, violations)
 
     def mask(
         self, request: StageRequest, received: Vector, trained: Vector, examples: int, layout: PayloadLayout
@@ -233,10 +233,10 @@ class Gate:
         """
         with self._turn:
             known = self._runs.get(request.header.run, KnownRun(proposal=""))
-            leaving, clipped, broken = judge_update(self._policy, received, trained, examples, layout, known)
+            leaving, clipped, violations = check_update(self._policy, received, trained, examples, layout, known)
             record = record_stage(request, "out")
-            if broken:
-                self._decisions.refuse(record, b"", broken)
+            if violations:
+                self._decisions.refuse(record, b"", violations)
             self._masking = dataclasses.replace(
                 record,
                 tensors=layout.shapes,
@@ -251,7 +251,7 @@ class Gate:
         """Let a site's part of a stage out.
 
         Raises:
-            RulesBrokenError: for a masked input whose update did not pass `mask`.
+            PolicyViolationError: for a masked input whose update did not pass `mask`.
             OSError: if it cannot be recorded, and so does not pass.
         """
         with self._turn:
@@ -259,17 +259,17 @@ class Gate:
             if request.stage == "masked input":
                 if masking is None or (masking.run, masking.round) != (record.run, record.round):
                     fix = "the update was not judged before it was masked"
-                    self._decisions.refuse(record, b"", [RuleBroken("protocol.stage", request.stage, fix)])
+                    self._decisions.refuse(record, b"", [PolicyViolation("protocol.stage", request.stage, fix)])
                 record, self._masking = masking, None
             self._decisions.append(record, frame)
             if request.stage == "masked input":
-                self._runs[request.header.run].masked = request.header.round
+                self._runs[request.header.run].last_secure_round = request.header.round
 
-    def masked_rounds(self, run: str) -> int:
-        """Return the last round of a run whose update left under masks; 0 if none did."""
+    def secure_rounds(self, run: str) -> int:
+        """Return the last round of a run whose update left under secure aggregation; 0 if none did."""
         with self._turn:
             known = self._runs.get(run)
-            return 0 if known is None else known.masked
+            return 0 if known is None else known.last_secure_round
 
     def refused(self, direction: Direction, kind: str, reason: str, frame: bytes) -> None:
         """Record what could not be read or answered; the worker has refused it already."""
@@ -286,13 +286,15 @@ class Gate:
         """Let go of the ledger."""
         self._decisions.close()
 
-    def _judge_agreement(self, known: KnownRun | None, proposal: Proposal, layout: PayloadLayout) -> list[RuleBroken]:
+    def _check_agreement(
+        self, known: KnownRun | None, proposal: Proposal, layout: PayloadLayout
+    ) -> list[PolicyViolation]:
         """Return what of a run that the site agreed to breaks the policy of today."""
         if known is None or known.backbone is None:
             return []
-        broken = judge_proposal(self._policy, proposal, known) + judge_splits(self._policy, proposal, self._splits)
-        broken += judge_clip(self._policy, proposal.federation.site_privacy, layout)
-        return broken + judge_backbone(self._policy, known.backbone, self._pinned)
+        violations = check_proposal(self._policy, proposal, known) + check_splits(self._policy, proposal, self._splits)
+        violations += check_clip(self._policy, proposal.federation.site_privacy, layout)
+        return violations + check_backbone(self._policy, known.backbone, self._pinned)
 
     def _pin_splits(self, proposal: Proposal) -> dict[str, str]:
         """Return what the first message that passes under a budget says of the splits, for all that come after it."""

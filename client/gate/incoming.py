@@ -6,26 +6,26 @@ What is not covered: whether a server tells all sites the same, and what many pe
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from client.gate.dp_rules import judge_noise
+from client.gate.dp_rules import check_noise
 from client.gate.policy import Policy
 from client.gate.run_history import KnownRun, RequestKey
-from client.gate.violations import RuleBroken, beyond
+from client.gate.violations import PolicyViolation, beyond
 from ept_fed.catalog.methods import STATISTICS_TENSORS
 from ept_fed.config.base import Name
 from ept_fed.config.experiment import TrainingSettings
-from ept_fed.privacy.secure_aggregation.round_session import count_fewest
+from ept_fed.privacy.secure_aggregation.round_session import count_min_sites
 from ept_fed.protocol.layout import PayloadLayout, PayloadMismatchError, Vector
 from ept_fed.protocol.messages import PROTOCOL_VERSION, Header, RoundRequest
 from ept_fed.protocol.proposal import Proposal
 
 __all__ = [
-    "judge_backbone",
-    "judge_change",
-    "judge_header",
-    "judge_name",
-    "judge_proposal",
-    "judge_request",
-    "judge_splits",
+    "check_backbone",
+    "check_change",
+    "check_header",
+    "check_name",
+    "check_proposal",
+    "check_request",
+    "check_splits",
     "measure_change",
     "request_key",
     "splits_of",
@@ -36,16 +36,16 @@ __all__ = [
 _NAME: TypeAdapter[str] = TypeAdapter(Name)
 
 
-def judge_name(run: str) -> list[RuleBroken]:
+def check_name(run: str) -> list[PolicyViolation]:
     """Return what a run's name breaks, which becomes that of a file."""
     try:
         _NAME.validate_python(run)
     except ValidationError:
-        return [RuleBroken("protocol.run", "name", "is not 1 to 64 letters, digits, dots, dashes or underscores")]
+        return [PolicyViolation("protocol.run", "name", "is not 1 to 64 letters, digits, dots, dashes or underscores")]
     return []
 
 
-def judge_proposal(policy: Policy, proposal: Proposal, known: KnownRun | None) -> list[RuleBroken]:
+def check_proposal(policy: Policy, proposal: Proposal, known: KnownRun | None) -> list[PolicyViolation]:
     """Return every rule that a proposed run breaks, or one that was agreed on under an earlier policy.
 
     Args:
@@ -55,7 +55,7 @@ def judge_proposal(policy: Policy, proposal: Proposal, known: KnownRun | None) -
     """
     rules = policy.incoming
     model, federation, personal = proposal.model, proposal.federation, proposal.personalisation
-    broken = [
+    violations = [
         *_outside_list("incoming.methods", model.method, rules.methods),
         *_outside_list("incoming.share", federation.share, rules.share),
         *_outside_list("incoming.payload", federation.payload, rules.payload),
@@ -69,27 +69,28 @@ def judge_proposal(policy: Policy, proposal: Proposal, known: KnownRun | None) -
         ),
         *beyond("incoming.tokens", model.tokens, rules.tokens),
         *beyond("incoming.fine_tune_epochs", personal.fine_tune_epochs or 0, rules.fine_tune_epochs),
-        *_judge_training(policy, proposal.training, noisy=federation.site_privacy is not None),
-        *judge_noise(policy, federation.site_privacy),
+        *_check_training(policy, proposal.training, noisy=federation.site_privacy is not None),
+        *check_noise(policy, federation.site_privacy),
     ]
     if ":" in model.backbone and not isinstance(rules.backbone, tuple):
         fix = "pin its SHA-256 in incoming.backbone before a server may name a repository of the internet"
-        broken.append(RuleBroken("incoming.backbone", model.backbone, fix))
-    if policy.outgoing.masked_only and federation.secure_aggregation is None:
-        fix = "updates leave under masks only; the consortium has to set federation.secure_aggregation"
-        broken.append(RuleBroken("outgoing.masked_only", "in clear", fix))
+        violations.append(PolicyViolation("incoming.backbone", model.backbone, fix))
+    if policy.outgoing.secure_aggregation_only and federation.secure_aggregation is None:
+        fix = "updates leave under secure aggregation only; the consortium has to set federation.secure_aggregation"
+        violations.append(PolicyViolation("outgoing.secure_aggregation_only", "plaintext", fix))
     if federation.secure_aggregation is not None:
-        fewest = count_fewest(len(proposal.sites), federation.secure_aggregation.threshold)
-        if fewest < policy.outgoing.fewest_masked_sites:
-            fix = f"sums of {policy.outgoing.fewest_masked_sites} at least; lower the rule, or raise the threshold"
-            broken.append(RuleBroken("outgoing.fewest_masked_sites", fewest, fix))
+        minimum = count_min_sites(len(proposal.sites), federation.secure_aggregation.threshold)
+        if minimum < policy.outgoing.min_secure_aggregation_sites:
+            wanted = policy.outgoing.min_secure_aggregation_sites
+            fix = f"the policy asks for sums of at least {wanted} sites; lower the rule, or raise the threshold"
+            violations.append(PolicyViolation("outgoing.min_secure_aggregation_sites", minimum, fix))
     if known is not None and known.proposal != proposal.digest:
         fix = "this run was proposed with other settings before; the consortium has to start a new run"
-        broken.append(RuleBroken("protocol.run", proposal.digest, fix))
-    return broken
+        violations.append(PolicyViolation("protocol.run", proposal.digest, fix))
+    return violations
 
 
-def judge_backbone(policy: Policy, digest: str, pinned: str | None) -> list[RuleBroken]:
+def check_backbone(policy: Policy, digest: str, pinned: str | None) -> list[PolicyViolation]:
     """Return what breaks if a run tunes this backbone.
 
     Args:
@@ -100,16 +101,16 @@ def judge_backbone(policy: Policy, digest: str, pinned: str | None) -> list[Rule
     pins, rule = policy.incoming.backbone, "incoming.backbone"
     if pins is None:
         fix = f"no backbone is pinned; if this is the file you mean, write {rule}: [{digest}]"
-        return [RuleBroken(rule, digest, fix)]
+        return [PolicyViolation(rule, digest, fix)]
     if pins == "first":
         if pinned is None or pinned == digest:
             return []
         fix = f"{pinned} came first; to change to this one, write {rule}: [{digest}]"
-        return [RuleBroken(rule, digest, fix)]
-    return [] if digest in pins else [RuleBroken(rule, digest, f"add it to {rule} if this is the file you mean")]
+        return [PolicyViolation(rule, digest, fix)]
+    return [] if digest in pins else [PolicyViolation(rule, digest, f"add it to {rule} if this is the file you mean")]
 
 
-def judge_splits(policy: Policy, proposal: Proposal, pinned: str | None) -> list[RuleBroken]:
+def check_splits(policy: Policy, proposal: Proposal, pinned: str | None) -> list[PolicyViolation]:
     """Return what breaks if a run splits the images in another way than all others under the privacy budget.
 
     Test images of the one run would be training images of the other, and their metrics, which have no noise, would
@@ -124,13 +125,13 @@ def judge_splits(policy: Policy, proposal: Proposal, pinned: str | None) -> list
     if policy.outgoing.budget is None or pinned in (None, splits):
         return []
     fix = f"the budget counts on {pinned}, which came first; the consortium has to set data.split_seed and fractions so"
-    return [RuleBroken("outgoing.budget", splits, fix)]
+    return [PolicyViolation("outgoing.budget", splits, fix)]
 
 
-def judge_request(
+def check_request(
     policy: Policy, request: RoundRequest, layout: PayloadLayout, known: KnownRun | None, sha256: str
-) -> list[RuleBroken]:
-    """Return every rule that a train or evaluate request breaks, but how far its prompts moved; see `judge_change`.
+) -> list[PolicyViolation]:
+    """Return every rule that a train or evaluate request breaks, but how far its prompts moved; see `check_change`.
 
     Args:
         policy: the site's.
@@ -140,27 +141,31 @@ def judge_request(
         sha256: of the request's frame.
     """
     rules, header = policy.incoming, request.header
-    broken = judge_header(policy, header, layout, known)
+    violations = check_header(policy, header, layout, known)
     if known is None or known.backbone is None:
-        return broken
-    broken += beyond("incoming.rounds", request.rounds, rules.rounds)
+        return violations
+    violations += beyond("incoming.rounds", request.rounds, rules.rounds)
     if not 1 <= header.round <= request.rounds:
-        broken.append(RuleBroken("protocol.round", header.round, f"the run has {request.rounds} rounds"))
+        violations.append(PolicyViolation("protocol.round", header.round, f"the run has {request.rounds} rounds"))
     for name, vector in (("payload", request.payload), ("correction", request.correction)):
-        broken += [] if vector is None else _judge_vector(f"protocol.{name}", vector, layout)
+        violations += [] if vector is None else _check_vector(f"protocol.{name}", vector, layout)
     if request.phase == "train":
-        broken += _judge_train(policy, request, noisy=known.noise is not None)
+        violations += _check_train(policy, request, noisy=known.noise is not None)
     else:
-        broken += _outside_list("incoming.splits", request.split, rules.splits)
+        violations += _outside_list("incoming.splits", request.split, rules.splits)
         if policy.outgoing.budget is not None and request.split == "train":
             fix = "metrics of training images have no noise; leave out outgoing.budget to allow them"
-            broken.append(RuleBroken("outgoing.budget", "train", fix))
+            violations.append(PolicyViolation("outgoing.budget", "train", fix))
         if request.correction is not None or request.wants_gradient or request.settings:
-            broken.append(RuleBroken("protocol.request", "evaluate", "carries what only a train request may carry"))
-    return broken + _judge_order(known, request_key(request), sha256)
+            violations.append(
+                PolicyViolation("protocol.request", "evaluate", "carries what only a train request may carry")
+            )
+    return violations + _check_order(known, request_key(request), sha256)
 
 
-def judge_header(policy: Policy, header: Header, layout: PayloadLayout, known: KnownRun | None) -> list[RuleBroken]:
+def check_header(
+    policy: Policy, header: Header, layout: PayloadLayout, known: KnownRun | None
+) -> list[PolicyViolation]:
     """Return every rule that a message's header breaks.
 
     Args:
@@ -171,25 +176,27 @@ def judge_header(policy: Policy, header: Header, layout: PayloadLayout, known: K
     """
     if known is None or known.backbone is None:
         fix = "this site has not introduced itself for this run; the server has to propose it first"
-        return [RuleBroken("protocol.run", header.run, fix)]
-    broken = _outside_list("incoming.code", header.code, policy.incoming.code)
+        return [PolicyViolation("protocol.run", header.run, fix)]
+    violations = _outside_list("incoming.code", header.code, policy.incoming.code)
     same = (
         ("protocol.version", header.protocol, PROTOCOL_VERSION),
         ("protocol.backbone", header.backbone_digest, known.backbone),
         ("protocol.layout", header.layout_hash, known.layout),
         ("protocol.layout", layout.hash, known.layout),
     )
-    return broken + [RuleBroken(rule, theirs, f"agreed was {ours}") for rule, theirs, ours in same if theirs != ours]
+    return violations + [
+        PolicyViolation(rule, theirs, f"agreed was {ours}") for rule, theirs, ours in same if theirs != ours
+    ]
 
 
-def judge_change(
+def check_change(
     policy: Policy, request: RoundRequest, latest: Vector | None, layout: PayloadLayout, known: KnownRun, sha256: str
-) -> list[RuleBroken]:
+) -> list[PolicyViolation]:
     """Return what breaks if a tensor of the prompts moved further than the policy lets each of them.
 
     Args:
         policy: the site's.
-        request: sound by `judge_request`.
+        request: sound by `check_request`.
         latest: the prompts accepted last; None if they are lost.
         layout: of both.
         known: what the site knows of the run.
@@ -200,10 +207,10 @@ def judge_change(
     rule, bound = "incoming.prompt_change", policy.incoming.prompt_change
     if latest is None:
         fix = "the prompts to compare with are lost; the server has to propose the run again"
-        return [RuleBroken(rule, "unknown", fix)]
+        return [PolicyViolation(rule, "unknown", fix)]
     fix = f"the policy allows {bound:g} since the prompts accepted last; change {rule} to allow it"
     return [
-        RuleBroken(rule, f"{name} moved by {moved:.4g}", fix)
+        PolicyViolation(rule, f"{name} moved by {moved:.4g}", fix)
         for name, moved in measure_change(request.payload, latest, layout).items()
         if not moved <= bound
     ]
@@ -245,60 +252,64 @@ def measure_change(one: Vector, other: Vector, layout: PayloadLayout) -> dict[st
     return {name: float(np.sqrt(np.mean(difference * difference))) for name, difference in moved.items()}
 
 
-def _judge_train(policy: Policy, request: RoundRequest, *, noisy: bool) -> list[RuleBroken]:
-    broken = []
+def _check_train(policy: Policy, request: RoundRequest, *, noisy: bool) -> list[PolicyViolation]:
+    violations = []
     if request.split != "train":
-        broken.append(RuleBroken("protocol.request", request.split, "a train request is about the train split"))
+        violations.append(
+            PolicyViolation("protocol.request", request.split, "a train request is about the train split")
+        )
     if request.correction is not None and not policy.incoming.correction:
         fix = "a linear term for the loss came; set incoming.correction: true to allow it"
-        broken.append(RuleBroken("incoming.correction", True, fix))
+        violations.append(PolicyViolation("incoming.correction", True, fix))
     if request.wants_gradient and not policy.outgoing.gradient:
         fix = "the gradient is asked for; set outgoing.gradient: true to allow it"
-        broken.append(RuleBroken("outgoing.gradient", True, fix))
+        violations.append(PolicyViolation("outgoing.gradient", True, fix))
     if request.wants_gradient and policy.outgoing.budget is not None:
         fix = "the gradient over all training images has no noise; leave out outgoing.budget to allow it"
-        broken.append(RuleBroken("outgoing.budget", "gradient", fix))
+        violations.append(PolicyViolation("outgoing.budget", "gradient", fix))
     try:
         training = TrainingSettings.model_validate_json(request.settings)
     except ValidationError as error:
         fix = f"{error.error_count()} of them are none that this version has"
-        return [*broken, RuleBroken("protocol.settings", "training settings", fix)]
-    return broken + _judge_training(policy, training, noisy=noisy)
+        return [*violations, PolicyViolation("protocol.settings", "training settings", fix)]
+    return violations + _check_training(policy, training, noisy=noisy)
 
 
-def _judge_training(policy: Policy, training: TrainingSettings, *, noisy: bool) -> list[RuleBroken]:
+def _check_training(policy: Policy, training: TrainingSettings, *, noisy: bool) -> list[PolicyViolation]:
     ranges = policy.incoming.training
     unpaid = []
     if policy.outgoing.budget is not None and training.privacy is None and not noisy:
         fix = "has no ε; the consortium has to set training.privacy, or federation.site_privacy"
-        unpaid.append(RuleBroken("outgoing.budget", "training.privacy is null", fix))
+        unpaid.append(PolicyViolation("outgoing.budget", "training.privacy is null", fix))
     heads = _outside_list("incoming.heads", training.head, policy.incoming.heads)
     return [*unpaid, *heads] + [
-        broken
+        violations
         for name in type(ranges).model_fields
-        for broken in beyond(f"incoming.training.{name}", getattr(training, name), getattr(ranges, name))
+        for violations in beyond(f"incoming.training.{name}", getattr(training, name), getattr(ranges, name))
     ]
 
 
-def _judge_vector(rule: str, vector: Vector, layout: PayloadLayout) -> list[RuleBroken]:
+def _check_vector(rule: str, vector: Vector, layout: PayloadLayout) -> list[PolicyViolation]:
     try:
         layout.check(vector)
     except PayloadMismatchError as error:
-        return [RuleBroken(rule, "array", str(error))]
+        return [PolicyViolation(rule, "array", str(error))]
     return []
 
 
-def _judge_order(known: KnownRun, key: RequestKey, sha256: str) -> list[RuleBroken]:
+def _check_order(known: KnownRun, key: RequestKey, sha256: str) -> list[PolicyViolation]:
     """A round that lies behind, or came before, may only come again bit for bit: a lost answer is asked for again."""
     before = known.accepted.get(key)
     if before == sha256 or (before is None and key[0] >= known.last_round):
         return []
     behind = f"round {key[0]} after round {known.last_round}"
     fix = "it came before with other content" if before is not None else "it is over, and was not asked for then"
-    return [RuleBroken("protocol.replay", f"{key[1]} of {behind}", fix)]
+    return [PolicyViolation("protocol.replay", f"{key[1]} of {behind}", fix)]
 
 
-def _outside_list(rule: str, value: str, allowed: tuple[str, ...]) -> list[RuleBroken]:
+def _outside_list(rule: str, value: str, allowed: tuple[str, ...]) -> list[PolicyViolation]:
     if value in allowed:
         return []
-    return [RuleBroken(rule, value, f"the policy allows {', '.join(allowed) or 'none'}; add it to {rule} to allow it")]
+    return [
+        PolicyViolation(rule, value, f"the policy allows {', '.join(allowed) or 'none'}; add it to {rule} to allow it")
+    ]

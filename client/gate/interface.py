@@ -1,4 +1,4 @@
-"""The site's door: what every message has to pass, coming in and going out, before anything is done with it."""
+"""The gate's interface: what every message has to pass, coming in and going out, before anything is done with it."""
 
 from collections.abc import Mapping
 from typing import Literal, Protocol
@@ -9,15 +9,15 @@ from ept_fed.protocol.messages import RoundReply, RoundRequest, Split
 from ept_fed.protocol.proposal import Proposal, SiteIntroduction
 from ept_fed.protocol.stages import StageRequest
 
-__all__ = ["Direction", "Door"]
+__all__ = ["Direction", "GateInterface"]
 
 Direction = Literal["in", "out"]
 
 
-class Door(Protocol):
+class GateInterface(Protocol):
     """Admits what comes from the server, releases what goes to it, and records both.
 
-    `frame` is always the exact bytes, as the worker received or would send them. A door that cannot record raises
+    `frame` is always the exact bytes, as the worker received or would send them. A gate that cannot record raises
     OSError, and the message does not pass.
     """
 
@@ -88,7 +88,7 @@ class Door(Protocol):
     def mask(
         self, request: StageRequest, received: Vector, trained: Vector, examples: int, layout: PayloadLayout
     ) -> Vector:
-        """Return an update, which nobody can judge once it is masked, as it may leave under masks.
+        """Return an update, which nobody can check once it is masked, as it may leave under secure aggregation.
 
         Raises:
             MessageRefusedError: with a sentence that may leave the site.
@@ -101,8 +101,8 @@ class Door(Protocol):
             MessageRefusedError: with a sentence that may leave the site.
         """
 
-    def masked_rounds(self, run: str) -> int:
-        """Return the last round of a run whose update left under masks; 0 if none did."""
+    def secure_rounds(self, run: str) -> int:
+        """Return the last round of a run whose update left under secure aggregation; 0 if none did."""
 
     def refused(self, direction: Direction, kind: str, reason: str, frame: bytes) -> None:
         """Record what could not be read or answered; the bytes are those that came in."""

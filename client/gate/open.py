@@ -11,7 +11,7 @@ from client.gate.gate import Gate
 from client.gate.policy import load_policy
 from client.gate.privacy_budget import BUDGET, BUDGET_FILE, UNSPENT, BudgetBrokenError, BudgetLedger
 from client.gate.run_history import PromptStore
-from client.gate.witnesses import find_missing, find_served, spell_served
+from client.gate.witnesses import find_missing, find_served, serialize_served
 from client.ledger.entry import Entry
 from client.ledger.ledger import Ledger, LedgerBrokenError, LedgerBusyError, Record, tip_path
 from client.ledger.verify import examine
@@ -157,9 +157,9 @@ def _require_known(path: Path, served: Mapping[str, int], history: Sequence[Entr
         return
     there = "ends before that" if history else "is not there, or is empty"
     fix = (
-        f"{there}: the state knows {spell_served(missing)}, so the ledger, or its end, was taken away together with "
-        "its tip. Find out by whom, and put both back. If they are lost, move aside what is left of them, and begin a "
-        "new one, which says so: ept-fed audit begin KIT --reason WHY"
+        f"{there}: the state knows {serialize_served(missing)}, so the ledger, or its end, was taken away together "
+        "with its tip. Find out by whom, and put both back. If they are lost, move aside what is left of them, and "
+        "begin a new one, which says so: ept-fed audit begin KIT --reason WHY"
     )
     raise InputRefusedError([Problem("ledger", str(path), fix)])
 

@@ -16,11 +16,11 @@ from typing import get_args
 import numpy as np
 
 import ept_fed
-from client.gate.dp_rules import judge_clip
-from client.gate.incoming import judge_backbone, measure_change
+from client.gate.dp_rules import check_clip
+from client.gate.incoming import check_backbone, measure_change
 from client.gate.policy import Policy
 from client.gate.run_history import KnownRun
-from client.gate.violations import RuleBroken
+from client.gate.violations import PolicyViolation
 from ept_fed.catalog.methods import HEAD_TENSORS, METHODS, STATISTICS_TENSORS, Statistics
 from ept_fed.config.experiment import SharedModelSettings
 from ept_fed.protocol.layout import PayloadLayout, PayloadMismatchError, Vector
@@ -37,11 +37,11 @@ from ept_fed.protocol.proposal import Proposal, SiteIntroduction
 __all__ = [
     "Release",
     "bound_update",
-    "judge_class_images",
-    "judge_introduction",
-    "judge_reply",
-    "judge_tensor_names",
-    "judge_training_images",
+    "check_class_images",
+    "check_introduction",
+    "check_reply",
+    "check_tensor_names",
+    "check_training_images",
 ]
 
 # What a layout may say in words; classes apart, which must be the proposal's own.
@@ -67,9 +67,9 @@ class Release:
     notes: tuple[tuple[str, str], ...]
 
 
-def judge_introduction(
+def check_introduction(
     policy: Policy, introduction: SiteIntroduction, proposal: Proposal, *, site: str, run: str, pinned: str | None
-) -> list[RuleBroken]:
+) -> list[PolicyViolation]:
     """Return every rule that the answer to a proposal breaks.
 
     Args:
@@ -87,30 +87,34 @@ def judge_introduction(
         ("protocol.version", introduction.protocol, PROTOCOL_VERSION),
         ("protocol.version", introduction.code, ept_fed.__version__),
     )
-    broken = [RuleBroken(rule, theirs, f"agreed was {ours}") for rule, theirs, ours in agreed if theirs != ours]
-    broken += judge_backbone(policy, introduction.backbone_digest, pinned)
-    broken += _judge_layout(policy, introduction.layout, proposal)
-    broken += judge_training_images(policy, introduction.examples)
-    broken += judge_clip(policy, proposal.federation.site_privacy, introduction.layout)
+    violations = [
+        PolicyViolation(rule, theirs, f"agreed was {ours}") for rule, theirs, ours in agreed if theirs != ours
+    ]
+    violations += check_backbone(policy, introduction.backbone_digest, pinned)
+    violations += _check_layout(policy, introduction.layout, proposal)
+    violations += check_training_images(policy, introduction.examples)
+    violations += check_clip(policy, proposal.federation.site_privacy, introduction.layout)
     try:
         introduction.layout.check(introduction.initial)
         if introduction.initial[~introduction.layout.trained].any():
-            broken.append(RuleBroken("protocol.payload", "initial payload", "holds statistics before any round"))
+            violations.append(
+                PolicyViolation("protocol.payload", "initial payload", "holds statistics before any round")
+            )
     except PayloadMismatchError as error:
-        broken.append(RuleBroken("protocol.payload", "initial payload", str(error)))
-    return broken
+        violations.append(PolicyViolation("protocol.payload", "initial payload", str(error)))
+    return violations
 
 
-def judge_reply(
+def check_reply(
     policy: Policy,
     request: RoundRequest,
     reply: RoundReply,
     layout: PayloadLayout,
     known: KnownRun,
-) -> tuple[Release | None, list[RuleBroken]]:
+) -> tuple[Release | None, list[PolicyViolation]]:
     """Return what may leave of a reply, or every rule that it breaks.
 
-    An update that leaves under masks is no part of the reply; see `client.gate.secure_aggregation`.
+    An update that leaves under secure aggregation is no part of the reply; see `client.gate.secure_aggregation`.
 
     Args:
         policy: the site's.
@@ -119,9 +123,9 @@ def judge_reply(
         layout: that the site made.
         known: what the site knows of the run.
     """
-    broken = judge_tensor_names(policy, layout) + _judge_form(reply, request, layout, known.layout)
-    if broken:
-        return None, broken
+    violations = check_tensor_names(policy, layout) + _check_form(reply, request, layout, known.layout)
+    if violations:
+        return None, violations
     try:
         reply.check(
             request.header,
@@ -132,17 +136,17 @@ def judge_reply(
             silent=known.silent,
         )
     except (MessageRefusedError, PayloadMismatchError) as error:
-        return None, [RuleBroken("protocol.reply", request.phase, str(error))]
+        return None, [PolicyViolation("protocol.reply", request.phase, str(error))]
     payload, clipped = None, ""
     if reply.phase == "train":
-        broken += judge_training_images(policy, reply.examples)
+        violations += check_training_images(policy, reply.examples)
     if reply.payload is not None:
-        payload, clipped, outsized = bound_update(policy, request.payload, reply.payload, layout, known)
-        broken += outsized + judge_class_images(policy, reply.payload, layout, reply.examples)
+        payload, clipped, norm_outliers = bound_update(policy, request.payload, reply.payload, layout, known)
+        violations += norm_outliers + check_class_images(policy, reply.payload, layout, reply.examples)
     if reply.gradient is not None and not policy.outgoing.gradient:
-        broken.append(RuleBroken("outgoing.gradient", True, "set outgoing.gradient: true to let it leave"))
-    if broken:
-        return None, broken
+        violations.append(PolicyViolation("outgoing.gradient", True, "set outgoing.gradient: true to let it leave"))
+    if violations:
+        return None, violations
     metrics, examples, withheld = _choose_metrics(policy, reply, known.validation_images)
     gradient = None if reply.gradient is None else _copy(reply.gradient)
     rebuilt = RoundReply(request.header, request.phase, payload, examples, metrics, gradient)
@@ -152,85 +156,95 @@ def judge_reply(
     return Release(rebuilt, bool(clipped), tuple(notes)), []
 
 
-def _judge_form(
+def _check_form(
     reply: RoundReply, request: RoundRequest, layout: PayloadLayout, agreed: str | None
-) -> list[RuleBroken]:
+) -> list[PolicyViolation]:
     """Check types before values: what was made by code that nobody here wrote may be anything."""
-    broken = []
+    violations = []
     if layout.hash != agreed or request.header.layout_hash != agreed:
-        broken.append(RuleBroken("protocol.layout", layout.hash, f"the site introduced itself with {agreed}"))
+        violations.append(PolicyViolation("protocol.layout", layout.hash, f"the site introduced itself with {agreed}"))
     if reply.header != request.header or reply.phase != request.phase:
-        broken.append(RuleBroken("protocol.reply", "header", "is not that of the request"))
+        violations.append(PolicyViolation("protocol.reply", "header", "is not that of the request"))
     if type(reply.examples) is not int:
-        broken.append(RuleBroken("protocol.reply", type(reply.examples).__name__, "a number of images is an int"))
+        violations.append(
+            PolicyViolation("protocol.reply", type(reply.examples).__name__, "a number of images is an int")
+        )
     for name in ("payload", "gradient"):
         vector = getattr(reply, name)
         if vector is not None and type(vector) is not np.ndarray:
-            broken.append(RuleBroken(f"protocol.{name}", type(vector).__name__, "only a float32 array may leave"))
+            violations.append(
+                PolicyViolation(f"protocol.{name}", type(vector).__name__, "only a float32 array may leave")
+            )
     metrics = reply.metrics
     wanted = set(metric_keys(request.phase))
     if not isinstance(metrics, Mapping) or set(metrics) != wanted:
-        broken.append(RuleBroken("outgoing.metrics", "names", f"a reply carries exactly {', '.join(sorted(wanted))}"))
+        violations.append(
+            PolicyViolation("outgoing.metrics", "names", f"a reply carries exactly {', '.join(sorted(wanted))}")
+        )
     elif any(type(value) is not float for value in metrics.values()):
-        broken.append(RuleBroken("outgoing.metrics", "types", "a metric is a float"))
-    return broken
+        violations.append(PolicyViolation("outgoing.metrics", "types", "a metric is a float"))
+    return violations
 
 
-def _judge_layout(policy: Policy, layout: PayloadLayout, proposal: Proposal) -> list[RuleBroken]:
+def _check_layout(policy: Policy, layout: PayloadLayout, proposal: Proposal) -> list[PolicyViolation]:
     known = {f"class {name}" for name in proposal.data.classes}
     odd = [text for text in layout.meaning if text not in known and not _MEANING.fullmatch(text)]
-    broken = [RuleBroken("protocol.layout", text, "no text leaves that the proposal did not hold") for text in odd]
-    return broken + judge_tensor_names(policy, layout)
+    violations = [
+        PolicyViolation("protocol.layout", text, "no text leaves that the proposal did not hold") for text in odd
+    ]
+    return violations + check_tensor_names(policy, layout)
 
 
-def judge_tensor_names(policy: Policy, layout: PayloadLayout) -> list[RuleBroken]:
+def check_tensor_names(policy: Policy, layout: PayloadLayout) -> list[PolicyViolation]:
     """Return what breaks if a payload of this layout leaves."""
-    rules, broken = policy.outgoing, []
+    rules, violations = policy.outgoing, []
     for name, _ in layout.shapes:
         if name in HEAD_TENSORS:
             if not rules.head:
-                broken.append(RuleBroken("outgoing.head", name, "set outgoing.head: true to let the head leave"))
+                violations.append(
+                    PolicyViolation("outgoing.head", name, "set outgoing.head: true to let the head leave")
+                )
         elif name in STATISTICS_TENSORS:
             kind: Statistics = "moments" if name == "statistics.moments" else "means"
             if rules.statistics not in (kind, "moments"):
                 fix = f"set outgoing.statistics: {kind} to let it leave"
-                broken.append(RuleBroken("outgoing.statistics", name, fix))
+                violations.append(PolicyViolation("outgoing.statistics", name, fix))
         elif name not in rules.tensors:
             fix = f"the policy allows {', '.join(rules.tensors) or 'none'}; add it to outgoing.tensors to let it leave"
-            broken.append(RuleBroken("outgoing.tensors", name, fix))
-    return broken
+            violations.append(PolicyViolation("outgoing.tensors", name, fix))
+    return violations
 
 
-def judge_training_images(policy: Policy, examples: int) -> list[RuleBroken]:
+def check_training_images(policy: Policy, examples: int) -> list[PolicyViolation]:
     """Return what breaks if an update from so many training images leaves."""
-    rule, fewest = "outgoing.fewest_training_images", policy.outgoing.fewest_training_images
-    if examples >= fewest:
+    rule, minimum = "outgoing.min_training_images", policy.outgoing.min_training_images
+    if examples >= minimum:
         return []
-    return [RuleBroken(rule, examples, f"the policy asks for {fewest} at least; lower {rule}, or train on more")]
+    return [PolicyViolation(rule, examples, f"the policy asks for {minimum} at least; lower {rule}, or train on more")]
 
 
-def judge_class_images(policy: Policy, payload: Vector, layout: PayloadLayout, examples: int) -> list[RuleBroken]:
+def check_class_images(policy: Policy, payload: Vector, layout: PayloadLayout, examples: int) -> list[PolicyViolation]:
     """Return what breaks if statistics of classes with few training images leave: of one, they are its features.
 
     Raises:
         PayloadMismatchError: if the payload does not fit the layout.
     """
-    rule, fewest = "outgoing.fewest_class_images", policy.outgoing.fewest_class_images
+    rule, minimum = "outgoing.min_class_images", policy.outgoing.min_class_images
     if not layout.holds_statistics:
         return []
     counts = np.round(layout.unflatten(payload)["statistics.shares"].astype(np.float64) * examples).astype(int)
-    few = int(((counts > 0) & (counts < fewest)).sum())
-    fix = f"the policy asks for {fewest} training images of each class; lower {rule}, or train on more"
-    return [RuleBroken(rule, f"{few} classes", fix)] if few else []
+    few = int(((counts > 0) & (counts < minimum)).sum())
+    fix = f"the policy asks for {minimum} training images of each class; lower {rule}, or train on more"
+    return [PolicyViolation(rule, f"{few} classes", fix)] if few else []
 
 
 def bound_update(
     policy: Policy, received: Vector, trained: Vector, layout: PayloadLayout, known: KnownRun
-) -> tuple[Vector, str, list[RuleBroken]]:
+) -> tuple[Vector, str, list[PolicyViolation]]:
     """Return the payload to send, what was done if it was clipped, and what it breaks if it may not leave.
 
     An update with this site's own noise is longer for the noise, and neither refused nor scaled down for that: the
-    run's clip bounds it, which `client.gate.dp_rules.judge_clip` holds against the same rule before the run begins.
+    run's clip bounds it, which `client.gate.dp_rules.check_clip` holds against the same rule before the run begins.
     """
     if known.own_noise:
         return _copy(trained), "", []
@@ -241,7 +255,11 @@ def bound_update(
         return _copy(trained), "", []
     if rules.above == "refuse":
         fix = f"the policy allows {rules.bound:g}; raise outgoing.update.bound, or set outgoing.update.above: clip"
-        return trained, "", [RuleBroken("outgoing.update", f"{name} {size:.4g}", fix) for name, size in above.items()]
+        return (
+            trained,
+            "",
+            [PolicyViolation("outgoing.update", f"{name} {size:.4g}", fix) for name, size in above.items()],
+        )
     # One factor for all tensors: the update keeps its direction.
     start, largest = received.astype(np.float64), max(above.values())
     factors = np.where(layout.trained, rules.bound / largest, 1.0)
@@ -262,17 +280,17 @@ def _choose_metrics(
     listed, few = [], []
     for key in metric_keys(reply.phase):
         value, name = reply.metrics[key], key.removeprefix("validation_")
-        # A train reply's own loss is over at least `fewest_training_images`.
+        # A train reply's own loss is over at least `min_training_images`.
         behind = validation if name != key else reply.examples
         if reply.phase == "train" and key in ("loss", "steps"):
             pass
         elif name not in rules.metrics:
             listed.append(key)
-        elif name in QUALITY_METRICS and behind < rules.fewest_images:
+        elif name in QUALITY_METRICS and behind < rules.min_images:
             few.append(key)
         metrics[key] = math.nan if key in (*listed, *few) else _round(value, rules.digits)
-    hidden = reply.phase == "evaluate" and reply.examples < rules.fewest_images
-    withheld = {"outgoing.metrics": tuple(listed), "outgoing.fewest_images": tuple(few)}
+    hidden = reply.phase == "evaluate" and reply.examples < rules.min_images
+    withheld = {"outgoing.metrics": tuple(listed), "outgoing.min_images": tuple(few)}
     kept = {rule: names for rule, names in withheld.items() if names}
     return metrics, 0 if hidden else reply.examples, kept
 

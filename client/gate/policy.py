@@ -17,7 +17,7 @@ from ept_fed.config.base import Count, Digest, Positive, Settings
 from ept_fed.config.privacy import NoiseSource
 from ept_fed.config.yaml_reader import read_mapping, validate_settings
 from ept_fed.errors import InputRefusedError, Problem
-from ept_fed.storage.canonical_json import spell_canonical
+from ept_fed.storage.canonical_json import serialize_canonical
 
 __all__ = ["Budget", "Incoming", "Outgoing", "Policy", "TrainingRanges", "UpdateBound", "load_policy"]
 
@@ -34,7 +34,7 @@ def _check_tensor(name: str) -> str:
     if name in HEAD_TENSORS:
         raise ValueError("the head has a rule of its own: outgoing.head")
     if name in STATISTICS_TENSORS:
-        raise ValueError("a discriminant's statistics have a rule of their own: outgoing.statistics")
+        raise ValueError("an LDA head's statistics have a rule of their own: outgoing.statistics")
     if not may_travel(name):
         raise ValueError("no method sends a tensor of this name; see docs/methods.md")
     return name
@@ -86,10 +86,10 @@ class Outgoing(Settings):
     head: bool = Field(False, description="whether the linear head may leave too; it tells more about the classes")
     statistics: Statistics | None = Field(
         None,
-        description="which of a discriminant's statistics may leave: means of each class's features, or moments, of "
+        description="which of an LDA head's statistics may leave: means of each class's features, or moments, of "
         "their products too; null: none. They tell more than a head",
     )
-    fewest_class_images: Count = Field(
+    min_class_images: Count = Field(
         5, description="statistics in which a class has training images, but fewer than these, are refused"
     )
     gradient: bool = Field(False, description="whether the gradient of the site's loss may leave (strategy scaffold)")
@@ -97,14 +97,14 @@ class Outgoing(Settings):
         ("loss", "auc", "accuracy", "balanced_accuracy", "average_precision", "classes_present", "seconds"),
         description="metrics that may leave; others are sent as undefined. A train reply always carries its loss",
     )
-    fewest_images: Count = Field(10, description="a metric over fewer images is sent as undefined, over 0 images")
-    fewest_training_images: Count = Field(10, description="an update trained on fewer images is refused")
+    min_images: Count = Field(10, description="a metric over fewer images is sent as undefined, over 0 images")
+    min_training_images: Count = Field(10, description="an update trained on fewer images is refused")
     digits: Annotated[int, Field(ge=0, le=15)] = Field(3, description="decimals that metrics are rounded to")
     update: UpdateBound = UpdateBound()
-    fewest_masked_sites: Annotated[int, Field(ge=3)] = Field(
+    min_secure_aggregation_sites: Annotated[int, Field(ge=3)] = Field(
         3, description="refuse secure aggregation whose sums may be of fewer sites than these"
     )
-    masked_only: bool = Field(
+    secure_aggregation_only: bool = Field(
         False, description="refuse runs without secure aggregation, in which the server sees every update"
     )
     budget: Budget | None = Field(
@@ -147,9 +147,9 @@ class Incoming(Settings):
     )
     share: tuple[Literal["prompts", "prompts+head"], ...] = ("prompts",)
     heads: tuple[HeadKind, ...] = Field(
-        ("trained", "discriminant"),
-        description="how heads may be made, see training.head; a server has a common one too, so with the prompts it "
-        "has the whole classifier, and with common+own all but the site's own share",
+        ("trained", "lda"),
+        description="how heads may be made, see training.head; the server knows a fixed head too, so with the prompts "
+        "it has the whole classifier, and with fixed+lda all but the site's own share",
     )
     payload: tuple[Literal["folded", "raw"], ...] = ("folded",)
     correction: bool = Field(
@@ -182,7 +182,7 @@ class Policy(Settings):
     @property
     def digest(self) -> str:
         """SHA-256, in hex, of all rules; it stands in every entry of the ledger."""
-        return hashlib.sha256(spell_canonical(self.model_dump(mode="json", by_alias=True))).hexdigest()
+        return hashlib.sha256(serialize_canonical(self.model_dump(mode="json", by_alias=True))).hexdigest()
 
 
 def load_policy(path: Path) -> Policy:

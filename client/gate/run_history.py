@@ -13,7 +13,7 @@ from typing import Self
 from client.ledger.entry import Entry
 from ept_fed.protocol.layout import PayloadLayout, Vector
 from ept_fed.protocol.stages import STAGES
-from ept_fed.storage.checkpoint_file import SealBrokenError, read_sealed, seal_tensors
+from ept_fed.storage.checkpoint_file import DamagedCheckpointError, read_checksummed, serialize_checksummed
 
 __all__ = [
     "CONTENT",
@@ -24,13 +24,14 @@ __all__ = [
     "KnownRun",
     "PromptStore",
     "RequestKey",
+    "load_runs",
     "pinned_backbone",
     "pinned_splits",
-    "recall_runs",
 ]
 
 RequestKey = tuple[int, str, str]  # round, phase, split
-# In the `about` of a proposal whose updates leave under masks: who takes part, and its digest whatever its name.
+# In the `about` of a proposal whose updates leave under secure aggregation: who takes part, and its digest whatever its
+# name.
 SECURE, CONTENT = "masked among", "content"
 NOISE = "noise"  # in the `about` of a proposal with noise on whole updates: who adds it, and what is told beside them
 SPLITS = "splits"  # in the `about` of the first message that passed under a privacy budget
@@ -47,10 +48,10 @@ class KnownRun:
         backbone: digest that the site introduced itself with; None until it did.
         layout: hash of the payload's layout, likewise.
         validation_images: of the site in this run.
-        secure: whether its updates leave under masks.
-        content: digest of its proposal whatever its name, if its updates leave under masks.
+        secure: whether its updates leave under secure aggregation.
+        content: digest of its proposal whatever its name, if its updates leave under secure aggregation.
         noise: who adds it to updates, and what is told beside them; None if updates get none.
-        masked: last round whose update left under masks.
+        masked: last round whose update left under secure aggregation.
         last_round: of the requests accepted so far.
         accepted: SHA-256 of the frame of every accepted request.
     """
@@ -62,7 +63,7 @@ class KnownRun:
     secure: bool = False
     content: str | None = None
     noise: str | None = None
-    masked: int = 0
+    last_secure_round: int = 0
     last_round: int = 0
     accepted: dict[RequestKey, str] = field(default_factory=dict)
 
@@ -92,7 +93,7 @@ class KnownRun:
         self.last_round = max(self.last_round, key[0])
 
 
-def recall_runs(history: Iterable[Entry]) -> dict[str, KnownRun]:
+def load_runs(history: Iterable[Entry]) -> dict[str, KnownRun]:
     """Return every run that the ledger knows, by its name."""
     runs: dict[str, KnownRun] = {}
     for entry in history:
@@ -103,7 +104,7 @@ def recall_runs(history: Iterable[Entry]) -> dict[str, KnownRun]:
         elif entry.kind == "introduction" and entry.direction == "out":
             runs[entry.run].introduce(entry.about)
         elif entry.kind == "masked input" and entry.direction == "out" and entry.round is not None:
-            runs[entry.run].masked = max(runs[entry.run].masked, entry.round)
+            runs[entry.run].last_secure_round = max(runs[entry.run].last_secure_round, entry.round)
         elif entry.direction == "in" and entry.kind in STAGES:
             continue
         elif entry.direction == "in" and entry.round is not None and entry.sha256 is not None:
@@ -136,10 +137,10 @@ class PromptStore:
         """Return after how many rounds these prompts stood, and the prompts; None if they are lost or do not fit."""
         if run not in self._held:
             try:
-                tensors, about = read_sealed(self._path(run))
+                tensors, about = read_checksummed(self._path(run))
                 if about["run"] == run and about["layout"] == layout.hash:
                     self._held[run] = int(about["stage"]), tensors[_PROMPTS]
-            except (SealBrokenError, KeyError):
+            except (DamagedCheckpointError, KeyError):
                 return None
         found = self._held.get(run)
         return found if found is not None and found[1].shape == (layout.size,) else None
@@ -147,7 +148,9 @@ class PromptStore:
     def keep(self, run: str, layout: PayloadLayout, stage: int, prompts: Vector) -> None:
         """Keep prompts as the latest of their run."""
         self._held[run] = stage, prompts.copy()
-        content = seal_tensors({_PROMPTS: prompts}, {"schema": 1, "run": run, "layout": layout.hash, "stage": stage})
+        content = serialize_checksummed(
+            {_PROMPTS: prompts}, {"schema": 1, "run": run, "layout": layout.hash, "stage": stage}
+        )
         # In place: a renamed file would wait for the disk. One that is torn breaks its seal, and counts as lost.
         handle = os.open(self._path(run), os.O_WRONLY | os.O_CREAT, 0o600)
         try:

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 from ept_fed.protocol.messages import MessageRefusedError
 
-__all__ = ["RuleBroken", "RulesBrokenError", "beyond"]
+__all__ = ["PolicyViolation", "PolicyViolationError", "beyond"]
 
 
 @dataclass(frozen=True)
-class RuleBroken:
+class PolicyViolation:
     """One reason why a message may not pass.
 
     Attributes:
@@ -26,25 +26,27 @@ class RuleBroken:
         return f"{self.rule}: {self.value}: {self.fix}"
 
 
-class RulesBrokenError(MessageRefusedError):
+class PolicyViolationError(MessageRefusedError):
     """A message that the site's gate refuses. Its text, which travels, holds the rules' names and nothing of the site.
 
     Attributes:
         broken: all rules that it breaks, with values and fixes, for the site's log and ledger.
     """
 
-    def __init__(self, broken: Sequence[RuleBroken]) -> None:
-        self.broken = tuple(broken)
+    def __init__(self, violations: Sequence[PolicyViolation]) -> None:
+        self.violations = tuple(violations)
         super().__init__(f"the site's gate refuses it: {', '.join(self.rules)}")
 
     @property
     def rules(self) -> tuple[str, ...]:
         """Names of the rules, each once."""
-        return tuple(dict.fromkeys(broken.rule for broken in self.broken))
+        return tuple(dict.fromkeys(violations.rule for violations in self.violations))
 
 
-def beyond(rule: str, value: float, ends: tuple[float, float]) -> list[RuleBroken]:
+def beyond(rule: str, value: float, ends: tuple[float, float]) -> list[PolicyViolation]:
     """Return what a number outside [least, most] breaks (NaN is outside)."""
     if ends[0] <= value <= ends[1]:
         return []
-    return [RuleBroken(rule, f"{value:g}", f"the policy allows {ends[0]:g} to {ends[1]:g}; change {rule} to allow it")]
+    return [
+        PolicyViolation(rule, f"{value:g}", f"the policy allows {ends[0]:g} to {ends[1]:g}; change {rule} to allow it")
+    ]

@@ -11,11 +11,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from client.gate.privacy_budget import Charged
-from client.gate.run_history import recall_runs
+from client.gate.run_history import load_runs
 from client.ledger.entry import Entry
 from client.site.run_record import RunRecord
 
-__all__ = ["find_missing", "find_served", "recall_anew", "record_anew", "spell_served"]
+__all__ = ["find_missing", "find_served", "load_restart", "record_anew", "serialize_served"]
 
 _PROMPTS, _STATES = ".gate/*.safetensors", "*/round-*.safetensors"
 _AGREED = ("*/proposal.json", "*/received.safetensors", "*/answers.jsonl")
@@ -44,12 +44,12 @@ def find_served(state: Path, charged: Iterable[Charged], site: str) -> dict[str,
 
 def find_missing(served: Mapping[str, int], history: Sequence[Entry]) -> dict[str, int]:
     """Return what the state knows and the ledger does not, like `find_served`."""
-    known = {run: known.last_round for run, known in recall_runs(history).items()}
-    _, earlier = recall_anew(history[0]) if history else ("", {})
+    known = {run: known.last_round for run, known in load_runs(history).items()}
+    _, earlier = load_restart(history[0]) if history else ("", {})
     return {run: last for run, last in served.items() if last > max(known.get(run, -1), earlier.get(run, -1))}
 
 
-def spell_served(served: Mapping[str, int]) -> str:
+def serialize_served(served: Mapping[str, int]) -> str:
     """Return runs and rounds for people: "run-a to round 7, run-b"."""
     return ", ".join(run + (f" to round {last}" if last else "") for run, last in served.items())
 
@@ -65,7 +65,7 @@ def record_anew(reason: str, served: Mapping[str, int]) -> dict[str, str]:
     return {_REASON: reason, _EARLIER: " ".join(f"{run}:{last}" for run, last in served.items())}
 
 
-def recall_anew(first: Entry) -> tuple[str, dict[str, int]]:
+def load_restart(first: Entry) -> tuple[str, dict[str, int]]:
     """Return what `record_anew` was given; an empty reason for a ledger that is its site's first."""
     pairs = [pair.rpartition(":") for pair in first.about.get(_EARLIER, "").split()]
     served = {run: int(last) for run, _, last in pairs if last.isascii() and last.isdigit()}

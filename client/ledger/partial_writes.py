@@ -19,7 +19,7 @@ from pathlib import Path
 from client.ledger.entry import Entry
 from ept_fed.storage.files import sync_folder, write_bytes
 
-__all__ = ["TornLine", "find_unrecorded", "recall_torn", "set_aside"]
+__all__ = ["TornLine", "find_unrecorded", "load_torn", "set_aside"]
 
 _log = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ def set_aside(ledger: Path, name: str, number: int, torn: bytes) -> None:
     sync_folder(ledger.parent)
 
 
-def recall_torn(about: Mapping[str, str]) -> TornLine | None:
+def load_torn(about: Mapping[str, str]) -> TornLine | None:
     """Return the torn line that an entry's `about` records; None if it records none."""
     size, sha256, file = (about.get(key, "") for key in (_BYTES, _SHA256, _FILE))
     # Whoever verifies another's ledger reads what its key's holder wrote, paths and all.
@@ -79,7 +79,7 @@ def recall_torn(about: Mapping[str, str]) -> TornLine | None:
 
 def find_unrecorded(ledger: Path, name: str, history: Sequence[Entry]) -> list[TornLine]:
     """Return what of the ledger of this name was set aside and no entry records yet."""
-    named = {torn.file for entry in history if (torn := recall_torn(entry.about)) is not None}
+    named = {torn.file for entry in history if (torn := load_torn(entry.about)) is not None}
     paths = sorted(path for path in ledger.parent.glob(f"{_prefix(ledger, name)}*") if path.name not in named)
     read = [(path, _read_torn(path, len(history) + 1)) for path in paths]
     for path, torn in read:
@@ -88,10 +88,10 @@ def find_unrecorded(ledger: Path, name: str, history: Sequence[Entry]) -> list[T
     return [torn for _, torn in read if torn is not None]
 
 
-def _read_torn(path: Path, most: int) -> TornLine | None:
+def _read_torn(path: Path, maximum: int) -> TornLine | None:
     """Return what a file holds of a torn line, which is of entry `most` or one before; None if it holds none."""
     parts = _NAME.fullmatch(path.name)
-    if parts is None or not 1 <= int(parts[1]) <= most or not stat.S_ISREG(path.lstat().st_mode):
+    if parts is None or not 1 <= int(parts[1]) <= maximum or not stat.S_ISREG(path.lstat().st_mode):
         return None
     content = path.read_bytes()
     digest = hashlib.sha256(content).hexdigest()

@@ -26,7 +26,7 @@ Kind = Literal[
     "altered", "foreign key", "spliced", "missing", "added", "reordered", "rewound", "replaced", "totals", "cut", "tip"
 ]
 PUBLIC_KEY = "public_key"  # in the first entry's `about`
-_MOST_FINDINGS = 20
+_MAX_FINDINGS = 20
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Examination:
 
     def add(self, line: int, kind: Kind, text: str) -> None:
         """Note a finding."""
-        if len(self.findings) == _MOST_FINDINGS:
+        if len(self.findings) == _MAX_FINDINGS:
             self.more = True
         else:
             self.findings.append(Finding(line, kind, text))

@@ -16,7 +16,7 @@ from ept_fed.reports.run.read_predictions import PredictionTable
 
 __all__ = ["collect_errors"]
 
-_MOST = 6
+_MAX = 6
 
 
 def collect_errors(
@@ -45,7 +45,7 @@ def collect_errors(
         prompted.load_payload({name: tensor.to(prompted.prompts.device) for name, tensor in tensors.items()})
     position = {record.image: index for index, record in enumerate(test.records)}
     gallery = []
-    for error in most_confident_errors(predictions, classes, _MOST):
+    for error in most_confident_errors(predictions, classes, _MAX):
         index = position[error.image]
         png, scaling = test.as_png(index), None
         if prompted is not None:

@@ -22,9 +22,9 @@ from client.report.privacy_spent import describe_charges, is_silent
 from client.report.report_folder import check_own_folder, fill_own_folder
 from client.report.run_summary import describe_run
 from client.report.traffic import count_passages, describe_rounds, list_passages, read_ledger_passages
-from client.site.assessment import Recall, assess_settings, recall_federated
+from client.site.assessment import SiteLoader, assess_settings, load_federated
 from client.site.export_model import release_model
-from client.site.local_baseline import train_alone
+from client.site.local_baseline import train_locally
 from client.site.run_record import Received
 from client.site.run_registry import RunRegistry
 from client.site.site import Site
@@ -40,7 +40,7 @@ from ept_fed.reports.run.comparison import Comparison
 from ept_fed.reports.run.read_run import read_run
 from ept_fed.reports.run.run_document import SiteTraffic
 from ept_fed.reports.run.run_folder import RunFolder, site_folder
-from ept_fed.storage.checkpoint_file import SealBrokenError
+from ept_fed.storage.checkpoint_file import DamagedCheckpointError
 from ept_fed.validation.load_site import SiteSettings, check_site, join_proposal, load_site_settings
 
 __all__ = ["report_site"]
@@ -104,13 +104,13 @@ def report_site(
         alone_on = f"{found.run}, alone, {warm.data.digest[:16]}, {found.received.backbone_digest[:16]}"
         alone = warm.open(found.run, found.proposal, StateFolder(local, run=alone_on, site=settings.site))
         try:
-            train_alone({site.name: alone}, experiment.training, experiment.federation.rounds, progress)
-        except SealBrokenError as broken:
+            train_locally({site.name: alone}, experiment.training, experiment.federation.rounds, progress)
+        except DamagedCheckpointError as broken:
             fix = f"{broken}; remove this folder, and the site alone is trained anew"
             raise InputRefusedError([Problem("state", str(local), fix)]) from broken
         with fill_own_folder(folder) as staged:
-            recalls = recall_federated(site, found.received.payload, experiment, progress.on_note)
-            _write_run(staged, kit, settings, found, experiment, warm, site, {"local": lambda: alone, **recalls})
+            loaders = load_federated(site, found.received.payload, experiment, progress.on_note)
+            _write_run(staged, kit, settings, found, experiment, warm, site, {"local": lambda: alone, **loaders})
             pictures = None
             if gallery:
                 released = staged / "sites" / site_folder(site.name) / "model.safetensors"
@@ -129,7 +129,7 @@ def _find_participation(settings: SiteSettings, run: str | None, progress: Progr
             fix = "has not left any prompts at this site yet; report once its first round is over"
             raise InputRefusedError([Problem("--run", name, fix)])
         state = registry.states(name).latest(before=received.prompts_of + 1)
-    except (MessageRefusedError, SealBrokenError, StateLostError) as broken:
+    except (MessageRefusedError, DamagedCheckpointError, StateLostError) as broken:
         fix = f"{broken}; without it there is no report: restore it from your backup of state/"
         raise InputRefusedError([Problem("--run", name, fix)]) from broken
     # A copy: the worker may train on meanwhile, and what belongs to these prompts must stay.
@@ -210,14 +210,14 @@ def _write_run(
     experiment: Experiment,
     warm: WarmSite,
     site: Site,
-    recalls: Mapping[str, Recall],
+    loaders: Mapping[str, SiteLoader],
 ) -> None:
     """Write everything that `read_run` needs, with this one site in it."""
     folder, model = RunFolder(staged), site.model
     folder.create(experiment.to_yaml())
     site.adopt(found.received.payload)
     folder.write_site_model(site.name, *release_model(site))
-    assessed = assess_settings(site.data, recalls)
+    assessed = assess_settings(site.data, loaders)
     folder.write_predictions(site.name, assessed.rows, warm.data.classes, assessed.subgroups)
 
     answers, damaged = RunRegistry(settings.worker.state, site.name).record(found.run).read_answers()
@@ -229,7 +229,7 @@ def _write_run(
         folder.write_round(record)
     counted = count_passages(passages, counted_by)
     comparison = Comparison(
-        settings=tuple(recalls),
+        settings=tuple(loaders),
         metrics={setting: {site.name: values} for setting, values in assessed.metrics.items()},
         test_images={site.name: len(site.data.test)},
         traffic={

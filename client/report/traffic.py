@@ -17,7 +17,7 @@ from client.site.run_record import Answer
 __all__ = ["Passage", "count_passages", "describe_rounds", "list_passages", "read_ledger_passages"]
 
 
-# What an update travels in: its round's answer, or apart from it under masks.
+# What an update travels in: its round's answer, or apart from it under secure aggregation.
 _UPDATES = ("train", "masked input")
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from client.site.personalise import fine_tune, interpolate, recall_ditto
+from client.site.personalise import fine_tune, interpolate, load_ditto
 from client.site.site import Site
 from ept_fed.config.experiment import Experiment
 from ept_fed.data.datasets.prepare import SiteData
@@ -12,10 +12,10 @@ from ept_fed.protocol.layout import Vector
 from ept_fed.reports.run.predictions import list_predictions, list_subgroups
 from ept_fed.training.loop import TrainingDivergedError
 
-__all__ = ["Assessment", "Recall", "assess_settings", "recall_federated"]
+__all__ = ["Assessment", "SiteLoader", "assess_settings", "load_federated"]
 
 # Brings a site's model under a setting into the slot, ready to be assessed.
-Recall = Callable[[], Site]
+SiteLoader = Callable[[], Site]
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class Assessment:
     metrics: Mapping[str, Mapping[str, float]]
 
 
-def recall_federated(
+def load_federated(
     site: Site, payload: Vector, experiment: Experiment, note: Callable[[str], None]
-) -> dict[str, Recall]:
+) -> dict[str, SiteLoader]:
     """Return how to get a site's model under each setting that starts from the federation's payload.
 
     Args:
@@ -64,12 +64,12 @@ def recall_federated(
         return site
 
     def ditto() -> Site:
-        if not recall_ditto(site):
+        if not load_ditto(site):
             note(f"ditto: {site.name} never trained, so it has the federated model")
             return federated()
         return site
 
-    settings: dict[str, Recall] = {"federated": federated}
+    settings: dict[str, SiteLoader] = {"federated": federated}
     if own.fine_tune_epochs is not None:
         settings["fine-tuned"] = fine_tuned
     if own.interpolate:
@@ -79,13 +79,13 @@ def recall_federated(
     return settings
 
 
-def assess_settings(data: SiteData, settings: Mapping[str, Recall]) -> Assessment:
+def assess_settings(data: SiteData, settings: Mapping[str, SiteLoader]) -> Assessment:
     """Evaluate every setting on a site's own validation and test images."""
     rows: list[Mapping[str, Any]] = []
     metrics: dict[str, Mapping[str, float]] = {}
     subgroups = list_subgroups([*data.validation.records, *data.test.records])
-    for setting, recall in settings.items():
-        model = recall()
+    for setting, load in settings.items():
+        model = load()
         probabilities, _ = model.assess(data.validation)
         rows += list_predictions(data.validation, "validation", setting, probabilities, subgroups)
         probabilities, metrics[setting] = model.assess(data.test)

@@ -14,8 +14,8 @@ from ept_fed.models.backbones import Backbone, create_backbone
 from ept_fed.models.factory import create_model
 from ept_fed.models.tuned_vit import TunedViT
 from ept_fed.seeds import derive_seed
-from ept_fed.training.common_head import CommonHead
-from ept_fed.training.fitted_head import HeadFit
+from ept_fed.training.fixed_head import FixedHead
+from ept_fed.training.lda_head import HeadFit
 from ept_fed.training.precision import use_bfloat16
 
 __all__ = ["create_site", "create_start_model", "load_backbone"]
@@ -64,7 +64,7 @@ def create_site(
         statistics=experiment.shared_statistics,
         privacy=experiment.training.privacy,
         noise=_choose_noise(experiment.federation),
-        masked=experiment.federation.secure_aggregation is not None,
+        secure_aggregation=experiment.federation.secure_aggregation is not None,
         states=states,
     )
 
@@ -74,22 +74,22 @@ def _choose_noise(federation: FederationSettings) -> UpdateNoise | None:
     return (
         None
         if private is None
-        else UpdateNoise(private, federation.rounds, masked=federation.secure_aggregation is not None)
+        else UpdateNoise(private, federation.rounds, secure_aggregation=federation.secure_aggregation is not None)
     )
 
 
 def _choose_head(experiment: Experiment, site: str, slot: ModelSlot) -> HeadFit | None:
     training = experiment.training
-    if training.head not in ("discriminant", "common+own"):
+    if training.head not in ("lda", "fixed+lda"):
         return None
-    common = None
-    if training.head == "common+own":
+    fixed = None
+    if training.head == "fixed+lda":
         weight, bias = (slot.start[f"model/{name}"].astype(np.float64) for name in HEAD_TENSORS)
-        common = CommonHead(weight, bias, training.head_evidence)
+        fixed = FixedHead(weight, bias, training.head_evidence)
     return HeadFit(
         shrinkage=training.head_shrinkage,
         seed=derive_seed(experiment.seed, site, "head"),
         batch_size=experiment.evaluation.batch_size,
         bfloat16=use_bfloat16(training.precision, slot.model.device),
-        common=common,
+        fixed=fixed,
     )

@@ -9,10 +9,10 @@ from ept_fed.progress import Progress
 from ept_fed.protocol.layout import Vector
 from ept_fed.training.loop import TrainingDivergedError
 
-__all__ = ["train_alone"]
+__all__ = ["train_locally"]
 
 
-def train_alone(
+def train_locally(
     sites: Mapping[str, Site],
     training: TrainingSettings,
     rounds: int,
@@ -35,7 +35,7 @@ def train_alone(
 
     Raises:
         PayloadMismatchError: if `start` does not fit a site's layout.
-        SealBrokenError: if the state of a site is damaged; nothing is trained then.
+        DamagedCheckpointError: if the state of a site is damaged; nothing is trained then.
     """
     progress.on_stage(stage, tuple(sites), rounds)
     done = {name: site.state.round if site.state else 0 for name, site in sites.items()}

@@ -21,13 +21,13 @@ from ept_fed.data.datasets.prepare import CachedDataset
 from ept_fed.models.tuned_vit import TunedViT
 from ept_fed.privacy.dp.accountant import GaussianSteps
 from ept_fed.seeds import derive_seed
-from ept_fed.training.fitted_head import HeadFit
+from ept_fed.training.lda_head import HeadFit
 from ept_fed.training.loop import RoundScope, TrainingDivergedError, TrainingOutcome, train_round
 from ept_fed.training.optimizer import build_optimizer
 from ept_fed.training.penalties import ProximalTerm
 from ept_fed.training.private_loop import train_private_round
 
-__all__ = ["DITTO", "rest_local_round", "train_local_round"]
+__all__ = ["DITTO", "noop_local_round", "train_local_round"]
 
 DITTO = "ditto"
 
@@ -88,7 +88,7 @@ def train_local_round(
     return outcome, SiteState(scope.round, trained, tensors, stamp)
 
 
-def rest_local_round(
+def noop_local_round(
     model: TunedViT, settings: TrainingSettings, round_number: int, *, before: SiteState | None
 ) -> SiteState:
     """Return the state after a round in which nothing is trained: the model as it stands, all else as it was before."""

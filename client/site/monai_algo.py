@@ -35,7 +35,7 @@ class EPTClientAlgo(ClientAlgo):
                 here adds or judges.
         """
         for field, present in (
-            ("secure_aggregation", site.masked),
+            ("secure_aggregation", site.secure_aggregation),
             ("site_privacy", site.noisy),
             ("statistics", site.layout.holds_statistics),
         ):

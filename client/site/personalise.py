@@ -14,17 +14,17 @@ from ept_fed.seeds import derive_seed
 from ept_fed.training.loop import RoundScope, TrainingOutcome, train_round
 from ept_fed.training.optimizer import build_optimizer
 
-__all__ = ["INTERPOLATION_GRID", "fine_tune", "interpolate", "recall_ditto"]
+__all__ = ["INTERPOLATION_GRID", "fine_tune", "interpolate", "load_ditto"]
 
 INTERPOLATION_GRID = tuple(step / 10 for step in range(11))
 
 
-def recall_ditto(site: Site) -> bool:
+def load_ditto(site: Site) -> bool:
     """Hold the personal model that Ditto trained beside the federated one; False if the site has none."""
     state = site.state
     if state is None or not any(name.startswith(f"{DITTO}/") for name in state.tensors):
         return False
-    site.hold_for_now(state.tensors, f"{DITTO}/model")
+    site.lend(state.tensors, f"{DITTO}/model")
     return True
 
 
@@ -43,7 +43,7 @@ def fine_tune(site: Site, payload: Vector, settings: TrainingSettings, *, epochs
     head = site.prepare_training()
     outcome = train_round(site.model, build_optimizer(site.model, alone), site.data.train, alone, scope, head=head)
     site.refit_head()
-    site.hold_for_now(capture_model(site.model))
+    site.lend(capture_model(site.model))
     return outcome
 
 

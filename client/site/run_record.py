@@ -19,7 +19,7 @@ from ept_fed.config.base import Settings
 from ept_fed.protocol.layout import Vector
 from ept_fed.protocol.messages import Phase, RoundRequest
 from ept_fed.protocol.stages import Stage
-from ept_fed.storage.checkpoint_file import SealBrokenError, read_sealed, write_sealed
+from ept_fed.storage.checkpoint_file import DamagedCheckpointError, read_checksummed, write_checksummed
 from ept_fed.storage.files import append_json_line
 
 __all__ = ["Answer", "Received", "RunRecord"]
@@ -106,12 +106,12 @@ class RunRecord:
             "backbone_digest": header.backbone_digest,
             "data_digest": data_digest,
         }
-        write_sealed(self._received, {_PAYLOAD: request.payload}, about)
+        write_checksummed(self._received, {_PAYLOAD: request.payload}, about)
 
     def _is_behind(self, request: RoundRequest) -> bool:
         try:
             held = self.read_received()
-        except SealBrokenError:
+        except DamagedCheckpointError:
             return False
         return held is not None and request.header.round < held.prompts_of
 
@@ -119,20 +119,20 @@ class RunRecord:
         """Return the last payload; None if none was accepted yet.
 
         Raises:
-            SealBrokenError: if the file is damaged, or of another run or site.
+            DamagedCheckpointError: if the file is damaged, or of another run or site.
         """
         if not self._received.exists():
             return None
-        tensors, about = read_sealed(self._received)
+        tensors, about = read_checksummed(self._received)
         differing = [key for key, value in self._identity.items() if about.pop(key, None) != value]
         if differing:
             fix = f"its {', '.join(differing)} differ from this run's"
-            raise SealBrokenError(f"{self._received} belongs elsewhere: {fix}")
+            raise DamagedCheckpointError(f"{self._received} belongs elsewhere: {fix}")
         try:
             held = _About.model_validate(about, strict=True)
             return Received(payload=tensors[_PAYLOAD], **held.model_dump())
         except (KeyError, TypeError, ValueError) as error:
-            raise SealBrokenError(f"{self._received} holds something else than a payload") from error
+            raise DamagedCheckpointError(f"{self._received} holds something else than a payload") from error
 
     def note(self, answer: Answer) -> None:
         """Append an answer's line."""

@@ -1,4 +1,4 @@
-"""A site's part in the secure aggregation of a run: its update leaves under masks, once a round, or not at all."""
+"""A site's part in the secure aggregation of a run: its update leaves masked, once a round, or not at all."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from ept_fed.privacy.secure_aggregation.messages import Kind
-from ept_fed.privacy.secure_aggregation.round_session import count_fewest, digest_start, plan_session
+from ept_fed.privacy.secure_aggregation.round_session import count_min_sites, digest_start, plan_session
 from ept_fed.privacy.secure_aggregation.session import AggregationSession
 from ept_fed.privacy.secure_aggregation.site import SecureAggregationSite
 from ept_fed.protocol.layout import PayloadLayout, Vector
@@ -16,7 +16,7 @@ from ept_fed.protocol.messages import MessageRefusedError, RoundRequest
 from ept_fed.protocol.proposal import Proposal
 from ept_fed.protocol.stages import StageReply, StageRequest
 
-__all__ = ["Credentials", "SecureRounds", "count_agreed_fewest", "plan_agreed_session"]
+__all__ = ["Credentials", "SecureRounds", "count_agreed_min_sites", "plan_agreed_session"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,8 @@ class SecureRounds:
 
     Attributes:
         began: the last round that was trained, and the train request's payload and settings; None before the first.
-        masked: the last round whose update was made to leave under masks, 0 before the first. No update of that round,
+        masked: the last round whose update was made to leave under secure aggregation, 0 before the first. No update of
+            that round,
             or one before it, is made again: two sums of one round would differ by single sites, and two draws of
             noise on one update by less noise.
     """
@@ -119,10 +120,10 @@ class SecureRounds:
         )
 
 
-def count_agreed_fewest(proposal: Proposal) -> int:
+def count_agreed_min_sites(proposal: Proposal) -> int:
     """Return how many sites a sum of this run is of, at least."""
     secure = proposal.federation.secure_aggregation
-    return count_fewest(len(proposal.sites), None if secure is None else secure.threshold)
+    return count_min_sites(len(proposal.sites), None if secure is None else secure.threshold)
 
 
 def plan_agreed_session(
@@ -143,7 +144,7 @@ def plan_agreed_session(
     """
     federation = proposal.federation
     if federation.secure_aggregation is None:
-        raise MessageRefusedError("the updates of this run leave in clear")
+        raise MessageRefusedError("the updates of this run leave in plaintext")
     return plan_session(
         run=run,
         round_number=round_number,

@@ -10,7 +10,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from client.site.local_round import rest_local_round, train_local_round
+from client.site.local_round import noop_local_round, train_local_round
 from client.site.model_slot import ModelSlot
 from client.site.privacy_cost import RoundCost
 from client.site.privacy_plan import plan_requested_round
@@ -30,7 +30,7 @@ from ept_fed.protocol.messages import (
     RoundReply,
     RoundRequest,
 )
-from ept_fed.training.fitted_head import HeadFit
+from ept_fed.training.lda_head import HeadFit
 from ept_fed.training.loop import RoundScope, TrainingOutcome
 from ept_fed.training.optimizer import moves_method
 from ept_fed.training.payload_gradient import payload_gradient
@@ -50,7 +50,7 @@ class Site(SiteModel):
 
     Attributes:
         run: identity of the run.
-        masked: whether updates leave under masks, and not with the reply.
+        masked: whether updates leave under secure aggregation, and not with the reply.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Site(SiteModel):
         statistics: Statistics | None = None,
         privacy: PrivacySettings | None = None,
         noise: UpdateNoise | None = None,
-        masked: bool = False,
+        secure_aggregation: bool = False,
         states: StateStore | None = None,
     ) -> None:
         """Set a site up for one run.
@@ -90,7 +90,7 @@ class Site(SiteModel):
             statistics: what of a computed head is shared, with `share` prompts+head; None where it is not.
             privacy: as in `TrainingSettings`; a round that is asked for otherwise is refused.
             noise: on whole updates; None leaves them as they are.
-            masked: whether updates leave under masks, see `masked_payload`, and not with the reply.
+            masked: whether updates leave under secure aggregation, see `masked_payload`, and not with the reply.
             states: where its states live; None keeps them in memory.
         """
         super().__init__(
@@ -104,7 +104,7 @@ class Site(SiteModel):
             statistics=statistics,
             states=states,
         )
-        self.run, self.masked, self._head_kind = run, masked, head_kind
+        self.run, self.secure_aggregation, self._head_kind = run, secure_aggregation, head_kind
         self._seed, self._ditto, self._privacy, self._noise = seed, ditto, privacy, noise
         self._shared = ("prompts" if statistics else share, payload)
 
@@ -116,7 +116,7 @@ class Site(SiteModel):
     def train(self, request: RoundRequest, *, charge: Charge | None = None) -> RoundReply:
         """Take over the global payload, evaluate it on the validation images, train one round, return the own payload.
 
-        Where a discriminant's statistics are shared, nothing is trained in the last round: its payload holds those of
+        Where an LDA head's statistics are shared, nothing is trained in the last round: its payload holds those of
         the prompts that stay, so that the head computed from them fits. Nor is anything in a round that has nothing to
         move beside such a head.
 
@@ -159,13 +159,13 @@ class Site(SiteModel):
             trained = self._rest(settings, request.header.round, before)
         else:
             trained = self._train_round(settings, request.header.round, request.rounds, before, penalties, spending)
-        payload = None if self.masked else self.export()
+        payload = None if self.secure_aggregation else self.export()
         if payload is not None and self._noise is not None:
             payload = self._noise.cover(request.payload, payload)
         metrics = {
             "loss": trained.loss,
             # Their number may tell how many images the classes have, so with noise it is what any images would give.
-            "steps": float(trained.steps if self._noise is None else settings.most_steps(len(self.data.train))),
+            "steps": float(trained.steps if self._noise is None else settings.max_steps(len(self.data.train))),
             "seconds": time.perf_counter() - started,
             **{f"validation_{name}": value for name, value in received.items()},
         }
@@ -206,8 +206,8 @@ class Site(SiteModel):
         """Raise MessageRefusedError unless a message is about this run, backbone, layout and version."""
         header.require(Header(self.run, header.round, self._slot.model.backbone.digest, self.layout.hash))
 
-    def masked_payload(self, round_number: int, received: Vector, *, fewest: int) -> Vector:
-        """Return what training this round ended with, to be summed under masks; with noise it differs each time.
+    def masked_payload(self, round_number: int, received: Vector, *, minimum: int) -> Vector:
+        """Return the payload after training this round, to be masked; with noise it differs each time.
 
         Args:
             round_number: the round.
@@ -221,7 +221,7 @@ class Site(SiteModel):
         if state is None or state.round != round_number:
             raise MessageRefusedError(f"the site has not just trained round {round_number}")
         trained = self.own_payload()
-        return trained if self._noise is None else self._noise.cover(received, trained, shares=fewest)
+        return trained if self._noise is None else self._noise.cover(received, trained, shares=minimum)
 
     def fit(
         self, settings: TrainingSettings, round_number: int, rounds: int, *, payload: Vector | None = None
@@ -269,7 +269,7 @@ class Site(SiteModel):
     def _rest(self, settings: TrainingSettings, round_number: int, before: SiteState | None) -> TrainingOutcome:
         """Keep the model as it stands as the state after a round, and return its loss on the training images."""
         _, metrics = self.assess(self.data.train)
-        self._states.save(rest_local_round(self.model, settings, round_number, before=before))
+        self._states.save(noop_local_round(self.model, settings, round_number, before=before))
         return TrainingOutcome(metrics["loss"], 0)
 
     def _train_round(
@@ -309,8 +309,8 @@ class Site(SiteModel):
         except BaseException:
             self._slot.holder = None
             raise
-        # What a common head gets for use is of no use to the rounds that follow, and takes as long as training one.
-        if alone and self.head_fit is not None and (self.head_fit.common is None or round_number == rounds):
+        # What a fixed head gets for use is of no use to the rounds that follow, and takes as long as training one.
+        if alone and self.head_fit is not None and (self.head_fit.fixed is None or round_number == rounds):
             self.refit_head()
             state = replace(state, tensors={**state.tensors, **capture_model(model)})
         self._states.save(state)

@@ -15,8 +15,8 @@ from ept_fed.evaluation.prediction import predict_probabilities
 from ept_fed.models.tuned_vit import TunedViT
 from ept_fed.protocol.layout import Vector
 from ept_fed.protocol.messages import QUALITY_METRICS
-from ept_fed.training.discriminant import ClassStatistics
-from ept_fed.training.fitted_head import FeaturesDivergedError, HeadFit
+from ept_fed.training.lda import ClassStatistics
+from ept_fed.training.lda_head import FeaturesDivergedError, HeadFit
 from ept_fed.training.loop import TrainingDivergedError
 from ept_fed.training.payload import export_payload, import_payload, payload_layout, read_statistics
 from ept_fed.training.precision import use_bfloat16
@@ -59,7 +59,7 @@ class SiteModel:
         self._evaluation_batch = evaluation_batch
         self._bfloat16 = use_bfloat16(precision, slot.model.device)
         self._adopted: Vector | None = None
-        self._fleeting = False
+        self._lent = False
 
     @property
     def model(self) -> TunedViT:
@@ -69,7 +69,7 @@ class SiteModel:
             RuntimeError: if another site took the slot from tensors that were only held for now.
         """
         if self._slot.holder is not self:
-            if self._fleeting:
+            if self._lent:
                 raise RuntimeError(f"{self.name}: another site took the model before this one was done with it")
             adopted = self._adopted
             self._load(self._states.latest())
@@ -88,9 +88,9 @@ class SiteModel:
         A head that is the common one with a share of the site's own images is the bare common one meanwhile.
         """
         fit = self.head_fit
-        if fit is None or fit.common is None:
+        if fit is None or fit.fixed is None:
             return fit
-        fit.common.put_back(self.model)
+        fit.fixed.put_back(self.model)
         return None
 
     @property
@@ -102,7 +102,7 @@ class SiteModel:
         """Return what a round would start from; None for the start.
 
         Raises:
-            StateLostError, SealBrokenError: see `StateStore.latest`.
+            StateLostError, DamagedCheckpointError: see `StateStore.latest`.
         """
         return self._states.latest(before=round_number)
 
@@ -134,14 +134,14 @@ class SiteModel:
         """
         model, statistics = self.model, None
         if self._head is not None and self._shares_statistics:
-            with self._told_of_divergence():
+            with self._reporting_divergence():
                 statistics = self._head.measure(model, self.data.train)
         return export_payload(model, self.layout, statistics)
 
-    def hold_for_now(self, tensors: Tensors, prefix: str = "model") -> None:
+    def lend(self, tensors: Tensors, prefix: str = "model") -> None:
         """Put tensors of `capture_model` into the slot; they are lost when another site takes it."""
         restore_model(self._slot.model, tensors, prefix)
-        self._slot.holder, self._adopted, self._fleeting = self, None, True
+        self._slot.holder, self._adopted, self._lent = self, None, True
 
     def refit_head(self) -> None:
         """Compute the head anew for the prompts in the model, if this site's head is computed at all.
@@ -150,7 +150,7 @@ class SiteModel:
             TrainingDivergedError: if the prompts lead to features that are no numbers.
         """
         if self.head_fit is not None:
-            with self._told_of_divergence():
+            with self._reporting_divergence():
                 self.head_fit.apply(self._slot.model, self.data.train)
 
     def forget_after(self, round_number: int) -> None:
@@ -172,18 +172,18 @@ class SiteModel:
 
     def _load(self, state: SiteState | None) -> None:
         restore_model(self._slot.model, self._slot.start if state is None else state.tensors)
-        self._slot.holder, self._adopted, self._fleeting = self, None, False
+        self._slot.holder, self._adopted, self._lent = self, None, False
         self._received = None
 
     def _import(self, payload: Vector, *, used: bool = True) -> None:
         """Take over a payload; a head that only use has, and no training, is computed if it is `used`."""
         import_payload(self._slot.model, payload, self.layout)
         self._adopted, self._received = np.array(payload), read_statistics(payload, self.layout)
-        if used or self._head is None or self._head.common is None:
+        if used or self._head is None or self._head.fixed is None:
             self.refit_head()
 
     @contextmanager
-    def _told_of_divergence(self) -> Iterator[None]:
+    def _reporting_divergence(self) -> Iterator[None]:
         try:
             yield
         except FeaturesDivergedError as diverged:

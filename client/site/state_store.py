@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 
 from ept_fed.models.tuned_vit import TunedViT
-from ept_fed.storage.checkpoint_file import SealBrokenError, read_sealed, write_sealed
+from ept_fed.storage.checkpoint_file import DamagedCheckpointError, read_checksummed, write_checksummed
 
 __all__ = [
     "KEPT_STATES",
@@ -66,7 +66,7 @@ class StateStore(ABC):
         """Return the newest state, or the newest of a round before the given one; None if the site starts there.
 
         Raises:
-            SealBrokenError: if that state is damaged, or of another run or site.
+            DamagedCheckpointError: if that state is damaged, or of another run or site.
             StateLostError: if the site trained that round so long ago that the state before it is gone.
         """
         held = self._held()
@@ -137,16 +137,18 @@ class StateFolder(StateStore):
 
     def _read(self, round_number: int) -> SiteState:
         path = self._path(round_number)
-        tensors, about = read_sealed(path)
+        tensors, about = read_checksummed(path)
         expected = {**self._identity, "round": round_number}
         differing = [key for key, value in expected.items() if about.get(key) != value]
         if differing:
-            raise SealBrokenError(f"{path} belongs elsewhere: its {', '.join(differing)} differ from this site's")
+            raise DamagedCheckpointError(
+                f"{path} belongs elsewhere: its {', '.join(differing)} differ from this site's"
+            )
         return SiteState(round_number, int(about["trained"]), tensors, str(about["settings"]))
 
     def _write(self, state: SiteState) -> None:
         about = {**self._identity, "round": state.round, "trained": state.trained, "settings": state.settings}
-        write_sealed(self._path(state.round), state.tensors, about)
+        write_checksummed(self._path(state.round), state.tensors, about)
 
     def _drop(self, round_number: int) -> None:
         self._path(round_number).unlink()

@@ -27,13 +27,13 @@ class UpdateNoise:
     Attributes:
         settings: of the run.
         rounds: of the run, which the noise for an ε depends on.
-        masked: whether updates leave under masks.
+        masked: whether updates leave under secure aggregation.
         entropy: random bytes; another source than the system's is for tests.
     """
 
     settings: SitePrivacySettings
     rounds: int
-    masked: bool = False
+    secure_aggregation: bool = False
     entropy: Entropy = os.urandom
 
     def plan(self, request: RoundRequest) -> RoundCost:
@@ -44,8 +44,8 @@ class UpdateNoise:
         """
         if request.wants_gradient:
             raise MessageRefusedError("federation.site_privacy: the gradient over all images has no noise, and stays")
-        if self.masked and np.abs(request.payload).max() > LARGEST_START:
-            raise MessageRefusedError(f"prompts beyond {LARGEST_START:g} leave no room for the noise under masks")
+        if self.secure_aggregation and np.abs(request.payload).max() > LARGEST_START:
+            raise MessageRefusedError(f"prompts beyond {LARGEST_START:g} leave no room for noise and masks")
         return plan_noisy_round(self.settings, self.rounds)
 
     def cover(self, received: Vector, trained: Vector, *, shares: int = 1) -> Vector:

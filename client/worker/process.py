@@ -18,7 +18,7 @@ from pathlib import Path
 from threading import BoundedSemaphore, Thread
 from types import FrameType
 
-from client.gate.interface import Door
+from client.gate.interface import GateInterface
 from client.gate.open import open_gate
 from client.worker.credentials import read_credentials
 from client.worker.status import serve_status, status_path
@@ -29,14 +29,14 @@ from ept_fed.validation.load_site import SiteSettings, check_site, load_site_set
 
 __all__ = ["bind_socket", "bind_status", "serve_site"]
 
-_MOST_CONNECTIONS = 16
+_MAX_CONNECTIONS = 16
 _READ_SECONDS = 60.0
 _SECOND = 1.0
 
 _log = logging.getLogger(__name__)
 
 
-def serve_site(kit: Path, make_door: Callable[[SiteSettings, Path], Door] = open_gate) -> None:
+def serve_site(kit: Path, make_gate: Callable[[SiteSettings, Path], GateInterface] = open_gate) -> None:
     """Serve the site of a kit until SIGTERM or SIGINT.
 
     Raises:
@@ -47,7 +47,7 @@ def serve_site(kit: Path, make_door: Callable[[SiteSettings, Path], Door] = open
     problems = check_site(settings)
     if problems:
         raise InputRefusedError(problems)
-    door = make_door(settings, kit)
+    gate = make_gate(settings, kit)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _leave)
     with bind_socket(settings) as listener, bind_status(settings) as status_listener, _removed_at_the_end(settings):
@@ -57,7 +57,7 @@ def serve_site(kit: Path, make_door: Callable[[SiteSettings, Path], Door] = open
 
         if settings.worker.threads is not None:
             torch.set_num_threads(settings.worker.threads)
-        worker = Worker(settings, door, credentials=partial(read_credentials, kit))
+        worker = Worker(settings, gate, credentials=partial(read_credentials, kit))
         stopped = socket.socketpair()
 
         def stop(_signal: int, _frame: FrameType | None) -> None:
@@ -68,7 +68,7 @@ def serve_site(kit: Path, make_door: Callable[[SiteSettings, Path], Door] = open
         Thread(target=_accept, args=(listener, worker.answer), name="accept", daemon=True).start()
         Thread(target=serve_status, args=(status_listener, worker.status), name="status", daemon=True).start()
         _log.info("%s listens at %s", settings.site, settings.worker.socket)
-        _wait(stopped[0], parent, door)
+        _wait(stopped[0], parent, gate)
         _log.info("%s stops", settings.site)
     logging.shutdown()
     sys.stdout.flush()
@@ -120,7 +120,7 @@ def bind_socket(settings: SiteSettings) -> socket.socket:
             raise InputRefusedError([Problem("worker.socket_group", group, fix)]) from error
         path.chmod(0o660)
         path.parent.chmod(0o750)
-    listener.listen(_MOST_CONNECTIONS)
+    listener.listen(_MAX_CONNECTIONS)
     return listener
 
 
@@ -130,7 +130,7 @@ def bind_status(settings: SiteSettings) -> socket.socket:
     Only a worker that `bind_socket` let through may call it: the socket that is there is replaced.
     """
     listener = _bind_private(status_path(settings.worker.socket))
-    listener.listen(_MOST_CONNECTIONS)
+    listener.listen(_MAX_CONNECTIONS)
     return listener
 
 
@@ -161,7 +161,7 @@ def _make_private(folder: Path, *, for_group: bool) -> None:
 
 def _accept(listener: socket.socket, answer: Callable[[bytes], bytes]) -> None:
     """Answer whoever connects, for ever: want of descriptors, memory or threads passes, deafness would not."""
-    free = BoundedSemaphore(_MOST_CONNECTIONS)
+    free = BoundedSemaphore(_MAX_CONNECTIONS)
 
     def serve(connection: socket.socket) -> None:
         try:
@@ -205,14 +205,14 @@ def _receive(connection: socket.socket) -> bytes:
         return b""
 
 
-def _wait(stopped: socket.socket, parent: int, door: Door) -> None:
+def _wait(stopped: socket.socket, parent: int, gate: GateInterface) -> None:
     """Wait for a signal, and end with the process that started this one: a worker alone would block the next.
 
     A worker whose door has ended is no use either: the next start mends its ledger, or says what is wrong with it.
     """
     stopped.settimeout(_SECOND)
     while os.getppid() == parent:
-        if door.ended:
+        if gate.ended:
             _log.error("nothing can be recorded any more, so nothing may pass; the log above says why")
             return
         try:

@@ -21,7 +21,7 @@ from client.worker.unix_socket import WorkerAwayError
 
 __all__ = ["Activity", "WorkerStatus", "ask_status", "serve_status", "status_path"]
 
-Activity = Literal["idle", "introduce", "train", "mask", "evaluate"]
+Activity = Literal["idle", "introduce", "train", "secure aggregation", "evaluate"]
 
 _CHUNK = 1 << 16
 _SEND_SECONDS = 1.0

@@ -17,12 +17,12 @@ from threading import Lock, Thread
 from typing import TypeVar
 
 import ept_fed
-from client.gate.interface import Door
+from client.gate.interface import GateInterface
 from client.site.agreed_settings import require_agreed
 from client.site.privacy_cost import RoundCost
 from client.site.run_record import Answer
 from client.site.run_registry import RunRegistry
-from client.site.secure_aggregation import Credentials, SecureRounds, count_agreed_fewest, plan_agreed_session
+from client.site.secure_aggregation import Credentials, SecureRounds, count_agreed_min_sites, plan_agreed_session
 from client.site.site import Site
 from client.worker.refusals import explain
 from client.worker.site_cache import WarmSite
@@ -78,16 +78,16 @@ class Worker:
     def __init__(
         self,
         settings: SiteSettings,
-        door: Door,
+        gate: GateInterface,
         *,
         credentials: Callable[[], Credentials | None] = lambda: None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """Start the thread that works; nothing is loaded before the first proposal.
+        """Start the thread that works; nothing is stored before the first proposal.
 
         `credentials` reads the site's; without any it takes part in no secure aggregation.
         """
-        self._settings, self._door, self._clock = settings, door, clock
+        self._settings, self._gate, self._clock = settings, gate, clock
         self._credentials = credentials
         self._secure: tuple[str, SecureRounds] | None = None
         self._registry = RunRegistry(settings.worker.state, settings.site)
@@ -135,7 +135,7 @@ class Worker:
     def _answer(self, frame: Frame, content: bytes) -> Frame:
         if isinstance(frame, Introduce):
             self._require_free(frame.run)
-            self._at_door(lambda: self._door.admit_proposal(frame.run, frame.proposal, content))
+            self._at_gate(lambda: self._gate.admit_proposal(frame.run, frame.proposal, content))
             self._take_hold(frame.run, None)
             try:
                 return self._in_turn(
@@ -152,7 +152,7 @@ class Worker:
         self._take_hold(run, frame.header.round)
         try:
             if isinstance(frame, StageRequest):
-                return self._in_turn("mask", run, lambda: self._reply_to_stage(frame, proposal, content))
+                return self._in_turn("secure aggregation", run, lambda: self._reply_to_stage(frame, proposal, content))
             reply = self._in_turn(frame.phase, run, lambda: self._reply(frame, proposal, content))
         except _TurnedAwayError:
             self._let_go(run)
@@ -165,7 +165,7 @@ class Worker:
     def _introduce(self, run: str, proposal: Proposal, content: bytes) -> SiteIntroduction:
         site = self._warm.open(run, proposal, self._registry.states(run))
         if proposal.sites:
-            self._require_masks(run, proposal, site.layout, len(site.data.train))
+            self._require_secure_aggregation(run, proposal, site.layout, len(site.data.train))
         introduction = SiteIntroduction(
             site=self._settings.site,
             run=run,
@@ -177,7 +177,7 @@ class Worker:
         )
         counts: dict[Split, int] = {name: len(site.split(name)) for name in SPLITS}
         leaving = encode_frame(introduction)
-        self._at_door(lambda: self._door.release_introduction(run, introduction, leaving, counts=counts))
+        self._at_gate(lambda: self._gate.release_introduction(run, introduction, leaving, counts=counts))
         self._registry.agree(run, proposal)
         self._registry.record(run).note(Answer("introduction", len(content), len(leaving)))
         return introduction
@@ -188,18 +188,20 @@ class Worker:
         for vector in (request.payload, request.correction):
             if vector is not None:
                 site.layout.check(vector)
-        self._at_door(lambda: self._door.admit(request, proposal, site.layout, content))
+        self._at_gate(lambda: self._gate.admit(request, proposal, site.layout, content))
         site.require(request)
         require_agreed(request, proposal)
         record = self._registry.record(run)
-        recalled = self._recall(request, content, site) if request.phase == "train" else None
-        if recalled is None:
+        stored = self._load_reply(request, content, site) if request.phase == "train" else None
+        if stored is None:
             record.accept(request, self._warm.data.digest)
         if request.phase == "evaluate":
             reply = site.evaluate(request)
+        elif stored is not None:
+            reply = stored
         else:
-            reply = recalled or self._train(request, content, site)
-        leaving = self._at_door(lambda: self._door.release(request, reply, site.layout))
+            reply = self._train(request, content, site)
+        leaving = self._at_gate(lambda: self._gate.release(request, reply, site.layout))
         record.note(
             Answer(
                 request.phase,
@@ -216,20 +218,20 @@ class Worker:
     def _reply_to_stage(self, request: StageRequest, proposal: Proposal, content: bytes) -> StageReply:
         run, number = request.header.run, request.header.round
         site = self._warm.open(run, proposal, self._registry.states(run))
-        self._at_door(lambda: self._door.admit_stage(request, proposal, site.layout, content))
+        self._at_gate(lambda: self._gate.admit_stage(request, proposal, site.layout, content))
         site.require_header(request.header)
         examples, federation = len(site.data.train), proposal.federation
         secure = self._open_rounds(run)
 
         def update() -> tuple[Vector, int]:
             _, received, _ = secure.require_begun(number)
-            trained = site.masked_payload(number, received, fewest=count_agreed_fewest(proposal))
-            leaving = self._at_door(lambda: self._door.mask(request, received, trained, examples, site.layout))
+            trained = site.masked_payload(number, received, minimum=count_agreed_min_sites(proposal))
+            leaving = self._at_gate(lambda: self._gate.mask(request, received, trained, examples, site.layout))
             return leaving, weigh_site(examples, federation.weights, federation.weight_cap)
 
         reply = secure.answer(request, partial(plan_agreed_session, run, proposal, site.layout), update)
         leaving = encode_frame(reply)
-        self._at_door(lambda: self._door.release_stage(request, leaving))
+        self._at_gate(lambda: self._gate.release_stage(request, leaving))
         self._registry.record(run).note(Answer(request.stage, len(content), len(leaving), number))
         return reply
 
@@ -242,7 +244,7 @@ class Worker:
         if self._secure is None or self._secure[0] != run:
             self._secure = (
                 run,
-                SecureRounds(self._settings.site, self._require_credentials, masked=self._door.masked_rounds(run)),
+                SecureRounds(self._settings.site, self._require_credentials, masked=self._gate.secure_rounds(run)),
             )
         return self._secure[1]
 
@@ -253,7 +255,7 @@ class Worker:
             raise MessageRefusedError("this site has no certificate, which secure aggregation needs")
         return credentials
 
-    def _require_masks(self, run: str, proposal: Proposal, layout: PayloadLayout, examples: int) -> None:
+    def _require_secure_aggregation(self, run: str, proposal: Proposal, layout: PayloadLayout, examples: int) -> None:
         """Raise unless the site could take part in the sums of a run: better now than after each round's training.
 
         Raises:
@@ -271,16 +273,16 @@ class Worker:
     def _train(self, request: RoundRequest, content: bytes, site: Site) -> RoundReply:
         self._finished = None
         _log.info("round %d of %s: training begins", request.header.round, request.header.run)
-        if site.masked:
+        if site.secure_aggregation:
             self._open_rounds(request.header.run).begin(request)
         reply = site.train(request, charge=partial(self._charge, request))
         self._finished = _Finished(hashlib.sha256(content).digest(), reply)
         return reply
 
     def _charge(self, request: RoundRequest, cost: RoundCost) -> None:
-        self._at_door(lambda: self._door.charge(request, cost))
+        self._at_gate(lambda: self._gate.charge(request, cost))
 
-    def _recall(self, request: RoundRequest, content: bytes, site: Site) -> RoundReply | None:
+    def _load_reply(self, request: RoundRequest, content: bytes, site: Site) -> RoundReply | None:
         """Return the reply that this very request had, if the site still stands where it left it."""
         finished = self._finished
         if finished is None or finished.request != hashlib.sha256(content).digest():
@@ -342,7 +344,7 @@ class Worker:
             self._tasks.get()()
 
     @staticmethod
-    def _at_door(pass_through: Callable[[], _Made]) -> _Made:
+    def _at_gate(pass_through: Callable[[], _Made]) -> _Made:
         try:
             return pass_through()
         except (MessageRefusedError, PayloadMismatchError) as refusal:
@@ -356,7 +358,7 @@ class Worker:
             _log.warning("declined a %s message: %s", kind, refusal.reason)
         if not isinstance(error, _TurnedAwayError):
             try:
-                self._door.refused("in", kind, refusal.reason, content)
+                self._gate.refused("in", kind, refusal.reason, content)
             except (MessageRefusedError, OSError):
                 _log.exception("a refusal could not be recorded")
         return refusal

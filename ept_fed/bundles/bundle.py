@@ -56,15 +56,15 @@ def read_bundle(folder: Path, trusted: ec.EllipticCurvePublicKey | None = None) 
     if not folder.is_dir():
         raise InputRefusedError([Problem("BUNDLE", str(folder), "is not a folder; ept-fed export makes one")])
     files, problems = {}, []
-    for name, most in _MAX_BYTES.items():
+    for name, maximum in _MAX_BYTES.items():
         try:
             with (folder / name).open("rb") as file:
-                files[name] = file.read(most + 1)
+                files[name] = file.read(maximum + 1)
         except OSError as error:
             problems.append(Problem(f"BUNDLE/{name}", str(folder / name), f"cannot be read ({error.strerror})"))
             continue
-        if len(files[name]) > most:
-            problems.append(Problem(f"BUNDLE/{name}", str(folder / name), f"is larger than {most:,} bytes"))
+        if len(files[name]) > maximum:
+            problems.append(Problem(f"BUNDLE/{name}", str(folder / name), f"is larger than {maximum:,} bytes"))
     if problems:
         raise InputRefusedError(problems)
     return open_bundle(files, trusted)

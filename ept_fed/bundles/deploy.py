@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ept_fed.bundles.description import Description, spell_description
+from ept_fed.bundles.description import Description, serialize_description
 from ept_fed.bundles.model import CalibratedModel
 from ept_fed.errors import Problem
 
@@ -46,7 +46,7 @@ def to_torchscript(model: CalibratedModel, description: Description) -> bytes:
     buffer = io.BytesIO()
     with _portable(model) as pixels, torch.no_grad():
         traced = torch.jit.trace(model, pixels, check_trace=False)
-        torch.jit.save(traced, buffer, _extra_files={"bundle.json": spell_description(description)})
+        torch.jit.save(traced, buffer, _extra_files={"bundle.json": serialize_description(description)})
     return buffer.getvalue()
 
 
@@ -64,7 +64,7 @@ def to_onnx(model: CalibratedModel, description: Description) -> bytes:
         )
     if program is None:
         raise RuntimeError("torch.onnx.export returned no program")
-    program.model.metadata_props["bundle.json"] = spell_description(description).decode()
+    program.model.metadata_props["bundle.json"] = serialize_description(description).decode()
     return bytes(program.model_proto.SerializeToString())
 
 

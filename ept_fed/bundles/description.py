@@ -7,9 +7,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from ept_fed.config.base import Digest, Positive
 from ept_fed.data.datasets.input_spec import InputSpec
 from ept_fed.errors import InputRefusedError, Problem
-from ept_fed.storage.canonical_json import parse_canonical, spell_canonical
+from ept_fed.storage.canonical_json import parse_canonical, serialize_canonical
 
-__all__ = ["BackboneIdentity", "Description", "InputDescription", "parse_description", "spell_description"]
+__all__ = ["BackboneIdentity", "Description", "InputDescription", "parse_description", "serialize_description"]
 
 Name = Annotated[str, Field(min_length=1, max_length=1000)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -92,9 +92,9 @@ class Description(_Section):
         return self
 
 
-def spell_description(description: Description) -> bytes:
+def serialize_description(description: Description) -> bytes:
     """Return the bytes of bundle.json."""
-    return spell_canonical(description.model_dump(mode="json", by_alias=True))
+    return serialize_canonical(description.model_dump(mode="json", by_alias=True))
 
 
 def parse_description(content: bytes) -> Description:

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 import ept_fed
 from ept_fed.bundles.bundle import DESCRIPTION, MODEL, SIGNATURE, Bundle, open_bundle
-from ept_fed.bundles.description import Description, spell_description
+from ept_fed.bundles.description import Description, serialize_description
 from ept_fed.bundles.release import Release, read_release
 from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.pki.signing import read_private_key, sign, write_key
@@ -88,7 +88,7 @@ def prepare_bundle(run: Path, site: str, *, out: Path | None = None, key: Path |
         problems += refusal.problems
     if problems or release is None or private is None:
         raise InputRefusedError(problems)
-    description = spell_description(_describe(release))
+    description = serialize_description(_describe(release))
     files = {DESCRIPTION: description, MODEL: release.content, SIGNATURE: sign(description, private)}
     bundle = open_bundle(files, private.public_key())
     return PreparedBundle(bundle, files, folder, key_path, private if is_new else None)

@@ -13,7 +13,7 @@ from typing import Literal
 from ept_fed.catalog.options import Option
 
 __all__ = [
-    "COMMON_HEADS",
+    "FIXED_HEADS",
     "HEAD_TENSORS",
     "METHODS",
     "STATISTICS_TENSORS",
@@ -25,12 +25,12 @@ __all__ = [
 ]
 
 HEAD_TENSORS = ("head.weight", "head.bias")
-# What a discriminant's head is computed from, see ept_fed/training/discriminant.py.
+# What an LDA head is computed from, see ept_fed/training/lda.py.
 STATISTICS_TENSORS = ("statistics.shares", "statistics.sums", "statistics.mean", "statistics.moments")
 Statistics = Literal["means", "moments"]  # all of these but the last, or all
-HeadKind = Literal["trained", "common", "common+own", "discriminant"]  # how the head is made, see training.head
+HeadKind = Literal["trained", "fixed", "fixed+lda", "lda"]  # how the head is made, see training.head
 # Those that every site draws from the run's seed and holds still while prompts train.
-COMMON_HEADS: tuple[HeadKind, ...] = ("common", "common+own")
+FIXED_HEADS: tuple[HeadKind, ...] = ("fixed", "fixed+lda")
 
 _OF_BACKBONE = "backbone."
 
@@ -81,7 +81,7 @@ METHODS: dict[str, MethodInfo] = {
         "Zu et al. 2024, arXiv 2407.01003",
         "Prompt columns beside the attention logits, and optionally context tokens.",
         "On HAM10000, three seeds, prompts with heads that every site trains for itself were not shown to beat staying "
-        "home; with tokens under training.head=common+own they were, on blood cells; see docs/prompts-alone.md.",
+        "home; with tokens under training.head=fixed+lda they were, on blood cells; see docs/prompts-alone.md.",
         ("sinks", "prompts", "tokens"),
     ),
     "linear": MethodInfo(

@@ -21,7 +21,7 @@ EXAMPLES = (
     "  ept-fed doctor data my.yaml --json data.json --plot partition.png"
 )
 _SHOWN = 10
-_MOST_ROWS = 60
+_MAX_ROWS = 60
 
 app = typer.Typer(name="doctor", help="Look for faults before anything is trained.", no_args_is_help=True)
 
@@ -54,10 +54,10 @@ def examine(
     with exit_on_refusal(as_json=only_json):
         from ept_fed.data.doctor import examine_data
         from ept_fed.storage.files import dump_json, write_bytes, write_json
-        from ept_fed.validation.data import find_data_contradictions
+        from ept_fed.validation.data import validate_data
         from ept_fed.validation.load_experiment import load_experiment
 
-        experiment = load_experiment(config, overrides or [], check=find_data_contradictions)
+        experiment = load_experiment(config, overrides or [], check=validate_data)
         with _progress() as (on_start, on_image):
             found = examine_data(experiment.data, experiment.data_seed, on_start=on_start, on_image=on_image)
         if plot is not None:
@@ -177,13 +177,13 @@ def _print_counts(found: "DataExamination", console: "Console") -> None:
     for heading in ("images", "groups", *found.classes):
         table.add_column(Text(heading), justify="right", overflow="fold")
     rows = [row for row in found.by_split if row["images"]]
-    for row in rows[:_MOST_ROWS]:
+    for row in rows[:_MAX_ROWS]:
         counts = [per_class[row["site"], row["split"], name] for name in found.classes]
         cells = (str(row["site"]), str(row["split"]), str(row["images"]), str(row["groups"]), *counts)
         table.add_row(*(Text(cell) for cell in cells))
     console.print(table)
-    if len(rows) > _MOST_ROWS:
-        _say(console, f"… and {len(rows) - _MOST_ROWS} more rows; --json FILE has them all")
+    if len(rows) > _MAX_ROWS:
+        _say(console, f"… and {len(rows) - _MAX_ROWS} more rows; --json FILE has them all")
 
 
 def _print_list(console: "Console", heading: str, lines: Sequence[str]) -> None:

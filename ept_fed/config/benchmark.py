@@ -20,22 +20,22 @@ class SettingInfo:
 
     Attributes:
         heading: of its column in a table.
-        prompts_alone: what a site gets of the others is prompts without a head, so a method that has nothing beside
+        prompts_only: what a site gets of the others is prompts without a head, so a method that has nothing beside
             the head has no cell there.
         shares_head: the head travels too, so one that belongs to its site cannot take part.
     """
 
     heading: str
-    prompts_alone: bool = False
+    prompts_only: bool = False
     shares_head: bool = False
 
 
 SETTINGS: dict[Setting, SettingInfo] = {
-    "local": SettingInfo("alone"),
-    "federated": SettingInfo("federated, head at home", prompts_alone=True),
-    "federated+head": SettingInfo("federated, head shared", shares_head=True),
-    "centralised": SettingInfo("images pooled"),
-    "centralised-prompts": SettingInfo("prompts of pooled images, head at home", prompts_alone=True),
+    "local": SettingInfo("local only"),
+    "federated": SettingInfo("federated, personalised head", prompts_only=True),
+    "federated+head": SettingInfo("federated, shared head", shares_head=True),
+    "centralised": SettingInfo("centralised"),
+    "centralised-prompts": SettingInfo("centralised prompts, personalised head", prompts_only=True),
 }
 
 
@@ -64,8 +64,9 @@ class BenchmarkSettings(Settings):
     )
     settings: Annotated[tuple[Setting, ...], Field(min_length=1)] = Field(
         ("local", "federated", "federated+head", "centralised"),
-        description="alone; heads at home; heads averaged too; all images in one place; prompts trained there and then "
-        "held still at each site under a head of its own, for what averaging costs",
+        description="local: each site trains only on its own images; federated: personalised heads; federated+head: "
+        "the head is averaged too; centralised: all images in one place; centralised-prompts: prompts trained there, "
+        "then frozen at each site under a personalised head, to see what averaging costs",
     )
     fold: Fold = Field("test", description="the images that count; choose settings on validation, and report on test")
     reference: str = Field("ept", description="the row that the others are paired with, by shots, seed and setting")

@@ -17,7 +17,7 @@ __all__ = ["Federation", "FederationSite", "SafeName", "ServerAddress", "is_addr
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
-_MOST_OF_A_HOST = 253
+_MAX_OF_A_HOST = 253
 # Windows opens a device instead of a file of this name, with any ending; kits are unpacked there too.
 _DEVICES = frozenset({"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))})
 
@@ -36,7 +36,7 @@ def _check_host(host: str) -> str:
         address = ipaddress.ip_address(host)
     except ValueError:
         labels = host.split(".")
-        if len(host) > _MOST_OF_A_HOST or not all(map(_LABEL.fullmatch, labels)) or labels[-1].isdigit():
+        if len(host) > _MAX_OF_A_HOST or not all(map(_LABEL.fullmatch, labels)) or labels[-1].isdigit():
             raise ValueError(
                 "is neither an IP address nor a DNS name in lower case; write it without scheme, port and path, "
                 "and a name with other letters as xn--…"

@@ -99,18 +99,18 @@ class TrainingSettings(Settings):
     )
     head: HeadKind = Field(
         "trained",
-        description="trained: by gradient, with the prompts; common: FedBABU, every site draws the same from the run's "
-        "seed and nobody trains it, so prompts alone learn the classes; common+own: that while prompts train, and for "
-        "use the site adds a discriminant of its own images to it, which never leaves; discriminant: computed at the "
-        "site, for the features that the prompts at hand lead to, of its own images or, with "
-        "federation.share=prompts+head, of all sites'",
+        description="trained: by gradient, with the prompts; fixed: drawn from the run's seed, the same at every site, "
+        "and never trained (FedBABU), so that prompts alone learn the classes; fixed+lda: fixed while prompts train; "
+        "for use each site adds an LDA head of its own images, which never leaves; lda: computed in closed form from "
+        "features under the current prompts, of the site's own images or, with federation.share=prompts+head, of all "
+        "sites'",
     )
     head_shrinkage: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
-        0.3, description="of the discriminant's covariance towards the identity"
+        0.3, description="of the LDA head's covariance matrix towards the identity"
     )
     head_evidence: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] = Field(
         4.0,
-        description="for head common+own: from so many images per class on, the own discriminant counts half or more",
+        description="for head fixed+lda: from so many images per class on, the site's own LDA head counts half or more",
     )
     batch_size: Annotated[int, Field(ge=1, le=4096)] = Field(
         8, description="images per step; with privacy their mean number, as each image is drawn for itself"
@@ -127,10 +127,10 @@ class TrainingSettings(Settings):
     )
     privacy: PrivacySettings | None = Field(None, description="clipped and noisy gradients; null trains without")
 
-    def most_steps(self, examples: int) -> int:
-        """Return the optimiser steps of one round on so many images; with a discriminant's head it may have fewer."""
-        # Beside a discriminant's head an epoch has two halves, which may share images of classes that have one only.
-        parts = 2 if self.head == "discriminant" else 1
+    def max_steps(self, examples: int) -> int:
+        """Return the optimiser steps of one round on so many images; with an LDA head it may have fewer."""
+        # Beside an LDA head an epoch has two halves, which may share images of classes that have one only.
+        parts = 2 if self.head == "lda" else 1
         return parts * (self.head_first_epochs + self.epochs) * math.ceil(examples / self.batch_size)
 
 
@@ -144,7 +144,7 @@ class FederationSettings(Settings):
     )
     statistics: Statistics = Field(
         "means",
-        description="what travels of a discriminant's head where it is shared: means of each class's features; "
+        description="what travels of an LDA head where it is shared: means of each class's features; "
         "moments, of their products too, from which every site computes the head that all images would give, and "
         "anybody who was trained on",
     )
@@ -247,8 +247,8 @@ class Experiment(Settings):
 
     @property
     def shared_statistics(self) -> Statistics | None:
-        """What of a discriminant's head travels; None where it is trained, or stays at the sites."""
-        shared = self.training.head == "discriminant" and self.federation.share == "prompts+head"
+        """What of an LDA head travels; None where it is trained, or stays at the sites."""
+        shared = self.training.head == "lda" and self.federation.share == "prompts+head"
         return self.federation.statistics if shared else None
 
     @property

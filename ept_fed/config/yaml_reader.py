@@ -9,6 +9,7 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from ept_fed.config.renamed import describe_renamed_key, describe_renamed_value
 from ept_fed.errors import InputRefusedError, Problem
 
 __all__ = ["parse_yaml", "read_mapping", "validate_settings"]
@@ -73,7 +74,7 @@ def read_mapping(path: Path, field: str, wanted: str) -> dict[str, Any]:
 def validate_settings(
     model: type[_Model], raw: dict[str, Any], check: Callable[[_Model], list[Problem]]
 ) -> tuple[_Model | None, list[Problem]]:
-    """Validate; on errors also report the contradictions that remain once each bad value falls back to its default."""
+    """Validate; on errors also report what `check` finds once each bad value falls back to its default."""
     try:
         return model.model_validate(raw), []
     except ValidationError as error:
@@ -107,6 +108,12 @@ def _describe(model: type[BaseModel], raw: dict[str, Any], item: dict[str, Any])
     location = _location(raw, item["loc"])
     field = ".".join(str(part) for part in location) or "config"
     kind = item["type"]
+    names = ".".join(part for part in location if isinstance(part, str))
+    renamed = describe_renamed_value(names, item["input"])
+    if kind == "extra_forbidden":
+        renamed = describe_renamed_key(names)
+    if renamed is not None:
+        return Problem(field, item["input"], renamed)
     if kind == "extra_forbidden":
         known = _known_keys(model, location[:-1], raw)
         near = difflib.get_close_matches(str(location[-1]), known, n=1)

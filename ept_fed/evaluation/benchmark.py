@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-__all__ = ["SUMMARY_METRICS", "compare_means_with_home", "compare_with_home", "summarise"]
+__all__ = ["SUMMARY_METRICS", "compare_means_with_local", "compare_with_local", "summarise"]
 
 SUMMARY_METRICS = ("auc", "accuracy", "balanced_accuracy", "average_precision")
 
@@ -68,7 +68,7 @@ def summarise(rows: Sequence[Mapping[str, Any]], reference: str) -> list[dict[st
     return summary
 
 
-def compare_with_home(rows: Sequence[Mapping[str, Any]], metric: str = "auc") -> list[dict[str, Any]]:
+def compare_with_local(rows: Sequence[Mapping[str, Any]], metric: str = "auc") -> list[dict[str, Any]]:
     """Return what working together brought each site: one row per method, shots, setting and site.
 
     Differences are taken run by run from the same method trained at the site alone. The interval is Student's over
@@ -79,8 +79,8 @@ def compare_with_home(rows: Sequence[Mapping[str, Any]], metric: str = "auc") ->
         metric: one of `SUMMARY_METRICS`.
 
     Returns:
-        `home`, the mean over runs alone, `difference`, and `low` and `high`, its 95 % interval (NaN from one run), over
-        `runs` in which both are defined. A method without the setting `local` has no rows.
+        `local`, the mean over runs of local training, `difference`, and `low` and `high`, its 95 % interval (NaN from
+        one run), over `runs` in which both are defined. A method without the setting `local` has no rows.
     """
     values = {
         (row["method"], row["shots"], row["site"], row["setting"], (row["sampling"], row["seed"])): float(row[metric])
@@ -88,11 +88,11 @@ def compare_with_home(rows: Sequence[Mapping[str, Any]], metric: str = "auc") ->
     }
     runs: dict[tuple[Any, ...], list[tuple[float, float]]] = {}
     for (method, shots, site, setting, run), value in values.items():
-        home = values.get((method, shots, site, "local", run))
-        if setting != "local" and home is not None:
+        local = values.get((method, shots, site, "local", run))
+        if setting != "local" and local is not None:
             pairs = runs.setdefault((method, shots, setting, site), [])
-            if not np.isnan(home - value):
-                pairs.append((home, value - home))
+            if not np.isnan(local - value):
+                pairs.append((local, value - local))
     compared = []
     for (method, shots, setting, site), pairs in runs.items():
         mean, half = _mean_and_half_interval([difference for _, difference in pairs])
@@ -103,7 +103,7 @@ def compare_with_home(rows: Sequence[Mapping[str, Any]], metric: str = "auc") ->
                 "setting": setting,
                 "site": site,
                 "metric": metric,
-                "home": _mean_and_sd([home for home, _ in pairs])[0],
+                "local": _mean_and_sd([local for local, _ in pairs])[0],
                 "difference": mean,
                 "low": mean - half,
                 "high": mean + half,
@@ -113,20 +113,20 @@ def compare_with_home(rows: Sequence[Mapping[str, Any]], metric: str = "auc") ->
     return compared
 
 
-def compare_means_with_home(rows: Sequence[Mapping[str, Any]], metric: str = "auc") -> list[dict[str, Any]]:
+def compare_means_with_local(rows: Sequence[Mapping[str, Any]], metric: str = "auc") -> list[dict[str, Any]]:
     """Return what working together brought on the mean over sites: one row per method, shots and setting.
 
     Within a run, a site counts if its metric is defined both alone and together. The interval is Student's over runs,
-    as in `compare_with_home`: it says nothing about other sites than these.
+    as in `compare_with_local`: it says nothing about other sites than these.
 
     Args:
         rows: as for `summarise`.
         metric: one of `SUMMARY_METRICS`.
 
     Returns:
-        `home` and `difference`, means over `runs`, `low` and `high`, the difference's 95 % interval (NaN from one run),
-        and of the `sites` how many gained on the mean over runs: `helped`. A method without the setting `local` has no
-        rows.
+        `local` and `difference`, means over `runs`, `low` and `high`, the difference's 95 % interval (NaN from one
+        run), and of the `sites` how many gained on the mean over runs: `helped`. A method without the setting `local`
+        has no rows.
     """
     values = {
         (row["method"], row["shots"], row["setting"], (row["sampling"], row["seed"]), row["site"]): float(row[metric])
@@ -134,10 +134,10 @@ def compare_means_with_home(rows: Sequence[Mapping[str, Any]], metric: str = "au
     }
     pairs: dict[tuple[Any, ...], dict[_Run, dict[str, tuple[float, float]]]] = {}
     for (method, shots, setting, run, site), value in values.items():
-        home = values.get((method, shots, "local", run, site))
-        if setting != "local" and home is not None and not np.isnan(home - value):
+        local = values.get((method, shots, "local", run, site))
+        if setting != "local" and local is not None and not np.isnan(local - value):
             group = pairs.setdefault((method, shots, setting), {})
-            group.setdefault(run, {})[site] = (home, value - home)
+            group.setdefault(run, {})[site] = (local, value - local)
     compared = []
     for (method, shots, setting), runs in pairs.items():
         means = [np.mean(list(sites.values()), axis=0) for sites in runs.values()]
@@ -152,7 +152,7 @@ def compare_means_with_home(rows: Sequence[Mapping[str, Any]], metric: str = "au
                 "shots": shots,
                 "setting": setting,
                 "metric": metric,
-                "home": float(np.mean([home for home, _ in means])),
+                "local": float(np.mean([local for local, _ in means])),
                 "difference": mean,
                 "low": mean - half,
                 "high": mean + half,

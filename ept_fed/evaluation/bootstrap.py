@@ -16,11 +16,11 @@ from ept_fed.evaluation.weighted import Metric
 
 __all__ = [
     "DRAWS",
-    "FEWEST_GROUPS",
+    "MIN_GROUPS",
     "Difference",
     "Interval",
     "Verdict",
-    "judge",
+    "assess_difference",
     "measure",
     "resample",
     "summarise",
@@ -28,11 +28,11 @@ __all__ = [
 ]
 
 DRAWS = 1000
-FEWEST_GROUPS = 10
+MIN_GROUPS = 10
 """Below this many groups no interval and no verdict is given: resampling so few says nothing about the next patient."""
 
-_MOST_TIMES_MORE = 30
-_FEWEST_DEFINED = 0.8
+_MAX_TIMES_MORE = 30
+_MIN_DEFINED = 0.8
 _BLOCK_CELLS = 4_000_000
 
 Verdict = Literal["helped", "no clear difference", "harmed"]
@@ -93,7 +93,7 @@ def summarise(value: float, draws: Array, groups: int) -> Interval:
     Args:
         value: metric on the images themselves.
         draws: (draws,) metric on the resamples; NaN where undefined.
-        groups: number of groups behind it; below `FEWEST_GROUPS` the bounds are NaN.
+        groups: number of groups behind it; below `MIN_GROUPS` the bounds are NaN.
     """
     low, high = _bounds(draws, groups) if not math.isnan(value) else (math.nan, math.nan)
     return Interval(float(value), low, high)
@@ -112,7 +112,7 @@ def summarise_share(value: float, draws: Array, groups: int) -> Interval:
     return Interval(interval.value, bound, 1.0) if interval.value == 1 else Interval(interval.value, 0.0, 1 - bound)
 
 
-def judge(value: float, draws: Array, groups: int, *, higher_is_better: bool = True) -> Difference:
+def assess_difference(value: float, draws: Array, groups: int, *, higher_is_better: bool = True) -> Difference:
     """Return the verdict on a difference: value, and (draws,) the same difference on paired resamples."""
     interval = summarise(value, draws, groups)
     above, below = interval.low > 0, interval.high < 0
@@ -125,14 +125,14 @@ def judge(value: float, draws: Array, groups: int, *, higher_is_better: bool = T
 
 def _groups_needed(interval: Interval, groups: int) -> int | None:
     reach = interval.value - interval.low if interval.value > 0 else interval.high - interval.value
-    if math.isnan(reach) or reach > abs(interval.value) * math.sqrt(_MOST_TIMES_MORE):
+    if math.isnan(reach) or reach > abs(interval.value) * math.sqrt(_MAX_TIMES_MORE):
         return None
     return max(1, math.ceil(groups * (reach / interval.value) ** 2) - groups) if interval.value else None
 
 
 def _bounds(draws: Array, groups: int) -> tuple[float, float]:
     defined = draws[~np.isnan(draws)]
-    if groups < FEWEST_GROUPS or not len(defined) or len(defined) < _FEWEST_DEFINED * len(draws):
+    if groups < MIN_GROUPS or not len(defined) or len(defined) < _MIN_DEFINED * len(draws):
         return math.nan, math.nan
     low, high = np.percentile(defined, [2.5, 97.5])
     return float(low), float(high)

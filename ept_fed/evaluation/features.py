@@ -32,7 +32,7 @@ MEASURES = (
 CLASS_MEASURES = ("intra_class_distance", "relative_intra_class_distance", "silhouette", "first_component_share")
 
 _PERPLEXITY = 30.0
-_FEWEST_POINTS = 4
+_MIN_POINTS = 4
 
 
 class Measure(NamedTuple):
@@ -149,7 +149,7 @@ def embed_tsne(features: Array, random_state: int) -> Array | None:
     from sklearn.manifold import TSNE
 
     X = np.asarray(features, dtype=np.float64)
-    if len(X) < _FEWEST_POINTS or not np.isfinite(X).all() or _spread(X) == 0:
+    if len(X) < _MIN_POINTS or not np.isfinite(X).all() or _spread(X) == 0:
         return None
     perplexity = min(_PERPLEXITY, (len(X) - 1) / 3)
     placed: Array = TSNE(perplexity=perplexity, init="pca", random_state=random_state).fit_transform(X)

@@ -30,7 +30,7 @@ def choose_threshold(truth: Array, scores: Array, sensitivity: float) -> float:
     return float(positives[wanted - 1])
 
 
-def roc_points(truth: Array, scores: Array, most: int = 200) -> tuple[tuple[float, float], ...]:
+def roc_points(truth: Array, scores: Array, maximum: int = 200) -> tuple[tuple[float, float], ...]:
     """Return (1 - specificity, sensitivity) from (0, 0) to (1, 1) by falling threshold; none if a side is empty.
 
     Args:
@@ -49,7 +49,7 @@ def roc_points(truth: Array, scores: Array, most: int = 200) -> tuple[tuple[floa
     # A point between two others on one line draws nothing.
     turns = np.r_[True, (np.diff(found[:-1]) * np.diff(wrong[1:]) != np.diff(found[1:]) * np.diff(wrong[:-1])), True]
     found, wrong = found[turns], wrong[turns]
-    kept = np.unique(np.linspace(0, len(found) - 1, min(most, len(found))).round().astype(int))
+    kept = np.unique(np.linspace(0, len(found) - 1, min(maximum, len(found))).round().astype(int))
     return tuple((float(x), float(y)) for x, y in zip(wrong[kept], found[kept], strict=True))
 
 

@@ -6,14 +6,14 @@ Pure functions over the values of one column, such as age, sex or scanner.
 import math
 from collections.abc import Mapping, Sequence
 
-__all__ = ["FEWEST_CASES", "UNSTATED", "band_values", "choose_hidden"]
+__all__ = ["MIN_CASES", "UNSTATED", "band_values", "choose_hidden"]
 
-FEWEST_CASES = 10
+MIN_CASES = 10
 """A cell with fewer cases is hidden: its interval would say nothing, and its numbers could be one patient's."""
 
 UNSTATED = "not stated"
 
-_MOST_CATEGORIES = 6
+_MAX_CATEGORIES = 6
 
 
 def band_values(values: Sequence[str]) -> tuple[str, ...]:
@@ -25,7 +25,7 @@ def band_values(values: Sequence[str]) -> tuple[str, ...]:
     """
     stated = sorted({value for value in values if value})
     numbers = {value: number for value in stated if (number := _number(value)) is not None}
-    if len(numbers) < len(stated) or len(set(numbers.values())) <= _MOST_CATEGORIES:
+    if len(numbers) < len(stated) or len(set(numbers.values())) <= _MAX_CATEGORIES:
         return tuple(value or UNSTATED for value in values)
     spread = max(numbers.values()) - min(numbers.values())
     width = 10.0 ** math.floor(math.log10(spread / 1.5))
@@ -36,7 +36,7 @@ def band_values(values: Sequence[str]) -> tuple[str, ...]:
     return tuple(names.get(value, UNSTATED) for value in values)
 
 
-def choose_hidden(cases: Mapping[str, int], fewest: int = FEWEST_CASES) -> frozenset[str]:
+def choose_hidden(cases: Mapping[str, int], minimum: int = MIN_CASES) -> frozenset[str]:
     """Return the cells to hide: those with 1 to `fewest` - 1 cases, and as many more as keep them from being derived.
 
     The total over all cells is known to the reader. So if what is hidden adds up to fewer than `fewest` cases, or is a
@@ -49,10 +49,10 @@ def choose_hidden(cases: Mapping[str, int], fewest: int = FEWEST_CASES) -> froze
         fewest: the least that is shown.
     """
     order = sorted((count, name) for name, count in cases.items() if count)
-    hidden = [(count, name) for count, name in order if count < fewest]
+    hidden = [(count, name) for count, name in order if count < minimum]
     if hidden:
         for cell in order[len(hidden) :]:
-            if len(hidden) > 1 and sum(count for count, _ in hidden) >= fewest:
+            if len(hidden) > 1 and sum(count for count, _ in hidden) >= minimum:
                 break
             hidden.append(cell)
     return frozenset(name for _, name in hidden)

@@ -23,7 +23,7 @@ def create_model(settings: ModelSettings, backbone: Backbone, *, num_classes: in
     """Put the method of the settings around a backbone.
 
     Args:
-        settings: the method and its numbers; `find_contradictions` has checked them.
+        settings: the method and its numbers; `validate_experiment` has checked them.
         backbone: shared with any number of other models.
         num_classes: C.
         seed: of everything that is drawn.

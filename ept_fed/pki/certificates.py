@@ -23,10 +23,10 @@ from ept_fed.errors import InputRefusedError, Problem
 __all__ = [
     "NOTICE",
     "Validity",
+    "check_validity",
     "common_name",
     "find_chain_problems",
     "fingerprint",
-    "judge_validity",
     "parse_certificate",
     "parse_der_certificate",
     "public_key",
@@ -128,7 +128,7 @@ def common_name(certificate: x509.Certificate) -> str:
     return names[0] if len(names) == 1 else ""
 
 
-def judge_validity(certificate: x509.Certificate, now: datetime, notice: timedelta = NOTICE) -> Validity:
+def check_validity(certificate: x509.Certificate, now: datetime, notice: timedelta = NOTICE) -> Validity:
     """Tell how a certificate stands.
 
     Args:
@@ -150,7 +150,7 @@ def judge_validity(certificate: x509.Certificate, now: datetime, notice: timedel
 def find_chain_problems(
     certificate: x509.Certificate, authority: x509.Certificate, name: str, *, hosts: Sequence[str] = ()
 ) -> list[Problem]:
-    """Check that the authority issued a certificate for its purpose; dates apart, see `judge_validity`.
+    """Check that the authority issued a certificate for its purpose; dates apart, see `check_validity`.
 
     Args:
         certificate: of a server if `hosts` are given, of a site otherwise.
@@ -165,7 +165,7 @@ def find_chain_problems(
         if not hosts:
             policy.build_client_verifier().verify(certificate, [])
         for host in hosts:
-            policy.build_server_verifier(_spell_host(host)).verify(certificate, [])
+            policy.build_server_verifier(_serialize_host(host)).verify(certificate, [])
     except VerificationError as error:
         reason = " ".join(str(error).split())
         fix = f"was not issued for this by the authority of tls/ca.crt ({reason}); get the kit again"
@@ -173,7 +173,7 @@ def find_chain_problems(
     return found
 
 
-def _spell_host(host: str) -> x509.DNSName | x509.IPAddress:
+def _serialize_host(host: str) -> x509.DNSName | x509.IPAddress:
     try:
         return x509.IPAddress(ip_address(host))
     except ValueError:

@@ -17,10 +17,10 @@ from cryptography import x509
 from ept_fed.config.consortium import load_federation
 from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.pki.certificates import (
+    check_validity,
     common_name,
     find_chain_problems,
     fingerprint,
-    judge_validity,
     parse_certificate,
     public_key,
 )
@@ -71,7 +71,7 @@ class KitExamination:
     def to_json(self) -> dict[str, Any]:
         """Return a JSON document."""
 
-        def spell(problems: list[Problem]) -> list[dict[str, str]]:
+        def serialize(problems: list[Problem]) -> list[dict[str, str]]:
             return [{"field": p.field, "value": str(p.value), "fix": p.fix} for p in problems]
 
         return {
@@ -79,8 +79,8 @@ class KitExamination:
             "status": self.status,
             "kind": self.kind,
             "name": self.name,
-            "faults": spell(self.faults),
-            "notices": spell(self.notices),
+            "faults": serialize(self.faults),
+            "notices": serialize(self.notices),
             "certificates": [
                 {
                     "file": dates.file,
@@ -219,7 +219,7 @@ def _check_dates(
 ) -> None:
     if certificate is None:
         return
-    validity = judge_validity(certificate, now)
+    validity = check_validity(certificate, now)
     found.certificates.append(CertificateDates(name, validity.not_after, validity.days, fingerprint(certificate)))
     if validity.state in ("ended", "not yet"):
         fix = validity.sentence if validity.state == "not yet" else f"{validity.sentence}; {act}"

@@ -16,9 +16,9 @@ __all__ = [
     "parse_openssh_public",
     "parse_pkcs8",
     "same_key",
-    "spell_openssh_private",
-    "spell_openssh_public",
-    "spell_pkcs8",
+    "serialize_openssh_private",
+    "serialize_openssh_public",
+    "serialize_pkcs8",
 ]
 
 _PEM, _OPENSSH = serialization.Encoding.PEM, serialization.Encoding.OpenSSH
@@ -31,17 +31,17 @@ def new_key() -> ec.EllipticCurvePrivateKey:
     return ec.generate_private_key(ec.SECP384R1())
 
 
-def spell_pkcs8(key: ec.EllipticCurvePrivateKey) -> bytes:
+def serialize_pkcs8(key: ec.EllipticCurvePrivateKey) -> bytes:
     """Return a private key as PKCS8 PEM."""
     return key.private_bytes(_PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
 
 
-def spell_openssh_private(key: ec.EllipticCurvePrivateKey) -> bytes:
+def serialize_openssh_private(key: ec.EllipticCurvePrivateKey) -> bytes:
     """Return a private key as `ssh-keygen -t ecdsa -b 384` writes it; the bytes differ from call to call."""
     return key.private_bytes(_PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption())
 
 
-def spell_openssh_public(key: ec.EllipticCurvePublicKey) -> str:
+def serialize_openssh_public(key: ec.EllipticCurvePublicKey) -> str:
     """Return a public key as `ecdsa-sha2-nistp384 …`, without comment and newline."""
     return key.public_bytes(_OPENSSH, serialization.PublicFormat.OpenSSH).decode("ascii")
 

@@ -27,7 +27,7 @@ __all__ = [
     "KitIdentity",
     "parse_checksums",
     "read_identity",
-    "spell_checksums",
+    "serialize_checksums",
 ]
 
 CHECKSUMS = "SHA256SUMS"
@@ -66,7 +66,7 @@ class KitIdentity(Settings):
     server: ServerAddress
     version: str = Field(description="of the ept-fed that made the kit")
 
-    def spell(self) -> bytes:
+    def serialize(self) -> bytes:
         """Return the content of federation.json."""
         return (json.dumps(self.model_dump(by_alias=True), indent=2) + "\n").encode()
 
@@ -90,7 +90,7 @@ def read_identity(kit: Path) -> KitIdentity:
     raise InputRefusedError([Problem("federation.json", str(path), fix)])
 
 
-def spell_checksums(files: Mapping[str, KitFile]) -> bytes:
+def serialize_checksums(files: Mapping[str, KitFile]) -> bytes:
     """Return the SHA256SUMS of a kit, as `sha256sum -c` reads them.
 
     Left out are the files that the site edits, which would always differ, and private keys: a kit for keys made at the

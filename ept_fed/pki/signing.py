@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.pki.keys import parse_pkcs8
-from ept_fed.storage.canonical_json import parse_canonical, spell_canonical
+from ept_fed.storage.canonical_json import parse_canonical, serialize_canonical
 from ept_fed.storage.files import write_text
 
 __all__ = ["fingerprint", "public_key_path", "read_private_key", "read_public_key", "sign", "verify", "write_key"]
@@ -50,7 +50,7 @@ def write_key(path: Path, key: ec.EllipticCurvePrivateKey) -> None:
         file.write(pem)
         file.flush()
         os.fsync(file.fileno())
-    write_text(public_key_path(path), _spell_public(key.public_key()))
+    write_text(public_key_path(path), _serialize_public(key.public_key()))
 
 
 def read_private_key(path: Path, field: str) -> ec.EllipticCurvePrivateKey:
@@ -82,10 +82,10 @@ def sign(content: bytes, key: ec.EllipticCurvePrivateKey) -> bytes:
         "schema": 1,
         "algorithm": _ALGORITHM,
         "signature": base64.b64encode(signature).decode(),
-        "public_key": _spell_public(public),
+        "public_key": _serialize_public(public),
         "fingerprint": fingerprint(public),
     }
-    return spell_canonical(document)
+    return serialize_canonical(document)
 
 
 def verify(content: bytes, signature_file: bytes, trusted: ec.EllipticCurvePublicKey | None) -> str:
@@ -107,7 +107,7 @@ def verify(content: bytes, signature_file: bytes, trusted: ec.EllipticCurvePubli
         found = f"schema {document['schema']}, {document['algorithm']}"
         raise _refusal(_FILE, found, f"this version knows schema 1, {_ALGORITHM}; update ept-fed")
     key = _parse_public(document["public_key"].encode(), f"{_FILE}: public_key", document["fingerprint"])
-    if _spell_public(key) != document["public_key"] or fingerprint(key) != document["fingerprint"]:
+    if _serialize_public(key) != document["public_key"] or fingerprint(key) != document["fingerprint"]:
         raise _refusal(f"{_FILE}: fingerprint", document["fingerprint"], "is not that of its public key")
     if trusted is not None and fingerprint(trusted) != fingerprint(key):
         fix = f"is not the key that --trust names ({fingerprint(trusted)}); ask the site which one is right"
@@ -133,7 +133,7 @@ def _parse_public(content: bytes, field: str, value: str) -> ec.EllipticCurvePub
     return key
 
 
-def _spell_public(key: ec.EllipticCurvePublicKey) -> str:
+def _serialize_public(key: ec.EllipticCurvePublicKey) -> str:
     pem = key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
     return pem.decode("ascii")
 

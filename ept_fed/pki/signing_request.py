@@ -18,11 +18,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from ept_fed.errors import InputRefusedError, Problem
-from ept_fed.pki.keys import parse_openssh_public, same_key, spell_openssh_public
+from ept_fed.pki.keys import parse_openssh_public, same_key, serialize_openssh_public
 
-__all__ = ["MOST_REQUEST_BYTES", "KeyRequest", "make_key_request", "parse_key_request"]
+__all__ = ["MAX_REQUEST_BYTES", "KeyRequest", "make_key_request", "parse_key_request"]
 
-MOST_REQUEST_BYTES = 1 << 16
+MAX_REQUEST_BYTES = 1 << 16
 _PURPOSE = "ept-fed key request"
 _SIGNED = ("purpose", "schema", "site", "csr", "node")
 _ALTERED = "was altered, or the site does not hold the key; let the site make a new request"
@@ -53,7 +53,7 @@ def make_key_request(site: str, site_key: ec.EllipticCurvePrivateKey, node_key: 
         "schema": 1,
         "site": site,
         "csr": csr.public_bytes(serialization.Encoding.PEM).decode("ascii"),
-        "node": spell_openssh_public(node_key.public_key()),
+        "node": serialize_openssh_public(node_key.public_key()),
     }
     content = _canonical(document)
     document["signatures"] = {name: _sign(content, key) for name, key in (("site", site_key), ("node", node_key))}
@@ -67,7 +67,7 @@ def parse_key_request(content: bytes) -> KeyRequest:
         InputRefusedError: for anything else than an unaltered request.
     """
     try:
-        document = json.loads(content[:MOST_REQUEST_BYTES])
+        document = json.loads(content[:MAX_REQUEST_BYTES])
     except (ValueError, RecursionError) as error:
         raise _refusal("request", f"{len(content)} bytes", "is not a request of ept-fed provision request") from error
     signatures = document.get("signatures") if isinstance(document, dict) else None

@@ -10,9 +10,9 @@ from ept_fed.pki.keys import (
     parse_openssh_private,
     parse_pkcs8,
     same_key,
-    spell_openssh_private,
-    spell_openssh_public,
-    spell_pkcs8,
+    serialize_openssh_private,
+    serialize_openssh_public,
+    serialize_pkcs8,
 )
 from ept_fed.pki.signing_request import make_key_request, parse_key_request
 from ept_fed.storage.files import write_bytes
@@ -44,15 +44,15 @@ def request_certificate(folder: Path, site: str) -> MadeRequest:
         raise InputRefusedError([Problem("--site", site, fix)]) from error
     keys, file = folder / "keys", folder / "request.json"
     if not (keys / "site.key").exists():
-        write_bytes(keys / "site.key", spell_pkcs8(new_key()), mode=0o600)
+        write_bytes(keys / "site.key", serialize_pkcs8(new_key()), mode=0o600)
     if not (keys / "node").exists():
-        write_bytes(keys / "node", spell_openssh_private(new_key()), mode=0o600)
+        write_bytes(keys / "node", serialize_openssh_private(new_key()), mode=0o600)
     keys.chmod(0o700)
     site_key = parse_pkcs8((keys / "site.key").read_bytes(), str(keys / "site.key"))
     node_key = parse_openssh_private((keys / "node").read_bytes(), str(keys / "node"))
     new = not file.exists()
     if new:
-        write_bytes(keys / "node.pub", f"{spell_openssh_public(node_key.public_key())} {site}\n".encode())
+        write_bytes(keys / "node.pub", f"{serialize_openssh_public(node_key.public_key())} {site}\n".encode())
         write_bytes(file, make_key_request(site, site_key, node_key))
     request = parse_key_request(file.read_bytes())
     if (

@@ -74,7 +74,7 @@ def encode_frame(frame: Frame) -> bytes:
     """
     kind: type = type(frame)
     parts = {name: getattr(frame, name) for name in _part_names(kind) if getattr(frame, name) is not None}
-    head = _spell(frame, {name: len(part) for name, part in parts.items()})
+    head = _serialize(frame, {name: len(part) for name, part in parts.items()})
     body = b"".join(
         part if isinstance(part, bytes) else np.ascontiguousarray(part, dtype="<f4").tobytes()
         for part in parts.values()
@@ -91,13 +91,13 @@ def decode_frame(content: bytes) -> Frame:
         MessageRefusedError: for anything but what `encode_frame` returns; the text quotes nothing of it.
     """
     head, _ = read_lengths(content)
-    spelled = content[PREFIX_BYTES : PREFIX_BYTES + head]
+    serialized = content[PREFIX_BYTES : PREFIX_BYTES + head]
     try:
-        document = json.loads(spelled)
+        document = json.loads(serialized)
         kind, sizes = _KINDS[document.pop("kind")], document.pop("arrays")
         values = {**_read_fields(kind, document), **_read_parts(kind, sizes, content[PREFIX_BYTES + head :])}
         frame: Frame = kind(**values)
-        faithful = _spell(frame, sizes) == spelled
+        faithful = _serialize(frame, sizes) == serialized
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         raise MessageRefusedError(f"a frame cannot be read ({type(error).__name__})") from error
     if not faithful:
@@ -105,7 +105,7 @@ def decode_frame(content: bytes) -> Frame:
     return frame
 
 
-def _spell(frame: Frame, sizes: Mapping[str, int]) -> bytes:
+def _serialize(frame: Frame, sizes: Mapping[str, int]) -> bytes:
     kind: type = type(frame)
     fields = {name: adapter.dump_python(getattr(frame, name), mode="json") for name, adapter in _fields(kind).items()}
     if isinstance(frame, RoundReply):

@@ -8,8 +8,8 @@ import struct
 from ept_fed.protocol.messages import MessageRefusedError
 
 __all__ = [
-    "MOST_ARRAY_BYTES",
-    "MOST_HEAD_BYTES",
+    "MAX_ARRAY_BYTES",
+    "MAX_HEAD_BYTES",
     "PREFIX_BYTES",
     "is_refusal",
     "make_prefix",
@@ -17,8 +17,8 @@ __all__ = [
     "read_prefix",
 ]
 
-MOST_HEAD_BYTES = 1 << 20
-MOST_ARRAY_BYTES = 1 << 31
+MAX_HEAD_BYTES = 1 << 20
+MAX_ARRAY_BYTES = 1 << 31
 _PREFIX = struct.Struct("<4sIQ")
 _MAGIC = b"EPT1"
 PREFIX_BYTES = _PREFIX.size
@@ -69,6 +69,6 @@ def is_refusal(frame: bytes) -> bool:
 
 
 def _require_possible(head: int, body: int) -> None:
-    if head > MOST_HEAD_BYTES or body > MOST_ARRAY_BYTES:
-        most = f"{MOST_HEAD_BYTES} and {MOST_ARRAY_BYTES}"
-        raise MessageRefusedError(f"a frame of {head} and {body} bytes; the most are {most}")
+    if head > MAX_HEAD_BYTES or body > MAX_ARRAY_BYTES:
+        maximum = f"{MAX_HEAD_BYTES} and {MAX_ARRAY_BYTES}"
+        raise MessageRefusedError(f"a frame of {head} and {body} bytes; the most are {maximum}")

@@ -56,7 +56,7 @@ class PayloadLayout:
 
     @cached_property
     def holds_statistics(self) -> bool:
-        """Whether what a discriminant's head is computed from is part of it."""
+        """Whether what an LDA head is computed from is part of it."""
         return any(name in STATISTICS_TENSORS for name, _ in self.shapes)
 
     @cached_property

@@ -118,7 +118,8 @@ class RoundReply:
     Attributes:
         header: the request's, as seen by the site.
         phase: train or evaluate.
-        payload: the site's vector after training; None for evaluate, and where updates are summed under masks.
+        payload: the site's vector after training; None for evaluate, and where updates are summed under secure
+            aggregation.
         examples: images trained on or evaluated; an empty split evaluates to NaN with 0 examples.
         metrics: exactly the keys of `metric_keys(phase)`.
         gradient: of the site's loss at the payload it received, if the request wants it.
@@ -148,7 +149,7 @@ class RoundReply:
             layout: of the payload.
             wants_gradient: as in the request.
             private: whether training was to be private; its loss is over training images, so it stays at the site.
-            masked: whether the update stays at the site until it is summed under masks.
+            masked: whether the update stays at the site until it is summed under secure aggregation.
             silent: whether all metrics but the steps stay at the site, see `SitePrivacySettings.metrics`.
 
         Raises:
@@ -160,9 +161,9 @@ class RoundReply:
             raise MessageRefusedError(
                 f"metrics are {sorted(self.metrics)}; {self.phase} replies carry {sorted(metric_keys(self.phase))}"
             )
-        fewest = 1 if self.phase == "train" else 0
-        if not fewest <= self.examples <= 10**9:
-            raise MessageRefusedError(f"sample count {self.examples} is not between {fewest} and 10^9")
+        minimum = 1 if self.phase == "train" else 0
+        if not minimum <= self.examples <= 10**9:
+            raise MessageRefusedError(f"sample count {self.examples} is not between {minimum} and 10^9")
         impossible = {key: value for key, value in self.metrics.items() if not _is_possible(key, value)}
         if impossible:
             raise MessageRefusedError(f"metrics {impossible} are impossible")
@@ -173,9 +174,9 @@ class RoundReply:
             if private and not np.isnan(self.metrics["loss"]):
                 raise MessageRefusedError("a reply of private training must not carry its loss")
             # Where statistics are shared the last round trains nothing, so that they are of the prompts that stay.
-            fewest_steps = 0 if layout.holds_statistics else 1
-            if not ((private or silent or np.isfinite(self.metrics["loss"])) and self.metrics["steps"] >= fewest_steps):
-                raise MessageRefusedError(f"a train reply needs a finite loss and at least {fewest_steps} step(s)")
+            min_steps = 0 if layout.holds_statistics else 1
+            if not ((private or silent or np.isfinite(self.metrics["loss"])) and self.metrics["steps"] >= min_steps):
+                raise MessageRefusedError(f"a train reply needs a finite loss and at least {min_steps} step(s)")
             if masked != (self.payload is None):
                 raise MessageRefusedError("a train reply carries its payload exactly where updates are not masked")
             if self.payload is not None:
@@ -188,9 +189,9 @@ class RoundReply:
             layout.check(self.gradient)
 
 
-def clean_text(text: str, most: int = 300) -> str:
+def clean_text(text: str, maximum: int = 300) -> str:
     """Return text from a wire as it may be logged and shown: printable, one line, cut to `most` characters."""
-    return "".join(character if character.isprintable() else " " for character in text)[:most]
+    return "".join(character if character.isprintable() else " " for character in text)[:maximum]
 
 
 def _is_possible(key: str, value: float) -> bool:

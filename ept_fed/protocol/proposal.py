@@ -24,7 +24,7 @@ from ept_fed.config.experiment import (
 from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.protocol.layout import PayloadLayout, Vector
 from ept_fed.protocol.messages import PROTOCOL_VERSION, MessageRefusedError
-from ept_fed.storage.canonical_json import spell_canonical
+from ept_fed.storage.canonical_json import serialize_canonical
 
 __all__ = ["Proposal", "ProposedData", "SiteIntroduction", "propose"]
 
@@ -63,7 +63,7 @@ class Proposal(Settings):
     @property
     def digest(self) -> str:
         """SHA-256, in hex, of the canonical JSON: what a site's IT agrees to is what every site runs."""
-        return hashlib.sha256(spell_canonical(self.model_dump(mode="json"))).hexdigest()
+        return hashlib.sha256(serialize_canonical(self.model_dump(mode="json"))).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ def make_plan(
         training=json.dumps(training, separators=(",", ":")),
         strategy=federation.strategy,
         options=options,
-        max_examples=_most_examples(experiment, examples),
+        max_examples=_max_examples(experiment, examples),
         secure_sites=tuple(sorted(proposed_to or examples)) if federation.secure_aggregation else (),
         site_privacy=federation.site_privacy,
         secure_threshold=federation.secure_aggregation.threshold if federation.secure_aggregation else None,
@@ -75,7 +75,7 @@ def agree_on_training(training: TrainingSettings, federation: FederationSettings
     return training.model_copy(update={"proximal_mu": options[proximal] if proximal else 0.0})
 
 
-def _most_examples(experiment: Experiment, known: Mapping[str, int]) -> dict[str, int]:
+def _max_examples(experiment: Experiment, known: Mapping[str, int]) -> dict[str, int]:
     agreed = experiment.federation.max_examples
     if agreed is None:
         return dict(known)

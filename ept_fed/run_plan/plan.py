@@ -9,7 +9,7 @@ from typing import Literal
 
 from ept_fed.config.experiment import TrainingSettings
 from ept_fed.config.privacy import SitePrivacySettings
-from ept_fed.privacy.secure_aggregation.round_session import count_fewest, plan_session
+from ept_fed.privacy.secure_aggregation.round_session import count_min_sites, plan_session
 from ept_fed.privacy.secure_aggregation.session import AggregationSession
 from ept_fed.protocol.layout import PayloadLayout, Vector
 from ept_fed.protocol.messages import Header
@@ -35,7 +35,7 @@ class Plan:
             as in `FederationSettings`.
         max_examples: most training images that a site may claim, by site; a site that is not named may claim any.
         training: JSON of the training settings, sent with each train request.
-        secure_sites: names of all sites that the run was proposed to, if their updates are masked; empty: in clear.
+        secure_sites: names of all sites that the run was proposed to, if their updates are masked; empty: in plaintext.
         secure_threshold: as in `SecureAggregationSettings`.
         site_privacy: as in `FederationSettings`.
     """
@@ -65,9 +65,9 @@ class Plan:
     secure_threshold: int | None = None
     site_privacy: SitePrivacySettings | None = None
 
-    def most_steps(self, examples: int) -> int:
+    def max_steps(self, examples: int) -> int:
         """Return the optimiser steps of one round on so many images, by the training settings that the sites get."""
-        return TrainingSettings.model_validate_json(self.training).most_steps(examples)
+        return TrainingSettings.model_validate_json(self.training).max_steps(examples)
 
     @property
     def silent(self) -> bool:
@@ -75,9 +75,9 @@ class Plan:
         return self.site_privacy is not None and not self.site_privacy.metrics
 
     @property
-    def fewest_masked(self) -> int:
-        """How many sites have to stay for a sum under masks; 0 where updates come in clear."""
-        return count_fewest(len(self.secure_sites), self.secure_threshold) if self.secure_sites else 0
+    def min_secure_sites(self) -> int:
+        """How many sites have to stay for a sum under secure aggregation; 0 where updates come in plaintext."""
+        return count_min_sites(len(self.secure_sites), self.secure_threshold) if self.secure_sites else 0
 
     def session(self, round_number: int, start: str) -> AggregationSession:
         """Return the secure aggregation of a round (1-based); `start` is the digest of what it began with.

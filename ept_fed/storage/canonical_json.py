@@ -6,10 +6,10 @@ from typing import Any
 
 from ept_fed.errors import InputRefusedError, Problem
 
-__all__ = ["parse_canonical", "spell_canonical"]
+__all__ = ["parse_canonical", "serialize_canonical"]
 
 
-def spell_canonical(document: Mapping[str, Any]) -> bytes:
+def serialize_canonical(document: Mapping[str, Any]) -> bytes:
     """Return UTF-8 JSON with sorted keys, two spaces of indentation and a final newline.
 
     Raises:
@@ -20,7 +20,7 @@ def spell_canonical(document: Mapping[str, Any]) -> bytes:
 
 
 def parse_canonical(name: str, content: bytes) -> dict[str, Any]:
-    """Read a document that `spell_canonical` wrote; repeated keys and other spellings do not survive the comparison.
+    """Read a document that `serialize_canonical` wrote; repeated keys and other forms do not survive the comparison.
 
     Args:
         name: of the file, for the refusal.
@@ -31,11 +31,11 @@ def parse_canonical(name: str, content: bytes) -> dict[str, Any]:
     """
     try:
         document = json.loads(content.decode())
-        canonical = isinstance(document, dict) and spell_canonical(document) == content
+        canonical = isinstance(document, dict) and serialize_canonical(document) == content
     except (ValueError, RecursionError) as error:
         raise _refusal(name, content, "is not JSON") from error
     if not canonical:
-        raise _refusal(name, content, "is not spelled as ept-fed export spells it: it was edited")
+        raise _refusal(name, content, "is not serialized as ept-fed export does it: it was edited")
     return dict(document)
 
 

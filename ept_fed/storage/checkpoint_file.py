@@ -17,45 +17,45 @@ from safetensors.numpy import save
 
 from ept_fed.storage.files import write_bytes
 
-__all__ = ["SealBrokenError", "read_sealed", "seal_tensors", "write_sealed"]
+__all__ = ["DamagedCheckpointError", "read_checksummed", "serialize_checksummed", "write_checksummed"]
 
 Tensors = Mapping[str, npt.NDArray[Any]]
 
 _KEY = "ept_fed"
 
 
-class SealBrokenError(ValueError):
+class DamagedCheckpointError(ValueError):
     """A checkpoint file that is cut short, altered, or none at all; the text names the file."""
 
 
-def write_sealed(path: Path, tensors: Tensors, about: Mapping[str, Any]) -> None:
+def write_checksummed(path: Path, tensors: Tensors, about: Mapping[str, Any]) -> None:
     """Write tensors and their description atomically."""
-    write_bytes(path, seal_tensors(tensors, about))
+    write_bytes(path, serialize_checksummed(tensors, about))
 
 
-def seal_tensors(tensors: Tensors, about: Mapping[str, Any]) -> bytes:
+def serialize_checksummed(tensors: Tensors, about: Mapping[str, Any]) -> bytes:
     """Return the content of such a file."""
-    sealed = {"about": dict(about), "sha256": _digest(tensors, about)}
+    checked = {"about": dict(about), "sha256": _digest(tensors, about)}
     # One key only: safetensors writes several in a random order, and equal states shall give equal bytes.
-    return save(dict(tensors), metadata={_KEY: json.dumps(sealed)})
+    return save(dict(tensors), metadata={_KEY: json.dumps(checked)})
 
 
-def read_sealed(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
+def read_checksummed(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
     """Return tensors and description.
 
     Raises:
-        SealBrokenError: if the file cannot be read, is not whole, or is not what was written.
+        DamagedCheckpointError: if the file cannot be read, is not whole, or is not what was written.
     """
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        sealed = json.loads(metadata[_KEY])
-        about, digest = dict(sealed["about"]), sealed["sha256"]
+        checked = json.loads(metadata[_KEY])
+        about, digest = dict(checked["about"]), checked["sha256"]
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise SealBrokenError(f"{path} is cut short or is not a checkpoint ({type(error).__name__})") from error
+        raise DamagedCheckpointError(f"{path} is cut short or is not a checkpoint ({type(error).__name__})") from error
     if _digest(tensors, about) != digest:
-        raise SealBrokenError(f"{path} was altered: its content does not match the SHA-256 inside")
+        raise DamagedCheckpointError(f"{path} was altered: its content does not match the SHA-256 inside")
     return tensors, about
 
 

@@ -21,7 +21,7 @@ from ept_fed.tracking.writer import TrackedRun
 __all__ = ["MLflowWriter"]
 
 # What one request may hold, and how long a parameter may be (mlflow/utils/validation.py).
-_MOST_METRICS, _MOST_PARAMETERS, _LONGEST_PARAMETER = 1000, 100, 6000
+_MAX_METRICS, _MAX_PARAMETERS, _LONGEST_PARAMETER = 1000, 100, 6000
 _MARKER = "round/averaged"
 Item = TypeVar("Item")
 
@@ -85,14 +85,14 @@ class MLflowWriter:
         found = self._client.get_experiment_by_name(run.name)
         experiment = found.experiment_id if found else self._client.create_experiment(run.name, files)
         created: str = self._client.create_run(experiment, run_name=run.name, tags={"ept_fed.run": run.run}).info.run_id
-        for part in _batches(run.settings.items(), _MOST_PARAMETERS):
+        for part in _batches(run.settings.items(), _MAX_PARAMETERS):
             parameters = [Param(key, str(value)[:_LONGEST_PARAMETER]) for key, value in part]
             self._client.log_batch(created, params=parameters)
         return created
 
     def _log(self, step: int, scalars: Mapping[str, float]) -> None:
         now = int(1000 * time.time())
-        for part in _batches(scalars.items(), _MOST_METRICS):
+        for part in _batches(scalars.items(), _MAX_METRICS):
             self._client.log_batch(self._run, metrics=[Metric(key, value, now, step) for key, value in part])
 
 

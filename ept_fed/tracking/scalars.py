@@ -11,9 +11,9 @@ from typing import Any
 from ept_fed.config.diff import flatten_settings
 from ept_fed.config.experiment import LOCAL_SETTINGS, Experiment
 
-__all__ = ["MOST_SITES", "describe_settings", "list_result", "list_round", "plain_name", "tabulate"]
+__all__ = ["MAX_SITES", "describe_settings", "list_result", "list_round", "plain_name", "tabulate"]
 
-MOST_SITES = 100
+MAX_SITES = 100
 """Above this many sites only sums and medians are tracked: no viewer shows thousands of curves."""
 
 _LONGEST_NAME = 80
@@ -53,7 +53,7 @@ def list_round(record: Mapping[str, Any]) -> dict[str, float]:
         **{f"round/{what}": sum(by.values()) for what, by in counts.items()},
         **{f"median/{what}": statistics.median(by.values()) for what, by in known.items() if by},
     }
-    if len(sites) <= MOST_SITES:
+    if len(sites) <= MAX_SITES:
         by_site = {**known, **counts, "refused": {site: float(refused.count(site)) for site in sorted(set(refused))}}
         numbers |= {f"{what}/{plain_name(site)}": x for what, by in by_site.items() for site, x in by.items()}
     return {name: number for name, number in numbers.items() if _is_number(number)}
@@ -61,7 +61,7 @@ def list_round(record: Mapping[str, Any]) -> dict[str, float]:
 
 def list_result(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Return the scalars of the table at the end, a row per site and a last one with the mean: `test/column/site`."""
-    shown = rows if len(rows) <= MOST_SITES + 1 else rows[-1:]
+    shown = rows if len(rows) <= MAX_SITES + 1 else rows[-1:]
     return {
         f"test/{plain_name(column)}/{plain_name(str(row['site']))}": float(value)
         for row in shown

@@ -13,7 +13,7 @@ from ept_fed.config.experiment import TrainingSettings
 from ept_fed.data.datasets.prepare import CachedDataset
 from ept_fed.models.tuned_vit import TunedViT
 from ept_fed.seeds import derive_seed, numpy_generator
-from ept_fed.training.fitted_head import FeaturesDivergedError, HeadFit
+from ept_fed.training.lda_head import FeaturesDivergedError, HeadFit
 from ept_fed.training.losses import LOSSES
 from ept_fed.training.optimizer import moves_method, set_learning_rates
 from ept_fed.training.precision import use_bfloat16
@@ -24,7 +24,7 @@ __all__ = [
     "RoundScope",
     "TrainingDivergedError",
     "TrainingOutcome",
-    "hold_still_beside",
+    "freeze_beside",
     "train_round",
 ]
 
@@ -63,8 +63,8 @@ def train_round(
 ) -> TrainingOutcome:
     """Train the method's tensors and the head for one round in place.
 
-    A discriminant's head is not trained but computed from one half of the images, while the other half trains the rest
-    (see `ept_fed.training.fitted_head`). A common head is held still as the run's seed drew it, the same at every site,
+    an LDA head is not trained but computed from one half of the images, while the other half trains the rest
+    (see `ept_fed.training.lda_head`). A fixed head is held still as the run's seed drew it, the same at every site,
     so that all sites' prompts learn for one head that never travels (FedBABU, Oh et al. 2022). With
     `head_first_epochs`, FedRep's order (Collins et al. 2021): first the head with everything else held still, then that
     with the head held still.
@@ -76,7 +76,7 @@ def train_round(
         settings: epochs, batch size, learning rates, schedule.
         scope: seeds the order and the augmentation, and places the round on the schedule.
         penalties: terms of `ept_fed.training.penalties`, added to the loss of every batch.
-        head: how a discriminant's head is computed; needed for `settings.head` "discriminant", and only then.
+        head: how an LDA head is computed; needed for `settings.head` "lda", and only then.
 
     Returns:
         mean training loss per image over the round, without the penalties, and the steps taken.
@@ -84,22 +84,20 @@ def train_round(
     Raises:
         TrainingDivergedError: if the loss, or a parameter after the last step, is not finite.
     """
-    if (head is not None) != (settings.head == "discriminant"):
-        raise ValueError(
-            f"training.head = '{settings.head}' with head = {head}: give a HeadFit for a discriminant only"
-        )
+    if (head is not None) != (settings.head == "lda"):
+        raise ValueError(f"training.head = '{settings.head}' with head = {head}: give a HeadFit for an LDA head only")
     total, seen, taken = 0.0, 0, 0
     for epoch in range(settings.head_first_epochs + settings.epochs):
-        lessons = _plan_epoch(images, settings, scope, epoch, crossed=head is not None)
-        steps = sum(math.ceil(len(lesson.order) / settings.batch_size) for lesson in lessons)
+        parts = _plan_epoch(images, settings, scope, epoch, crossed=head is not None)
+        steps = sum(math.ceil(len(part.order) / settings.batch_size) for part in parts)
         step = 0
-        for lesson in lessons:
+        for part in parts:
             if head is not None:
-                _compute_head(head, model, images, lesson.known)
+                _compute_head(head, model, images, part.known)
             model.train()
-            seed = derive_seed(scope.seed, scope.site, scope.round, epoch, lesson.augmentation)
-            with hold_still_beside(model, _part(model, settings, epoch)):
-                for batch, labels in images.batches(settings.batch_size, order=lesson.order, augment_seed=seed):
+            seed = derive_seed(scope.seed, scope.site, scope.round, epoch, part.augmentation)
+            with freeze_beside(model, _part(model, settings, epoch)):
+                for batch, labels in images.batches(settings.batch_size, order=part.order, augment_seed=seed):
                     _set_rates(optimizer, settings, scope, epoch + step / steps)
                     total += len(labels) * _take_step(model, optimizer, batch, labels, images.task, settings, penalties)
                     seen += len(labels)
@@ -149,7 +147,7 @@ def _compute_head(head: HeadFit, model: TunedViT, images: CachedDataset, known: 
 
 
 @dataclass(frozen=True)
-class _Lesson:
+class _EpochPart:
     """Part of an epoch: the images that the head is computed from (None: it is not), and those that train."""
 
     known: Sequence[int] | None
@@ -159,24 +157,24 @@ class _Lesson:
 
 def _plan_epoch(
     images: CachedDataset, settings: TrainingSettings, scope: RoundScope, epoch: int, *, crossed: bool
-) -> list[_Lesson]:
+) -> list[_EpochPart]:
     """Return one pass over the images: in one lesson, or in two whose heads are computed from each other's images."""
     labels = images.labels.numpy()
     rng = numpy_generator(scope.seed, scope.site, scope.round, epoch, "order")
     order = draw_order(labels if settings.class_balanced else None, len(images), rng).tolist()
     if not crossed:
-        return [_Lesson(None, order, "augmentation")]
+        return [_EpochPart(None, order, "augmentation")]
     first, second = halve(labels, numpy_generator(scope.seed, scope.site, scope.round, epoch, "halves"))
     return _cross_over(order, first.tolist(), second.tolist())
 
 
-def _cross_over(order: Sequence[int], first: Sequence[int], second: Sequence[int]) -> list[_Lesson]:
+def _cross_over(order: Sequence[int], first: Sequence[int], second: Sequence[int]) -> list[_EpochPart]:
     """Return both ways round, each image in the epoch's order; a class with one image is in both halves."""
-    lessons = []
+    parts = []
     for number, (known, held) in enumerate(((first, second), (second, first))):
         chosen = set(held)
-        lessons.append(_Lesson(known, [index for index in order if index in chosen], f"augmentation {number}"))
-    return [lesson for lesson in lessons if lesson.known and lesson.order]
+        parts.append(_EpochPart(known, [index for index in order if index in chosen], f"augmentation {number}"))
+    return [part for part in parts if part.known and part.order]
 
 
 def _part(model: TunedViT, settings: TrainingSettings, epoch: int) -> str:
@@ -191,14 +189,14 @@ def _part(model: TunedViT, settings: TrainingSettings, epoch: int) -> str:
 
 
 @contextmanager
-def hold_still_beside(model: TunedViT, part: str) -> Iterator[None]:
+def freeze_beside(model: TunedViT, part: str) -> Iterator[None]:
     """Hold still what is not in a part: "head", "prompts" (all of the method's own tensors), or "all"."""
     head = set(model.head.parameters())
-    still = [p for p in model.parameters() if p.requires_grad and part != "all" and (p in head) != (part == "head")]
-    for parameter in still:
+    frozen = [p for p in model.parameters() if p.requires_grad and part != "all" and (p in head) != (part == "head")]
+    for parameter in frozen:
         parameter.requires_grad_(False)
     try:
         yield
     finally:
-        for parameter in still:
+        for parameter in frozen:
             parameter.requires_grad_(True)

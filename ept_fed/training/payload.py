@@ -9,7 +9,7 @@ import torch
 from ept_fed.catalog.methods import STATISTICS_TENSORS, Statistics
 from ept_fed.models.tuned_vit import TunedViT
 from ept_fed.protocol.layout import PayloadLayout, Vector
-from ept_fed.training.discriminant import ClassStatistics
+from ept_fed.training.lda import ClassStatistics
 from ept_fed.training.shared_statistics import pack_statistics, shape_statistics, unpack_statistics
 
 __all__ = ["export_payload", "import_payload", "payload_layout", "read_statistics"]
@@ -29,7 +29,7 @@ def payload_layout(
         share: "prompts", or "prompts+head".
         payload: "folded" or "raw".
         classes: names of the C classes.
-        statistics: which of a discriminant's travel in place of the head's own tensors; None where it is trained.
+        statistics: which of an LDA head's travel in place of the head's own tensors; None where it is trained.
     """
     tensors = model.payload_tensors(share="prompts" if statistics else share, payload=payload)
     meaning = [*model.meaning()]

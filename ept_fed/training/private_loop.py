@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ept_fed.catalog.methods import COMMON_HEADS
+from ept_fed.catalog.methods import FIXED_HEADS
 from ept_fed.config.experiment import TrainingSettings
 from ept_fed.data.datasets.prepare import CachedDataset
 from ept_fed.errors import InputRefusedError, Problem
@@ -31,12 +31,12 @@ from ept_fed.models.vit import PromptedViT
 from ept_fed.privacy.dp.accountant import GaussianSteps, find_noise_multiplier
 from ept_fed.privacy.dp.noise import Entropy, draw_normal, draw_poisson_sample
 from ept_fed.training.image_gradients import HEAD, SINKS, TOKENS, find_image_gradients, lay_down_gradients
-from ept_fed.training.loop import RoundScope, TrainingDivergedError, TrainingOutcome, hold_still_beside
+from ept_fed.training.loop import RoundScope, TrainingDivergedError, TrainingOutcome, freeze_beside
 from ept_fed.training.losses import IMAGE_LOSSES
 from ept_fed.training.optimizer import set_learning_rates
 from ept_fed.training.precision import use_bfloat16
 from ept_fed.training.schedule import schedule_factor
-from ept_fed.validation.record_dp import find_training_contradictions
+from ept_fed.validation.record_dp import validate_private_training
 
 __all__ = ["add_noise", "plan_private_round", "train_private_round"]
 
@@ -53,7 +53,7 @@ def plan_private_round(settings: TrainingSettings, images: int, rounds: int) -> 
         InputRefusedError: for settings that do not go with privacy, or an epsilon that no noise keeps.
     """
     privacy = settings.privacy
-    problems = find_training_contradictions(settings)
+    problems = validate_private_training(settings)
     if privacy is None:
         problems.append(Problem("training.privacy", None, "is needed to train with privacy"))
     if problems or privacy is None:
@@ -107,7 +107,7 @@ def train_private_round(
     model.train()
     expected = plan.sampling_rate * len(images)
     left_out = 0
-    with hold_still_beside(model, "prompts" if settings.head in COMMON_HEADS else "all"):
+    with freeze_beside(model, "prompts" if settings.head in FIXED_HEADS else "all"):
         for step in range(plan.steps):
             progress = (scope.round - 1 + step / plan.steps) / scope.rounds
             set_learning_rates(optimizer, schedule_factor(settings.schedule, progress))

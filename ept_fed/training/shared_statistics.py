@@ -1,4 +1,4 @@
-"""A discriminant's statistics as tensors that travel: the sites' weighted mean of them is that of all their images.
+"""A LDA head's statistics as tensors that travel: the sites' weighted mean of them is that of all their images.
 
 Features and their products are divided by the square root of D on the way, so that those of layer-normed features lie
 well within what secure aggregation can add, and well above its steps.
@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from ept_fed.catalog.methods import STATISTICS_TENSORS, Statistics
 from ept_fed.protocol.layout import PayloadMismatchError, Vector
-from ept_fed.training.discriminant import Array, ClassStatistics
+from ept_fed.training.lda import Array, ClassStatistics
 
 __all__ = ["pack_statistics", "shape_statistics", "unpack_statistics"]
 

@@ -22,18 +22,18 @@ from ept_fed.config.experiment import Experiment
 from ept_fed.config.partition import PartitionSettings
 from ept_fed.errors import Problem
 
-__all__ = ["check_exists", "find_data_contradictions", "find_split_contradictions"]
+__all__ = ["check_exists", "validate_data", "validate_splits"]
 
 
-def find_data_contradictions(experiment: Experiment) -> list[Problem]:
+def validate_data(experiment: Experiment) -> list[Problem]:
     """Check the data section against itself and its paths against the disk; return what is wrong."""
     data = experiment.data
-    found = find_split_contradictions(data) + _check_partition(data.partition)
+    found = validate_splits(data) + _check_partition(data.partition)
     check = _CHECKS.get(data.source)
     return found + check(data) if check else found
 
 
-def find_split_contradictions(data: SharedDataSettings) -> list[Problem]:
+def validate_splits(data: SharedDataSettings) -> list[Problem]:
     """Check what a consortium decides about data: classes, shares of the splits, augmentation."""
     found = _check_classes(data.classes, data.task)
     if data.test_fraction + data.validation_fraction >= 1.0:

@@ -4,32 +4,32 @@ import difflib
 from collections.abc import Collection
 from pathlib import Path
 
-from ept_fed.catalog.methods import COMMON_HEADS, METHODS
+from ept_fed.catalog.methods import FIXED_HEADS, METHODS
 from ept_fed.catalog.options import check_options
 from ept_fed.catalog.strategies import STRATEGIES, count_asked, resolve_options
 from ept_fed.config.experiment import Experiment, FederationSettings, ModelSettings, TrainingSettings
 from ept_fed.errors import Problem
-from ept_fed.validation.data import check_exists, find_data_contradictions, find_split_contradictions
-from ept_fed.validation.record_dp import find_privacy_contradictions
-from ept_fed.validation.secure_aggregation import check_secure_sites, find_secure_contradictions
-from ept_fed.validation.site_dp import check_noise_shares, find_site_privacy_contradictions
+from ept_fed.validation.data import check_exists, validate_data, validate_splits
+from ept_fed.validation.record_dp import validate_record_dp
+from ept_fed.validation.secure_aggregation import check_secure_sites, validate_secure_aggregation
+from ept_fed.validation.site_dp import check_noise_shares, validate_site_dp
 
-__all__ = ["check_sites", "check_statistics", "find_contradictions", "find_shared_contradictions"]
+__all__ = ["check_sites", "check_statistics", "validate_experiment", "validate_shared"]
 
 _PLAIN_MEANS = ("fedavg", "fedprox")
 
 
-def find_contradictions(experiment: Experiment) -> list[Problem]:
+def validate_experiment(experiment: Experiment) -> list[Problem]:
     """Check the sections against each other and the paths against the disk; return what is wrong."""
-    weights, found = experiment.model.weights, find_data_contradictions(experiment)
+    weights, found = experiment.model.weights, validate_data(experiment)
     if weights not in (None, "pretrained"):
         found += check_exists("model.weights", Path(str(weights)))
     return found + _check_sections(experiment)
 
 
-def find_shared_contradictions(experiment: Experiment) -> list[Problem]:
+def validate_shared(experiment: Experiment) -> list[Problem]:
     """Check what a consortium proposes, and no path: images and weights lie at the sites."""
-    return find_split_contradictions(experiment.data) + _check_sections(experiment)
+    return validate_splits(experiment.data) + _check_sections(experiment)
 
 
 def _check_sections(experiment: Experiment) -> list[Problem]:
@@ -64,40 +64,40 @@ def _check_sections(experiment: Experiment) -> list[Problem]:
     if training.head_first_epochs and federation.share == "prompts+head":
         fix = "FedRep's order is for heads that stay at the sites; set it to 0, or federation.share=prompts"
         found.append(Problem("training.head_first_epochs", training.head_first_epochs, fix))
-    if training.head in COMMON_HEADS:
-        found += _check_common_head(experiment)
-    if training.head == "discriminant":
-        found += _check_discriminant(experiment)
+    if training.head in FIXED_HEADS:
+        found += _check_fixed_head(experiment)
+    if training.head == "lda":
+        found += _check_lda(experiment)
     if experiment.evaluation.cross_site and "local" not in experiment.evaluation.baselines:
         fix = "compares the sites' local models, and there are none; add local to evaluation.baselines"
         found.append(Problem("evaluation.cross_site", True, fix))
-    found += find_privacy_contradictions(experiment) + find_secure_contradictions(federation)
-    found += find_site_privacy_contradictions(experiment)
+    found += validate_record_dp(experiment) + validate_secure_aggregation(federation)
+    found += validate_site_dp(experiment)
     return found + _check_method(model, training, federation) + _check_strategy(federation)
 
 
-def _check_common_head(experiment: Experiment) -> list[Problem]:
+def _check_fixed_head(experiment: Experiment) -> list[Problem]:
     """Return what does not go with a head that every site draws for itself and nobody trains."""
     found = []
     if experiment.federation.share == "prompts+head":
-        fix = "every site draws a common head from the run's seed, so it need not travel; set it to prompts"
+        fix = "every site draws a fixed head from the run's seed, so it need not travel; set it to prompts"
         found.append(Problem("federation.share", experiment.federation.share, fix))
     if experiment.training.head_first_epochs:
-        fix = "a common head is not trained; set it to 0"
+        fix = "a fixed head is not trained; set it to 0"
         found.append(Problem("training.head_first_epochs", experiment.training.head_first_epochs, fix))
-    if experiment.training.head == "common+own" and experiment.personalisation.ditto is not None:
-        fix = "trains a second model under the common head alone; leave it out, or set training.head=common"
+    if experiment.training.head == "fixed+lda" and experiment.personalisation.ditto is not None:
+        fix = "trains a second model under the fixed head alone; leave it out, or set training.head=fixed"
         found.append(Problem("personalisation.ditto", experiment.personalisation.ditto, fix))
     return found
 
 
-def _check_discriminant(experiment: Experiment) -> list[Problem]:
+def _check_lda(experiment: Experiment) -> list[Problem]:
     """Return what does not go with a head that is computed at the site."""
     found = []
     if experiment.federation.share == "prompts+head":
         found += check_statistics(experiment.federation) + _check_use_of_statistics(experiment)
     if experiment.training.head_first_epochs:
-        fix = "the discriminant's head is not trained; set it to 0"
+        fix = "the LDA head's head is not trained; set it to 0"
         found.append(Problem("training.head_first_epochs", experiment.training.head_first_epochs, fix))
     if experiment.personalisation.ditto is not None:
         fix = "trains a second model with a head of its own; leave it out, or set training.head=trained"
@@ -125,7 +125,7 @@ def _check_use_of_statistics(experiment: Experiment) -> list[Problem]:
 def check_statistics(federation: FederationSettings) -> list[Problem]:
     """Return what does not go with a head that is computed from all sites' statistics, which must be their mean."""
     found = []
-    shared = "federation.share=prompts+head with training.head=discriminant"
+    shared = "federation.share=prompts+head with training.head=lda"
     if federation.strategy not in _PLAIN_MEANS:
         fix = f"{shared} needs a plain mean of what is measured; use {' or '.join(_PLAIN_MEANS)}"
         found.append(Problem("federation.strategy", federation.strategy, fix))
@@ -138,7 +138,7 @@ def check_statistics(federation: FederationSettings) -> list[Problem]:
             fix = f"{shared} is about all sites' images, each counting once; set it to {wanted}"
             found.append(Problem(f"federation.{name}", value, fix))
     if federation.secure_aggregation is not None and federation.rounds > 1:
-        fix = f"under masks {shared} takes one: the sums of two rounds, one without a site, differ by its statistics"
+        fix = f"under secure aggregation {shared} takes one: the sums of two rounds may differ by one site's statistics"
         found.append(Problem("federation.rounds", federation.rounds, fix))
     if federation.site_privacy is not None:
         fix = f"{shared} sends {federation.statistics}, whose many numbers noise would drown; set share=prompts"
@@ -156,7 +156,7 @@ def _check_method(model: ModelSettings, training: TrainingSettings, federation: 
     if model.method != "ept" and federation.payload == "folded":
         fix = f"model.method = '{model.method}' has nothing to fold, only ept's prompts do; set federation.payload=raw"
         found.append(Problem("federation.payload", "folded", fix))
-    if not method.sends_without_head and training.head in COMMON_HEADS:
+    if not method.sends_without_head and training.head in FIXED_HEADS:
         fix = f"model.method = '{model.method}' has the head alone, so nothing would be trained; set it to trained"
         found.append(Problem("training.head", training.head, fix))
     elif not method.sends_without_head and federation.share == "prompts":

@@ -7,7 +7,7 @@ from typing import Any
 from ept_fed.config.experiment import Experiment
 from ept_fed.config.yaml_reader import parse_yaml, read_mapping, validate_settings
 from ept_fed.errors import InputRefusedError, Problem
-from ept_fed.validation.experiment import find_contradictions
+from ept_fed.validation.experiment import validate_experiment
 
 __all__ = ["load_experiment", "override_experiment"]
 
@@ -16,7 +16,7 @@ def load_experiment(
     path: Path,
     overrides: Sequence[str] = (),
     *,
-    check: Callable[[Experiment], list[Problem]] = find_contradictions,
+    check: Callable[[Experiment], list[Problem]] = validate_experiment,
 ) -> Experiment:
     """Read and validate an experiment.
 
@@ -37,7 +37,7 @@ def override_experiment(
     experiment: Experiment,
     overrides: Sequence[str],
     *,
-    check: Callable[[Experiment], list[Problem]] = find_contradictions,
+    check: Callable[[Experiment], list[Problem]] = validate_experiment,
 ) -> Experiment:
     """Return an experiment with other settings; arguments and refusals as in `load_experiment`."""
     return _build(experiment.model_dump(mode="json"), overrides, check)

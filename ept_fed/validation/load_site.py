@@ -16,7 +16,7 @@ from ept_fed.config.yaml_reader import read_mapping, validate_settings
 from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.protocol.proposal import Proposal
 from ept_fed.validation.data import check_exists
-from ept_fed.validation.experiment import find_contradictions
+from ept_fed.validation.experiment import validate_experiment
 
 __all__ = [
     "NodeSettings",
@@ -109,7 +109,7 @@ def join_proposal(settings: SiteSettings, proposal: Proposal) -> Experiment:
             "model": proposal.model.model_dump() | settings.model.model_dump(),
         }
     )
-    problems += find_contradictions(experiment)
+    problems += validate_experiment(experiment)
     if problems:
         raise InputRefusedError(problems)
     return experiment

@@ -4,15 +4,15 @@ from ept_fed.catalog.strategies import STRATEGIES
 from ept_fed.config.experiment import Experiment, TrainingSettings
 from ept_fed.errors import Problem
 
-__all__ = ["find_privacy_contradictions", "find_training_contradictions"]
+__all__ = ["validate_private_training", "validate_record_dp"]
 
 
-def find_privacy_contradictions(experiment: Experiment) -> list[Problem]:
+def validate_record_dp(experiment: Experiment) -> list[Problem]:
     """Return what does not go with `training.privacy`; nothing where it is null."""
     if experiment.training.privacy is None:
         return []
     model, federation, personal = experiment.model, experiment.federation, experiment.personalisation
-    found = find_training_contradictions(experiment.training)
+    found = validate_private_training(experiment.training)
     if model.method != "ept" or model.embedding != "concat":
         field, value = ("method", model.method) if model.method != "ept" else ("embedding", model.embedding)
         fix = "has no gradients of single images here; with training.privacy use method ept with embedding concat"
@@ -33,12 +33,12 @@ def find_privacy_contradictions(experiment: Experiment) -> list[Problem]:
     return found
 
 
-def find_training_contradictions(training: TrainingSettings) -> list[Problem]:
+def validate_private_training(training: TrainingSettings) -> list[Problem]:
     """Return what of the training settings alone does not go with their `privacy`."""
     if training.privacy is None:
         return []
     found = []
-    if training.head == "discriminant":
+    if training.head == "lda":
         fix = (
             "is computed from all training images without noise, and prompts trained through it tell of them all; with "
             "training.privacy set it to trained"

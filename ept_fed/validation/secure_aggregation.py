@@ -3,13 +3,13 @@
 from ept_fed.catalog.strategies import STRATEGIES, count_asked
 from ept_fed.config.experiment import FederationSettings
 from ept_fed.errors import Problem
-from ept_fed.privacy.secure_aggregation.round_session import MOST_EXAMPLES
-from ept_fed.privacy.secure_aggregation.session import FEWEST_SITES
+from ept_fed.privacy.secure_aggregation.round_session import MAX_EXAMPLES
+from ept_fed.privacy.secure_aggregation.session import MIN_SITES
 
-__all__ = ["check_secure_sites", "find_secure_contradictions"]
+__all__ = ["check_secure_sites", "validate_secure_aggregation"]
 
 
-def find_secure_contradictions(federation: FederationSettings) -> list[Problem]:
+def validate_secure_aggregation(federation: FederationSettings) -> list[Problem]:
     """Return what does not go with `federation.secure_aggregation`; nothing where it is null."""
     if federation.secure_aggregation is None:
         return []
@@ -25,8 +25,8 @@ def find_secure_contradictions(federation: FederationSettings) -> list[Problem]:
     if federation.norm_bound is not None:
         fix = "compares the lengths of single updates, which nobody sees; set it to null: each gate bounds its own"
         found.append(Problem("federation.norm_bound", federation.norm_bound, fix))
-    if federation.weight_cap is not None and federation.weight_cap > MOST_EXAMPLES:
-        fix = f"leaves no room for the sum; the most is {MOST_EXAMPLES}"
+    if federation.weight_cap is not None and federation.weight_cap > MAX_EXAMPLES:
+        fix = f"leaves no room for the sum; the most is {MAX_EXAMPLES}"
         found.append(Problem("federation.weight_cap", federation.weight_cap, fix))
     if federation.payload == "raw":
         fix = "may be large, and travels masked at twice its size; set it to folded"
@@ -40,8 +40,8 @@ def check_secure_sites(federation: FederationSettings, sites: int) -> list[Probl
     if secure is None:
         return []
     found = []
-    if sites < FEWEST_SITES:
-        fix = f"needs {FEWEST_SITES} sites: of two, each knows the other's part of the sum; there are {sites}"
+    if sites < MIN_SITES:
+        fix = f"needs {MIN_SITES} sites: of two, each knows the other's part of the sum; there are {sites}"
         found.append(Problem("federation.secure_aggregation", "on", fix))
     if secure.threshold is not None and not sites < 2 * secure.threshold <= 2 * sites:
         fix = f"must be more than half of {sites} sites, and not more than all"

@@ -6,16 +6,16 @@ from ept_fed.catalog.strategies import STRATEGIES
 from ept_fed.config.experiment import Experiment, FederationSettings
 from ept_fed.config.privacy import SitePrivacySettings
 from ept_fed.errors import Problem
-from ept_fed.privacy.dp.site_noise import FEWEST_STEPS, LARGEST_START, MOST_DEVIATIONS, find_site_noise, split_noise
+from ept_fed.privacy.dp.site_noise import LARGEST_START, MAX_DEVIATIONS, MIN_STEPS, find_site_noise, split_noise
 from ept_fed.privacy.secure_aggregation.fixed_point import FixedPoint
-from ept_fed.privacy.secure_aggregation.round_session import count_fewest
+from ept_fed.privacy.secure_aggregation.round_session import count_min_sites
 
-__all__ = ["check_noise_shares", "find_site_privacy_contradictions"]
+__all__ = ["check_noise_shares", "validate_site_dp"]
 
 _FIELD = "federation.site_privacy"
 
 
-def find_site_privacy_contradictions(experiment: Experiment) -> list[Problem]:
+def validate_site_dp(experiment: Experiment) -> list[Problem]:
     """Return what does not go with `federation.site_privacy`; nothing where it is null."""
     federation, private = experiment.federation, experiment.federation.site_privacy
     if private is None:
@@ -45,13 +45,13 @@ def check_noise_shares(federation: FederationSettings, sites: int) -> list[Probl
     if private is None or secure is None or _check_noise(private, federation.rounds):
         return []
     noise = find_site_noise(private.noise_multiplier, private.epsilon, private.delta, rounds=federation.rounds)
-    shares = count_fewest(sites, secure.threshold) if private.noise == "distributed" else 1
+    shares = count_min_sites(sites, secure.threshold) if private.noise == "distributed" else 1
     deviation, numbers = noise * private.clip / math.sqrt(shares), FixedPoint(sites=1, heaviest=1)
-    least, room = numbers.step * FEWEST_STEPS, numbers.bound - LARGEST_START
+    least, room = numbers.step * MIN_STEPS, numbers.bound - LARGEST_START
     if deviation < least:
         fix = f"makes noise below {least:.2g} a site, which fixed-point numbers do not hold; raise it, or the noise"
         return [Problem(f"{_FIELD}.clip", private.clip, fix)]
-    if private.clip + MOST_DEVIATIONS * deviation > room:
+    if private.clip + MAX_DEVIATIONS * deviation > room:
         fix = f"with noise of {deviation:.3g} a site reaches beyond fixed-point numbers; lower it, or the noise"
         return [Problem(f"{_FIELD}.clip", private.clip, fix)]
     return []

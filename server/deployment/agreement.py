@@ -13,7 +13,7 @@ from flwr.serverapp import Grid
 
 from ept_fed.config.experiment import Experiment
 from ept_fed.flower.messages import decode_introduction, encode_proposal
-from ept_fed.privacy.secure_aggregation.round_session import count_fewest
+from ept_fed.privacy.secure_aggregation.round_session import count_min_sites
 from ept_fed.protocol.layout import PayloadMismatchError
 from ept_fed.protocol.messages import MessageRefusedError, clean_text
 from ept_fed.protocol.proposal import Proposal, SiteIntroduction, propose
@@ -56,7 +56,7 @@ def agree(grid: Grid, experiment: Experiment, sites: tuple[str, ...]) -> Agreeme
     quorum = federation.quorum or math.ceil(len(sites) / 2)
     if federation.secure_aggregation is not None:
         # With fewer no round could ever be unmasked.
-        quorum = max(quorum, count_fewest(len(sites), federation.secure_aggregation.threshold))
+        quorum = max(quorum, count_min_sites(len(sites), federation.secure_aggregation.threshold))
     online, doubled = wait_for_sites(grid, sites, deadline=federation.deadline, quorum=quorum, grace=federation.grace)
     left_out = dict.fromkeys((name for name in sites if name not in online), _ABSENT)
     left_out |= dict.fromkeys(doubled, "two nodes are online under its name")

@@ -23,7 +23,7 @@ from ept_fed.protocol.messages import Phase
 from ept_fed.reports.run.run_folder import RunFolder
 from ept_fed.reports.run.run_log import log_to_file
 from ept_fed.run_plan.plan import Plan
-from ept_fed.validation.experiment import find_shared_contradictions
+from ept_fed.validation.experiment import validate_shared
 from ept_fed.validation.load_experiment import load_experiment
 from server.app import create_server_app
 from server.deployment.agreement import Agreement, NoAgreementError, agree
@@ -66,7 +66,7 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def _run(grid: Grid, context: Context, kit: ServerKit, folder: RunFolder) -> None:
-    experiment = load_experiment(folder.path / "config.yaml", check=find_shared_contradictions)
+    experiment = load_experiment(folder.path / "config.yaml", check=validate_shared)
     named = RegisteredGrid(grid, kit.public_keys())
     agreement = read_agreement(folder.path)
     if agreement is None:

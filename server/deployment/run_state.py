@@ -16,7 +16,7 @@ from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.protocol.layout import PayloadMismatchError
 from ept_fed.protocol.messages import MessageRefusedError
 from ept_fed.run_plan.plan_json import plan_from_json, plan_to_json
-from ept_fed.storage.checkpoint_file import SealBrokenError, read_sealed, write_sealed
+from ept_fed.storage.checkpoint_file import DamagedCheckpointError, read_checksummed, write_checksummed
 from ept_fed.storage.files import write_json
 from server.deployment.agreement import Agreement
 
@@ -45,7 +45,7 @@ def write_agreement(folder: Path, agreement: Agreement) -> None:
         "plan": plan_to_json(agreement.plan),
         "left_out": dict(agreement.left_out),
     }
-    write_sealed(folder / _AGREEMENT, {_INITIAL: agreement.plan.initial}, about)
+    write_checksummed(folder / _AGREEMENT, {_INITIAL: agreement.plan.initial}, about)
 
 
 def read_agreement(folder: Path) -> Agreement | None:
@@ -58,11 +58,11 @@ def read_agreement(folder: Path) -> Agreement | None:
     if not path.exists():
         return None
     try:
-        tensors, about = read_sealed(path)
+        tensors, about = read_checksummed(path)
         if (about["schema"], about["code"]) != (1, ept_fed.__version__):
             raise ValueError(f"it was written by ept-fed {about['code']}, this is {ept_fed.__version__}")
         return Agreement(plan_from_json(about["plan"], tensors[_INITIAL]), about["left_out"])
-    except (SealBrokenError, MessageRefusedError, PayloadMismatchError, KeyError, ValueError) as error:
+    except (DamagedCheckpointError, MessageRefusedError, PayloadMismatchError, KeyError, ValueError) as error:
         fix = f"cannot be followed ({error}); start a new run under another name"
         raise InputRefusedError([Problem("--resume", str(path), fix)]) from error
 

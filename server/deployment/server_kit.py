@@ -22,7 +22,7 @@ from pydantic import ConfigDict, Field, ValidationError
 from ept_fed.config.base import Settings
 from ept_fed.config.consortium import Federation, SafeName, load_federation
 from ept_fed.errors import InputRefusedError, Problem
-from ept_fed.pki.certificates import find_chain_problems, judge_validity, parse_certificate
+from ept_fed.pki.certificates import check_validity, find_chain_problems, parse_certificate
 from ept_fed.pki.keys import parse_openssh_public
 from ept_fed.pki.kit_layout import SUPERLINK_HOSTS
 
@@ -119,7 +119,7 @@ class ServerKit:
             for name, hosts in (("proxy", (self.federation.server.host,)), ("superlink", SUPERLINK_HOSTS)):
                 certificate = self._certificate(f"tls/{name}.crt")
                 found += find_chain_problems(certificate, authority, f"tls/{name}.crt", hosts=hosts)
-                validity = judge_validity(certificate, now)
+                validity = check_validity(certificate, now)
                 if validity.state in ("not yet", "ended"):
                     fix = f"{validity.sentence}; the consortium runs: ept-fed provision renew --server"
                     found.append(Problem(f"tls/{name}.crt", str(validity.not_after.date()), fix))

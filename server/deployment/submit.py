@@ -16,7 +16,7 @@ from ept_fed.config.experiment import Experiment
 from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.protocol.proposal import propose
 from ept_fed.reports.run.run_folder import RunFolder
-from ept_fed.validation.experiment import check_sites, find_shared_contradictions
+from ept_fed.validation.experiment import check_sites, validate_shared
 from ept_fed.validation.load_experiment import load_experiment
 from server.deployment.control import Control, ControlError, Run, open_control
 from server.deployment.flower_bundle import build_bundle
@@ -28,7 +28,7 @@ from server.deployment.service import ServerAwayError, find_superlink_port
 __all__ = ["RunEnd", "connect", "end_run", "follow", "run_experiment"]
 
 _POLL_SECONDS = 1.0
-_MOST_UNANSWERED = 30.0
+_MAX_UNANSWERED = 30.0
 _READY_SECONDS = 60.0
 _NAME: TypeAdapter[str] = TypeAdapter(Name)
 
@@ -108,7 +108,7 @@ def follow(kit: ServerKit, number: int, watch: Callable[[], None]) -> Run:
                 run = next((run for run in control.runs() if run.identifier == number), None)
         except (ControlError, ServerAwayError):
             away_since = away_since or time.monotonic()
-            if time.monotonic() - away_since > _MOST_UNANSWERED:
+            if time.monotonic() - away_since > _MAX_UNANSWERED:
                 raise
         else:
             away_since = None
@@ -166,7 +166,7 @@ def _load(kit: ServerKit, config: Path | None, overrides: Sequence[str], resumed
     if config is None and resumed is None:
         raise InputRefusedError([Problem("CONFIG", "", "is needed: an experiment in YAML")])
     path = config or kit.runs / str(resumed) / "config.yaml"
-    experiment = load_experiment(path, overrides, check=find_shared_contradictions)
+    experiment = load_experiment(path, overrides, check=validate_shared)
     sites = sorted(kit.public_keys())
     problems = check_sites(experiment.federation, sites)
     try:

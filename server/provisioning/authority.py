@@ -20,8 +20,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from ept_fed.config.consortium import is_address
 from ept_fed.errors import InputRefusedError, Problem
-from ept_fed.pki.certificates import common_name, fingerprint, judge_validity, parse_certificate, public_key
-from ept_fed.pki.keys import new_key, parse_pkcs8, same_key, spell_openssh_public, spell_pkcs8
+from ept_fed.pki.certificates import check_validity, common_name, fingerprint, parse_certificate, public_key
+from ept_fed.pki.keys import new_key, parse_pkcs8, same_key, serialize_openssh_public, serialize_pkcs8
 from ept_fed.storage.files import write_bytes, write_text
 
 __all__ = ["Authority", "Issued"]
@@ -89,7 +89,7 @@ class Authority:
         if common_name(self.certificate) != _title(federation):
             fix = f"is not '{_title(federation)}': keep the federation's name, or name another folder with --out"
             problems.append(Problem("authority", common_name(self.certificate), fix))
-        validity = judge_validity(self.certificate, now)
+        validity = check_validity(self.certificate, now)
         if validity.state in ("ended", "not yet"):
             fix = f"{validity.sentence}; found a new federation in another folder and hand out its kits"
             problems.append(Problem("authority", "ca.crt", fix))
@@ -106,9 +106,9 @@ class Authority:
 
     def knows(self, *keys: ec.EllipticCurvePublicKey) -> Issued | None:
         """Return the first certificate, revoked ones included, that names one of these keys, as its own or as node."""
-        spelled = {spell_openssh_public(key) for key in keys}
+        serialized = {serialize_openssh_public(key) for key in keys}
         for line in self.issued:
-            if line.node in spelled or any(same_key(public_key(line.parse()), key) for key in keys):
+            if line.node in serialized or any(same_key(public_key(line.parse()), key) for key in keys):
                 return line
         return None
 
@@ -127,7 +127,7 @@ class Authority:
     def revoke(self, who: str, what: str, now: datetime) -> tuple[str, ...]:
         """Revoke every certificate of its kind that is not revoked yet, and return their serials."""
         serials = tuple(line.serial for line in self.issued if _names(line, who, what) and not line.revoked)
-        stamp = _spell_time(now)
+        stamp = _serialize_time(now)
         self.issued = tuple(replace(line, revoked=stamp) if line.serial in serials else line for line in self.issued)
         self._write()
         return serials
@@ -143,7 +143,7 @@ class Authority:
         )
         self._folder.mkdir(parents=True, exist_ok=True)
         self._folder.chmod(0o700)
-        write_bytes(self._folder / "ca.key", spell_pkcs8(key), mode=0o600)
+        write_bytes(self._folder / "ca.key", serialize_pkcs8(key), mode=0o600)
         write_bytes(self._folder / "ca.crt", certificate.public_bytes(serialization.Encoding.PEM))
 
     def _issue(
@@ -176,8 +176,8 @@ class Authority:
             serial=f"{certificate.serial_number:040x}",
             who=who,
             what=what,
-            not_before=_spell_time(certificate.not_valid_before_utc),
-            not_after=_spell_time(certificate.not_valid_after_utc),
+            not_before=_serialize_time(certificate.not_valid_before_utc),
+            not_after=_serialize_time(certificate.not_valid_after_utc),
             fingerprint=fingerprint(certificate),
             node=node,
             certificate=certificate.public_bytes(serialization.Encoding.PEM).decode("ascii"),
@@ -218,7 +218,7 @@ def _names(line: Issued, who: str, what: str) -> bool:
     return (line.who, line.what) == (who, what)
 
 
-def _spell_time(moment: datetime) -> str:
+def _serialize_time(moment: datetime) -> str:
     return moment.isoformat(timespec="seconds")
 
 

@@ -11,8 +11,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from ept_fed.config.consortium import Federation, load_federation
 from ept_fed.errors import InputRefusedError, Problem
-from ept_fed.pki.certificates import judge_validity, public_key
-from ept_fed.pki.keys import parse_openssh_public, spell_openssh_public
+from ept_fed.pki.certificates import check_validity, public_key
+from ept_fed.pki.keys import parse_openssh_public, serialize_openssh_public
 from ept_fed.pki.kit_layout import KEYS_OF_SERVER, KEYS_OF_SITE, SUPERLINK_HOSTS, KitFile
 from server.provisioning.authority import Authority, Issued
 from server.provisioning.kit_folder import delete_file, make_key, read_private_keys, write_file, write_kit
@@ -71,7 +71,7 @@ class Consortium:
         """Issue a certificate for (node, site) keys."""
         node, key = keys
         days = self.federation.certificate_days
-        self.authority.issue_site(site, key, spell_openssh_public(node), now=self.now, days=days)
+        self.authority.issue_site(site, key, serialize_openssh_public(node), now=self.now, days=days)
         self.issued_now.add(site)
 
     def certify_server(self, what: str, key: ec.EllipticCurvePublicKey) -> None:
@@ -92,7 +92,7 @@ class Consortium:
         for name in names:
             line = latest.get(name)
             state = _write_site(self, line, ca) if line is not None else "waits for its request"
-            days = None if line is None else judge_validity(line.parse(), self.now).days
+            days = None if line is None else check_validity(line.parse(), self.now).days
             sites.append(SiteKit(name, state, None if line is None else line.not_after, days))
         server_state = _write_server(self, latest, certificates, ca)
         return Provisioned(
@@ -183,7 +183,7 @@ def _find_notices(
     consortium: Consortium, latest: dict[str, Issued], certificates: ServerCertificates
 ) -> tuple[str, ...]:
     def say(what: str, certificate: x509.Certificate, act: str) -> list[str]:
-        validity = judge_validity(certificate, consortium.now)
+        validity = check_validity(certificate, consortium.now)
         return [] if validity.state == "valid" else [f"{what} {validity.sentence}; {act}"]
 
     found = []

@@ -6,7 +6,14 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from ept_fed.errors import InputRefusedError, Problem
-from ept_fed.pki.keys import new_key, parse_openssh_private, parse_pkcs8, same_key, spell_openssh_private, spell_pkcs8
+from ept_fed.pki.keys import (
+    new_key,
+    parse_openssh_private,
+    parse_pkcs8,
+    same_key,
+    serialize_openssh_private,
+    serialize_pkcs8,
+)
 from ept_fed.pki.kit_layout import EDITED, OTHERS_MAY, OTHERS_MAY_ENTER, PRIVATE_KEYS, KitFile
 from ept_fed.storage.files import write_bytes
 
@@ -33,7 +40,7 @@ def make_key(kit: Path, name: str, *, replace: bool = False) -> ec.EllipticCurve
         return _parse(name)(path.read_bytes(), str(path))
     key = new_key()
     _make_key_folder(path.parent)
-    write_bytes(path, (spell_openssh_private if name == _OPENSSH_KEY else spell_pkcs8)(key), mode=0o600)
+    write_bytes(path, (serialize_openssh_private if name == _OPENSSH_KEY else serialize_pkcs8)(key), mode=0o600)
     return key
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import ept_fed
 from ept_fed.config.consortium import Federation, is_address
-from ept_fed.pki.kit_layout import CHECKSUMS, KEYS_OF_SITE, KitFile, KitIdentity, spell_checksums
+from ept_fed.pki.kit_layout import CHECKSUMS, KEYS_OF_SITE, KitFile, KitIdentity, serialize_checksums
 from server.provisioning.authority import Issued
 from server.render import render
 
@@ -55,7 +55,7 @@ def render_site_kit(
     files = {
         "site.yaml": KitFile(render("site/site.yaml.j2", words).encode()),
         "policy.yaml": KitFile(resources.files("ept_fed").joinpath("assets/policy.yaml").read_bytes()),
-        "federation.json": KitFile(identity.spell()),
+        "federation.json": KitFile(identity.serialize()),
         "tls/ca.crt": KitFile(authority),
         "tls/site.crt": KitFile(issued.certificate.encode()),
         "keys/node.pub": KitFile(f"{issued.node} {issued.who}\n".encode()),
@@ -95,7 +95,7 @@ def render_server_kit(
         words["capabilities"] = "CAP_NET_BIND_SERVICE"
     files = {
         "federation.yaml": KitFile(source),
-        "sites.json": KitFile(_spell_sites(federation, sites)),
+        "sites.json": KitFile(_serialize_sites(federation, sites)),
         "tls/ca.crt": KitFile(authority),
         "tls/proxy.crt": KitFile(certificates.proxy.certificate.encode()),
         "tls/superlink.crt": KitFile(certificates.superlink.certificate.encode()),
@@ -132,11 +132,11 @@ def _folder(name: str) -> str:
 
 
 def _seal(files: Mapping[str, KitFile], private: Mapping[str, bytes]) -> dict[str, KitFile]:
-    sealed = {**files, CHECKSUMS: KitFile(spell_checksums(files))}
+    sealed = {**files, CHECKSUMS: KitFile(serialize_checksums(files))}
     return sealed | {name: KitFile(content, 0o600) for name, content in private.items()}
 
 
-def _spell_sites(federation: Federation, sites: Mapping[str, Issued]) -> bytes:
+def _serialize_sites(federation: Federation, sites: Mapping[str, Issued]) -> bytes:
     document = {
         "schema": 1,
         "federation": federation.name,

@@ -16,7 +16,7 @@ from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.pki.certificates import public_key
 from ept_fed.pki.keys import parse_openssh_public
 from ept_fed.pki.kit_layout import KEYS_OF_SERVER, KEYS_OF_SITE
-from ept_fed.pki.signing_request import MOST_REQUEST_BYTES, parse_key_request
+from ept_fed.pki.signing_request import MAX_REQUEST_BYTES, parse_key_request
 from server.provisioning.consortium import Consortium, Provisioned, open_consortium, reopen_consortium
 from server.provisioning.kit_folder import make_key
 
@@ -122,7 +122,7 @@ def approve(request: Path, kits: Path, *, fingerprint: str | None = None, now: d
     consortium = reopen_consortium(kits, now)
     try:
         with request.open("rb") as file:
-            asked = parse_key_request(file.read(MOST_REQUEST_BYTES))
+            asked = parse_key_request(file.read(MAX_REQUEST_BYTES))
     except OSError as error:
         raise InputRefusedError([Problem("request", str(request), f"cannot be read ({error.strerror})")]) from error
     if fingerprint is not None and (len(fingerprint) < 16 or not asked.fingerprint.startswith(fingerprint.lower())):

@@ -1,7 +1,7 @@
 """What a reply must be before it counts: well-formed, about this round, within its site's bounds and not outsized.
 
 `admit` looks at one reply: its spelling, then its header before its content (`ept_fed.flower.messages`), then what this
-plan allows its site. `refuse_outsized` compares the replies of a round with each other.
+plan allows its site. `refuse_norm_outliers` compares the replies of a round with each other.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,20 +16,20 @@ from ept_fed.protocol.layout import Vector
 from ept_fed.protocol.messages import MessageRefusedError, Phase, RoundReply, RoundRequest
 from ept_fed.run_plan.plan import Plan
 
-__all__ = ["Accepted", "Refusal", "admit", "find_outsized", "refuse_outsized"]
+__all__ = ["Accepted", "Refusal", "admit", "find_norm_outliers", "refuse_norm_outliers"]
 
 # With two replies the median lies between them, and either could be the outsized one.
-_FEWEST_FOR_MEDIAN = 3
+_MIN_FOR_MEDIAN = 3
 
 Accepted = tuple[str, RoundReply]
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """A site that was left out of an exchange, or of the sum under masks that followed it, and why."""
+    """A site that was left out of an exchange, or of the sum under secure aggregation that followed it, and why."""
 
     site: str
-    phase: Phase | Literal["mask"]
+    phase: Phase | Literal["secure aggregation"]
     reason: str
 
 
@@ -49,16 +49,20 @@ def admit(site: str, message: Message, request: RoundRequest, plan: Plan) -> Rou
         masked=bool(plan.secure_sites),
         silent=plan.silent,
     )
-    most = plan.max_examples.get(site)
-    if request.phase == "train" and most is not None and reply.examples > most:
-        raise MessageRefusedError(f"claims {reply.examples} training images; at most {most} are agreed for this site")
-    if request.phase == "train" and reply.metrics["steps"] > (possible := plan.most_steps(reply.examples)):
+    maximum = plan.max_examples.get(site)
+    if request.phase == "train" and maximum is not None and reply.examples > maximum:
+        raise MessageRefusedError(
+            f"claims {reply.examples} training images; at most {maximum} are agreed for this site"
+        )
+    if request.phase == "train" and reply.metrics["steps"] > (possible := plan.max_steps(reply.examples)):
         steps = f"claims {reply.metrics['steps']:g} steps on {reply.examples} images"
         raise MessageRefusedError(f"{steps}; the run's settings give at most {possible}")
     return reply
 
 
-def refuse_outsized(payload: Vector, replies: Sequence[Accepted], plan: Plan) -> tuple[list[Accepted], list[Refusal]]:
+def refuse_norm_outliers(
+    payload: Vector, replies: Sequence[Accepted], plan: Plan
+) -> tuple[list[Accepted], list[Refusal]]:
     """Split a round's train replies into those to average and those whose update or gradient is outsized.
 
     FedNova divides updates by the sites' numbers of steps, so there the update per step is compared too.
@@ -72,7 +76,7 @@ def refuse_outsized(payload: Vector, replies: Sequence[Accepted], plan: Plan) ->
         per_step = {site: update / steps[site] for site, update in updates.items() if plan.strategy == "fednova"}
         gradients = {site: reply.gradient for site, reply in replies if reply.gradient is not None}
         for what, vectors in (("update", updates), ("update per step", per_step), ("gradient", gradients)):
-            for site, (norm, median) in find_outsized(vectors, norm_bound).items():
+            for site, (norm, median) in find_norm_outliers(vectors, norm_bound).items():
                 reasons[site] = (
                     f"its {what} has length {norm:.3g}, above {norm_bound:g} times the round's median {median:.3g}"
                 )
@@ -80,11 +84,11 @@ def refuse_outsized(payload: Vector, replies: Sequence[Accepted], plan: Plan) ->
     return kept, [Refusal(site, "train", reason) for site, reason in reasons.items()]
 
 
-def find_outsized(vectors: Mapping[str, Vector], bound: float) -> dict[str, tuple[float, float]]:
+def find_norm_outliers(vectors: Mapping[str, Vector], bound: float) -> dict[str, tuple[float, float]]:
     """Return norm and median norm of every vector (n,) longer than `bound` times the median of all.
 
     Fewer than three vectors, or a median of zero, say nothing about what is usual: then none is outsized.
     """
     norms = {site: float(np.linalg.norm(vector.astype(np.float64))) for site, vector in vectors.items()}
-    median = float(np.median(list(norms.values()))) if len(norms) >= _FEWEST_FOR_MEDIAN else 0.0
+    median = float(np.median(list(norms.values()))) if len(norms) >= _MIN_FOR_MEDIAN else 0.0
     return {site: (norm, median) for site, norm in norms.items() if 0 < bound * median < norm}

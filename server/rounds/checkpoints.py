@@ -15,7 +15,7 @@ import ept_fed
 from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.protocol.layout import PayloadMismatchError, Vector
 from ept_fed.run_plan.plan import Plan
-from ept_fed.storage.checkpoint_file import SealBrokenError, read_sealed, write_sealed
+from ept_fed.storage.checkpoint_file import DamagedCheckpointError, read_checksummed, write_checksummed
 from ept_fed.storage.files import dump_json
 from server.rounds.round_record import RoundRecord
 
@@ -72,7 +72,7 @@ class CheckpointFolder:
         tensors = {_PAYLOAD: checkpoint.payload} | {
             f"{_STATE}{name}": vector for name, vector in checkpoint.strategy.items()
         }
-        write_sealed(self._path(record.round), tensors, about)
+        write_checksummed(self._path(record.round), tensors, about)
 
     def load(self, lines: Sequence[Mapping[str, Any]]) -> Checkpoint | None:
         """Return the newest checkpoint, None if there is none yet.
@@ -105,8 +105,8 @@ class CheckpointFolder:
     def _read(self, round_number: int, earlier: Sequence[int]) -> tuple[dict[str, Vector], dict[str, Any]]:
         path = self._path(round_number)
         try:
-            tensors, about = read_sealed(path)
-        except SealBrokenError as broken:
+            tensors, about = read_checksummed(path)
+        except DamagedCheckpointError as broken:
             raise _refuse(path, str(broken).removeprefix(f"{path} "), self._sound(earlier)) from broken
         expected = {**self._identity, "round": round_number}
         differing = [key for key, value in expected.items() if about.get(key) != value]
@@ -119,8 +119,8 @@ class CheckpointFolder:
         sound = []
         for round_number in rounds:
             try:
-                read_sealed(self._path(round_number))
-            except SealBrokenError:
+                read_checksummed(self._path(round_number))
+            except DamagedCheckpointError:
                 continue
             sound.append(round_number)
         return sound

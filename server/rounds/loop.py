@@ -23,7 +23,7 @@ from ept_fed.protocol.layout import Vector
 from ept_fed.protocol.messages import Phase, RoundReply
 from ept_fed.run_plan.plan import Plan
 from ept_fed.seeds import numpy_generator
-from server.rounds.admission import Accepted, Refusal, refuse_outsized
+from server.rounds.admission import Accepted, Refusal, refuse_norm_outliers
 from server.rounds.checkpoints import Checkpoint
 from server.rounds.exchange import Exchange
 from server.rounds.round_record import RoundRecord
@@ -115,7 +115,7 @@ def run_rounds(
         exchange = Exchange(grid, plan, nodes, round_number, observer.on_site)
         corrections = {name: aggregator.correction(name) for name in nodes.values()}
         replies = exchange.run("train", payload, corrections)
-        trained, outsized = refuse_outsized(payload, replies, plan)
+        trained, norm_outliers = refuse_norm_outliers(payload, replies, plan)
         if records:
             _note_evaluation(records[-1], trained)
             if ended := stop.check(records[-1]):
@@ -132,7 +132,7 @@ def run_rounds(
             aggregated=(),
             outcome="",
             sites={},
-            refused=[*absent, *exchange.refused, *outsized, *collected.refused],
+            refused=[*absent, *exchange.refused, *norm_outliers, *collected.refused],
         )
         _note_training(record, exchange, replies, {**arrived, **collected.update_bytes})
         payload, record.outcome = _aggregate(aggregator, plan, record, collected, payload)
@@ -161,7 +161,7 @@ def _select_sites(grid: Grid, plan: Plan, phase: Phase, round_number: int) -> tu
         count = count_asked(plan.sites_per_round, len(wanted))
         rng = numpy_generator(plan.seed, round_number, "sites")
         wanted = [wanted[index] for index in sorted(rng.permutation(len(wanted))[:count])]
-    quorum = max(plan.quorum or math.ceil(len(wanted) / 2), plan.fewest_masked)
+    quorum = max(plan.quorum or math.ceil(len(wanted) / 2), plan.min_secure_sites)
     online, doubled = wait_for_sites(grid, wanted, deadline=plan.deadline, quorum=quorum, grace=plan.grace)
     absent = [Refusal(name, phase, "is not online") for name in wanted if name not in online]
     absent += [Refusal(name, phase, "two nodes are online under its name") for name in doubled]
@@ -191,7 +191,7 @@ def _collect(
     trained: Sequence[Accepted],
     authority: x509.Certificate | None,
 ) -> Collected:
-    """Return the updates of a round: as they came with the replies, or as one under masks."""
+    """Return the updates of a round: as they came with the replies, or as one under secure aggregation."""
     if authority is None or not plan.secure_sites:
         return Collected([_as_update(site, reply) for site, reply in trained], tuple(site for site, _ in trained))
     now = datetime.now(UTC)

@@ -50,7 +50,7 @@ class Collected:
     update_bytes: Mapping[str, int] = field(default_factory=dict)
 
 
-def _most_numbers(plan: Plan) -> int:
+def _max_numbers(plan: Plan) -> int:
     """Return as how many floats a stage's answer may be long: words of eight bytes, and shares for all sites."""
     return 2 * (plan.layout.size + 1) + 4096 * len(plan.secure_sites)
 
@@ -128,7 +128,9 @@ class SecureExchange:
         # A wrong share shows only when a secret is put together from it.
         known = {refusal.site for refusal in self.refused}
         self.refused += [
-            Refusal(site, "mask", reason) for site, reason in self._leader.refused.items() if site not in known
+            Refusal(site, "secure aggregation", reason)
+            for site, reason in self._leader.refused.items()
+            if site not in known
         ]
         return mean
 
@@ -147,7 +149,7 @@ class SecureExchange:
                 continue
             self._traffic[site].received += count_bytes(reply)
             try:
-                frame = decode_frame(read_frame_record(reply, numbers=_most_numbers(self._plan)))
+                frame = decode_frame(read_frame_record(reply, numbers=_max_numbers(self._plan)))
                 if not isinstance(frame, StageReply) or frame.stage != stage:
                     raise MessageRefusedError(f"it answered something else than its {stage}")
                 frame.header.require(header)
@@ -165,4 +167,4 @@ class SecureExchange:
 
     def _leave_out(self, site: str, stage: Stage, reason: str) -> None:
         _log.warning("%s: secure aggregation, %s: %s", site, stage, reason)
-        self.refused.append(Refusal(site, "mask", f"secure aggregation, {stage}: {reason}"))
+        self.refused.append(Refusal(site, "secure aggregation", f"{stage}: {reason}"))

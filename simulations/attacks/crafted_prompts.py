@@ -7,7 +7,7 @@ PromptMIA (arXiv 2601.06641) crafts prompts for one target image, which this doe
 import numpy as np
 from scipy.special import logsumexp
 
-from client.gate.incoming import judge_change, measure_change
+from client.gate.incoming import check_change, measure_change
 from client.gate.policy import Policy
 from client.gate.run_history import KnownRun
 from ept_fed.protocol.layout import PayloadLayout, Vector
@@ -45,7 +45,7 @@ def ask_gate(policy: Policy, latest: Vector, payload: Vector, layout: PayloadLay
     """Return the sentence with which the site's gate refuses prompts after the latest ones; None if they pass."""
     header = Header("", round_number, "", "")
     request = RoundRequest(header, "train", round_number, payload, "train")
-    broken = judge_change(policy, request, latest, layout, KnownRun(""), "")
+    broken = check_change(policy, request, latest, layout, KnownRun(""), "")
     return "; ".join(str(rule) for rule in broken) or None
 
 

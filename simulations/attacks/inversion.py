@@ -37,7 +37,7 @@ __all__ = [
 
 # Batch size, and how many batches: ten patients are the fewest for an interval, and every further image costs.
 BATCHES = ((1, 10), (8, 1))
-_MOST_AVERAGED = 200
+_MAX_AVERAGED = 200
 _START_NOISE = 0.1
 # Sign steps cannot go further than rate times steps: fewer steps need longer ones.
 _REACH, _LEAST_RATE = 4.0, 0.05
@@ -76,14 +76,14 @@ class Kind:
 def choose_targets(data: SiteData, seed: int) -> list[Target]:
     """Draw training images for every batch size; fewer batches where the site has too few images."""
     rest = pool((data.validation, data.test))
-    few = numpy_generator(seed, data.name, "mean image").permutation(len(rest))[:_MOST_AVERAGED]
+    few = numpy_generator(seed, data.name, "mean image").permutation(len(rest))[:_MAX_AVERAGED]
     total, count = torch.zeros(()), 0
     for images, _ in rest.batches(32, order=few.tolist()):
         total, count = total + images.sum(0), count + len(images)
     order = numpy_generator(seed, data.name, "targets").permutation(len(data.train)).tolist()
     targets = []
-    for size, most in BATCHES:
-        batches = min(most, len(order) // size)
+    for size, limit in BATCHES:
+        batches = min(limit, len(order) // size)
         if not batches or not count:
             continue
         chosen = order[: batches * size]

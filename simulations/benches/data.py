@@ -23,7 +23,7 @@ from ept_fed.data.doctor import examine_data
 from ept_fed.data.records.records import ImageRecord
 from ept_fed.data.splits.partition import partition_records
 from ept_fed.errors import InputRefusedError
-from ept_fed.validation.data import find_data_contradictions
+from ept_fed.validation.data import validate_data
 from ept_fed.validation.load_experiment import load_experiment
 from simulations.benches.paired_timing import time_paired
 
@@ -45,7 +45,7 @@ def main() -> None:
     if arguments.command == "partition":
         measure_partitions(arguments.images, arguments.sites)
     else:
-        experiment = load_experiment(arguments.config, arguments.overrides, check=find_data_contradictions)
+        experiment = load_experiment(arguments.config, arguments.overrides, check=validate_data)
         if arguments.command == "doctor":
             measure_doctor(experiment)
         else:

@@ -26,7 +26,7 @@ from client.worker.unix_socket import ask_worker
 from client.worker.worker import Worker
 from ept_fed.config.experiment import Experiment
 from ept_fed.data.sources.phantom_structures import STRUCTURES
-from ept_fed.pki.keys import new_key, spell_pkcs8
+from ept_fed.pki.keys import new_key, serialize_pkcs8
 from ept_fed.protocol.frames import Introduce, decode_frame, encode_frame
 from ept_fed.protocol.messages import Header, RoundReply, RoundRequest
 from ept_fed.protocol.proposal import SiteIntroduction, propose
@@ -74,7 +74,7 @@ def main() -> None:
         data = {"source": "phantoms", "phantom_sites": 2, "sites": ["site-1"]}
         (kit / "site.yaml").write_text(yaml.safe_dump({"site": "site-1", "data": data}))
         (kit / "policy.yaml").write_text("schema: 1\nincoming: {backbone: first}\n")
-        write_bytes(kit / "keys" / "site.key", spell_pkcs8(new_key()), mode=0o600)
+        write_bytes(kit / "keys" / "site.key", serialize_pkcs8(new_key()), mode=0o600)
         settings = load_site_settings(kit / "site.yaml")
         with bind_socket(settings) as listener:
             worker = Worker(settings, open_gate(settings, kit))

@@ -57,9 +57,9 @@ def plot_benchmark(summary: Sequence[Mapping[str, Any]], metric: str = "accuracy
     axes[0].set_ylabel(f"{metric.replace('_', ' ')}, mean over sites")
     entries = [Line2D([], [], color=colour, marker="s", linestyle="") for colour in colours.values()]
     figure.legend(entries, [shorten(method, 48) for method in colours], loc="outside right upper", frameon=False)
-    key = "circle: head at home; triangle: head shared; dashes: alone; dots: images pooled"
+    key = "circle: personalised head; triangle: shared head; dashes: local only; dots: centralised"
     if any(row["setting"] == "centralised-prompts" for row in rows):
-        key += "; dash-dot: prompts of pooled images"
+        key += "; dash-dot: centralised prompts"
     figure.supxlabel(key, fontsize=8)
     return figure
 

@@ -5,7 +5,7 @@ cells.jsonl        one line per finished cell, by the key of its settings
 lock               held by the process that trains; a second one is refused. The system takes it back from the dead
 unfinished/        what the running cells write; removed when the last ends, and when the first begins
 results.csv        one row per cell and site
-home.csv           per site, what working together brought over the same method at home; if the grid has `local`
+gains.csv          per site, federated minus local of the same method; if the grid has `local`
 summary.csv        mean and standard deviation over seeds, and the paired difference from the reference
 accuracy.png       accuracy against bytes per round
 """
@@ -110,16 +110,16 @@ class BenchmarkFolder:
         self,
         rows: Sequence[Mapping[str, Any]],
         summary: Sequence[Mapping[str, Any]],
-        home: Sequence[Mapping[str, Any]],
+        gains: Sequence[Mapping[str, Any]],
         picture: bytes,
     ) -> None:
-        """Write results.csv, summary.csv, home.csv and accuracy.png anew; without rows there is no home.csv."""
+        """Write results.csv, summary.csv, gains.csv and accuracy.png anew; without rows there is no gains.csv."""
         write_csv(self.path / "results.csv", rows, list(rows[0]))
         write_csv(self.path / "summary.csv", summary, list(summary[0]))
-        if home:
-            write_csv(self.path / "home.csv", home, list(home[0]))
+        if gains:
+            write_csv(self.path / "gains.csv", gains, list(gains[0]))
         else:
-            (self.path / "home.csv").unlink(missing_ok=True)
+            (self.path / "gains.csv").unlink(missing_ok=True)
         write_bytes(self.path / "accuracy.png", picture)
 
     @property

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from ept_fed.catalog.methods import COMMON_HEADS, METHODS
+from ept_fed.catalog.methods import FIXED_HEADS, METHODS
 from ept_fed.config.benchmark import SETTINGS, BenchmarkSettings, Setting
 from ept_fed.config.benchmark_cell import Cell
 from ept_fed.config.data import DataSettings
@@ -111,11 +111,11 @@ def _list_settings(
     head = changed.training.head
     settled = (
         changed.training.head_first_epochs > 0
-        or head in COMMON_HEADS
-        or (head == "discriminant" and bool(check_statistics(changed.federation)))
+        or head in FIXED_HEADS
+        or (head == "lda" and bool(check_statistics(changed.federation)))
     )
     # Alone nothing is sent; the head is named so that methods without other tensors have a payload to adopt.
-    own_head = settled or head == "discriminant"
+    own_head = settled or head == "lda"
     alone = "prompts" if own_head and METHODS[model.method].sends_without_head else "prompts+head"
     if not any(change.startswith("federation.payload=") for change in own):
         folds = model.method == "ept" and model.embedding == "concat"
@@ -125,11 +125,11 @@ def _list_settings(
     cells = []
     for setting in experiment.benchmark.settings:
         kind = SETTINGS[setting]
-        if kind.prompts_alone and not METHODS[model.method].sends_without_head:
+        if kind.prompts_only and not METHODS[model.method].sends_without_head:
             continue
         if kind.shares_head and settled:
             continue
-        share = "prompts" if kind.prompts_alone else "prompts+head" if kind.shares_head else alone
+        share = "prompts" if kind.prompts_only else "prompts+head" if kind.shares_head else alone
         settings = override_experiment(experiment, [*changes, f"federation.share={share}"])
         cells.append(Cell(method, told, sampling, seed, setting, experiment.benchmark.fold, settings))
     return cells

@@ -13,7 +13,7 @@ import torch
 from ept_fed.config.benchmark_cell import Cell
 from ept_fed.config.experiment import Experiment
 from ept_fed.errors import InputRefusedError, Problem
-from ept_fed.evaluation.benchmark import compare_with_home, summarise
+from ept_fed.evaluation.benchmark import compare_with_local, summarise
 from ept_fed.progress import Progress, Silent
 from ept_fed.reports.run.comparison import METRICS
 from ept_fed.training.precision import settle_precision
@@ -108,7 +108,7 @@ def benchmark(
             rows = _list_rows([cell for cell in cells if cell.key in finished], finished)
             summary = summarise(rows, experiment.benchmark.reference)
             if rows:
-                folder.write_tables(rows, summary, compare_with_home(rows), draw_benchmark(summary))
+                folder.write_tables(rows, summary, compare_with_local(rows), draw_benchmark(summary))
         if not rows:
             fix = "no cell could be trained; the notes above say why"
             raise InputRefusedError([Problem("benchmark", len(asked), fix)])

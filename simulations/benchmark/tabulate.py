@@ -20,7 +20,7 @@ from typing import Annotated, Any
 import typer
 
 from ept_fed.config.benchmark import SETTINGS
-from ept_fed.evaluation.benchmark import SUMMARY_METRICS, compare_means_with_home, compare_with_home, summarise
+from ept_fed.evaluation.benchmark import SUMMARY_METRICS, compare_means_with_local, compare_with_local, summarise
 from ept_fed.reports.pages.wording import signed
 from ept_fed.storage.files import write_bytes, write_text
 from simulations.benchmark.chart import draw_benchmark
@@ -79,8 +79,8 @@ def tabulate_methods(rows: Sequence[Mapping[str, Any]], metric: str = "auc") -> 
 
 
 def tabulate_sites(rows: Sequence[Mapping[str, Any]], metric: str = "auc") -> str:
-    """Return a table with a line per method and setting, and a column per site: gains over staying home."""
-    compared = compare_with_home(rows, metric)
+    """Return a table with a line per method and setting, and a column per site: federated minus local."""
+    compared = compare_with_local(rows, metric)
     sites = list(dict.fromkeys(row["site"] for row in compared))
     gains = {(row["method"], row["shots"], row["setting"], row["site"]): row for row in compared}
     lines = [f"| method | setting | {' | '.join(sites)} |", f"|---|---|{'---|' * len(sites)}"]
@@ -91,9 +91,9 @@ def tabulate_sites(rows: Sequence[Mapping[str, Any]], metric: str = "auc") -> st
 
 
 def tabulate_gains(rows: Sequence[Mapping[str, Any]], metric: str = "auc") -> str:
-    """Return a table with a line per method and shots: what each way of working together brought over staying home."""
+    """Return a table with a line per method and shots: each setting minus local."""
     sent = {(row["method"], row["shots"], row["setting"]): row["bytes_per_round"] for row in rows}
-    compared = {(row["method"], row["shots"], row["setting"]): row for row in compare_means_with_home(rows, metric)}
+    compared = {(row["method"], row["shots"], row["setting"]): row for row in compare_means_with_local(rows, metric)}
     settings = [setting for setting in SETTINGS if any(key[2] == setting for key in compared)]
     headings = ["method", "shots", "runs", SETTINGS["local"].heading, *(SETTINGS[own].heading for own in settings)]
     lines = [f"| {' | '.join(headings)} |", "|---" * len(headings) + "|"]
@@ -105,7 +105,7 @@ def tabulate_gains(rows: Sequence[Mapping[str, Any]], metric: str = "auc") -> st
             for row in found
         ]
         runs = "/".join(str(count) for count in sorted({row["runs"] for row in known}))
-        lines.append(f"| {method} | {shots or 'all'} | {runs} | {known[0]['home']:.3f} | {' | '.join(gains)} |")
+        lines.append(f"| {method} | {shots or 'all'} | {runs} | {known[0]['local']:.3f} | {' | '.join(gains)} |")
     return "\n".join(lines)
 
 

@@ -55,7 +55,7 @@ def benchmark(
     A finished cell is one line of cells.jsonl and is never trained again: the same command goes on where it was
     stopped, and a larger grid adds to it. --method and --setting train a part of the grid, or add to it; the tables
     hold what is finished of all of it. --shots and --seeds are the grid's own: with fewer, the tables hold fewer.
-    results.csv has a row per cell and site, summary.csv the means, home.csv what working together brought each site,
+    results.csv has a row per cell and site, summary.csv the means, gains.csv federated minus local at each site,
     accuracy.png the picture. --analyse looks at the features of each method's first shots, sampling and seed, in
     setting federated+head or else the first; a finished cell is trained again for it once. Its page, analysis.html,
     holds images. --jobs trains cells side by side; each process has images and backbone of its own in memory. A folder

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import yaml
 
-from ept_fed.pki.keys import new_key, spell_openssh_private
+from ept_fed.pki.keys import new_key, serialize_openssh_private
 from ept_fed.services.supervisor import child_environment
 from server.deployment.run_state import read_json_file
 from server.deployment.status import describe_server
@@ -361,7 +361,7 @@ _ENDED = ("Exit Code", "terminated gracefully")
 
 
 def _unregistered_key(_rehearsal: Rehearsal, kit: Path) -> dict[str, str]:
-    (kit / "keys" / "node").write_bytes(spell_openssh_private(new_key()))
+    (kit / "keys" / "node").write_bytes(serialize_openssh_private(new_key()))
     return {}
 
 

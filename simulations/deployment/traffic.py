@@ -11,7 +11,7 @@ from typing import Any
 __all__ = ["Counted", "count_traffic", "is_idle", "kind_of", "read_requests", "sender_of"]
 
 # A poll that finds a message is answered with its metadata and the ids of its parts, of 64 bytes each.
-_FEWEST_FOUND = 64
+_MIN_FOUND = 64
 
 
 @dataclass
@@ -76,7 +76,7 @@ def kind_of(request: Mapping[str, Any]) -> str:
 def is_idle(request: Mapping[str, Any]) -> bool:
     """Tell whether a request comes by the clock, whatever the rounds do: a heartbeat, or a poll that found nothing."""
     kind = kind_of(request)
-    return kind == "send-node-heartbeat" or (kind == "pull-messages" and request["sent_body"] < _FEWEST_FOUND)
+    return kind == "send-node-heartbeat" or (kind == "pull-messages" and request["sent_body"] < _MIN_FOUND)
 
 
 def sender_of(request: Mapping[str, Any]) -> bytes:

@@ -2,21 +2,21 @@
 
 from collections.abc import Mapping
 
-from client.site.local_baseline import train_alone
+from client.site.local_baseline import train_locally
 from client.site.site import Site
 from ept_fed.config.experiment import TrainingSettings
 from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.progress import Progress
 from ept_fed.protocol.layout import Vector
 from ept_fed.reports.run.run_folder import RunFolder
-from ept_fed.storage.checkpoint_file import SealBrokenError
-from simulations.engine.virtual_sites import POOLED_SITE, VirtualFederation
+from ept_fed.storage.checkpoint_file import DamagedCheckpointError
+from simulations.engine.virtual_sites import CENTRALISED_SITE, VirtualFederation
 
 __all__ = ["make_heads", "train_centralised", "train_centralised_prompts", "train_local"]
 
 
 def train_local(federation: VirtualFederation, folder: RunFolder, progress: Progress) -> Mapping[str, Site]:
-    """Train every site alone, see `train_alone`; what an earlier process left in the folder is not trained again."""
+    """Train every site alone, see `train_locally`; what an earlier process left in the folder is not trained again."""
     sites = {
         name: federation.create_site(data, federation.keep_states(folder, "local", name))
         for name, data in federation.data.sites.items()
@@ -28,9 +28,9 @@ def train_local(federation: VirtualFederation, folder: RunFolder, progress: Prog
 def train_centralised(federation: VirtualFederation, folder: RunFolder, progress: Progress) -> Site:
     """Train one model on all sites' training images pooled, as a reference: one head, and S times the
     steps per round, so neither a bound nor a like-for-like comparison."""
-    states = federation.keep_states(folder, "centralised", POOLED_SITE)
-    site = federation.create_site(federation.pooled(), states)
-    _train({POOLED_SITE: site}, "centralised", federation, federation.experiment.training, progress)
+    states = federation.keep_states(folder, "centralised", CENTRALISED_SITE)
+    site = federation.create_site(federation.centralised(), states)
+    _train({CENTRALISED_SITE: site}, "centralised", federation, federation.experiment.training, progress)
     return site
 
 
@@ -84,6 +84,6 @@ def _train(
     start: Vector | None = None,
 ) -> None:
     try:
-        train_alone(sites, training, federation.experiment.federation.rounds, progress, stage=stage, start=start)
-    except SealBrokenError as broken:
+        train_locally(sites, training, federation.experiment.federation.rounds, progress, stage=stage, start=start)
+    except DamagedCheckpointError as broken:
         raise InputRefusedError([Problem("--resume", stage, f"{broken}; remove the file")]) from broken

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
-from client.site.assessment import Recall, assess_settings, recall_federated
+from client.site.assessment import SiteLoader, assess_settings, load_federated
 from client.site.site import Site
 from ept_fed.progress import Progress
 from ept_fed.protocol.layout import Vector
@@ -14,24 +14,24 @@ from server.rounds.round_record import RoundRecord
 from simulations.engine.baselines import train_centralised, train_local
 from simulations.engine.virtual_sites import VirtualFederation
 
-__all__ = ["SiteRecall", "compare_settings", "prepare_settings"]
+__all__ = ["LoaderBySite", "compare_settings", "prepare_settings"]
 
 # Brings one site's model under a setting into the slot, ready to be assessed.
-SiteRecall = Callable[[str], Site]
+LoaderBySite = Callable[[str], Site]
 
 
 def prepare_settings(
     federation: VirtualFederation, sites: Mapping[str, Site], payload: Vector, folder: RunFolder, progress: Progress
-) -> dict[str, SiteRecall]:
+) -> dict[str, LoaderBySite]:
     """Train the baselines, and return how to get every setting's model of a site, in the order of the table."""
     experiment = federation.experiment
-    settings: dict[str, SiteRecall] = {}
+    settings: dict[str, LoaderBySite] = {}
     if "local" in experiment.evaluation.baselines:
         local = train_local(federation, folder, progress)
         settings["local"] = lambda name: local[name]
-    recalls = {name: recall_federated(site, payload, experiment, progress.on_note) for name, site in sites.items()}
-    for setting in next(iter(recalls.values())):
-        settings[setting] = _of_site(recalls, setting)
+    loaders = {name: load_federated(site, payload, experiment, progress.on_note) for name, site in sites.items()}
+    for setting in next(iter(loaders.values())):
+        settings[setting] = _of_site(loaders, setting)
     if "centralised" in experiment.evaluation.baselines:
         centralised = train_centralised(federation, folder, progress)
         settings["centralised"] = lambda _name: centralised
@@ -39,12 +39,12 @@ def prepare_settings(
 
 
 def compare_settings(
-    federation: VirtualFederation, settings: Mapping[str, SiteRecall], result: FederationResult, folder: RunFolder
+    federation: VirtualFederation, settings: Mapping[str, LoaderBySite], result: FederationResult, folder: RunFolder
 ) -> Comparison:
     """Evaluate every setting on every site's own validation and test images, and write the predictions."""
     metrics: dict[str, dict[str, Mapping[str, float]]] = {name: {} for name in settings}
     for site, data in federation.data.sites.items():
-        assessed = assess_settings(data, {setting: _bind(recall, site) for setting, recall in settings.items()})
+        assessed = assess_settings(data, {setting: _bind(load, site) for setting, load in settings.items()})
         folder.write_predictions(site, assessed.rows, federation.data.classes, assessed.subgroups)
         for setting, values in assessed.metrics.items():
             metrics[setting][site] = values
@@ -56,12 +56,12 @@ def compare_settings(
     )
 
 
-def _of_site(recalls: Mapping[str, Mapping[str, Recall]], setting: str) -> SiteRecall:
-    return lambda name: recalls[name][setting]()
+def _of_site(loaders: Mapping[str, Mapping[str, SiteLoader]], setting: str) -> LoaderBySite:
+    return lambda name: loaders[name][setting]()
 
 
-def _bind(recall: SiteRecall, site: str) -> Recall:
-    return lambda: recall(site)
+def _bind(load: LoaderBySite, site: str) -> SiteLoader:
+    return lambda: load(site)
 
 
 def _traffic(site: str, rounds: tuple[RoundRecord, ...]) -> SiteTraffic:

@@ -12,7 +12,7 @@ from ept_fed.evaluation.metrics import Array, class_auc
 __all__ = ["assess_cross_site"]
 
 
-def assess_cross_site(sites: Mapping[str, SiteData], recall: Callable[[str], Site]) -> list[dict[str, Any]]:
+def assess_cross_site(sites: Mapping[str, SiteData], load: Callable[[str], Site]) -> list[dict[str, Any]]:
     """Return one row per model, site tested on and class, S² passes over test images in all.
 
     Args:
@@ -25,7 +25,7 @@ def assess_cross_site(sites: Mapping[str, SiteData], recall: Callable[[str], Sit
     """
     rows = []
     for name, own in sites.items():
-        model = recall(name)
+        model = load(name)
         training = _hot(own.train).sum(axis=0)
         for tested, other in sites.items():
             probabilities, _ = model.assess(other.test)

@@ -7,7 +7,7 @@ from typing import Any
 from cryptography import x509
 from flwr.app import Context
 
-from client.in_process_app import MaskedSums, create_client_app
+from client.in_process_app import SecureSums, create_client_app
 from client.site.secure_aggregation import SecureRounds
 from client.site.site import Site
 from client.site.state_store import StateLostError
@@ -18,7 +18,7 @@ from ept_fed.protocol.layout import Vector
 from ept_fed.protocol.messages import Phase
 from ept_fed.reports.run.run_folder import RunFolder
 from ept_fed.run_plan.plan import Plan
-from ept_fed.storage.checkpoint_file import SealBrokenError
+from ept_fed.storage.checkpoint_file import DamagedCheckpointError
 from server.app import create_server_app
 from server.rounds.checkpoints import Checkpoint, CheckpointFolder
 from server.rounds.loop import FederationResult
@@ -46,7 +46,7 @@ def find_checkpoint(plan: Plan, data: str, sites: Mapping[str, Site], folder: Ru
     for name, site in sites.items():
         try:
             held = site.state_before(finished + 1)
-        except (SealBrokenError, StateLostError) as lost:
+        except (DamagedCheckpointError, StateLostError) as lost:
             problems.append(Problem("--resume", str(folder.path), f"{name}: {lost}; start a new run"))
             continue
         needed = trained.get(name, 0)
@@ -93,17 +93,21 @@ def federate(
     return result
 
 
-def _certify(plan: Plan, finished: int) -> tuple[x509.Certificate | None, MaskedSums | None]:
+def _certify(plan: Plan, finished: int) -> tuple[x509.Certificate | None, SecureSums | None]:
     """Return what secure aggregation needs on both sides; the rounds that are finished are never summed again."""
     if not plan.secure_sites:
         return None, None
     authority, credentials = certify_sites(plan.secure_sites)
     rounds = {name: SecureRounds(name, partial(credentials.__getitem__, name), masked=finished) for name in credentials}
     weigh = partial(weigh_site, weights=plan.weights, weight_cap=plan.weight_cap)
-    return authority, MaskedSums(rounds.__getitem__, plan.session, weigh, plan.fewest_masked)
+    return authority, SecureSums(rounds.__getitem__, plan.session, weigh, plan.min_secure_sites)
 
 
-_WITHOUT = {"train": "trained nothing in", "mask": "did not stay to the end of", "evaluate": "did not evaluate"}
+_WITHOUT = {
+    "train": "trained nothing in",
+    "secure aggregation": "did not stay to the end of",
+    "evaluate": "did not evaluate",
+}
 
 
 class _Recorder:

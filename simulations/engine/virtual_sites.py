@@ -22,9 +22,10 @@ from ept_fed.run_plan.plan import Plan
 from ept_fed.training.payload import export_payload, payload_layout
 from ept_fed.validation.experiment import check_sites
 
-__all__ = ["POOLED_SITE", "VirtualFederation", "prepare_federation"]
+__all__ = ["CENTRALISED_SITE", "VirtualFederation", "prepare_federation"]
 
-POOLED_SITE = "all sites pooled"
+# Seeds derive from this name: another one would change the results of every centralised baseline.
+CENTRALISED_SITE = "all sites pooled"
 _FALLBACK_SPEC = InputSpec(size=32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), interpolation="bilinear")
 
 
@@ -57,11 +58,11 @@ class VirtualFederation:
         """Return where a site of a setting (federated, local, centralised, …) keeps its states in a run folder."""
         return StateFolder(folder.states(setting, site), run=self.experiment.run_id, site=site)
 
-    def pooled(self) -> SiteData:
+    def centralised(self) -> SiteData:
         """Return all sites' splits as one site's: what a central collection of the images would allow."""
         sites = self.data.sites.values()
         return SiteData(
-            name=POOLED_SITE,
+            name=CENTRALISED_SITE,
             classes=self.data.classes,
             task=self.data.task,
             train=pool(site.train for site in sites),

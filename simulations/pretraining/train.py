@@ -38,7 +38,7 @@ MEAN, STD = (torch.tensor(values).view(3, 1, 1) for values in ((0.485, 0.456, 0.
 
 
 @dataclass(frozen=True)
-class Lesson:
+class TrainingImages:
     """Images (n, 3, 64, 64) uint8 and what was drawn: families (n), numbers (n, K), maps (n, 8, 8, 6); NaN: none."""
 
     images: Tensor
@@ -60,11 +60,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=DEMO_WEIGHTS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    lesson = draw_lesson(arguments.images, arguments.seed, arguments.threads)
+    training_images = draw_training_images(arguments.images, arguments.seed, arguments.threads)
     # timm and torch draw from the global generator; this fork leaves everyone else's draws as they were.
     with torch.random.fork_rng(devices=[]):
         student = teach(
-            lesson,
+            training_images,
             epochs=arguments.epochs,
             batch=arguments.batch,
             lr=arguments.lr,
@@ -76,7 +76,7 @@ def main() -> None:
     print(f"{arguments.out}: {sum(t.numel() for t in tensors.values()):,} parameters")
 
 
-def draw_lesson(count: int, seed: int, processes: int) -> Lesson:
+def draw_training_images(count: int, seed: int, processes: int) -> TrainingImages:
     """Draw the images, each from its own seed, and shrink them to the size of the student."""
     started = time.perf_counter()
     with ProcessPoolExecutor(processes) as pool:
@@ -87,7 +87,7 @@ def draw_lesson(count: int, seed: int, processes: int) -> Lesson:
         small = F.interpolate(chunk.float(), size=STUDENT_SIZE, mode="bicubic", antialias=True, align_corners=False)
         shrunk.append(small.clamp(0, 255).round().byte())
     print(f"drew {count} images in {time.perf_counter() - started:.0f} s", flush=True)
-    return Lesson(torch.cat(shrunk), families, numbers, maps)
+    return TrainingImages(torch.cat(shrunk), families, numbers, maps)
 
 
 def _draw_one(index: int, seed: int) -> tuple[np.ndarray, int, np.ndarray, np.ndarray]:
@@ -95,26 +95,32 @@ def _draw_one(index: int, seed: int) -> tuple[np.ndarray, int, np.ndarray, np.nd
 
 
 def teach(
-    lesson: Lesson, *, epochs: int, batch: int, lr: float, seed: int, watch: Path | None = None
+    training_images: TrainingImages, *, epochs: int, batch: int, lr: float, seed: int, watch: Path | None = None
 ) -> VisionTransformer:
     """Train the student and three linear maps from its tokens; return the student without them."""
     torch.manual_seed(derive_seed(seed, "student"))
     student = timm.create_model(DEMO_BACKBONE, pretrained=False)
     for block in student.blocks:
         block.attn.fused_attn = False  # on a CPU the plain attention trains about 1.7 times as fast
-    widths = {"numbers": lesson.numbers.shape[1], "maps": lesson.maps.shape[-1], "family": len(FAMILIES)}
+    widths = {
+        "numbers": training_images.numbers.shape[1],
+        "maps": training_images.maps.shape[-1],
+        "family": len(FAMILIES),
+    }
     heads = nn.ModuleDict({name: nn.Linear(student.embed_dim, width) for name, width in widths.items()})
     parameters = [*student.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.05, betas=(0.9, 0.98), fused=True)
-    lesson = replace(lesson, numbers=_standardise(lesson.numbers))
-    steps, step, started = epochs * math.ceil(len(lesson.images) / batch), 0, time.perf_counter()
+    training_images = replace(training_images, numbers=_standardise(training_images.numbers))
+    steps, step, started = epochs * math.ceil(len(training_images.images) / batch), 0, time.perf_counter()
     for epoch in range(epochs):
-        order = torch.from_numpy(numpy_generator(seed, "order", epoch).permutation(len(lesson.images)))
+        order = torch.from_numpy(numpy_generator(seed, "order", epoch).permutation(len(training_images.images)))
         rng, totals = numpy_generator(seed, "turns", epoch), torch.zeros(3)
         for chosen in order.split(batch):
             for group in optimizer.param_groups:
                 group["lr"] = lr * min(1.0, (step + 1) / 200) * 0.5 * (1 + math.cos(math.pi * step / steps))
-            losses = _losses(student, heads, lesson, chosen, turns=int(rng.integers(4)), mirror=rng.random() < 0.5)
+            losses = _losses(
+                student, heads, training_images, chosen, turns=int(rng.integers(4)), mirror=rng.random() < 0.5
+            )
             optimizer.zero_grad()
             (losses * WEIGHTS).sum().backward()
             nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -129,11 +135,17 @@ def teach(
 
 
 def _losses(
-    student: VisionTransformer, heads: nn.ModuleDict, lesson: Lesson, chosen: Tensor, *, turns: int, mirror: bool
+    student: VisionTransformer,
+    heads: nn.ModuleDict,
+    training_images: TrainingImages,
+    chosen: Tensor,
+    *,
+    turns: int,
+    mirror: bool,
 ) -> Tensor:
     """Return the losses of numbers, maps and family on the chosen images, turned by quarters and perhaps mirrored."""
-    images = torch.rot90(lesson.images[chosen], turns, (2, 3))
-    maps = torch.rot90(lesson.maps[chosen].float(), turns, (1, 2))
+    images = torch.rot90(training_images.images[chosen], turns, (2, 3))
+    maps = torch.rot90(training_images.maps[chosen].float(), turns, (1, 2))
     if mirror:
         images, maps = images.flip(3), maps.flip(2)
     with torch.autocast("cpu", torch.bfloat16):
@@ -141,9 +153,9 @@ def _losses(
     cls, patches = tokens[:, 0].float(), tokens[:, 1:].float()
     return torch.stack(
         [
-            _masked_loss(heads["numbers"](cls), lesson.numbers[chosen]),
+            _masked_loss(heads["numbers"](cls), training_images.numbers[chosen]),
             _masked_loss(heads["maps"](patches), 4 * maps.flatten(1, 2)),  # 4: about unit deviation
-            F.cross_entropy(heads["family"](cls), lesson.families[chosen]),
+            F.cross_entropy(heads["family"](cls), training_images.families[chosen]),
         ]
     )
 

@@ -20,7 +20,7 @@ from ept_fed.evaluation.metrics import Array
 from ept_fed.models.tuned_vit import TunedViT
 from ept_fed.privacy.attacks.membership import measure_advantage
 from ept_fed.seeds import numpy_generator
-from ept_fed.training.discriminant import ClassStatistics, average_statistics
+from ept_fed.training.lda import ClassStatistics, average_statistics
 from ept_fed.validation.load_experiment import load_experiment
 from simulations.attacks.membership import Candidates, choose_candidates
 from simulations.engine.virtual_sites import VirtualFederation, prepare_federation
@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], dest="overrides")
     parser.add_argument("--shots", default="1,5,30")
     arguments = parser.parse_args()
-    shared = ("training.head=discriminant", "federation.share=prompts+head", "training.precision=float32")
+    shared = ("training.head=lda", "federation.share=prompts+head", "training.precision=float32")
     seen = [f"{kind}, {whose}" for kind in ("means", "moments") for whose in ("a site's own", "all sites'")]
     print(f"| images per class and site | members | {' | '.join(seen)} |\n|---|---|---|---|---|---|")
     for shots in map(int, arguments.shots.split(",")):

@@ -1,7 +1,7 @@
 """What federated prompts are worth under which head: a common one, or one that each site makes for itself.
 
 python -m simulations.probes.heads CONFIG [--set KEY=VALUE …] [--federating KEY=VALUE …] [--seeds 0,1,2]
-    [--under "common head"] [--evidence 1,4,9]
+    [--under "fixed head"] [--evidence 1,4,9]
 
 Prompts are federated in three ways: while every site trains a head of its own, while a head is averaged with them, and
 while all sites hold a common one still. Then the sites keep the prompts, and either the head that they were trained
@@ -31,9 +31,9 @@ __all__ = ["compare_heads"]
 
 # By how the head was made while the prompts were federated.
 _WAYS = {
-    "heads at home": [],
+    "personalised heads": [],
     "head averaged": ["federation.share=prompts+head"],
-    "common head": ["training.head=common"],
+    "fixed head": ["training.head=fixed"],
 }
 
 Scores = Mapping[str, float]
@@ -55,14 +55,14 @@ def main() -> None:
         federation = prepare_federation(load_experiment(arguments.config, [*arguments.overrides, f"seed={seed}"]))
         with tempfile.TemporaryDirectory() as scratch:
             found = compare_heads(federation, arguments.federating, Path(scratch), arguments.under, evidence)
-        home = found.pop(("alone", "trained"))
-        print(f"seed {seed}: alone {fmean(home.values()):.3f}", flush=True)
+        local = found.pop(("local", "trained"))
+        print(f"seed {seed}: local {fmean(local.values()):.3f}", flush=True)
         for row, scores in found.items():
-            differences = [scores[site] - home[site] for site in home]
+            differences = [scores[site] - local[site] for site in local]
             print(f"seed {seed}: {', '.join(row)}: {fmean(differences):+.3f}", flush=True)
             gains.setdefault(row, []).append(differences)
     print(
-        "| prompts federated under | head then | gain over staying home, by seed | sites that gain |\n|---|---|---|---|"
+        "| prompts federated under | head then | federated minus local, by seed | sites that gain |\n|---|---|---|---|"
     )
     for (way, head), runs in gains.items():
         means = [fmean(site) for site in zip(*runs, strict=True)]
@@ -80,14 +80,14 @@ def compare_heads(
     """Return each site's macro AUC by how prompts were federated, and by the head that was put on them.
 
     Args:
-        federation: whose sites share prompts, with heads trained at home.
+        federation: whose sites share prompts, with personalised heads.
         federating: settings that hold while prompts are federated.
         scratch: an empty folder.
         under: names of `_WAYS` to federate prompts in; empty takes all.
-        evidence: values of `training.head_evidence` for what sites add to a common head.
+        evidence: values of `training.head_evidence` for what sites add to a fixed head.
     """
-    heads = {"trained anew": [], "closed form": ["training.head=discriminant"]}
-    scores = {("alone", "trained"): _assess(train_local(federation, RunFolder(scratch / "alone"), Silent()))}
+    heads = {"trained anew": [], "closed form": ["training.head=lda"]}
+    scores = {("local", "trained"): _assess(train_local(federation, RunFolder(scratch / "alone"), Silent()))}
     for way, changes in _WAYS.items():
         if under and way not in under:
             continue
@@ -96,8 +96,8 @@ def compare_heads(
         sites, prompts = _federate(changed, folder)
         scores[way, "kept"] = _assess(sites)
         added = {
-            f"kept, own counts half from {value:g}": ["training.head=common+own", f"training.head_evidence={value:g}"]
-            for value in (evidence if way == "common head" else ())
+            f"kept, own counts half from {value:g}": ["training.head=fixed+lda", f"training.head_evidence={value:g}"]
+            for value in (evidence if way == "fixed head" else ())
         }
         for head, settings in {**heads, **added}.items():
             other = _change(federation, *settings)

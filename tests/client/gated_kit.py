@@ -16,7 +16,7 @@ from client.gate.open import LEDGER_FILE, SITE_KEY, open_gate
 from client.gate.policy import Policy
 from client.gate.privacy_budget import BudgetLedger
 from client.gate.run_history import PromptStore
-from client.gate.violations import RulesBrokenError
+from client.gate.violations import PolicyViolationError
 from client.ledger.entry import Entry, parse_entry
 from client.ledger.ledger import tip_path
 from client.ledger.verify import examine
@@ -132,7 +132,7 @@ def answer(asked: RoundRequest, **changes: Any) -> RoundReply:
 
 def rules_of(act: Callable[[], object]) -> tuple[str, ...]:
     """Return the rules that an act breaks."""
-    with pytest.raises(RulesBrokenError) as refusal:
+    with pytest.raises(PolicyViolationError) as refusal:
         act()
     return refusal.value.rules
 

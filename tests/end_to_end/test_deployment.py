@@ -11,7 +11,7 @@ import httpcore
 import pytest
 from safetensors.numpy import load_file
 
-from ept_fed.pki.keys import new_key, spell_openssh_private
+from ept_fed.pki.keys import new_key, serialize_openssh_private
 from ept_fed.progress import Silent
 from ept_fed.validation.load_experiment import load_experiment
 from server.deployment.service import find_superlink_port
@@ -141,7 +141,7 @@ def test_the_same_paths_are_open_behind_the_proxy_which_is_why_there_is_one(fede
 def test_an_intruders_key_is_refused(federated: Federated) -> None:
     rehearsal = federated.rehearsal
     kit = rehearsal.copy_site("site-1", "intruder")
-    (kit / "keys" / "node").write_bytes(spell_openssh_private(new_key()))
+    (kit / "keys" / "node").write_bytes(serialize_openssh_private(new_key()))
     rehearsal.start("intruder", "site", "start", str(kit), "--node-only")
     log = kit / "logs" / "node" / "supernode.log"
     rehearsal.wait_for(lambda: log.exists() and "Failed to activate SuperNode" in log.read_text(), "the refusal")

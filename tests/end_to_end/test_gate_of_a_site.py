@@ -39,7 +39,7 @@ SITE = "site-1"
 LIMIT = 120.0
 POLICY = {
     "schema": 1,
-    "outgoing": {"fewest_images": 2, "fewest_training_images": 2, "digits": 4},
+    "outgoing": {"min_images": 2, "min_training_images": 2, "digits": 4},
     "incoming": {"backbone": "first", "training": {"batch_size": [4, 8]}},
 }
 

@@ -115,7 +115,7 @@ def prepare_data(settings: AnyDataSettings, spec: InputSpec, seed: int) -> Prepa
     selected, problems = select_records(records, catalog.classes, settings, seed)
     pipelines = build_pipelines(spec, settings.augmentation)
     images, failures = _load_images(selected, store, pipelines)
-    problems += _judge_failures(failures, len(selected), settings.max_unreadable)
+    problems += _check_failures(failures, len(selected), settings.max_unreadable)
     if problems:
         raise InputRefusedError(problems)
 
@@ -184,7 +184,7 @@ def _one_thread_each() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _judge_failures(failures: Sequence[UnreadableImageError], total: int, allowed: float) -> list[Problem]:
+def _check_failures(failures: Sequence[UnreadableImageError], total: int, allowed: float) -> list[Problem]:
     if not failures or len(failures) <= allowed * total:
         return []
     share = math.ceil(1000 * len(failures) / total) / 1000

@@ -62,7 +62,7 @@ class DicomHeader:
 
     Attributes:
         uid: SOPInstanceUID; empty if there is none.
-        patient: PatientID, in clear: hash it before it goes anywhere; empty if there is none.
+        patient: PatientID, in plaintext: hash it before it goes anywhere; empty if there is none.
         has_pixels: whether it is an image at all, and no report, presentation state or index.
         refusal: why the pixels cannot be used, as the end of a sentence; None if nothing speaks against them.
     """
@@ -213,8 +213,8 @@ def _to_rgb(dataset: Any) -> np.ndarray:
         return np.repeat(np.round(255.0 * shown).astype(np.uint8)[:, :, None], 3, axis=2)
     if kind == "PALETTE COLOR":
         pixels = apply_color_lut(pixels, dataset)[:, :, :3]
-    most = float(np.iinfo(pixels.dtype).max) if kind == "PALETTE COLOR" else 2.0 ** int(dataset.BitsStored) - 1.0
-    return np.round(np.clip(pixels * (255.0 / most), 0.0, 255.0)).astype(np.uint8)
+    maximum = float(np.iinfo(pixels.dtype).max) if kind == "PALETTE COLOR" else 2.0 ** int(dataset.BitsStored) - 1.0
+    return np.round(np.clip(pixels * (255.0 / maximum), 0.0, 255.0)).astype(np.uint8)
 
 
 def _show(values: np.ndarray, stored: np.ndarray, dataset: Any) -> np.ndarray:

@@ -8,7 +8,7 @@ from typing import TypeVar
 __all__ = ["read_all"]
 
 # What stays under Python's lock keeps more threads than these waiting for each other.
-_MOST_THREADS = 4
+_MAX_THREADS = 4
 
 _Given = TypeVar("_Given")
 _Made = TypeVar("_Made")
@@ -22,5 +22,5 @@ def read_all(read: Callable[[_Given], _Made], items: Iterable[_Given]) -> list[_
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if cores == 1:
         return [read(item) for item in items]
-    with ThreadPoolExecutor(min(cores, _MOST_THREADS), thread_name_prefix="read-images") as pool:
+    with ThreadPoolExecutor(min(cores, _MAX_THREADS), thread_name_prefix="read-images") as pool:
         return list(pool.map(read, items))

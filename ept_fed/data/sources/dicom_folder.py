@@ -1,6 +1,6 @@
 """The DICOM source: a folder as a PACS exports it, and a CSV that labels its images.
 
-PatientID groups the images and never leaves this file in clear: records hold its HMAC-SHA256 under `patient_key`.
+PatientID groups the images and never leaves this file in plaintext: records hold its HMAC-SHA256 under `patient_key`.
 Without a key the hash hides an identifier from a reader, but not from someone who can list all identifiers and hash
 each; keep the key at the site. Patients are told apart by PatientID alone: two issuers that use one number for two
 people make one group, and one person under two numbers makes two.

@@ -135,8 +135,8 @@ def describe_thinning(
 
 
 def _refuse_shortages(shortages: Sequence[tuple[str, str, int]], shots: int | None) -> list[Problem]:
-    most = min((have for _, _, have in shortages), default=0)
-    remedy = "set data.scarce_classes=use_all" + (f", or lower data.shots to at most {most}" if most else "")
+    maximum = min((have for _, _, have in shortages), default=0)
+    remedy = "set data.scarce_classes=use_all" + (f", or lower data.shots to at most {maximum}" if maximum else "")
     return [
         Problem("data.shots", shots, f"site '{site}' has {have} training image(s) of '{name}'; {remedy}")
         for site, name, have in shortages

@@ -82,7 +82,7 @@ def measure_advantage(scores: Array, member: Array, groups: Sequence[str], rng: 
     Args:
         scores: (n,) higher for a member; (n, S) for S scores, whose mean AUC is measured, not the AUC of their mean.
         member: (n,) bool.
-        groups: (n,) patients; an interval needs `FEWEST_GROUPS`.
+        groups: (n,) patients; an interval needs `MIN_GROUPS`.
         rng: of the resamples.
 
     Returns:

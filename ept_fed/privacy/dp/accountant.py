@@ -27,7 +27,7 @@ __all__ = ["GaussianSteps", "find_noise_multiplier", "spent_epsilon"]
 # Whole orders have a closed form; the fractional ones between them need a series that does not always converge, and
 # matter only for ε above about 8.
 _ORDERS = (*range(2, 129), 160, 192, 256, 384, 512, 768, 1024)
-_LEAST_NOISE, _MOST_NOISE = 0.05, 1e4
+_LEAST_NOISE, _MAX_NOISE = 0.05, 1e4
 _PRECISION = 1e-4
 
 
@@ -92,9 +92,9 @@ def find_noise_multiplier(epsilon: float, delta: float, *, sampling_rate: float,
     def keeps(noise_multiplier: float) -> bool:
         return spent_epsilon([GaussianSteps(noise_multiplier, sampling_rate, steps)], delta) <= epsilon
 
-    if not keeps(_MOST_NOISE):
+    if not keeps(_MAX_NOISE):
         raise ValueError(f"no noise keeps {steps} steps within epsilon = {epsilon} at delta = {delta}")
-    low, high = _LEAST_NOISE, _MOST_NOISE
+    low, high = _LEAST_NOISE, _MAX_NOISE
     if keeps(low):
         return low
     while high / low > 1.0 + _PRECISION:

@@ -10,8 +10,9 @@ Who adds the noise decides who has to be trusted. local: each site all of it, no
 sites a share of variance (σC)²/t, to a sum that only masks let out: its peers; if k of them add none, or tell theirs,
 σ is as if √((t - k)/t) times as large. central: the server, which sees every update.
 
-Under masks every site rounds to the fixed-point step before the sum. The errors of noise that is a thousand steps wide
-(`FEWEST_STEPS`) are uniform and know nothing of the update, but for a part in exp(10⁷); so they take nothing away.
+Under secure aggregation every site rounds to the fixed-point step before the sum. The errors of noise that is a
+thousand steps wide (`MIN_STEPS`) are uniform and know nothing of the update, but for a part in exp(10⁷); so they take
+nothing away.
 
 Not covered: noise of finite precision, see `ept_fed.privacy.dp.noise`; what a site says beside its update. Drawing
 some of the sites for a round is no amplification: the server knows who was drawn.
@@ -28,9 +29,9 @@ from ept_fed.privacy.dp.noise import Entropy, draw_normal
 from ept_fed.protocol.layout import Vector
 
 __all__ = [
-    "FEWEST_STEPS",
     "LARGEST_START",
-    "MOST_DEVIATIONS",
+    "MAX_DEVIATIONS",
+    "MIN_STEPS",
     "adapt_clip",
     "add_noise",
     "clip_update",
@@ -39,11 +40,11 @@ __all__ = [
     "split_noise",
 ]
 
-FEWEST_STEPS = 1000.0  # of fixed point, in the standard deviation of one site's share
-# Under masks a round may begin with numbers up to here, so that no update with noise is beyond fixed point: whether one
-# is would tell of it. `draw_normal` gives none further than so many deviations.
+MIN_STEPS = 1000.0  # of fixed point, in the standard deviation of one site's share
+# Under secure aggregation a round may begin with numbers up to here, so that no update with noise is beyond fixed
+# point: whether one is would tell of it. `draw_normal` gives none further than so many deviations.
 LARGEST_START = 32.0
-MOST_DEVIATIONS = 8.5
+MAX_DEVIATIONS = 8.5
 
 Update = npt.NDArray[np.float64]
 

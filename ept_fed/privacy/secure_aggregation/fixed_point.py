@@ -20,7 +20,7 @@ __all__ = ["FixedPoint", "Words"]
 Words: TypeAlias = npt.NDArray[np.uint32] | npt.NDArray[np.uint64]
 
 # A float64 holds every integer up to here, so scaling and rounding are exact.
-_MOST_LEVELS = 1 << 52
+_MAX_LEVELS = 1 << 52
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ class FixedPoint:
         ]
         if not (0 < self.step < math.inf and math.frexp(self.step)[0] == 0.5):
             problems.append(Problem("step", self.step, "must be a power of two, such as 2**-24"))
-        elif not self.step <= self.bound <= self.step * _MOST_LEVELS:
-            problems.append(Problem("bound", self.bound, f"must lie between one and {_MOST_LEVELS} steps"))
+        elif not self.step <= self.bound <= self.step * _MAX_LEVELS:
+            problems.append(Problem("bound", self.bound, f"must lie between one and {_MAX_LEVELS} steps"))
         if self.bits not in (32, 64):
             problems.append(Problem("bits", self.bits, "must be 32 or 64"))
         if not problems and self.sites * self.heaviest * self.levels >= 1 << (self.bits - 1):
@@ -101,7 +101,7 @@ class FixedPoint:
         if not sites <= weight <= sites * self.heaviest:
             raise PayloadMismatchError(f"weights of {sites} sites cannot add up to {weight}")
         signed = total[:-1].view(f"<i{self.bits // 8}").astype(np.int64)
-        most = self.levels * weight
-        if ((signed > most) | (signed < -most)).any():
+        maximum = self.levels * weight
+        if ((signed > maximum) | (signed < -maximum)).any():
             raise PayloadMismatchError(f"numbers within ±{self.bound:g} cannot have this sum")
         return (signed.astype(np.float64) / weight * self.step).astype(np.float32), weight

@@ -16,10 +16,10 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from ept_fed.errors import InputRefusedError
-from ept_fed.pki.certificates import common_name, find_chain_problems, judge_validity, parse_der_certificate, public_key
+from ept_fed.pki.certificates import check_validity, common_name, find_chain_problems, parse_der_certificate, public_key
 from ept_fed.privacy.secure_aggregation.masks import KEY_BYTES
 from ept_fed.privacy.secure_aggregation.messages import KEYS_BYTES, SIGNATURE_BYTES
-from ept_fed.privacy.secure_aggregation.session import AggregationSession, spell
+from ept_fed.privacy.secure_aggregation.session import AggregationSession, serialize
 from ept_fed.protocol.messages import MessageRefusedError
 
 __all__ = ["Advertisement", "advertise", "commit", "read_advertisement", "sign", "statement", "verify"]
@@ -46,7 +46,7 @@ class Advertisement:
 
 def commit(session: AggregationSession, site: str, seed: bytes) -> bytes:
     """Return the commitment to a site's seed, which shows wrong shares of it; the seed's 256 bits hide it."""
-    return hashlib.sha256(spell(session.bind("commitment", site), seed)).digest()
+    return hashlib.sha256(serialize(session.bind("commitment", site), seed)).digest()
 
 
 def advertise(
@@ -62,7 +62,7 @@ def advertise(
     """Return two public keys and a commitment, signed, with the certificate behind them."""
     keys = channel + mask + commitment
     named = certificate.public_bytes(Encoding.DER)
-    return keys + sign(key, spell(session.bind("advertisement", site), keys, named)) + named
+    return keys + sign(key, serialize(session.bind("advertisement", site), keys, named)) + named
 
 
 def read_advertisement(
@@ -83,11 +83,11 @@ def read_advertisement(
         raise MessageRefusedError(f"{site}: its certificate names another")
     if find_chain_problems(certificate, authority, site):
         raise MessageRefusedError(f"{site}: its certificate is not the consortium's")
-    validity = judge_validity(certificate, now)
+    validity = check_validity(certificate, now)
     if validity.state in ("ended", "not yet"):
         raise MessageRefusedError(f"{site}: its certificate {validity.sentence}")
     identity = public_key(certificate)
-    if not verify(identity, signature, spell(session.bind("advertisement", site), keys, named)):
+    if not verify(identity, signature, serialize(session.bind("advertisement", site), keys, named)):
         raise MessageRefusedError(f"{site}: its keys are not signed by its certificate's key")
     channel, mask, commitment = (keys[start : start + KEY_BYTES] for start in range(0, KEYS_BYTES, KEY_BYTES))
     return Advertisement(channel, mask, commitment, identity)
@@ -101,7 +101,7 @@ def statement(
     A server that told two sites different things gets no signatures that fit together.
     """
     told = hashlib.sha256(advertisements).digest()
-    return spell(session.bind("survivors"), told, spell(*sorted(members)), spell(*sorted(survivors)))
+    return serialize(session.bind("survivors"), told, serialize(*sorted(members)), serialize(*sorted(survivors)))
 
 
 def sign(key: ec.EllipticCurvePrivateKey, content: bytes) -> bytes:

@@ -13,11 +13,11 @@ from ept_fed.privacy.secure_aggregation.secret_sharing import SHARE_BYTES
 from ept_fed.privacy.secure_aggregation.session import VERSION, AggregationSession
 from ept_fed.protocol.messages import MessageRefusedError
 
-__all__ = ["KEYS_BYTES", "MOST_CERTIFICATE_BYTES", "SIGNATURE_BYTES", "Kind", "decode_message", "encode_message"]
+__all__ = ["KEYS_BYTES", "MAX_CERTIFICATE_BYTES", "SIGNATURE_BYTES", "Kind", "decode_message", "encode_message"]
 
 SIGNATURE_BYTES = 96  # two numbers of P-384
 KEYS_BYTES = 3 * KEY_BYTES  # two public keys and a commitment
-MOST_CERTIFICATE_BYTES = 4096
+MAX_CERTIFICATE_BYTES = 4096
 _SEALED_BYTES = 2 * SHARE_BYTES + 16
 _PREFIX = struct.Struct("<4sBB32sH")
 _ENTRY = struct.Struct("<HI")
@@ -56,8 +56,8 @@ def decode_message(session: AggregationSession, kind: Kind, content: bytes) -> d
     Raises:
         MessageRefusedError: for anything but what `encode_message` gives for this session and kind.
     """
-    least, most = _sizes(session, kind)
-    if not _PREFIX.size <= len(content) <= _PREFIX.size + len(session.sites) * (_ENTRY.size + most):
+    least, maximum = _sizes(session, kind)
+    if not _PREFIX.size <= len(content) <= _PREFIX.size + len(session.sites) * (_ENTRY.size + maximum):
         raise MessageRefusedError(f"{len(content)} bytes are no {kind} of this session")
     magic, version, found, digest, count = _PREFIX.unpack_from(content)
     if (magic, version) != (_MAGIC, VERSION):
@@ -75,8 +75,8 @@ def decode_message(session: AggregationSession, kind: Kind, content: bytes) -> d
         start += _ENTRY.size
         if not last < place < len(session.sites):
             raise MessageRefusedError(f"a {kind} names sites out of order, twice, or none of this session")
-        if not least <= length <= most or len(content) - start < length:
-            raise MessageRefusedError(f"a {kind} has an entry of {length} bytes; each has {least} to {most}")
+        if not least <= length <= maximum or len(content) - start < length:
+            raise MessageRefusedError(f"a {kind} has an entry of {length} bytes; each has {least} to {maximum}")
         entries[session.sites[place]] = content[start : start + length]
         start, last = start + length, place
     if start != len(content):
@@ -98,4 +98,4 @@ def _sizes(session: AggregationSession, kind: Kind) -> tuple[int, int]:
     }
     if kind in exact:
         return exact[kind], exact[kind]
-    return advertised + 1, advertised + MOST_CERTIFICATE_BYTES
+    return advertised + 1, advertised + MAX_CERTIFICATE_BYTES

@@ -10,13 +10,13 @@ from typing import Literal
 import numpy as np
 
 from ept_fed.privacy.secure_aggregation.fixed_point import FixedPoint
-from ept_fed.privacy.secure_aggregation.session import FEWEST_SITES, AggregationSession, default_threshold
+from ept_fed.privacy.secure_aggregation.session import MIN_SITES, AggregationSession, default_threshold
 from ept_fed.protocol.layout import PayloadLayout, Vector
 
-__all__ = ["MOST_EXAMPLES", "Weights", "count_fewest", "digest_start", "plan_session", "weigh_site"]
+__all__ = ["MAX_EXAMPLES", "Weights", "count_min_sites", "digest_start", "plan_session", "weigh_site"]
 
 Weights = Literal["examples", "uniform", "capped"]
-MOST_EXAMPLES = 1 << 20  # leaves room for a sum of a thousand sites in 64 bits
+MAX_EXAMPLES = 1 << 20  # leaves room for a sum of a thousand sites in 64 bits
 
 
 def plan_session(
@@ -44,7 +44,7 @@ def plan_session(
         InputRefusedError: if no session can be had of these.
     """
     names = tuple(sorted(sites))
-    heaviest = {"examples": MOST_EXAMPLES, "uniform": 1, "capped": weight_cap or 1}[weights]
+    heaviest = {"examples": MAX_EXAMPLES, "uniform": 1, "capped": weight_cap or 1}[weights]
     return AggregationSession(
         run=run,
         round=round_number,
@@ -64,9 +64,9 @@ def digest_start(payload: Vector, settings: str) -> str:
     return hashlib.sha256(hashlib.sha256(content).digest() + settings.encode()).hexdigest()
 
 
-def count_fewest(sites: int, threshold: int | None) -> int:
+def count_min_sites(sites: int, threshold: int | None) -> int:
     """Return how many of so many sites a sum is of, at least."""
-    return max(FEWEST_SITES, default_threshold(sites) if threshold is None else threshold)
+    return max(MIN_SITES, default_threshold(sites) if threshold is None else threshold)
 
 
 def weigh_site(examples: int, weights: Weights, weight_cap: int | None) -> int:

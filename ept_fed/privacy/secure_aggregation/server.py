@@ -105,7 +105,7 @@ class SecureAggregationServer:
         if stage is None or stage == Kind.UNMASKING:
             raise MessageRefusedError("no stage is left; call finish")
         self._stage = None
-        self._require(session.threshold if stage == Kind.CONFIRMATION else session.fewest, stage)
+        self._require(session.threshold if stage == Kind.CONFIRMATION else session.minimum, stage)
         if stage == Kind.ADVERTISEMENT:
             entries = {site: answer[site] for site, answer in answers.items()}
             self._told = encode_message(session, Kind.ADVERTISEMENTS, entries)
@@ -215,10 +215,10 @@ class SecureAggregationServer:
         except (SharesRefusedError, OverflowError):
             return None
 
-    def _require(self, fewest: int, stage: Kind) -> None:
-        if len(self._answers) < fewest:
+    def _require(self, minimum: int, stage: Kind) -> None:
+        if len(self._answers) < minimum:
             raise AggregationAbandonedError(
-                f"{len(self._answers)} sites gave their {stage}; {fewest} are needed{_explain(self.refused)}"
+                f"{len(self._answers)} sites gave their {stage}; {minimum} are needed{_explain(self.refused)}"
             )
 
 

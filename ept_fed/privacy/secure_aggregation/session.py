@@ -25,11 +25,11 @@ from functools import cached_property
 from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.privacy.secure_aggregation.fixed_point import FixedPoint
 
-__all__ = ["FEWEST_SITES", "VERSION", "AggregationAbandonedError", "AggregationSession", "default_threshold", "spell"]
+__all__ = ["MIN_SITES", "VERSION", "AggregationAbandonedError", "AggregationSession", "default_threshold", "serialize"]
 
 VERSION = 1
-FEWEST_SITES = 3  # of two, each would know the other's part of the sum
-_MOST_SITES = 1000
+MIN_SITES = 3  # of two, each would know the other's part of the sum
+_MAX_SITES = 1000
 _LABEL = "ept-fed secure aggregation"
 
 
@@ -76,8 +76,8 @@ class AggregationSession:
         count = len(self.sites)
         if list(self.sites) != sorted(set(self.sites)):
             problems.append(Problem("sites", ", ".join(self.sites), "must be distinct names, sorted"))
-        if not FEWEST_SITES <= count <= _MOST_SITES:
-            problems.append(Problem("sites", count, f"must be {FEWEST_SITES} to {_MOST_SITES} names"))
+        if not MIN_SITES <= count <= _MAX_SITES:
+            problems.append(Problem("sites", count, f"must be {MIN_SITES} to {_MAX_SITES} names"))
         if type(self.threshold) is not int or not count < 2 * self.threshold <= 2 * count:
             problems.append(Problem("threshold", self.threshold, f"must be more than half of {count} sites, or all"))
         if self.encoding.sites != count:
@@ -86,9 +86,9 @@ class AggregationSession:
             raise InputRefusedError(problems)
 
     @property
-    def fewest(self) -> int:
+    def minimum(self) -> int:
         """How many sites a sum is of, at least."""
-        return max(FEWEST_SITES, self.threshold)
+        return max(MIN_SITES, self.threshold)
 
     @property
     def words(self) -> int:
@@ -100,7 +100,7 @@ class AggregationSession:
         """SHA-256 of everything above; messages of two sessions are told apart by it."""
         coding = self.encoding
         return hashlib.sha256(
-            spell(
+            serialize(
                 _LABEL,
                 VERSION,
                 self.run,
@@ -120,7 +120,7 @@ class AggregationSession:
 
     def bind(self, purpose: str, *names: str) -> bytes:
         """Return what a key or signature is for: version, run, round, this session, purpose and sites."""
-        return spell(_LABEL, VERSION, self.run, self.round, self.digest, purpose, *names)
+        return serialize(_LABEL, VERSION, self.run, self.round, self.digest, purpose, *names)
 
     def point(self, site: str) -> int:
         """Return at which point of the field a site's shares lie."""
@@ -132,10 +132,10 @@ def default_threshold(sites: int) -> int:
     return -(-2 * sites // 3)
 
 
-def spell(*parts: str | int | bytes) -> bytes:
+def serialize(*parts: str | int | bytes) -> bytes:
     """Return bytes that no other parts give: each part with its type and length before it."""
-    spelled = b""
+    serialized = b""
     for part in parts:
         content = part if isinstance(part, bytes) else str(part).encode()
-        spelled += type(part).__name__[:1].encode() + len(content).to_bytes(4, "big") + content
-    return spelled
+        serialized += type(part).__name__[:1].encode() + len(content).to_bytes(4, "big") + content
+    return serialized

@@ -106,7 +106,7 @@ class SecureAggregationSite:
         with self._stage(Kind.SHARES):
             session = self._session
             told = decode_message(session, Kind.ADVERTISEMENTS, advertisements)
-            self._require(told, session.fewest, "advertised keys")
+            self._require(told, session.minimum, "advertised keys")
             if told.get(self._site) != self._own:
                 raise MessageRefusedError("the server altered this site's keys")
             peers = {
@@ -118,11 +118,11 @@ class SecureAggregationSite:
             shares = self._split(list(peers))
             self._told, self._peers, self._shares[self._site] = advertisements, peers, shares.pop(self._site)
             return encode_message(
-                session, Kind.SHARES, {peer: self._seal(peer, content) for peer, content in shares.items()}
+                session, Kind.SHARES, {peer: self._encrypt(peer, content) for peer, content in shares.items()}
             )
 
     def mask_input(self, delivery: bytes, values: Vector, weight: int) -> bytes:
-        """Return the site's numbers and weight under masks.
+        """Return the site's numbers and weight under secure aggregation.
 
         Args:
             delivery: the others' shares.
@@ -135,17 +135,17 @@ class SecureAggregationSite:
         """
         with self._stage(Kind.MASKED_INPUT):
             session = self._session
-            sealed = decode_message(session, Kind.DELIVERY, delivery)
-            if not set(sealed) <= set(self._peers) - {self._site}:
+            encrypted = decode_message(session, Kind.DELIVERY, delivery)
+            if not set(encrypted) <= set(self._peers) - {self._site}:
                 raise MessageRefusedError("shares came of a site that advertised no keys, or of this one")
-            self._shares |= {peer: self._open(peer, content) for peer, content in sealed.items()}
-            self._require(self._shares, session.fewest, "shared their secrets")
+            self._shares |= {peer: self._open(peer, content) for peer, content in encrypted.items()}
+            self._require(self._shares, session.minimum, "shared their secrets")
             if values.shape != (session.size,):
                 raise MessageRefusedError(f"the session sums {session.size} numbers, not {values.shape}")
             total = session.encoding.encode(values, weight)
             dtype = session.encoding.dtype
             total += expand_mask(derive_key(self._seed, session.bind("own mask", self._site)), session.words, dtype)
-            for peer in sorted(sealed):
+            for peer in sorted(encrypted):
                 pair = session.bind("pair mask", *sorted((self._site, peer)))
                 mask = expand_mask(agree(self._mask_private, self._peers[peer].mask, pair), session.words, dtype)
                 total += signed_mask(mask, self._site, peer)
@@ -159,7 +159,7 @@ class SecureAggregationSite:
         """
         with self._stage(Kind.CONFIRMATION):
             named = decode_message(self._session, Kind.SURVIVORS, survivors)
-            self._require(named, self._session.fewest, "gave an input")
+            self._require(named, self._session.minimum, "gave an input")
             if self._site not in named or not set(named) <= set(self._shares):
                 raise MessageRefusedError("the survivors are not those who shared their secrets, this site among them")
             self._survivors = frozenset(named)
@@ -204,14 +204,14 @@ class SecureAggregationSite:
             for holder, point in zip(holders, points, strict=True)
         }
 
-    def _seal(self, peer: str, content: bytes) -> bytes:
+    def _encrypt(self, peer: str, content: bytes) -> bytes:
         key = agree(self._channel_private, self._peers[peer].channel, self._session.bind("shares", self._site, peer))
         return ChaCha20Poly1305(key).encrypt(_NONCE, content, None)
 
-    def _open(self, peer: str, sealed: bytes) -> bytes:
+    def _open(self, peer: str, encrypted: bytes) -> bytes:
         key = agree(self._channel_private, self._peers[peer].channel, self._session.bind("shares", peer, self._site))
         try:
-            return ChaCha20Poly1305(key).decrypt(_NONCE, sealed, None)
+            return ChaCha20Poly1305(key).decrypt(_NONCE, encrypted, None)
         except InvalidTag as error:
             raise MessageRefusedError(f"the share from {peer} fails authentication") from error
 
@@ -231,6 +231,6 @@ class SecureAggregationSite:
         self._next = Kind(kind + 2) if kind < Kind.UNMASKING else None
 
     @staticmethod
-    def _require(sites: Mapping[str, object], fewest: int, did: str) -> None:
-        if len(sites) < fewest:
-            raise MessageRefusedError(f"{len(sites)} sites {did}; {fewest} are needed")
+    def _require(sites: Mapping[str, object], minimum: int, did: str) -> None:
+        if len(sites) < minimum:
+            raise MessageRefusedError(f"{len(sites)} sites {did}; {minimum} are needed")

@@ -12,8 +12,8 @@ from ept_fed.reports.charts.svg import shorten, styled
 
 __all__ = ["draw_partition", "tabulate"]
 
-_MOST_NAMED = 60
-_MOST_COUNTED = 400
+_MAX_NAMED = 60
+_MAX_COUNTED = 400
 _LARGE = "#08519c"
 
 
@@ -32,11 +32,11 @@ def draw_partition(rows: Sequence[CountRow]) -> bytes:
     chart.pcolormesh(shares, cmap="Blues", vmin=0.0, vmax=max(float(shares.max(initial=0.0)), 1e-9))
     chart.set(ylim=(len(sites), 0), title="images per site and class")
     chart.set_xticks(np.arange(len(classes)) + 0.5, [shorten(name) for name in classes], rotation=45, ha="right")
-    if counts.size <= _MOST_COUNTED:
+    if counts.size <= _MAX_COUNTED:
         _write_counts(chart, counts, shares)
     totals.barh(np.arange(len(sites)) + 0.5, counts.sum(axis=1), height=0.8, color=_LARGE)
     totals.set(title="labels in all")
-    if len(sites) <= _MOST_NAMED:
+    if len(sites) <= _MAX_NAMED:
         chart.set_yticks(np.arange(len(sites)) + 0.5, [shorten(site, 24) for site in sites])
     else:
         chart.set_ylabel(f"{len(sites)} sites")

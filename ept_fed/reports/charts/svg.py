@@ -108,10 +108,10 @@ def draw_learning(rounds: Sequence[int], losses: Array, aucs: Array, name: str) 
 
 @styled
 def draw_roc(
-    curves: Mapping[str, Sequence[Sequence[tuple[float, float]]]], classes: Sequence[str], name: str, most: int = 12
+    curves: Mapping[str, Sequence[Sequence[tuple[float, float]]]], classes: Sequence[str], name: str, maximum: int = 12
 ) -> str:
     """Draw one small ROC panel for each of the first `most` classes that have a curve; empty text if none has."""
-    shown = [c for c in range(len(classes)) if any(curve[c] for curve in curves.values())][:most]
+    shown = [c for c in range(len(classes)) if any(curve[c] for curve in curves.values())][:maximum]
     if not shown:
         return ""
     columns = min(4, len(shown))
@@ -197,9 +197,9 @@ def _plot(axis: Axes, setting: str, x: Sequence[float], y: Sequence[float], *, m
         line.set_dashes(dashes)
 
 
-def shorten(label: str, most: int = 16) -> str:
+def shorten(label: str, maximum: int = 16) -> str:
     """Return a label that fits beside an axis."""
-    return label if len(label) <= most else label[: most - 1] + "…"
+    return label if len(label) <= maximum else label[: maximum - 1] + "…"
 
 
 def _to_svg(figure: Figure, name: str) -> str:

@@ -10,10 +10,10 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from ept_fed.evaluation.bootstrap import FEWEST_GROUPS, Interval
+from ept_fed.evaluation.bootstrap import MIN_GROUPS, Interval
 from ept_fed.evaluation.histograms import LEAST_COUNT
 from ept_fed.evaluation.metrics import Array
-from ept_fed.evaluation.subgroups import FEWEST_CASES
+from ept_fed.evaluation.subgroups import MIN_CASES
 from ept_fed.reports.charts.svg import draw_confusion, draw_learning, draw_reliability, draw_roc, setting_style
 from ept_fed.reports.pages.federation_report import FederationReport
 from ept_fed.reports.pages.gallery import GalleryItem
@@ -33,12 +33,12 @@ METRIC_WORDS = {
     "brier": ("Brier score (lower is better)", "squared distance of the probabilities from the truth"),
 }
 SETTING_WORDS = {
-    "local": "this site alone",
-    "federated": "federation",
-    "centralised": "all data pooled",
-    "fine-tuned": "federation, trained on here",
-    "interpolated": "federation mixed with own prompts",
-    "ditto": "own model held near the federation",
+    "local": "local only",
+    "federated": "federated",
+    "centralised": "centralised",
+    "fine-tuned": "federated, fine-tuned here",
+    "interpolated": "federated and local prompts, interpolated",
+    "ditto": "Ditto: personal model near the federated one",
 }
 VERDICT_WORDS = {
     "helped": ("▲", "helped"),
@@ -47,7 +47,7 @@ VERDICT_WORDS = {
     "none": ("○", "no verdict"),
 }
 
-_MOST_COLUMNS = 16
+_MAX_COLUMNS = 16
 _NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
@@ -103,7 +103,7 @@ def render_federation(report: FederationReport, learning: Sequence[SiteReport], 
     aucs = np.array([[row.validation_auc for row in site.learning] for site in learning], dtype=float).T
     rounds = [row.round for row in learning[0].learning] if learning else []
     chart = _draw_curves(rounds, losses, aucs)
-    matrix = _shade(report.cross_site) if report.cross_site and len(report.cross_site.sites) <= _MOST_COLUMNS else None
+    matrix = _shade(report.cross_site) if report.cross_site and len(report.cross_site.sites) <= _MAX_COLUMNS else None
     template = page_environment().get_template("federation.html.j2")
     return template.render(report=report, learning=Markup(chart), rounds=rounds, pages=pages, matrix=matrix)
 
@@ -131,8 +131,8 @@ def page_environment() -> Environment:
     environment.globals |= {
         "metric_words": METRIC_WORDS,
         "verdict_words": VERDICT_WORDS,
-        "fewest": FEWEST_GROUPS,
-        "fewest_cases": FEWEST_CASES,
+        "fewest": MIN_GROUPS,
+        "fewest_cases": MIN_CASES,
         "least_count": LEAST_COUNT,
         "color": lambda setting: setting_style(setting)[0],
         "dashes": lambda setting: " ".join(f"{2 * part:g}" for part in setting_style(setting)[1] or ()),

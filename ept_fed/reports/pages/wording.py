@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ept_fed.evaluation.bootstrap import FEWEST_GROUPS, Difference, Interval
+from ept_fed.evaluation.bootstrap import MIN_GROUPS, Difference, Interval
 from ept_fed.reports.run.read_predictions import SitePredictions
 from ept_fed.reports.statistics.site import BASELINE, ClassRow, Statistics
 
@@ -69,12 +69,12 @@ def describe_limits(statistics: Statistics, predictions: SitePredictions, case: 
     ]
     limits += predictions.notes
     absent = [row.name for row in statistics.classes if not row.images]
-    rare = [row for row in statistics.classes if 0 < row.cases < FEWEST_GROUPS]
+    rare = [row for row in statistics.classes if 0 < row.cases < MIN_GROUPS]
     if absent:
         limits.append(f"Not among this site's test images: {', '.join(absent)}. Averages over classes leave them out.")
     if rare:
         limits.append(
-            f"Fewer than {FEWEST_GROUPS} test cases, so no interval of their own: "
+            f"Fewer than {MIN_GROUPS} test cases, so no interval of their own: "
             + ", ".join(f"{row.name} ({row.cases})" for row in rare)
             + ". They count in the averages over classes, whose intervals are therefore on the narrow side."
         )
@@ -136,7 +136,7 @@ def _why_none(statistics: Statistics) -> str:
     if math.isnan(auc.differences[FEDERATED].low):
         return (
             f"{_count(statistics.cases, 'test case')} at this site are too few; "
-            f"{FEWEST_GROUPS} are the least, and some hundred make sense."
+            f"{MIN_GROUPS} are the least, and some hundred make sense."
         )
     return ""
 

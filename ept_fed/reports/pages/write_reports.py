@@ -17,11 +17,11 @@ from ept_fed.reports.run.run_folder import site_folder
 from ept_fed.reports.statistics.pooled import describe_shared
 from ept_fed.storage.files import dump_json, write_csv, write_json, write_text
 
-__all__ = ["MOST_PAGES", "Kind", "WrittenReports", "build_reports", "make_reports", "write_reports"]
+__all__ = ["MAX_PAGES", "Kind", "WrittenReports", "build_reports", "make_reports", "write_reports"]
 
 Kind = Literal["html", "json", "csv"]
 
-MOST_PAGES = 100
+MAX_PAGES = 100
 """Above this many sites only those asked for by name get a page; the others keep report.json and their row."""
 
 _CSV_COLUMNS = ("site", "class", "metric", "setting", "value", "low", "high", "verdict")
@@ -74,7 +74,7 @@ def make_reports(
     """
     run = read_run(run_folder)
     reports = build_reports(run, site, sensitivity=sensitivity)
-    pages = site is not None or len(reports) <= MOST_PAGES
+    pages = site is not None or len(reports) <= MAX_PAGES
     written: list[Path] = []
     for report in reports:
         folder = run_folder / "sites" / site_folder(report.site)

@@ -15,7 +15,7 @@ __all__ = ["PredictionTable", "SitePredictions", "read_predictions"]
 
 _SEPARATOR = "|"
 _SPLITS = ("validation", "test")
-_MOST_PROBLEMS = 20
+_MAX_PROBLEMS = 20
 
 
 @dataclass(frozen=True)
@@ -91,9 +91,9 @@ def read_predictions(
         return None
     tables = {split: _align(rows, split, settings, path, problems) for split in _SPLITS}
     if len(problems) > before:
-        hidden = len(problems) - before - _MOST_PROBLEMS
+        hidden = len(problems) - before - _MAX_PROBLEMS
         if hidden > 0:
-            del problems[before + _MOST_PROBLEMS :]
+            del problems[before + _MAX_PROBLEMS :]
             problems.append(Problem(str(path), f"{hidden} more problems", "correct the ones above first"))
         return None
     names = [name.removeprefix(SUBGROUP_PREFIX) for name in subgroups]

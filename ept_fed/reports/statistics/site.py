@@ -6,7 +6,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ept_fed.evaluation.bootstrap import Difference, Interval, judge, measure, resample, summarise, summarise_share
+from ept_fed.evaluation.bootstrap import (
+    Difference,
+    Interval,
+    assess_difference,
+    measure,
+    resample,
+    summarise,
+    summarise_share,
+)
 from ept_fed.evaluation.calibration import ReliabilityBin, reliability_curve
 from ept_fed.evaluation.conformal import ConformalResult
 from ept_fed.evaluation.metrics import Array
@@ -221,7 +229,7 @@ def _overall(point: Array, resampled: Array, settings: Sequence[str], cases: int
             if base is not None and i != base:
                 gap = resampled[:, i, k] - resampled[:, base, k]
                 value = float(point[i, k] - point[base, k])
-                differences[setting] = judge(value, gap, cases, higher_is_better=higher)
+                differences[setting] = assess_difference(value, gap, cases, higher_is_better=higher)
         rows.append(MetricRow(name, values, differences))
     return tuple(rows)
 

@@ -24,7 +24,7 @@ PANEL_MEASURES = (
     ("silhouette", "Silhouette\n(higher: clearer classes)", 0.1),
 )
 _TITLES = {"before": "before tuning", "after": "after tuning"}
-_FEWEST_FOR_DENSITY = 5
+_MIN_FOR_DENSITY = 5
 _BLUE, _GREY, _FAINT = "#0072B2", "#52606d", "#d9dee4"
 
 
@@ -155,7 +155,7 @@ def _draw_density(axis: Axes, values: Array, c: int) -> None:
     from scipy.stats import gaussian_kde
 
     colour, dashes, _ = class_style(c)
-    if len(values) < _FEWEST_FOR_DENSITY or np.ptp(values) == 0:
+    if len(values) < _MIN_FOR_DENSITY or np.ptp(values) == 0:
         axis.plot(values, np.zeros_like(values), "|", color=colour, ms=9, mew=1.5, clip_on=False)
         return
     density = gaussian_kde(values)

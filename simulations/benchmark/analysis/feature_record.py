@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ept_fed.evaluation.metrics import Array
-from ept_fed.storage.checkpoint_file import SealBrokenError, read_sealed, write_sealed
+from ept_fed.storage.checkpoint_file import DamagedCheckpointError, read_checksummed, write_checksummed
 
 __all__ = ["MOMENTS", "FeatureRecord", "Moment", "ScalingExamples", "read_record", "write_record"]
 
@@ -76,18 +76,18 @@ def write_record(path: Path, record: FeatureRecord) -> None:
         "sites": list(record.sites),
         "numbers": record.numbers,
     }
-    write_sealed(path, dict(_list_tensors(record)), about)
+    write_checksummed(path, dict(_list_tensors(record)), about)
 
 
 def read_record(path: Path) -> FeatureRecord:
     """Read a record.
 
     Raises:
-        SealBrokenError: if the file is damaged, altered, or of another schema.
+        DamagedCheckpointError: if the file is damaged, altered, or of another schema.
     """
-    tensors, about = read_sealed(path)
+    tensors, about = read_checksummed(path)
     if about.get("schema") != _SCHEMA:
-        raise SealBrokenError(f"{path} has schema {about.get('schema')}; this version reads {_SCHEMA}")
+        raise DamagedCheckpointError(f"{path} has schema {about.get('schema')}; this version reads {_SCHEMA}")
     scaling = None
     if "scaling.images" in tensors:
         factors = {moment: tensors[f"scaling.{moment}"] for moment in MOMENTS}

@@ -24,9 +24,9 @@ from simulations.engine.virtual_sites import VirtualFederation
 
 __all__ = ["count_fold", "record_features"]
 
-_MOST_DRAWN = 2000
+_MAX_DRAWN = 2000
 _EXAMPLES_PER_CLASS = 2
-_MOST_CLASSES = 8
+_MAX_CLASSES = 8
 
 
 def count_fold(cell: Cell, data: SiteData) -> CachedDataset:
@@ -59,8 +59,8 @@ def record_features(
     seed = derive_seed(cell.seed, "t-SNE") % 2**32
     n = len(labels)
     drawn = np.arange(n)
-    if n > _MOST_DRAWN:
-        drawn = np.sort(numpy_generator(cell.seed, "t-SNE", "images").choice(n, _MOST_DRAWN, replace=False))
+    if n > _MAX_DRAWN:
+        drawn = np.sort(numpy_generator(cell.seed, "t-SNE", "images").choice(n, _MAX_DRAWN, replace=False))
     scaling = None
     if all(len(found) for found in factors.values()):
         scaling = ScalingExamples(_decode(data, chosen), labels[chosen], factors)
@@ -108,7 +108,7 @@ def _look(
 def _choose_examples(labels: Array, seed: int) -> Array:
     """Return ascending indices of a few images of each class, of the commonest classes where there are many."""
     present, counts = np.unique(labels, return_counts=True)
-    common = present[np.argsort(-counts, kind="stable")][:_MOST_CLASSES]
+    common = present[np.argsort(-counts, kind="stable")][:_MAX_CLASSES]
     rng = numpy_generator(seed, "analysis", "examples")
     found = []
     for label in common:

@@ -16,7 +16,7 @@ from ept_fed.config.benchmark_cell import Cell
 from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.evaluation.feature_table import ALL_CLASSES, ALL_SITES, measure_sites, merge_notes
 from ept_fed.reports.run.run_folder import site_folder
-from ept_fed.storage.checkpoint_file import SealBrokenError
+from ept_fed.storage.checkpoint_file import DamagedCheckpointError
 from ept_fed.storage.files import write_bytes, write_csv, write_text
 from simulations.benchmark.analysis.feature_charts import draw_features, draw_overview
 from simulations.benchmark.analysis.feature_record import MOMENTS, FeatureRecord, read_record, write_record
@@ -115,7 +115,7 @@ class AnalysisFolder:
         for key in dict.fromkeys(key for key in keys if self.holds(key)):
             try:
                 records[key] = read_record(self._locate(key))
-            except SealBrokenError as broken:
+            except DamagedCheckpointError as broken:
                 fix = f"{broken}; remove the file, and the cell is trained again for it"
                 problems.append(Problem("--analyse", str(self.path), fix))
         return records, problems

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from client.ledger.entry import FIRST
 from client.ledger.ledger import Ledger, Record, tip_path
 from ept_fed.cli.main import app
-from ept_fed.pki.keys import spell_openssh_public
+from ept_fed.pki.keys import serialize_openssh_public
 from server.provisioning.authority import Authority
 
 KEY = ec.generate_private_key(ec.SECP384R1())
@@ -48,7 +48,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ledger.close()
     now = datetime.now(UTC)
     own, other = (Authority(folder / name, name, now, 9) for name in ("consortium", "another"))
-    node = spell_openssh_public(ec.generate_private_key(ec.SECP384R1()).public_key())
+    node = serialize_openssh_public(ec.generate_private_key(ec.SECP384R1()).public_key())
     foreign = ec.generate_private_key(ec.SECP384R1()).public_key()
     issued = {
         "site.crt": own.issue_site("north", KEY.public_key(), node, now=now, days=9),

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from client.deployment.preflight import _CHECKS, Finding, _judge_clock, check_kit
+from client.deployment.preflight import _CHECKS, Finding, _check_clock, check_kit
 from ept_fed.cli.main import app
 from ept_fed.pki.kit_layout import read_identity
 from ept_fed.validation.load_site import load_site_settings
@@ -176,9 +176,9 @@ def test_a_wrong_clock_is_found_over_the_wire(kit: Path, server: dict[str, Any])
 def test_the_clock_may_differ_as_far_as_the_server_accepts(ahead: float, state: str) -> None:
     theirs = NOW.replace(microsecond=0)
     ours = theirs + timedelta(seconds=ahead)
-    assert _judge_clock(format_datetime(theirs, usegmt=True), ours, ours).state == state
+    assert _check_clock(format_datetime(theirs, usegmt=True), ours, ours).state == state
     for date in (None, "yesterday", "Tue, 24 Nov 2026 12:00:00", "Tue, 24 Nov 2026 12:00:00 -0000"):
-        assert _judge_clock(date, ours, ours).state == "unknown"
+        assert _check_clock(date, ours, ours).state == "unknown"
 
 
 def test_keys_that_others_may_read_are_found(kit: Path) -> None:

@@ -27,7 +27,7 @@ from ept_fed.protocol.frames import Refusal, encode_frame
 from ept_fed.services.processes import AlreadyRunsError, PidFile, end_marked, find_marked
 from ept_fed.services.supervisor import REFUSED, Program, supervise
 from ept_fed.validation.load_site import load_site_settings
-from tests.client.open_door import OpenDoor
+from tests.client.pass_through_gate import PassThroughGate
 
 ROOT = Path(__file__).resolve().parents[3]
 LIMIT = 60.0
@@ -115,9 +115,9 @@ def test_what_a_killed_service_left_is_ended_by_the_next(supervisor: subprocess.
 def test_a_worker_ends_with_the_process_that_started_it() -> None:
     worker = (
         "import os, socket; from client.worker.process import _wait; pair = socket.socketpair();"
-        "from tests.client.open_door import OpenDoor;"
+        "from tests.client.pass_through_gate import PassThroughGate;"
         # Asked before the parent may be killed: afterwards it is another process.
-        "parent = os.getppid(); print('waits', flush=True); _wait(pair[0], parent, OpenDoor())"
+        "parent = os.getppid(); print('waits', flush=True); _wait(pair[0], parent, PassThroughGate())"
     )
     parent = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {worker!r}]); time.sleep(600)"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -131,13 +131,13 @@ def test_a_worker_ends_with_the_process_that_started_it() -> None:
 
 
 def test_a_worker_that_can_record_nothing_any_more_ends() -> None:
-    class EndedDoor(OpenDoor):
+    class EndedGate(PassThroughGate):
         @property
         def ended(self) -> bool:
             return True
 
     ours, _theirs = socket.socketpair()
-    _wait(ours, os.getppid(), EndedDoor())
+    _wait(ours, os.getppid(), EndedGate())
 
 
 def test_a_program_that_cannot_be_started_is_told_and_tried_again(tmp_path: Path) -> None:
@@ -222,7 +222,7 @@ def test_supernode_gets_the_kits_key_the_workers_socket_and_no_telemetry(make_ki
         describe_programs(kit, settings, ("node",))
     server = ServerAddress(host="fl.example.org", port=8443)
     identity = KitIdentity(federation="f", site="site-1", server=server, version="0")
-    (kit / "federation.json").write_bytes(identity.spell())
+    (kit / "federation.json").write_bytes(identity.serialize())
     with pytest.raises(InputRefusedError, match=r"tls/ca\.crt[\s\S]*keys/node"):
         describe_programs(kit, settings, ("node",))
     for name in ("tls/ca.crt", "keys/node"):

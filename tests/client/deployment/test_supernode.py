@@ -25,7 +25,7 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 
 from client.deployment import supernode
 from client.deployment.supernode import MultiplexedFleetClient
-from ept_fed.pki.keys import new_key, spell_pkcs8
+from ept_fed.pki.keys import new_key, serialize_pkcs8
 
 ROOT = Path(__file__).resolve().parents[3]
 LIMIT = 20.0
@@ -39,7 +39,7 @@ class Fleet(ThreadingHTTPServer):
     def __init__(self, folder: Path) -> None:
         super().__init__(("127.0.0.1", 0), Answer)
         self.polled, self.may_answer = threading.Event(), threading.Event()
-        self.at_once, self.most_at_once, self.lock = 0, 0, threading.Lock()
+        self.at_once, self.max_at_once, self.lock = 0, 0, threading.Lock()
         self.connections, self.cuts = 0, 0
         self.certificate = folder / "server.crt"
         key, name = new_key(), x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
@@ -52,7 +52,7 @@ class Fleet(ThreadingHTTPServer):
             .sign(key, hashes.SHA256())
         )
         self.certificate.write_bytes(certificate.public_bytes(Encoding.PEM))
-        (folder / "server.key").write_bytes(spell_pkcs8(key))
+        (folder / "server.key").write_bytes(serialize_pkcs8(key))
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(self.certificate, folder / "server.key")
         self.socket = context.wrap_socket(self.socket, server_side=True)
@@ -75,7 +75,7 @@ class Answer(BaseHTTPRequestHandler):
         if self.path.endswith("/pull-messages"):
             with self.server.lock:
                 self.server.at_once += 1
-                self.server.most_at_once = max(self.server.at_once, self.server.most_at_once)
+                self.server.max_at_once = max(self.server.at_once, self.server.max_at_once)
             self.server.polled.set()
             self.server.may_answer.wait(LIMIT)
             with self.server.lock:
@@ -130,12 +130,12 @@ def test_messages_go_one_at_a_time(fleet: Fleet) -> None:
         fleet.may_answer.set()
         for message in messages:
             message.result(LIMIT)
-    assert fleet.most_at_once == 1
+    assert fleet.max_at_once == 1
 
 
 @pytest.mark.parametrize("after", ["requests", "seconds"])
 def test_a_connection_is_left_before_a_proxy_ends_it(fleet: Fleet, monkeypatch: pytest.MonkeyPatch, after: str) -> None:
-    monkeypatch.setattr(supernode, *(("_MOST_REQUESTS", 2) if after == "requests" else ("_MOST_SECONDS", 0.0)))
+    monkeypatch.setattr(supernode, *(("_MAX_REQUESTS", 2) if after == "requests" else ("_MAX_SECONDS", 0.0)))
     fleet.may_answer.set()
     with connect(fleet) as client:
         for _ in range(5):

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client.gate.violations import RulesBrokenError
+from client.gate.violations import PolicyViolationError
 from ept_fed.config.experiment import TrainingSettings
 from ept_fed.protocol.frames import encode_frame
 from ept_fed.protocol.messages import (
@@ -50,7 +50,7 @@ JSON = TrainingSettings().model_dump()
         ({"federation": {"payload": "raw"}}, "incoming.payload"),
         ({"federation": {"rounds": 10_000}}, "incoming.rounds"),
         ({"personalisation": {"fine_tune_epochs": 999}}, "incoming.fine_tune_epochs"),
-        ({"training": {"head": "common"}}, "incoming.heads"),
+        ({"training": {"head": "fixed"}}, "incoming.heads"),
         ({"training": {"epochs": 1000}}, "incoming.training.epochs"),
         ({"training": {"batch_size": 1}}, "incoming.training.batch_size"),
         ({"training": {"prompt_lr": 50.0}}, "incoming.training.prompt_lr"),
@@ -70,7 +70,7 @@ def test_all_rules_that_a_proposal_breaks_are_named_together_and_no_value_leaves
     gate = kit.open()
     document = kit.proposal.model_dump()
     document["training"] |= {"epochs": 999, "batch_size": 1}
-    with pytest.raises(RulesBrokenError) as refusal:
+    with pytest.raises(PolicyViolationError) as refusal:
         gate.admit_proposal(RUN, Proposal.model_validate(document), b"frame")
     text = str(refusal.value)
     assert "incoming.training.epochs" in text
@@ -139,7 +139,7 @@ def test_a_runs_name_is_no_path(kit: Kit, name: str) -> None:
         (request(settings="{}", split="test"), "protocol.request"),
         (request(settings="{"), "protocol.settings"),
         (request(settings=TrainingSettings(epochs=900).model_dump_json()), "incoming.training.epochs"),
-        (request(settings=TrainingSettings(head="common").model_dump_json()), "incoming.heads"),
+        (request(settings=TrainingSettings(head="fixed").model_dump_json()), "incoming.heads"),
         (request(settings=TrainingSettings(proximal_mu=900).model_dump_json()), "incoming.training.proximal_mu"),
         (request(correction=np.ones(6, np.float32)), "incoming.correction"),
         (request(wants_gradient=True), "outgoing.gradient"),

@@ -49,7 +49,7 @@ from tests.client.gated_kit import (
         ({"layout": PayloadLayout(LAYOUT.shapes, ("class carcinoma of Jane Roe",))}, "protocol.layout"),
         ({"initial": np.full(6, np.nan, np.float32)}, "protocol.payload"),
         ({"initial": np.zeros(6)}, "protocol.payload"),
-        ({"examples": 9}, "outgoing.fewest_training_images"),
+        ({"examples": 9}, "outgoing.min_training_images"),
         ({"site": "Jane Roe"}, "protocol.site"),
         ({"run": "other"}, "protocol.run"),
         ({"proposal": "00" * 32}, "protocol.run"),
@@ -98,7 +98,7 @@ def test_the_first_backbone_is_kept_over_restarts_and_a_list_overrules_it(kit: K
         ({"payload": INITIAL.tolist()}, "protocol.payload"),
         ({"payload": INITIAL + np.float32(1.1)}, "outgoing.update"),
         ({"gradient": INITIAL}, "protocol.reply"),
-        ({"examples": 3}, "outgoing.fewest_training_images"),
+        ({"examples": 3}, "outgoing.min_training_images"),
         ({"examples": True}, "protocol.reply"),
         ({"metrics": {**dict.fromkeys(TRAIN_METRICS, 1.0), "patient": 1.0}}, "outgoing.metrics"),
         ({"metrics": dict.fromkeys(TRAIN_METRICS, "Jane Roe")}, "outgoing.metrics"),
@@ -151,7 +151,7 @@ WITH_MEANS = PayloadLayout(
 def test_statistics_leave_only_if_the_policy_says_so_and_of_classes_with_enough_images(kit: Kit) -> None:
     document = kit.proposal.model_dump()
     document["federation"] |= {"share": "prompts+head"}
-    document["training"] |= {"head": "discriminant"}
+    document["training"] |= {"head": "lda"}
     wanted = Proposal.model_validate(document)
     shared = {"incoming__share": ["prompts+head"]}
     with_moments = PayloadLayout((*WITH_MEANS.shapes, ("statistics.moments", (10,))), WITH_MEANS.meaning)
@@ -170,13 +170,13 @@ def test_statistics_leave_only_if_the_policy_says_so_and_of_classes_with_enough_
             assert gate.release(asked, reply, WITH_MEANS).payload is not None
         else:
             refused = rules_of(lambda: gate.release(asked, reply, WITH_MEANS))  # noqa: B023
-            assert refused == ("outgoing.fewest_class_images",)
+            assert refused == ("outgoing.min_class_images",)
 
 
 def test_no_statistics_leave_before_a_round_and_no_bound_on_steps_holds_for_them(kit: Kit) -> None:
     document = kit.proposal.model_dump()
     document["federation"] |= {"share": "prompts+head"}
-    document["training"] |= {"head": "discriminant"}
+    document["training"] |= {"head": "lda"}
     wanted = Proposal.model_validate(document)
     allowed = {"incoming__share": ["prompts+head"], "outgoing__statistics": "means"}
     gate = kit.open(**allowed)
@@ -254,9 +254,9 @@ def test_metrics_over_too_few_images_and_unlisted_ones_are_undefined_and_the_res
 
 @pytest.mark.parametrize("restart", [False, True])
 def test_validation_metrics_of_a_train_reply_count_validation_images(kit: Kit, restart: bool) -> None:
-    gate = kit.open(outgoing__fewest_images=21)
+    gate = kit.open(outgoing__min_images=21)
     kit.join(gate)
-    gate = kit.open(outgoing__fewest_images=21) if restart else gate
+    gate = kit.open(outgoing__min_images=21) if restart else gate
     asked = request()
     kit.admit(gate, asked)
     left = gate.release(asked, answer(asked), LAYOUT)
@@ -314,7 +314,7 @@ def test_whatever_a_reply_holds_nothing_leaves_but_what_the_policy_allows(kit: K
         assert set(str(refusal).removeprefix("the site's gate refuses it: ").split(", ")) <= {
             "outgoing.update",
             "outgoing.metrics",
-            "outgoing.fewest_training_images",
+            "outgoing.min_training_images",
             "protocol.reply",
             "protocol.payload",
             "protocol.gradient",

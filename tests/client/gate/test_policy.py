@@ -43,8 +43,8 @@ def test_every_number_that_a_server_can_ask_for_has_a_range() -> None:
     numbers = {name for name, value in TrainingSettings() if isinstance(value, (int, float)) and value is not False}
     assert numbers == set(TrainingRanges.model_fields)
     training = TrainingSettings()
-    for name, (least, most) in TrainingRanges():
-        assert least <= getattr(training, name) <= most
+    for name, (least, maximum) in TrainingRanges():
+        assert least <= getattr(training, name) <= maximum
 
 
 def test_every_metric_of_the_protocol_can_be_allowed() -> None:

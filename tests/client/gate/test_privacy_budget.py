@@ -24,7 +24,7 @@ from client.gate.privacy_budget import (
     OverspentError,
     read_budget,
 )
-from client.gate.violations import RulesBrokenError
+from client.gate.violations import PolicyViolationError
 from client.ledger.ledger import tip_path
 from client.site.privacy_cost import RoundCost
 from client.worker.worker import Worker
@@ -226,7 +226,7 @@ class Private:
         self._open()
 
     def _open(self) -> None:
-        outgoing = {"fewest_images": 2, "fewest_training_images": 2, "budget": self.limit, "update": {"bound": 1e6}}
+        outgoing = {"min_images": 2, "min_training_images": 2, "budget": self.limit, "update": {"bound": 1e6}}
         policy = {
             "schema": 1,
             "outgoing": outgoing,
@@ -274,7 +274,7 @@ def private(make_kit: Callable[..., Path], federation: Callable[..., Experiment]
 
 
 def refused_proposal(site: Private, run: str) -> str:
-    with pytest.raises(RulesBrokenError) as refusal:
+    with pytest.raises(PolicyViolationError) as refusal:
         site.gate.admit_proposal(run, site.proposal, b"frame")
     return str(refusal.value)
 

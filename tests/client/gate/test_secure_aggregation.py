@@ -1,4 +1,4 @@
-"""Updates that leave under masks: judged before, once a round, in the ledger like all else."""
+"""Updates that leave under secure aggregation: judged before, once a round, in the ledger like all else."""
 
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,7 @@ def test_a_masked_round_passes_and_the_ledger_has_every_message(secure: Kit) -> 
     train(secure, gate)
     for name in STAGES:
         give(secure, gate, name)
-    assert gate.masked_rounds(RUN) == 1
+    assert gate.secure_rounds(RUN) == 1
     entries = secure.entries()
     assert [entry.kind for entry in entries if entry.direction == "out"] == ["introduction", "train", *STAGES]
     (masked,) = [entry for entry in entries if entry.kind == "masked input" and entry.direction == "out"]
@@ -80,7 +80,7 @@ def test_an_update_leaves_once_also_after_a_restart(secure: Kit, restart: bool) 
     for name in STAGES[:3]:
         give(secure, gate, name)
     gate = secure.open() if restart else gate
-    assert gate.masked_rounds(RUN) == 1
+    assert gate.secure_rounds(RUN) == 1
     for name in ("advertisement", "masked input"):
         assert rules_of(lambda name=name: admit(secure, gate, stage(name))) == ("protocol.replay",)
     train(secure, gate, 2)
@@ -116,8 +116,8 @@ def test_a_run_in_clear_serves_no_stage_and_can_be_refused_as_such(tmp_path: Pat
     kit.join(gate)
     kit.admit(gate, request())
     assert rules_of(lambda: admit(kit, gate, stage("advertisement"))) == ("protocol.stage",)
-    strict = kit.open(outgoing__masked_only=True)
-    assert rules_of(lambda: kit.admit(strict, request(2))) == ("outgoing.masked_only",)
+    strict = kit.open(outgoing__secure_aggregation_only=True)
+    assert rules_of(lambda: kit.admit(strict, request(2))) == ("outgoing.secure_aggregation_only",)
 
 
 def test_a_masked_update_is_held_to_the_rules_of_one_in_clear(secure: Kit) -> None:
@@ -129,7 +129,7 @@ def test_a_masked_update_is_held_to_the_rules_of_one_in_clear(secure: Kit) -> No
     far, infinite = INITIAL + np.float32(1.5), np.full_like(INITIAL, np.inf)
     assert rules_of(lambda: gate.mask(asked, INITIAL, far, COUNTS["train"], LAYOUT)) == ("outgoing.update",)
     assert rules_of(lambda: gate.mask(asked, INITIAL, infinite, COUNTS["train"], LAYOUT)) == ("protocol.payload",)
-    assert rules_of(lambda: gate.mask(asked, INITIAL, TRAINED, 9, LAYOUT)) == ("outgoing.fewest_training_images",)
+    assert rules_of(lambda: gate.mask(asked, INITIAL, TRAINED, 9, LAYOUT)) == ("outgoing.min_training_images",)
     assert "protocol.layout" in rules_of(lambda: gate.mask(asked, INITIAL, TRAINED, COUNTS["train"], WITH_TOKENS))
     clipping = secure.open(outgoing__update={"bound": 1.0, "above": "clip"})
     np.testing.assert_allclose(clipping.mask(asked, INITIAL, far, COUNTS["train"], LAYOUT), INITIAL + 1, rtol=1e-6)
@@ -182,17 +182,17 @@ def test_the_same_run_under_another_name_is_refused_once_an_update_left(secure: 
 
 
 def test_sums_of_fewer_sites_than_the_policy_asks_for_are_refused(secure: Kit) -> None:
-    gate = secure.open(outgoing__fewest_masked_sites=4)
-    assert rules_of(lambda: secure.join(gate)) == ("outgoing.fewest_masked_sites",)
+    gate = secure.open(outgoing__min_secure_aggregation_sites=4)
+    assert rules_of(lambda: secure.join(gate)) == ("outgoing.min_secure_aggregation_sites",)
 
 
 def test_a_reply_of_few_images_does_not_leave_though_its_update_stays(secure: Kit) -> None:
     asked = request()
     secure.join(secure.open())
-    gate = secure.open(outgoing__fewest_training_images=1000)
+    gate = secure.open(outgoing__min_training_images=1000)
     secure.admit(gate, asked)
     assert rules_of(lambda: gate.release(asked, answer(asked, payload=None), LAYOUT)) == (
-        "outgoing.fewest_training_images",
+        "outgoing.min_training_images",
     )
 
 

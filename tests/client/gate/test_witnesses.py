@@ -14,7 +14,7 @@ from client.audit import begin_ledger as begin_module
 from client.audit.report import verify_ledger
 from client.gate.open import LEDGER_FILE, check_gate, open_gate
 from client.gate.privacy_budget import BUDGET_FILE, BudgetLedger
-from client.gate.witnesses import find_served, recall_anew, spell_served
+from client.gate.witnesses import find_served, load_restart, serialize_served
 from client.ledger.ledger import tip_path
 from client.site.privacy_cost import RoundCost
 from client.site.run_record import Answer
@@ -167,7 +167,7 @@ def test_of_two_who_begin_a_ledger_at_once_one_is_refused(kit: Kit, monkeypatch:
     monkeypatch.setattr(begin_module, "find_served", be_overtaken)
     with pytest.raises(InputRefusedError, match="is there; keep it"):
         begin_module.begin_ledger(kit.folder, "the second")
-    assert [recall_anew(entry)[0] for entry in kit.entries()] == ["the first"]
+    assert [load_restart(entry)[0] for entry in kit.entries()] == ["the first"]
 
 
 def test_a_run_may_bear_the_name_of_a_states_file(kit: Kit) -> None:
@@ -196,4 +196,4 @@ def test_the_last_round_of_every_run_is_found_whatever_else_lies_in_the_state(tm
         registry(tmp_path).record("run-b").note(Answer("evaluate", 1, 1, round_number))
     served = find_served(tmp_path, [], "north")
     assert served == {"run-b": 10}
-    assert spell_served(served) == "run-b to round 10"
+    assert serialize_served(served) == "run-b to round 10"

@@ -15,7 +15,7 @@ from client.audit.report import describe, verify_ledger
 from client.ledger import ledger as ledger_module
 from client.ledger.entry import FIRST
 from client.ledger.ledger import LEFT, Ledger, Record, tip_path
-from client.ledger.partial_writes import recall_torn, set_aside
+from client.ledger.partial_writes import load_torn, set_aside
 from client.ledger.verify import Examination, examine
 
 KEY = ec.generate_private_key(ec.SECP384R1())
@@ -198,7 +198,7 @@ def check(path: Path, state: State, confirmed: int, monkeypatch: pytest.MonkeyPa
         assert (LEFT in after.entries[0].about) == (state != NOTHING)
     assert aside <= kept
     assert not found.torn or left[-found.torn :] in dict(kept).values()
-    recorded = [torn for entry in after.entries if (torn := recall_torn(entry.about)) is not None]
+    recorded = [torn for entry in after.entries if (torn := load_torn(entry.about)) is not None]
     assert {torn.file for torn in recorded} == {name for name, _ in kept}
     assert all(torn.is_kept_beside(path) for torn in recorded)
     noted = [entry.about for entry in after.entries[len(found.entries) :] if "unconfirmed_entries" in entry.about]

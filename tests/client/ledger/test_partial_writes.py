@@ -13,7 +13,7 @@ from client.audit.report import verify_ledger
 from client.ledger.crash_recovery import is_torn, split_lines
 from client.ledger.entry import FIRST
 from client.ledger.ledger import Ledger, LedgerBrokenError, Record, tip_path
-from client.ledger.partial_writes import recall_torn
+from client.ledger.partial_writes import load_torn
 from client.ledger.verify import Examination, examine
 
 KEY = ec.generate_private_key(ec.SECP384R1())
@@ -81,7 +81,7 @@ def test_a_torn_last_line_is_kept_named_by_the_next_entry_and_the_site_goes_on(
     ledger.close()
     after = look(path.read_bytes(), tip_path(path).read_bytes())
     assert after.sound
-    (found,) = [found for entry in after.entries if (found := recall_torn(entry.about)) is not None]
+    (found,) = [found for entry in after.entries if (found := load_torn(entry.about)) is not None]
     kept = (tmp_path / found.file).read_bytes()
     assert torn.endswith(kept)
     assert (found.size, found.sha256) == (len(kept), hashlib.sha256(kept).hexdigest())

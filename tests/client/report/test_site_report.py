@@ -41,7 +41,7 @@ from simulations.benches.noop_sites import _Silent
 from simulations.engine.local_grid import LocalGrid
 from simulations.engine.simulate import simulate
 from simulations.engine.virtual_sites import prepare_federation
-from tests.client.open_door import OpenDoor
+from tests.client.pass_through_gate import PassThroughGate
 from tests.conftest import MICRO
 
 SITE = "site-1"
@@ -83,7 +83,7 @@ def federate(experiment: Experiment, kits: Mapping[str, Path]) -> Plan:
     plan, proposal = prepare_federation(experiment).plan(), propose(experiment)
     behind = {}
     for site, kit in kits.items():
-        worker = Worker(load_site_settings(kit / "site.yaml"), OpenDoor())
+        worker = Worker(load_site_settings(kit / "site.yaml"), PassThroughGate())
         met = decode_frame(worker.answer(encode_frame(Introduce(plan.run, proposal))))
         assert isinstance(met, SiteIntroduction), met
         behind[site] = BehindWorker(worker, met.layout)
@@ -259,7 +259,7 @@ def test_a_run_whose_first_round_goes_on_is_refused_and_a_busy_worker_is_told_of
     kit: Path, taken_part: tuple[Path, str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = taken_part[1]
-    busy = dataclasses.replace(Worker(load_site_settings(kit / "site.yaml"), OpenDoor()).status(), run=run)
+    busy = dataclasses.replace(Worker(load_site_settings(kit / "site.yaml"), PassThroughGate()).status(), run=run)
     busy = dataclasses.replace(busy, activity="train", round=1)
     monkeypatch.setattr("client.report.site_report.describe_site", lambda _: ({}, busy))
     notes: list[str] = []

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from client.site.personalise import INTERPOLATION_GRID, fine_tune, interpolate, recall_ditto
+from client.site.personalise import INTERPOLATION_GRID, fine_tune, interpolate, load_ditto
 from client.site.site import Site
 from ept_fed.config.experiment import Experiment, TrainingSettings
 from ept_fed.protocol.messages import RoundRequest
@@ -47,13 +47,13 @@ def test_a_strong_ditto_stays_at_the_global_prompts_and_a_weak_one_goes_its_way(
     distances = []
     for strength in (0.1, 0.01, 1e-6):
         plan, site = trained_sinks(micro, strength)
-        assert recall_ditto(site)
+        assert load_ditto(site)
         distances.append(float(np.linalg.norm(site.export() - plan.initial)))
     assert distances[0] < distances[1] < distances[2]
 
 
 def test_a_site_without_ditto_says_so(micro: Micro) -> None:
-    assert not recall_ditto(trained_sinks(micro, None)[1])
+    assert not load_ditto(trained_sinks(micro, None)[1])
 
 
 def test_ditto_goes_on_where_its_last_round_ended(micro: Micro) -> None:
@@ -209,4 +209,4 @@ def test_a_diverging_ditto_leaves_the_federated_round_alone(micro: Micro) -> Non
     sites = [make_site(federation) for federation in (wild, plain)]
     payloads = [site.train(request_of(plan)).payload for site in sites]
     assert np.array_equal(*payloads)
-    assert not recall_ditto(sites[0])
+    assert not load_ditto(sites[0])

@@ -25,7 +25,7 @@ from client.site.state_store import (
 )
 from ept_fed.config.experiment import Experiment, TrainingSettings
 from ept_fed.models import PromptedViT
-from ept_fed.storage.checkpoint_file import SealBrokenError
+from ept_fed.storage.checkpoint_file import DamagedCheckpointError
 from ept_fed.training.optimizer import build_optimizer
 from simulations.engine.virtual_sites import prepare_federation
 
@@ -107,11 +107,11 @@ def test_a_state_that_is_cut_altered_or_anothers_is_refused(tmp_path: Path) -> N
     whole = path.read_bytes()
     for damaged in (whole[:-1], whole[: len(whole) // 2], b"", whole[:-3] + b"abc"):
         path.write_bytes(damaged)
-        with pytest.raises(SealBrokenError, match=r"round-0001\.safetensors (is cut short|was altered)"):
+        with pytest.raises(DamagedCheckpointError, match=r"round-0001\.safetensors (is cut short|was altered)"):
             folder.latest()
     path.write_bytes(whole)
     for other in (StateFolder(tmp_path, run="r", site="b"), StateFolder(tmp_path, run="s", site="a")):
-        with pytest.raises(SealBrokenError, match="belongs elsewhere"):
+        with pytest.raises(DamagedCheckpointError, match="belongs elsewhere"):
             other.latest()
 
 
@@ -126,7 +126,7 @@ def test_no_flipped_byte_goes_unnoticed(tmp_path_factory: pytest.TempPathFactory
     file.write_bytes(content)
     try:
         held = folder.latest()
-    except SealBrokenError:
+    except DamagedCheckpointError:
         return
     # Space and other whitespace in the JSON header carry no meaning.
     assert held is not None

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from client.gate.privacy_budget import BUDGET_FILE, read_budget
-from client.gate.violations import RulesBrokenError
+from client.gate.violations import PolicyViolationError
 from client.report.privacy_spent import describe_charges
 from client.site.privacy_cost import RoundCost
 from client.site.site import Site
@@ -102,13 +102,13 @@ def test_prompts_that_leave_no_room_for_the_noise_are_refused_before_it_is_drawn
     far = request(payload=request().payload + np.float32(40))
     UpdateNoise(private, 3).plan(far)
     with pytest.raises(MessageRefusedError, match="no room for the noise"):
-        UpdateNoise(private, 3, masked=True).plan(far)
+        UpdateNoise(private, 3, secure_aggregation=True).plan(far)
 
 
-@pytest.mark.parametrize("head", ["trained", "discriminant"])
+@pytest.mark.parametrize("head", ["trained", "lda"])
 def test_the_steps_told_are_those_of_any_images_of_that_number(site_of: SiteOf, head: str) -> None:
     plan, site = site_of(*clear_of_site(), f"training.head={head}")
-    assert site.train(request_of(plan)).metrics["steps"] == plan.most_steps(len(site.data.train))
+    assert site.train(request_of(plan)).metrics["steps"] == plan.max_steps(len(site.data.train))
 
 
 def test_the_gradient_over_all_images_is_refused(site_of: SiteOf) -> None:
@@ -169,7 +169,7 @@ def test_the_gate_holds_back_metrics_of_a_run_that_has_none_also_after_a_restart
         gate = kit.open()
         kit.admit(gate, asked)
         reply = answer(asked)
-        with pytest.raises(RulesBrokenError, match=r"protocol\.reply"):
+        with pytest.raises(PolicyViolationError, match=r"protocol\.reply"):
             gate.release(asked, reply, LAYOUT)
         hidden = {key: value if key in TOLD_METRICS else math.nan for key, value in reply.metrics.items()}
         gate.release(asked, dataclasses.replace(reply, metrics=hidden), LAYOUT)
@@ -182,7 +182,7 @@ def test_the_budget_keeps_what_each_noise_cost_and_refuses_what_would_overspend(
     kit.join(gate, proposal=propose_noise(kit))
     plan = UpdateNoise(noise("local", noise_multiplier=3.0), 2).plan
     gate.charge(request(), plan(request()))
-    with pytest.raises(RulesBrokenError, match=r"outgoing\.budget"):
+    with pytest.raises(PolicyViolationError, match=r"outgoing\.budget"):
         gate.charge(request(2), plan(request(2)))
     (line,) = read_budget(kit.settings.worker.state / BUDGET_FILE)
     assert (line.mechanism, line.noise_multiplier, line.sampling_rate, line.steps) == ("local gaussian", 1.5, 1.0, 1)

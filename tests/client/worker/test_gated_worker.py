@@ -27,7 +27,7 @@ from ept_fed.validation.load_site import load_site_settings
 
 POLICY = {
     "schema": 1,
-    "outgoing": {"fewest_images": 2, "fewest_training_images": 2},
+    "outgoing": {"min_images": 2, "min_training_images": 2},
     "incoming": {"backbone": "first", "training": {"epochs": [1, 2]}},
 }
 

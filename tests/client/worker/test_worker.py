@@ -26,7 +26,7 @@ from ept_fed.protocol.frames import (
 from ept_fed.protocol.messages import Header, MessageRefusedError, RoundReply, RoundRequest
 from ept_fed.protocol.proposal import Proposal, SiteIntroduction, propose
 from ept_fed.validation.load_site import SiteSettings, load_site_settings
-from tests.client.open_door import OpenDoor
+from tests.client.pass_through_gate import PassThroughGate
 
 
 @pytest.fixture
@@ -72,21 +72,21 @@ def refusal(answer: Frame) -> str:
 def test_a_run_from_proposal_to_reply_passes_the_door_message_by_message(
     settings: SiteSettings, proposal: Proposal
 ) -> None:
-    door = OpenDoor()
-    worker = Worker(settings, door)
+    gate = PassThroughGate()
+    worker = Worker(settings, gate)
     met = introduce(worker, proposal)
     trained = ask(worker, train_request(met, proposal))
     assert isinstance(trained, RoundReply)
     assert not np.array_equal(trained.payload, met.initial)
     evaluated = ask(worker, train_request(met, proposal, phase="evaluate", split="test", settings=""))
     assert isinstance(evaluated, RoundReply)
-    assert door.passed == ["proposal", "introduction", "train 1", "reply 1", "evaluate 1", "reply 1"]
-    assert door.turned_away == []
+    assert gate.passed == ["proposal", "introduction", "train 1", "reply 1", "evaluate 1", "reply 1"]
+    assert gate.refusals == []
 
 
 def test_backbone_images_and_model_stay_from_run_to_run(settings: SiteSettings, proposal: Proposal) -> None:
     clock = Clock()
-    worker = Worker(settings, OpenDoor(), clock=clock)
+    worker = Worker(settings, PassThroughGate(), clock=clock)
     introduce(worker, proposal)
     warm = worker._warm
     before = warm._backbone.value, warm._data.value, warm._slot.value
@@ -102,14 +102,14 @@ def test_backbone_images_and_model_stay_from_run_to_run(settings: SiteSettings, 
 
 
 def test_a_worker_that_was_killed_goes_on_without_being_asked_anew(settings: SiteSettings, proposal: Proposal) -> None:
-    first = Worker(settings, OpenDoor())
+    first = Worker(settings, PassThroughGate())
     met = introduce(first, proposal)
     one = train_request(met, proposal)
     reply = ask(first, one)
     assert isinstance(reply, RoundReply)
     two = train_request(met, proposal, 2, payload=reply.payload)
     expected = ask(first, two)
-    second = Worker(settings, OpenDoor())
+    second = Worker(settings, PassThroughGate())
     again = ask(second, two)
     assert isinstance(expected, RoundReply)
     assert isinstance(again, RoundReply)
@@ -120,7 +120,7 @@ def test_a_worker_that_was_killed_goes_on_without_being_asked_anew(settings: Sit
 def test_the_same_request_is_answered_with_the_same_bytes_and_without_training(
     settings: SiteSettings, proposal: Proposal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    worker = Worker(settings, OpenDoor())
+    worker = Worker(settings, PassThroughGate())
     met = introduce(worker, proposal)
     request = encode_frame(train_request(met, proposal))
     first = worker.answer(request)
@@ -132,12 +132,12 @@ def test_a_second_run_is_refused_with_the_name_of_the_first_until_that_is_silent
     settings: SiteSettings, proposal: Proposal
 ) -> None:
     clock = Clock()
-    door = OpenDoor()
-    worker = Worker(settings, door, clock=clock)
+    gate = PassThroughGate()
+    worker = Worker(settings, gate, clock=clock)
     introduce(worker, proposal)
     clock.now += 599
     assert "serves another run" in refusal(ask(worker, Introduce("run-b", proposal)))
-    assert door.turned_away[-1][0] == "introduce"
+    assert gate.refusals[-1][0] == "introduce"
     clock.now += 2
     introduce(worker, proposal, "run-b")
     status = worker.status()
@@ -148,7 +148,7 @@ def test_status_is_answered_and_another_run_refused_while_the_site_trains(
     settings: SiteSettings, proposal: Proposal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock()
-    worker = Worker(settings, OpenDoor(), clock=clock)
+    worker = Worker(settings, PassThroughGate(), clock=clock)
     met = introduce(worker, proposal)
     training, go_on = threading.Event(), threading.Event()
 
@@ -174,7 +174,7 @@ def test_status_is_answered_and_another_run_refused_while_the_site_trains(
 def test_a_full_disk_is_said_loses_nothing_and_the_next_attempt_works(
     settings: SiteSettings, proposal: Proposal, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    worker = Worker(settings, OpenDoor())
+    worker = Worker(settings, PassThroughGate())
     met = introduce(worker, proposal)
     request = train_request(met, proposal)
     undisturbed = ask(worker, request)
@@ -203,7 +203,7 @@ def test_a_full_disk_is_said_loses_nothing_and_the_next_attempt_works(
 def test_a_full_disk_at_the_proposal_leaves_no_half_agreement(
     settings: SiteSettings, proposal: Proposal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    worker = Worker(settings, OpenDoor())
+    worker = Worker(settings, PassThroughGate())
     with monkeypatch.context() as full:
         full.setattr("ept_fed.storage.files.os.fsync", lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
         assert "disk is full" in refusal(ask(worker, Introduce("run-a", proposal)))
@@ -214,20 +214,20 @@ def test_a_full_disk_at_the_proposal_leaves_no_half_agreement(
 def test_exceptions_keep_their_texts_at_the_site(
     settings: SiteSettings, proposal: Proposal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    door = OpenDoor()
-    worker = Worker(settings, door)
+    gate = PassThroughGate()
+    worker = Worker(settings, gate)
     met = introduce(worker, proposal)
     monkeypatch.setattr(
         "client.site.site.train_local_round", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("patient_007.dcm"))
     )
     answer = ask(worker, train_request(met, proposal))
     assert answer == Refusal("the site failed; its own log says why", failed=True)
-    assert door.turned_away == [("train", "the site failed; its own log says why")]
+    assert gate.refusals == [("train", "the site failed; its own log says why")]
 
 
 def test_settings_that_do_not_fit_are_named_without_their_values(settings: SiteSettings, proposal: Proposal) -> None:
     greedy = proposal.model_copy(update={"data": proposal.data.model_copy(update={"shots": 500})})
-    said = refusal(ask(Worker(settings, OpenDoor()), Introduce("run-a", greedy)))
+    said = refusal(ask(Worker(settings, PassThroughGate()), Introduce("run-a", greedy)))
     assert said == "refused settings: data.shots" + ", data.shots" * 4 + "; the site's own log says why"
 
 
@@ -243,14 +243,14 @@ def test_settings_that_do_not_fit_are_named_without_their_values(settings: SiteS
 def test_what_is_asked_for_is_what_was_agreed_on(
     settings: SiteSettings, proposal: Proposal, rounds: int, training: dict[str, Any], says: str
 ) -> None:
-    worker = Worker(settings, OpenDoor())
+    worker = Worker(settings, PassThroughGate())
     met = introduce(worker, proposal)
     asked = proposal.training.model_copy(update=training).model_dump_json()
     assert says in refusal(ask(worker, train_request(met, proposal, rounds=rounds, settings=asked)))
 
 
 def test_what_the_agreed_strategy_does_not_do_is_not_done(settings: SiteSettings, proposal: Proposal) -> None:
-    worker = Worker(settings, OpenDoor())
+    worker = Worker(settings, PassThroughGate())
     met = introduce(worker, proposal)
     asked = train_request(met, proposal)
     gradient = dataclasses.replace(asked, wants_gradient=True)
@@ -260,7 +260,7 @@ def test_what_the_agreed_strategy_does_not_do_is_not_done(settings: SiteSettings
 
 
 def test_a_run_that_was_never_proposed_is_refused(settings: SiteSettings, proposal: Proposal) -> None:
-    worker = Worker(settings, OpenDoor())
+    worker = Worker(settings, PassThroughGate())
     met = introduce(worker, proposal)
     unknown = train_request(dataclasses.replace(met, run="run-x"), proposal)
     assert "never proposed" in refusal(ask(worker, unknown))
@@ -268,7 +268,7 @@ def test_a_run_that_was_never_proposed_is_refused(settings: SiteSettings, propos
 
 @pytest.mark.parametrize("run", ["..", "../run", "", "a/b", "run-a\n", "\0", "x" * 65])
 def test_a_name_that_leads_elsewhere_is_refused(settings: SiteSettings, proposal: Proposal, run: str) -> None:
-    assert refusal(ask(Worker(settings, OpenDoor()), Introduce(run, proposal)))
+    assert refusal(ask(Worker(settings, PassThroughGate()), Introduce(run, proposal)))
     assert not list(settings.worker.state.iterdir())
 
 
@@ -292,29 +292,29 @@ ASKS_STATUS = struct.pack("<4sIQ", b"EPT1", len(STATUS_HEAD), 0) + STATUS_HEAD
 
 @pytest.mark.parametrize("answer", [Refusal("no"), b"no frame", b"", ASKS_STATUS])
 def test_what_is_no_question_is_refused_and_recorded(settings: SiteSettings, answer: Any) -> None:
-    door = OpenDoor()
-    worker = Worker(settings, door)
+    gate = PassThroughGate()
+    worker = Worker(settings, gate)
     content = answer if isinstance(answer, bytes) else encode_frame(answer)
     assert isinstance(decode_frame(worker.answer(content)), Refusal)
-    assert len(door.turned_away) == 1
+    assert len(gate.refusals) == 1
 
 
 def test_a_closed_door_is_told_and_what_it_declined_holds_nothing(settings: SiteSettings, proposal: Proposal) -> None:
-    class ClosedDoor(OpenDoor):
+    class ClosedGate(PassThroughGate):
         def admit_proposal(self, run: str, proposal: Proposal, frame: bytes) -> None:
             raise MessageRefusedError("policy.yaml allows 3 rounds")
 
-    door = ClosedDoor()
-    worker = Worker(settings, door)
+    gate = ClosedGate()
+    worker = Worker(settings, gate)
     assert refusal(ask(worker, Introduce("run-a", proposal))) == "policy.yaml allows 3 rounds"
-    assert door.turned_away == []
+    assert gate.refusals == []
     assert (worker.status().run, worker.status().runs) == (None, ())
 
 
 def test_one_site_is_one_site(make_kit: Callable[..., Path], proposal: Proposal) -> None:
     data = {"source": "phantoms", "phantom_sites": 2, "patients_per_class": 8}
     settings = load_site_settings(make_kit(data=data) / "site.yaml")
-    assert "data.sites" in refusal(ask(Worker(settings, OpenDoor()), Introduce("run-a", proposal)))
+    assert "data.sites" in refusal(ask(Worker(settings, PassThroughGate()), Introduce("run-a", proposal)))
 
 
 def test_nothing_is_loaded_before_the_first_proposal(settings: SiteSettings) -> None:
@@ -325,7 +325,7 @@ def test_nothing_is_loaded_before_the_first_proposal(settings: SiteSettings) -> 
 def test_a_run_that_is_over_or_came_to_nothing_keeps_no_other_waiting(
     settings: SiteSettings, proposal: Proposal
 ) -> None:
-    worker = Worker(settings, OpenDoor())
+    worker = Worker(settings, PassThroughGate())
     greedy = proposal.model_copy(update={"data": proposal.data.model_copy(update={"shots": 5000})})
     assert isinstance(ask(worker, Introduce("run-0", greedy)), Refusal)
     met = introduce(worker, proposal)

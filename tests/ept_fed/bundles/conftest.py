@@ -19,7 +19,7 @@ from ept_fed.models import create_backbone, frozen_tensors
 from ept_fed.pki.signing import sign
 from ept_fed.progress import Silent
 from ept_fed.seeds import derive_seed
-from ept_fed.storage.canonical_json import spell_canonical
+from ept_fed.storage.canonical_json import serialize_canonical
 from ept_fed.validation.load_experiment import load_experiment
 from simulations.engine.simulate import simulate
 from simulations.engine.virtual_sites import prepare_federation
@@ -92,7 +92,7 @@ def resign(bundle_copy: Path) -> Callable[..., Path]:
 
     def apply(**changes: Any) -> Path:
         document = json.loads((bundle_copy / DESCRIPTION).read_text()) | changes
-        content = spell_canonical(document)
+        content = serialize_canonical(document)
         (bundle_copy / DESCRIPTION).write_bytes(content)
         (bundle_copy / SIGNATURE).write_bytes(sign(content, ec.generate_private_key(ec.SECP384R1())))
         return bundle_copy

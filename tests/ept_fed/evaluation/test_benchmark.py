@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from ept_fed.evaluation.benchmark import SUMMARY_METRICS, compare_means_with_home, compare_with_home, summarise
+from ept_fed.evaluation.benchmark import SUMMARY_METRICS, compare_means_with_local, compare_with_local, summarise
 
 
 def row(method: str, seed: int, site: str, value: float, setting: str = "federated") -> dict[str, Any]:
@@ -13,12 +13,12 @@ def row(method: str, seed: int, site: str, value: float, setting: str = "federat
     return {**run, "site": site, "bytes_per_round": 10, **dict.fromkeys(SUMMARY_METRICS, value)}
 
 
-def test_what_a_site_gains_is_measured_from_its_own_home_run_by_run() -> None:
+def test_what_a_site_gains_is_measured_from_its_own_local_model_run_by_run() -> None:
     rows = [row("ept", seed, "a", 0.5 + seed / 10, "local") for seed in (0, 1, 2)]
     rows += [row("ept", seed, "a", 0.5 + seed / 10 + gain) for seed, gain in ((0, 0.1), (1, 0.2), (2, 0.3), (3, 0.9))]
     rows += [row("ept", 0, "b", float("nan"), "local"), row("ept", 0, "b", 0.5), row("vpt", 0, "a", 0.9)]
-    gained, nothing = compare_with_home(rows)
-    assert (gained["site"], gained["setting"], gained["runs"], gained["home"]) == (
+    gained, nothing = compare_with_local(rows)
+    assert (gained["site"], gained["setting"], gained["runs"], gained["local"]) == (
         "a",
         "federated",
         3,
@@ -37,14 +37,14 @@ def test_the_mean_gain_is_over_sites_within_a_run_and_its_interval_over_runs() -
     rows = [row("ept", seed, site, 0.5, "local") for seed in gains for site in ("a", "b")]
     rows += [row("ept", seed, site, 0.5 + gain) for seed, own in gains.items() for site, gain in own.items()]
     rows += [row("ept", 3, "a", 0.9), row("linear", 0, "a", 0.9)]
-    (gained,) = compare_means_with_home(rows)
+    (gained,) = compare_means_with_local(rows)
     assert (gained["method"], gained["setting"], gained["runs"]) == ("ept", "federated", 3)
     assert (gained["sites"], gained["helped"]) == (2, 1)
     # Means of the runs: -0.1, 0.1 and 0.3 (site b is undefined there); their standard deviation is 0.2.
-    assert (gained["home"], gained["difference"]) == (pytest.approx(0.5), pytest.approx(0.1))
+    assert (gained["local"], gained["difference"]) == (pytest.approx(0.5), pytest.approx(0.1))
     assert gained["low"] == pytest.approx(0.1 - 4.303 * 0.2 / 3**0.5, abs=1e-4)
     assert gained["high"] == pytest.approx(0.1 + 4.303 * 0.2 / 3**0.5, abs=1e-4)
-    assert math.isnan(compare_means_with_home(rows[:2] + rows[6:8])[0]["low"])
+    assert math.isnan(compare_means_with_local(rows[:2] + rows[6:8])[0]["low"])
 
 
 def test_differences_are_paired_seed_by_seed() -> None:

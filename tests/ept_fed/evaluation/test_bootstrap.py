@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from ept_fed.evaluation.bootstrap import FEWEST_GROUPS, judge, resample, summarise, summarise_share
+from ept_fed.evaluation.bootstrap import MIN_GROUPS, assess_difference, resample, summarise, summarise_share
 from ept_fed.evaluation.metrics import Array
 from ept_fed.evaluation.weighted import Sample, class_averages, class_ranks
 
@@ -43,7 +43,7 @@ def test_intervals_of_a_paired_auc_difference_cover_the_truth() -> None:
     truth, covered = paired_difference(np.random.default_rng(0), patients=20_000, draws=0)[0], []
     for seed in range(200):
         value, draws = paired_difference(np.random.default_rng(seed + 1), patients=60, draws=400)
-        gap = judge(value, draws, 60)
+        gap = assess_difference(value, draws, 60)
         covered.append(gap.low <= truth <= gap.high)
     assert 0.90 <= np.mean(covered) <= 0.99
 
@@ -70,42 +70,42 @@ def paired_difference(rng: np.random.Generator, *, patients: int, draws: int) ->
 @given(seed=st.integers(0, 10**6), center=st.floats(-1, 1), step=st.floats(0, 1), higher=st.booleans())
 def test_a_better_difference_never_gets_a_worse_verdict(seed: int, center: float, step: float, higher: bool) -> None:
     draws = np.random.default_rng(seed).normal(center, 0.3, 200)
-    before = judge(center, draws, 50, higher_is_better=higher)
+    before = assess_difference(center, draws, 50, higher_is_better=higher)
     better = step if higher else -step
-    after = judge(center + better, draws + better, 50, higher_is_better=higher)
+    after = assess_difference(center + better, draws + better, 50, higher_is_better=higher)
     assert ORDER[after.verdict] >= ORDER[before.verdict]
 
 
 def test_a_loss_that_falls_has_helped() -> None:
     draws = np.linspace(-0.3, -0.1, 100)
-    assert judge(-0.2, draws, 50, higher_is_better=False).verdict == "helped"
-    assert judge(-0.2, draws, 50).verdict == "harmed"
+    assert assess_difference(-0.2, draws, 50, higher_is_better=False).verdict == "helped"
+    assert assess_difference(-0.2, draws, 50).verdict == "harmed"
 
 
 def test_needed_patients_follow_the_square_root_law() -> None:
-    gap = judge(0.1, np.random.default_rng(0).normal(0.1, 0.1, 100_000), 100)
+    gap = assess_difference(0.1, np.random.default_rng(0).normal(0.1, 0.1, 100_000), 100)
     assert gap.verdict == "no clear difference"
     assert gap.groups_needed == pytest.approx(100 * 1.96**2 - 100, rel=0.03)
 
 
 @pytest.mark.parametrize("center", [0.0, 0.001])
 def test_no_number_of_patients_is_named_where_it_means_nothing(center: float) -> None:
-    assert judge(center, np.random.default_rng(0).normal(center, 0.1, 1000), 100).groups_needed is None
+    assert assess_difference(center, np.random.default_rng(0).normal(center, 0.1, 1000), 100).groups_needed is None
 
 
 def test_a_clear_verdict_needs_nobody_else() -> None:
-    assert judge(0.5, np.full(100, 0.5), 100).groups_needed is None
+    assert assess_difference(0.5, np.full(100, 0.5), 100).groups_needed is None
 
 
 def test_equal_models_make_no_difference() -> None:
-    gap = judge(0.0, np.zeros(1000), 100)
+    gap = assess_difference(0.0, np.zeros(1000), 100)
     assert (gap.low, gap.high, gap.verdict, gap.groups_needed) == (0.0, 0.0, "no clear difference", None)
 
 
 @pytest.mark.parametrize(
     ("value", "draws", "groups"),
     [
-        (0.5, np.full(100, 0.5), FEWEST_GROUPS - 1),
+        (0.5, np.full(100, 0.5), MIN_GROUPS - 1),
         (0.5, np.full(100, np.nan), 100),
         (0.5, np.r_[np.full(30, np.nan), np.full(70, 0.5)], 100),
         (math.nan, np.full(100, 0.5), 100),
@@ -113,7 +113,7 @@ def test_equal_models_make_no_difference() -> None:
     ],
 )
 def test_without_a_basis_there_is_no_interval_and_no_verdict(value: float, draws: Array, groups: int) -> None:
-    interval, gap = summarise(value, draws, groups), judge(value, draws, groups)
+    interval, gap = summarise(value, draws, groups), assess_difference(value, draws, groups)
     assert math.isnan(interval.low)
     assert math.isnan(interval.high)
     assert gap.verdict == "no clear difference"

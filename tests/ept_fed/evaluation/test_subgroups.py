@@ -3,7 +3,7 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ept_fed.evaluation.subgroups import FEWEST_CASES, UNSTATED, band_values, choose_hidden
+from ept_fed.evaluation.subgroups import MIN_CASES, UNSTATED, band_values, choose_hidden
 
 
 def test_ages_come_in_decades_and_words_stay() -> None:
@@ -43,8 +43,8 @@ def test_a_single_small_cell_takes_the_next_smallest_with_it() -> None:
 @given(st.dictionaries(st.text(max_size=3), st.integers(0, 60), max_size=8))
 def test_what_is_hidden_cannot_be_derived_from_the_total(cases: dict[str, int]) -> None:
     hidden = choose_hidden(cases)
-    assert all(name in hidden for name, count in cases.items() if 0 < count < FEWEST_CASES)
+    assert all(name in hidden for name, count in cases.items() if 0 < count < MIN_CASES)
     filled = [name for name, count in cases.items() if count]
     if hidden and len(hidden) < len(filled):
         assert len(hidden) > 1
-        assert sum(cases[name] for name in hidden) >= FEWEST_CASES
+        assert sum(cases[name] for name in hidden) >= MIN_CASES

@@ -17,7 +17,7 @@ from ept_fed.pki.signing import (
     verify,
     write_key,
 )
-from ept_fed.storage.canonical_json import parse_canonical, spell_canonical
+from ept_fed.storage.canonical_json import parse_canonical, serialize_canonical
 
 KEY = ec.generate_private_key(ec.SECP384R1())
 PEM, PKCS8 = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
@@ -109,7 +109,7 @@ def test_a_signature_of_another_key_is_refused_with_both_fingerprints() -> None:
 def test_a_signature_file_of_another_form_is_refused(changes: dict[str, object]) -> None:
     document = json.loads(sign(b"x", KEY)) | changes
     with pytest.raises(InputRefusedError, match=r"signature\.json"):
-        verify(b"x", spell_canonical(document), None)
+        verify(b"x", serialize_canonical(document), None)
 
 
 @pytest.mark.parametrize(

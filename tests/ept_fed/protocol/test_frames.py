@@ -14,8 +14,8 @@ from ept_fed.protocol.frames import Frame, Introduce, Refusal, decode_frame, enc
 from ept_fed.protocol.framing import (
     _MAGIC,
     _PREFIX,
-    MOST_ARRAY_BYTES,
-    MOST_HEAD_BYTES,
+    MAX_ARRAY_BYTES,
+    MAX_HEAD_BYTES,
     PREFIX_BYTES,
     is_refusal,
     make_prefix,
@@ -145,7 +145,7 @@ def test_a_deeply_nested_head_is_refused() -> None:
         decode_frame(_PREFIX.pack(_MAGIC, len(head), 0) + head)
 
 
-@pytest.mark.parametrize("lengths", [(MOST_HEAD_BYTES + 1, 0), (0, MOST_ARRAY_BYTES + 1), (2**32 - 1, 2**64 - 1)])
+@pytest.mark.parametrize("lengths", [(MAX_HEAD_BYTES + 1, 0), (0, MAX_ARRAY_BYTES + 1), (2**32 - 1, 2**64 - 1)])
 def test_lengths_beyond_the_bounds_are_refused_before_anything_is_allocated(lengths: tuple[int, int]) -> None:
     with pytest.raises(MessageRefusedError, match="the most are"):
         read_prefix(_PREFIX.pack(_MAGIC, *lengths))
@@ -169,4 +169,4 @@ def test_what_is_not_one_whole_frame_is_told_by_its_length(cut: int) -> None:
         with pytest.raises(MessageRefusedError):
             read_lengths(content)
     with pytest.raises(MessageRefusedError, match="the most are"):
-        make_prefix(0, MOST_ARRAY_BYTES + 1)
+        make_prefix(0, MAX_ARRAY_BYTES + 1)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ept_fed.config.experiment import Experiment
-from ept_fed.tracking.scalars import MOST_SITES, describe_settings, list_result, list_round, plain_name, tabulate
+from ept_fed.tracking.scalars import MAX_SITES, describe_settings, list_result, list_round, plain_name, tabulate
 
 NAMES = st.one_of(st.text(min_size=1), st.sampled_from(["north", "a/b", "..", "München", "x" * 300, "a b", "a_b"]))
 
@@ -52,8 +52,8 @@ def test_what_was_not_measured_is_left_out(missing: float | None) -> None:
 
 
 def test_a_thousand_sites_are_no_thousand_curves() -> None:
-    assert len(list_round(record_of(MOST_SITES + 1))) < 10
-    rows = [{"site": f"site-{number}", "federated_auc": 0.5} for number in range(MOST_SITES + 1)]
+    assert len(list_round(record_of(MAX_SITES + 1))) < 10
+    rows = [{"site": f"site-{number}", "federated_auc": 0.5} for number in range(MAX_SITES + 1)]
     assert list(list_result([*rows, {"site": "mean over sites", "federated_auc": 0.5}])) == [
         f"test/federated_auc/{plain_name('mean over sites')}"
     ]

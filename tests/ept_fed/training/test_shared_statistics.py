@@ -17,13 +17,13 @@ from ept_fed.progress import Silent
 from ept_fed.protocol.layout import PayloadLayout, PayloadMismatchError, Vector
 from ept_fed.protocol.messages import Header, RoundReply, RoundRequest
 from ept_fed.reports.run.run_folder import RunFolder
-from ept_fed.training.discriminant import ClassStatistics, average_statistics, measure_statistics, solve_discriminant
+from ept_fed.training.lda import ClassStatistics, average_statistics, measure_statistics, solve_lda
 from ept_fed.training.shared_statistics import pack_statistics, shape_statistics, unpack_statistics
 from simulations.engine.federate import federate
 from simulations.engine.virtual_sites import VirtualFederation, prepare_federation
 
 Micro = Callable[..., Experiment]
-SHARED = ("training.head=discriminant", "federation.share=prompts+head", "federation.statistics=moments")
+SHARED = ("training.head=lda", "federation.share=prompts+head", "federation.statistics=moments")
 STILL = ("training.prompt_lr=0", "training.token_lr=0")
 LINEAR = ("model.method=linear", "federation.payload=raw")
 MASKED = ("federation.secure_aggregation={}", "federation.norm_bound=null")
@@ -67,7 +67,7 @@ def test_the_head_of_shared_moments_is_that_of_all_images_together(
     measured = [measure_statistics(x, y, classes=classes) for x, y in drawn]
     together = measure_statistics(*map(np.concatenate, zip(*drawn, strict=True)), classes=classes)
     mean = average(measured, [len(x) for x, _ in drawn], "moments", classes=classes, width=width)
-    heads = [solve_discriminant(of, of, multi_label=multi_label, shrinkage=0.3) for of in (mean, together)]
+    heads = [solve_lda(of, of, multi_label=multi_label, shrinkage=0.3) for of in (mean, together)]
     everywhere = np.concatenate([x for x, _ in drawn])
     one, other = (everywhere @ weight.T + bias for weight, bias in heads)
     np.testing.assert_allclose(one, other, atol=2e-4)
@@ -91,7 +91,7 @@ def test_shared_means_are_the_centres_that_the_own_images_spread_around(seed: in
     wanted = x @ np.linalg.solve(covariance, centres.T)
     wanted -= 0.5 * np.einsum("gd,dg->g", centres, np.linalg.solve(covariance, centres.T))
     wanted -= wanted.mean(1, keepdims=True)
-    weight, bias = solve_discriminant(measured[0], mean, multi_label=False, shrinkage=0.3)
+    weight, bias = solve_lda(measured[0], mean, multi_label=False, shrinkage=0.3)
     found = (x @ weight.T + bias)[:, present]
     if wanted.std() > 0:
         np.testing.assert_allclose(found, 2 * wanted / wanted.std(), rtol=1e-3, atol=1e-3)
@@ -102,7 +102,7 @@ def test_shared_means_are_the_centres_that_the_own_images_spread_around(seed: in
 def test_a_class_that_only_the_site_itself_has_keeps_its_own_centre() -> None:
     x, y = np.eye(3), np.arange(3)
     own, others = measure_statistics(x, y, classes=3), measure_statistics(x[:2], y[:2], classes=3)
-    weight, bias = solve_discriminant(own, others, multi_label=False, shrinkage=0.3)
+    weight, bias = solve_lda(own, others, multi_label=False, shrinkage=0.3)
     assert (x @ weight.T + bias).argmax(1).tolist() == [0, 1, 2]
 
 
@@ -146,7 +146,7 @@ def test_a_covariance_without_moments_is_refused() -> None:
     means = unpack_statistics(pack_statistics(measure_statistics(np.eye(3), [0, 1, 1], classes=2), shapes))  # type: ignore[arg-type]
     assert means is not None
     with pytest.raises(ValueError, match="moments"):
-        solve_discriminant(means, means, multi_label=False, shrinkage=0.3)
+        solve_lda(means, means, multi_label=False, shrinkage=0.3)
     with pytest.raises(ValueError, match="moments"):
         average_statistics([means], [3])
     with pytest.raises(ValueError, match="moments"):
@@ -187,7 +187,7 @@ def test_one_round_gives_every_site_the_head_of_all_images(
         assert site_head is not None
         measured.append((site_head.measure(site.model, federation.data.sites[name].train), len(member.data.train)))
     pooled = average_statistics(*zip(*measured, strict=True))
-    weight, _ = solve_discriminant(pooled, pooled, multi_label=False, shrinkage=0.3)
+    weight, _ = solve_lda(pooled, pooled, multi_label=False, shrinkage=0.3)
     np.testing.assert_allclose(first.numpy(), weight, rtol=0.02, atol=0.02 * np.abs(weight).max())
 
 

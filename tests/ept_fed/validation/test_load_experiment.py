@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ept_fed.config.experiment import Experiment
 from ept_fed.errors import InputRefusedError
-from ept_fed.validation.data import find_data_contradictions
+from ept_fed.validation.data import validate_data
 from ept_fed.validation.load_experiment import load_experiment
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -186,9 +186,9 @@ def test_how_sites_are_made_is_part_of_the_run(tmp_path: Path) -> None:
 
 def test_a_check_of_the_data_alone_does_not_ask_for_weights(tmp_path: Path) -> None:
     path = write(tmp_path, {**PHANTOMS, "model": {"weights": "/nowhere/w.safetensors"}})
-    assert load_experiment(path, check=find_data_contradictions).model.weights == "/nowhere/w.safetensors"
+    assert load_experiment(path, check=validate_data).model.weights == "/nowhere/w.safetensors"
     with pytest.raises(InputRefusedError):
-        load_experiment(path, ["data.classes=[a, a]"], check=find_data_contradictions)
+        load_experiment(path, ["data.classes=[a, a]"], check=validate_data)
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def test_impossible_numbers_are_refused_by_name(micro: Callable[..., Experiment]
 @pytest.mark.parametrize(
     ("override", "field"),
     [
-        (("training.head=discriminant",), "training.head"),
+        (("training.head=lda",), "training.head"),
         (("training.class_balanced=true",), "training.class_balanced"),
         (("training.head_first_epochs=1",), "training.head_first_epochs"),
         (("personalisation.ditto=0.1",), "personalisation.ditto"),
@@ -63,5 +63,5 @@ def test_what_reads_images_beside_the_noise_is_refused_by_name(
 
 def test_all_that_does_not_fit_is_named_together(micro: Callable[..., Experiment]) -> None:
     with pytest.raises(InputRefusedError) as refusal:
-        micro(PRIVATE, "training.head=discriminant", "training.class_balanced=true")
+        micro(PRIVATE, "training.head=lda", "training.class_balanced=true")
     assert {problem.field for problem in refusal.value.problems} == {"training.head", "training.class_balanced"}

@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 
 from ept_fed.errors import InputRefusedError
-from ept_fed.pki.certificates import common_name, find_chain_problems, judge_validity, parse_certificate, public_key
+from ept_fed.pki.certificates import check_validity, common_name, find_chain_problems, parse_certificate, public_key
 from ept_fed.pki.keys import (
     new_key,
     parse_openssh_private,
     parse_openssh_public,
     parse_pkcs8,
     same_key,
-    spell_openssh_private,
-    spell_openssh_public,
-    spell_pkcs8,
+    serialize_openssh_private,
+    serialize_openssh_public,
+    serialize_pkcs8,
 )
 from server.provisioning.authority import Authority
 
@@ -31,18 +31,21 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 
 def test_keys_survive_both_spellings() -> None:
-    for spelled in (parse_pkcs8(spell_pkcs8(KEY), "a"), parse_openssh_private(spell_openssh_private(KEY), "b")):
-        assert same_key(spelled.public_key(), KEY.public_key())
-    line = spell_openssh_public(KEY.public_key())
+    for serialized in (
+        parse_pkcs8(serialize_pkcs8(KEY), "a"),
+        parse_openssh_private(serialize_openssh_private(KEY), "b"),
+    ):
+        assert same_key(serialized.public_key(), KEY.public_key())
+    line = serialize_openssh_public(KEY.public_key())
     assert line.startswith("ecdsa-sha2-nistp384 ")
     assert same_key(parse_openssh_public(f"{line} north\n".encode(), "c"), KEY.public_key())
     assert not same_key(new_key().public_key(), KEY.public_key())
 
 
 PARSERS: dict[str, tuple[Callable[[bytes, str], Any], bytes]] = {
-    "pkcs8": (parse_pkcs8, spell_pkcs8(KEY)),
-    "openssh": (parse_openssh_private, spell_openssh_private(KEY)),
-    "public": (parse_openssh_public, spell_openssh_public(KEY.public_key()).encode()),
+    "pkcs8": (parse_pkcs8, serialize_pkcs8(KEY)),
+    "openssh": (parse_openssh_private, serialize_openssh_private(KEY)),
+    "public": (parse_openssh_public, serialize_openssh_public(KEY.public_key()).encode()),
 }
 
 
@@ -68,7 +71,7 @@ def test_a_flipped_bit_in_a_certificate_is_refused_or_breaks_the_chain(authority
             read = parse_certificate(flipped, "site.crt")
         except InputRefusedError:
             continue
-        judge_validity(read, NOW)
+        check_validity(read, NOW)
         assert read == original or find_chain_problems(read, authority.certificate, "site.crt"), position
 
 

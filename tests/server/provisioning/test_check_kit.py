@@ -10,7 +10,7 @@ import pytest
 
 from ept_fed.errors import InputRefusedError
 from ept_fed.pki.check_kit import examine_kit
-from ept_fed.pki.keys import new_key, spell_openssh_private, spell_pkcs8
+from ept_fed.pki.keys import new_key, serialize_openssh_private, serialize_pkcs8
 from ept_fed.pki.kit_layout import parse_checksums, read_identity
 
 KINDS = ("sites/north", "server", "authority")
@@ -100,7 +100,7 @@ def test_a_folder_that_two_users_may_enter_is_sound(kits: Path, now: datetime) -
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("keys/site.key", spell_pkcs8(new_key())), ("keys/node", spell_openssh_private(new_key()))],
+    [("keys/site.key", serialize_pkcs8(new_key())), ("keys/node", serialize_openssh_private(new_key()))],
 )
 def test_keys_of_another_certificate_are_found(name: str, content: bytes, kits: Path, now: datetime) -> None:
     kit = kits / "sites" / "north"

@@ -23,7 +23,7 @@ from cryptography.x509.verification import PolicyBuilder, Store
 
 from ept_fed.errors import InputRefusedError
 from ept_fed.pki.check_kit import examine_kit
-from ept_fed.pki.keys import new_key, spell_pkcs8
+from ept_fed.pki.keys import new_key, serialize_pkcs8
 from ept_fed.pki.kit_layout import read_identity
 from server.provisioning.provision import provision, renew_server, renew_site, revoke
 
@@ -281,7 +281,7 @@ def test_another_federations_folder_and_a_broken_authority_are_refused(
         provision(add_to(name="four"), kits, now=now)
     add_to(name="three")
     key = (kits / "authority" / "ca.key").read_bytes()
-    (kits / "authority" / "ca.key").write_bytes(spell_pkcs8(new_key()))
+    (kits / "authority" / "ca.key").write_bytes(serialize_pkcs8(new_key()))
     with pytest.raises(InputRefusedError, match=r"ca\.key is not the key of ca\.crt"):
         provision(federation_file, kits, now=now)
     (kits / "authority" / "ca.key").unlink()
@@ -294,7 +294,7 @@ def test_another_federations_folder_and_a_broken_authority_are_refused(
 
 
 def test_a_private_key_is_never_replaced_by_accident(kits: Path, federation_file: Path, now: datetime) -> None:
-    (kits / "sites" / "north" / "keys" / "site.key").write_bytes(spell_pkcs8(new_key()))
+    (kits / "sites" / "north" / "keys" / "site.key").write_bytes(serialize_pkcs8(new_key()))
     with pytest.raises(InputRefusedError, match="is not the key that was certified"):
         provision(federation_file, kits, now=now)
     (kits / "sites" / "north" / "keys" / "site.key").unlink()

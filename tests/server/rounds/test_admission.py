@@ -15,7 +15,7 @@ from ept_fed.protocol.frames import encode_frame
 from ept_fed.protocol.layout import PayloadLayout, PayloadMismatchError
 from ept_fed.protocol.messages import TRAIN_METRICS, MessageRefusedError, RoundReply, RoundRequest
 from ept_fed.run_plan.plan import Plan
-from server.rounds.admission import admit, find_outsized, refuse_outsized
+from server.rounds.admission import admit, find_norm_outliers, refuse_norm_outliers
 from tests.frames_by_hand import frame_of, open_frame
 
 LAYOUT = PayloadLayout((("sinks", (2, 3)),))
@@ -163,27 +163,27 @@ def replies(*lengths: float, gradient: float | None = None) -> list[tuple[str, R
 
 
 def test_an_update_far_longer_than_the_median_is_refused_by_name_and_length() -> None:
-    kept, refused = refuse_outsized(PLAN.initial, replies(1, 2, 3, 50), BOUNDED)
+    kept, refused = refuse_norm_outliers(PLAN.initial, replies(1, 2, 3, 50), BOUNDED)
     assert [site for site, _ in kept] == ["s0", "s1", "s2"]
     assert [refusal.site for refusal in refused] == ["s3"]
     assert refused[0].reason == "its update has length 50, above 10 times the round's median 2.5"
 
 
 def test_a_gradient_far_longer_than_the_median_is_refused_too() -> None:
-    kept, refused = refuse_outsized(PLAN.initial, replies(1, 1, 1, 1, gradient=100), BOUNDED)
+    kept, refused = refuse_norm_outliers(PLAN.initial, replies(1, 1, 1, 1, gradient=100), BOUNDED)
     assert len(kept) == 3
     assert refused[0].reason.startswith("its gradient has length 100")
 
 
 @pytest.mark.parametrize("lengths", [(1, 1000), (0, 0, 5), (3,)])
 def test_where_the_median_says_nothing_nobody_is_refused(lengths: tuple[float, ...]) -> None:
-    kept, refused = refuse_outsized(PLAN.initial, replies(*lengths), BOUNDED)
+    kept, refused = refuse_norm_outliers(PLAN.initial, replies(*lengths), BOUNDED)
     assert len(kept) == len(lengths)
     assert not refused
 
 
 def test_without_a_bound_all_are_kept() -> None:
-    assert len(refuse_outsized(PLAN.initial, replies(1, 1, 1, 1e9), PLAN)[0]) == 4
+    assert len(refuse_norm_outliers(PLAN.initial, replies(1, 1, 1, 1e9), PLAN)[0]) == 4
 
 
 @given(
@@ -192,4 +192,4 @@ def test_without_a_bound_all_are_kept() -> None:
 )
 def test_never_are_half_of_the_sites_outsized(lengths: list[float], bound: float) -> None:
     vectors = {f"s{i}": np.array([length]) for i, length in enumerate(lengths)}
-    assert len(find_outsized(vectors, bound)) <= len(lengths) / 2
+    assert len(find_norm_outliers(vectors, bound)) <= len(lengths) / 2

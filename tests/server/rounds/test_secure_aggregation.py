@@ -1,4 +1,4 @@
-"""Rounds under masks: the server gets the mean it would have got in clear, whoever leaves on the way, and no update."""
+"""Rounds under secure aggregation: the server gets the plaintext mean, whoever leaves on the way, and no update."""
 
 import dataclasses
 import logging
@@ -17,13 +17,13 @@ from ept_fed.protocol.messages import MessageRefusedError, RoundRequest
 from ept_fed.protocol.stages import STAGES, Stage, StageReply, StageRequest
 from ept_fed.run_plan.plan import Plan
 from ept_fed.validation.experiment import check_sites
-from ept_fed.validation.secure_aggregation import find_secure_contradictions
+from ept_fed.validation.secure_aggregation import validate_secure_aggregation
 from server.strategies.base import Update
 from server.strategies.registry import create_aggregator
 from simulations.engine.certify import certify_sites
 from simulations.engine.local_grid import LocalGrid
 from tests.server.adding_sites import EXAMPLES, LAYOUT, SITES, make_plan, mean_step, run, step_of
-from tests.server.masking_sites import Certified, Fault, make_secure_plan, run_masked
+from tests.server.secure_sites import Certified, Fault, make_secure_plan, run_secure
 
 STEP = 2.0**-24
 FIVE = SITES[:5]
@@ -41,7 +41,7 @@ def test_a_masked_run_leaves_what_the_same_run_in_clear_leaves(
 ) -> None:
     rule = {"weights": weights[0], "weight_cap": weights[1]}
     clear = run(make_plan(FIVE, strategy, norm_bound=None, **rule))[0]
-    masked, observer, _ = run_masked(make_secure_plan(FIVE, strategy=strategy, **rule), certified)
+    masked, observer, _ = run_secure(make_secure_plan(FIVE, strategy=strategy, **rule), certified)
     # Adam and its kin divide by roots of squares, which carries the last bits further.
     tolerance = 8 * STEP if strategy in ("fedavg", "fedavgm", "fedprox") else 1e-4
     np.testing.assert_allclose(masked.payload, clear.payload, rtol=0, atol=tolerance)
@@ -63,7 +63,7 @@ def test_exactly_those_strategies_pass_that_need_no_more_than_the_mean(strategy:
         for site, vector, loss, count in zip(SITES, sent, losses, steps, strict=True)
     ]
     one = [Update("the sum", np.mean(sent, axis=0, dtype=np.float64).astype(np.float32), 90, 0.0, 1, gradient)]
-    refused = find_secure_contradictions(
+    refused = validate_secure_aggregation(
         FederationSettings.model_validate({"strategy": strategy, "secure_aggregation": {}, "norm_bound": None})
     )
     assert STRATEGIES[strategy].mean_suffices == (not refused)
@@ -80,7 +80,7 @@ def gone(at: str) -> Fault:
 def test_a_site_that_leaves_at_any_stage_costs_its_own_part_at_most(certified: Certified, stage: str) -> None:
     logging.getLogger("simulations.engine.local_grid").setLevel(logging.CRITICAL)
     leaves = FIVE[1]
-    result, observer, _ = run_masked(make_secure_plan(FIVE, rounds=1), certified, {leaves: gone(stage)})
+    result, observer, _ = run_secure(make_secure_plan(FIVE, rounds=1), certified, {leaves: gone(stage)})
     (record,) = observer.records
     # Whose masked input has come is summed, also if the site is silent from then on.
     kept = STAGES.index(stage) > STAGES.index("masked input")
@@ -100,7 +100,7 @@ def test_with_too_few_left_the_old_prompts_stay_and_the_run_goes_on(certified: C
 
     leave = dict.fromkeys(FIVE[:2], in_round_one)
     plan = make_secure_plan(FIVE, rounds=2, secure_threshold=4)
-    result, observer, _ = run_masked(plan, certified, leave)
+    result, observer, _ = run_secure(plan, certified, leave)
     first, second = observer.records
     assert first.aggregated == ()
     assert "kept the old prompts: secure aggregation" in first.outcome
@@ -121,7 +121,7 @@ def test_with_too_few_left_the_old_prompts_stay_and_the_run_goes_on(certified: C
     ids=["cut", "empty", "another stage", "another round"],
 )
 def test_a_site_that_answers_nonsense_is_left_out_by_name(certified: Certified, alter: Fault) -> None:
-    result, observer, _ = run_masked(make_secure_plan(FIVE, rounds=1), certified, {FIVE[2]: alter})
+    result, observer, _ = run_secure(make_secure_plan(FIVE, rounds=1), certified, {FIVE[2]: alter})
     others = tuple(site for site in FIVE if site != FIVE[2])
     assert observer.records[0].aggregated == others
     assert [refusal.site for refusal in observer.records[0].refused] == [FIVE[2]]
@@ -131,7 +131,7 @@ def test_a_site_that_answers_nonsense_is_left_out_by_name(certified: Certified, 
 def test_no_update_reaches_the_server(certified: Certified) -> None:
     """Neither as floats nor as fixed-point words, in none of the bytes that sites sent."""
     plan = make_secure_plan(FIVE, rounds=1)
-    _, _, seen = run_masked(plan, certified)
+    _, _, seen = run_secure(plan, certified)
     encoding = plan.session(1, "").encoding
     for site in FIVE:
         vector = step_of(site)
@@ -211,7 +211,7 @@ def test_sites_that_began_with_different_prompts_give_no_sum(certified: Certifie
             return super().send_and_receive(asked, timeout=timeout)
 
     plan = make_secure_plan(FIVE, rounds=1)
-    _, observer, seen = run_masked(plan, certified, grid=Singling)
+    _, observer, seen = run_secure(plan, certified, grid=Singling)
     (record,) = observer.records
     assert record.aggregated == ()
     assert "secure aggregation" in record.outcome
@@ -222,7 +222,7 @@ def test_sites_that_began_with_different_prompts_give_no_sum(certified: Certifie
 
 def test_a_site_with_a_weight_of_its_own_making_gives_no_mean(certified: Certified) -> None:
     plan = make_secure_plan(FIVE, rounds=1)
-    result, observer, _ = run_masked(plan, certified, heavier={FIVE[0]: 1 << 20})
+    result, observer, _ = run_secure(plan, certified, heavier={FIVE[0]: 1 << 20})
     assert "the weights summed are not those stated" in observer.records[0].outcome
     np.testing.assert_array_equal(result.payload, plan.initial)
 
@@ -257,8 +257,8 @@ def test_what_these_sites_make_impossible_is_refused(changes: dict[str, object],
 )
 def test_what_needs_to_see_single_updates_is_refused(changes: dict[str, object], field: str) -> None:
     federation = FederationSettings.model_validate({"secure_aggregation": {}, "norm_bound": None, **changes})
-    assert [problem.field for problem in find_secure_contradictions(federation)] == [field]
-    assert find_secure_contradictions(federation.model_copy(update={"secure_aggregation": None})) == []
+    assert [problem.field for problem in validate_secure_aggregation(federation)] == [field]
+    assert validate_secure_aggregation(federation.model_copy(update={"secure_aggregation": None})) == []
 
 
 def test_a_session_of_too_few_sites_cannot_be_planned() -> None:

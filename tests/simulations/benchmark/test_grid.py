@@ -34,7 +34,7 @@ def test_the_grid_is_the_product_of_its_axes_without_what_cannot_be(micro: Micro
 
 def test_every_setting_has_the_cells_that_it_can_have_and_leaves_those_of_the_others(micro: Micro) -> None:
     assert tuple(SETTINGS) == get_args(Setting)
-    fitted = "model.method=ept, training.head=discriminant"
+    fitted = "model.method=ept, training.head=lda"
     variants = f"{{fitted: [{fitted}], late: [{fitted}, federation.patience=2], first: [training.head_first_epochs=1]}}"
     grid = f"benchmark={{methods: [ept, fitted, late, first, linear], seeds: [0], variants: {variants}"
     usual = {cell.key for cell in list_cells(micro(grid + "}"))}

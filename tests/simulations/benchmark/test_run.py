@@ -119,12 +119,12 @@ def test_only_what_was_asked_for_says_whether_it_failed(
     assert benchmark(grid, out, Silent())["status"] == "failed"
 
 
-def test_home_goes_when_no_row_has_one(micro: Micro, tmp_path: Path) -> None:
+def test_gains_go_when_no_row_has_one(micro: Micro, tmp_path: Path) -> None:
     out = tmp_path / "results"
     benchmark(micro(*SMALL[:2], "benchmark.methods=[ept]", "benchmark.settings=[local, federated]"), out, Silent())
-    assert (out / "home.csv").exists()
+    assert (out / "gains.csv").exists()
     benchmark(micro(*SMALL[:2], "benchmark.methods=[ept]", "benchmark.settings=[federated]"), out, Silent())
-    assert not (out / "home.csv").exists()
+    assert not (out / "gains.csv").exists()
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ def test_two_processes_one_of_them_killed_give_the_numbers_of_none(micro: Micro,
     assert (apart / "cells.jsonl").read_bytes().startswith(before)
     assert len(lines(apart)) == len({line["key"] for line in lines(apart)}) == 6
     assert timeless(apart) == timeless(alone)
-    for name in ("analysis.csv", "home.csv", "analysis.html"):
+    for name in ("analysis.csv", "gains.csv", "analysis.html"):
         assert (apart / name).read_bytes() == (alone / name).read_bytes()
     assert not (apart / "unfinished").exists()
 

@@ -12,9 +12,9 @@ KEYS = {"north": b"PEM of north", "south": b"PEM of south"}
 
 
 def line(key: bytes, *, time: str = "2026-11-23T12:00:00+00:00", status: int = 200) -> dict[str, Any]:
-    spelled = base64.b64encode(key).decode()
+    serialized = base64.b64encode(key).decode()
     sizes = {"received": 1000, "body": 100, "sent": 300, "sent_body": 200}
-    return {"time": time, "key": spelled, "status": status, **sizes}
+    return {"time": time, "key": serialized, "status": status, **sizes}
 
 
 def test_requests_count_for_the_site_whose_key_they_show() -> None:

@@ -19,7 +19,7 @@ Micro = Callable[..., Experiment]
 METHODS = {
     "sinks": (),
     "tokens": ("model.tokens=1",),
-    "tokens, fitted head": ("model.tokens=1", "training.head=discriminant"),
+    "tokens, lda head": ("model.tokens=1", "training.head=lda"),
     "lora": ("model.method=lora", "federation.payload=raw"),
 }
 

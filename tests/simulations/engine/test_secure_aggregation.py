@@ -1,4 +1,4 @@
-"""A simulation under masks: real sites, throwaway certificates, and the prompts of the same simulation in clear."""
+"""A simulation under secure aggregation: real sites, throwaway certificates, and the prompts of a plaintext run."""
 
 import json
 from collections.abc import Callable

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ept_fed.config.experiment import Experiment
-from ept_fed.training.discriminant import measure_statistics
+from ept_fed.training.lda import measure_statistics
 from simulations.engine.virtual_sites import prepare_federation
 from simulations.probes.class_statistics import probe, score_closeness, score_leverage
 
@@ -29,7 +29,7 @@ def test_moments_account_for_the_images_that_they_are_of_and_no_others() -> None
 
 
 def test_a_line_tells_of_all_sites(micro: Callable[..., Experiment], capsys: pytest.CaptureFixture[str]) -> None:
-    probe(prepare_federation(micro("training.head=discriminant", "federation.share=prompts+head")), 2)
+    probe(prepare_federation(micro("training.head=lda", "federation.share=prompts+head")), 2)
     (line,) = capsys.readouterr().out.splitlines()
     assert line.count("[") == 4
     assert line.startswith("| 2 |")

@@ -8,12 +8,12 @@ from simulations.engine.virtual_sites import prepare_federation
 from simulations.probes.heads import compare_heads
 
 
-def test_every_way_is_compared_with_staying_home_at_every_site(
+def test_every_way_is_compared_with_local_training_at_every_site(
     micro: Callable[..., Experiment], tmp_path: Path
 ) -> None:
     federation = prepare_federation(micro("model.tokens=1", "federation.rounds=1"))
     found = compare_heads(federation, ["federation.rounds=2", "training.token_lr=0.05"], tmp_path)
-    ways, heads = ("heads at home", "head averaged", "common head"), ("kept", "trained anew", "closed form")
+    ways, heads = ("personalised heads", "head averaged", "fixed head"), ("kept", "trained anew", "closed form")
     assert list(found) == [("alone", "trained"), *((way, head) for way in ways for head in heads)]
     assert all(set(scores) == set(federation.data.sites) for scores in found.values())
     assert len({tuple(found[way, "kept"].values()) for way in ways}) == len(ways)
@@ -26,13 +26,13 @@ def test_prompts_that_nothing_moves_are_worth_what_their_heads_are(
     federation = prepare_federation(micro("model.tokens=1", "federation.rounds=1", *still))
     found = compare_heads(federation, [], tmp_path)
     for head in ("trained anew", "closed form"):
-        assert found["heads at home", head] == found["head averaged", head] == found["common head", head]
-    assert found["heads at home", "trained anew"] == found["alone", "trained"]
+        assert found["personalised heads", head] == found["head averaged", head] == found["fixed head", head]
+    assert found["personalised heads", "trained anew"] == found["local", "trained"]
 
 
 def test_evidence_that_no_site_reaches_leaves_the_common_head(micro: Callable[..., Experiment], tmp_path: Path) -> None:
     federation = prepare_federation(micro("model.tokens=1", "federation.rounds=1"))
-    found = compare_heads(federation, ["training.token_lr=0.05"], tmp_path, ["common head"], [0.001, 1e12])
-    assert {way for way, _ in found} == {"alone", "common head"}
-    assert found["common head", "kept, own counts half from 1e+12"] == found["common head", "kept"]
-    assert found["common head", "kept, own counts half from 0.001"] != found["common head", "kept"]
+    found = compare_heads(federation, ["training.token_lr=0.05"], tmp_path, ["fixed head"], [0.001, 1e12])
+    assert {way for way, _ in found} == {"alone", "fixed head"}
+    assert found["fixed head", "kept, own counts half from 1e+12"] == found["fixed head", "kept"]
+    assert found["fixed head", "kept, own counts half from 0.001"] != found["fixed head", "kept"]

@@ -11,7 +11,7 @@ from simulations.probes.membership import probe
 
 
 def test_prompts_that_nothing_moved_tell_what_the_start_tells(micro: Callable[..., Experiment], tmp_path: Path) -> None:
-    federation = prepare_federation(micro("training.head=common", "training.prompt_lr=0"))
+    federation = prepare_federation(micro("training.head=fixed", "training.prompt_lr=0"))
     members, (own, average, change) = probe(federation, tmp_path)
     assert members == sum(len(site.train) for site in federation.data.sites.values())
     assert own.value == pytest.approx(average.value, abs=0.02)

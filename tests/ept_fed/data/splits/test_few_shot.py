@@ -10,8 +10,8 @@ CLASSES = 3
 
 
 @st.composite
-def training_records(draw: st.DrawFn, most_labels: int = 1) -> list[ImageRecord]:
-    label_sets = st.sets(st.integers(0, CLASSES - 1), min_size=most_labels == 1, max_size=most_labels)
+def training_records(draw: st.DrawFn, max_labels: int = 1) -> list[ImageRecord]:
+    label_sets = st.sets(st.integers(0, CLASSES - 1), min_size=max_labels == 1, max_size=max_labels)
     rows = draw(st.lists(st.tuples(st.integers(0, 9), label_sets), max_size=40))
     return [
         ImageRecord(f"i{n}", tuple(sorted(labels)), "x", f"g{group}", "train") for n, (group, labels) in enumerate(rows)
@@ -46,12 +46,12 @@ def test_no_patient_gives_twice_before_all_gave_once(records: list[ImageRecord],
         assert all(given_by[group] >= min(held, most - 1) for group, held in held_by.items())
 
 
-@given(training_records(most_labels=3), st.integers(1, 8), st.integers(0, 3))
+@given(training_records(max_labels=3), st.integers(1, 8), st.integers(0, 3))
 def test_samples_do_not_depend_on_row_order(records: list[ImageRecord], shots: int, seed: int) -> None:
     assert _draw(records, shots, seed) == _draw(records[::-1], shots, seed)
 
 
-@given(training_records(most_labels=3), st.integers(1, 8))
+@given(training_records(max_labels=3), st.integers(1, 8))
 def test_multi_label_covers_every_class(records: list[ImageRecord], shots: int) -> None:
     sample = sample_shots(records, shots=shots, num_classes=CLASSES, seed=0)
     assert all(min(shots, have) <= taken <= have for have, taken in zip(sample.available, sample.taken, strict=True))

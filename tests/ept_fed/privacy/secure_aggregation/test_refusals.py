@@ -16,7 +16,7 @@ from ept_fed.privacy.secure_aggregation.fixed_point import FixedPoint
 from ept_fed.privacy.secure_aggregation.identity import advertise, commit
 from ept_fed.privacy.secure_aggregation.masks import public_bytes
 from ept_fed.privacy.secure_aggregation.messages import Kind, decode_message, encode_message
-from ept_fed.privacy.secure_aggregation.session import AggregationAbandonedError, default_threshold, spell
+from ept_fed.privacy.secure_aggregation.session import AggregationAbandonedError, default_threshold, serialize
 from ept_fed.protocol.layout import PayloadMismatchError
 from ept_fed.protocol.messages import MessageRefusedError
 from server.provisioning.authority import Authority
@@ -435,4 +435,4 @@ PARTS = st.lists(st.text(max_size=5) | st.integers() | st.binary(max_size=5), ma
 @given(PARTS, PARTS)
 def test_spellings_differ_where_parts_do(one: list, other: list) -> None:
     same = [(type(part), part) for part in one] == [(type(part), part) for part in other]
-    assert (spell(*one) == spell(*other)) == same
+    assert (serialize(*one) == serialize(*other)) == same

@@ -42,12 +42,12 @@ def is_survivable(session: AggregationSession, leaves: Iterable[Kind]) -> bool:
     left = list(leaves)
     early = sum(stage in _BEFORE_THE_SUM for stage in left)
     count = len(session.sites)
-    return count - early >= session.fewest and count - len(left) >= session.threshold
+    return count - early >= session.minimum and count - len(left) >= session.threshold
 
 
-def patterns(sites: tuple[str, ...], most: int, stages: tuple[Kind, ...]) -> Iterable[dict[str, Kind]]:
+def patterns(sites: tuple[str, ...], maximum: int, stages: tuple[Kind, ...]) -> Iterable[dict[str, Kind]]:
     """Every way in which up to `most` sites leave, each before any of the stages."""
-    for count in range(most + 1):
+    for count in range(maximum + 1):
         for who in itertools.combinations(sites, count):
             for when in itertools.product(stages, repeat=count):
                 yield dict(zip(who, when, strict=True))

@@ -13,7 +13,7 @@ import pytest
 from ept_fed.reports.pages.gallery import GalleryItem, most_confident_errors
 from ept_fed.reports.pages.site_report import build_site_report
 from ept_fed.reports.pages.wording import signed
-from ept_fed.reports.pages.write_reports import MOST_PAGES, make_reports, write_reports
+from ept_fed.reports.pages.write_reports import MAX_PAGES, make_reports, write_reports
 from ept_fed.reports.run.read_run import read_run
 from ept_fed.reports.run.run_folder import site_folder
 
@@ -208,11 +208,11 @@ def test_what_rounds_to_zero_has_no_sign() -> None:
 
 
 def test_a_thousand_sites_get_rows_but_no_pages_of_their_own(make_run: MakeRun) -> None:
-    sites = [f"site-{i}" for i in range(MOST_PAGES + 1)]
+    sites = [f"site-{i}" for i in range(MAX_PAGES + 1)]
     folder = make_run(sites=sites, patients=(4, 4, 4))
     written = write_reports(folder)
     assert [path.name for path in written].count("report.html") == 1
-    assert (folder / "report.html").read_text().count("<tr>") > 2 * MOST_PAGES
+    assert (folder / "report.html").read_text().count("<tr>") > 2 * MAX_PAGES
     (page,) = [path for path in write_reports(folder, site="site-7") if path.suffix == ".html"]
     assert page.parent.name == "site-7"
 

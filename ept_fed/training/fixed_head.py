@@ -5,7 +5,7 @@ their mean knows what every site taught. What tells one site from the others, it
 A discriminant of the site's own images knows nothing else. Logits are logarithms of odds, so those of two witnesses add
 up (a product of experts, Hinton 2002), and the sum of two linear heads is one linear head.
 
-From n images per class the discriminant boasts: in every direction its centres are off by the features' spread over n,
+From n images per class the LDA head boasts: in every direction its centres are off by the features' spread over n,
 which it takes for a difference between classes. With d² between the true centres, in units of the spread, and D
 directions, it sees d² + D / n for d², so it counts n / (n + D / d²). This D / d² is `evidence`.
 """
@@ -18,19 +18,19 @@ import torch
 
 from ept_fed.models.tuned_vit import TunedViT
 
-__all__ = ["CommonHead"]
+__all__ = ["FixedHead"]
 
 Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class CommonHead:
+class FixedHead:
     """The head as the run's seed drew it.
 
     Attributes:
         weight: (C, D).
         bias: (C,).
-        evidence: images per class from which on a site's own discriminant counts half.
+        evidence: images per class from which on a site's own LDA head counts half.
     """
 
     weight: Array
@@ -38,7 +38,7 @@ class CommonHead:
     evidence: float
 
     def add(self, weight: Array, bias: Array, images_per_class: float) -> tuple[Array, Array]:
-        """Return this head with a discriminant's weight (C, D) and bias (C,) of so many images per class added to it.
+        """Return this head with an LDA head's weight (C, D) and bias (C,) of so many images per class added to it.
 
         Without images it is this head, and with more and more of them the sum of both.
         """

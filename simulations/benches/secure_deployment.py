@@ -1,6 +1,6 @@
 """What secure aggregation costs a run: seconds and bytes per round, with and without, side by side.
 
-    python -m simulations.benches.masking [--rounds 4] [--turns 2]
+    python -m simulations.benches.secure_deployment [--rounds 4] [--turns 2]
 
 Three hospitals on a loopback deployment (Flower's transport, TLS, proxy, gates), in turns without and with masks.
 Training is short, so that the difference is that of the protocol. Bytes are the proxy's count, headers included.
@@ -40,13 +40,13 @@ def main() -> None:
         for turn in range(arguments.turns):
             for masked, found in costs.items():
                 found.append(_run(rehearsal, f"{'masked' if masked else 'clear'}-{turn}", arguments.rounds, masked))
-                print(f"turn {turn + 1}, {'masked' if masked else 'in clear'}: {found[-1]}", flush=True)
+                print(f"turn {turn + 1}, {'secure aggregation' if masked else 'plaintext'}: {found[-1]}", flush=True)
     print(f"\n{_SITES} sites, {arguments.rounds} rounds, medians of {arguments.turns} turns")
     for masked, found in costs.items():
         seconds, received, sent = (
             statistics.median(getattr(cost, name) for cost in found) for name in ("seconds", "received", "sent")
         )
-        label = "under masks" if masked else "in clear"
+        label = "under secure aggregation" if masked else "in plaintext"
         print(f"{label:>12}: {seconds:.1f} s a round, {received / 1e3:.1f} kB from and {sent / 1e3:.1f} kB to a site")
     ratio = statistics.median(c.seconds for c in costs[True]) / statistics.median(c.seconds for c in costs[False])
     print(f"wall time of a round: x{ratio:.2f}")

@@ -17,7 +17,7 @@ from simulations.engine.virtual_sites import prepare_federation
 from tests.ept_fed.training.federating import train_federation
 
 Micro = Callable[..., Experiment]
-COMMON = ("training.head=common", "model.tokens=1", "federation.rounds=2")
+FIXED = ("training.head=fixed", "model.tokens=1", "federation.rounds=2")
 PRIVATE = ("training.privacy={clip: 1.0, noise_multiplier: 1.0}", "model.method=ept")
 
 
@@ -25,7 +25,7 @@ PRIVATE = ("training.privacy={clip: 1.0, noise_multiplier: 1.0}", "model.method=
 def test_no_site_moves_a_common_head_and_all_classify_alike(
     micro: Micro, tmp_path: Path, private: tuple[str, ...]
 ) -> None:
-    federation = prepare_federation(micro(*COMMON, *private))
+    federation = prepare_federation(micro(*FIXED, *private))
     start = federation.slot.start
     sites, payload = train_federation(federation, tmp_path)
     assert not np.array_equal(payload, federation.plan().initial)
@@ -40,14 +40,14 @@ def test_no_site_moves_a_common_head_and_all_classify_alike(
 
 
 def test_prompts_learn_beside_it_as_beside_a_head_whose_rate_is_zero(micro: Micro, tmp_path: Path) -> None:
-    _, common = train_federation(prepare_federation(micro(*COMMON)), tmp_path / "common")
-    still = micro(*COMMON[1:], "training.head_lr=0")
+    _, fixed = train_federation(prepare_federation(micro(*FIXED)), tmp_path / "fixed")
+    still = micro(*FIXED[1:], "training.head_lr=0")
     _, held = train_federation(prepare_federation(still), tmp_path / "held")
-    np.testing.assert_allclose(common, held, atol=1e-6)
+    np.testing.assert_allclose(fixed, held, atol=1e-6)
 
 
 def test_pooled_prompts_are_judged_under_it_too(micro: Micro, tmp_path: Path) -> None:
-    federation = prepare_federation(micro(*COMMON))
+    federation = prepare_federation(micro(*FIXED))
     sites = train_centralised_prompts(federation, RunFolder(tmp_path), Silent())
     weights = []
     for site in sites.values():
@@ -56,7 +56,7 @@ def test_pooled_prompts_are_judged_under_it_too(micro: Micro, tmp_path: Path) ->
 
 
 def test_a_benchmark_has_no_cell_that_would_share_it(micro: Micro) -> None:
-    grid = "benchmark={methods: [common], reference: common, seeds: [0], variants: {common: [training.head=common]}}"
+    grid = "benchmark={methods: [common], reference: common, seeds: [0], variants: {common: [training.head=fixed]}}"
     cells = list_cells(micro(grid))
     assert {cell.setting for cell in cells} == {"local", "federated", "centralised"}
     assert {cell.experiment.federation.share for cell in cells} == {"prompts"}
@@ -72,5 +72,5 @@ def test_a_benchmark_has_no_cell_that_would_share_it(micro: Micro) -> None:
 )
 def test_what_does_not_go_with_a_common_head_is_refused(overrides: tuple[str, ...], field: str, micro: Micro) -> None:
     with pytest.raises(InputRefusedError) as refusal:
-        micro(*COMMON, *overrides)
+        micro(*FIXED, *overrides)
     assert field in {problem.field for problem in refusal.value.problems}

@@ -24,8 +24,8 @@ import torch
 from ept_fed.data.datasets.prepare import CachedDataset
 from ept_fed.models.tuned_vit import TunedViT
 from ept_fed.seeds import derive_seed
-from ept_fed.training.common_head import CommonHead
-from ept_fed.training.discriminant import ClassStatistics, measure_statistics, solve_discriminant
+from ept_fed.training.fixed_head import FixedHead
+from ept_fed.training.lda import ClassStatistics, measure_statistics, solve_lda
 
 __all__ = ["VIEWS", "FeaturesDivergedError", "HeadFit"]
 
@@ -42,13 +42,13 @@ class HeadFit:
     """How a site computes its head.
 
     Attributes:
-        shrinkage: see `solve_discriminant`.
+        shrinkage: see `solve_lda`.
         seed: of the random crops.
         batch_size: images per forward pass.
         bfloat16: whether to compute features in bfloat16.
         received: statistics of all sites' images, if they are shared; without moments the site's own say how the
             features vary.
-        common: the head that the discriminant is added to, if prompts train under one; None where it is all there is.
+        common: the head that the LDA head is added to, if prompts train under one; None where it is all there is.
     """
 
     shrinkage: float
@@ -56,13 +56,13 @@ class HeadFit:
     batch_size: int
     bfloat16: bool
     received: ClassStatistics | None = None
-    common: CommonHead | None = None
+    fixed: FixedHead | None = None
 
     @torch.no_grad()
     def apply(self, model: TunedViT, images: CachedDataset, known: Sequence[int] | None = None) -> None:
-        """Set the model's head to the discriminant of its features of a site's training images, or of all sites'.
+        """Set the model's head to the LDA head of its features of a site's training images, or of all sites'.
 
-        With a common head, to the sum of both.
+        With a fixed head, to the sum of both.
 
         Args:
             model: its head is written, everything else stays; it is in evaluation mode afterwards.
@@ -76,13 +76,13 @@ class HeadFit:
             own = self.measure(model, images, known)
         else:
             own = self.received
-        weight, bias = solve_discriminant(
+        weight, bias = solve_lda(
             own, self.received or own, multi_label=images.task == "multi_label", shrinkage=self.shrinkage
         )
-        if self.common is not None:
+        if self.fixed is not None:
             carried = len(images if known is None else known) * own.shares
             present = carried[carried > 0]
-            weight, bias = self.common.add(weight, bias, float(present.mean()) if len(present) else 0.0)
+            weight, bias = self.fixed.add(weight, bias, float(present.mean()) if len(present) else 0.0)
         model.head.weight.copy_(torch.from_numpy(weight))
         model.head.bias.copy_(torch.from_numpy(bias))
 

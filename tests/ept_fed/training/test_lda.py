@@ -18,8 +18,8 @@ from ept_fed.errors import InputRefusedError
 from ept_fed.progress import Silent
 from ept_fed.protocol.messages import Header, MessageRefusedError, RoundRequest
 from ept_fed.reports.run.run_folder import RunFolder
-from ept_fed.training.discriminant import measure_statistics, solve_discriminant
-from ept_fed.training.fitted_head import HeadFit
+from ept_fed.training.lda import measure_statistics, solve_lda
+from ept_fed.training.lda_head import HeadFit
 from ept_fed.training.loop import RoundScope, TrainingDivergedError, train_round
 from ept_fed.training.optimizer import build_optimizer
 from ept_fed.training.sampling import halve
@@ -27,12 +27,12 @@ from simulations.engine.baselines import train_local
 from simulations.engine.virtual_sites import VirtualFederation, prepare_federation
 
 Micro = Callable[..., Experiment]
-DISCRIMINANT = "training.head=discriminant"
+LDA = "training.head=lda"
 
 
-def fit_discriminant(x: Any, y: Any, *, classes: int, shrinkage: float) -> tuple[np.ndarray, np.ndarray]:
+def fit_lda(x: Any, y: Any, *, classes: int, shrinkage: float) -> tuple[np.ndarray, np.ndarray]:
     own = measure_statistics(x, y, classes=classes)
-    return solve_discriminant(own, own, multi_label=np.ndim(y) == 2, shrinkage=shrinkage)
+    return solve_lda(own, own, multi_label=np.ndim(y) == 2, shrinkage=shrinkage)
 
 
 def draw(seed: int, classes: int, each: int, width: int) -> tuple[np.ndarray, np.ndarray]:
@@ -53,7 +53,7 @@ def test_the_discriminant_is_that_of_scikit_learn(
     seed: int, classes: int, each: int, width: int, shrinkage: float
 ) -> None:
     x, y = draw(seed, classes, each, width)
-    weight, bias = fit_discriminant(x, y, classes=classes, shrinkage=shrinkage)
+    weight, bias = fit_lda(x, y, classes=classes, shrinkage=shrinkage)
     theirs = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=shrinkage, priors=np.full(classes, 1 / classes))
     means = theirs.fit(x, y).means_
     coefficients = np.linalg.solve(theirs.covariance_, means.T).T
@@ -66,14 +66,14 @@ def test_the_discriminant_is_that_of_scikit_learn(
 def test_neither_the_scale_of_the_features_nor_their_place_matters(seed: int, scale: float) -> None:
     x, y = draw(seed, 3, 5, 4)
     moved = scale * (x + 7)
-    logits = [a @ w.T + b for a in (x, moved) for w, b in [fit_discriminant(a, y, classes=3, shrinkage=0.3)]]
+    logits = [a @ w.T + b for a in (x, moved) for w, b in [fit_lda(a, y, classes=3, shrinkage=0.3)]]
     np.testing.assert_allclose(*logits, rtol=1e-5, atol=1e-6)
 
 
 def test_an_absent_class_lies_below_the_present_ones_and_changes_none_of_them() -> None:
     x, y = draw(0, 3, 6, 5)
-    weight, bias = fit_discriminant(x, y, classes=3, shrinkage=0.3)
-    wider, offsets = fit_discriminant(x, np.where(y == 2, 3, y), classes=4, shrinkage=0.3)
+    weight, bias = fit_lda(x, y, classes=3, shrinkage=0.3)
+    wider, offsets = fit_lda(x, np.where(y == 2, 3, y), classes=4, shrinkage=0.3)
     np.testing.assert_allclose(wider[[0, 1, 3]], weight)
     assert not wider[2].any()
     assert offsets[2] < np.median(x @ weight.T + bias)
@@ -85,23 +85,23 @@ def test_labels_that_occur_together_are_told_apart_one_by_one() -> None:
     y[:, 2] = 0
     x = rng.normal(size=(60, 8)) * 0.1
     x[:, :2] += y[:, :2]
-    weight, bias = fit_discriminant(x, y, classes=3, shrinkage=0.3)
+    weight, bias = fit_lda(x, y, classes=3, shrinkage=0.3)
     logits = x @ weight.T + bias
     assert ((logits[:, :2] > 0) == (y[:, :2] > 0)).mean() > 0.95
     assert (logits[:, 2] < 0).all()
 
 
 def test_a_label_that_every_image_carries_is_expected_of_the_next_one_too() -> None:
-    weight, bias = fit_discriminant(np.eye(4), np.ones((4, 1)), classes=1, shrinkage=0.3)
+    weight, bias = fit_lda(np.eye(4), np.ones((4, 1)), classes=1, shrinkage=0.3)
     assert not weight.any()
     assert bias[0] > 0
 
 
 def test_one_image_per_class_without_any_spread_still_gives_numbers() -> None:
-    weight, bias = fit_discriminant(np.eye(3), np.arange(3), classes=3, shrinkage=0.3)
+    weight, bias = fit_lda(np.eye(3), np.arange(3), classes=3, shrinkage=0.3)
     assert np.isfinite(weight).all()
     assert (np.eye(3) @ weight.T + bias).argmax(1).tolist() == [0, 1, 2]
-    same, offset = fit_discriminant(np.ones((4, 2)), np.array([0, 0, 1, 1]), classes=2, shrinkage=0.3)
+    same, offset = fit_lda(np.ones((4, 2)), np.array([0, 0, 1, 1]), classes=2, shrinkage=0.3)
     assert not same.any()
     assert not offset.any()
 
@@ -118,12 +118,12 @@ def test_one_image_per_class_without_any_spread_still_gives_numbers() -> None:
 )
 def test_what_cannot_be_analysed_is_refused(x: np.ndarray, y: np.ndarray, shrinkage: float) -> None:
     with pytest.raises(ValueError, match=r"fit together|shrinkage|finite"):
-        fit_discriminant(x, y, classes=2, shrinkage=shrinkage)
+        fit_lda(x, y, classes=2, shrinkage=shrinkage)
 
 
 @pytest.fixture
 def federation(micro: Micro) -> VirtualFederation:
-    return prepare_federation(micro(DISCRIMINANT, "model.tokens=1"))
+    return prepare_federation(micro(LDA, "model.tokens=1"))
 
 
 def make_site(federation: VirtualFederation) -> Site:
@@ -134,7 +134,7 @@ def head_of(site: Site) -> torch.Tensor:
     return site.model.head.weight.detach().clone()
 
 
-def fitted_anew(site: Site) -> torch.Tensor:
+def refitted(site: Site) -> torch.Tensor:
     site.refit_head()
     return head_of(site)
 
@@ -145,7 +145,7 @@ def test_the_head_fits_whatever_prompts_the_site_has(federation: VirtualFederati
     for payload in (plan.initial, plan.initial + 1):
         site.adopt(payload)
         heads.append(head_of(site))
-        assert torch.equal(heads[-1], fitted_anew(site))
+        assert torch.equal(heads[-1], refitted(site))
     assert not torch.equal(*heads)
 
 
@@ -192,7 +192,7 @@ def test_prompts_train_on_images_that_the_head_beside_them_never_saw(
         assert not {*known} & {*trained}
     for epoch in (events[1:4:2], events[5:8:2]):
         assert sorted(index for _, trained in epoch for index in trained) == list(range(len(site.data.train)))
-    assert outcome.steps <= federation.plan().most_steps(len(site.data.train)) * 2
+    assert outcome.steps <= federation.plan().max_steps(len(site.data.train)) * 2
 
 
 def test_a_round_moves_the_prompts(federation: VirtualFederation) -> None:
@@ -201,7 +201,7 @@ def test_a_round_moves_the_prompts(federation: VirtualFederation) -> None:
     reply = site.train(RoundRequest(header, "train", plan.rounds, plan.initial, "train", plan.training))
     assert reply.payload is not None
     assert not np.array_equal(reply.payload, plan.initial)
-    assert reply.metrics["steps"] <= plan.most_steps(reply.examples)
+    assert reply.metrics["steps"] <= plan.max_steps(reply.examples)
 
 
 def test_prompts_that_lead_to_no_numbers_end_the_round_by_name(
@@ -226,14 +226,14 @@ def test_a_round_without_a_way_to_compute_the_head_is_refused(federation: Virtua
 def test_a_site_alone_ends_with_the_head_of_its_last_prompts(federation: VirtualFederation, tmp_path: object) -> None:
     for site in train_local(federation, RunFolder(tmp_path), Silent()).values():  # type: ignore[arg-type]
         held = head_of(site)
-        assert torch.equal(held, fitted_anew(site))
+        assert torch.equal(held, refitted(site))
 
 
 def test_fine_tuned_prompts_get_a_head_of_their_own(federation: VirtualFederation) -> None:
     site, plan = make_site(federation), federation.plan()
     fine_tune(site, plan.initial, federation.experiment.training, epochs=1, seed=0)
     held = head_of(site)
-    assert torch.equal(held, fitted_anew(site))
+    assert torch.equal(held, refitted(site))
 
 
 def test_a_request_that_changes_how_the_head_is_made_is_refused(federation: VirtualFederation, micro: Micro) -> None:
@@ -255,5 +255,5 @@ def test_a_request_that_changes_how_the_head_is_made_is_refused(federation: Virt
 )
 def test_what_does_not_go_with_a_computed_head_is_refused(overrides: tuple[str, ...], field: str, micro: Micro) -> None:
     with pytest.raises(InputRefusedError) as refusal:
-        micro(DISCRIMINANT, *overrides)
+        micro(LDA, *overrides)
     assert field in {problem.field for problem in refusal.value.problems}

@@ -1,4 +1,7 @@
-"""A door that lets everything through: for tests of what is behind it. `python -m tests.client.open_door KIT`."""
+"""A gate that lets everything through, for tests of what is behind it.
+
+`python -m tests.client.pass_through_gate KIT`
+"""
 
 import logging
 import sys
@@ -14,12 +17,12 @@ from ept_fed.protocol.stages import StageRequest
 from ept_fed.validation.load_site import SiteSettings
 
 
-class OpenDoor:
-    """Keeps what passed in `passed`, and what was refused in `turned_away`."""
+class PassThroughGate:
+    """Keeps what passed in `passed`, and what was refused in `refusals`."""
 
     def __init__(self) -> None:
         self.passed: list[str] = []
-        self.turned_away: list[tuple[str, str]] = []
+        self.refusals: list[tuple[str, str]] = []
 
     @property
     def ended(self) -> bool:
@@ -55,15 +58,15 @@ class OpenDoor:
     def release_stage(self, request: StageRequest, frame: bytes) -> None:
         self.passed.append(f"part {request.header.round}")
 
-    def masked_rounds(self, run: str) -> int:
+    def secure_rounds(self, run: str) -> int:
         return 0
 
     def refused(self, direction: str, kind: str, reason: str, frame: bytes) -> None:
-        self.turned_away.append((kind, reason))
+        self.refusals.append((kind, reason))
 
 
-def open_to_all(settings: SiteSettings, kit: Path) -> OpenDoor:
-    return OpenDoor()
+def open_to_all(settings: SiteSettings, kit: Path) -> PassThroughGate:
+    return PassThroughGate()
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["ClassStatistics", "average_statistics", "measure_statistics", "solve_discriminant"]
+__all__ = ["ClassStatistics", "average_statistics", "measure_statistics", "solve_lda"]
 
 Array = npt.NDArray[np.float64]
 
@@ -73,10 +73,10 @@ def average_statistics(parts: Sequence[ClassStatistics], images: Sequence[int]) 
     return ClassStatistics(shares, sums, mean, products)
 
 
-def solve_discriminant(
+def solve_lda(
     images: ClassStatistics, centres: ClassStatistics, *, multi_label: bool, shrinkage: float
 ) -> tuple[Array, Array]:
-    """Return weight (C, D) and bias (C,) of the discriminant, so that logits are features @ weight.T + bias.
+    """Return weight (C, D) and bias (C,) of the LDA head, so that logits are features @ weight.T + bias.
 
     Single label: equal priors and one covariance within classes; the logits have mean 0 over the present classes, and
     over the images a standard deviation of 2. A class without images gets a constant logit below the others.

@@ -1,4 +1,4 @@
-"""Sites that add numbers and send them under masks; and what may happen to any of them at any stage."""
+"""Sites that add numbers and send them under secure aggregation; and what may happen to any of them at any stage."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -77,14 +77,14 @@ def masking_app(
     return app
 
 
-def run_masked(
+def run_secure(
     plan: Plan,
     certified: Certified,
     faults: Mapping[str, Fault] | None = None,
     grid: type[LocalGrid] = LocalGrid,
     heavier: Mapping[str, int] | None = None,
 ) -> tuple[FederationResult, Observer, list[bytes]]:
-    """Run a federation under masks; return what the server was sent, too."""
+    """Run a federation under secure aggregation; return what the server was sent, too."""
     results: list[FederationResult] = []
     observer, seen = Observer(), []
     server = create_server_app(plan, observer, results.append, authority=certified[0])

@@ -1,4 +1,4 @@
-"""In use the head is the common one and a share of the site's own discriminant; prompts never train under the share."""
+"""In use the head is the common one and a share of the site's own LDA head; prompts never train under the share."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,15 +18,15 @@ from ept_fed.errors import InputRefusedError
 from ept_fed.progress import Silent
 from ept_fed.protocol.messages import MessageRefusedError, RoundRequest
 from ept_fed.reports.run.run_folder import RunFolder
-from ept_fed.training.common_head import CommonHead
+from ept_fed.training.fixed_head import FixedHead
 from simulations.benchmark.grid import list_cells
 from simulations.engine.baselines import train_local
 from simulations.engine.virtual_sites import prepare_federation
 from tests.ept_fed.training.federating import train_federation
 
 Micro = Callable[..., Experiment]
-BOTH = ("training.head=common+own", "model.tokens=1", "federation.rounds=2")
-COMMON = ("training.head=common", *BOTH[1:])
+BOTH = ("training.head=fixed+lda", "model.tokens=1", "federation.rounds=2")
+FIXED = ("training.head=fixed", *BOTH[1:])
 
 
 def head_of(site: Site) -> tuple[np.ndarray, np.ndarray]:
@@ -35,9 +35,9 @@ def head_of(site: Site) -> tuple[np.ndarray, np.ndarray]:
 
 
 def expected_head(site: Site, start: dict[str, np.ndarray], evidence: float) -> tuple[np.ndarray, np.ndarray]:
-    """The common head and the share of what `head: discriminant` would compute for the prompts at hand."""
+    """The fixed head and the share of what `head: lda` would compute for the prompts at hand."""
     assert site.head_fit is not None
-    replace(site.head_fit, common=None).apply(site.model, site.data.train)
+    replace(site.head_fit, fixed=None).apply(site.model, site.data.train)
     weight, bias = head_of(site)
     labels = site.data.train.labels.numpy()
     each = len(labels) / len(np.unique(labels))
@@ -49,23 +49,23 @@ def expected_head(site: Site, start: dict[str, np.ndarray], evidence: float) -> 
 def test_the_own_share_grows_with_the_images_from_none_to_all(images: float, evidence: float, seed: int) -> None:
     rng = np.random.default_rng(seed)
     weight, bias, own, offset = rng.normal(size=(3, 4)), rng.normal(size=3), rng.normal(size=(3, 4)), rng.normal(size=3)
-    common = CommonHead(weight, bias, evidence)
-    for found, expected in zip(common.add(own, offset, 0), (weight, bias), strict=True):
+    fixed = FixedHead(weight, bias, evidence)
+    for found, expected in zip(fixed.add(own, offset, 0), (weight, bias), strict=True):
         np.testing.assert_array_equal(found, expected)
-    half = common.add(own, offset, evidence)
+    half = fixed.add(own, offset, evidence)
     np.testing.assert_allclose(half[0], weight + own / 2)
     np.testing.assert_allclose(half[1], bias + offset / 2)
-    fewer, more = (common.add(own, offset, number)[0] - weight for number in (images, images + 1))
+    fewer, more = (fixed.add(own, offset, number)[0] - weight for number in (images, images + 1))
     assert np.linalg.norm(fewer) < np.linalg.norm(more) < np.linalg.norm(own)
 
 
 def test_prompts_train_as_under_the_common_head_alone(micro: Micro, tmp_path: Path) -> None:
-    _, common = train_federation(prepare_federation(micro(*COMMON)), tmp_path / "common")
+    _, fixed = train_federation(prepare_federation(micro(*FIXED)), tmp_path / "fixed")
     _, both = train_federation(prepare_federation(micro(*BOTH)), tmp_path / "both")
-    assert np.array_equal(common, both)
+    assert np.array_equal(fixed, both)
     alone = [
         train_local(prepare_federation(micro(*settings)), RunFolder(tmp_path / settings[0]), Silent())
-        for settings in (COMMON, BOTH)
+        for settings in (FIXED, BOTH)
     ]
     for name, site in alone[0].items():
         assert np.array_equal(site.own_payload(), alone[1][name].own_payload())
@@ -117,19 +117,19 @@ def test_a_site_alone_ends_with_its_share_and_goes_on_from_the_common_head(micro
 
 def test_fine_tuned_prompts_train_under_the_common_head_and_get_a_share_of_their_own(micro: Micro) -> None:
     tuned = {}
-    for settings in (COMMON, BOTH):
+    for settings in (FIXED, BOTH):
         federation = prepare_federation(micro(*settings))
         site = federation.create_site(next(iter(federation.data.sites.values())))
         fine_tune(site, site.initial(), federation.experiment.training, epochs=1, seed=0)
         tuned[settings[0]] = (site.export(), head_of(site))
-    assert np.array_equal(tuned[COMMON[0]][0], tuned[BOTH[0]][0])
-    assert not np.allclose(tuned[COMMON[0]][1][0], tuned[BOTH[0]][1][0])
+    assert np.array_equal(tuned[FIXED[0]][0], tuned[BOTH[0]][0])
+    assert not np.allclose(tuned[FIXED[0]][1][0], tuned[BOTH[0]][1][0])
 
 
 def test_a_request_for_another_kind_of_head_is_refused(micro: Micro) -> None:
     federation = prepare_federation(micro(*BOTH))
     site, plan = federation.create_site(next(iter(federation.data.sites.values()))), federation.plan()
-    for kind in ("discriminant", "common", "trained"):
+    for kind in ("lda", "fixed", "trained"):
         other = federation.experiment.training.model_copy(update={"head": kind})
         request = RoundRequest(plan.header(1), "train", plan.rounds, plan.initial, "train", other.model_dump_json())
         with pytest.raises(MessageRefusedError, match=r"training\.head"):
@@ -137,7 +137,7 @@ def test_a_request_for_another_kind_of_head_is_refused(micro: Micro) -> None:
 
 
 def test_a_benchmark_has_no_cell_that_would_share_it(micro: Micro) -> None:
-    grid = "benchmark={methods: [both], reference: both, seeds: [0], variants: {both: [training.head=common+own]}}"
+    grid = "benchmark={methods: [both], reference: both, seeds: [0], variants: {both: [training.head=fixed+lda]}}"
     cells = list_cells(micro(grid))
     assert {cell.setting for cell in cells} == {"local", "federated", "centralised"}
 
@@ -160,7 +160,7 @@ def test_what_does_not_go_with_it_is_refused(overrides: tuple[str, ...], field: 
 
 def test_the_head_of_a_pooled_model_is_of_all_images(micro: Micro) -> None:
     federation = prepare_federation(micro(*BOTH))
-    pooled = federation.create_site(federation.pooled())
+    pooled = federation.create_site(federation.centralised())
     pooled.fit(federation.experiment.training, 1, 1)
     for found, expected in zip(head_of(pooled), expected_head(pooled, federation.slot.start, 4.0), strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
