@@ -47,7 +47,8 @@ ARROWS: dict[str, str] = {
     "ept_fed/cli": "bundles config data pki reports/charts storage validation",
     "server": "run_plan /server/rounds /server/strategies",
     "server/strategies": "catalog config privacy/dp protocol run_plan",
-    "server/rounds": "catalog flower privacy/secure_aggregation protocol run_plan storage /server/strategies",
+    "server/rounds": "catalog flower privacy/secure_aggregation protocol reports/run run_plan storage "
+    "/server/strategies",
     "server/provisioning": "config pki storage /server",
     "server/deployment": "config flower pki privacy/secure_aggregation protocol reports/run run_plan services storage "
     "validation /server /server/rounds",

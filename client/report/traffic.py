@@ -3,6 +3,7 @@
 Whoever recorded the messages hands them over as `Passage`s: the worker its answers, a signed ledger its entries.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from client.gate.open import read_ledger
 from client.ledger.verify import examine
 from client.site.run_record import Answer
+from ept_fed.reports.run.round_record import RoundRecord, SiteExchange
 
 __all__ = ["Passage", "count_passages", "describe_rounds", "list_passages", "read_ledger_passages"]
 
@@ -79,9 +81,7 @@ def count_passages(passages: Sequence[Passage], counted_by: str) -> dict[str, An
     }
 
 
-def describe_rounds(
-    site: str, last: int, answers: Sequence[Answer], passages: Sequence[Passage]
-) -> list[dict[str, Any]]:
+def describe_rounds(site: str, last: int, answers: Sequence[Answer], passages: Sequence[Passage]) -> list[RoundRecord]:
     """Return a record for each of the rounds 1 to `last`, as `rounds.jsonl` has them, with what one site can know.
 
     It knows its own numbers and messages. An update that it sent counts as averaged: the server does not say. What a
@@ -95,25 +95,25 @@ def describe_rounds(
         own, after = trained.get(number), trained.get(number + 1)
         moved = [p for p in passages if p.round == number or (number == last and (p.round or 0) > last)]
         sent = [p for p in moved if p.direction == "out"]
-        entry = {
-            "examples": own.examples if own else 0,
-            "train": _select(own, validation=False),
-            "evaluation": _select(after, validation=True) or _find_evaluation(number, answers),
-            "bytes_sent": sum(p.bytes for p in moved if p.direction == "in"),
-            "bytes_received": sum(p.bytes for p in sent),
-            "train_bytes_received": max((p.bytes for p in sent if p.kind in _UPDATES), default=0),
-        }
-        there = [site] if own else []
+        exchange = SiteExchange(
+            examples=own.examples if own else 0,
+            train=_select(own, validation=False),
+            evaluation=_select(after, validation=True) or _find_evaluation(number, answers),
+            bytes_sent=sum(p.bytes for p in moved if p.direction == "in"),
+            bytes_received=sum(p.bytes for p in sent),
+            train_bytes_received=max((p.bytes for p in sent if p.kind in _UPDATES), default=0),
+        )
+        there = (site,) if own else ()
         records.append(
-            {
-                "schema": 1,
-                "round": number,
-                "asked": there,
-                "aggregated": there if not masked or number in masked else [],
-                "outcome": "not known at the site",
-                "sites": {site: entry},
-                "refused": [],
-            }
+            RoundRecord(
+                round=number,
+                seconds=math.nan,
+                asked=there,
+                aggregated=there if not masked or number in masked else (),
+                outcome="not known at the site",
+                sites={site: exchange},
+                refused=[],
+            )
         )
     return records
 

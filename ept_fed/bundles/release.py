@@ -119,7 +119,7 @@ def _read_about(content: bytes, path: Path) -> About:
 
 def _count_rounds(run: Path) -> int:
     """Count the rounds that changed the model: those with at least one site in the average."""
-    return sum(bool(record["aggregated"]) for record in RunFolder(run).read_rounds())
+    return sum(bool(record.aggregated) for record in RunFolder(run).read_rounds())
 
 
 def _refusal(field: str, value: object, fix: str) -> InputRefusedError:

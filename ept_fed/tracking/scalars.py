@@ -10,6 +10,7 @@ from typing import Any
 
 from ept_fed.config.diff import flatten_settings
 from ept_fed.config.experiment import LOCAL_SETTINGS, Experiment
+from ept_fed.reports.run.round_record import RoundRecord
 
 __all__ = ["MAX_SITES", "describe_settings", "list_result", "list_round", "plain_name", "tabulate"]
 
@@ -17,8 +18,6 @@ MAX_SITES = 100
 """Above this many sites only sums and medians are tracked: no viewer shows thousands of curves."""
 
 _LONGEST_NAME = 80
-_METRICS = {"loss": ("train", "loss"), "auc": ("evaluation", "auc")}
-_COUNTS = {"bytes_to_site": "bytes_sent", "bytes_from_site": "bytes_received"}
 
 
 def plain_name(name: str) -> str:
@@ -29,27 +28,30 @@ def plain_name(name: str) -> str:
     return f"{plain.strip('.')}-{hashlib.sha256(name.encode(errors='surrogatepass')).hexdigest()[:8]}"
 
 
-def list_round(record: Mapping[str, Any]) -> dict[str, float]:
+def list_round(record: RoundRecord) -> dict[str, float]:
     """Return the scalars of one round: `what/site` by site, `median/what`, and `round/what`.
 
     Args:
-        record: a line of rounds.jsonl, or what it is made from.
+        record: a line of rounds.jsonl.
 
     Returns:
         finite numbers only: what was not measured is left out. `auc` is on validation images, of what the round left;
         bytes are serialised messages, to a site and from it.
     """
-    sites, refused = record["sites"], [str(item["site"]) for item in record["refused"]]
+    sites, refused = record.sites, [refusal.site for refusal in record.refused]
     columns = {
-        what: {site: entry.get(part, {}).get(key) for site, entry in sites.items()}
-        for what, (part, key) in _METRICS.items()
+        "loss": {site: exchange.train.get("loss", math.nan) for site, exchange in sites.items()},
+        "auc": {site: exchange.evaluation.get("auc", math.nan) for site, exchange in sites.items()},
     }
-    known = {what: {s: float(x) for s, x in by.items() if _is_number(x)} for what, by in columns.items()}
-    counts = {what: {s: float(entry.get(key, 0)) for s, entry in sites.items()} for what, key in _COUNTS.items()}
+    known = {what: {s: x for s, x in by.items() if _is_number(x)} for what, by in columns.items()}
+    counts = {
+        "bytes_to_site": {site: float(exchange.bytes_sent) for site, exchange in sites.items()},
+        "bytes_from_site": {site: float(exchange.bytes_received) for site, exchange in sites.items()},
+    }
     numbers = {
-        "round/seconds": float(record.get("seconds", math.nan)),
+        "round/seconds": record.seconds,
         "round/refused": float(len(refused)),
-        "round/averaged": float(len(record["aggregated"])),
+        "round/averaged": float(len(record.aggregated)),
         **{f"round/{what}": sum(by.values()) for what, by in counts.items()},
         **{f"median/{what}": statistics.median(by.values()) for what, by in known.items() if by},
     }

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from ept_fed.reports.run.round_record import RoundRecord
 from ept_fed.tracking.registry import WRITERS
 from ept_fed.tracking.scalars import list_result, list_round, tabulate
 from ept_fed.tracking.writer import TrackedRun, Writer
@@ -28,7 +29,7 @@ class Tracker:
         self._writers: dict[str, Writer] = {}
         self._rounds, self._done = 0, False
 
-    def start(self, run: TrackedRun, rounds: Sequence[Mapping[str, Any]] = ()) -> None:
+    def start(self, run: TrackedRun, rounds: Sequence[RoundRecord] = ()) -> None:
         """Open the stores and enter the rounds that a resumed run already has."""
         for name in self._names:
             with self._guard(name):
@@ -36,9 +37,9 @@ class Tracker:
         for record in rounds:
             self.write_round(record)
 
-    def write_round(self, record: Mapping[str, Any]) -> None:
+    def write_round(self, record: RoundRecord) -> None:
         """Enter a round, as in rounds.jsonl."""
-        self._rounds = int(record["round"])
+        self._rounds = record.round
         for name, writer in list(self._writers.items()):
             with self._guard(name):
                 writer.write_round(self._rounds, list_round(record))

@@ -32,7 +32,7 @@ from server.deployment.run_state import RUN_KEY, RunPhase, read_agreement, write
 from server.deployment.server_kit import KIT_VARIABLE, ServerKit, open_server_kit
 from server.rounds.checkpoints import CheckpointFolder
 from server.rounds.loop import FederationResult, NothingAveragedError
-from server.rounds.round_record import RoundRecord
+from server.rounds.recorder import RunRecorder
 
 __all__ = ["app"]
 
@@ -101,11 +101,12 @@ def _meet(grid: Grid, experiment: Experiment, kit: ServerKit, folder: RunFolder)
     return agreement
 
 
-class _Recorder:
-    """Writes each round into the run folder, and each reply into the progress that others watch."""
+class _Recorder(RunRecorder):
+    """Also keeps the progress file that `ept-fed server status` reads up to date with every reply."""
 
     def __init__(self, plan: Plan, folder: RunFolder) -> None:
-        self._plan, self._folder, self._round = plan, folder, 0
+        super().__init__(plan, folder, _log)
+        self._round = 0
         self._sites: dict[str, dict[str, float | int]] = {site: {} for site in plan.sites}
         self._write("rounds")
 
@@ -117,18 +118,12 @@ class _Recorder:
         self._write("rounds")
 
     def on_payload(self, round_number: int, payload: Vector, seconds: float) -> None:
-        self._folder.write_prompts(self._plan, round_number, payload)
+        super().on_payload(round_number, payload, seconds)
         self._round = round_number
         self._write("rounds")
-        _log.info("round %d of %d: %.1f s", round_number, self._plan.rounds, seconds)
-
-    def on_round(self, record: RoundRecord) -> None:
-        self._folder.write_round(record.to_json())
-        for refusal in record.refused:
-            _log.warning("round %d: %s %s", record.round, refusal.site, refusal.reason)
 
     def finish(self) -> None:
-        """Say that all rounds are over."""
+        """Record that all rounds are over."""
         self._write("done")
 
     def _write(self, phase: RunPhase) -> None:

@@ -1,11 +1,12 @@
 """How the server and its runs stand: one document, for a person's screen and for machines."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ept_fed.errors import InputRefusedError
+from ept_fed.reports.run.round_record import RoundRecord
 from ept_fed.reports.run.run_folder import RunFolder
 from server.deployment.control import ControlError, Node, Run
 from server.deployment.run_state import read_json_file
@@ -64,7 +65,7 @@ def describe_run(kit: ServerKit, run: Run | None) -> dict[str, Any] | None:
         records = []
     rounds, done = progress.get("rounds", 0), max(progress.get("round", 0) - 1, len(records))
     over = bool(result) or (run is not None and bool(run.ended))
-    times = [record["seconds"] for record in records if record.get("seconds")]
+    times = [record.seconds for record in records if record.seconds > 0]
     left = None if over or not times else round(sum(times) / len(times) * max(0, rounds - done), 1)
     return {
         "name": folder.path.name,
@@ -77,7 +78,7 @@ def describe_run(kit: ServerKit, run: Run | None) -> dict[str, Any] | None:
         "silent_seconds": None if over or "at" not in progress else round(time.time() - progress["at"], 1),
         "sites": _describe_progress(progress.get("sites", {}), records),
         "left_out": result.get("left_out", {}),
-        "refused": [{"round": record["round"], **refusal} for record in records for refusal in record["refused"]][-20:],
+        "refused": [{"round": record.round, **vars(refusal)} for record in records for refusal in record.refused][-20:],
     }
 
 
@@ -94,15 +95,15 @@ def _describe_sites(kit: ServerKit, nodes: list[Node]) -> dict[str, dict[str, An
     }
 
 
-def _describe_progress(sites: Mapping[str, Any], records: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def _describe_progress(sites: Mapping[str, Any], records: Sequence[RoundRecord]) -> dict[str, dict[str, Any]]:
     described = {}
     for name, last in sorted(sites.items()):
-        entries = [record["sites"][name] for record in records if name in record["sites"]]
+        entries = [record.sites[name] for record in records if name in record.sites]
         described[name] = {
             **last,
-            "examples": max((entry["examples"] for entry in entries), default=0),
-            "bytes_sent": sum(entry["bytes_sent"] for entry in entries),
-            "bytes_received": sum(entry["bytes_received"] for entry in entries),
-            "refusals": sum(1 for record in records for refusal in record["refused"] if refusal["site"] == name),
+            "examples": max((entry.examples for entry in entries), default=0),
+            "bytes_sent": sum(entry.bytes_sent for entry in entries),
+            "bytes_received": sum(entry.bytes_received for entry in entries),
+            "refusals": sum(1 for record in records for refusal in record.refused if refusal.site == name),
         }
     return described

@@ -5,32 +5,22 @@ plan allows its site. `refuse_norm_outliers` compares the replies of a round wit
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from flwr.app import Message
 
 from ept_fed.flower.messages import decode_reply
 from ept_fed.protocol.layout import Vector
-from ept_fed.protocol.messages import MessageRefusedError, Phase, RoundReply, RoundRequest
+from ept_fed.protocol.messages import MessageRefusedError, RoundReply, RoundRequest
+from ept_fed.reports.run.round_record import Refusal
 from ept_fed.run_plan.plan import Plan
 
-__all__ = ["Accepted", "Refusal", "admit", "find_norm_outliers", "refuse_norm_outliers"]
+__all__ = ["Accepted", "admit", "find_norm_outliers", "refuse_norm_outliers"]
 
 # With two replies the median lies between them, and either could be the outsized one.
 _MIN_FOR_MEDIAN = 3
 
 Accepted = tuple[str, RoundReply]
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """A site that was left out of an exchange, or of the sum under secure aggregation that followed it, and why."""
-
-    site: str
-    phase: Phase | Literal["secure aggregation"]
-    reason: str
 
 
 def admit(site: str, message: Message, request: RoundRequest, plan: Plan) -> RoundReply:

@@ -14,10 +14,10 @@ from typing import Any
 import ept_fed
 from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.protocol.layout import PayloadMismatchError, Vector
+from ept_fed.reports.run.round_record import RoundRecord
 from ept_fed.run_plan.plan import Plan
 from ept_fed.storage.checkpoint_file import DamagedCheckpointError, read_checksummed, write_checksummed
 from ept_fed.storage.files import dump_json
-from server.rounds.round_record import RoundRecord
 
 __all__ = ["Checkpoint", "CheckpointFolder"]
 
@@ -74,7 +74,7 @@ class CheckpointFolder:
         }
         write_checksummed(self._path(record.round), tensors, about)
 
-    def load(self, lines: Sequence[Mapping[str, Any]]) -> Checkpoint | None:
+    def load(self, lines: Sequence[RoundRecord]) -> Checkpoint | None:
         """Return the newest checkpoint, None if there is none yet.
 
         Args:
@@ -90,7 +90,7 @@ class CheckpointFolder:
         try:
             self._plan.layout.check(tensors[_PAYLOAD])
             record = RoundRecord.from_json(about["record"])
-            earlier = [RoundRecord.from_json(line) for line in lines[: record.round - 1]]
+            earlier = lines[: record.round - 1]
             stopping = about["stopping"]
             best = -math.inf if stopping["best"] is None else float(stopping["best"])
             since = int(stopping["since"])

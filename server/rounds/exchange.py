@@ -12,8 +12,9 @@ from ept_fed.flower.messages import encode_request
 from ept_fed.flower.transport import count_bytes
 from ept_fed.protocol.layout import PayloadMismatchError, Vector
 from ept_fed.protocol.messages import MessageRefusedError, Phase, RoundReply, RoundRequest, clean_text
+from ept_fed.reports.run.round_record import Refusal
 from ept_fed.run_plan.plan import Plan
-from server.rounds.admission import Accepted, Refusal, admit
+from server.rounds.admission import Accepted, admit
 
 __all__ = ["Exchange", "Traffic", "find_sender"]
 

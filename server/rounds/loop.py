@@ -21,12 +21,12 @@ from flwr.serverapp import Grid
 from ept_fed.catalog.strategies import STRATEGIES, count_asked
 from ept_fed.protocol.layout import Vector
 from ept_fed.protocol.messages import Phase, RoundReply
+from ept_fed.reports.run.round_record import Refusal, RoundRecord
 from ept_fed.run_plan.plan import Plan
 from ept_fed.seeds import numpy_generator
-from server.rounds.admission import Accepted, Refusal, refuse_norm_outliers
+from server.rounds.admission import Accepted, refuse_norm_outliers
 from server.rounds.checkpoints import Checkpoint
 from server.rounds.exchange import Exchange
-from server.rounds.round_record import RoundRecord
 from server.rounds.secure_aggregation import Collected, SecureExchange
 from server.rounds.wait_for_sites import wait_for_sites
 from server.strategies.base import Aggregator, Update

@@ -18,8 +18,9 @@ from ept_fed.protocol.frames import decode_frame, encode_frame
 from ept_fed.protocol.layout import Vector
 from ept_fed.protocol.messages import MessageRefusedError, clean_text
 from ept_fed.protocol.stages import STAGES, Stage, StageReply, StageRequest
+from ept_fed.reports.run.round_record import Refusal
 from ept_fed.run_plan.plan import Plan
-from server.rounds.admission import Accepted, Refusal
+from server.rounds.admission import Accepted
 from server.rounds.exchange import Traffic, find_sender
 from server.strategies.base import Update
 

@@ -21,6 +21,7 @@ from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.protocol.layout import PayloadMismatchError, Vector
 from ept_fed.protocol.messages import Header, RoundRequest
 from ept_fed.reports.run.read_run import RunResult
+from ept_fed.reports.run.round_record import SiteExchange
 from ept_fed.run_plan.plan import Plan
 from simulations.engine.virtual_sites import VirtualFederation
 
@@ -111,7 +112,7 @@ class Replay:
 
     def asked_in(self, round_number: int) -> bool:
         """Tell whether the run asked this site to train in a round."""
-        return self.site in self._run.rounds[round_number - 1]["asked"]
+        return self.site in self._run.rounds[round_number - 1].asked
 
     def play(self, round_number: int, prompts: Vector | None = None) -> PlayedRound:
         """Train a round; every earlier round that asked this site must have been played.
@@ -143,8 +144,9 @@ class Replay:
         return {name: torch.from_numpy(tensor) for name, tensor in found.items() if tensor is not None}
 
     def _compare(self, round_number: int, loss: float) -> float:
-        recorded = self._run.rounds[round_number - 1]["sites"].get(self.site, {}).get("train", {}).get("loss")
-        if recorded is None:
+        exchange = self._run.rounds[round_number - 1].sites.get(self.site, SiteExchange())
+        recorded = exchange.train.get("loss", math.nan)
+        if math.isnan(recorded):
             return math.nan
         difference = 0.0 if loss == recorded else abs(loss - recorded) / max(abs(recorded), 1e-12)
         if difference > _FAR_OFF:

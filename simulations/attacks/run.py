@@ -113,7 +113,7 @@ def _choose(
     ]
     found: dict[str, tuple[int, ...]] = {}
     for site in (sites or there[:1]) if not problems else ():
-        trained = [line["round"] for line in run.rounds if site in line["asked"]]
+        trained = [record.round for record in run.rounds if site in record.asked]
         problems += [
             Problem("--rounds", number, f"{site} was not asked to train in it; it was in {trained}")
             for number in rounds

@@ -19,10 +19,10 @@ from flwr.proto.node_pb2 import NodeInfo  # isort: skip
 from ept_fed.flower.messages import decode_request, encode_reply
 from ept_fed.protocol.layout import PayloadLayout, Vector
 from ept_fed.protocol.messages import Phase, RoundReply, metric_keys
+from ept_fed.reports.run.round_record import RoundRecord
 from ept_fed.run_plan.plan import Plan
 from server.app import create_server_app
 from server.rounds.loop import FederationResult
-from server.rounds.round_record import RoundRecord
 from simulations.benches.paired_timing import time_paired
 from simulations.engine.local_grid import LocalGrid
 from simulations.flower.named_grid import NamedGrid

@@ -24,11 +24,11 @@ from client.site.site import Site
 from ept_fed.catalog.strategies import STRATEGIES, resolve_options
 from ept_fed.protocol.layout import Vector
 from ept_fed.protocol.messages import Phase
+from ept_fed.reports.run.round_record import RoundRecord
 from ept_fed.storage.files import write_csv
 from ept_fed.validation.load_experiment import load_experiment
 from server.app import create_server_app
 from server.rounds.loop import FederationResult
-from server.rounds.round_record import RoundRecord
 from simulations.benches.byzantine_sites import ATTACKS, attack_through
 from simulations.engine.local_grid import run_locally
 from simulations.engine.virtual_sites import VirtualFederation, prepare_federation

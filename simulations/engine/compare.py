@@ -7,10 +7,10 @@ from client.site.site import Site
 from ept_fed.progress import Progress
 from ept_fed.protocol.layout import Vector
 from ept_fed.reports.run.comparison import Comparison
+from ept_fed.reports.run.round_record import RoundRecord
 from ept_fed.reports.run.run_document import SiteTraffic
 from ept_fed.reports.run.run_folder import RunFolder
 from server.rounds.loop import FederationResult
-from server.rounds.round_record import RoundRecord
 from simulations.engine.baselines import train_centralised, train_local
 from simulations.engine.virtual_sites import VirtualFederation
 

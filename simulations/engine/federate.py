@@ -1,8 +1,8 @@
 """The federated part of a simulation: rounds over LocalGrid into a run folder, from the start or from a checkpoint."""
 
+import logging
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
 
 from cryptography import x509
 from flwr.app import Context
@@ -16,17 +16,20 @@ from ept_fed.privacy.secure_aggregation.round_session import weigh_site
 from ept_fed.progress import Progress
 from ept_fed.protocol.layout import Vector
 from ept_fed.protocol.messages import Phase
+from ept_fed.reports.run.round_record import RoundRecord
 from ept_fed.reports.run.run_folder import RunFolder
 from ept_fed.run_plan.plan import Plan
 from ept_fed.storage.checkpoint_file import DamagedCheckpointError
 from server.app import create_server_app
 from server.rounds.checkpoints import Checkpoint, CheckpointFolder
 from server.rounds.loop import FederationResult
-from server.rounds.round_record import RoundRecord
+from server.rounds.recorder import RunRecorder
 from simulations.engine.certify import certify_sites
 from simulations.engine.local_grid import run_locally
 
 __all__ = ["federate", "find_checkpoint"]
+
+_log = logging.getLogger(__name__)
 
 
 def find_checkpoint(plan: Plan, data: str, sites: Mapping[str, Site], folder: RunFolder) -> Checkpoint | None:
@@ -66,7 +69,7 @@ def federate(
     progress: Progress,
     *,
     resume: Checkpoint | None,
-    track: Callable[[Mapping[str, Any]], None] | None = None,
+    track: Callable[[RoundRecord], None] | None = None,
 ) -> FederationResult:
     """Run the plan's rounds, each written into the folder as it ends, and handed to `track` as it was written."""
     results: list[FederationResult] = []
@@ -110,13 +113,14 @@ _WITHOUT = {
 }
 
 
-class _Recorder:
-    """Writes each round into the run folder and passes its numbers on to the display."""
+class _Recorder(RunRecorder):
+    """Also passes the round's numbers on to the display and to the trackers."""
 
     def __init__(
-        self, plan: Plan, folder: RunFolder, progress: Progress, track: Callable[[Mapping[str, Any]], None] | None
+        self, plan: Plan, folder: RunFolder, progress: Progress, track: Callable[[RoundRecord], None] | None
     ) -> None:
-        self._plan, self._folder, self._progress, self._track = plan, folder, progress, track
+        super().__init__(plan, folder, _log)
+        self._progress, self._track = progress, track
 
     def on_site(self, round_number: int, site: str, phase: Phase, metrics: Mapping[str, float]) -> None:
         if phase == "train":
@@ -126,13 +130,13 @@ class _Recorder:
         self._progress.on_site(round_number, site, shown)
 
     def on_payload(self, round_number: int, payload: Vector, seconds: float) -> None:
-        self._folder.write_prompts(self._plan, round_number, payload)
+        super().on_payload(round_number, payload, seconds)
         self._progress.on_round(round_number, seconds)
 
     def on_round(self, record: RoundRecord) -> None:
-        self._folder.write_round(record.to_json())
+        super().on_round(record)
         if self._track is not None:
-            self._track(record.to_json())
+            self._track(record)
         for refusal in record.refused:
             did = _WITHOUT[refusal.phase]
             self._progress.on_note(f"{refusal.site} {did} round {record.round}: {refusal.reason}")

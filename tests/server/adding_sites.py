@@ -15,10 +15,10 @@ from ept_fed.flower.records import encode_frame_record, read_frame_record
 from ept_fed.protocol.frames import decode_frame
 from ept_fed.protocol.layout import PayloadLayout, Vector
 from ept_fed.protocol.messages import EVALUATE_METRICS, TRAIN_METRICS, Phase, RoundReply
+from ept_fed.reports.run.round_record import RoundRecord
 from ept_fed.run_plan.plan import Plan
 from server.app import create_server_app
 from server.rounds.loop import FederationResult
-from server.rounds.round_record import RoundRecord
 from simulations.engine.local_grid import LocalGrid, run_locally
 from tests.frames_by_hand import frame_of, open_frame
 

@@ -12,6 +12,7 @@ from ept_fed.reports.pages.site_report import SiteReport
 from ept_fed.reports.pages.wording import FEDERATED
 from ept_fed.reports.run.cross_site import CrossSite
 from ept_fed.reports.run.read_run import RunResult
+from ept_fed.reports.run.round_record import RoundRecord
 from ept_fed.reports.statistics.pooled import PooledRow, pool_sites
 from ept_fed.reports.statistics.site import BASELINE
 
@@ -92,7 +93,7 @@ def build_federation_report(run: RunResult, reports: Sequence[SiteReport]) -> Fe
         settings=tuple(run.report["settings"]),
         refused=_gather_refused(run.rounds),
         notes=tuple(run.report.get("notes", ())),
-        seconds_in_rounds=sum(float(record.get("seconds", 0)) for record in run.rounds),
+        seconds_in_rounds=sum(record.seconds for record in run.rounds if not math.isnan(record.seconds)),
         rounds=len(run.rounds),
         axis=max(0.02, math.ceil(widest * 50) / 50),
         cross_site=run.cross_site,
@@ -147,10 +148,9 @@ def _fairness(rows: Sequence[SiteRow]) -> tuple[str, ...]:
     return tuple(sentences)
 
 
-def _gather_refused(rounds: Sequence[Mapping[str, Any]]) -> tuple[Refused, ...]:
+def _gather_refused(rounds: Sequence[RoundRecord]) -> tuple[Refused, ...]:
     found: dict[tuple[str, str, str], list[int]] = {}
     for record in rounds:
-        for item in record["refused"]:
-            key = (str(item["site"]), str(item["phase"]), str(item["reason"]))
-            found.setdefault(key, []).append(int(record["round"]))
+        for refusal in record.refused:
+            found.setdefault((refusal.site, refusal.phase, refusal.reason), []).append(record.round)
     return tuple(Refused(*key, rounds=tuple(numbers)) for key, numbers in found.items())

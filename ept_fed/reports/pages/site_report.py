@@ -1,5 +1,6 @@
 """One site's report as data: what report.json holds and what the page shows."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from ept_fed.evaluation.bootstrap import DRAWS
 from ept_fed.reports.pages.wording import Headline, describe_limits, headline
 from ept_fed.reports.run.read_run import RunResult
+from ept_fed.reports.run.round_record import RoundRecord, SiteExchange
 from ept_fed.reports.run.run_document import PrivacySpending
 from ept_fed.reports.statistics.pooled import SharedCounts, count_to_share
 from ept_fed.reports.statistics.site import Statistics, analyse
@@ -145,30 +147,29 @@ def build_site_report(run: RunResult, site: str, *, sensitivity: float = 0.9, dr
     )
 
 
-def _read_round(record: Mapping[str, Any], site: str) -> RoundRow:
-    exchange = record["sites"].get(site, {})
-    refused = "; ".join(f"{item['phase']}: {item['reason']}" for item in record["refused"] if item["site"] == site)
+def _read_round(record: RoundRecord, site: str) -> RoundRow:
+    exchange = record.sites.get(site, SiteExchange())
     return RoundRow(
-        round=int(record["round"]),
-        train_loss=_number(exchange.get("train", {}).get("loss")),
-        validation_auc=_number(exchange.get("evaluation", {}).get("auc")),
-        bytes_to_site=int(exchange.get("bytes_sent", 0)),
-        bytes_from_site=int(exchange.get("bytes_received", 0)),
-        asked=site in record.get("asked", record["sites"]),
-        averaged=site in record["aggregated"],
-        refused=refused,
+        round=record.round,
+        train_loss=exchange.train.get("loss", math.nan),
+        validation_auc=exchange.evaluation.get("auc", math.nan),
+        bytes_to_site=exchange.bytes_sent,
+        bytes_from_site=exchange.bytes_received,
+        asked=site in record.asked,
+        averaged=site in record.aggregated,
+        refused="; ".join(f"{item.phase}: {item.reason}" for item in record.refused if item.site == site),
     )
 
 
 def _sum_traffic(run: RunResult, site: str) -> Traffic:
-    exchanges = [record["sites"].get(site, {}) for record in run.rounds]
+    exchanges = [record.sites.get(site, SiteExchange()) for record in run.rounds]
     layout = tuple((str(name), tuple(int(axis) for axis in shape)) for name, shape in run.report["payload"]["layout"])
     counted = run.report.get("counted") or {
         "counted_by": "server",
         "messages_from_site": _count_messages(exchanges),
-        "bytes_to_site": sum(int(exchange.get("bytes_sent", 0)) for exchange in exchanges),
-        "bytes_from_site": sum(int(exchange.get("bytes_received", 0)) for exchange in exchanges),
-        "largest_update": max((int(exchange.get("train_bytes_received", 0)) for exchange in exchanges), default=0),
+        "bytes_to_site": sum(exchange.bytes_sent for exchange in exchanges),
+        "bytes_from_site": sum(exchange.bytes_received for exchange in exchanges),
+        "largest_update": max((exchange.train_bytes_received for exchange in exchanges), default=0),
     }
     return Traffic(**counted, tensors=layout, numbers_per_update=int(run.report["payload"]["bytes"]) // 4)
 
@@ -177,12 +178,8 @@ def _read_spending(spent: Mapping[str, Any] | None) -> PrivacySpending | None:
     return None if spent is None else PrivacySpending(**spent)
 
 
-def _count_messages(exchanges: Sequence[Mapping[str, Any]]) -> int:
+def _count_messages(exchanges: Sequence[SiteExchange]) -> int:
     """Return how many replies the site sent, refused ones included; the closing one is in the last round's record."""
-    answered = sum(bool(exchange.get("bytes_received")) for exchange in exchanges)
-    last = exchanges[-1] if exchanges else {}
-    return answered + bool(last.get("train") and last.get("evaluation"))
-
-
-def _number(value: Any) -> float:
-    return float("nan") if value is None else float(value)
+    answered = sum(bool(exchange.bytes_received) for exchange in exchanges)
+    last = exchanges[-1] if exchanges else SiteExchange()
+    return answered + bool(last.train and last.evaluation)

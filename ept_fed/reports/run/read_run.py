@@ -10,7 +10,8 @@ from ept_fed.config.yaml_reader import parse_yaml
 from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.reports.run.cross_site import CROSS_SITE_FILE, CrossSite, read_cross_site
 from ept_fed.reports.run.read_predictions import SitePredictions, read_predictions
-from ept_fed.reports.run.run_document import parse_report, parse_round, split_rounds
+from ept_fed.reports.run.round_record import RoundRecord, split_lines
+from ept_fed.reports.run.run_document import parse_report
 from ept_fed.reports.run.run_folder import site_folder
 
 __all__ = ["RunResult", "read_run"]
@@ -36,7 +37,7 @@ class RunResult:
     folder: Path
     config: Mapping[str, Any]
     report: Mapping[str, Any]
-    rounds: tuple[Mapping[str, Any], ...]
+    rounds: tuple[RoundRecord, ...]
     sites: Mapping[str, SitePredictions]
     task: str
     case: str
@@ -108,12 +109,12 @@ def _read_report(path: Path, problems: list[Problem]) -> dict[str, Any]:
         return {}
 
 
-def _read_rounds(path: Path, problems: list[Problem]) -> tuple[Mapping[str, Any], ...]:
+def _read_rounds(path: Path, problems: list[Problem]) -> tuple[RoundRecord, ...]:
     text = _read_text(path, problems)
     rounds = []
-    for number, line in enumerate(split_rounds(text or ""), start=1):
+    for number, line in enumerate(split_lines(text or ""), start=1):
         try:
-            rounds.append(parse_round(line))
+            rounds.append(RoundRecord.from_line(line))
         except ValueError as error:
             fix = f"is no round ({error}); restore the file"
             problems.append(Problem(f"{path.name} line {number}", line[:40], fix))

@@ -1,14 +1,13 @@
-"""What a run folder's report.json and lines of rounds.jsonl have to hold before anything is computed from them."""
+"""The keys and types that a run folder's report.json must have before anything is computed from it."""
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-__all__ = ["PrivacySpending", "SiteTraffic", "parse_report", "parse_round", "split_rounds"]
+__all__ = ["PrivacySpending", "SiteTraffic", "parse_report"]
 
 _Numbers = Mapping[str, float | None]
 
@@ -94,30 +93,6 @@ class _Report(_Section):
     limits: dict[str, list[str]] = {}
 
 
-class _Exchange(_Section):
-    train: _Numbers = {}
-    evaluation: _Numbers = {}
-    examples: int
-    bytes_sent: int
-    bytes_received: int
-    train_bytes_received: int = 0
-
-
-class _Refused(_Section):
-    site: str
-    phase: str
-    reason: str
-
-
-class _Round(_Section):
-    round: int
-    sites: dict[str, _Exchange]
-    aggregated: list[str]
-    refused: list[_Refused]
-    asked: list[str] | None = None
-    seconds: float = math.nan  # absent where a site wrote the report: it saw its messages, not the round's length
-
-
 def parse_report(text: str) -> dict[str, Any]:
     """Return report.json as it stands.
 
@@ -125,20 +100,6 @@ def parse_report(text: str) -> dict[str, Any]:
         ValueError: naming the first key whose value is missing or of another kind.
     """
     return _parse(_Report, text)
-
-
-def split_rounds(text: str) -> list[str]:
-    """Return the whole lines of rounds.jsonl; a last line that was cut off while it was written is left out."""
-    return text.split("\n")[:-1]
-
-
-def parse_round(line: str) -> dict[str, Any]:
-    """Return a line of rounds.jsonl as it stands.
-
-    Raises:
-        ValueError: naming the first key whose value is missing or of another kind.
-    """
-    return _parse(_Round, line)
 
 
 def _parse(kind: type[_Section], text: str) -> dict[str, Any]:

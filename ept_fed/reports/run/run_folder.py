@@ -35,7 +35,7 @@ from ept_fed.config.yaml_reader import parse_yaml
 from ept_fed.data.records.counts import COUNT_COLUMNS, CountRow
 from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.protocol.layout import Vector
-from ept_fed.reports.run.run_document import parse_round, split_rounds
+from ept_fed.reports.run.round_record import RoundRecord, split_lines
 from ept_fed.run_plan.plan import Plan
 from ept_fed.storage.files import append_json_line, dump_json, write_bytes, write_csv, write_json, write_text
 
@@ -126,11 +126,11 @@ class RunFolder:
         """Write the settings of a resumed run again: paths and other local ones may have changed."""
         write_text(self.path / "config.yaml", config_yaml)
 
-    def write_round(self, record: Mapping[str, Any]) -> None:
+    def write_round(self, record: RoundRecord) -> None:
         """Append one round's line to rounds.jsonl."""
-        append_json_line(self.path / "rounds.jsonl", record)
+        append_json_line(self.path / "rounds.jsonl", record.to_json())
 
-    def read_rounds(self) -> list[dict[str, Any]]:
+    def read_rounds(self) -> list[RoundRecord]:
         """Return the whole lines of rounds.jsonl, none if there is no such file yet.
 
         Raises:
@@ -139,7 +139,7 @@ class RunFolder:
         path = self.path / "rounds.jsonl"
         try:
             text = path.read_text(encoding="utf-8") if path.exists() else ""
-            return [parse_round(line) for line in split_rounds(text)]
+            return [RoundRecord.from_line(line) for line in split_lines(text)]
         except (OSError, ValueError) as error:
             raise InputRefusedError(
                 [Problem("rounds.jsonl", str(path), f"is damaged ({error}); restore it")]
@@ -151,7 +151,7 @@ class RunFolder:
             if path.is_file() and _HALF_WRITTEN.match(path.name):
                 path.unlink()
         if (self.path / "rounds.jsonl").exists():
-            kept = [dump_json(line) + "\n" for line in self.read_rounds()[:count]]
+            kept = [dump_json(record.to_json()) + "\n" for record in self.read_rounds()[:count]]
             write_text(self.path / "rounds.jsonl", "".join(kept))
 
     def read_finished(self) -> dict[str, Any] | None:

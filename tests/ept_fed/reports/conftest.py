@@ -70,7 +70,8 @@ def make_run(tmp_path: Path) -> MakeRun:
                 "bytes_received": 2000,
                 "train_bytes_received": 1500,
             }
-            record = {"schema": 1, "round": number, "seconds": 1.5, "aggregated": list(sites), "refused": list(refused)}
+            record = {"schema": 1, "round": number, "seconds": 1.5, "asked": list(sites), "aggregated": list(sites)}
+            record |= {"outcome": "aggregated", "refused": list(refused)}
             append_json_line(folder / "rounds.jsonl", record | {"sites": dict.fromkeys(sites, exchange)})
         for place, site in enumerate(sites):
             rng = np.random.default_rng(place)

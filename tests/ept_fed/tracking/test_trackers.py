@@ -17,6 +17,8 @@ from ept_fed.cli.main import app
 from ept_fed.config.experiment import Experiment
 from ept_fed.errors import InputRefusedError
 from ept_fed.progress import Silent
+from ept_fed.reports.run.round_record import RoundRecord
+from ept_fed.reports.run.run_folder import RunFolder
 from ept_fed.tracking import registry as writers
 from ept_fed.tracking.registry import WRITERS, WriterInfo
 from ept_fed.tracking.scalars import list_round
@@ -93,8 +95,8 @@ def test_every_tracker_has_a_reader_here() -> None:
 
 @pytest.mark.parametrize("name", WRITERS)
 def test_each_number_of_each_round_is_there_once(resumed: Path, name: str) -> None:
-    lines = [json.loads(line) for line in (resumed / "rounds.jsonl").read_text().splitlines()]
-    wanted = {(key, line["round"]): value for line in lines for key, value in list_round(line).items()}
+    records = RunFolder(resumed).read_rounds()
+    wanted = {(key, record.round): value for record in records for key, value in list_round(record).items()}
     # A round that was run again took other seconds; everything else comes out the same.
     found, _ = READERS[name](resumed)
     assert set(found.values()) == {1}
@@ -181,10 +183,10 @@ def test_a_store_that_fails_is_left_out_and_the_others_go_on(
     }
     for name, info in catalogue.items():
         monkeypatch.setitem(WRITERS, name, info)
-    line = {"round": 1, "seconds": 1.0, "aggregated": [], "refused": [], "sites": {}}
+    first, second = (RoundRecord(number, 1.0, (), (), "", {}, []) for number in (1, 2))
     with Tracker(["broken", "sound"], tmp_path, notes.append) as tracker:
-        tracker.start(TrackedRun("x", "0", {}), [line])
-        tracker.write_round({**line, "round": 2})
+        tracker.start(TrackedRun("x", "0", {}), [first])
+        tracker.write_round(second)
         tracker.write_result([], done=False)
     assert notes == ["broken is no longer written: ConnectionError: gone"]
     assert sound.calls == {"write_round": 2, "write_result": 1, "close": 1}

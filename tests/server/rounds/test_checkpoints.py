@@ -4,19 +4,18 @@ import contextlib
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from ept_fed.errors import InputRefusedError
 from ept_fed.protocol.layout import Vector
+from ept_fed.reports.run.round_record import RoundRecord
 from ept_fed.run_plan.plan import Plan
 from ept_fed.storage.files import dump_json
 from server.app import create_server_app
 from server.rounds.checkpoints import Checkpoint, CheckpointFolder
 from server.rounds.loop import FederationResult
-from server.rounds.round_record import RoundRecord
 from server.strategies.registry import AGGREGATORS
 from simulations.engine.local_grid import run_locally
 from tests.server.adding_sites import BAD, SABOTAGES, Observer, adding_app, make_plan
@@ -26,13 +25,13 @@ class KilledError(Exception):
     """Stands for the end of a process."""
 
 
-def lines_of(records: list[RoundRecord]) -> list[dict[str, Any]]:
-    """What rounds.jsonl would hold."""
-    return [json.loads(dump_json(record.to_json())) for record in records]
+def reread(records: list[RoundRecord]) -> list[RoundRecord]:
+    """What reading rounds.jsonl would give."""
+    return [RoundRecord.from_line(dump_json(record.to_json())) for record in records]
 
 
 def run_until(
-    plan: Plan, folder: Path, lines: list[dict[str, Any]], killed_after: int | None
+    plan: Plan, folder: Path, lines: list[RoundRecord], killed_after: int | None
 ) -> tuple[FederationResult | None, list[Vector]]:
     """Run or resume; `killed_after` ends it once that round's checkpoint is written. Appends to `lines`."""
     checkpoints, results, observer = CheckpointFolder(folder, plan), [], Observer()
@@ -48,17 +47,17 @@ def run_until(
     sabotage = {BAD: SABOTAGES["NaN"]}
     with contextlib.suppress(KilledError):
         run_locally(app, adding_app(sabotage), plan.sites)
-    lines += lines_of(observer.records)
+    lines += reread(observer.records)
     return (results[0] if results else None), observer.payloads
 
 
 @pytest.mark.parametrize("strategy", sorted(AGGREGATORS))
 def test_a_resumed_run_ends_like_one_that_never_stopped(strategy: str, tmp_path: Path) -> None:
     plan = make_plan(strategy=strategy, rounds=4, sites_per_round=8, patience=3)
-    whole_lines: list[dict[str, Any]] = []
+    whole_lines: list[RoundRecord] = []
     whole, payloads = run_until(plan, tmp_path / "whole", whole_lines, None)
     assert whole is not None
-    lines: list[dict[str, Any]] = []
+    lines: list[RoundRecord] = []
     for killed_after in (1, 2, 3, 4):
         ended, _ = run_until(plan, tmp_path / "killed", lines, killed_after)
         assert ended is None
@@ -67,8 +66,8 @@ def test_a_resumed_run_ends_like_one_that_never_stopped(strategy: str, tmp_path:
     assert np.array_equal(resumed.payload, whole.payload)
     assert [payload.tobytes() for payload in again] == [whole.payload.tobytes()], "told again, as it may be unseen"
     assert resumed.ended == whole.ended
-    without_time = [{**line, "seconds": 0} for line in lines]
-    assert without_time == [{**line, "seconds": 0} for line in whole_lines]
+    without_time = [dump_json({**record.to_json(), "seconds": 0}) for record in lines]
+    assert without_time == [dump_json({**record.to_json(), "seconds": 0}) for record in whole_lines]
     assert [record.to_json()["sites"] for record in resumed.rounds[:-1]] == [
         record.to_json()["sites"] for record in whole.rounds[:-1]
     ]
@@ -78,7 +77,7 @@ def test_a_resumed_run_ends_like_one_that_never_stopped(strategy: str, tmp_path:
 def test_the_early_stops_memory_is_resumed_too(tmp_path: Path) -> None:
     plan = make_plan(rounds=10, target_auc=0.97)
     whole, _ = run_until(plan, tmp_path / "whole", [], None)
-    lines: list[dict[str, Any]] = []
+    lines: list[RoundRecord] = []
     run_until(plan, tmp_path / "killed", lines, 2)
     resumed, _ = run_until(plan, tmp_path / "killed", lines, None)
     assert whole is not None
@@ -88,13 +87,13 @@ def test_the_early_stops_memory_is_resumed_too(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def stopped(tmp_path: Path) -> tuple[Plan, Path, list[dict[str, Any]]]:
+def stopped(tmp_path: Path) -> tuple[Plan, Path, list[RoundRecord]]:
     plan, lines = make_plan(rounds=4), []
     run_until(plan, tmp_path, lines, 3)
     return plan, tmp_path, lines
 
 
-def test_every_round_is_kept(stopped: tuple[Plan, Path, list[dict[str, Any]]]) -> None:
+def test_every_round_is_kept(stopped: tuple[Plan, Path, list[RoundRecord]]) -> None:
     _, folder, _ = stopped
     assert [path.name for path in sorted(folder.iterdir())] == [
         f"round-000{number}.safetensors" for number in (1, 2, 3)
@@ -107,7 +106,7 @@ def test_a_folder_without_checkpoints_starts_at_the_start(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "altered", "text"])
 def test_a_damaged_checkpoint_is_refused_with_the_last_sound_round(
-    stopped: tuple[Plan, Path, list[dict[str, Any]]], damage: str
+    stopped: tuple[Plan, Path, list[RoundRecord]], damage: str
 ) -> None:
     plan, folder, lines = stopped
     newest = folder / "round-0003.safetensors"
@@ -122,7 +121,7 @@ def test_a_damaged_checkpoint_is_refused_with_the_last_sound_round(
     assert checkpoint.records[-1].round == 2
 
 
-def test_with_nothing_sound_left_the_run_starts_again(stopped: tuple[Plan, Path, list[dict[str, Any]]]) -> None:
+def test_with_nothing_sound_left_the_run_starts_again(stopped: tuple[Plan, Path, list[RoundRecord]]) -> None:
     plan, folder, lines = stopped
     for path in folder.iterdir():
         path.write_bytes(b"")
@@ -131,10 +130,10 @@ def test_with_nothing_sound_left_the_run_starts_again(stopped: tuple[Plan, Path,
 
 
 def test_a_checkpoint_of_another_run_is_refused_with_both_sides(
-    stopped: tuple[Plan, Path, list[dict[str, Any]]],
+    stopped: tuple[Plan, Path, list[RoundRecord]],
 ) -> None:
     plan, folder, lines = stopped
-    changes: list[dict[str, Any]] = [
+    changes: list[RoundRecord] = [
         {"run": "other"},
         {"seed": 7},
         {"backbone_digest": "other"},
@@ -148,7 +147,7 @@ def test_a_checkpoint_of_another_run_is_refused_with_both_sides(
             CheckpointFolder(folder, other).load(lines)
 
 
-def test_missing_records_of_earlier_rounds_are_refused(stopped: tuple[Plan, Path, list[dict[str, Any]]]) -> None:
+def test_missing_records_of_earlier_rounds_are_refused(stopped: tuple[Plan, Path, list[RoundRecord]]) -> None:
     plan, folder, lines = stopped
     with pytest.raises(InputRefusedError, match="lacks some of rounds 1 to 2"):
         CheckpointFolder(folder, plan).load(lines[:1])
@@ -160,10 +159,10 @@ def test_a_record_survives_its_trip_through_json() -> None:
     run_locally(create_server_app(plan, observer, lambda _: None), adding_app({BAD: SABOTAGES["NaN"]}), plan.sites)
     (record,) = observer.records
     record.sites["site-01"].evaluation = {"auc": float("nan")}
-    (line,) = lines_of([record])
+    line = json.loads(dump_json(record.to_json()))
     again = RoundRecord.from_json(line)
     assert np.isnan(again.sites["site-01"].evaluation["auc"])
     assert dump_json(again.to_json()) == dump_json(record.to_json())
-    for broken in ({**line, "schema": 2}, {"schema": 1}, {**line, "sites": {"a": {"age": 3}}}):
-        with pytest.raises(ValueError, match=r"schema|not the record"):
+    for broken in ({**line, "schema": 2}, {"schema": 1}, {**line, "sites": {"a": {"examples": "3"}}}):
+        with pytest.raises(ValueError, match=r"schema|round|sites.a"):
             RoundRecord.from_json(broken)
