@@ -8,14 +8,13 @@ from typing import Literal
 from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 
-from client.site.secure_aggregation import SecureRounds
+from client.site.secure_aggregation import SecureRounds, SumTerms, answer_stage
 from client.site.site import Site
 from ept_fed.errors import InputRefusedError
 from ept_fed.flower.messages import decode_request, encode_reply
 from ept_fed.flower.records import SITE_FAILED, SITE_REFUSED, encode_frame_record, read_frame_record
-from ept_fed.privacy.secure_aggregation.session import AggregationSession
 from ept_fed.protocol.frames import decode_frame, encode_frame
-from ept_fed.protocol.layout import PayloadMismatchError, Vector
+from ept_fed.protocol.layout import PayloadMismatchError
 from ept_fed.protocol.messages import MessageRefusedError, Phase, clean_text
 from ept_fed.protocol.stages import StageRequest
 from ept_fed.training.loop import TrainingDivergedError
@@ -27,19 +26,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SecureSums:
-    """How the in-process sites take part in secure aggregation.
-
-    Attributes:
-        find_rounds: the site's part, by its name.
-        open_session: the session of a round, given the digest of what it began with.
-        weigh: from training images to the site's weight.
-        fewest: sites that a sum is of, at least.
-    """
+    """Each site's part in secure aggregation by the site's name, and the terms of the sums."""
 
     find_rounds: Callable[[str], SecureRounds]
-    open_session: Callable[[int, str], AggregationSession]
-    weigh: Callable[[int], int]
-    minimum: int
+    terms: SumTerms
 
 
 def create_client_app(find_site: Callable[[Context], Site], masked: SecureSums | None = None) -> ClientApp:
@@ -88,13 +78,5 @@ def _answer_stage(message: Message, site: Site, masked: SecureSums | None) -> Me
     request = decode_frame(read_frame_record(message))
     if masked is None or not isinstance(request, StageRequest):
         raise MessageRefusedError("this run has no secure aggregation")
-    site.require_header(request.header)
-    rounds = masked.find_rounds(site.name)
-
-    def update() -> tuple[Vector, int]:
-        number, received, _ = rounds.require_begun(request.header.round)
-        payload = site.masked_payload(number, received, minimum=masked.minimum)
-        return payload, masked.weigh(len(site.data.train))
-
-    reply = rounds.answer(request, masked.open_session, update)
+    reply = answer_stage(request, site, masked.find_rounds(site.name), masked.terms)
     return Message(encode_frame_record(encode_frame(reply)), reply_to=message)

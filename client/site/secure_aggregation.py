@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from client.site.site import Site
 from ept_fed.privacy.secure_aggregation.messages import Kind
 from ept_fed.privacy.secure_aggregation.round_session import count_min_sites, digest_start, plan_session
 from ept_fed.privacy.secure_aggregation.session import AggregationSession
@@ -16,7 +17,9 @@ from ept_fed.protocol.messages import MessageRefusedError, RoundRequest
 from ept_fed.protocol.proposal import Proposal
 from ept_fed.protocol.stages import StageReply, StageRequest
 
-__all__ = ["Credentials", "SecureRounds", "count_agreed_min_sites", "plan_agreed_session"]
+__all__ = ["Credentials", "SecureRounds", "SumTerms", "answer_stage", "count_agreed_min_sites", "plan_agreed_session"]
+
+_Release = Callable[[Vector, Vector], Vector]
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,50 @@ class SecureRounds:
             authority=held.authority,
             now=datetime.now(UTC),
         )
+
+
+@dataclass(frozen=True)
+class SumTerms:
+    """What the sites agreed on about the sums of a run.
+
+    Attributes:
+        open_session: from a round and the digest of its start to its session.
+        weigh: from a site's number of training images to its weight.
+        minimum: number of sites that a sum is of, at least.
+    """
+
+    open_session: Callable[[int, str], AggregationSession]
+    weigh: Callable[[int], int]
+    minimum: int
+
+
+def answer_stage(
+    request: StageRequest,
+    site: Site,
+    rounds: SecureRounds,
+    terms: SumTerms,
+    release: _Release = lambda _received, trained: trained,
+) -> StageReply:
+    """Return a site's part of a stage, the same way in simulations and in deployments.
+
+    Args:
+        request: whose round the site has trained.
+        site: whose update is summed.
+        rounds: the site's part in the secure aggregation of this run.
+        terms: of the sums.
+        release: from the payloads (n,) before and after training to the one that may leave, masked: the site's gate.
+
+    Raises:
+        MessageRefusedError, PayloadMismatchError, InputRefusedError: see `SecureRounds.answer`.
+    """
+    site.require_header(request.header)
+
+    def update() -> tuple[Vector, int]:
+        number, received, _ = rounds.require_begun(request.header.round)
+        trained = site.masked_payload(number, received, minimum=terms.minimum)
+        return release(received, trained), terms.weigh(len(site.data.train))
+
+    return rounds.answer(request, terms.open_session, update)
 
 
 def count_agreed_min_sites(proposal: Proposal) -> int:

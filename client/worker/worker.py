@@ -22,7 +22,14 @@ from client.site.agreed_settings import require_agreed
 from client.site.privacy_cost import RoundCost
 from client.site.run_record import Answer
 from client.site.run_registry import RunRegistry
-from client.site.secure_aggregation import Credentials, SecureRounds, count_agreed_min_sites, plan_agreed_session
+from client.site.secure_aggregation import (
+    Credentials,
+    SecureRounds,
+    SumTerms,
+    answer_stage,
+    count_agreed_min_sites,
+    plan_agreed_session,
+)
 from client.site.site import Site
 from client.worker.refusals import explain
 from client.worker.site_cache import WarmSite
@@ -219,17 +226,17 @@ class Worker:
         run, number = request.header.run, request.header.round
         site = self._warm.open(run, proposal, self._registry.states(run))
         self._at_gate(lambda: self._gate.admit_stage(request, proposal, site.layout, content))
-        site.require_header(request.header)
-        examples, federation = len(site.data.train), proposal.federation
-        secure = self._open_rounds(run)
+        terms = SumTerms(
+            partial(plan_agreed_session, run, proposal, site.layout),
+            partial(weigh_site, weights=proposal.federation.weights, weight_cap=proposal.federation.weight_cap),
+            count_agreed_min_sites(proposal),
+        )
 
-        def update() -> tuple[Vector, int]:
-            _, received, _ = secure.require_begun(number)
-            trained = site.masked_payload(number, received, minimum=count_agreed_min_sites(proposal))
-            leaving = self._at_gate(lambda: self._gate.mask(request, received, trained, examples, site.layout))
-            return leaving, weigh_site(examples, federation.weights, federation.weight_cap)
+        def release(received: Vector, trained: Vector) -> Vector:
+            examples = len(site.data.train)
+            return self._at_gate(lambda: self._gate.mask(request, received, trained, examples, site.layout))
 
-        reply = secure.answer(request, partial(plan_agreed_session, run, proposal, site.layout), update)
+        reply = answer_stage(request, site, self._open_rounds(run), terms, release)
         leaving = encode_frame(reply)
         self._at_gate(lambda: self._gate.release_stage(request, leaving))
         self._registry.record(run).note(Answer(request.stage, len(content), len(leaving), number))

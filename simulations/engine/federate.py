@@ -8,7 +8,7 @@ from cryptography import x509
 from flwr.app import Context
 
 from client.in_process_app import SecureSums, create_client_app
-from client.site.secure_aggregation import SecureRounds
+from client.site.secure_aggregation import SecureRounds, SumTerms
 from client.site.site import Site
 from client.site.state_store import StateLostError
 from ept_fed.errors import InputRefusedError, Problem
@@ -103,7 +103,7 @@ def _certify(plan: Plan, finished: int) -> tuple[x509.Certificate | None, Secure
     authority, credentials = certify_sites(plan.secure_sites)
     rounds = {name: SecureRounds(name, partial(credentials.__getitem__, name), masked=finished) for name in credentials}
     weigh = partial(weigh_site, weights=plan.weights, weight_cap=plan.weight_cap)
-    return authority, SecureSums(rounds.__getitem__, plan.session, weigh, plan.min_secure_sites)
+    return authority, SecureSums(rounds.__getitem__, SumTerms(plan.session, weigh, plan.min_secure_sites))
 
 
 _WITHOUT = {
