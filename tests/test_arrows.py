@@ -86,7 +86,7 @@ ARROWS: dict[str, str] = {
     "models pki privacy/secure_aggregation protocol reports/pages reports/run run_plan storage training validation "
     "/server /server/deployment /server/rounds /client /client/gate /client/ledger /client/site /client/worker "
     "/simulations/deployment /simulations/engine /simulations/flower",
-    "simulations/cli": "cli reports/pages storage tracking validation /client/cli /simulations/attacks "
+    "simulations/cli": "cli reports/pages reports/run storage tracking validation /client/cli /simulations/attacks "
     "/simulations/benchmark /simulations/deployment /simulations/engine",
 }
 HEAVY = {"torch", "timm", "monai", "torchvision"}

@@ -165,6 +165,8 @@ def _await_readiness(kit: ServerKit) -> None:
 def _load(kit: ServerKit, config: Path | None, overrides: Sequence[str], resumed: str | None) -> Experiment:
     if config is None and resumed is None:
         raise InputRefusedError([Problem("CONFIG", "", "is needed: an experiment in YAML")])
+    if resumed is not None:
+        RunFolder(kit.runs / resumed).require_version()
     path = config or kit.runs / str(resumed) / "config.yaml"
     experiment = load_experiment(path, overrides, check=validate_shared)
     sites = sorted(kit.public_keys())

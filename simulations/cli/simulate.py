@@ -44,11 +44,14 @@ def simulate(
     """
     with exit_on_refusal(as_json=as_json):
         from ept_fed.errors import InputRefusedError, Problem
+        from ept_fed.reports.run.run_folder import RunFolder
         from ept_fed.storage.files import dump_json
         from ept_fed.validation.load_experiment import load_experiment
 
         if resume and out is None:
             raise InputRefusedError([Problem("--resume", "", "needs --out with the folder of the run to go on with")])
+        if resume and out is not None:
+            RunFolder(out).require_version()
         source = config or (out / "config.yaml" if resume and out is not None else DEMO_CONFIG)
         experiment = load_experiment(source, overrides or [])
         from simulations.engine.simulate import simulate as run_simulation  # torch: after the settings are sound

@@ -1,6 +1,6 @@
 """The folder of a run: settings, rounds, prompts and results, each file written whole or not at all.
 
-config.yaml                     the resolved settings
+config.yaml                     the resolved settings, and the version of ept-fed that wrote them
 partition.csv, partition.png    the images that each site has, by split and class
 rounds.jsonl                    one line per round
 checkpoints/round-NNNN.safetensors  what the server needs to go on after each round
@@ -29,6 +29,7 @@ from urllib.parse import quote
 
 from safetensors.numpy import save
 
+import ept_fed
 from ept_fed.config.diff import compare_settings
 from ept_fed.config.experiment import Experiment
 from ept_fed.config.yaml_reader import parse_yaml
@@ -37,12 +38,14 @@ from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.protocol.layout import Vector
 from ept_fed.reports.run.round_record import RoundRecord, split_lines
 from ept_fed.run_plan.plan import Plan
+from ept_fed.storage.checkpoint_file import read_checksummed
 from ept_fed.storage.files import append_json_line, dump_json, write_bytes, write_csv, write_json, write_text
 
 __all__ = ["RunFolder", "site_folder"]
 
 
 _LONGEST_FOLDER = 150
+_WRITTEN_BY = re.compile(r"# Written by ept-fed (\S+)$")
 # What `ept_fed.storage.files` leaves behind if it is killed before the rename.
 _HALF_WRITTEN = re.compile(r"^\..+\.[a-z0-9_]{8}$")
 
@@ -86,6 +89,30 @@ class RunFolder:
         fix = "already exists and is not empty; name another folder, or add --resume to go on with a killed run"
         return [] if free else [Problem("--out", str(self.path), fix)]
 
+    def require_version(self) -> None:
+        """Refuse a run that another version of ept-fed wrote, before its settings are read.
+
+        Raises:
+            InputRefusedError: naming both versions.
+        """
+        written, ours = self._find_version(), ept_fed.__version__
+        if written not in (None, ours):
+            fix = f"was written by ept-fed {written}, this is {ours}; resume it with {written}, or start a new run"
+            raise InputRefusedError([Problem("--resume", str(self.path), fix)])
+
+    def _find_version(self) -> str | None:
+        """Return the version in the first line of config.yaml, else in the newest checkpoint; None without either."""
+        try:
+            with (self.path / "config.yaml").open(encoding="utf-8") as file:
+                match = _WRITTEN_BY.match(file.readline())
+            if match is not None:
+                return match.group(1)
+            _, about = read_checksummed(max(self.checkpoints.glob("round-*.safetensors")))
+        except (OSError, ValueError):
+            return None
+        code = about.get("code")
+        return code if isinstance(code, str) else None
+
     def check_resumable(self, experiment: Experiment) -> list[Problem]:
         """Return a problem for each setting that is not as in the folder, or one if it holds no run."""
         try:
@@ -108,7 +135,7 @@ class RunFolder:
             raise InputRefusedError(problems)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            write_text(self.path / "config.yaml", config_yaml)
+            self._write_settings(config_yaml)
         except OSError as error:
             raise InputRefusedError(
                 [Problem("--out", str(self.path), f"cannot be written ({error.strerror})")]
@@ -124,7 +151,10 @@ class RunFolder:
 
     def renew(self, config_yaml: str) -> None:
         """Write the settings of a resumed run again: paths and other local ones may have changed."""
-        write_text(self.path / "config.yaml", config_yaml)
+        self._write_settings(config_yaml)
+
+    def _write_settings(self, config_yaml: str) -> None:
+        write_text(self.path / "config.yaml", f"# Written by ept-fed {ept_fed.__version__}\n{config_yaml}")
 
     def write_round(self, record: RoundRecord) -> None:
         """Append one round's line to rounds.jsonl."""

@@ -101,7 +101,7 @@ def test_prompts_that_leave_no_room_for_the_noise_are_refused_before_it_is_drawn
     private = noise("distributed", 0.5)
     far = request(payload=request().payload + np.float32(40))
     UpdateNoise(private, 3).plan(far)
-    with pytest.raises(MessageRefusedError, match="no room for the noise"):
+    with pytest.raises(MessageRefusedError, match="no room for noise and masks"):
         UpdateNoise(private, 3, secure_aggregation=True).plan(far)
 
 

@@ -86,7 +86,7 @@ def test_only_what_stands_between_the_marks_is_replaced() -> None:
 
 def test_a_mark_that_names_methods_has_them_in_its_order() -> None:
     filled = fill_page("<!-- a:paired of vpt, ept -->\n<!-- end -->\n", "a", ROWS)
-    assert filled.splitlines()[1:-1] == ["| less vpt | alone |", "|---|---|", "| ept, 5 shots | −0.250 |"]
+    assert filled.splitlines()[1:-1] == ["| less vpt | local only |", "|---|---|", "| ept, 5 shots | −0.250 |"]
 
 
 def test_a_name_with_a_comma_is_quoted() -> None:

@@ -37,7 +37,7 @@ def rows(undefined: tuple[str, str] | None = None, untrained: tuple[str, str] | 
     ]
 
 
-def test_the_diagonal_is_each_local_model_at_home(micro: Micro, tmp_path: Path) -> None:
+def test_the_diagonal_is_each_local_model_at_its_own_site(micro: Micro, tmp_path: Path) -> None:
     out = tmp_path / "run"
     simulate(micro("evaluation.cross_site=true"), out, Silent())
     run = read_run(out)
@@ -49,7 +49,7 @@ def test_the_diagonal_is_each_local_model_at_home(micro: Micro, tmp_path: Path) 
         want = np.mean(class_auc(hot, test.scores["local"]))
         assert run.cross_site.auc[i, i] == pytest.approx(want, abs=1e-5)
     page = (out / "report.html").read_text()
-    assert "Away from home" in page
+    assert "Local models at other sites" in page
     assert f"{run.cross_site.auc[0, 1]:.3f}" in page
     with (out / CROSS_SITE_FILE).open(newline="") as file:
         assert len(list(csv.DictReader(file))) == 3 * 3 * len(run.report["classes"])
@@ -58,7 +58,7 @@ def test_the_diagonal_is_each_local_model_at_home(micro: Micro, tmp_path: Path) 
 def test_without_the_setting_there_is_no_matrix(micro: Micro, tmp_path: Path) -> None:
     simulate(micro(), tmp_path / "run", Silent())
     assert not (tmp_path / "run" / CROSS_SITE_FILE).exists()
-    assert "Away from home" not in (tmp_path / "run" / "report.html").read_text()
+    assert "Local models at other sites" not in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_a_class_absent_where_a_model_is_tested_is_left_out_of_the_whole_column_and_counted(tmp_path: Path) -> None:

@@ -7,12 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from typer.testing import CliRunner
 
+import ept_fed
+from ept_fed.cli.main import app
 from ept_fed.config.experiment import Experiment
 from ept_fed.data.datasets.prepare import PreparedData
 from ept_fed.errors import InputRefusedError
 from ept_fed.progress import Silent
 from ept_fed.reports.run.run_folder import RunFolder
+from ept_fed.storage.checkpoint_file import write_checksummed
 from server.rounds.checkpoints import Checkpoint, CheckpointFolder
 from simulations.engine import simulate as simulate_module
 from simulations.engine.simulate import simulate
@@ -208,3 +212,25 @@ def test_an_early_stop_leaves_heads_of_the_same_round_as_the_prompts(micro: Micr
     assert report["ended"] == "target AUC reached in round 1"
     one = simulate(micro("federation.rounds=1", "training.schedule=constant"), tmp_path / "one", Silent())
     assert [row["federated_loss"] for row in report["rows"]] == [row["federated_loss"] for row in one["rows"]]
+
+
+def test_a_run_of_another_version_is_refused_before_its_settings_are_read(tmp_path: Path) -> None:
+    """By the first line of config.yaml; version 0.1.0 wrote none, but named itself in every checkpoint."""
+    out = tmp_path / "run"
+    for config, checkpoint in (("# Written by ept-fed 0.1.9\n", None), ("", "0.1.0")):
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir()
+        (out / "config.yaml").write_text(f"{config}training: {{head: common+own}}\n")
+        if checkpoint is not None:
+            write_checksummed(out / "checkpoints" / "round-0001.safetensors", {}, {"code": checkpoint})
+        done = CliRunner().invoke(app, ["simulate", "--resume", "--out", str(out)])
+        assert done.exit_code == 2
+        assert f"was written by ept-fed {checkpoint or '0.1.9'}, this is {ept_fed.__version__}" in done.output
+        assert "head" not in done.output
+
+
+def test_a_run_of_this_version_names_it(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.create("name: x\n")
+    folder.require_version()
+    assert (folder.path / "config.yaml").read_text() == f"# Written by ept-fed {ept_fed.__version__}\nname: x\n"
