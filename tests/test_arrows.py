@@ -1,6 +1,7 @@
 """The arrows of the architecture: which folder may import which, and what must stay out of reach of whom."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
@@ -290,3 +291,17 @@ def test_the_command_line_starts_without_heavy_imports() -> None:
 def test_no_module_is_named_after_nothing() -> None:
     names = {Path(name).stem for name in SOURCES} | {folder.rpartition("/")[2] for folder in FOLDERS}
     assert not names & {"utils", "util", "helpers", "misc", "common"}
+
+
+def test_the_architecture_page_lists_each_folder_once_and_is_right_about_torch() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    rows = re.findall(r"^\| `([\w/]+)` \| .+ \| (yes|no) \|$", page, flags=re.MULTILINE)
+    assert sorted(folder for folder, _ in rows) == sorted(ARROWS)
+    assert {folder for folder, torch in rows if torch == "no"} == {*WITHOUT_TORCH, "simulations"}
+
+
+def test_the_walk_from_an_image_to_the_report_passes_few_files() -> None:
+    walk = (ROOT / "docs" / "architecture.md").read_text().split("## A walk")[1].split("In a deployment")[0]
+    files = re.findall(r"`([\w/]+\.py)`", walk)
+    assert all((ROOT / name).exists() for name in files)
+    assert len(files) == len(set(files)) <= 25
