@@ -54,7 +54,7 @@ ARROWS: dict[str, str] = {
     "server/deployment": "config flower pki privacy/secure_aggregation protocol reports/run run_plan services storage "
     "validation /server /server/rounds",
     "server/cli": "cli pki storage /server/deployment /server/provisioning",
-    "client": "flower privacy/secure_aggregation protocol training /client/site /client/worker",
+    "client": "flower protocol training /client/site /client/worker",
     "client/site": "catalog config data/datasets evaluation models privacy/dp privacy/secure_aggregation protocol "
     "reports/run run_plan storage training",
     "client/ledger": "config pki storage",

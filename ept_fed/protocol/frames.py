@@ -19,7 +19,7 @@ from pydantic import TypeAdapter
 from ept_fed.protocol.framing import PREFIX_BYTES, make_prefix, read_lengths
 from ept_fed.protocol.layout import Vector
 from ept_fed.protocol.messages import MessageRefusedError, RoundReply, RoundRequest
-from ept_fed.protocol.proposal import Proposal, SiteIntroduction
+from ept_fed.protocol.proposal import PlanIntroduction, Proposal, SiteIntroduction
 from ept_fed.protocol.stages import StageReply, StageRequest
 
 __all__ = ["Frame", "Introduce", "Refusal", "decode_frame", "encode_frame", "kind_of"]
@@ -46,12 +46,15 @@ class Refusal:
     failed: bool = False
 
 
-Frame: TypeAlias = Introduce | RoundRequest | StageRequest | SiteIntroduction | RoundReply | StageReply | Refusal
+Frame: TypeAlias = (
+    Introduce | RoundRequest | StageRequest | SiteIntroduction | PlanIntroduction | RoundReply | StageReply | Refusal
+)
 _KINDS: Mapping[str, type] = {
     "introduce": Introduce,
     "request": RoundRequest,
     "stage": StageRequest,
     "introduction": SiteIntroduction,
+    "plan introduction": PlanIntroduction,
     "reply": RoundReply,
     "stage reply": StageReply,
     "refusal": Refusal,

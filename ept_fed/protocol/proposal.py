@@ -26,7 +26,7 @@ from ept_fed.protocol.layout import PayloadLayout, Vector
 from ept_fed.protocol.messages import PROTOCOL_VERSION, MessageRefusedError
 from ept_fed.storage.canonical_json import serialize_canonical
 
-__all__ = ["Proposal", "ProposedData", "SiteIntroduction", "propose"]
+__all__ = ["PlanIntroduction", "Proposal", "ProposedData", "SiteIntroduction", "propose"]
 
 
 class ProposedData(SharedDataSettings):
@@ -115,6 +115,21 @@ class SiteIntroduction:
         if not 1 <= self.examples <= 10**9:
             raise MessageRefusedError(f"sample count {self.examples} is not between 1 and 10^9")
         self.layout.check(self.initial)
+
+
+@dataclass(frozen=True)
+class PlanIntroduction:
+    """A virtual site's answer to a server without a backbone: its name, and the plan that its own copy leads to.
+
+    Attributes:
+        site: its name, by its own word.
+        plan: as JSON; see `ept_fed.run_plan.plan_json`.
+        initial: the payload of round 0, float32.
+    """
+
+    site: str
+    plan: str
+    initial: Vector
 
 
 def propose(experiment: Experiment, sites: Sequence[str] = ()) -> Proposal:

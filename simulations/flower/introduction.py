@@ -7,17 +7,16 @@ for hospitals, whose names are registered with their keys.
 
 from dataclasses import dataclass
 
-import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import Message
 
-from ept_fed.protocol.messages import MessageRefusedError, require_type
+from ept_fed.flower.records import encode_frame_record, read_frame_record
+from ept_fed.protocol.frames import decode_frame, encode_frame
+from ept_fed.protocol.messages import MessageRefusedError
+from ept_fed.protocol.proposal import PlanIntroduction
 from ept_fed.run_plan.plan import Plan
 from ept_fed.run_plan.plan_json import plan_from_json, plan_to_json
 
 __all__ = ["Introduction", "decode_introduction", "encode_introduction"]
-
-_CONFIG, _ARRAYS = "config", "arrays"
-_SITE, _PLAN, _INITIAL = "site", "plan", "initial"
 
 
 @dataclass(frozen=True)
@@ -30,9 +29,9 @@ class Introduction:
 
 def encode_introduction(introduction: Introduction, question: Message) -> Message:
     """Return an introduction as the answer to the server's question."""
-    config = ConfigRecord({_SITE: introduction.site, _PLAN: plan_to_json(introduction.plan)})
-    initial = Array(np.ascontiguousarray(introduction.plan.initial, dtype=np.float32))
-    return Message(RecordDict({_CONFIG: config, _ARRAYS: ArrayRecord({_INITIAL: initial})}), reply_to=question)
+    plan = introduction.plan
+    frame = encode_frame(PlanIntroduction(introduction.site, plan_to_json(plan), plan.initial))
+    return Message(encode_frame_record(frame), reply_to=question)
 
 
 def decode_introduction(message: Message) -> Introduction:
@@ -41,20 +40,10 @@ def decode_introduction(message: Message) -> Introduction:
     Raises:
         MessageRefusedError, PayloadMismatchError: for an error reply, or anything that is no introduction.
     """
-    if message.has_error():
-        raise MessageRefusedError(f"error {message.error.code}: {message.error.reason}")
-    content = message.content
-    if list(content.config_records) != [_CONFIG] or list(content.array_records) != [_ARRAYS]:
-        raise MessageRefusedError(f"records are {list(content)}; an introduction has '{_CONFIG}' and '{_ARRAYS}'")
-    config, arrays = content.config_records[_CONFIG], list(content.array_records[_ARRAYS].values())
-    if len(arrays) != 1:
-        raise MessageRefusedError(f"an introduction holds one array, not {len(arrays)}")
-    try:
-        initial = arrays[0].numpy()
-    except (TypeError, ValueError) as error:
-        raise MessageRefusedError(f"the initial payload cannot be read ({type(error).__name__})") from error
-    plan = plan_from_json(require_type(config.get(_PLAN), str, _PLAN), initial)
-    site = require_type(config.get(_SITE), str, _SITE)
-    if site not in plan.sites:
-        raise MessageRefusedError(f"site '{site}' is not in its own plan, which has {', '.join(plan.sites)}")
-    return Introduction(site, plan)
+    frame = decode_frame(read_frame_record(message))
+    if not isinstance(frame, PlanIntroduction):
+        raise MessageRefusedError("the node's answer is no introduction")
+    plan = plan_from_json(frame.plan, frame.initial)
+    if frame.site not in plan.sites:
+        raise MessageRefusedError(f"site '{frame.site}' is not in its own plan, which has {', '.join(plan.sites)}")
+    return Introduction(frame.site, plan)

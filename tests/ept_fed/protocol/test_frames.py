@@ -24,7 +24,7 @@ from ept_fed.protocol.framing import (
 )
 from ept_fed.protocol.layout import PayloadLayout
 from ept_fed.protocol.messages import Header, MessageRefusedError, RoundReply, RoundRequest, metric_keys
-from ept_fed.protocol.proposal import SiteIntroduction, propose
+from ept_fed.protocol.proposal import PlanIntroduction, SiteIntroduction, propose
 from tests.frames_by_hand import frame_of, head_of
 
 LAYOUT = PayloadLayout((("sinks", (2, 3)),), ("layers 0, 1",))
@@ -37,6 +37,7 @@ FRAMES: list[Frame] = [
     RoundRequest(HEADER, "train", 3, PAYLOAD, "train", '{"epochs":1}', PAYLOAD, True),
     RoundRequest(HEADER, "evaluate", 3, PAYLOAD, "test"),
     SiteIntroduction("north", "run", PROPOSAL.digest, "backbone", LAYOUT, PAYLOAD, 5),
+    PlanIntroduction("north", '{"rounds":3}', PAYLOAD),
     RoundReply(HEADER, "train", PAYLOAD, 5, METRICS, PAYLOAD),
     RoundReply(HEADER, "evaluate", None, 0, dict.fromkeys(metric_keys("evaluate"), math.nan)),
     Refusal("the images are gone", failed=True),
