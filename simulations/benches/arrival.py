@@ -1,9 +1,10 @@
-"""From the arrival of a train message at a hospital to the start of its training, on a loopback deployment.
+"""Measure the time from the arrival of a train message at a hospital to the start of its training.
 
 python -m simulations.benches.arrival [--rounds 6]
 
-Arrival is when the proxy has sent the last part of the message; the start is the worker's own line. Between them lie
-Flower's process for the message, the worker's socket, gate and ledger. Both clocks are this machine's.
+The deployment runs on this machine's loopback, so both times come from the same clock. A message has arrived when the
+proxy has sent its last part. Training starts at the time of the line in the worker's log. The time between them covers
+Flower's process for the message, the worker's socket, the gate and the ledger.
 """
 
 import argparse
@@ -37,11 +38,11 @@ def main() -> None:
                 seconds = at - max(arrival for arrival in arrivals[name] if arrival <= at)
                 print(f"{name}, round {number}: {seconds:.2f} s{'' if number > 1 else ' (not warm)'}")
                 waited += [seconds] if number > 1 else []
-    print(f"warm: median {statistics.median(waited):.2f} s, most {max(waited):.2f} s, of {len(waited)} messages")
+    print(f"warm: median {statistics.median(waited):.2f} s, maximum {max(waited):.2f} s, of {len(waited)} messages")
 
 
 def _read_arrivals(rehearsal: Rehearsal) -> dict[str, list[float]]:
-    """Return by site when the proxy had sent each object, in seconds since 1970."""
+    """Return for each site the times at which the proxy had sent an object, in seconds since 1970."""
     kit = rehearsal.server
     names = {key: name for name, key in kit.public_keys().items()}
     arrivals: dict[str, list[float]] = {name: [] for name in rehearsal.names}
@@ -53,7 +54,7 @@ def _read_arrivals(rehearsal: Rehearsal) -> dict[str, list[float]]:
 
 
 def _read_begins(log: Path) -> list[tuple[float, int]]:
-    """Return when training began, in seconds since 1970, and the round."""
+    """Return the start of each training, in seconds since 1970, with its round."""
     return [
         (datetime.strptime(time, "%Y-%m-%d %H:%M:%S,%f").astimezone().timestamp(), int(number))
         for time, number in _BEGINS.findall(log.read_text())

@@ -1,10 +1,10 @@
-"""Cost of prompted attention beside plain attention and the paper's own formula, in one run.
+"""Measure the cost of prompted attention against plain attention and against the paper's formula, in one run.
 
     python -m simulations.benches.attention [--device cpu|cuda] [--turns 60]
 
-Prints, per shape (B, H, N, d): forward and backward time with gradients for q, k and v (and the sink or prompt), as
-ratios to `scaled_dot_product_attention`, and the peak of extra memory; then a whole training step of a PromptedViT
-against the same frozen ViT with a gradient that flows to its input tokens.
+For each shape (B, H, N, d), it prints the forward and backward time with gradients for q, k and v (and for the sink or
+the prompt), as ratios to `scaled_dot_product_attention`, and the peak of the additional memory. Then it prints the time
+of a whole training step of a PromptedViT, against the same frozen ViT with a gradient down to its input tokens.
 """
 
 import argparse
@@ -36,12 +36,12 @@ def main() -> None:
 
 
 def bench_attention(shape: tuple[int, int, int, int], device: torch.device, turns: int) -> None:
-    """Print time and memory of plain, prompted and paper's attention at (B, H, N, d)."""
+    """Print the time and memory of plain attention, prompted attention and the paper's formula at (B, H, N, d)."""
     B, H, N, d = shape
     generator = torch.Generator().manual_seed(0)
 
     def draw() -> Tensor:
-        # The strides that a ViT's qkv projection gives: (B, N, H, d) in memory, seen as (B, H, N, d).
+        # The same strides as from a ViT's qkv projection: (B, N, H, d) in memory, viewed as (B, H, N, d).
         return torch.randn(B, N, H, d, generator=generator).to(device).transpose(1, 2)
 
     q, k, v = (draw().requires_grad_() for _ in range(3))
@@ -73,7 +73,7 @@ def bench_attention(shape: tuple[int, int, int, int], device: torch.device, turn
 
 
 def bench_step(device: torch.device, turns: int) -> None:
-    """Print a ViT-S/14 training step at 112 px, batch 8: prompted against plain with a gradient to its tokens."""
+    """Print the time of a ViT-S/14 training step at 112 px, batch 8: prompted, and plain with token gradients."""
     model = PromptedViT.create(
         "vit_small_patch14_dinov2", num_classes=7, prompt_length=PROMPT_LENGTH, image_size=112
     ).to(device)
@@ -104,7 +104,7 @@ def bench_step(device: torch.device, turns: int) -> None:
 
 
 def peak_memory(call: Callable[[], object], device: torch.device) -> int:
-    """Return the peak of bytes that `call` holds beyond what was there before."""
+    """Return the peak memory in bytes that `call` allocates in addition to the memory already in use."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
@@ -121,7 +121,7 @@ def peak_memory(call: Callable[[], object], device: torch.device) -> int:
 
 
 def _paper(q: Tensor, k: Tensor, v: Tensor, P: Tensor) -> Tensor:
-    """Eq. 5 as the paper writes it: concatenate, softmax, drop."""
+    """Compute eq. 5 as written in the paper: concatenate, softmax, drop."""
     A = (q @ k.transpose(-2, -1)) * q.shape[-1] ** -0.5
     columns = P.expand(*A.shape[:2], *P.shape)
     return torch.cat([columns, A], dim=-1).softmax(-1)[..., P.shape[-1] :] @ v

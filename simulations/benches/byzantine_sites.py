@@ -1,4 +1,4 @@
-"""Sites that lie: what a hostile or broken site could send instead of its update, for trying the defences."""
+"""Byzantine sites: payloads that a hostile or faulty site could send instead of its update, to test the defences."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,7 +16,7 @@ from ept_fed.seeds import numpy_generator
 
 __all__ = ["ATTACKS", "attack_through"]
 
-# From the payload a site received (n,), the one it trained (n,) and a generator to the one it sends.
+# (received payload (n,), trained payload (n,), random generator) -> payload that the site sends (n,)
 Attack = Callable[[Vector, Vector, np.random.Generator], Vector]
 
 ATTACKS: dict[str, Attack] = {
@@ -28,7 +28,7 @@ ATTACKS: dict[str, Attack] = {
 
 
 def attack_through(app: ClientApp, site: str, attack: str, seed: int) -> ClientApp:
-    """Return an app that answers like `app`, but for `site` alters the payload of every train reply."""
+    """Return an app that answers like `app`, except that it alters the payload of every train reply of `site`."""
     attacked = ClientApp()
 
     @attacked.train()

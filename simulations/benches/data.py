@@ -1,12 +1,13 @@
-"""How long data take: dealing virtual sites, filling the cache, and the doctor.
+"""Measure the time of data preparation: partition into virtual sites, filling of the cache, and the data doctor.
 
     python -m simulations.benches.data partition [--images 100000] [--sites 1000]
     python -m simulations.benches.data cache CONFIG [--set KEY=VALUE …] [--size 112]
     python -m simulations.benches.data doctor CONFIG [--set KEY=VALUE …]
 
-`cache` reads every image of the experiment, not only its shots, on one thread and then on all cores, in turns. On two
-cores with nothing else to do: Dirichlet over 100,000 images and 1,000 sites 0.7 s; HAM10000 from its zip at 112 px
-4.5 s on one thread and 5.1 s on two; `ept-fed doctor data` over HAM10000 5.0 s. Threads do not pay for such JPEGs.
+`cache` reads every image of the experiment, not only its shots, alternately on one thread and on all cores.
+Measured on two idle cores: 0.7 s for a Dirichlet partition of 100,000 images over 1,000 sites; 4.5 s on one thread and
+5.1 s on two threads for HAM10000 from its zip at 112 px; 5.0 s for `ept-fed doctor data` on HAM10000. More threads do
+not speed up the reading of such JPEGs.
 """
 
 import argparse
@@ -29,7 +30,7 @@ from simulations.benches.paired_timing import time_paired
 
 
 def main() -> None:
-    """Measure what the first argument names."""
+    """Run the measurement that the first argument names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     partition = commands.add_parser("partition")
@@ -53,7 +54,7 @@ def main() -> None:
 
 
 def measure_partitions(images: int, sites: int) -> None:
-    """Print the seconds of each partitioner over single images of ten classes."""
+    """Print the seconds that each partitioner takes for images of ten classes, one image per patient."""
     records = [ImageRecord(f"{n:08d}", (n % 10,), "all", f"{n:08d}", None) for n in range(images)]
     for partition in (
         IIDPartition(sites=sites),
@@ -64,14 +65,14 @@ def measure_partitions(images: int, sites: int) -> None:
         started = time.perf_counter()
         try:
             partition_records(records, partition, seed=0)
-            outcome = "dealt"
+            outcome = "partitioned"
         except InputRefusedError as refusal:
             outcome = f"refused: {refusal}"
         print(f"{partition.kind:10s} {time.perf_counter() - started:6.2f} s  {outcome}")
 
 
 def measure_cache(experiment: Any, size: int, turns: int) -> None:
-    """Print the time from the source to a full cache on one thread and on all cores."""
+    """Print the time to fill the cache from the source, on one thread and on all cores."""
     settings = experiment.data.model_copy(update={"shots": None, "validation_shots": None})
     spec = InputSpec(size, (0.5,) * 3, (0.5,) * 3, "bicubic")
 
@@ -87,7 +88,7 @@ def measure_cache(experiment: Any, size: int, turns: int) -> None:
 
 
 def measure_doctor(experiment: Any) -> None:
-    """Print the seconds of one examination."""
+    """Print the seconds that one run of the data doctor takes."""
     started = time.perf_counter()
     found = examine_data(experiment.data, experiment.data_seed)
     print(f"{found.images} images examined in {time.perf_counter() - started:.1f} s")

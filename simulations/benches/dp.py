@@ -1,9 +1,10 @@
-"""Cost of a private training step beside a plain one, in one run, and of planning and charging a round.
+"""Measure the cost of a private training step against a plain one, and of planning and charging a private round.
 
     python -m simulations.benches.dp [--device cpu|cuda] [--turns 40]
 
-ViT-S/14 at 112 px, batch 8, seven classes, with and without context tokens: forward, backward and AdamW, against the
-same with each image's own gradient, clipping and noise. The batch is 8 in both: a Poisson sample has 8 on average.
+The model is a ViT-S/14 at 112 px with batch 8 and seven classes, with and without context tokens. The plain step is
+forward, backward and AdamW. The private step adds per-image gradients, clipping and noise. Both use a batch of exactly
+8 images, which is the mean size of the Poisson sample.
 """
 
 import argparse
@@ -40,7 +41,7 @@ def main() -> None:
 
 
 def bench_step(device: torch.device, tokens: int, turns: int) -> None:
-    """Print a private step of `tokens` = T context tokens per layer against the plain one."""
+    """Print the time of a private and of a plain step with `tokens` = T context tokens per layer."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(BATCH, 3, 112, 112, generator=generator).to(device)
     labels = torch.randint(0, CLASSES, (BATCH,), generator=generator).to(device)
@@ -51,7 +52,7 @@ def bench_step(device: torch.device, tokens: int, turns: int) -> None:
 
     def step_plain() -> None:
         loss = F.cross_entropy(model(images), labels)
-        loss.item()  # as the plain loop does, to see whether it is a number
+        loss.item()  # the plain training loop does the same, to check that the loss is finite
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -71,7 +72,7 @@ def bench_step(device: torch.device, tokens: int, turns: int) -> None:
 
 
 def bench_budget() -> None:
-    """Print how long it takes to find the noise for an ε, and to charge the 1st and the 1,000th round."""
+    """Print the time to find the noise multiplier for an ε, and to charge rounds 1, 2 and 1,000 to the ledger."""
     settings = TrainingSettings.model_validate({"privacy": {"clip": 1.0, "epsilon": 8.0}})
     plan_private_round(settings, 64, 8)
     started = time.perf_counter()
@@ -88,7 +89,7 @@ def bench_budget() -> None:
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait for a CUDA device to be done."""
+    """Wait until a CUDA device has finished all its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

@@ -1,10 +1,10 @@
-"""What a round costs the engine itself: sites that answer at once, and the payload of a ViT-B/16 (2,364 float32).
+"""Measure the engine's own time per round, with sites that reply at once.
 
     python -m simulations.benches.engine [--rounds 10] [--turns 5] [--many 1000]
 
-Ten sites under LocalGrid and under Flower's simulation runtime, in turn and in one process, then many sites under
-LocalGrid alone. A round's time includes its share of the evaluation after the last one. Flower's runtime needs Ray
-(ept-fed[flower-simulation]) and is left out without it.
+The payload is that of a ViT-B/16 (2,364 float32). Ten sites run under LocalGrid and under Flower's simulation runtime,
+alternately and in one process. Then many sites run under LocalGrid only. The time of a round includes its share of the
+evaluation after the last round. Flower's runtime needs Ray (ept-fed[flower-simulation]); without Ray it is skipped.
 """
 
 import argparse
@@ -40,7 +40,7 @@ out = {out}
 
 
 def main() -> None:
-    """Run both sizes and print their tables."""
+    """Run the measurements for few and for many sites and print their tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--turns", type=int, default=5)
@@ -49,7 +49,7 @@ def main() -> None:
     logging.getLogger("flwr").setLevel(logging.WARNING)
     print(f"engine time per round, payload {4 * LAYOUT.size:,} bytes, medians of {arguments.turns} turns")
     if importlib.util.find_spec("ray") is None:
-        print(f"{RUNTIME}: left out, Ray is not installed (pip install 'ept-fed[flower-simulation]')")
+        print(f"{RUNTIME}: skipped, Ray is not installed (pip install 'ept-fed[flower-simulation]')")
         show(FEW, bench_local(FEW, arguments.rounds, arguments.turns), arguments.rounds)
     else:
         show(FEW, bench_beside_flower(arguments.rounds, arguments.turns), arguments.rounds)
@@ -68,7 +68,7 @@ def bench_local(sites: int, rounds: int, turns: int) -> dict[str, Timing]:
 
 
 def bench_beside_flower(rounds: int, turns: int) -> dict[str, Timing]:
-    """Time LocalGrid and Flower's simulation runtime in turn, in the process that the runtime starts."""
+    """Time LocalGrid and Flower's simulation runtime alternately, in the process that the runtime starts."""
     with tempfile.TemporaryDirectory() as folder:
         app, out, logs = Path(folder) / "engine-overhead", Path(folder) / "timings.json", Path(folder) / "logs"
         app.mkdir()
@@ -84,7 +84,7 @@ def bench_beside_flower(rounds: int, turns: int) -> dict[str, Timing]:
 
 
 def show(sites: int, timings: dict[str, Timing], rounds: int) -> None:
-    """Print one line per engine: median time of a round, and its ratio to LocalGrid, turn by turn."""
+    """Print one line per engine: the median time of a round, and its ratio to LocalGrid within each turn."""
     for name, timing in timings.items():
         bound = BOUNDS.get(sites) if name == LOCAL else None
         note = "" if bound is None else f"   (bound {bound:g} ms)"

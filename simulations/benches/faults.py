@@ -1,8 +1,8 @@
-"""Faults on a loopback deployment, one by one: what the operator sees, seconds until all is well, what is lost.
+"""Inject faults into a loopback deployment one by one, and print what the operator sees, the recovery time and losses.
 
 python -m simulations.benches.faults [NAME …]
 
-Everything runs on this machine; times depend on what else it does, so the run without a fault stands beside them.
+Everything runs on this machine, so the times depend on its other load. The run without a fault is the reference.
 """
 
 import subprocess
@@ -15,7 +15,7 @@ _SITES = 2
 
 
 def main() -> None:
-    """Print a line per fault, as it is seen."""
+    """Print one line per fault as soon as its outcome is known."""
     wanted = sys.argv[1:] or list(FAULTS)
     print("| fault | what the operator sees | seconds | lost |\n|---|---|---|---|")
     with Rehearsal(_SITES, patients=40) as rehearsal:
@@ -30,7 +30,7 @@ def main() -> None:
                 seen = Seen("NOT SURVIVED", (str(error).splitlines()[0],), float("nan"), "?")
                 print(error, file=sys.stderr)
             survived = "" if FAULTS[fault].is_survived(seen) else "UNEXPECTED: "
-            said = "; ".join(seen.says) or "nobody refused"
+            said = "; ".join(seen.says) or "no refusal"
             print(f"| {fault} | {survived}{seen.status}: {said} | {seen.seconds:.0f} | {seen.lost} |", flush=True)
             rehearsal.wait_online(rehearsal.names)
         rehearsal.stop()

@@ -1,10 +1,10 @@
-"""What the site's gate costs: milliseconds per message, and seconds to verify a ledger.
+"""Measure the cost of the site's gate: milliseconds per message, and seconds to verify a ledger.
 
     python -m simulations.benches.gate [--messages 300] [--entries 10000] [--folder DIR]
 
-A ViT-B/16's folded payload (12 × 197 sinks) passes a gate in both directions; every message waits for the disk of
---folder once, so its time without that wait is printed beside it. Then a ledger of so many entries is written and
-verified, by its tip and by every line's signature.
+The folded payload of a ViT-B/16 (12 × 197 sinks) passes a gate in both directions. Every message waits once for the
+disk of --folder, so the time is also printed without that wait. Then a ledger with --entries entries is written and
+verified, first by its tip, then also by the signature of every line.
 """
 
 import argparse
@@ -37,7 +37,7 @@ _BOUND = 5.0  # milliseconds per message
 
 
 def main() -> None:
-    """Time both, print both."""
+    """Time the messages and the verification, and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--messages", type=int, default=300)
     parser.add_argument("--entries", type=int, default=10_000)
@@ -86,7 +86,7 @@ def _time_messages(folder: Path, count: int) -> None:
 
 
 def _count_waiting() -> list[float]:
-    """Let os.fsync note how long each call waits, in milliseconds."""
+    """Patch os.fsync to record the time of each call in milliseconds; return the list of these times."""
     waited: list[float] = []
     wait = os.fsync
 
@@ -130,7 +130,7 @@ def _time_verification(folder: Path, count: int) -> None:
 
 
 def _do_not_wait(_handle: int) -> None:
-    """Stand in for os.fsync where the disk is not what is timed."""
+    """Replace os.fsync where the disk must not be part of the measured time."""
 
 
 def _milliseconds(act: Callable[[], object]) -> float:

@@ -1,9 +1,10 @@
-"""How often a report's 95 % intervals hold the truth, over simulated sites of known models.
+"""Measure the coverage of a report's 95 % intervals, on simulated sites whose true values are known.
 
 python -m simulations.benches.interval_coverage [--sites 2000]
 
-Every simulated site has patients with two images each that share the patient's difficulty, three classes of unequal
-size, and two models of which the second is better. The truth is the same two models on 200,000 patients.
+Every simulated site has three classes of unequal size and patients with two images each, which share the patient's
+difficulty. It compares two models, of which the second is better. The true values are those of the same two models on
+200,000 patients.
 """
 
 import argparse
@@ -25,13 +26,13 @@ _TRUE_PATIENTS = 200_000
 
 
 def measure_coverage(sites: int, patients: int, draws: int, seed: int = 0) -> Mapping[str, float]:
-    """Return quantity -> share of the simulated sites whose interval holds the truth.
+    """Return quantity -> share of the simulated sites whose interval contains the true value.
 
     Args:
         sites: number of simulated sites.
-        patients: of each site, two images each.
-        draws: of the bootstrap.
-        seed: of everything.
+        patients: number of patients per site, with two images each.
+        draws: number of bootstrap draws.
+        seed: seed of all random draws.
     """
     labels, scores = _draw_site(np.random.default_rng([seed, 0]), _TRUE_PATIENTS)
     truth = _quantities(measure(_both_models(labels, scores), len(labels))[None])[0]
@@ -50,7 +51,7 @@ def measure_coverage(sites: int, patients: int, draws: int, seed: int = 0) -> Ma
 
 
 def _draw_site(rng: np.random.Generator, patients: int) -> tuple[Array, Array]:
-    """Return labels (2 patients,) and the scores (2, 2 patients, 3) of both models."""
+    """Return labels (2 * patients,) and the scores (2, 2 * patients, 3) of both models."""
     C = len(_SHARES)
     labels = np.repeat(rng.choice(C, patients, p=_SHARES), 2)
     hardness = np.repeat(rng.normal(size=(patients, C)), 2, axis=0) + 0.5 * rng.normal(size=(2 * patients, C))
@@ -61,7 +62,7 @@ def _draw_site(rng: np.random.Generator, patients: int) -> tuple[Array, Array]:
 
 
 def _both_models(labels: Array, scores: Array) -> Metric:
-    """Return the metric (b, 2, 2): macro AUC and accuracy of each model."""
+    """Return the metric, a function of the weights with result (b, 2, 2): macro AUC and accuracy of each model."""
     parts = []
     for own in scores:
         sample = Sample.of(labels, own, "single_label")
@@ -77,17 +78,17 @@ def _both_models(labels: Array, scores: Array) -> Metric:
 
 
 def _quantities(values: Array) -> Array:
-    """Return (b, 4) in the order of `QUANTITIES` from (b, 2 models, 2 metrics)."""
+    """Return values (b, 4) in the order of `QUANTITIES`, from values (b, 2 models, 2 metrics)."""
     return np.concatenate([values[:, 1], values[:, 1] - values[:, 0]], axis=1)
 
 
 def main() -> None:
-    """Print a table of coverage by number of patients."""
+    """Print a table of the coverage by number of patients."""
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n", maxsplit=1)[0])
     parser.add_argument("--sites", type=int, default=2000, help="simulated sites per row")
     sites = parser.parse_args().sites
     error = 100 * np.sqrt(0.95 * 0.05 / sites)
-    print(f"share of intervals that hold the truth, %, {sites} sites per row, ± {error:.1f} (one standard error)")
+    print(f"share of intervals with the true value, %, {sites} sites per row, ± {error:.1f} (one standard error)")
     print(f"{'patients':>8}  " + "  ".join(f"{name:>22}" for name in QUANTITIES))
     for patients in (50, 100, 200, 400):
         coverage = measure_coverage(sites, patients, 1000)

@@ -1,6 +1,7 @@
-"""Sites that answer soundly at once, without a model: what is left is the engine's own time.
+"""Sites that send a valid reply at once without a model, so that a round takes only the engine's own time.
 
-The benchmark's apps: a ClientApp, and a ServerApp that times rounds under whatever runtime it is started in.
+The module contains the apps of the benchmark: a ClientApp, and a ServerApp that times rounds under the runtime in which
+it is started.
 """
 
 import json
@@ -60,7 +61,7 @@ server_app = ServerApp()
 
 @server_app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Time LocalGrid and this grid in turn, and write the times as JSON to `out`."""
+    """Time LocalGrid and this grid alternately, and write the times as JSON to `out`."""
     rounds, turns = int(context.run_config["rounds"]), int(context.run_config["turns"])
     sites = name_sites(int(context.run_config["sites"]))
     numbered = _NumberedGrid(grid, sites)
@@ -74,15 +75,15 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def name_sites(count: int) -> list[str]:
-    """Return as many names, in order."""
+    """Return `count` site names in sorted order."""
     return [f"site-{number:04d}" for number in range(count)]
 
 
 def run_federation(grid: Grid, sites: Sequence[str], rounds: int) -> None:
-    """Run `rounds` rounds of FedAvg and the evaluation after the last.
+    """Run `rounds` rounds of FedAvg and the evaluation after the last one.
 
     Raises:
-        RuntimeError: if a single reply was refused or missing: such a run is not worth timing.
+        RuntimeError: if a reply was refused or is missing, because the time of such a run means nothing.
     """
     plan = Plan(
         run="noop",
@@ -103,7 +104,7 @@ def run_federation(grid: Grid, sites: Sequence[str], rounds: int) -> None:
 
 
 class _NumberedGrid(NamedGrid):
-    """Flower's own Grid and its own way to wait for replies; only the nodes are named, in the order of their ids."""
+    """Flower's own Grid, which waits for replies in its own way; only site names are given to its nodes, by node id."""
 
     def __init__(self, grid: Grid, sites: Sequence[str]) -> None:
         super().__init__(grid, deadline=math.inf)

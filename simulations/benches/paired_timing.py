@@ -1,4 +1,4 @@
-"""Time several callables in turn, A B C A B C …, so that a drifting machine slows all of them alike."""
+"""Time several callables in turn, A B C A B C …, so that changes in machine speed affect all of them equally."""
 
 import statistics
 import time
@@ -11,11 +11,11 @@ __all__ = ["Timing", "time_paired"]
 
 @dataclass(frozen=True)
 class Timing:
-    """One callable's times against the first one's.
+    """The times of one callable, compared with those of the first callable.
 
     Attributes:
         milliseconds: median time.
-        ratio: median of the ratios to the first callable, turn by turn.
+        ratio: median over turns of the ratio to the first callable in the same turn.
         low, high: 10th and 90th percentile of those ratios.
     """
 
@@ -29,7 +29,7 @@ class Timing:
 
 
 def time_paired(calls: Mapping[str, Callable[[], Any]], *, turns: int, warm_up: int = 3) -> dict[str, Timing]:
-    """Time `calls` for a number of turns after a warm-up; the first call is the base of the ratios."""
+    """Time `calls` for a number of turns after a warm-up, with ratios to the first call."""
     samples: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(warm_up + turns):
         for name, call in calls.items():

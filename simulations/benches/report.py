@@ -1,4 +1,4 @@
-"""What reports cost: one site with 10,000 test images and 7 classes, and a federation of 1,000 sites.
+"""Measure the cost of reports: one site with 10,000 test images and 7 classes, and a federation of 1,000 sites.
 
 python -m simulations.benches.report [--images 10000] [--sites 1000]
 """
@@ -28,10 +28,10 @@ _SUBGROUPS = ("age", "sex")
 
 
 def main() -> None:
-    """Print seconds and sizes."""
+    """Print the seconds and the file sizes."""
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n", maxsplit=1)[0])
-    parser.add_argument("--images", type=int, default=10_000, help="test images of the one site")
-    parser.add_argument("--sites", type=int, default=1000, help="sites of the federation, 60 test images each")
+    parser.add_argument("--images", type=int, default=10_000, help="number of test images of the single site")
+    parser.add_argument("--sites", type=int, default=1000, help="sites of the federation, with 60 test images each")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="ept-fed-bench-") as scratch:
         _time_one_site(Path(scratch) / "one", arguments.images)
@@ -63,7 +63,7 @@ def _time_federation(folder: Path, sites: int) -> None:
 
 
 def _clocks() -> tuple[float, float]:
-    """Return wall and processor seconds: on a machine that others use, only the latter repeat."""
+    """Return wall and processor seconds; on a shared machine, only the processor seconds are reproducible."""
     return time.perf_counter(), time.process_time()
 
 
@@ -103,7 +103,7 @@ def _write_run(folder: Path, sites: Sequence[str], images: int, rounds: int) -> 
 
 
 def _draw_rows(rng: np.random.Generator, images: int) -> list[dict[str, Any]]:
-    """Test images, two per patient, and a fifth as many validation images, under every setting."""
+    """Return rows of test images, two per patient, and of a fifth as many validation images, for every setting."""
     rows: list[dict[str, Any]] = []
     for split, count in (("test", images), ("validation", images // 5)):
         C = len(_CLASSES)

@@ -1,10 +1,10 @@
-"""Memory of a federation of many virtual sites, beside what its backbone and its images need anyway.
+"""Measure the memory of a federation of many virtual sites, beyond that of its backbone and its images.
 
     python -m simulations.benches.scale CONFIG [--set KEY=VALUE …]
 
-Prepares the experiment, notes the resident memory (libraries, one backbone, one model, the cached images), then runs
-all rounds and the last evaluation into a temporary folder and prints the peak above it. Linux only: it reads and resets
-the kernel's own high-water mark.
+The script prepares the experiment and reads the resident memory (libraries, one backbone, one model, the cached
+images). Then it runs all rounds and the last evaluation into a temporary folder, and prints how far the peak is above
+the first reading. It works on Linux only, because it reads and resets the kernel's high-water mark.
 """
 
 import argparse
@@ -22,7 +22,7 @@ _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def main() -> None:
-    """Prepare, run, print."""
+    """Prepare the federation, run it and print its memory."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path)
     parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE")
@@ -40,7 +40,7 @@ def main() -> None:
             name: federation.create_site(data, federation.keep_states(run, "federated", name))
             for name, data in federation.data.sites.items()
         }
-        # One site's turn: what torch sets aside for a forward and a backward pass is needed for one site as for many.
+        # Train one site first: torch's memory for a forward and a backward pass does not depend on the number of sites.
         next(iter(sites.values())).fit(federation.experiment.training, 1, 1)
         next(iter(sites.values())).forget_after(0)
         before = _read("VmRSS")
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def _read(field: str) -> int:
-    """Return a field of the process' status in bytes."""
+    """Return a field of the process status in bytes."""
     for line in _STATUS.read_text().splitlines():
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) * 1024

@@ -1,9 +1,9 @@
-"""What secure aggregation costs: seconds of computing of all sites and the server together, bytes per site and round.
+"""Measure the cost of secure aggregation: total computing seconds of sites and server, bytes per site and round.
 
     python -m simulations.benches.secure_aggregation [--values 2364] [--sites 10] [--rounds 5] [--dropouts 1]
 
-Everything runs in this process, one after the other, without any transport. The last sites drop out once they have
-shared their secrets, which costs the server most. Keys and certificates are made beforehand, as provisioning does.
+Everything runs in this process, sequentially and without any transport. The last sites drop out after they have shared
+their secrets, because this case costs the server most. Keys and certificates are created before, as in provisioning.
 """
 
 import argparse
@@ -28,7 +28,7 @@ _HEAVIEST = 100_000
 
 
 def main() -> None:
-    """Lead rounds and print what they took."""
+    """Run the rounds and print their cost."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--values", type=int, default=2364)
     parser.add_argument("--sites", type=int, default=10)
@@ -56,10 +56,13 @@ def main() -> None:
         traffic = _lead(session, authority, kits, vectors, names[len(names) - arguments.dropouts :])
         seconds.append(time.process_time() - started)
     print(
-        f"{arguments.values:,} values, {len(names)} sites, {arguments.dropouts} dropping out with their secrets shared"
+        f"{arguments.values:,} values, {len(names)} sites, {arguments.dropouts} of them drop out after sharing secrets"
     )
-    print(f"computing, all together: {statistics.median(seconds):.3f} s ({min(seconds):.3f} to {max(seconds):.3f})")
-    print(f"bytes per site, both ways: at most {max(traffic.values()):,}; plain float32: {4 * arguments.values:,} up")
+    print(f"computing, total: {statistics.median(seconds):.3f} s ({min(seconds):.3f} to {max(seconds):.3f})")
+    print(
+        f"bytes per site, both directions: at most {max(traffic.values()):,}; "
+        f"plaintext float32: {4 * arguments.values:,} to the server"
+    )
 
 
 def _lead(
@@ -69,7 +72,7 @@ def _lead(
     vectors: dict[str, Vector],
     dropouts: Sequence[str],
 ) -> Counter[str]:
-    """Lead one session and return the bytes of each site, both ways; the result must be the plain mean."""
+    """Run one session and return the bytes of each site in both directions; check the result against the plain mean."""
     now, traffic = datetime.now(UTC), Counter[str]()
     server = SecureAggregationServer(session, authority=authority, now=now)
     sites = {

@@ -1,9 +1,10 @@
-"""What secure aggregation costs a run: seconds and bytes per round, with and without, side by side.
+"""Measure the cost of secure aggregation in a deployed run: seconds and bytes per round, with and without it.
 
     python -m simulations.benches.secure_deployment [--rounds 4] [--turns 2]
 
-Three hospitals on a loopback deployment (Flower's transport, TLS, proxy, gates), in turns without and with masks.
-Training is short, so that the difference is that of the protocol. Bytes are the proxy's count, headers included.
+Three hospitals run on a loopback deployment (Flower's transport, TLS, proxy, gates), alternately in plaintext and under
+secure aggregation. Training is short, so that the protocol causes most of the difference. The bytes are those that the
+proxy counts, headers included.
 """
 
 import argparse
@@ -26,7 +27,7 @@ class _Cost:
 
 
 def main() -> None:
-    """Run federations in turns and print the medians."""
+    """Run federations with and without secure aggregation alternately, and print the medians."""
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n", maxsplit=1)[0])
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--turns", type=int, default=2)
@@ -47,7 +48,7 @@ def main() -> None:
             statistics.median(getattr(cost, name) for cost in found) for name in ("seconds", "received", "sent")
         )
         label = "under secure aggregation" if masked else "in plaintext"
-        print(f"{label:>12}: {seconds:.1f} s a round, {received / 1e3:.1f} kB from and {sent / 1e3:.1f} kB to a site")
+        print(f"{label:>25}: {seconds:.1f} s per round, {received / 1e3:.1f} kB from and {sent / 1e3:.1f} kB to a site")
     ratio = statistics.median(c.seconds for c in costs[True]) / statistics.median(c.seconds for c in costs[False])
     print(f"wall time of a round: x{ratio:.2f}")
 
@@ -60,7 +61,7 @@ def _run(rehearsal: Rehearsal, name: str, rounds: int, masked: bool) -> _Cost:
     if code:
         raise RehearsalError(said)
     lines = (rehearsal.server.runs / name / "rounds.jsonl").read_text().splitlines()
-    # The first round loads what the others find warm.
+    # The first round also loads the backbone and the images, so it is not counted.
     seconds = statistics.mean(json.loads(line)["seconds"] for line in lines[1:])
     counted = count_traffic(
         read_requests(rehearsal.server.state / "logs" / "proxy" / "proxy.log"),

@@ -1,9 +1,9 @@
-"""Time, memory and bytes of a whole simulation, each run in a process of its own.
+"""Measure the time, memory and bytes of a whole simulation, run in a process of its own.
 
     python -m simulations.benches.simulate CONFIG [--set KEY=VALUE …]
 
-Prints wall time, peak memory of the process (the kernel's own count), and for each site the bytes of its largest update
-against the bytes of the tensors in it; the update is counted as serialised, envelope included.
+The script prints the wall time, the peak memory of the process as counted by the kernel, and for each site the bytes of
+its largest update and of the tensors in it. The update is counted in serialised form, envelope included.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from pathlib import Path
 
 
 def main() -> None:
-    """Run the command once and print what it cost."""
+    """Run the command once and print its cost."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config")
     parser.add_argument("--set", action="append", default=[], dest="overrides")

@@ -1,11 +1,11 @@
-"""Every strategy on one experiment, and the robust rules against sites that lie.
+"""Run every strategy on one experiment, and the robust rules against a Byzantine site.
 
     python -m simulations.benches.strategies CONFIG [--set KEY=VALUE …] [--attacker SITE] --out FILE.csv
 
-Data and backbone are loaded once; each run differs in its strategy (with default options unless `OPTIONS` says
-otherwise), in the bound on the update's length, and in what the attacker sends. Numbers are means over the own test
-images of the sites that never lie. Strategies whose assumption needs more sites than there are, are left out. A row is
-written as soon as it is known; rows that FILE.csv holds already are not run again.
+Data and backbone are loaded once. The runs differ in the strategy, in the bound on the norm of the update, and in the
+attack. Strategies have their default options, except for those in `OPTIONS`. Results are means over the honest sites,
+each on its own test images. A strategy that needs more sites than the experiment has is skipped. Each row is written as
+soon as its run is finished. Rows that are already in FILE.csv are not run again.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from simulations.benches.byzantine_sites import ATTACKS, attack_through
 from simulations.engine.local_grid import run_locally
 from simulations.engine.virtual_sites import VirtualFederation, prepare_federation
 
-# Options for four sites: the smallest trimming that cuts one, and Krum's family without a fault to survive.
+# Options for four sites: the smallest trimming that removes one site, and zero malicious sites for Krum's family.
 OPTIONS: dict[str, dict[str, float]] = {
     "fedtrimmedavg": {"beta": 0.25},
     "krum": {"num_malicious_nodes": 0},
@@ -46,7 +46,7 @@ COLUMNS = ("strategy", "norm_bound", "attack", "auc", "balanced_accuracy", "refu
 
 @dataclass(frozen=True)
 class Trial:
-    """One run."""
+    """The settings of one run."""
 
     strategy: str
     norm_bound: float | None
@@ -54,11 +54,11 @@ class Trial:
 
 
 def main() -> None:
-    """Run what is missing and print the table."""
+    """Run the trials that are not in the file yet, and print their rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path)
     parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE")
-    parser.add_argument("--attacker", help="the site that lies; the first by name if not given")
+    parser.add_argument("--attacker", help="name of the Byzantine site; default: the first name in sorted order")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     logging.getLogger("flwr").setLevel(logging.WARNING)
@@ -79,14 +79,14 @@ def main() -> None:
 
 
 def list_trials(sites: int) -> Iterator[Trial]:
-    """Yield every strategy without an attack, then under each FedAvg, with and without a bound, and robust rules."""
+    """Yield every strategy without attack, then for each attack FedAvg with and without bound, and the robust rules."""
     for name, info in STRATEGIES.items():
         if info.minimum_sites(resolve_options(name, OPTIONS.get(name, {}))) <= sites:
             yield Trial(name, None, "none")
     for attack in ATTACKS:
         yield Trial("fedavg", None, attack)
         if attack == "NaN":
-            # Refused at the door under every strategy alike: tests/server/rounds/test_loop.py.
+            # The server refuses NaN under every strategy: see tests/server/rounds/test_loop.py.
             continue
         yield Trial("fedavg", 10.0, attack)
         for name in ROBUST:
@@ -94,7 +94,7 @@ def list_trials(sites: int) -> Iterator[Trial]:
 
 
 def run_trial(federation: VirtualFederation, trial: Trial, attacker: str) -> tuple[str, str, int]:
-    """Return mean AUC and mean balanced accuracy over honest sites, and how many replies were refused."""
+    """Return the mean AUC and mean balanced accuracy over honest sites, and the number of refused replies."""
     settings = {
         "strategy": trial.strategy,
         "options": OPTIONS.get(trial.strategy, {}),
@@ -126,7 +126,7 @@ def run_trial(federation: VirtualFederation, trial: Trial, attacker: str) -> tup
 
 
 class _Quiet:
-    """An observer that only lets the run pass."""
+    """An observer that does nothing."""
 
     def on_site(self, round_number: int, site: str, phase: Phase, metrics: Mapping[str, float]) -> None:
         pass

@@ -1,10 +1,10 @@
-"""What a hospital and the server send each other in a round, by kind of request, as the proxy counts it.
+"""Measure the bytes between a hospital and the server in a round, by kind of request, as counted by the proxy.
 
     python -m simulations.benches.wire [--rounds 6]
 
-Two sites on a loopback deployment. A round is one train message and its reply. Beside it stands what costs by the
-minute and not by the round: heartbeats, and polls that find nothing. Bytes are those of HTTP, headers included; what
-TLS, TCP and IP add is not in them.
+Two sites run on a loopback deployment. A round is one train message and its reply. Heartbeats and empty polls are
+printed separately, because their number depends on the time and not on the rounds. Bytes are those of HTTP, headers
+included. The overhead of TLS, TCP and IP is not counted.
 """
 
 import argparse
@@ -23,7 +23,7 @@ _OF_A_MESSAGE = ("pull-messages", "pull-object", "confirm-message-received", "pu
 
 @dataclass(frozen=True)
 class _Cost:
-    """Requests and their bytes: from the site, to the site, and of those the bodies."""
+    """The number of requests and their bytes: from the site, to the site, and of the bodies in each direction."""
 
     requests: int
     received: int
@@ -33,7 +33,7 @@ class _Cost:
 
 
 def main() -> None:
-    """Run a federation and print what its rounds cost each site."""
+    """Run a federation and print the traffic of its rounds for each site."""
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n", maxsplit=1)[0])
     parser.add_argument("--rounds", type=int, default=6)
     rounds = parser.parse_args().rounds
@@ -47,7 +47,7 @@ def main() -> None:
         names = {key: name for name, key in rehearsal.server.public_keys().items()}
         requests = list(read_requests(rehearsal.server.state / "logs" / "proxy" / "proxy.log"))
     payload = 4 * agreement.plan.layout.size
-    print(f"payload {payload} bytes each way; medians of {rounds} rounds")
+    print(f"payload {payload} bytes in each direction; medians of {rounds} rounds")
     for name in sorted(names.values()):
         own = [request for request in requests if names.get(sender_of(request)) == name and request["status"] < 400]
         _print_site(name, own, rounds, payload)
@@ -61,15 +61,15 @@ def _print_site(name: str, requests: list[dict[str, Any]], rounds: int, payload:
     for kind in _OF_A_MESSAGE:
         _print_cost(kind, [_add_up(request for request in train if kind_of(request) == kind) for train in trains])
     whole = [_add_up(train) for train in trains]
-    _print_cost("a round", whole)
+    _print_cost("whole round", whole)
     over = [statistics.median(getattr(cost, way) for cost in whole) - payload for way in ("received", "sent")]
-    print(f"  beside the payload: {over[0]:.0f} bytes from the site, {over[1]:.0f} to it")
+    print(f"  in addition to the payload: {over[0]:.0f} bytes from the site, {over[1]:.0f} to the site")
     for kind in ("pull-messages", "send-node-heartbeat"):
         _print_cost(f"{kind}, idle, each", [_add_up([request]) for request in idle if kind_of(request) == kind])
 
 
 def _split_by_message(requests: Iterable[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
-    """Return the requests about each message of a run; what comes before the first is about none."""
+    """Return the requests grouped by the message that they belong to; requests before the first message are dropped."""
     found: list[list[Mapping[str, Any]]] = []
     for request in requests:
         if kind_of(request) == "pull-messages":

@@ -1,8 +1,8 @@
-"""How long a warm worker needs from a message to the start of training, and what the forwarding process costs.
+"""Measure the time of a warm worker from a message to the start of training, and the cost of the forwarding process.
 
     python -m simulations.benches.worker [BACKBONE] [IMAGE_SIZE]
 
-The worker is behind its gate, so every message also waits for the ledger.
+The worker uses its gate, so every message also waits for the ledger.
 """
 
 import json
@@ -51,7 +51,7 @@ message = Message(encode_request(asked), 1, "train")
 context = Context(1, 1, {"worker-socket": sys.argv[1]}, RecordDict(), {})
 before = time.time()
 reply = app(message, context)
-# Not ru_maxrss: a child inherits its parent's.
+# Not ru_maxrss: a child process inherits the ru_maxrss of its parent.
 status = dict(line.split(":", 1) for line in open("/proc/self/status"))
 megabytes = int(status["VmHWM"].split()[0]) / 1024
 print(imported - started, time.time() - before, megabytes, reply.error.code)
@@ -59,7 +59,7 @@ print(imported - started, time.time() - before, megabytes, reply.error.code)
 
 
 def main() -> None:
-    """Serve one site in this process, time its answers and the process that forwards to it, and print both."""
+    """Serve one site in this process, and print the time of its answers and of the process that forwards to it."""
     backbone = sys.argv[1] if len(sys.argv) > 1 else "vit_small_patch14_dinov2"
     image_size = int(sys.argv[2]) if len(sys.argv) > 2 else 112
     experiment = Experiment.model_validate(
@@ -120,7 +120,7 @@ def main() -> None:
 
 
 def watch() -> dict[str, float]:
-    """Note when Site.train is entered, and when its training starts."""
+    """Return a dict that records the times at which Site.train is entered and its training starts."""
     seen: dict[str, float] = {}
     train = Site.train
 

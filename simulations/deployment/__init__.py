@@ -1,1 +1,1 @@
-"""A whole deployment on this machine's loopback: processes, proxy, faults."""
+"""A complete deployment on this machine's loopback: processes, proxy, faults."""

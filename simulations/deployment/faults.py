@@ -1,6 +1,6 @@
-"""Faults of a deployment on this machine's loopback: how each is caused, and what has to come of it.
+"""Faults of a deployment on this machine's loopback: how to cause each of them, and the required outcome.
 
-Each fault leaves the deployment as it found it, so that they follow one another in one rehearsal.
+Each fault restores the deployment afterwards, so that several faults can follow each other in one rehearsal.
 """
 
 import json
@@ -43,13 +43,13 @@ time.time = lambda: _now() + {seconds}
 
 @dataclass(frozen=True)
 class Seen:
-    """What came of a fault.
+    """The observed outcome of a fault.
 
     Attributes:
-        status: of the run that it hit, done or failed; refused where something did not start.
-        says: the operator's view, a sentence each.
-        seconds: from the fault until all was well again.
-        lost: what is not there that would have been.
+        status: done or failed, for the run during which the fault occurred; refused if a process did not start.
+        says: the messages that the operator sees, one sentence each.
+        seconds: time from the fault to full recovery.
+        lost: results that are missing because of the fault.
     """
 
     status: str
@@ -60,15 +60,15 @@ class Seen:
 
 @dataclass(frozen=True)
 class Fault:
-    """A fault, and what must come of it.
+    """A fault and its required outcome.
 
     Attributes:
-        cause: causes it, waits until all is well, and tells what was seen.
-        status: that the run must have.
-        says: words, one of which the operator must be told; none: nothing has to be said.
-        lossless: whether nothing may be lost by it.
-        quick: whether it needs no run to show.
-        mounts: whether it needs the right to mount a disk.
+        cause: causes the fault, waits for the recovery, and returns the observed outcome.
+        status: the required status of the run.
+        says: phrases of which at least one must appear in the operator's messages; if empty, none is required.
+        lossless: whether all results must be complete despite the fault.
+        quick: whether the fault has its effect without a run.
+        mounts: whether the fault needs the permission to mount a disk.
     """
 
     cause: Callable[[Rehearsal], Seen]
@@ -79,7 +79,7 @@ class Fault:
     mounts: bool = False
 
     def is_survived(self, seen: Seen) -> bool:
-        """Tell whether what was seen is what must come of it."""
+        """Return whether the observed outcome is the required one."""
         told = " ".join(seen.says)
         as_told = not self.says or any(word in told for word in self.says)
         return seen.status == self.status and as_told and (not self.lossless or seen.lost == "nothing")
@@ -100,14 +100,14 @@ def _submit(rehearsal: Rehearsal, name: str, *, deadline: float = 90.0, quorum: 
 
 
 def _wait_for_training(rehearsal: Rehearsal, run: str) -> None:
-    """Wait until site-1 trains for a run."""
+    """Wait until site-1 has started to train for a run."""
     log = rehearsal.site_kit("site-1") / "logs" / "worker" / "worker.log"
     begun = re.compile(rf"round \d+ of {re.escape(run)}-[0-9a-f]+: training begins")
     rehearsal.wait_for(lambda: begun.search(_read(log)) is not None, "training")
 
 
 def _end(rehearsal: Rehearsal, folder: Path) -> str:
-    """Wait for a run's end, and return how it ended."""
+    """Wait for the end of a run, and return its status."""
 
     def over() -> bool:
         return describe_server(rehearsal.server.folder)["run"]["phase"] in ("done", "failed", "stopped")
@@ -117,8 +117,8 @@ def _end(rehearsal: Rehearsal, folder: Path) -> str:
             return all(run.ended for run in control.runs())
 
     rehearsal.wait_for(over, f"{folder.name} to end", every=0.5, limit=400)
-    # Its result is written a moment before Flower takes another run.
-    rehearsal.wait_for(let_go, f"Flower to be done with {folder.name}", every=0.5)
+    # The result is written shortly before Flower accepts another run.
+    rehearsal.wait_for(let_go, f"Flower to finish {folder.name}", every=0.5)
     return str(read_json_file(folder, "result.json").get("status", "failed"))
 
 
@@ -168,7 +168,7 @@ def _restart_proxy(rehearsal: Rehearsal) -> None:
 
 
 def _kill_server(rehearsal: Rehearsal) -> Seen:
-    """Kill everything of the server after the first round; what the resumed run leaves must be what it would have."""
+    """Kill all server processes after the first round; the resumed run must have the results of an undisturbed run."""
     folder = _submit(rehearsal, "server")
     rehearsal.wait_for((folder / "checkpoints").exists, "the first round to end", every=0.2)
     started = time.monotonic()
@@ -186,9 +186,9 @@ def _kill_server(rehearsal: Rehearsal) -> Seen:
     if not undisturbed.exists():
         _without(rehearsal)
     if _refusals(folder) or _refusals(undisturbed):
-        lost.append("the comparison with the run without a fault: a site was refused in one of them")
+        lost.append("the comparison with the run without a fault, because a site was refused in one of them")
     elif _prompts(folder) != _prompts(undisturbed):
-        lost.append("the prompts are not those of the run without")
+        lost.append("the prompts differ from those of the run without a fault")
     status = "done" if code == 0 else said.strip()[-200:]
     return Seen(status, (*seen, *_refusals(folder)), seconds, "; ".join(lost) or "nothing")
 
@@ -217,7 +217,7 @@ def _silent_site(rehearsal: Rehearsal) -> Seen:
 
 
 def _full_disk(rehearsal: Rehearsal) -> Seen:
-    """Fill the disk under site-1's state while it trains, and make room after the round was refused."""
+    """Fill the disk of site-1's state while the site trains, and free the space after the site refused the round."""
     with _small_disk(rehearsal, "site-1") as state:
         folder = _submit(rehearsal, "disk", quorum=1)
         _wait_for_training(rehearsal, folder.name)
@@ -237,7 +237,7 @@ def _full_disk(rehearsal: Rehearsal) -> Seen:
 
 @contextmanager
 def _small_disk(rehearsal: Rehearsal, name: str) -> Iterator[Path]:
-    """Run a site with its state on a disk of 2 MB; needs the right to mount."""
+    """Run a site with its state on a disk of 2 MB; this needs the permission to mount."""
     state = rehearsal.site_kit(name) / "state"
     kept = state.with_name("state-kept")
     with ExitStack() as back:
@@ -267,7 +267,7 @@ def _read(log: Path) -> str:
 
 
 def _other_backbone(*, permitted: bool) -> Callable[[Rehearsal], Seen]:
-    """Give site-1 weights of its own, other numbers for the same architecture, which its policy permits or not."""
+    """Give site-1 other weights of the same architecture, which its policy permits or refuses."""
 
     def act(rehearsal: Rehearsal) -> Seen:
         import timm
@@ -284,7 +284,7 @@ def _other_backbone(*, permitted: bool) -> Callable[[Rehearsal], Seen]:
             rehearsal.fill_site("site-1", weights=str(weights))
             path = rehearsal.site_kit("site-1") / "policy.yaml"
             policy = yaml.safe_load(path.read_text())
-            # What the site has tuned before is what "first" permits.
+            # "first" permits only the backbone that the site has tuned before.
             policy["incoming"]["backbone"] = [digest] if permitted else "first"
             path.write_text(yaml.safe_dump(policy))
 
@@ -300,7 +300,7 @@ def _other_backbone(*, permitted: bool) -> Callable[[Rehearsal], Seen]:
 
 
 def _other_code(rehearsal: Rehearsal) -> Seen:
-    """Run site-1 for a while with another version of the code, as a site does that was not updated."""
+    """Run site-1 temporarily with another version of the code, like a site that was not updated."""
     environment = _customise(rehearsal.folder / "old-code", "import ept_fed; ept_fed.__version__ = '0.0.9'")
     with ExitStack() as back:
         rehearsal.end("site-1")
@@ -317,7 +317,7 @@ def _other_code(rehearsal: Rehearsal) -> Seen:
 
 @contextmanager
 def _other_site(rehearsal: Rehearsal, name: str, change: Callable[[], None]) -> Iterator[None]:
-    """Run a site with other files for a while."""
+    """Run a site temporarily with changed files."""
     kit = rehearsal.site_kit(name)
     before = {path: (kit / path).read_bytes() for path in ("site.yaml", "policy.yaml")}
     for swap in (change, lambda: None):
@@ -332,7 +332,7 @@ def _other_site(rehearsal: Rehearsal, name: str, change: Callable[[], None]) -> 
 
 
 def _refused_node(what: str, damage: Callable[[Rehearsal, Path], dict[str, str]]) -> Callable[[Rehearsal], Seen]:
-    """Start a SuperNode with a damaged copy of site-1's kit, and take what it logs and what `site check` says."""
+    """Start a SuperNode with a damaged copy of site-1's kit, and collect its log and the output of `site check`."""
 
     def act(rehearsal: Rehearsal) -> Seen:
         kit = rehearsal.copy_site("site-1", what)
@@ -356,7 +356,7 @@ def _refused_node(what: str, damage: Callable[[Rehearsal, Path], dict[str, str]]
 
 
 _CHECKED = ("clock", "server", "registration")
-# A SuperNode that is refused for its clock says no more than the second.
+# A SuperNode that is refused because of its clock logs only the second of these.
 _ENDED = ("Exit Code", "terminated gracefully")
 
 
@@ -372,7 +372,7 @@ def _foreign_authority(_rehearsal: Rehearsal, kit: Path) -> dict[str, str]:
 
 
 def _clock(seconds: int) -> Callable[[Rehearsal, Path], dict[str, str]]:
-    """Return how to shift the clock of a site's processes, as Python sees it."""
+    """Return a function that shifts the clock of a site's Python processes."""
 
     def shift(_rehearsal: Rehearsal, kit: Path) -> dict[str, str]:
         return _customise(kit / "clock", _SHIFTED_CLOCK.format(seconds=seconds))
@@ -381,14 +381,14 @@ def _clock(seconds: int) -> Callable[[Rehearsal, Path], dict[str, str]]:
 
 
 def _customise(folder: Path, code: str) -> dict[str, str]:
-    """Return the environment in which every Python process runs some code before anything else."""
+    """Return an environment in which every Python process runs `code` at its start."""
     folder.mkdir(exist_ok=True)
     (folder / "sitecustomize.py").write_text(code)
     return {"PYTHONPATH": os.pathsep.join([str(folder), child_environment()["PYTHONPATH"]])}
 
 
 def _expired_server(rehearsal: Rehearsal) -> Seen:
-    """Try to start the server when its certificates have ended, as its clock sees it."""
+    """Try to start the server with a shifted clock, at a time when its certificates have expired."""
     rehearsal.end("server")
     started = time.monotonic()
     later = _clock(400 * 24 * 3600)(rehearsal, rehearsal.server.folder)

@@ -1,6 +1,6 @@
-"""Flower's own processes on this machine's loopback: for tests, for benchmarks, and to try things out.
+"""Flower's own processes on this machine's loopback, for tests, benchmarks and experiments.
 
-No TLS and no authentication, so nothing here belongs on a network.
+They use no TLS and no authentication, so they must not be reachable from a network.
 """
 
 import json
@@ -27,18 +27,18 @@ _LOG_TAIL = 4000
 
 
 class LoopbackError(RuntimeError):
-    """A Flower process that does not do what it was started for; the text holds the end of every log."""
+    """Raised if a Flower process fails; the text contains the end of every log."""
 
 
 class Loopback:
-    """Starts a SuperLink, SuperNodes and runs, each with a log in `folder`, and ends them all on leaving.
+    """Starts a SuperLink, SuperNodes and runs, each with a log in `folder`, and ends all of them on exit.
 
-    The processes use this interpreter's environment, and import ept-fed from the checkout or installation that this
-    module is in.
+    The processes use the environment of this interpreter, and import ept-fed from the checkout or installation that
+    contains this module.
     """
 
     def __init__(self, folder: Path) -> None:
-        """Keep logs and Flower's home in a folder, which must exist."""
+        """Use an existing folder for the logs and Flower's home."""
         self.folder = folder
         self._mark = uuid.uuid4().hex
         self._running: list[subprocess.Popen[bytes]] = []
@@ -62,10 +62,14 @@ class Loopback:
         self.stop()
 
     def start_superlink(self, *, simulation: bool = False, limit: float = 60.0) -> None:
-        """Start a SuperLink on a free port and make it the default of `flwr`; `simulation`: nodes are Ray's.
+        """Start a SuperLink on a free port and make it the default of `flwr`.
+
+        Args:
+            simulation: use Ray's virtual nodes instead of SuperNodes.
+            limit: maximum time until the SuperLink answers, in seconds.
 
         Raises:
-            LoopbackError: if it does not answer within `limit` seconds.
+            LoopbackError: if the SuperLink does not answer within `limit` seconds.
         """
         port = find_free_port()
         self._superlink = f"{_HOST}:{port}"
@@ -84,7 +88,7 @@ class Loopback:
             time.sleep(0.1)
 
     def start_supernode(self, site: str) -> None:
-        """Start a SuperNode that stands for a site."""
+        """Start a SuperNode for a site."""
         options = (
             "--superlink",
             self._superlink,
@@ -96,19 +100,19 @@ class Loopback:
         self._start(f"supernode-{site}", "flower-supernode", "--insecure", *options)
 
     def run_app(self, app: Path, run_config: Mapping[str, str], *options: str, limit: float) -> Mapping[str, Any]:
-        """`flwr run` an app folder, wait for its end, and return what `flwr ls` says of the run.
+        """Run an app folder with `flwr run`, wait for its end, and return the entry of `flwr ls` for the run.
 
         Raises:
             LoopbackError: if the run does not complete within `limit` seconds.
         """
         settings = " ".join(f"{key}={_quote(value)}" for key, value in run_config.items())
         started = self._ask("run", str(app), "here", "--run-config", settings, *options)
-        # Asking `flwr ls` again and again would take a whole core; following the log takes none, and ends with the run.
+        # Polling `flwr ls` would use a whole core. Following the log uses almost none, and it ends with the run.
         follower = self._start("run", "flwr", "log", started["run-id"], "here", "--stream")
         try:
             follower.wait(limit)
         except subprocess.TimeoutExpired as error:
-            raise LoopbackError(f"the run is not over after {limit:g} s\n{self.logs()}") from error
+            raise LoopbackError(f"the run has not ended after {limit:g} s\n{self.logs()}") from error
         run: Mapping[str, Any] = self._ask("ls", "here", "--run-id", started["run-id"])["runs"][0]
         if run["status"] != "finished:completed":
             raise LoopbackError(f"the run is {run['status']}: {run.get('status-details')}\n{self.logs()}")
@@ -120,7 +124,7 @@ class Loopback:
         return "\n".join(f"--- {path.name}\n{path.read_text(errors='replace')[-_LOG_TAIL:]}" for path in paths)
 
     def stop(self) -> None:
-        """End every process started here, and those that they started, whatever session they moved to."""
+        """End every process started here and all its descendants, also those in other sessions."""
         for number in (signal.SIGTERM, signal.SIGKILL):
             for process in self._running:
                 try:
@@ -140,7 +144,7 @@ class Loopback:
             time.sleep(0.05)
 
     def descendants(self) -> list[int]:
-        """Return the processes that are still there; on a system without /proc, none can be found."""
+        """Return the processes that still run; on a system without /proc, the list is always empty."""
         return find_marked(_MARK, self._mark)
 
     def _start(self, name: str, *command: str) -> subprocess.Popen[bytes]:
@@ -162,12 +166,12 @@ class Loopback:
 
 
 def _quote(value: str) -> str:
-    """Return a value as Flower's settings on the command line want it: a TOML string."""
+    """Return a value as a TOML string, the format of Flower's settings on the command line."""
     return json.dumps(value, ensure_ascii=False)
 
 
 def find_free_port() -> int:
-    """Return a port of this machine that nobody listens on now."""
+    """Return a port of this machine on which no process listens now."""
     with socket.socket() as listener:
         listener.bind((_HOST, 0))
         return int(listener.getsockname()[1])

@@ -1,7 +1,7 @@
-"""A whole deployment on this machine's loopback: kits, server, proxy, sites, as processes of the command line.
+"""A complete deployment on this machine's loopback: kits, server, proxy and sites, as processes of the command line.
 
-Images are generated, the backbone is a toy with random weights: nothing here says anything about a model. Everything
-else is what a consortium would run: its authority, TLS, node keys, the proxy, the workers and their gates.
+The images are generated and the backbone is a small one with random weights, so the results are no measure of a model.
+Everything else is the same as in a consortium: its authority, TLS, node keys, the proxy, the workers and their gates.
 """
 
 import contextlib
@@ -38,19 +38,19 @@ _LOG_TAIL = 3000
 
 
 class RehearsalError(RuntimeError):
-    """A process that does not do what it was started for; the text holds the end of every log."""
+    """Raised if a process of the rehearsal fails; the text contains the end of every log."""
 
 
 class Rehearsal:
-    """Starts what a consortium would, each command a process of its own, and ends everything on leaving."""
+    """Starts the commands of a consortium, each as a process of its own, and ends all of them on exit."""
 
     def __init__(self, sites: int, *, keep: bool = False, patients: int = 16) -> None:
         """Provision a federation of generated sites into a temporary folder.
 
         Args:
-            sites: how many; site-1, site-2, …
-            keep: leave the folder.
-            patients: generated patients per class, over all sites.
+            sites: number of sites; their names are site-1, site-2, …
+            keep: do not delete the folder.
+            patients: number of generated patients per class, over all sites.
 
         Raises:
             InputRefusedError: if nginx is not installed.
@@ -95,7 +95,7 @@ class Rehearsal:
         return self.kits / "sites" / name
 
     def write_federation(self, **more: Any) -> None:
-        """Write federation.yaml and provision kits from it; `more` are other settings of it."""
+        """Write federation.yaml and provision kits from it; `more` contains additional settings."""
         federation = {
             "name": "rehearsal",
             "server": {"host": "localhost", "port": self.port},
@@ -107,7 +107,7 @@ class Rehearsal:
         provision(path, self.kits, now=datetime.now(UTC))
 
     def fill_site(self, name: str, **model: Any) -> None:
-        """Write a site's site.yaml: generated images, and where its processes listen."""
+        """Write a site's site.yaml with generated images and a free port; `model` changes its model settings."""
         phantoms = {"source": "phantoms", "phantom_sites": len(self.names), "patients_per_class": self._patients}
         settings = {
             "site": name,
@@ -119,7 +119,7 @@ class Rehearsal:
         (self.site_kit(name) / "site.yaml").write_text(yaml.safe_dump(settings))
 
     def copy_site(self, name: str, copy: str) -> Path:
-        """Copy a site's kit as it was handed out, with a port of its own, for somebody to tamper with."""
+        """Copy a site's kit in its provisioned state, with a port of its own, so that the copy can be damaged."""
         kit = self.folder / copy
         shutil.copytree(self.site_kit(name), kit, ignore=shutil.ignore_patterns("run", "state", "logs"))
         shutil.rmtree(kit / "node", ignore_errors=True)
@@ -155,11 +155,11 @@ class Rehearsal:
         """Run `ept-fed server start`, and wait until the sites are registered."""
         ready, before = self.server.state / "ready.json", time.time()
         self.start("server", "server", "start", str(self.server.folder))
-        # A killed server's may still be there.
+        # The file of a killed server may still exist.
         self.wait_for(lambda: ready.exists() and ready.stat().st_mtime >= before, "the server to be ready")
 
     def start_site(self, name: str, **environment: str) -> None:
-        """Run `ept-fed site start`; `wait_online` waits for it."""
+        """Run `ept-fed site start` without waiting; `wait_online` waits for the site."""
         self.start(name, "site", "start", str(self.site_kit(name)), **environment)
 
     def start_all(self) -> None:
@@ -170,7 +170,7 @@ class Rehearsal:
         self.wait_online(self.names)
 
     def wait_online(self, names: Sequence[str]) -> None:
-        """Wait until SuperLink sees the nodes of these sites."""
+        """Wait until the SuperLink reports the nodes of these sites as online."""
 
         def online() -> bool:
             sites = describe_server(self.server.folder)["sites"]
@@ -179,18 +179,18 @@ class Rehearsal:
         self.wait_for(online, f"{', '.join(names)} to be online", every=0.5)
 
     def run(self, experiment: Path, *options: str) -> tuple[int, str]:
-        """Run `ept-fed server run` to its end; return exit code and output."""
+        """Run `ept-fed server run` to its end, and return the exit code and the output."""
         return self.ask("server", "run", str(experiment), "--kit", str(self.server.folder), *options)
 
     def ask(self, *words: str, **environment: str) -> tuple[int, str]:
-        """Run a command of ept-fed to its end; return exit code and output, errors included.
+        """Run a command of ept-fed to its end, and return the exit code and the output, errors included.
 
         Args:
-            words: of the command.
-            environment: variables that it sees besides.
+            words: arguments of the command.
+            environment: additional environment variables.
 
         Raises:
-            RehearsalError: if it does not end in time.
+            RehearsalError: if the command does not end in time.
         """
         try:
             done = subprocess.run(
@@ -209,7 +209,7 @@ class Rehearsal:
         return done.returncode, done.stdout
 
     def start(self, name: str, *words: str, **environment: str) -> subprocess.Popen[bytes]:
-        """Start a command of ept-fed that goes on, with a log of its own; arguments as for `ask`."""
+        """Start a long-running command of ept-fed with a log of its own; the arguments are those of `ask`."""
         with (self.folder / f"{name}.log").open("ab") as log:
             self._running[name] = subprocess.Popen(
                 [sys.executable, "-m", "ept_fed.cli", *words],
@@ -222,7 +222,7 @@ class Rehearsal:
         return self._running[name]
 
     def end(self, name: str, number: int = signal.SIGTERM) -> int:
-        """End a command, by default as an operator would, and return its exit code."""
+        """End a command, by default with SIGTERM as an operator does, and return its exit code."""
         process = self._running.pop(name)
         with contextlib.suppress(ProcessLookupError):
             process.send_signal(number)
@@ -232,14 +232,14 @@ class Rehearsal:
         """Wait until a condition holds.
 
         Raises:
-            RehearsalError: if it does not in time, or a process that should go on has ended.
+            RehearsalError: if the condition does not hold in time, or if a process has ended too early.
         """
         end = time.monotonic() + limit
         while not condition():
             dead = [name for name, process in self._running.items() if process.poll() is not None]
             if dead or time.monotonic() >= end:
                 ended = f"; {', '.join(dead)} ended" if dead else ""
-                raise RehearsalError(f"waited in vain for {what}{ended}\n{self.logs()}")
+                raise RehearsalError(f"gave up waiting for {what}{ended}\n{self.logs()}")
             time.sleep(every)
 
     def logs(self) -> str:
@@ -248,7 +248,7 @@ class Rehearsal:
         return "\n".join(f"--- {path.name}\n{path.read_text(errors='replace')[-_LOG_TAIL:]}" for path in paths)
 
     def stop(self) -> None:
-        """End everything: sites, then the server, and whatever is left of them."""
+        """End the sites, then the server, then all remaining processes."""
         for name in [*(name for name in self._running if name != "server"), "server"]:
             if name in self._running:
                 with contextlib.suppress(subprocess.TimeoutExpired):
@@ -257,15 +257,15 @@ class Rehearsal:
         end_proxy(self.kits / "server" / "state" / "logs" / "proxy")
 
     def descendants(self) -> list[int]:
-        """Return the processes that are still there, the proxy's included."""
+        """Return the processes that still run, those of the proxy included."""
         return find_marked(_MARK, self._mark) + self.proxy_processes()
 
     def sockets(self) -> list[Path]:
-        """Return the sites' sockets that are there."""
+        """Return the existing sockets of all sites."""
         return [path for name in self.names for path in self.site_kit(name).glob("run/*.sock*")]
 
     def proxy_processes(self) -> list[int]:
-        """Return nginx's processes, which hide the environment that they were started with."""
+        """Return the processes of nginx, found by their working folder because they hide their environment."""
         folder, found = self.kits / "server" / "state" / "logs" / "proxy", []
         for link in Path("/proc").glob("[0-9]*/cwd"):
             with contextlib.suppress(OSError):
@@ -274,7 +274,7 @@ class Rehearsal:
         return sorted(found)
 
     def find(self, kit: Path, program: str) -> list[int]:
-        """Return processes that were started from a kit and whose command line names a program."""
+        """Return the processes that were started from a kit and have `program` in their command line."""
         found = []
         for pid in find_marked(_MARK, self._mark):
             with contextlib.suppress(OSError):
@@ -285,12 +285,12 @@ class Rehearsal:
         return found
 
     def kill(self, pids: Sequence[int]) -> None:
-        """End processes as a power failure would."""
+        """End processes with SIGKILL, which has the same effect as a power failure."""
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
 
 def _leave(_signal: int, _frame: FrameType | None) -> None:
-    """End this process through every `with`: whoever is told to end must not leave a federation behind."""
+    """End this process through every `with`, so that no process of the federation remains after SIGTERM."""
     raise SystemExit(128 + signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""`ept-fed doctor rehearse`: a deployment on one machine, step by step, with the seconds that each took."""
+"""`ept-fed doctor rehearse`: a deployment on one machine, step by step, with the duration of each step."""
 
 import json
 import time
@@ -13,15 +13,15 @@ _NAME = "rehearsal"
 
 
 def rehearse(sites: int, *, keep: bool, tell: Callable[[str], None]) -> dict[str, Any]:
-    """Provision, start, federate two short rounds, stop; return what happened.
+    """Provision, start, federate two short rounds and stop; return a report of the steps and rounds.
 
     Args:
-        sites: 2 or 3.
-        keep: leave the folder with kits, logs and the run.
-        tell: given a line per step.
+        sites: number of sites, 2 or 3.
+        keep: do not delete the folder with kits, logs and the run.
+        tell: called with one line per step.
 
     Raises:
-        InputRefusedError: if something is not installed.
+        InputRefusedError: if nginx is not installed.
     """
     steps: list[dict[str, Any]] = []
     started = time.perf_counter()
@@ -53,7 +53,7 @@ def rehearse(sites: int, *, keep: bool, tell: Callable[[str], None]) -> dict[str
         step("stop everything", rehearsal.stop)
         left = rehearsal.descendants()
         if left and problem is None:
-            problem = f"processes are left: {left}"
+            problem = f"processes still run: {left}"
     return {
         "schema": 1,
         "status": "failed" if problem else "done",

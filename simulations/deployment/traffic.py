@@ -1,4 +1,4 @@
-"""Bytes between the server and each site, as the proxy counted them: the body and headers of every request."""
+"""Bytes between the server and each site, as counted by the proxy: body and headers of every request."""
 
 import base64
 import json
@@ -10,13 +10,13 @@ from typing import Any
 
 __all__ = ["Counted", "count_traffic", "is_idle", "kind_of", "read_requests", "sender_of"]
 
-# A poll that finds a message is answered with its metadata and the ids of its parts, of 64 bytes each.
+# The reply to a poll that finds a message has its metadata and the ids of its parts, of 64 bytes each.
 _MIN_FOUND = 64
 
 
 @dataclass
 class Counted:
-    """Requests of a site and their bytes, with headers, and bodies alone; both seen from the server."""
+    """Requests of a site, their bytes with headers, and the bytes of their bodies; directions as seen by the server."""
 
     requests: int = 0
     received: int = 0
@@ -28,7 +28,7 @@ class Counted:
 def count_traffic(
     requests: Iterable[Mapping[str, Any]], keys: Mapping[str, bytes], *, since: float = 0.0, until: float = float("inf")
 ) -> dict[str, Counted]:
-    """Add up a proxy's log by site; what has no site's key, or was declined, counts for none.
+    """Sum the requests of a proxy's log by site; requests without a site's key and refused requests are not counted.
 
     Args:
         requests: from `read_requests`.
@@ -53,7 +53,7 @@ def count_traffic(
 
 
 def read_requests(log: Path) -> Iterator[dict[str, Any]]:
-    """Yield the requests in a proxy's log and its rotated predecessors, the oldest first; other lines are left out."""
+    """Yield the requests in a proxy's log and its rotated predecessors, the oldest first; skip other lines."""
     older = sorted(log.parent.glob(f"{log.name}.*"), key=lambda path: path.suffix, reverse=True)
     for path in (*older, log):
         if not path.exists():
@@ -69,18 +69,18 @@ def read_requests(log: Path) -> Iterator[dict[str, Any]]:
 
 
 def kind_of(request: Mapping[str, Any]) -> str:
-    """Return what a request does: the last part of its path."""
+    """Return the kind of a request, which is the last part of its path."""
     return str(request["path"]).rsplit("/", maxsplit=1)[-1]
 
 
 def is_idle(request: Mapping[str, Any]) -> bool:
-    """Tell whether a request comes by the clock, whatever the rounds do: a heartbeat, or a poll that found nothing."""
+    """Return whether a request is independent of the rounds: a heartbeat, or a poll that found no message."""
     kind = kind_of(request)
     return kind == "send-node-heartbeat" or (kind == "pull-messages" and request["sent_body"] < _MIN_FOUND)
 
 
 def sender_of(request: Mapping[str, Any]) -> bytes:
-    """Return the public key (PEM) that a request showed; empty if it showed none."""
+    """Return the public key (PEM) that a request presented, or b"" if it presented none."""
     try:
         return base64.b64decode(str(request.get("key", "")), validate=True)
     except ValueError:

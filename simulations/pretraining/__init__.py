@@ -1,1 +1,1 @@
-"""Training of the demo backbone on procedural images; run from a checkout, not part of the wheel."""
+"""Pretraining of the demo backbone on procedural images; run from a checkout, not part of the wheel."""

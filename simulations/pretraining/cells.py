@@ -1,7 +1,7 @@
-"""Procedural images of stained cells, with the numbers they were drawn from and maps of their parts.
+"""Procedural images of stained cells, with the parameters of each drawing and maps of its parts.
 
-Every quantity is drawn on its own (size, lobes, granules, stain, ...), so no image is meant as one type of cell. To
-tell real types apart takes a measure of each quantity, which is what the numbers teach.
+Every quantity (size, lobes, granules, stain, ...) is drawn independently, so no image shows a real type of cell. To
+distinguish real types, a network must measure each quantity. Training on the parameters teaches it these measurements.
 """
 
 from itertools import pairwise
@@ -19,7 +19,7 @@ CELL_NUMBERS = (
 
 
 def draw_cells(size: int, rng: np.random.Generator) -> tuple[Field, Numbers, Field]:
-    """Draw one large cell, or a few small ones of one kind, among pale discs on a tinted ground.
+    """Draw one large cell, or a few small cells of one kind, among pale discs on a tinted background.
 
     Returns:
         image (size, size, 3) in 0–1; its `CELL_NUMBERS` and `COLOURS`; its `MAPS` (size, size, 4).
@@ -60,7 +60,7 @@ def draw_cells(size: int, rng: np.random.Generator) -> tuple[Field, Numbers, Fie
 
 
 class _Cell:
-    """One kind of cell: everything that cells of the same image share."""
+    """One kind of cell: the properties that all cells of an image share."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         self.lobes = int(rng.choice(5, p=(0.45, 0.2, 0.17, 0.1, 0.08))) + 1
@@ -89,7 +89,7 @@ class _Cell:
         stain: Stain,
         rng: np.random.Generator,
     ) -> tuple[Field, Numbers]:
-        """Return the image with one more cell, and what was measured on it; mark the cell in the maps."""
+        """Return the image with one more cell, and the cell's measurements; mark the cell in the maps."""
         size = len(x)
         warp = self.rough * radius * 2
         shift = [warp * (power_noise(size, rng, exponent=self.rough_scale) - 0.5) * 2 for _ in range(2)]
@@ -143,7 +143,10 @@ class _Cell:
     def _nucleus(
         self, x: Field, y: Field, centre: Field, radius: float, rng: np.random.Generator
     ) -> tuple[Field, float]:
-        """Return a signed distance, positive inside, of an indented body or bridged lobes; and how far off it lies."""
+        """Return the signed distance to the nucleus outline, positive inside, and the offset of the nucleus.
+
+        The nucleus is an indented body or has bridged lobes. The offset is a share of the cell's radius.
+        """
         reach = self.share * radius
         off = rng.uniform(0, 1) * max(1 - self.share, 0.05)
         turn = rng.uniform(0, 2 * np.pi)

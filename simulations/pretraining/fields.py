@@ -1,4 +1,4 @@
-"""Noise, palettes, stains and soft outlines that the families of procedural images are built from."""
+"""Noise, palettes, stains and soft outlines, from which the families of procedural images are built."""
 
 from collections.abc import Callable
 from functools import cache
@@ -30,7 +30,7 @@ COLOURS = tuple(f"{name} {channel}" for name in ("ground", "body", "nucleus", "g
 
 
 def palette(rng: np.random.Generator) -> Callable[[Field], Field]:
-    """Return a smooth map from 0–1 to RGB: a cosine per channel between two random colours."""
+    """Return a smooth map from 0–1 to RGB: a cosine per channel between two random colours, or sometimes greys."""
     middle, spread = rng.uniform(0.25, 0.75, 3), rng.uniform(0.1, 0.5, 3)
     turns, phase = rng.uniform(0.3, 1.5, 3), rng.uniform(0, 1, 3)
     if rng.random() < 0.2:
@@ -44,7 +44,7 @@ def palette(rng: np.random.Generator) -> Callable[[Field], Field]:
 
 
 def power_noise(size: int, rng: np.random.Generator, *, exponent: float) -> Field:
-    """Noise (size, size) in 0–1 whose amplitude spectrum falls as frequency^-exponent."""
+    """Return noise (size, size) in 0–1 with an amplitude spectrum that falls as frequency^-exponent."""
     frequency = _frequencies(size)
     phases = rng.uniform(0, 2 * np.pi, frequency.shape)
     spectrum = np.exp(1j * phases) / frequency**exponent
@@ -65,7 +65,7 @@ def blur(field: Field, sigma: float) -> Field:
 
 
 def unit(field: Field) -> Field:
-    """Stretch to 0–1."""
+    """Scale a field linearly to 0–1."""
     low, high = field.min(), field.max()
     return (field - low) / (high - low + 1e-9)
 
@@ -76,7 +76,7 @@ def step(distance: Field, softness: float) -> Field:
 
 
 def ellipse(x: Field, y: Field, centre: Field, radius: float, squeeze: float, rng: np.random.Generator) -> Field:
-    """Return the distance from the centre in units of the radius, 1 on the outline, at a random angle."""
+    """Return the distance from the centre of an ellipse at a random angle, in units of its radius: 1 on the outline."""
     angle = rng.uniform(0, np.pi)
     cos, sin = np.cos(angle), np.sin(angle)
     u, v = (x - centre[0]) * cos + (y - centre[1]) * sin, (y - centre[1]) * cos - (x - centre[0]) * sin
@@ -84,7 +84,7 @@ def ellipse(x: Field, y: Field, centre: Field, radius: float, squeeze: float, rn
 
 
 class Stain:
-    """Absorbances of ground, red cells, cytoplasm, nucleus and granules; most of them in the hues of common stains."""
+    """Random colours of ground, red cells, cytoplasm, nucleus and granules, mostly in the hues of common stains."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         hues = (
@@ -102,14 +102,14 @@ class Stain:
         )
 
     def colours(self) -> Numbers:
-        """Return the channels of ground, body, nucleus and granule, named as in `COLOURS`."""
+        """Return the colour channels of ground, body, nucleus and granule, with the names in `COLOURS`."""
         return name_colours(
             ground=self.ground, body=np.exp(-self.body), nucleus=np.exp(-self.nucleus), granule=np.exp(-self.granule)
         )
 
 
 def name_colours(**colours: Field) -> Numbers:
-    """Return the channels of colours by the names in `COLOURS`."""
+    """Return the channels of the given colours, with the names in `COLOURS`."""
     return {
         f"{name} {channel}": float(value)
         for name, colour in colours.items()

@@ -1,10 +1,11 @@
-"""Procedural images to pretrain the demo backbone on: no photograph, no patient, no download.
+"""Procedural images for the pretraining of the demo backbone: no photograph, no patient, no download.
 
-Over half show stained matter (pretraining_cells.py, pretraining_tissue.py). The rest are six families after what
-fractal pretraining (Kataoka et al. 2020) and noise pretraining (Baradad et al. 2021) found to transfer: dead leaves,
-iterated function systems, Gabor mixtures, power-law noise, cell-like blobs, branching trees. Each is drawn in a random
-palette, some are blends of two, half are veiled by clouds at a contrast of 3 to 25 %. Every image comes with the
-numbers it was drawn from and with maps of what lies where, and every choice comes from the generator passed in.
+More than half show stained cells, tissue or lesions (cells.py, tissue.py). The others belong to six families whose
+features transfer well according to fractal pretraining (Kataoka et al. 2020) and noise pretraining (Baradad et al.
+2021): dead leaves, iterated function systems, Gabor mixtures, power-law noise, cell-like blobs, branching trees. Each
+of these is drawn in a random palette. Some are blends of two families, and half are veiled by clouds at a contrast of 3
+to 25 %. Every image comes with the parameters of its drawing and with maps of its parts. All random choices use the
+generator that the caller passes.
 """
 
 from collections.abc import Callable
@@ -37,9 +38,9 @@ def draw_image(
     """Draw one image of a random family.
 
     Returns:
-        pixels (size, size, 3) uint8; the index of the family; the numbers it was drawn from, in the order of
-        `ALL_NUMBERS`, NaN for those of other families; the mean of each of `ALL_MAPS` over 8 × 8 patches (8, 8, 6), NaN
-        likewise. Tone and relief are mean and std of the grey values before a veil.
+        pixels (size, size, 3) uint8; the index of the family; the parameters of the drawing, in the order of
+        `ALL_NUMBERS`; the mean of each of `ALL_MAPS` over 8 × 8 patches (8, 8, 6). Parameters and maps that the family
+        does not have are NaN. Tone and relief are the mean and std of the grey values before a veil.
     """
     numbers, maps = np.full(len(ALL_NUMBERS), np.nan), np.full((GRID, GRID, len(ALL_MAPS)), np.nan)
     family = int(rng.choice(len(FAMILIES), p=_SHARES))
@@ -70,7 +71,7 @@ def draw_image(
 
 
 def _veil(tone: Field, rng: np.random.Generator) -> tuple[Field, float]:
-    """Hide a drawing in smooth clouds and speckle of about one tint; also return the log of its contrast."""
+    """Veil a drawing with smooth clouds and speckle of similar tint; return the image and the log of its contrast."""
     size = len(tone)
     contrast = np.exp(rng.uniform(np.log(0.03), np.log(0.25)))
     clouds = _centre(power_noise(size, rng, exponent=rng.uniform(2.2, 3.5))) * rng.uniform(0, 0.15)
@@ -90,7 +91,7 @@ def _patches(field: Field) -> Field:
 
 
 def _dead_leaves(size: int, rng: np.random.Generator) -> tuple[Field, Numbers]:
-    """Discs, boxes and polygons of power-law sizes, each hiding what lies below it."""
+    """Draw discs, boxes and polygons of power-law sizes, each over the earlier ones."""
     colours = palette(rng)(rng.random(64)) * 255
     canvas = Image.new("RGB", (size, size), tuple(int(c) for c in colours[0]))
     draw = ImageDraw.Draw(canvas)
@@ -114,7 +115,7 @@ def _dead_leaves(size: int, rng: np.random.Generator) -> tuple[Field, Numbers]:
 
 
 def _iterated_functions(size: int, rng: np.random.Generator) -> tuple[Field, Numbers]:
-    """The density of a chaos game over two to five contracting affine maps."""
+    """Draw the density of a chaos game over two to five contracting affine maps."""
     count = int(rng.integers(2, 6))
     maps = rng.uniform(-1, 1, (count, 2, 2))
     scales = np.linalg.svd(maps, compute_uv=False)[:, 0]
@@ -137,7 +138,7 @@ def _iterated_functions(size: int, rng: np.random.Generator) -> tuple[Field, Num
 
 
 def _gabor_mixture(size: int, rng: np.random.Generator) -> tuple[Field, Numbers]:
-    """A few oriented waves under Gaussian windows, or a full-frame grating."""
+    """Draw a few oriented waves under Gaussian windows, or a grating over the whole image."""
     y, x = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j]
     tone = np.zeros((size, size))
     waves, square = int(rng.integers(1, 9)), rng.random() < 0.3
@@ -159,7 +160,7 @@ def _gabor_mixture(size: int, rng: np.random.Generator) -> tuple[Field, Numbers]
 
 
 def _warped_noise(size: int, rng: np.random.Generator) -> tuple[Field, Numbers]:
-    """Power-law noise, bent by more of it, in a palette; sometimes cut at a threshold."""
+    """Draw power-law noise in a palette, often warped by other noise, sometimes cut at a soft threshold."""
     exponent, reach, cut = rng.uniform(0.8, 2.8), 0.0, 0.0
     tone = power_noise(size, rng, exponent=exponent)
     if rng.random() < 0.6:
@@ -174,7 +175,7 @@ def _warped_noise(size: int, rng: np.random.Generator) -> tuple[Field, Numbers]:
 
 
 def _blobs(size: int, rng: np.random.Generator) -> tuple[Field, Numbers]:
-    """Soft bodies with a rim and lobed cores on a mottled ground, in one palette."""
+    """Draw soft lobed bodies with a rim and round cores on a mottled background, in one palette."""
     y, x = np.mgrid[0 : 1 : size * 1j, 0 : 1 : size * 1j]
     colour = palette(rng)
     ground, body, core, rim = colour(rng.random(4))
@@ -203,7 +204,7 @@ def _blobs(size: int, rng: np.random.Generator) -> tuple[Field, Numbers]:
 
 
 def _trees(size: int, rng: np.random.Generator) -> tuple[Field, Numbers]:
-    """Branching lines that thin out, over a gradient."""
+    """Draw branching lines that become thinner, over a smooth background."""
     colour = palette(rng)
     back = colour(unit(power_noise(size, rng, exponent=3)) * rng.uniform(0.2, 0.6))
     canvas = Image.fromarray(np.asarray(np.clip(back, 0, 1) * 255, dtype=np.uint8))

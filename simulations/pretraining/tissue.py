@@ -1,4 +1,4 @@
-"""Procedural images of stained tissue and of pigmented lesions, with the numbers and maps they were drawn from."""
+"""Procedural images of stained tissue and pigmented lesions, with the parameters and maps of each drawing."""
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -25,7 +25,11 @@ TISSUE_NUMBERS = (
 
 
 def draw_tissue(size: int, rng: np.random.Generator) -> tuple[Field, Numbers, Field]:
-    """Draw a stained section: fibres, nuclei, and glands ringed by nuclei around a lumen; returns as `draw_cells`."""
+    """Draw a stained section of fibres, nuclei and glands, which are rings of nuclei around a lumen.
+
+    Returns:
+        image, numbers and maps as from `draw_cells`; the numbers are from `TISSUE_NUMBERS` and `COLOURS`.
+    """
     stain = Stain(rng)
     fibres, angle = rng.uniform(0, 1), rng.uniform(0, 180)
     grain = power_noise(2 * size, rng, exponent=rng.uniform(0.8, 1.6))
@@ -80,7 +84,11 @@ def draw_tissue(size: int, rng: np.random.Generator) -> tuple[Field, Numbers, Fi
 
 
 def draw_lesion(size: int, rng: np.random.Generator) -> tuple[Field, Numbers, Field]:
-    """Draw a pigmented blob of uneven border and several tints, perhaps under hairs; returns as `draw_cells`."""
+    """Draw a pigmented blob with an uneven border and several tints, sometimes under hairs.
+
+    Returns:
+        image, numbers and maps as from `draw_cells`; the numbers are from `TISSUE_NUMBERS` and `COLOURS`.
+    """
     y, x = place_grid(size)
     stain = Stain(rng)
     ground = stain.ground * np.exp(-stain.red * rng.uniform(0.2, 1.2))

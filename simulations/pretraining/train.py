@@ -1,12 +1,13 @@
-"""Train the demo backbone on procedural images, to read off them the numbers and maps that they were drawn from.
+"""Train the demo backbone on procedural images, to predict the parameters and maps of each drawing.
 
     python -m simulations.pretraining.train [--images 24000] [--epochs 6] [--probe ZIP] [--out FILE]
 
-From the cls token, which is the pooled feature that heads use, linear maps predict the family and the standardised
-numbers of an image (lobes of a nucleus, size of granules, tints, ...); from each patch token another one predicts the
-share of nucleus, granules and so on in its patch. Whole batches are turned and mirrored at random. No photograph, no
-patient and no other network takes part. `--probe` prints the development fold of the few-shot probe after every epoch.
-About half an hour on one core with bfloat16 instructions: 7 minutes to draw, 21 to train.
+From the cls token, which is the pooled feature for heads, linear maps predict the family and the standardised
+parameters of an image (lobes of a nucleus, size of granules, tints, ...). From each patch token, another linear map
+predicts the share of nucleus, granules and so on in its patch. Whole batches are rotated and mirrored at random. No
+photograph, no patient and no other network is used. With `--probe`, the result of the few-shot probe on its development
+fold is printed after every epoch. A run takes about half an hour on one core with bfloat16 instructions: 7 minutes to
+draw the images, 21 minutes to train.
 """
 
 import argparse
@@ -33,13 +34,13 @@ from simulations.pretraining.images import FAMILIES, draw_image
 from simulations.probes.backbone import embed, interval, list_images, probe, take_fold
 
 DRAWN_SIZE, STUDENT_SIZE = 112, 64
-WEIGHTS = torch.tensor([2.0, 1.0, 0.2])  # of the losses of numbers, maps and family
+WEIGHTS = torch.tensor([2.0, 1.0, 0.2])  # weights of the losses for numbers, maps and family
 MEAN, STD = (torch.tensor(values).view(3, 1, 1) for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
 
 
 @dataclass(frozen=True)
 class TrainingImages:
-    """Images (n, 3, 64, 64) uint8 and what was drawn: families (n), numbers (n, K), maps (n, 8, 8, 6); NaN: none."""
+    """Images (n, 3, 64, 64) uint8 and targets: families (n), numbers (n, K), maps (n, 8, 8, 6); NaN means no target."""
 
     images: Tensor
     families: Tensor
@@ -48,20 +49,20 @@ class TrainingImages:
 
 
 def main() -> None:
-    """Draw, teach, save."""
+    """Draw the images, train the student and save its weights."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=24_000)
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1, help="for torch, and processes that draw")
-    parser.add_argument("--probe", type=Path, default=None, help="zip of images in class folders, to watch progress on")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch, and processes that draw images")
+    parser.add_argument("--probe", type=Path, default=None, help="zip of images in class folders, to monitor training")
     parser.add_argument("--out", type=Path, default=DEMO_WEIGHTS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     training_images = draw_training_images(arguments.images, arguments.seed, arguments.threads)
-    # timm and torch draw from the global generator; this fork leaves everyone else's draws as they were.
+    # timm and torch draw from the global generator. The fork restores its state, so that other code is not affected.
     with torch.random.fork_rng(devices=[]):
         student = teach(
             training_images,
@@ -77,7 +78,7 @@ def main() -> None:
 
 
 def draw_training_images(count: int, seed: int, processes: int) -> TrainingImages:
-    """Draw the images, each from its own seed, and shrink them to the size of the student."""
+    """Draw the images, each from its own seed, and shrink them to the student's input size."""
     started = time.perf_counter()
     with ProcessPoolExecutor(processes) as pool:
         drawn = list(pool.map(_draw_one, range(count), [seed] * count, chunksize=256))
@@ -97,11 +98,11 @@ def _draw_one(index: int, seed: int) -> tuple[np.ndarray, int, np.ndarray, np.nd
 def teach(
     training_images: TrainingImages, *, epochs: int, batch: int, lr: float, seed: int, watch: Path | None = None
 ) -> VisionTransformer:
-    """Train the student and three linear maps from its tokens; return the student without them."""
+    """Train the student and three linear maps on its tokens; return the student without the linear maps."""
     torch.manual_seed(derive_seed(seed, "student"))
     student = timm.create_model(DEMO_BACKBONE, pretrained=False)
     for block in student.blocks:
-        block.attn.fused_attn = False  # on a CPU the plain attention trains about 1.7 times as fast
+        block.attn.fused_attn = False  # on a CPU, unfused attention trains about 1.7 times as fast
     widths = {
         "numbers": training_images.numbers.shape[1],
         "maps": training_images.maps.shape[-1],
@@ -143,7 +144,7 @@ def _losses(
     turns: int,
     mirror: bool,
 ) -> Tensor:
-    """Return the losses of numbers, maps and family on the chosen images, turned by quarters and perhaps mirrored."""
+    """Return the losses for numbers, maps and family on the chosen images, rotated by `turns` quarters and mirrored."""
     images = torch.rot90(training_images.images[chosen], turns, (2, 3))
     maps = torch.rot90(training_images.maps[chosen].float(), turns, (1, 2))
     if mirror:
@@ -154,7 +155,7 @@ def _losses(
     return torch.stack(
         [
             _masked_loss(heads["numbers"](cls), training_images.numbers[chosen]),
-            _masked_loss(heads["maps"](patches), 4 * maps.flatten(1, 2)),  # 4: about unit deviation
+            _masked_loss(heads["maps"](patches), 4 * maps.flatten(1, 2)),  # factor 4: about unit standard deviation
             F.cross_entropy(heads["family"](cls), training_images.families[chosen]),
         ]
     )

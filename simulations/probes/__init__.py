@@ -1,1 +1,1 @@
-"""Experiments on single questions; run from a checkout, not part of the wheel."""
+"""Small experiments that answer one question each; run from a checkout, not part of the wheel."""

@@ -1,13 +1,13 @@
-"""Few-shot linear probe of a backbone on a zip of images in class folders, against the network with random weights.
+"""Few-shot linear probe of a backbone on a zip of images in class folders, against the same network untrained.
 
     python -m simulations.probes.backbone --zip pbc_bloodcells_128.zip [--fold final] [--shots 16] [--seeds 5]
 
 A seeded permutation per class splits the images once: the first 100 of each class are the development fold, the rest
-the final fold. Choose anything about a backbone on the first, and report the second once.
+are the final fold. Make all choices about a backbone on the development fold, and report the final fold once.
 
-Per seed: draws the shots, fits a logistic regression on the frozen features of the shots (standardised by them,
-penalty chosen by cross-validation among them), and tests on all other images. Prints accuracy per seed, the mean
-with a 95 % t interval over seeds, and the paired difference to random weights.
+For each seed, the probe draws the shots, fits a logistic regression on their frozen features, and tests it on all other
+images. The shots also standardise the features, and the penalty is chosen by cross-validation among them. The probe
+prints the accuracy per seed, the mean with a 95 % t interval over seeds, and the paired difference to random weights.
 """
 
 import argparse
@@ -33,7 +33,7 @@ DEVELOPMENT_PER_CLASS = 100
 
 
 def main() -> None:
-    """Embed once per backbone, probe per seed, print."""
+    """Compute the features once per backbone, probe them for each seed, and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--zip", type=Path, required=True)
     parser.add_argument("--backbone", default="vit_demo_patch8_64")
@@ -101,7 +101,7 @@ def embed(backbone: Backbone, path: Path, names: list[str]) -> Features:
 
 
 def probe(features: Features, labels: npt.NDArray[np.int64], shots: int, seed: int) -> float:
-    """Return the accuracy of a linear probe on every image that is not among the shots."""
+    """Return the accuracy of a linear probe on all images that are not shots."""
     rng = numpy_generator(seed, "probe shots")
     chosen = np.concatenate([rng.permutation(np.flatnonzero(labels == label))[:shots] for label in np.unique(labels)])
     rest = np.setdiff1d(np.arange(len(labels)), chosen)
@@ -113,7 +113,7 @@ def probe(features: Features, labels: npt.NDArray[np.int64], shots: int, seed: i
 
 
 def interval(values: list[float]) -> str:
-    """Return mean and 95 % t interval over seeds."""
+    """Return the mean and the 95 % t interval over seeds as text."""
     mean, n = float(np.mean(values)), len(values)
     half = float(student_t.ppf(0.975, n - 1) * np.std(values, ddof=1) / np.sqrt(n)) if n > 1 else float("nan")
     return f"{mean:.3f} (95 % {mean - half:.3f} to {mean + half:.3f})"

@@ -1,12 +1,12 @@
-"""What shared class statistics tell of who was trained on, from the sites' own and from the sum of all sites.
+"""Membership inference from shared class statistics, of single sites and of all sites together.
 
 python -m simulations.probes.class_statistics CONFIG [--set KEY=VALUE …] [--shots 1,5,30]
 
-An image is taken for a trained one the more, the closer its features lie to its class's mean, or the better second
-moments account for them (their leverage): seen in one site's own statistics, or in all sites' together, which is what a
-server has under the masks of secure aggregation. Prompts are as they start. The members are every site's training
-images, the others as many of its other images of the same classes. An attacker with the statistics of two runs, or with
-shadow models, would see more.
+An image gets a higher membership score if its features are closer to the mean of its class, or if the second moments
+account for them better (their leverage). The attacker has either the statistics of one site, or those of all sites
+together, as a server has under secure aggregation. The prompts have their initial values. The members are the training
+images of every site. The others are the same number of other images of that site, from the same classes. An attacker
+with the statistics of two runs, or with shadow models, would infer more.
 """
 
 import argparse
@@ -27,12 +27,12 @@ from simulations.engine.virtual_sites import VirtualFederation, prepare_federati
 
 __all__ = ["probe", "score_closeness", "score_leverage"]
 
-# Of the moments' mean eigenvalue: what rounding leaves of directions in which no image points.
+# Regularisation, as a share of the moments' mean eigenvalue. Directions without images contain only rounding errors.
 _FLOOR = 1e-3
 
 
 def main() -> None:
-    """Print a line per number of shots."""
+    """Print one line per number of shots."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path)
     parser.add_argument("--set", action="append", default=[], dest="overrides")
@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def probe(federation: VirtualFederation, shots: int) -> None:
-    """Print how well members are told from others, over all sites, with 95 % intervals over patients."""
+    """Print how well members are separated from others, over all sites, with 95 % intervals over patients."""
     sites = {name: federation.create_site(data) for name, data in federation.data.sites.items()}
     model = create_start_model(
         federation.experiment, federation.backbone, len(federation.data.classes), federation.device
@@ -79,7 +79,7 @@ def probe(federation: VirtualFederation, shots: int) -> None:
 
 @torch.inference_mode()
 def extract(model: TunedViT, candidates: Candidates) -> tuple[Array, Array]:
-    """Return features (n, D) of the candidates as they are tested, and their labels (n,)."""
+    """Return the features (n, D) of the candidates with the test transforms, and their labels (n,)."""
     model.eval()
     batches = candidates.images.batches(32, order=candidates.chosen)
     found = [
@@ -90,7 +90,7 @@ def extract(model: TunedViT, candidates: Candidates) -> tuple[Array, Array]:
 
 
 def score_closeness(features: Array, labels: Array, statistics: ClassStatistics) -> Array:
-    """Return (n,) cosines between features (n, D) and the mean of their class, both from the mean of all images."""
+    """Return cosines (n,) of features (n, D) and their class means, both relative to the mean of all images."""
     centres = statistics.sums / np.where(statistics.shares > 0, statistics.shares, 1.0)[:, None]
     one, other = features - statistics.mean, centres[labels] - statistics.mean
     lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
@@ -98,7 +98,10 @@ def score_closeness(features: Array, labels: Array, statistics: ClassStatistics)
 
 
 def score_leverage(features: Array, statistics: ClassStatistics) -> Array:
-    """Return (n,) how well second moments account for features (n, D); images that they are not of point elsewhere."""
+    """Return scores (n,): the negative leverage of features (n, D) under the second moments.
+
+    Images that are not in the moments also have components in other directions, so their leverage is larger.
+    """
     if statistics.moments is None:
         raise ValueError("these statistics have no moments")
     width = len(statistics.mean)

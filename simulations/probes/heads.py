@@ -1,14 +1,18 @@
-"""What federated prompts are worth under which head: a common one, or one that each site makes for itself.
+"""Compare the gain from federated prompts with a fixed head and with personalised heads.
 
 python -m simulations.probes.heads CONFIG [--set KEY=VALUE …] [--federating KEY=VALUE …] [--seeds 0,1,2]
     [--under "fixed head"] [--evidence 1,4,9]
 
-Prompts are federated in three ways: while every site trains a head of its own, while a head is averaged with them, and
-while all sites hold a common one still. Then the sites keep the prompts, and either the head that they were trained
-under or one of their own in its place, trained from their own images or in closed form; or the common one with what
-their own images add to it, for every `training.head_evidence` of --evidence. Every number is the mean over sites of the
-macro AUC on validation images, less that of sites that train prompts and head alone. What --federating sets, rounds for
-example, holds while prompts are federated, and neither alone nor for heads that are made afterwards.
+Prompts are federated in three ways: with personalised heads, with a head that is averaged together with the prompts,
+and with a fixed head. Afterwards the sites keep the prompts and use one of these heads:
+
+* the head with which the prompts were federated;
+* a personalised head instead, trained on the site's own images or computed from them in closed form;
+* the fixed head plus an LDA head of the site's own images, for every `training.head_evidence` of --evidence.
+
+Every number is the mean over sites of the macro AUC on validation images, minus that of local models, whose prompts and
+head are trained locally. The settings of --federating, for example the number of rounds, apply only while prompts are
+federated. They do not apply to local models or to heads that are made afterwards.
 """
 
 import argparse
@@ -29,7 +33,7 @@ from simulations.engine.virtual_sites import VirtualFederation, prepare_federati
 
 __all__ = ["compare_heads"]
 
-# By how the head was made while the prompts were federated.
+# By the kind of head while the prompts are federated.
 _WAYS = {
     "personalised heads": [],
     "head averaged": ["federation.share=prompts+head"],
@@ -40,7 +44,7 @@ Scores = Mapping[str, float]
 
 
 def main() -> None:
-    """Print a table."""
+    """Compare the heads for every seed and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path)
     parser.add_argument("--set", action="append", default=[], dest="overrides")
@@ -62,7 +66,8 @@ def main() -> None:
             print(f"seed {seed}: {', '.join(row)}: {fmean(differences):+.3f}", flush=True)
             gains.setdefault(row, []).append(differences)
     print(
-        "| prompts federated under | head then | federated minus local, by seed | sites that gain |\n|---|---|---|---|"
+        "| prompts federated with | head afterwards | federated minus local, by seed | sites that gain |\n"
+        "|---|---|---|---|"
     )
     for (way, head), runs in gains.items():
         means = [fmean(site) for site in zip(*runs, strict=True)]
@@ -77,14 +82,14 @@ def compare_heads(
     under: Collection[str] = (),
     evidence: Sequence[float] = (),
 ) -> dict[tuple[str, str], Scores]:
-    """Return each site's macro AUC by how prompts were federated, and by the head that was put on them.
+    """Return each site's macro AUC, by the kind of head in the federation and by the head that is used afterwards.
 
     Args:
-        federation: whose sites share prompts, with personalised heads.
-        federating: settings that hold while prompts are federated.
+        federation: the federation, whose sites share prompts and have personalised heads.
+        federating: settings that apply only while prompts are federated.
         scratch: an empty folder.
-        under: names of `_WAYS` to federate prompts in; empty takes all.
-        evidence: values of `training.head_evidence` for what sites add to a fixed head.
+        under: names in `_WAYS` to compare; all of them if empty.
+        evidence: values of `training.head_evidence` for the LDA heads that sites add to a fixed head.
     """
     heads = {"trained anew": [], "closed form": ["training.head=lda"]}
     scores = {("local", "trained"): _assess(train_local(federation, RunFolder(scratch / "alone"), Silent()))}
@@ -110,7 +115,7 @@ def _change(federation: VirtualFederation, *changes: str) -> VirtualFederation:
 
 
 def _federate(federation: VirtualFederation, folder: RunFolder) -> tuple[Mapping[str, Site], Vector]:
-    """Return the sites with the average, and its prompts without a head."""
+    """Run the federation; return the sites with the final average, and its prompts without a head."""
     plan = federation.plan()
     sites = {
         name: federation.create_site(data, federation.keep_states(folder, "federated", name))

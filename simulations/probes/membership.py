@@ -1,11 +1,12 @@
-"""What federated prompts tell of who was trained on, from the loss of an image under them.
+"""Membership inference from federated prompts, by the loss of an image.
 
 python -m simulations.probes.membership CONFIG [--set KEY=VALUE …]
 
-An image is taken for a trained one the more, the smaller its loss is: under what a site itself sends last, under the
-average of all sites, and by how much the site's last update makes it smaller. The head is the one that the site holds,
-which whoever receives the prompts knows if it is a common one. The members are every site's training images, the others
-as many of its other images of the same classes. An attacker with shadow models would see more.
+An image gets a higher membership score if its loss is smaller. The score is computed in three ways: from the loss under
+the site's own last update, from the loss under the average of all sites, and from the difference of the two, which is
+the change by the site's update. The head is that of the site. If it is a fixed head, every receiver of the prompts has
+it. The members are the training images of every site. The others are the same number of other images of that site, from
+the same classes. An attacker with shadow models would infer more.
 """
 
 import argparse
@@ -33,7 +34,7 @@ VIEWS = ("a site's own update", "the average", "what the update changed")
 
 
 def main() -> None:
-    """Print a table with one line."""
+    """Run the probe and print a table with one line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path)
     parser.add_argument("--set", action="append", default=[], dest="overrides")
@@ -46,10 +47,10 @@ def main() -> None:
 
 
 def probe(federation: VirtualFederation, scratch: Path) -> tuple[int, tuple[Interval, ...]]:
-    """Return how many members all sites have, and the AUC of each of `VIEWS` with its 95 % interval over patients.
+    """Return the number of members, and the AUC of each of `VIEWS` with its 95 % interval over patients.
 
     Args:
-        federation: whose rounds are run.
+        federation: the federation to run.
         scratch: an empty folder.
     """
     plan, folder = federation.plan(), RunFolder(scratch)
@@ -83,7 +84,7 @@ def probe(federation: VirtualFederation, scratch: Path) -> tuple[int, tuple[Inte
 
 @torch.inference_mode()
 def _measure(site: Site, candidates: Candidates) -> Array:
-    """Return (n,) losses of the candidates under the site's model as it stands."""
+    """Return losses (n,) of the candidates under the site's current model."""
     model = site.model.eval()
     losses = [
         measure_losses(model(images.to(model.device)).float().cpu(), labels, candidates.images.task)

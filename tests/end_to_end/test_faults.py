@@ -46,5 +46,5 @@ def test_a_fault_is_survived_and_the_operator_is_told(rehearsal: Rehearsal, name
     seen = FAULTS[name].cause(rehearsal)
     assert FAULTS[name].is_survived(seen), seen
     assert "the comparison" not in seen.lost
-    assert "not those" not in seen.lost
+    assert "prompts differ" not in seen.lost
     rehearsal.wait_online(rehearsal.names)

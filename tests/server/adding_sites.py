@@ -1,4 +1,4 @@
-"""Sites that only add numbers, no model and no images; and everything a bad one may do to its reply."""
+"""Test sites that only add numbers, without model and images, and the ways in which a bad site can alter its reply."""
 
 import dataclasses
 import math
@@ -47,17 +47,17 @@ def make_plan(sites: tuple[str, ...] = SITES, strategy: str = "fedavg", **change
 
 
 def step_of(site: str) -> Vector:
-    """What a site adds each round: a direction of its own."""
+    """Return the step that a site adds in each round, which has a different direction for each site."""
     return np.random.default_rng(SITES.index(site)).normal(1, 0.2, 15).astype(np.float32)
 
 
 def auc_of(payload: Vector) -> float:
-    """An AUC that grows with the payload."""
+    """Return an AUC that increases with the payload."""
     return float(1 / (1 + np.exp(-payload.astype(np.float64).mean())))
 
 
 def adding_app(sabotage: Mapping[str, Sabotage], phase: Phase = "train") -> ClientApp:
-    """Sites that add their own step to the payload; a sabotaged one alters or drops its reply in one phase."""
+    """Return sites that add their own step to the payload; a sabotaged site alters or drops its reply in one phase."""
     app = ClientApp()
 
     def finish(answer: Message, message: Message, site: str, this: Phase) -> Message:
@@ -134,7 +134,7 @@ class WithoutBad(LocalGrid):
 
 
 def alter_frame(change: Callable[[dict[str, Any], bytes], bytes]) -> Sabotage:
-    """From the head and the arrays of a sound reply to the arrays of a bad one, whose head is changed in place."""
+    """Return a sabotage; `change` gets header and arrays of a valid reply, alters the header and returns the arrays."""
 
     def alter(answer: Message, request: Message) -> Message:
         document, body = open_frame(read_frame_record(answer))

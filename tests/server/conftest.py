@@ -1,4 +1,4 @@
-"""A federation of three, two of whose sites get their keys from the consortium; and no words from Flower."""
+"""Fixtures: a federation of three sites, two of which get their keys from the consortium, and a quiet Flower log."""
 
 import gc
 import logging
@@ -30,7 +30,7 @@ def _quiet_flower() -> None:
 
 @pytest.fixture(autouse=True)
 def _small_heap() -> Iterator[None]:
-    """Flower's q-FedAvg collects garbage for every site, and would look at all that other tests have loaded."""
+    """Freeze the heap: Flower's q-FedAvg collects garbage for every site, and would scan the objects of other tests."""
     gc.freeze()
     yield
     gc.unfreeze()
@@ -38,7 +38,7 @@ def _small_heap() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _in_a_task() -> None:
-    """Flower's strategies make messages only where a task's identity is set, as a grid does."""
+    """Set a task identity as a grid does, because Flower's strategies need one to create messages."""
     set_task_identity(1)
 
 
@@ -73,7 +73,7 @@ def add_to(federation_file: Path) -> Any:
 
 @pytest.fixture
 def snapshot() -> Any:
-    """Every file below a folder: name to digest and permissions."""
+    """Return a function that maps every file in a folder to its digest and permissions."""
 
     def take(folder: Path) -> dict[str, tuple[str, int]]:
         return {

@@ -1,4 +1,4 @@
-"""Sites that add numbers and send them under secure aggregation; and what may happen to any of them at any stage."""
+"""Test sites that add numbers under secure aggregation, and faults that can occur at each stage."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -21,7 +21,7 @@ from server.rounds.loop import FederationResult
 from simulations.engine.local_grid import LocalGrid
 from tests.server.adding_sites import EXAMPLES, LAYOUT, Observer, auc_of, make_plan, step_of
 
-# What becomes of a site's answer to a stage: another answer, or None for a site that is gone.
+# (request, answer of a site) -> the answer that is sent instead, or None if the site has dropped out
 Fault = Callable[[StageRequest, StageReply], StageReply | None]
 Certified = tuple[x509.Certificate, Mapping[str, Credentials]]
 
@@ -33,9 +33,9 @@ def make_secure_plan(sites: tuple[str, ...], **changes: object) -> Plan:
 def masking_app(
     plan: Plan, certified: Certified, faults: Mapping[str, Fault], seen: list[bytes], heavier: Mapping[str, int]
 ) -> ClientApp:
-    """Return sites that keep their update back; every answer of theirs is added to `seen`.
+    """Return sites that keep their update until the masked input; all their answers are added to `seen`.
 
-    Those in `heavier` mask another weight than their images give.
+    The sites in `heavier` mask a weight that differs from the one of their images.
     """
     app = ClientApp()
     rounds = {name: SecureRounds(name, partial(certified[1].__getitem__, name)) for name in plan.sites}
@@ -84,7 +84,7 @@ def run_secure(
     grid: type[LocalGrid] = LocalGrid,
     heavier: Mapping[str, int] | None = None,
 ) -> tuple[FederationResult, Observer, list[bytes]]:
-    """Run a federation under secure aggregation; return what the server was sent, too."""
+    """Run a federation under secure aggregation; return its result, its observer and the bytes sent to the server."""
     results: list[FederationResult] = []
     observer, seen = Observer(), []
     server = create_server_app(plan, observer, results.append, authority=certified[0])

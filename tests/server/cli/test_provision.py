@@ -1,4 +1,4 @@
-"""`ept-fed provision` and `ept-fed doctor kit` as a person types them."""
+"""`ept-fed provision` and `ept-fed doctor kit` on the command line."""
 
 import json
 import subprocess

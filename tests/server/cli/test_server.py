@@ -1,4 +1,4 @@
-"""`ept-fed server` without a server, and how a run looks to whoever watches it."""
+"""`ept-fed server` without a running server, and the display of a run."""
 
 import io
 import json

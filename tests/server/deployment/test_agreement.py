@@ -1,4 +1,4 @@
-"""Before round 1 the sites' introductions have to fit together; who does not fit is named and left out."""
+"""Before round 1 the introductions of the sites must be consistent; an inconsistent site is named and left out."""
 
 from dataclasses import replace
 
@@ -43,7 +43,7 @@ def introduction(
 
 
 class Answering(PollingGrid):
-    """Nodes 1, 2, … that answer with the given introductions, in the given order; None stays silent."""
+    """Nodes 1, 2, … that answer with the given introductions, in the given order; None means no answer."""
 
     def __init__(self, answers: dict[str, SiteIntroduction | str | None], keys: dict[str, bytes] | None = None) -> None:
         self._answers, self._keys = answers, keys or {}

@@ -1,4 +1,4 @@
-"""Who may take part is what sites.json says, whatever SuperLink had registered before."""
+"""Only the sites in sites.json may participate, independent of earlier registrations in the SuperLink."""
 
 from types import SimpleNamespace
 from typing import cast
@@ -43,7 +43,7 @@ def test_a_strangers_key_under_a_sites_name_is_shut_out() -> None:
     assert changes.unregister == {2: "north"}
 
 
-def test_a_declined_key_keeps_out_its_own_site_alone() -> None:
+def test_a_declined_key_excludes_only_its_own_site() -> None:
     admitted: list[str] = []
 
     class SuperLink:

@@ -1,4 +1,4 @@
-"""What the server makes of its kit before anything is started."""
+"""How the server reads and checks its kit before it starts any process."""
 
 import json
 import shutil

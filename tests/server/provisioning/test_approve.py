@@ -1,4 +1,4 @@
-"""Keys made at the site: the round trip, and everything that is not a site's own unaltered request."""
+"""Keys that are created at the site: the round trip, and the refusal of all altered or foreign requests."""
 
 import json
 import zipfile
@@ -77,7 +77,7 @@ def edit(**changes: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
 
 
 def foreign_csr(document: dict[str, Any]) -> dict[str, Any]:
-    """The CSR of a key that the sender does not hold together with the others."""
+    """Replace the CSR by that of another key, which the sender of the request does not have."""
     return {**document, "csr": json.loads(make_key_request("west", new_key(), new_key()))["csr"]}
 
 
@@ -130,7 +130,7 @@ def test_any_flipped_character_is_refused(hospital: Path) -> None:
             fingerprint = parse_key_request(flipped).fingerprint
         except InputRefusedError:
             continue
-        # White space between the fields, and inside the CSR's PEM, carries nothing; what is signed stays equal.
+        # White space between the fields and inside the CSR's PEM has no meaning, so the signed content is equal.
         assert fingerprint == unaltered, position
 
 
@@ -182,7 +182,7 @@ def test_keys_are_approved_once_and_never_again_after_revocation(
 def test_another_sites_keys_are_refused(
     kits: Path, hospital: Path, add_to: Callable[..., Path], now: datetime, tmp_path: Path
 ) -> None:
-    """West's own keys, asked for under another name: one key would be two sites."""
+    """A request for west's own keys under another name would give two sites the same key."""
     approve(hospital / "request.json", kits, now=now)
     listed = yaml.safe_load((kits / "server" / "federation.yaml").read_text())["sites"]
     provision(add_to(sites=[*listed, {"name": "east", "keys": "site"}]), kits, now=now)
@@ -194,7 +194,7 @@ def test_another_sites_keys_are_refused(
 
 
 def test_a_csr_without_a_proof_of_possession_is_refused(hospital: Path) -> None:
-    """A CSR whose signature is another key's: what a certificate authority without this check would certify."""
+    """The signature of the CSR is by another key; a certificate authority without this check would certify it."""
     document = json.loads((hospital / "request.json").read_text())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "west")])
     csr = x509.CertificateSigningRequestBuilder().subject_name(name).sign(new_key(), hashes.SHA384())

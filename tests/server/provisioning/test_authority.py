@@ -1,4 +1,4 @@
-"""Certificates and keys from a file: anything but what was written is refused with a sentence, never a traceback."""
+"""Certificates and keys in files: every altered file is refused with a sentence, never with a traceback."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -30,7 +30,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     return Authority(tmp_path_factory.mktemp("authority"), "three", NOW, 3650)
 
 
-def test_keys_survive_both_spellings() -> None:
+def test_keys_survive_both_serializations() -> None:
     for serialized in (
         parse_pkcs8(serialize_pkcs8(KEY), "a"),
         parse_openssh_private(serialize_openssh_private(KEY), "b"),

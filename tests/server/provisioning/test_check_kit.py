@@ -1,4 +1,4 @@
-"""A kit that is damaged, open to others, out of date or put together from two is found, and so is a sound one."""
+"""The check finds kits that are damaged, readable by others, out of date or mixed from two kits, and no others."""
 
 import os
 import shutil
@@ -55,7 +55,7 @@ def flip(path: Path) -> None:
 
 @pytest.mark.parametrize("kit", ["sites/north", "server"])
 def test_every_file_of_a_kit_is_watched(kit: str, kits: Path, now: datetime, tmp_path: Path) -> None:
-    """Each altered or missing on its own; what the site edits may be altered, not missing."""
+    """Alter and remove each file separately; the files that the site edits may be altered but not missing."""
     names = [path.relative_to(kits / kit).as_posix() for path in (kits / kit).rglob("*") if path.is_file()]
     edited = {"site.yaml", "policy.yaml"}
     for number, name in enumerate(names):
@@ -109,7 +109,7 @@ def test_keys_of_another_certificate_are_found(name: str, content: bytes, kits: 
 
 
 def resum(kit: Path) -> None:
-    """What a forger does too: checksums that fit what was exchanged."""
+    """Recompute the checksums after an exchange of files, as a forger also does."""
     from hashlib import sha256
 
     names = parse_checksums((kit / "SHA256SUMS").read_bytes())

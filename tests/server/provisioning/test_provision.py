@@ -1,4 +1,4 @@
-"""Kits: nothing changes twice, an act on one site touches one site, and other tools agree with what is in them."""
+"""Kits: provisioning is idempotent, an act on one site changes only that site, and other tools accept the content."""
 
 import json
 import os
@@ -77,7 +77,7 @@ def test_the_layout_is_what_was_agreed(kits: Path, snapshot: Snapshot) -> None:
     )
 
 
-def test_private_keys_are_their_owners_alone_in_folders_and_zips(kits: Path, snapshot: Snapshot) -> None:
+def test_only_owners_can_read_private_keys_in_folders_and_zips(kits: Path, snapshot: Snapshot) -> None:
     secret = {name for name, (_, mode) in snapshot(kits).items() if not mode & 0o077}
     keys = {
         "server/tls/proxy.key",
@@ -404,7 +404,7 @@ def test_flowers_own_loaders_take_the_node_keys(kits: Path) -> None:
 
 
 def test_the_start_scripts_start_one_process_each_from_their_own_kit(kits: Path, tmp_path: Path) -> None:
-    """The scripts run as they are; only `ept-fed` is a stand-in that writes down how it was called."""
+    """The scripts run unchanged; only `ept-fed` is replaced by a script that records its arguments."""
     stand_in = tmp_path / "bin" / "ept-fed"
     stand_in.parent.mkdir()
     stand_in.write_text(f'#!/bin/sh\necho "$@" > "{tmp_path}/arguments"\nenv > "{tmp_path}/environment"\n')

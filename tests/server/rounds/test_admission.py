@@ -1,4 +1,4 @@
-"""Who is let in: nothing that is not a sound reply passes, and nothing at all raises anything else."""
+"""Admission accepts only valid replies, and raises only its own errors for every other input."""
 
 import dataclasses
 
@@ -39,7 +39,7 @@ def as_message(answer: RoundReply, asked: RoundRequest) -> Message:
     return encode_reply(answer, Message(encode_request(asked), 7, "train"))
 
 
-def test_a_sound_reply_is_let_in_as_it_is() -> None:
+def test_a_sound_reply_is_accepted_unchanged() -> None:
     admitted = admit("a", as_message(reply(), request()), request(), PLAN)
     assert np.array_equal(admitted.payload, reply().payload)
     assert admitted.examples == 40
@@ -119,7 +119,7 @@ def test_whatever_is_altered_in_a_reply_it_is_refused_and_nothing_else_raises(da
         admitted = admit("a", copy_over_wire(answer), asked, PLAN)
     except (MessageRefusedError, PayloadMismatchError):
         return
-    # What passes is a sound reply: this site's own numbers may differ, nothing else, and nothing is beside them.
+    # An accepted reply is valid: only the site's own numbers may differ, and it contains nothing else.
     admitted.check(asked.header, LAYOUT, wants_gradient=asked.wants_gradient)
     assert 1 <= admitted.examples <= 40
     assert encode_frame(admitted) == frame
@@ -190,6 +190,6 @@ def test_without_a_bound_all_are_kept() -> None:
     lengths=st.lists(st.floats(0, 1e6), min_size=3, max_size=9),
     bound=st.floats(1, 100),
 )
-def test_never_are_half_of_the_sites_outsized(lengths: list[float], bound: float) -> None:
+def test_norm_outliers_are_at_most_half_of_the_sites(lengths: list[float], bound: float) -> None:
     vectors = {f"s{i}": np.array([length]) for i, length in enumerate(lengths)}
     assert len(find_norm_outliers(vectors, bound)) <= len(lengths) / 2

@@ -1,4 +1,4 @@
-"""One bad site, under every strategy: it costs its own vote and no more, and nothing it wrote reaches a log."""
+"""One bad site, under every strategy: only its own contribution is lost, and its text is cleaned before logging."""
 
 import math
 from functools import cache
@@ -53,7 +53,7 @@ def test_hostile_text_reaches_no_log_unclean() -> None:
 
 @pytest.mark.parametrize("strategy", ["fedavgm", "fedadam", "fedyogi", "fedadagrad", "qfedavg", "scaffold", "feddyn"])
 def test_a_payload_that_breaks_a_strategy_costs_its_round_and_no_more(strategy: str) -> None:
-    """With no bound on lengths, one finite but huge payload in the first round overflows moments or norms."""
+    """Without a bound on norms, a finite but huge payload in the first round overflows moments or norms."""
 
     def once(answer: Message, request: Message) -> Message:
         if request.metadata.group_id != "1":
@@ -65,7 +65,7 @@ def test_a_payload_that_breaks_a_strategy_costs_its_round_and_no_more(strategy: 
     assert np.isfinite(result.payload).all()
     first, *later = observer.records
     if first.aggregated:
-        # The rule itself took it in: finite, and what plain averaging without a bound means.
+        # The rule accepted the payload: the result is finite, as plain averaging without a bound requires.
         return
     assert first.outcome.startswith("kept the old prompts")
     assert all(record.aggregated for record in later)
@@ -86,7 +86,7 @@ def test_a_single_sites_word_moves_the_median_little() -> None:
     assert result.ended == "all rounds"
 
 
-def test_a_fednova_site_that_claims_few_steps_is_outsized_per_step() -> None:
+def test_a_fednova_site_that_claims_few_steps_is_a_norm_outlier_per_step() -> None:
     def understate(answer: Message, request: Message) -> Message:
         return with_metrics(steps=1.0)(answer, request)
 

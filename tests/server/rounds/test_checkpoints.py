@@ -1,4 +1,4 @@
-"""Resuming: from any round, under any strategy, the run ends as if it had never stopped."""
+"""A run that is resumed after any round, with any strategy, has the same result as an uninterrupted run."""
 
 import contextlib
 import dataclasses
@@ -22,18 +22,18 @@ from tests.server.adding_sites import BAD, SABOTAGES, Observer, adding_app, make
 
 
 class KilledError(Exception):
-    """Stands for the end of a process."""
+    """Simulates the end of a process."""
 
 
 def reread(records: list[RoundRecord]) -> list[RoundRecord]:
-    """What reading rounds.jsonl would give."""
+    """Return the records as read back from their lines in rounds.jsonl."""
     return [RoundRecord.from_line(dump_json(record.to_json())) for record in records]
 
 
 def run_until(
     plan: Plan, folder: Path, lines: list[RoundRecord], killed_after: int | None
 ) -> tuple[FederationResult | None, list[Vector]]:
-    """Run or resume; `killed_after` ends it once that round's checkpoint is written. Appends to `lines`."""
+    """Run or resume a plan, end it after the checkpoint of round `killed_after`, and append its records to `lines`."""
     checkpoints, results, observer = CheckpointFolder(folder, plan), [], Observer()
     resume = checkpoints.load(lines)
     del lines[len(resume.records) - 1 if resume else 0 :]
@@ -64,7 +64,7 @@ def test_a_resumed_run_ends_like_one_that_never_stopped(strategy: str, tmp_path:
     resumed, again = run_until(plan, tmp_path / "killed", lines, None)
     assert resumed is not None
     assert np.array_equal(resumed.payload, whole.payload)
-    assert [payload.tobytes() for payload in again] == [whole.payload.tobytes()], "told again, as it may be unseen"
+    assert [payload.tobytes() for payload in again] == [whole.payload.tobytes()], "the last payload is reported again"
     assert resumed.ended == whole.ended
     without_time = [dump_json({**record.to_json(), "seconds": 0}) for record in lines]
     assert without_time == [dump_json({**record.to_json(), "seconds": 0}) for record in whole_lines]

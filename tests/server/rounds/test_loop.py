@@ -1,4 +1,4 @@
-"""The round loop over LocalGrid: who is asked, who is waited for, what is averaged, and when it ends."""
+"""The round loop over LocalGrid: selection of sites, waiting for replies, averaging, and the end of the run."""
 
 import dataclasses
 import time
@@ -81,7 +81,7 @@ def test_below_the_strategys_assumption_the_old_prompts_stay() -> None:
 
 
 class SilentGrid(LocalGrid):
-    """A grid on which one site never answers, a stranger does, and another answers twice."""
+    """A grid on which one site never answers, an unknown node answers, and another site answers twice."""
 
     def send_and_receive(self, messages, *, timeout=None) -> Iterator[Message]:  # type: ignore[no-untyped-def]
         for message in super().send_and_receive(messages, timeout=timeout):
@@ -104,7 +104,7 @@ def test_silent_sites_strangers_and_repeaters_are_named_and_ignored() -> None:
 
 
 class LinkErrorGrid(LocalGrid):
-    """A grid whose SuperLink answers for an absent node, under its own id 1, as Flower 1.41 does."""
+    """A grid whose SuperLink answers for an absent node with its own id 1, as in Flower 1.41."""
 
     def send_and_receive(self, messages, *, timeout=None) -> Iterator[Message]:  # type: ignore[no-untyped-def]
         for request, reply in zip(messages, super().send_and_receive(messages, timeout=timeout), strict=True):
@@ -114,7 +114,7 @@ class LinkErrorGrid(LocalGrid):
             yield reply
 
 
-def test_an_error_that_the_superlink_made_is_laid_at_the_right_door() -> None:
+def test_an_error_from_the_superlink_is_attributed_to_the_right_site() -> None:
     result, observer = grid_run(LinkErrorGrid, make_plan(rounds=1))
     (refusal,) = [refusal for refusal in observer.records[0].refused if refusal.phase == "train"]
     assert refusal.site == "site-04"
@@ -130,7 +130,7 @@ def test_an_absent_site_delays_a_round_by_the_grace_and_not_by_the_deadline() ->
 
 
 class Doubled(LocalGrid):
-    """A grid on which two nodes are online under one name."""
+    """A grid on which two nodes with the same name are online."""
 
     def get_nodes(self):  # type: ignore[no-untyped-def]
         nodes = super().get_nodes()

@@ -1,4 +1,4 @@
-"""Rounds under secure aggregation: the server gets the plaintext mean, whoever leaves on the way, and no update."""
+"""Rounds under secure aggregation: the server gets the mean despite dropouts, and never a single update."""
 
 import dataclasses
 import logging
@@ -36,13 +36,13 @@ def certified() -> Certified:
 
 @pytest.mark.parametrize("weights", [("examples", None), ("uniform", None), ("capped", 25)], ids=str)
 @pytest.mark.parametrize("strategy", [name for name, info in STRATEGIES.items() if info.mean_suffices])
-def test_a_masked_run_leaves_what_the_same_run_in_clear_leaves(
+def test_a_secure_run_has_the_result_of_the_same_run_in_plaintext(
     certified: Certified, strategy: str, weights: tuple[str, int | None]
 ) -> None:
     rule = {"weights": weights[0], "weight_cap": weights[1]}
     clear = run(make_plan(FIVE, strategy, norm_bound=None, **rule))[0]
     masked, observer, _ = run_secure(make_secure_plan(FIVE, strategy=strategy, **rule), certified)
-    # Adam and its kin divide by roots of squares, which carries the last bits further.
+    # Adam and similar strategies divide by roots of squares, which amplifies rounding errors.
     tolerance = 8 * STEP if strategy in ("fedavg", "fedavgm", "fedprox") else 1e-4
     np.testing.assert_allclose(masked.payload, clear.payload, rtol=0, atol=tolerance)
     assert [record.aggregated for record in observer.records] == [FIVE, FIVE]
@@ -51,7 +51,7 @@ def test_a_masked_run_leaves_what_the_same_run_in_clear_leaves(
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_exactly_those_strategies_pass_that_need_no_more_than_the_mean(strategy: str) -> None:
-    """Their result on a round's updates is that on the mean of the updates alone."""
+    """These strategies give the same result for the updates of a round and for only their mean."""
     options = resolve_options(strategy, {})
     plan = make_plan(SITES, strategy, weights="uniform", options=options)
     rng = np.random.default_rng(0)
@@ -82,7 +82,7 @@ def test_a_site_that_leaves_at_any_stage_costs_its_own_part_at_most(certified: C
     leaves = FIVE[1]
     result, observer, _ = run_secure(make_secure_plan(FIVE, rounds=1), certified, {leaves: gone(stage)})
     (record,) = observer.records
-    # Whose masked input has come is summed, also if the site is silent from then on.
+    # A site whose masked input has arrived is in the sum, even if it does not answer afterwards.
     kept = STAGES.index(stage) > STAGES.index("masked input")
     stay = FIVE if kept else tuple(site for site in FIVE if site != leaves)
     assert record.aggregated == stay
@@ -129,7 +129,7 @@ def test_a_site_that_answers_nonsense_is_left_out_by_name(certified: Certified, 
 
 
 def test_no_update_reaches_the_server(certified: Certified) -> None:
-    """Neither as floats nor as fixed-point words, in none of the bytes that sites sent."""
+    """The bytes that the sites sent contain no update, neither as floats nor as fixed-point words."""
     plan = make_secure_plan(FIVE, rounds=1)
     _, _, seen = run_secure(plan, certified)
     encoding = plan.session(1, "").encoding
@@ -171,7 +171,7 @@ def test_an_update_leaves_once_and_no_second_session_of_its_round_gets_it(certif
 def test_an_update_that_something_refused_is_not_made_again_in_its_round(
     certified: Certified, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Noise that was drawn once on an update is not drawn again until something lets it pass."""
+    """The noise of a refused update must not be drawn again until a check accepts it."""
     plan, made = make_secure_plan(FIVE), []
     member = Mock(advertise=lambda: b"", share_keys=lambda content: b"")
     rounds = SecureRounds(FIVE[0], lambda: certified[1][FIVE[0]])
@@ -196,7 +196,7 @@ def test_an_update_that_something_refused_is_not_made_again_in_its_round(
 
 
 def test_sites_that_began_with_different_prompts_give_no_sum(certified: Certified) -> None:
-    """A server could know in advance what all but one of them train, and read that one."""
+    """Otherwise a server could predict the updates of all sites but one, and compute that one from the sum."""
 
     class Singling(LocalGrid):
         """A server that moves the prompts of all sites but the first."""
@@ -227,7 +227,7 @@ def test_a_site_with_a_weight_of_its_own_making_gives_no_mean(certified: Certifi
     np.testing.assert_array_equal(result.payload, plan.initial)
 
 
-def test_masked_runs_without_an_authority_are_refused() -> None:
+def test_secure_runs_without_an_authority_are_refused() -> None:
     with pytest.raises(ValueError, match="authority"):
         run(make_secure_plan(FIVE))
 

@@ -1,4 +1,4 @@
-"""Central noise: the mean of clipped updates with noise, for every strategy that needs no more than the mean."""
+"""Central DP: the noisy mean of clipped updates, for every strategy that needs only the mean."""
 
 import dataclasses
 import math

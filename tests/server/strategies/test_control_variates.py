@@ -1,4 +1,4 @@
-"""SCAFFOLD and FedDyn: one step by hand, and what they are for: sites that differ no longer drag the model off."""
+"""SCAFFOLD and FedDyn: one step computed by hand, and the correction of client drift between different sites."""
 
 from collections.abc import Callable
 
@@ -63,7 +63,7 @@ class _Mean(Aggregator):
 def test_where_the_mean_settles_off_the_common_minimum_corrected_sites_reach_it() -> None:
     assert federate_quadratics(_Mean) > 0.1
     assert federate_quadratics(lambda: Scaffold(S, weigh, 1.0)) < 1e-4
-    # FedDyn's local problems are solved by gradient steps here, not exactly, which is what its theory presumes.
+    # FedDyn's theory assumes exact solutions of the local problems. Here they are solved by gradient steps.
     assert federate_quadratics(lambda: FedDyn(S, weigh, 1.0), alpha=1.0) < 0.02
 
 

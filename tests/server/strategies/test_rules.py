@@ -1,4 +1,4 @@
-"""Each rule against its definition, and the properties that make it worth having."""
+"""Each aggregation rule against its definition, and its useful properties."""
 
 import numpy as np
 import pytest
@@ -117,7 +117,7 @@ def test_fednova_is_the_mean_when_all_take_equal_steps() -> None:
 
 
 def test_fednova_undoes_the_pull_of_many_steps() -> None:
-    """Two sites with opposite gradients; one takes ten steps, the other one. FedAvg drifts, FedNova stays put."""
+    """Two sites have opposite gradients and take ten steps and one step. FedAvg drifts, FedNova does not."""
     x, direction = np.zeros(n, np.float32), np.ones(n, np.float32)
     payloads, steps, uniform = np.stack([10 * direction, -direction]), np.array([10, 1]), np.array([0.5, 0.5])
     assert weighted_mean(payloads, uniform)[0] == pytest.approx(4.5)

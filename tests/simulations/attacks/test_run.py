@@ -1,4 +1,4 @@
-"""The self-attack: replayed updates are the ones that were sent, and what it writes and refuses."""
+"""The self-attack: replayed updates equal those that were sent, and its results and refusals are correct."""
 
 import csv
 import json
@@ -40,7 +40,7 @@ Sent = dict[tuple[str, int], np.ndarray]
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Sent]:
-    """A micro run, and the payload that each site sent in each round."""
+    """Return a micro run, and the payload that each site sent in each round."""
     folder = tmp_path_factory.mktemp("attacked")
     settings = {**MICRO, "model": {**MICRO["model"], "tokens": 1}, "evaluation": {"baselines": []}}
     (folder / "micro.yaml").write_text(yaml.safe_dump(settings))
@@ -84,7 +84,7 @@ def test_a_replayed_update_is_the_one_that_was_sent_bit_for_bit(finished: tuple[
             played = replay.play(number)
             assert played.payload.tobytes() == sent[site, number].tobytes()
             assert played.difference == 0
-            # Planted prompts in between leave no trace in the site's own round.
+            # Playing crafted prompts in between must not change the site's own round.
             crafted = replay.play(number, craft_prompts(played.payload, federation.plan().layout))
             assert crafted.payload.tobytes() != played.payload.tobytes()
             assert replay.play(number).payload.tobytes() == sent[site, number].tobytes()
@@ -125,7 +125,7 @@ def test_what_was_measured_is_written_with_its_assumptions_and_without_images(ru
     assert written["gate"][0]["refused_within"] is None
     assert {entry["difference"] for entry in written["replayed"]} == {0.0}
     assert shares == sorted(shares)
-    # Raw prompts are the same function as their folds, so the loss falls by the same.
+    # Raw prompts and their folds are the same function, so the loss decreases by the same amount.
     drops = {
         row["payload"]: row["value"]
         for row in written["rows"]
@@ -145,7 +145,7 @@ def test_each_attack_succeeds_where_it_must(finished: tuple[Path, Sent]) -> None
     candidates, view = choose_candidates(federation.data.sites[site], 0), View("sinks", ("sinks",))
     known = {row.measure: row for row in control_membership(model, played, candidates, view, seed=0)}
     assert known["AUC, loss drop"].low > 0.5
-    # Ten members make one batch: too few for an interval that leaves out 0.5.
+    # Ten members are one batch, which is too few for an interval that excludes 0.5.
     assert known["AUC, cosine"].value > 0.55
     target = choose_targets(federation.data.sites[site], 0)[0]
     rows = control_inversion(model, played, target, federation.backbone.input, steps=60, seed=0)

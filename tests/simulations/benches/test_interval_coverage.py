@@ -1,4 +1,4 @@
-"""Intervals that hold the truth as often as they say; simulations/benches/interval_coverage.py has the longer table."""
+"""Intervals have their nominal coverage; simulations/benches/interval_coverage.py prints the full table."""
 
 from simulations.benches.interval_coverage import QUANTITIES, measure_coverage
 

@@ -1,4 +1,4 @@
-"""The benchmark's sites answer soundly and need no model; its times are not tested here."""
+"""The sites of the benchmark send valid replies and need no model; the measured times are not tested here."""
 
 import subprocess
 import sys

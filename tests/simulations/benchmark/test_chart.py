@@ -1,4 +1,4 @@
-"""The picture of a benchmark shows every row of its summary, at the bytes that it costs."""
+"""The chart of a benchmark shows every row of its summary, at the bytes that its method sends."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""From a grid to its cells: the product of its axes, without what cannot be and what would be a copy."""
+"""The cells of a grid: the product of its axes, without impossible cells and without duplicates."""
 
 from collections.abc import Callable
 from typing import Any, get_args
@@ -143,7 +143,7 @@ def test_a_variant_draws_its_own_images_unless_the_grid_has_samplings(micro: Mic
     assert "set benchmark.samplings" in refused["benchmark: x: data.seed"]
 
 
-def test_rows_that_differ_in_places_alone_are_refused(micro: Micro) -> None:
+def test_rows_that_differ_only_in_places_are_refused(micro: Micro) -> None:
     grid = "benchmark={methods: [ept, x], seeds: [0], settings: [local], variants: {x: [model.weights=pretrained"
     refused = refusals(lambda: list_cells(micro(grid + "]}}")))
     assert set(refused) == {"benchmark: x: model.weights"}

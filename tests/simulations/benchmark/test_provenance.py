@@ -1,4 +1,4 @@
-"""Cells are added to those of the same arithmetic, backbones and images, and to no others."""
+"""Cells are added only to cells with the same arithmetic, backbones and images."""
 
 import json
 from collections.abc import Callable
@@ -33,7 +33,7 @@ def compute_in_bfloat16(monkeypatch: pytest.MonkeyPatch, able: bool) -> None:
 
 @pytest.fixture
 def weights(tmp_path: Path) -> Callable[[str, int], Path]:
-    """Write weights of a small timm model and return where."""
+    """Return a function that writes the weights of a small timm model and returns their path."""
 
     def write(name: str, seed: int) -> Path:
         torch.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""`ept-fed benchmark`: every cell once, none lost, and numbers that are those of `simulate`."""
+"""`ept-fed benchmark`: every cell is trained once, no cell is lost, and its numbers equal those of `simulate`."""
 
 import csv
 import dataclasses
@@ -37,7 +37,7 @@ def column(path: Path, name: str) -> list[str]:
 
 
 def relabelled(experiment: Experiment) -> Any:
-    """A federation whose sites each have one training image under another label."""
+    """Return a federation in which one training image of each site has another label."""
     federation = prepare_federation(experiment)
     for site in federation.data.sites.values():
         first, *others = site.train.records
@@ -135,7 +135,7 @@ def test_gains_go_when_no_row_has_one(micro: Micro, tmp_path: Path) -> None:
         (10, 0, 4, 0),
         (10, 9, 2, 42.5),
         (10, 40, 4, 96.25),
-        # Who has nothing left to do takes nothing off the others.
+        # A process without remaining cells does not reduce the time of the others.
         (10, 1, 4, 5),
         (10, 2, 4, 5),
     ],

@@ -1,4 +1,4 @@
-"""What is asked for is trained now; the grid stays what it is, and what it lacks joins it."""
+"""Requested cells are trained now; the grid does not change, and requested cells that are not in it are added."""
 
 from collections.abc import Callable
 from typing import Any

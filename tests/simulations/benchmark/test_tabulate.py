@@ -1,4 +1,4 @@
-"""The tables of the pages are those of the results, and nothing else of a page is touched."""
+"""The tables in the pages equal those of the results, and the other parts of a page do not change."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`ept-fed benchmark --jobs`: the numbers of one process, no cell lost or trained twice, and no process left behind."""
+"""`ept-fed benchmark --jobs`: same numbers as one process, no cell lost or trained twice, no remaining process."""
 
 import json
 import multiprocessing
@@ -46,7 +46,7 @@ class Notes(Silent):
 
 
 class KillOne(Notes):
-    """Kills a process that trains when the first cell is told; the other has its next cell by then."""
+    """Kills a training process when the first cell is reported; by then the other process has its next cell."""
 
     def on_note(self, sentence: str) -> None:
         super().on_note(sentence)
@@ -88,7 +88,7 @@ def test_two_processes_one_of_them_killed_give_the_numbers_of_none(micro: Micro,
 
 @pytest.fixture
 def _heeds_interrupts() -> Iterator[None]:
-    """A shell's background jobs ignore Ctrl-C, and whatever they start would too."""
+    """Restore the handler of Ctrl-C, because background jobs of a shell and their child processes ignore it."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -100,7 +100,7 @@ def test_a_folder_takes_one_benchmark_and_its_end_leaves_no_process_and_every_fi
     ended: signal.Signals, micro_file: Path, micro: Micro, tmp_path: Path
 ) -> None:
     out, mark = tmp_path / "results", f"{os.getpid()}-{ended.name}"
-    # Minutes of work, so that on a busy machine too the refusal comes long before the last cell.
+    # The work takes minutes, so that the refusal comes long before the last cell, even on a busy machine.
     longer = (*GRID, "federation.rounds=5")
     many = (*longer, f"benchmark.seeds={list(range(40))}")
     grid = [f"--set={setting}" for setting in many]
@@ -113,12 +113,12 @@ def test_a_folder_takes_one_benchmark_and_its_end_leaves_no_process_and_every_fi
         while not (out / "cells.jsonl").exists() or len(lines(out)) < 2:
             assert process.poll() is None
             time.sleep(0.05)
-        # The command, what keeps track of its semaphores, and two that train.
+        # Four processes: the command, the tracker of its semaphores, and two training processes.
         assert len(find_marked(MARK, mark)) == 4
         with pytest.raises(InputRefusedError, match="is in use: another ept-fed benchmark trains there") as refusal:
             benchmark(another, out, Silent())
         assert [problem.field for problem in refusal.value.problems] == ["--out"]
-        # As Ctrl-C in a terminal, which reaches every process; a kill reaches the command only.
+        # Ctrl-C in a terminal reaches every process. A kill reaches only the command.
         (os.killpg if ended is signal.SIGINT else os.kill)(process.pid, ended)
         _, said = process.communicate(timeout=60)
         assert "Traceback" not in said

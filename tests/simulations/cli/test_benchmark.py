@@ -1,4 +1,4 @@
-"""`ept-fed benchmark` as a person types it."""
+"""`ept-fed benchmark` on the command line."""
 
 import json
 import re

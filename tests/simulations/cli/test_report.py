@@ -1,4 +1,4 @@
-"""`ept-fed report` as a person types it."""
+"""`ept-fed report` on the command line."""
 
 import json
 import shutil
@@ -46,7 +46,7 @@ def test_json_is_one_document_and_nothing_else(folder: Path) -> None:
 
 
 def test_numbers_are_the_runs_own(folder: Path) -> None:
-    """AUC and loss are those of the run's report.json, up to the digits of predictions.csv; bytes are exact."""
+    """AUC and loss equal those in the run's report.json, up to the digits of predictions.csv; bytes are exact."""
     assert RUNNER.invoke(app, ["report", str(folder), "--format", "json"]).exit_code == 0
     summary = json.loads((folder / "report.json").read_text())
     for site, metrics in summary["test"]["federated"].items():

@@ -1,4 +1,4 @@
-"""The command as a person types it: a process of its own, its exit code, and what it prints."""
+"""`ept-fed simulate` on the command line: it runs as a process of its own, with its exit code and output."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""Bytes by site, from the proxy's log."""
+"""Bytes by site are counted from the proxy's log."""
 
 import base64
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Prompts of pooled images, held still at the sites: what prompts alone could carry."""
+"""Centralised prompts, frozen at the sites under personalised heads: the ceiling for sharing only prompts."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +29,7 @@ def heads(federation: VirtualFederation, sites: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_sites_hold_the_pooled_prompts_under_heads_of_their_own(method: str, micro: Micro, tmp_path: Path) -> None:
+def test_sites_use_the_centralised_prompts_under_personalised_heads(method: str, micro: Micro, tmp_path: Path) -> None:
     federation = prepare_federation(micro(*METHODS[method], "federation.rounds=3"))
     pooled = train_centralised(federation, RunFolder(tmp_path / "pooled"), Silent())
     untrained = federation.plan().initial
@@ -44,7 +44,7 @@ def test_sites_hold_the_pooled_prompts_under_heads_of_their_own(method: str, mic
     assert not any(np.allclose(first, other, atol=1e-4) for other in others)
 
 
-def test_prompts_that_pooling_did_not_move_are_worth_what_staying_home_is(micro: Micro, tmp_path: Path) -> None:
+def test_untrained_centralised_prompts_give_the_heads_of_local_models(micro: Micro, tmp_path: Path) -> None:
     still = ("training.prompt_lr=0", "training.token_lr=0", "training.method_lr=0", "model.tokens=1")
     federation = prepare_federation(micro(*still))
     home = heads(federation, train_local(federation, RunFolder(tmp_path / "home"), Silent()))

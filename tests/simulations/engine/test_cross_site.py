@@ -1,4 +1,4 @@
-"""The cross-site matrix of a simulation, from trained models to the federation's page."""
+"""The cross-site matrix of a simulation, from the trained models to the page of the federation."""
 
 import csv
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""`--resume`: what it goes on with, what it refuses, and what it leaves alone."""
+"""`--resume`: runs that it continues, runs that it refuses, and files that it does not change."""
 
 import shutil
 from collections.abc import Callable
@@ -27,7 +27,7 @@ Micro = Callable[..., Experiment]
 
 
 class StopHere(Silent):
-    """Ends the process' work, as a kill would, once a stage has come to a round."""
+    """Raises KeyboardInterrupt, like the end of the process, when a stage reaches a given round."""
 
     def __init__(self, stage: str, round_number: int) -> None:
         self._at, self._stage = (stage, round_number), ""
@@ -42,7 +42,7 @@ class StopHere(Silent):
 
 @pytest.fixture
 def stopped(micro: Micro, tmp_path: Path) -> tuple[Experiment, Path]:
-    """Return a run that was killed when its sites had trained the third round, and the server had not yet kept it."""
+    """Return a run that was killed after its sites had trained round 3 and before the server had saved that round."""
     experiment, out = micro("federation.rounds=3"), tmp_path / "run"
     save = CheckpointFolder.save
 
@@ -70,7 +70,7 @@ def test_whatever_stage_was_stopped_the_end_is_the_same(micro: Micro, tmp_path: 
     with pytest.raises(KeyboardInterrupt):
         simulate(experiment, tmp_path / "stopped", StopHere(*stop))
     resumed = simulate(experiment, tmp_path / "stopped", Silent(), resume=True)
-    # A reply tells how long the site took, in as many digits as that has.
+    # A reply contains the site's training time, whose number of digits changes the bytes.
     ours, theirs = ([{**row, "bytes_from_site": 0} for row in run["rows"]] for run in (resumed, whole))
     assert ours == theirs
     for path in (tmp_path / "whole" / "prompts").iterdir():
@@ -215,7 +215,7 @@ def test_an_early_stop_leaves_heads_of_the_same_round_as_the_prompts(micro: Micr
 
 
 def test_a_run_of_another_version_is_refused_before_its_settings_are_read(tmp_path: Path) -> None:
-    """By the first line of config.yaml; version 0.1.0 wrote none, but named itself in every checkpoint."""
+    """The version is in the first line of config.yaml, or for version 0.1.0 only in every checkpoint."""
     out = tmp_path / "run"
     for config, checkpoint in (("# Written by ept-fed 0.1.9\n", None), ("", "0.1.0")):
         shutil.rmtree(out, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""A simulation under secure aggregation: real sites, throwaway certificates, and the prompts of a plaintext run."""
+"""A simulation under secure aggregation, with real sites and temporary certificates, against a plaintext run."""
 
 import json
 from collections.abc import Callable
@@ -19,7 +19,7 @@ CLEAR = ("federation={rounds: 2, norm_bound: null}", "evaluation.baselines=[]")
 
 
 @pytest.mark.parametrize("weights", ["examples", "uniform"])
-def test_masks_change_the_prompts_by_the_fixed_point_step_at_most(
+def test_secure_aggregation_changes_the_prompts_by_at_most_the_fixed_point_step(
     micro: Callable[..., Experiment], tmp_path: Path, weights: str
 ) -> None:
     for name, settings in (("masked", MASKED), ("clear", CLEAR)):
@@ -34,7 +34,7 @@ def test_masks_change_the_prompts_by_the_fixed_point_step_at_most(
     assert all(len(line["aggregated"]) == 3 and line["refused"] == [] for line in rounds)
 
 
-def test_private_training_goes_with_masks(micro: Callable[..., Experiment], tmp_path: Path) -> None:
+def test_private_training_works_under_secure_aggregation(micro: Callable[..., Experiment], tmp_path: Path) -> None:
     private = "training.privacy={clip: 1.0, noise_multiplier: 1.0}"
     simulate(micro(*MASKED, private), tmp_path / "run", Silent())
     rounds = [json.loads(line) for line in (tmp_path / "run" / "rounds.jsonl").read_text().splitlines()]

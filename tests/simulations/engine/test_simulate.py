@@ -1,4 +1,4 @@
-"""The vertical slice, end to end in one process, on phantoms and a micro ViT."""
+"""A whole simulation in one process, from the settings to the report, on phantoms and a micro ViT."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -137,7 +137,7 @@ def test_round_files_say_what_they_belong_to(micro: Micro, tmp_path: Path) -> No
 
 
 def test_the_federations_first_round_is_the_sites_own_first_round_averaged(micro: Micro, tmp_path: Path) -> None:
-    """FedAvg by sample count, against its definition, from sites that were trained by hand."""
+    """Compare FedAvg by sample count with its definition, computed from sites that the test trains directly."""
     experiment = micro("evaluation.baselines=[]", "federation.rounds=1", "model.tokens=1")
     federation = prepare_federation(experiment)
     payloads, counts = [], []

@@ -1,4 +1,4 @@
-"""Simulations whose updates carry noise for whole sites: each source of it, from the settings to the site's page."""
+"""Simulations with site-level DP: every source of the noise, from the settings to the site's page."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The apps of `flwr run`, in this process: nodes without names, a site that sleeps between messages."""
+"""The apps of `flwr run`, run in this process, with nodes without names and sites that sleep between messages."""
 
 import json
 import subprocess
@@ -31,7 +31,7 @@ SETTINGS = ("data.phantom_sites=2", "model.tokens=1", "evaluation.baselines=[]",
 
 
 class NamelessGrid(LocalGrid):
-    """LocalGrid as Flower's runtimes are: nodes have a config, but no name."""
+    """LocalGrid with nodes as in Flower's runtimes, which have a config but no name."""
 
     def __init__(self, node_configs: Sequence[dict[str, Any]], run_config: dict[str, Any]) -> None:
         super().__init__(client_app, [""] * len(node_configs))
@@ -48,7 +48,7 @@ class MuteGrid(NamelessGrid):
 
 
 class LateGrid(NamelessGrid):
-    """Its second node comes online when the first has introduced itself."""
+    """A grid whose second node comes online after the first has introduced itself."""
 
     asked = 0
 

@@ -1,4 +1,4 @@
-"""What `flwr run .` sends to other machines is the list in pyproject.toml, whatever else lies in the checkout."""
+"""`flwr run .` sends exactly the files listed in pyproject.toml, even if the checkout contains other files."""
 
 import ast
 import io
@@ -78,7 +78,7 @@ def test_the_list_has_no_wildcards() -> None:
 
 
 def test_bundled_modules_import_no_module_of_simulations_that_is_left_behind() -> None:
-    """The bundle's `simulations` hides the installed one; ept_fed, server and client are the installed ones."""
+    """The bundle's `simulations` hides the installed package; ept_fed, server and client are the installed packages."""
     trees = [ast.parse((ROOT / path).read_text()) for path in CODE]
     froms = [node.module for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
     reached = {name for name in froms if name and name.startswith("simulations")}

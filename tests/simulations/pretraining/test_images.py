@@ -1,4 +1,4 @@
-"""What the demo backbone is trained and judged on: drawings that follow from their seed, and folds that stay apart."""
+"""Images for training and evaluation of the demo backbone: reproducible drawings, and folds without common images."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What statistics tell of who was trained on: the score knows an image whose class has no other."""
+"""Membership inference from class statistics: the score identifies an image that is the only one of its class."""
 
 from collections.abc import Callable
 

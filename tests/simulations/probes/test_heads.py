@@ -1,4 +1,4 @@
-"""Prompts under each kind of head: every way is compared at every site, from the same start."""
+"""Prompts with each kind of head: all kinds are compared at every site, from the same initial values."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What prompts tell of members: what the start tells if nothing moved them, much where images were learned by heart."""
+"""Membership inference from prompts: no more than the initial prompts if untrained, much if images are memorised."""
 
 from collections.abc import Callable
 from pathlib import Path

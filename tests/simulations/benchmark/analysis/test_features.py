@@ -1,4 +1,4 @@
-"""`ept-fed benchmark --analyse`: features of the models that the table is about, each cell looked at once."""
+"""`ept-fed benchmark --analyse`: features of the models in the table, with each cell analysed once."""
 
 import csv
 import json
@@ -49,14 +49,14 @@ def table(path: Path) -> list[dict[str, str]]:
 
 
 def records(out: Path) -> dict[str, FeatureRecord]:
-    """The records by the method of the cell."""
+    """Return the records, by the method of their cell."""
     methods = {line["key"]: line["method"] for line in map(json.loads, (out / "cells.jsonl").open())}
     return {methods[path.stem]: read_record(path) for path in (out / "analysis").glob("*.safetensors")}
 
 
 @pytest.fixture
 def analysed(micro: Micro, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the folder of an analysed grid, which is made once."""
+    """Return a copy of the folder of an analysed grid; the grid is run only once for all tests."""
     made = tmp_path_factory.getbasetemp() / "analysed"
     if not made.exists():
         report = benchmark(micro(*GRID), made, Silent(), analyse=True)
