@@ -17,19 +17,10 @@ from ept_fed.config.data import DicomSettings
 from ept_fed.data.decoding.dicom_file import DICOM_SUFFIXES, is_dicom, read_header
 from ept_fed.data.decoding.image_file import UnreadableImageError
 from ept_fed.data.decoding.image_store import FolderImages
-from ept_fed.data.records.records import ONE_SITE, Catalog, ImageRecord
+from ept_fed.data.records.records import Catalog, ImageRecord
 from ept_fed.data.sources.catalog import complete_catalog
-from ept_fed.data.sources.class_names import names_of_columns, names_of_labels
-from ept_fed.data.sources.csv_table import (
-    SHOWN,
-    Findings,
-    Row,
-    find_repeats,
-    parse_split,
-    read_class,
-    read_flags,
-    read_table,
-)
+from ept_fed.data.sources.csv_table import SHOWN, Row, find_repeats, read_table
+from ept_fed.data.sources.labelled_csv import LabelReader, RowLabels, list_columns
 from ept_fed.data.splits.partition import find_unknown_sites
 from ept_fed.errors import InputRefusedError, Problem
 
@@ -62,14 +53,7 @@ def read_dicom_folder(settings: DicomSettings) -> Catalog:
     """
     problems: list[Problem] = []
     columns = settings.columns
-    wanted = [
-        ("data.columns.image", columns.image),
-        ("data.columns.label", None if columns.labels else columns.label),
-        *(("data.columns.labels", name) for name in columns.labels or ()),
-        ("data.columns.site", columns.site),
-        ("data.columns.split", columns.split),
-    ]
-    rows = read_table(settings.root / settings.labels, "data.labels", wanted, problems)
+    rows = read_table(settings.root / settings.labels, "data.labels", list_columns(columns), problems)
     root = settings.root / settings.images
     named = {row.cells[columns.image] for row in rows}
     found = [_scan(root, path) for path in _list_files(root)]
@@ -81,29 +65,22 @@ def read_dicom_folder(settings: DicomSettings) -> Catalog:
         problems.append(Problem("data.images", str(root), fix))
     if not rows or not files:
         raise InputRefusedError(problems)
-    if columns.labels:
-        classes, wrong = names_of_columns(settings.classes, columns.labels, "data.columns.labels")
-    else:
-        label = columns.label or ""
-        labels = (row.cells[label] for row in rows)
-        classes, wrong = names_of_labels(settings.classes, labels, "data.columns.label", label)
-    problems += [*wrong, *find_repeats(rows, "data.columns.image", columns.image)]
+    reader = LabelReader(settings, rows)
+    problems += [*reader.problems, *find_repeats(rows, "data.columns.image", columns.image)]
     problems += _match(rows, files, columns.image, columns.image_is) + _check_patients(files, settings.group)
     key = _read_key(settings, problems)
-    findings = Findings()
-    index = {name: position for position, name in enumerate(classes)}
     by_name = {_name(file, columns.image_is): file for file in files}
     records = [
-        _to_record(row, by_name[row.cells[columns.image]], settings, index, key, findings)
+        _to_record(reader.read(row), by_name[row.cells[columns.image]], settings, key)
         for row in rows
         if row.cells[columns.image] in by_name
     ]
-    problems += findings.to_problems()
+    problems += reader.findings.to_problems()
     if columns.site and settings.partition.kind == "sites":
         problems += find_unknown_sites(records, settings.sites)
     if problems:
         problems += _describe_refused(files)
-    return complete_catalog(records, classes, settings.task, FolderImages(root), problems)
+    return complete_catalog(records, reader.classes, settings.task, FolderImages(root), problems)
 
 
 def hash_patient(patient: str, key: bytes) -> str:
@@ -111,24 +88,15 @@ def hash_patient(patient: str, key: bytes) -> str:
     return hmac.new(key, patient.encode(), "sha256").hexdigest()[:16]
 
 
-def _to_record(
-    row: Row, file: _File, settings: DicomSettings, index: dict[str, int], key: bytes, findings: Findings
-) -> ImageRecord:
-    columns = settings.columns
-    if columns.labels:
-        single = settings.task == "single_label"
-        labels = read_flags(row, "data.columns.labels", columns.labels, index, findings, exactly_one=single)
-    else:
-        labels = read_class(row, "data.columns.label", columns.label or "", index, findings)
-    site = findings.require(row, "data.columns.site", columns.site) if columns.site else ONE_SITE
+def _to_record(stated: RowLabels, file: _File, settings: DicomSettings, key: bytes) -> ImageRecord:
     group = hash_patient(file.patient, key) if settings.group == "patient" and file.patient else file.path
     return ImageRecord(
         image=file.path,
-        labels=labels,
-        site=site,
+        labels=stated.labels,
+        site=stated.site,
         # Two hospitals number their patients independently.
-        group=f"{site}/{group}" if columns.site else group,
-        split=parse_split(row, "data.columns.split", columns.split, findings) if columns.split else None,
+        group=f"{stated.site}/{group}" if settings.columns.site else group,
+        split=stated.split,
     )
 
 

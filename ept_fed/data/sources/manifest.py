@@ -2,10 +2,10 @@
 
 from ept_fed.config.data import ManifestSettings
 from ept_fed.data.decoding.image_store import ImageStore, open_images
-from ept_fed.data.records.records import ONE_SITE, Catalog, ImageRecord
+from ept_fed.data.records.records import Catalog, ImageRecord
 from ept_fed.data.sources.catalog import complete_catalog
-from ept_fed.data.sources.class_names import names_of_columns, names_of_labels
-from ept_fed.data.sources.csv_table import Findings, Row, find_repeats, parse_split, read_class, read_flags, read_table
+from ept_fed.data.sources.csv_table import Row, find_repeats, read_table
+from ept_fed.data.sources.labelled_csv import LabelReader, list_columns
 from ept_fed.data.splits.partition import find_unknown_sites
 from ept_fed.errors import InputRefusedError, Problem
 
@@ -33,49 +33,34 @@ def read_manifest(settings: ManifestSettings) -> Catalog:
     rows = read_table(settings.root / settings.manifest, "data.manifest", _wanted_columns(settings), problems)
     if not rows:
         raise InputRefusedError(problems)
-    if columns.labels:
-        classes, wrong = names_of_columns(settings.classes, columns.labels, "data.columns.labels")
-    else:
-        label = columns.label or ""
-        labels = (row.cells[label] for row in rows)
-        classes, wrong = names_of_labels(settings.classes, labels, "data.columns.label", label)
-    findings = Findings()
-    index = {name: position for position, name in enumerate(classes)}
-    records = [_read_record(row, settings, index, findings) for row in rows]
-    problems += [*wrong, *findings.to_problems(), *find_repeats(rows, "data.columns.image", columns.image)]
+    reader = LabelReader(settings, rows)
+    records = [_read_record(row, settings, reader) for row in rows]
+    repeats = find_repeats(rows, "data.columns.image", columns.image)
+    problems += [*reader.problems, *reader.findings.to_problems(), *repeats]
     if columns.site and settings.partition.kind == "sites":
         problems += find_unknown_sites(records, settings.sites)
-    return complete_catalog(records, classes, settings.task, store, problems)
+    return complete_catalog(records, reader.classes, settings.task, store, problems)
 
 
 def _wanted_columns(settings: ManifestSettings) -> list[tuple[str, str | None]]:
     columns = settings.columns
     return [
-        ("data.columns.image", columns.image),
-        ("data.columns.label", None if columns.labels else columns.label),
-        *(("data.columns.labels", name) for name in columns.labels or ()),
-        ("data.columns.site", columns.site),
-        ("data.columns.split", columns.split),
+        *list_columns(columns),
         ("data.columns.group", columns.group),
         *(("data.columns.subgroups", name) for name in columns.subgroups),
     ]
 
 
-def _read_record(row: Row, settings: ManifestSettings, index: dict[str, int], findings: Findings) -> ImageRecord:
-    columns = settings.columns
-    if columns.labels:
-        single = settings.task == "single_label"
-        labels = read_flags(row, "data.columns.labels", columns.labels, index, findings, exactly_one=single)
-    else:
-        labels = read_class(row, "data.columns.label", columns.label or "", index, findings)
+def _read_record(row: Row, settings: ManifestSettings, reader: LabelReader) -> ImageRecord:
+    columns, findings = settings.columns, reader.findings
+    stated = reader.read(row)
     image = findings.require(row, "data.columns.image", columns.image)
-    site = findings.require(row, "data.columns.site", columns.site) if columns.site else ONE_SITE
     group = findings.require(row, "data.columns.group", columns.group) if columns.group else image
     return ImageRecord(
         image=settings.image_name.replace("{image}", image) if image else "",
-        labels=labels,
-        site=site,
-        group=f"{site}/{group}" if columns.group and columns.group_scope == "site" else group,
-        split=parse_split(row, "data.columns.split", columns.split, findings) if columns.split else None,
+        labels=stated.labels,
+        site=stated.site,
+        group=f"{stated.site}/{group}" if columns.group and columns.group_scope == "site" else group,
+        split=stated.split,
         attributes=tuple((name, row.cells[name]) for name in columns.subgroups if row.cells[name]),
     )
