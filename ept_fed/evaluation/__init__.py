@@ -1,1 +1,1 @@
-"""Evaluation: predictions on a site's own images, and metrics as pure functions over arrays."""
+"""Evaluation: predictions for a site's own images, and metrics as pure functions of arrays."""

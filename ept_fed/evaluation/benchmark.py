@@ -1,6 +1,6 @@
-"""From a benchmark's rows to its table: mean and deviation over runs, and paired differences from a reference.
+"""The summary tables of a benchmark: mean and standard deviation over runs, and paired differences from a reference.
 
-Pure functions over rows as they stand in results.csv: one per cell and site.
+These are pure functions of the rows of results.csv, which has one row per cell and site.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,17 +20,17 @@ _Run = tuple[Any, int]
 def summarise(rows: Sequence[Mapping[str, Any]], reference: str) -> list[dict[str, Any]]:
     """Return one row per method, shots, setting and metric.
 
-    A cell counts with its unweighted mean over sites. Differences are taken run by run, a run being a sampling and a
-    seed, against the reference's cell of the same shots and setting, so what these do to both drops out.
+    The value of a cell is its unweighted mean over sites. A run is a pair of sampling and seed. Each difference
+    compares a cell with the reference's cell of the same run, shots and setting, so effects common to both cancel.
 
     Args:
         rows: with `method`, `shots`, `sampling`, `seed`, `setting`, `site`, `bytes_per_round` and `SUMMARY_METRICS`.
         reference: a method of the rows.
 
     Returns:
-        `mean` and `sd` over `runs` cells (sd is NaN for one), `difference` and `difference_sd` over `pairs` of them,
-        and `low` and `high`, Student's 95 % interval of the difference (NaN from one pair). A cell whose metric is
-        undefined at every site is left out of both.
+        rows with `mean` and `sd` over `runs` cells (sd is NaN for one cell), `difference` and `difference_sd` over
+        `pairs` of cells, and `low` and `high`, Student's 95 % interval of the difference (NaN for one pair). A cell
+        whose metric is undefined at every site is left out of both.
     """
     traffic: dict[_Group, float] = {}
     sites: dict[_Group, dict[_Run, list[Mapping[str, Any]]]] = {}
@@ -69,18 +69,18 @@ def summarise(rows: Sequence[Mapping[str, Any]], reference: str) -> list[dict[st
 
 
 def compare_with_local(rows: Sequence[Mapping[str, Any]], metric: str = "auc") -> list[dict[str, Any]]:
-    """Return what working together brought each site: one row per method, shots, setting and site.
+    """Return each site's difference from local training: one row per method, shots, setting and site.
 
-    Differences are taken run by run from the same method trained at the site alone. The interval is Student's over
-    runs, so it holds what samplings and seeds do to a site, and needs two of them.
+    Within each run, a setting is compared with the local model of the same method. The interval is Student's over runs,
+    so it covers the variation of samplings and seeds at this site, and requires at least two runs.
 
     Args:
         rows: as for `summarise`.
         metric: one of `SUMMARY_METRICS`.
 
     Returns:
-        `local`, the mean over runs of local training, `difference`, and `low` and `high`, its 95 % interval (NaN from
-        one run), over `runs` in which both are defined. A method without the setting `local` has no rows.
+        rows with `local`, the mean over runs of local training, `difference`, and `low` and `high`, its 95 % interval
+        (NaN for one run), over the `runs` in which both are defined. A method without the setting `local` has no rows.
     """
     values = {
         (row["method"], row["shots"], row["site"], row["setting"], (row["sampling"], row["seed"])): float(row[metric])
@@ -114,19 +114,19 @@ def compare_with_local(rows: Sequence[Mapping[str, Any]], metric: str = "auc") -
 
 
 def compare_means_with_local(rows: Sequence[Mapping[str, Any]], metric: str = "auc") -> list[dict[str, Any]]:
-    """Return what working together brought on the mean over sites: one row per method, shots and setting.
+    """Return the mean difference over sites from local training: one row per method, shots and setting.
 
-    Within a run, a site counts if its metric is defined both alone and together. The interval is Student's over runs,
-    as in `compare_with_local`: it says nothing about other sites than these.
+    Within a run, a site is included if its metric is defined both for local training and for the setting. The interval
+    is Student's over runs, as in `compare_with_local`, so it is valid only for these sites.
 
     Args:
         rows: as for `summarise`.
         metric: one of `SUMMARY_METRICS`.
 
     Returns:
-        `local` and `difference`, means over `runs`, `low` and `high`, the difference's 95 % interval (NaN from one
-        run), and of the `sites` how many gained on the mean over runs: `helped`. A method without the setting `local`
-        has no rows.
+        rows with `local` and `difference`, means over `runs`, `low` and `high`, the difference's 95 % interval (NaN for
+        one run), the number of `sites`, and `helped`, the number of sites whose mean difference over runs is above 0. A
+        method without the setting `local` has no rows.
     """
     values = {
         (row["method"], row["shots"], row["setting"], (row["sampling"], row["seed"]), row["site"]): float(row[metric])
@@ -174,12 +174,12 @@ def _average_sites(runs: Mapping[_Run, Sequence[Mapping[str, Any]]], metric: str
 
 
 def _mean_and_half_interval(values: Sequence[float]) -> tuple[float, float]:
-    """Return the mean, and half the length of Student's 95 % interval around it; NaN where there are too few values."""
+    """Return the mean, and half the length of Student's 95 % interval around it; NaN if there are too few values."""
     mean, sd = _mean_and_sd(values)
     return mean, float(stats.t.ppf(0.975, len(values) - 1)) * sd / len(values) ** 0.5 if len(values) > 1 else sd
 
 
 def _mean_and_sd(values: Sequence[float]) -> tuple[float, float]:
-    """Return mean and sample standard deviation; NaN where there are too few values for it."""
+    """Return mean and sample standard deviation; NaN if there are too few values."""
     mean = float(np.mean(values)) if values else float("nan")
     return mean, float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")

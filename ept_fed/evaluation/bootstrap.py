@@ -1,7 +1,8 @@
-"""Intervals and verdicts by a group-level bootstrap: whole patients are drawn, never single images of one.
+"""Intervals and verdicts by a group-level bootstrap, which draws whole patients, never single images of a patient.
 
-Percentile intervals (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13); a difference between
-two settings uses the same draws for both (paired), so what makes a patient hard for both cancels.
+The intervals are percentile intervals (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13). A
+difference between two settings uses the same draws for both (paired), so effects that are common to both cancel, such
+as a patient who is difficult for both.
 """
 
 import math
@@ -29,7 +30,7 @@ __all__ = [
 
 DRAWS = 1000
 MIN_GROUPS = 10
-"""Below this many groups no interval and no verdict is given: resampling so few says nothing about the next patient."""
+"""Minimum number of groups for an interval and a verdict: with fewer, resampling does not represent new patients."""
 
 _MAX_TIMES_MORE = 30
 _MIN_DEFINED = 0.8
@@ -40,7 +41,7 @@ Verdict = Literal["helped", "no clear difference", "harmed"]
 
 @dataclass(frozen=True)
 class Interval:
-    """A value on the test images, and its 95 % interval; bounds are NaN where no interval can be given."""
+    """A value on the test images with its 95 % interval; the bounds are NaN if no interval can be given."""
 
     value: float
     low: float
@@ -49,17 +50,18 @@ class Interval:
 
 @dataclass(frozen=True)
 class Difference:
-    """A setting minus the baseline, on the same patients.
+    """The difference between a setting and the baseline on the same patients.
 
     Attributes:
         value: difference of the metric; positive is better unless the metric is a loss.
         low: lower bound of the 95 % interval.
         high: upper bound.
-        verdict: "helped" or "harmed" if the interval leaves out zero; "no clear difference" otherwise.
-        groups: patients (or whatever the groups are) in the comparison.
-        groups_needed: how many more of them would make a verdict, if the difference stays as it is and the interval
-            narrows with 1/sqrt(groups); None if there is a verdict, if there is no difference or no interval to
-            extrapolate, and beyond thirty times the groups at hand, where the extrapolation means nothing.
+        verdict: "helped" or "harmed" if the interval excludes zero; "no clear difference" otherwise.
+        groups: number of groups (patients) in the comparison.
+        groups_needed: estimated number of additional groups for a clear verdict, if the difference stays the same and
+            the interval narrows with 1/sqrt(groups). None if there is a clear verdict, if the difference is zero, or if
+            there is no interval. Also None beyond thirty times the present groups, where the extrapolation is
+            meaningless.
     """
 
     value: float
@@ -71,7 +73,7 @@ class Difference:
 
 
 def measure(metric: Metric, images: int) -> Array:
-    """Return the metric (…) on every image counted once."""
+    """Return the metric (…) on the images, each counted once."""
     return np.asarray(metric(np.ones((1, images)))[0])
 
 
@@ -91,9 +93,9 @@ def summarise(value: float, draws: Array, groups: int) -> Interval:
     """Return the 95 % percentile interval of a metric.
 
     Args:
-        value: metric on the images themselves.
+        value: metric on the original images.
         draws: (draws,) metric on the resamples; NaN where undefined.
-        groups: number of groups behind it; below `MIN_GROUPS` the bounds are NaN.
+        groups: number of groups; below `MIN_GROUPS` the bounds are NaN.
     """
     low, high = _bounds(draws, groups) if not math.isnan(value) else (math.nan, math.nan)
     return Interval(float(value), low, high)
@@ -102,8 +104,8 @@ def summarise(value: float, draws: Array, groups: int) -> Interval:
 def summarise_share(value: float, draws: Array, groups: int) -> Interval:
     """Return the interval of a share in [0, 1], such as a sensitivity; arguments as for `summarise`.
 
-    Where all or none of the images count, every resample says the same, and the percentile interval would have no
-    width. The exact binomial bound over groups takes its place (Clopper and Pearson 1934): 0.025^(1/groups) for all.
+    If the share is 0 or 1, every resample has the same value, and the percentile interval has no width. The exact
+    binomial bound over groups replaces it (Clopper and Pearson 1934), with a lower bound of 0.025^(1/groups) for 1.
     """
     interval = summarise(value, draws, groups)
     if math.isnan(interval.low) or interval.low < interval.high or 0 < interval.value < 1:
@@ -113,7 +115,14 @@ def summarise_share(value: float, draws: Array, groups: int) -> Interval:
 
 
 def assess_difference(value: float, draws: Array, groups: int, *, higher_is_better: bool = True) -> Difference:
-    """Return the verdict on a difference: value, and (draws,) the same difference on paired resamples."""
+    """Return a difference with its interval and verdict.
+
+    Args:
+        value: difference on the original images.
+        draws: (draws,) the same difference on paired resamples.
+        groups: number of groups.
+        higher_is_better: False for a loss.
+    """
     interval = summarise(value, draws, groups)
     above, below = interval.low > 0, interval.high < 0
     verdict: Verdict = "no clear difference"
@@ -139,7 +148,7 @@ def _bounds(draws: Array, groups: int) -> tuple[float, float]:
 
 
 def _draw(groups: Sequence[str], rng: np.random.Generator, draws: int) -> Iterator[Array]:
-    """Yield weights (b, n) in blocks that fit into memory, `draws` rows in all."""
+    """Yield weights (b, n) in blocks that fit into memory, with `draws` rows in total."""
     names, codes = np.unique(np.asarray(groups, dtype=object).astype(str), return_inverse=True)
     size = max(1, _BLOCK_CELLS // max(len(codes), 1))
     for start in range(0, draws, size):

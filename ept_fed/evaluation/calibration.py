@@ -1,7 +1,7 @@
-"""Calibration of probabilities: how far they can be trusted, and one temperature per site that mends what it can.
+"""Calibration of probabilities: measures of calibration, and temperature scaling with one temperature per site.
 
-Reliability curve and expected calibration error: Naeini et al. 2015, Guo et al. 2017; bins of equal mass as in Nixon et
-al. 2019, because bins of equal width are mostly empty on a few hundred images.
+Reliability curve and expected calibration error follow Naeini et al. 2015 and Guo et al. 2017. The bins have equal
+mass, as in Nixon et al. 2019, because bins of equal width are mostly empty on a few hundred images.
 """
 
 from collections.abc import Sequence
@@ -47,9 +47,10 @@ def apply_temperature(scores: Array, temperature: float, task: str) -> Array:
 def fit_temperature(labels: Array, scores: Array, task: str) -> float:
     """Return the temperature of highest posterior probability in [e^-3, e^3]; 1.0 without images.
 
-    Likelihood: of the labels. Prior: log T normal around 0 with standard deviation 0.5. On hundreds of images the prior
-    is not felt; on the ten that a few-shot site may have, it alone would run to the bound as soon as they are all
-    predicted right, and the site would be handed probabilities of 0.9999.
+    The likelihood is that of the labels. The prior of log T is normal with mean 0 and standard deviation 0.5. On
+    hundreds of images, the prior has almost no effect. It matters on the ten images that a few-shot site may have:
+    without the prior, the temperature would run to its lower bound as soon as all of them are predicted correctly, and
+    the site would get probabilities of 0.9999.
 
     Args:
         labels: (n,) class indices, or (n, C) in {0, 1} for multi-label; of a validation split, never of the test split.
@@ -74,7 +75,7 @@ def fit_temperature(labels: Array, scores: Array, task: str) -> float:
 
 @dataclass(frozen=True)
 class ReliabilityBin:
-    """Predictions of similar confidence: their mean confidence, the share that was right, and how many there are."""
+    """Predictions of similar confidence: their mean confidence, the share of correct ones, and their number."""
 
     confidence: float
     observed: float
@@ -82,15 +83,15 @@ class ReliabilityBin:
 
 
 def reliability_curve(labels: Array, scores: Array, task: str, bins: int = BINS) -> tuple[ReliabilityBin, ...]:
-    """Return bins of equal mass, by rising confidence; none without images.
+    """Return bins of equal mass in order of rising confidence; without images there are none.
 
     Args:
         labels: (n,) class indices, or (n, C) in {0, 1} for multi-label.
         scores: (n, C) probabilities.
-        task: for single_label one point per image, the top class and whether it is right; for multi_label one point
-            per image and class, its probability and whether the class is there.
-        bins: at most this many; equal confidences share one, so the order of the rows does not matter, and there are
-            fewer bins than asked where many are equal.
+        task: single_label has one point per image: the probability of the top class, and whether this class is correct.
+            multi_label has one point per image and class: the probability, and whether the image has the class.
+        bins: maximum number of bins. Equal confidences are in the same bin, so the result does not depend on the order
+            of the rows. If many confidences are equal, there are fewer bins.
     """
     if not len(labels):
         return ()
@@ -108,17 +109,17 @@ def reliability_curve(labels: Array, scores: Array, task: str, bins: int = BINS)
 
 
 def calibration_error(curve: Sequence[ReliabilityBin]) -> float:
-    """Return the expected calibration error: the mean over bins, by count, of |confidence - observed|; NaN if empty.
+    """Return the expected calibration error: the mean of |confidence - observed| weighted by count; NaN if empty.
 
-    It is biased upwards on few images (every bin's share is noisy), and a bootstrap adds to that bias; so no interval
-    is given for it anywhere.
+    It is biased upwards on few images, because every bin's share is noisy. A bootstrap would increase this bias, so no
+    interval is given for it anywhere.
     """
     images = sum(part.count for part in curve)
     return sum(part.count * abs(part.confidence - part.observed) for part in curve) / images if images else float("nan")
 
 
 def brier_score(labels: Array, scores: Array, task: str) -> float:
-    """Return the mean squared distance of probabilities from the truth, summed over classes (multi-label: mean)."""
+    """Return the Brier score: squared errors, summed over classes (multi-label: mean), and averaged over images."""
     if not len(labels):
         return float("nan")
     C = scores.shape[1]

@@ -1,8 +1,8 @@
-"""Conformal prediction sets: instead of one class, all that cannot be ruled out at a stated error rate.
+"""Conformal prediction sets: all classes that cannot be excluded at a given error rate, instead of one class.
 
-Split conformal with the least ambiguous score 1 - p(class) (Sadinle, Lei and Wasserman 2019), a threshold per class
-(label-conditional, Vovk 2012): a validation split drawn in equal numbers per class has another case mix than the test
-split, and only a threshold within each class is indifferent to that.
+This is split conformal prediction with the least ambiguous score 1 - p(class) (Sadinle, Lei and Wasserman 2019). There
+is one threshold per class (label-conditional, Vovk 2012). A validation split with equal numbers per class has another
+class distribution than the test split, and only thresholds per class do not depend on this distribution.
 """
 
 from dataclasses import dataclass
@@ -16,15 +16,15 @@ __all__ = ["ConformalResult", "assess_sets", "class_thresholds", "prediction_set
 
 @dataclass(frozen=True)
 class ConformalResult:
-    """How prediction sets did on the test images.
+    """Coverage and size of prediction sets on the test images.
 
     Attributes:
-        target: the coverage asked for, 1 - alpha.
-        coverage: share of images whose set holds the true class; NaN without images.
+        target: the requested coverage, 1 - alpha.
+        coverage: share of images whose set contains the true class; NaN without images.
         class_coverage: (C,) the same by true class; NaN for a class without images.
         mean_size: mean number of classes in a set.
         single: share of images with exactly one class in the set.
-        empty: share of images with none.
+        empty: share of images with an empty set.
         unlimited: classes with too few validation images for a threshold; they are in every set.
     """
 
@@ -38,26 +38,26 @@ class ConformalResult:
 
 
 def class_thresholds(labels: Array, scores: Array, alpha: float = 0.1) -> Array:
-    """Return (C,) the largest score 1 - p(c) that keeps class c in a set; infinite where images are too few.
+    """Return (C,) the largest score 1 - p(c) that keeps class c in a set; infinite for a class with too few images.
 
-    With n validation images of a class, the threshold is their ceil((n + 1)(1 - alpha))-th smallest score: the "+ 1" is
+    With n validation images of a class, the threshold is their ceil((n + 1)(1 - alpha))-th smallest score. The "+ 1" is
     the finite-sample correction that makes the coverage of the next image at least 1 - alpha. Below n = 1/alpha - 1
-    that rank does not exist, and only the set of all classes keeps the promise.
+    this rank does not exist, and the coverage is guaranteed only if every set contains the class.
 
     Args:
         labels: (n,) class indices of the validation split.
         scores: (n, C) probabilities.
-        alpha: tolerated share of images of a class whose set misses it, in (0, 1).
+        alpha: tolerated share of images of a class whose set does not contain the class, in (0, 1).
 
     Raises:
         ValueError: for alpha outside (0, 1).
     """
     if not 0 < alpha < 1:
-        raise ValueError(f"alpha {alpha} must lie between 0 and 1")
+        raise ValueError(f"alpha {alpha} must be between 0 and 1")
     thresholds = np.full(scores.shape[1], np.inf)
     for c in range(scores.shape[1]):
         misfits = np.sort(1.0 - scores[labels == c, c].astype(np.float64))
-        # Rounding first: (9 + 1)(1 - 0.1) is 9.000000000000002 in floating point.
+        # Rounded before ceil: (9 + 1)(1 - 0.1) is 9.000000000000002 in floating point.
         rank = int(np.ceil(np.round((len(misfits) + 1) * (1 - alpha), 9)))
         if rank <= len(misfits):
             thresholds[c] = misfits[rank - 1]
@@ -65,7 +65,7 @@ def class_thresholds(labels: Array, scores: Array, alpha: float = 0.1) -> Array:
 
 
 def prediction_sets(scores: Array, thresholds: Array) -> Array:
-    """Return (n, C) bool: the classes that stay in each image's set."""
+    """Return the prediction sets as (n, C) bool: whether the set of an image contains a class."""
     return np.asarray(1.0 - scores.astype(np.float64) <= thresholds[None, :])
 
 

@@ -1,4 +1,4 @@
-"""The measures of several methods' features as one tidy table, over all sites' images and at each site."""
+"""The measures of several methods' features as one tidy table, for all sites' images together and for each site."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,14 +15,14 @@ ALL_CLASSES = "all"
 def measure_sites(
     features: Array, labels: Array, places: Array, sites: Sequence[str], classes: Sequence[str]
 ) -> tuple[list[dict[str, Any]], list[tuple[str, str]]]:
-    """Return rows of `site`, `class`, `measure` and `value`, and (site, sentence) for what could not be measured.
+    """Return rows of `site`, `class`, `measure` and `value`, and notes (site, sentence) on missing measures.
 
     Args:
         features: (n, D).
         labels: (n,) class indices.
-        places: (n,) indices of `sites`.
-        sites: names.
-        classes: names.
+        places: (n,) indices into `sites`.
+        sites: names of the sites.
+        classes: names of the classes.
     """
     rows, notes = [], []
     for site, chosen in ((ALL_SITES, places >= 0), *((name, places == index) for index, name in enumerate(sites))):
@@ -36,10 +36,10 @@ def measure_sites(
 
 
 def merge_notes(notes: Mapping[str, Sequence[tuple[str, str]]]) -> list[str]:
-    """Return sentences; what holds everywhere is said once, anything else with where it holds.
+    """Return the distinct notes as sentences; a note that does not apply everywhere lists the places where it does.
 
     Args:
-        notes: (site, sentence) by where they were made, such as "ept, after tuning".
+        notes: (site, sentence) by the place to which they apply, such as "ept, after tuning".
     """
     found: dict[tuple[str, str], list[str]] = {}
     for where, said in notes.items():

@@ -1,14 +1,14 @@
-"""What tuning does to the features: how tight classes are, how far apart, and how to draw them.
+"""Measures of the effect of tuning on features: compactness and separation of classes, and maps to plot them.
 
-The calibrator view of Zu et al. 2024 (sections 3.3 and 4.2, Fig. 2) in numbers. For features x_i of n images, with
-n_c images, centre m_c = mean(x_i : y_i = c) and covariance S_c = mean((x_i - m_c)(x_i - m_c)ᵀ : y_i = c) of class c,
-every one of C classes counts the same, as in the macro AUC, however rare it is:
+This is the calibrator view of Zu et al. 2024 (sections 3.3 and 4.2, Fig. 2) in numbers. The features of n images are
+x_i. Class c has n_c images, the centre m_c = mean(x_i : y_i = c) and the covariance
+S_c = mean((x_i - m_c)(x_i - m_c)ᵀ : y_i = c). All C classes have the same weight, even rare ones, as in the macro AUC:
 
     Σ_W = mean_c S_c,    m = mean_c m_c,    Σ_B = mean_c (m_c - m)(m_c - m)ᵀ,    Σ_T = Σ_W + Σ_B
 
-which is linear discriminant analysis with equal priors (Hastie et al. 2009, section 4.3). Only traces are needed, and
-tr S_c is the mean squared distance from the class's centre. A class of one image has no spread to measure: it is left
-out of everything, and said.
+This is linear discriminant analysis with equal priors (Hastie et al. 2009, section 4.3). Only traces are needed, and
+tr S_c is the mean squared distance from the centre of the class. A class of one image has no spread. It is left out of
+all measures, and a note reports this.
 """
 
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ _MIN_POINTS = 4
 
 
 class Measure(NamedTuple):
-    """One number: of a class, or of all classes if `label` is empty. NaN where it is undefined."""
+    """One measure of a class, or of all classes if `label` is empty; NaN if it is undefined."""
 
     label: str
     name: str
@@ -48,19 +48,21 @@ def measure_features(
 ) -> tuple[tuple[Measure, ...], tuple[str, ...]]:
     """Return the measures of features, and a sentence for everything that could not be measured.
 
-    Over all classes, in the words of the module's docstring:
+    The measures over all classes are, in the notation of the module's docstring:
 
-    * intra_class_distance: tr Σ_W, in the features' own squared units;
-    * relative_intra_class_distance: tr Σ_W / tr Σ_T, from 0 (classes are points) to 1 (centres coincide); like
-      everything below but the next it does not depend on the features' scale, so that methods compare;
-    * between_class_separation: tr Σ_B;
+    * intra_class_distance: tr Σ_W, in squared units of the features;
+    * relative_intra_class_distance: tr Σ_W / tr Σ_T, from 0 (classes are points) to 1 (centres coincide);
+    * between_class_separation: tr Σ_B, in squared units of the features;
     * fisher_ratio: tr Σ_B / tr Σ_W; infinite if classes are distinct points;
-    * nearest_centres: the least ‖m_a - m_b‖ / √((tr S_a + tr S_b) / 2) over pairs of classes;
-    * silhouette: Rousseeuw's (1987), scikit-learn's, mean over classes of the mean over their images, -1 to 1;
+    * nearest_centres: the minimum of ‖m_a - m_b‖ / √((tr S_a + tr S_b) / 2) over pairs of classes;
+    * silhouette: of Rousseeuw (1987), by scikit-learn; mean over classes of the mean over their images, -1 to 1;
     * first_component_share: λ₁ / Σ_j λ_j of the eigenvalues of the covariance of all n images.
 
-    Of a class: tr S_c, tr S_c / tr Σ_T, the mean silhouette of its images, and λ₁ / tr S_c. With few images S_c and
-    the distances of centres are biased (by (n_c - 1) / n_c, and upwards): compare before and after on the same images.
+    Measures without units do not depend on the scale of the features, so they can be compared between methods.
+
+    The measures of a class are tr S_c, tr S_c / tr Σ_T, the mean silhouette of its images, and λ₁ / tr S_c. With few
+    images, S_c is biased by the factor (n_c - 1) / n_c, and the distances of centres are biased upwards. Compare values
+    before and after tuning on the same images only.
 
     Args:
         features: (n, D).
@@ -80,7 +82,7 @@ def measure_features(
     if absent := [name for name, count in zip(classes, counts, strict=True) if count == 0]:
         notes.append(f"no image of {', '.join(absent)}")
     if single := [name for name, count in zip(classes, counts, strict=True) if count == 1]:
-        notes.append(f"one image only of {', '.join(single)}, left out")
+        notes.append(f"only one image of {', '.join(single)}, left out")
     counted = np.flatnonzero(counts >= 2)
     if len(counted) == 0:
         return _undefined(classes), (*notes, "no class has two images: nothing is measured")
@@ -124,8 +126,8 @@ def measure_features(
 def find_axis(features: Array) -> tuple[Array, float]:
     """Return the first principal component (D,) of features (n, D), n ≥ 1, and its share of their variance.
 
-    It is the eigenvector of the largest eigenvalue λ₁ of the covariance, with its largest entry positive; projections
-    on it are (x - mean) · axis. Features without variance have the first unit vector and a share of NaN.
+    It is the eigenvector of the largest eigenvalue λ₁ of the covariance. Its sign makes its largest entry positive.
+    Projections on it are (x - mean) · axis. For features without variance, the result is the first unit vector and NaN.
     """
     centred = _centre(np.asarray(features, dtype=np.float64))
     _, singular, rows = np.linalg.svd(centred, full_matrices=False)
@@ -139,8 +141,8 @@ def find_axis(features: Array) -> tuple[Array, float]:
 def embed_tsne(features: Array, random_state: int) -> Array | None:
     """Return the t-SNE map (n, 2) of features (n, D) (van der Maaten & Hinton 2008; scikit-learn, PCA start).
 
-    Perplexity is 30, and (n - 1) / 3 where there are fewer than 91 images. None where there is no map: fewer than four
-    images, features that are not finite, or all the same.
+    The perplexity is 30, or (n - 1) / 3 for fewer than 91 images. The result is None for fewer than four images, and
+    for features that are not finite or all equal.
 
     Args:
         features: (n, D).
@@ -171,7 +173,7 @@ def _undefined(classes: Sequence[str]) -> tuple[Measure, ...]:
 
 
 def _centre(X: Array) -> Array:
-    """Return rows (n, D) minus their mean; equal rows give exact zeros, which the rounding of a mean would not."""
+    """Return rows (n, D) minus their mean; equal rows give exact zeros, because the first row is subtracted first."""
     moved = X - X[0]
     centred: Array = moved - moved.mean(axis=0)
     return centred
@@ -194,7 +196,7 @@ def _nearest_centres(centres: Array, spreads: Array) -> float:
 
 
 def _silhouettes(X: Array, y: Array, counted: Array) -> Array:
-    """Return each counted class's mean silhouette."""
+    """Return the mean silhouette of each class in `counted`."""
     from sklearn.metrics import silhouette_samples
 
     samples = silhouette_samples(X, y)

@@ -1,13 +1,12 @@
-"""Score histograms that sites can add up: pooled AUC and calibration error from counts, with exact bounds.
+"""Score histograms that can be added over sites: pooled AUC and calibration error from counts, with exact bounds.
 
-A site shares, per class, how many of its images fall into each score bin, and how many of those have the class. No
-score of an image leaves, and no bin with fewer than `LEAST_COUNT` images: neighbours are merged until it has as many.
-From the bins' edges alone follows, for every pair of an image with and one without the class, whether the first surely
-scores higher, surely lower, or may do either. That bounds the pooled AUC; whatever the true order inside the bins, it
-lies between the bounds.
+A site shares, per class, the number of its images in each score bin, and how many of them have the class. No score of
+a single image leaves the site, and no bin with fewer than `LEAST_COUNT` images. Smaller bins are merged with their
+neighbours. For every pair of an image with the class and an image without it, the bin edges show whether the first
+score is higher, lower, or may be either. This bounds the pooled AUC for every possible order inside the bins.
 
-What this does not protect: a bin of `LEAST_COUNT` images may hold a single one with the class, and several images may
-be one patient's. A site for which that is too much shares nothing.
+Limits of this protection: a bin of `LEAST_COUNT` images may contain only one image with the class, and several images
+may be of the same patient. A site that does not accept this shares nothing.
 """
 
 import math
@@ -33,26 +32,27 @@ __all__ = [
 ]
 
 LEAST_COUNT = 5
-"""No bin is shared with fewer images: the threshold below which health statistics usually withhold a count."""
+"""Minimum number of images in a shared bin; health statistics usually withhold counts below this threshold."""
 
 CALIBRATION_BINS = 15
 
-# 200 bins, even in the logit from -10 to 10, the outermost reaching to 0 and 1: with many classes most probabilities
-# lie near 0, where bins of even width would hold half of all images and leave the AUC open.
+# 200 bins of equal width in the logit from -10 to 10; the outermost ones reach to 0 and 1. With many classes, most
+# probabilities are near 0. Bins of equal width in probability would contain half of all images there, and the bounds of
+# the AUC would be wide.
 SCORE_EDGES: Array = np.concatenate([[0.0], 1.0 / (1.0 + np.exp(-np.linspace(-9.9, 9.9, 199))), [1.0]])
-# 20 bins within each of the calibration error's 15.
+# 20 bins within each of the 15 bins of the calibration error.
 CONFIDENCE_EDGES: Array = np.arange(CALIBRATION_BINS * 20 + 1) / (CALIBRATION_BINS * 20)
 
 
 @dataclass(frozen=True)
 class Bin:
-    """Images whose score lies in [edges[start], edges[stop]), the last edge included.
+    """The counts of images whose score is in [edges[start], edges[stop]); the last edge is included.
 
     Attributes:
         start: index of the lower edge.
         stop: index of the upper edge.
-        images: how many.
-        hits: how many of them have the class (for calibration: were right).
+        images: number of images.
+        hits: number of these images that have the class (for calibration: whose prediction is correct).
     """
 
     start: int
@@ -63,13 +63,13 @@ class Bin:
 
 @dataclass(frozen=True)
 class SharedHistograms:
-    """What one site shares about one setting: counts, and nothing else.
+    """The counts that one site shares about one setting; it shares nothing else.
 
     Attributes:
-        classes: for each class, bins over `SCORE_EDGES`; none at all if the site has fewer than `LEAST_COUNT` images.
-        confidence: bins over `CONFIDENCE_EDGES`, none across two of the 15 calibration bins: single_label counts each
-            image by the probability of its top class, multi_label each image and class.
-        withheld: images (multi_label: images times classes) in no confidence bin, because theirs would be too small.
+        classes: for each class, bins over `SCORE_EDGES`; no bins if the site has fewer than `LEAST_COUNT` images.
+        confidence: bins over `CONFIDENCE_EDGES`; none extends over two of the 15 calibration bins. single_label counts
+            each image by the probability of its top class, multi_label counts each image and class.
+        withheld: images (multi_label: images times classes) in no confidence bin, because the bin would be too small.
     """
 
     classes: tuple[tuple[Bin, ...], ...]
@@ -79,7 +79,7 @@ class SharedHistograms:
 
 @dataclass(frozen=True)
 class Bounded:
-    """A number known up to the bins: it lies in [low, high]; `value` is the middle. NaN where undefined."""
+    """A number in [low, high], the bounds from the bins; `value` is their middle. All are NaN if it is undefined."""
 
     value: float
     low: float
@@ -114,10 +114,10 @@ def count_scores(labels: Array, scores: Array, task: str, least: int = LEAST_COU
 
 
 def pool_auc(sites: Sequence[SharedHistograms], c: int) -> Bounded:
-    """Return bounds of the AUC of class c against the rest over all images in the sites' bins together.
+    """Return bounds of the AUC of class c against the rest, over all images in the bins of all sites.
 
-    Every pair of an image with and one without the class counts 1 if the bins say that the first scores higher, 0 if
-    lower; where the bins overlap, it may count anything between: 0 for `low`, 1 for `high`.
+    A pair of an image with the class and an image without it counts 1 if the bin of the first image is higher, and 0 if
+    it is lower. If the bins overlap, the pair may count any value between, so it counts 0 for `low` and 1 for `high`.
     """
     bins = [part for site in sites for part in site.classes[c]]
     edges = len(SCORE_EDGES)
@@ -136,11 +136,12 @@ def pool_auc(sites: Sequence[SharedHistograms], c: int) -> Bounded:
 
 
 def pool_calibration_error(sites: Sequence[SharedHistograms]) -> Bounded:
-    """Return bounds of the expected calibration error over all sites' images, in 15 bins of even width.
+    """Return bounds of the expected calibration error over all sites' images, in 15 bins of equal width.
 
-    ECE = sum over bins of |right - sum of confidences| / n (Guo et al. 2017). The sum of confidences lies between the
-    bins' edges times their counts; an image withheld may move its bin's difference by up to one. (The sites' own pages
-    use bins of equal mass, which cannot be pooled.)
+    ECE = sum over bins of |number of correct - sum of confidences| / n (Guo et al. 2017). The sum of confidences of a
+    shared bin is between its count times its lower edge and its count times its upper edge. A withheld image may change
+    the difference of its bin by up to one. (The reports of single sites use bins of equal mass, which cannot be
+    combined over sites.)
     """
     lows, highs, right = (np.zeros(CALIBRATION_BINS) for _ in range(3))
     counted = 0
@@ -163,17 +164,17 @@ def pool_calibration_error(sites: Sequence[SharedHistograms]) -> Bounded:
 
 
 def _count(scores: Array, hits: Array, edges: Array) -> tuple[Array, Array]:
-    """Return images and hits per bin, each (len(edges) - 1,)."""
+    """Return the numbers of images and hits per bin, each (len(edges) - 1,)."""
     places = np.clip(np.searchsorted(edges, scores, side="right") - 1, 0, len(edges) - 2)
     images = np.bincount(places, minlength=len(edges) - 1)
     return images, np.bincount(places[hits.astype(bool)], minlength=len(edges) - 1)
 
 
 def _merge(images: Array, hits: Array, first: int, last: int, least: int) -> tuple[Bin, ...]:
-    """Return bins `first` to `last` - 1 merged from the left until each holds `least`; a rest joins its neighbour.
+    """Return bins `first` to `last` - 1, merged from the left until each has at least `least` images.
 
-    Empty bins at the edges of a merged one are left out of it, so that it is no wider than its images. Fewer than
-    `least` images in all give no bin.
+    Images that remain at the right end join the last merged bin. A merged bin has no empty bins at its ends, so that it
+    is as narrow as possible. Fewer than `least` images in total give no bin.
     """
     merged: list[Bin] = []
     start, held, hit = -1, 0, 0

@@ -1,4 +1,4 @@
-"""How alike two images are: PSNR, and SSIM as its authors define it."""
+"""Measures of the similarity of two images: PSNR, and SSIM as its authors define it."""
 
 import numpy as np
 from scipy.ndimage import gaussian_filter
@@ -12,13 +12,13 @@ _RADIUS, _SIGMA, _K1, _K2 = 5, 1.5, 0.01, 0.03
 
 
 def psnr(one: Array, other: Array) -> float:
-    """Return the peak signal-to-noise ratio in dB of two images of values in [0, 1]; infinite if they are equal."""
+    """Return the peak signal-to-noise ratio in dB of two images with values in [0, 1]; infinite if they are equal."""
     error = float(np.mean((one.astype(np.float64) - other.astype(np.float64)) ** 2))
     return float("inf") if error == 0 else -10.0 * float(np.log10(error))
 
 
 def ssim(one: Array, other: Array) -> float:
-    """Return the structural similarity, mean over channels and over windows that lie in the image.
+    """Return the structural similarity, averaged over channels and over all windows inside the image.
 
     Args:
         one, other: (channels, H, W) in [0, 1], H and W at least 11.

@@ -1,4 +1,4 @@
-"""Classification metrics over arrays. What is undefined is NaN, and the counts say why."""
+"""Classification metrics of arrays; an undefined metric is NaN, and `classes_present` shows the reason."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -23,13 +23,13 @@ def classification_metrics(labels: Array, scores: Array, task: str) -> Mapping[s
     Returns:
         * loss: negative log likelihood per image (single) or per image and class (multi);
         * auc: mean one-vs-rest area under the ROC curve over the classes for which it is defined, that is, with at
-          least one image of the class and one of another;
-        * accuracy: share of images whose top class is right (multi: share of right 0/1 decisions at 0.5);
-        * balanced_accuracy: mean recall over the classes present (multi: mean over classes of sensitivity and
-          specificity averaged, where both are defined);
-        * average_precision: mean over the classes present (the paper's mAP for multi-label);
-        * classes_present: classes with at least one image.
-        Every value but the count is NaN when there is no image, or a score is not finite (a diverged model).
+          least one image that has the class and one that does not;
+        * accuracy: share of images whose top class is correct (multi: share of correct 0/1 decisions at 0.5);
+        * balanced_accuracy: mean recall over the present classes (multi: mean of sensitivity and specificity, averaged
+          over the classes for which both are defined);
+        * average_precision: mean over the present classes (the paper's mAP for multi-label);
+        * classes_present: number of classes with at least one image.
+        All values except this count are NaN if there is no image, or if a score is not finite (a diverged model).
     """
     n, C = scores.shape
     if len(labels) != n:
@@ -62,7 +62,12 @@ def classification_metrics(labels: Array, scores: Array, task: str) -> Mapping[s
 
 
 def class_auc(hot: Array, scores: Array) -> list[float]:
-    """Return the one-vs-rest AUC of each class; hot (n, C) bool, scores (n, C); NaN where a side is empty."""
+    """Return the one-vs-rest AUC of each class; NaN if no image or every image has the class.
+
+    Args:
+        hot: (n, C) bool, the classes of each image.
+        scores: (n, C).
+    """
     return [
         float(roc_auc_score(hot[:, c], scores[:, c])) if hot[:, c].any() and not hot[:, c].all() else float("nan")
         for c in range(hot.shape[1])

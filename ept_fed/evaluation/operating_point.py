@@ -1,4 +1,4 @@
-"""What a model would do at the bench: thresholds at a wanted sensitivity, ROC curves, and who is taken for whom."""
+"""Operating points of a classifier: thresholds for a target sensitivity, ROC curves, and confusion matrices."""
 
 import numpy as np
 
@@ -16,13 +16,13 @@ def choose_threshold(truth: Array, scores: Array, sensitivity: float) -> float:
         sensitivity: target in (0, 1].
 
     Returns:
-        a threshold; NaN if there is no positive to choose it on.
+        a threshold; NaN without positives.
 
     Raises:
         ValueError: for a target outside (0, 1].
     """
     if not 0 < sensitivity <= 1:
-        raise ValueError(f"sensitivity {sensitivity} must lie above 0 and at most at 1")
+        raise ValueError(f"sensitivity {sensitivity} must be above 0 and at most 1")
     positives = np.sort(scores[truth.astype(bool)].astype(np.float64))[::-1]
     if not len(positives):
         return float("nan")
@@ -31,12 +31,14 @@ def choose_threshold(truth: Array, scores: Array, sensitivity: float) -> float:
 
 
 def roc_points(truth: Array, scores: Array, maximum: int = 200) -> tuple[tuple[float, float], ...]:
-    """Return (1 - specificity, sensitivity) from (0, 0) to (1, 1) by falling threshold; none if a side is empty.
+    """Return the ROC points (1 - specificity, sensitivity) from (0, 0) to (1, 1) by falling threshold.
+
+    Without positives or without negatives there are no points.
 
     Args:
         truth: (n,) bool.
         scores: (n,) probabilities.
-        most: thin the curve to about this many points; the ends stay.
+        maximum: maximum number of points; the curve is thinned, and its ends stay.
     """
     truth = truth.astype(bool)
     if not truth.any() or truth.all():
@@ -46,7 +48,7 @@ def roc_points(truth: Array, scores: Array, maximum: int = 200) -> tuple[tuple[f
     ends = np.flatnonzero(np.r_[ranked[1:] != ranked[:-1], True])
     found = np.r_[0.0, truth[order].cumsum()[ends] / truth.sum()]
     wrong = np.r_[0.0, (~truth[order]).cumsum()[ends] / (~truth).sum()]
-    # A point between two others on one line draws nothing.
+    # A point on the line between its neighbours does not change the curve.
     turns = np.r_[True, (np.diff(found[:-1]) * np.diff(wrong[1:]) != np.diff(found[1:]) * np.diff(wrong[:-1])), True]
     found, wrong = found[turns], wrong[turns]
     kept = np.unique(np.linspace(0, len(found) - 1, min(maximum, len(found))).round().astype(int))
@@ -54,6 +56,6 @@ def roc_points(truth: Array, scores: Array, maximum: int = 200) -> tuple[tuple[f
 
 
 def confusion_matrix(labels: Array, predicted: Array, classes: int) -> Array:
-    """Return (C, C) counts: row the true class, column the predicted one; labels and predicted are (n,) indices."""
+    """Return (C, C) counts, rows by true and columns by predicted class; labels and predicted are (n,) indices."""
     counts = np.bincount(labels * classes + predicted, minlength=classes * classes)
     return np.asarray(counts.reshape(classes, classes))

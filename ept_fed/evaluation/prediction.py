@@ -1,4 +1,4 @@
-"""Probabilities of a model on a set of images, and the features that they rest on."""
+"""Probabilities of a model for a set of images, and the features from which its head computes them."""
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ __all__ = ["extract_features", "predict_probabilities"]
 
 @torch.inference_mode()
 def predict_probabilities(model: TunedViT, images: CachedDataset, *, batch_size: int, bfloat16: bool) -> Array:
-    """Return probabilities (n, C) in float32: softmax over classes, or a sigmoid each for multi-label."""
+    """Return probabilities (n, C) in float32: a softmax over classes, or one sigmoid per class for multi-label."""
     device = model.device
     model.eval()
     parts = []
@@ -28,7 +28,7 @@ def predict_probabilities(model: TunedViT, images: CachedDataset, *, batch_size:
 
 @torch.inference_mode()
 def extract_features(model: TunedViT, images: CachedDataset, *, batch_size: int, bfloat16: bool) -> Array:
-    """Return what the head sees, (n, D) in float32: the cls token's features for the paper's models."""
+    """Return the input features of the head, (n, D) in float32: those of the cls token for the paper's models."""
     device = model.device
     model.eval()
     parts = []

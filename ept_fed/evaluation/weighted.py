@@ -1,7 +1,8 @@
 """The metrics of `metrics.py` for many weightings of the same images at once, as the bootstrap needs them.
 
-A *metric* here is a function from weights (b, n), image counts of b resamples, to values (b, …). With all weights one
-it returns what `classification_metrics` returns; with a resample's counts, what that returns on the resampled rows.
+A *metric* here is a function from weights (b, n), the image counts of b resamples, to values (b, …). If all weights are
+one, its values are those of `classification_metrics`. For the counts of a resample, they are those of
+`classification_metrics` on the resampled rows.
 """
 
 from collections.abc import Callable
@@ -18,10 +19,10 @@ Metric = Callable[[Array], Array]
 
 @dataclass(frozen=True)
 class Sample:
-    """Test images under one setting.
+    """The labels and scores of test images in one setting.
 
     Attributes:
-        hot: (n, C) bool, which classes an image has; one per row for single_label.
+        hot: (n, C) bool, the classes of each image; one per row for single_label.
         scores: (n, C) float64 probabilities.
         task: single_label or multi_label.
     """
@@ -32,7 +33,7 @@ class Sample:
 
     @classmethod
     def of(cls, labels: Array, scores: Array, task: str) -> "Sample":
-        """Build a sample from class indices (n,), or (n, C) in {0, 1} for multi-label."""
+        """Create a sample from labels, as class indices (n,), or (n, C) in {0, 1} for multi-label."""
         n, C = scores.shape
         hot = labels.astype(bool) if task == "multi_label" else np.arange(C)[None, :] == labels[:, None]
         if hot.shape != (n, C):
@@ -41,7 +42,7 @@ class Sample:
 
 
 def decisions(sample: Sample) -> Array:
-    """Return (n, C) bool: the top class, or every class at 0.5 and above for multi-label."""
+    """Return the predicted classes, (n, C) bool: the top class, or for multi-label every class at 0.5 and above."""
     if sample.task == "multi_label":
         return np.asarray(sample.scores >= 0.5)
     return np.asarray(np.arange(sample.scores.shape[1])[None, :] == sample.scores.argmax(axis=1)[:, None])
@@ -50,8 +51,8 @@ def decisions(sample: Sample) -> Array:
 def class_ranks(sample: Sample) -> Metric:
     """Return the metric (b, 2, C): one-vs-rest AUC and average precision of each class, NaN where undefined.
 
-    AUC is the Mann-Whitney statistic with ties counted half; average precision is the sum over thresholds of precision
-    times the gain in recall (scikit-learn's definition). One sort per class serves all resamples.
+    AUC is the Mann-Whitney statistic, in which a tie counts half. Average precision is the sum over thresholds of
+    precision times the increase in recall (scikit-learn's definition). One sort per class is enough for all resamples.
     """
     classes = [_rank(sample.hot[:, c], sample.scores[:, c]) for c in range(sample.hot.shape[1])]
 
@@ -62,11 +63,12 @@ def class_ranks(sample: Sample) -> Metric:
 
 
 def class_averages(values: Array) -> Array:
-    """Return the mean over the last axis of what is defined there; NaN where nothing is.
+    """Return the mean of the defined values over the last axis; NaN if none is defined.
 
-    A resample may miss a rare class altogether; it then averages over the classes it has, as the definition of the
-    macro metrics says. Measured on synthetic federations with classes of 1 to 100 cases: intervals of a paired AUC
-    difference cover at 91-94 % this way, at 74-79 % if cases are drawn within classes or such resamples are dropped.
+    A resample may have no image of a rare class. The mean is then over the classes that it has, as in the definition of
+    the macro metrics. On synthetic federations with classes of 1 to 100 cases, the intervals of a paired AUC difference
+    have a measured coverage of 91-94 % in this way. The coverage is 74-79 % if cases are drawn within classes or such
+    resamples are dropped.
     """
     defined = ~np.isnan(values)
     counts = defined.sum(axis=-1)
@@ -77,8 +79,9 @@ def class_averages(values: Array) -> Array:
 def image_means(sample: Sample) -> Metric:
     """Return the metric (b, 3): accuracy, negative log likelihood and Brier score, all means over images.
 
-    Brier: sum over classes of the squared distance of the probability from 0 or 1 (0 best, 2 worst; Brier 1950); for
-    multi-label the mean over classes. Likelihood and accuracy as in `classification_metrics`.
+    The Brier score is the sum over classes of the squared difference between the probability and 0 or 1 (0 best, 2
+    worst; Brier 1950). For multi-label, it is the mean over classes. Likelihood and accuracy are as in
+    `classification_metrics`.
     """
     hot, scores = sample.hot, sample.scores
     squares = (scores - hot) ** 2
@@ -99,7 +102,7 @@ def image_means(sample: Sample) -> Metric:
 def rates(sample: Sample, decided: Array) -> Metric:
     """Return the metric (b, 2, C): sensitivity and specificity of the decisions `decided` (n, C) bool, by class.
 
-    The mean sensitivity is balanced accuracy for single-label; for multi-label it is the mean of both rates.
+    For single-label, the balanced accuracy is the mean sensitivity. For multi-label, it is the mean of both rates.
     """
     hot = sample.hot
     positives, negatives = hot.astype(np.float64), (~hot).astype(np.float64)
@@ -115,8 +118,8 @@ def rates(sample: Sample, decided: Array) -> Metric:
 def _rank(truth: Array, scores: Array) -> Metric:
     """Return the metric (b, 2) of one class: truth (n,) bool, scores (n,).
 
-    Both sums need the images ranked so far at the thresholds that hold a positive only, so all but one running sum are
-    as long as there are positives.
+    Both sums need running counts only at thresholds with at least one positive. So all running sums but one have at
+    most as many entries as there are positives.
     """
     order = np.argsort(-scores, kind="stable")
     ranked, places = scores[order], np.flatnonzero(truth[order])
@@ -137,7 +140,7 @@ def _rank(truth: Array, scores: Array) -> Metric:
         tied = until - seen[:, starts] - hits
         outranked = total_misses[:, None] - wrong + tied / 2
         auc = _ratio(np.einsum("bk,bk->b", hits, outranked), total_hits * total_misses)
-        # A threshold before the first drawn image has found nothing; its gain in recall is zero as well.
+        # Before the first drawn image, the denominator is zero; the increase in recall is zero there as well.
         precision = found / np.maximum(until, 1e-300)
         return np.stack([auc, _ratio(np.einsum("bk,bk->b", hits, precision), total_hits)], axis=1)
 

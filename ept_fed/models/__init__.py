@@ -1,4 +1,4 @@
-"""The model: exact prompted attention, prompts that fold, a frozen ViT around them, and the methods beside them."""
+"""The models: exact prompted attention, prompts that fold, the frozen ViT that uses them, and the compared methods."""
 
 from ept_fed.models.attention import prompted_attention
 from ept_fed.models.backbones import Backbone, create_backbone, digest_tensors, frozen_tensors

@@ -1,14 +1,15 @@
-"""Prompted attention: exact, differentiable, at the cost of plain attention.
+"""Prompted attention that is exact, differentiable, and as fast as plain attention.
 
 Embedded Prompt Tuning concatenates M prompt columns P (N, M) to the scaled attention logits A (B, H, N, N), takes the
-softmax over all N + M columns and drops the prompt columns again (Zu et al. 2024, Eq. 5). Only the log-sum-exp of the
-columns survives. With the sink s = logsumexp(P, -1) and lse(A) over the N real columns,
+softmax over all N + M columns and drops the prompt columns again (Zu et al. 2024, Eq. 5). The output depends on the
+prompt columns only through their log-sum-exp. With the sink s = logsumexp(P, -1) and lse(A) over the N real columns,
 
     out = softmax(A) v · sigmoid(lse(A) - s).
 
-Flash kernels return (out, lse), so the forward pass is theirs times one factor per query. Their backward pass rebuilds
-the attention weights from lse; given lse' = logaddexp(lse, s) and the scaled output in place of the stock pair it
-yields the exact dq, dk, dv, and the sink's gradient is ds = -exp(s - lse') · <d out, out> summed over d.
+Flash kernels return (out, lse), so the forward pass multiplies their output by one factor per query. Their backward
+pass recomputes the attention weights from lse. It receives lse' = logaddexp(lse, s) and the scaled output instead of
+the original pair, and returns the exact dq, dk, dv. The gradient of the sink is ds = -exp(s - lse') · <d out, out>,
+summed over d.
 """
 
 from collections.abc import Callable
@@ -27,9 +28,9 @@ _aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class Kernel:
-    """A pair of stock flash-attention kernels that expose the log-sum-exp of the logits.
+    """A pair of PyTorch's flash-attention kernels that expose the log-sum-exp of the logits.
 
-    `forward(q, k, v)` returns out (B, H, N, d), lse (B, H, N) in float32 or wider, and whatever its backward needs;
+    `forward(q, k, v)` returns out (B, H, N, d), lse (B, H, N) in float32 or wider, and extras for the backward pass.
     `backward(grad, q, k, v, out, lse, extras)` returns dq, dk, dv.
     """
 
@@ -44,17 +45,17 @@ def prompted_attention(
     """Attend with one learnable, value-less logit per query token.
 
     Args:
-        q, k, v: (B, H, N, d), one floating dtype and device.
-        sink: (N,), (B, N), or broadcastable to (B, H, N); kept in its own dtype, best float32 or wider.
-        backend: "auto" takes a flash kernel where there is one; "portable" works wherever
-            `scaled_dot_product_attention` does and can be differentiated twice.
+        q, k, v: (B, H, N, d), with the same floating dtype and device.
+        sink: (N,), (B, N), or broadcastable to (B, H, N). It keeps its own dtype; float32 or wider is recommended.
+        backend: "auto" uses a flash kernel if there is one. "portable" works wherever `scaled_dot_product_attention`
+            works, and can be differentiated twice.
 
     Returns:
         (B, H, N, d) in the dtype of q; exact, and differentiable in q, k, v and sink.
 
     Raises:
-        ValueError: if shapes, dtypes or devices do not fit: the kernels below do not check, and would read past the
-        end.
+        ValueError: if shapes, dtypes or devices do not match. The kernels do not check this and would read out of
+            bounds.
     """
     _check_inputs(q, k, v)
     sink = _as_bhn(sink, q)
@@ -66,7 +67,7 @@ def prompted_attention(
 
 
 def find_kernel(q: Tensor) -> Kernel | None:
-    """Return the flash kernel for queries q (B, H, N, d), or None where only the portable path is exact."""
+    """Return the flash kernel for queries q (B, H, N, d), or None if only the portable path is exact."""
     head_dim = q.shape[-1]
     if q.device.type == "cpu" and q.dtype in (torch.float32, torch.bfloat16, torch.float16):
         return _CPU_FLASH
@@ -86,7 +87,7 @@ def _check_inputs(q: Tensor, k: Tensor, v: Tensor) -> None:
 
 
 def _has_flash(device: torch.device) -> bool:
-    """Tell whether PyTorch's flash kernels run there: they need compute capability 8.0, so no V100 or T4."""
+    """Return whether PyTorch's flash kernels run on a device: they require compute capability 8.0 (no V100 or T4)."""
     return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
@@ -105,7 +106,7 @@ def _as_bhn(sink: Tensor, q: Tensor) -> Tensor:
 
 
 class _SinkAttention(torch.autograd.Function):
-    """Softmax over N keys plus one value-less key whose logit is the sink."""
+    """Attention with a softmax over N keys plus one key without a value, whose logit is the sink."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, sink: Tensor, kernel: Kernel) -> Tensor:
@@ -122,7 +123,7 @@ class _SinkAttention(torch.autograd.Function):
         q, k, v, out, total, sink = ctx.saved_tensors
         dsink = None
         if ctx.needs_input_grad[3]:
-            # Before the kernel runs, so that this product's memory is free again when dq, dk and dv need theirs.
+            # Computed before the kernel runs, so that this product's memory is free again for dq, dk and dv.
             aligned = torch.linalg.vecdot(grad, out).to(total.dtype)
             dsink = aligned.mul_(torch.exp(sink.to(total.dtype) - total)).neg_()
             dsink = dsink.sum_to_size(sink.shape).to(sink.dtype)
@@ -133,9 +134,9 @@ class _SinkAttention(torch.autograd.Function):
 
 
 def _portable(q: Tensor, k: Tensor, v: Tensor, sink: Tensor) -> Tensor:
-    """One extra key and value of zeros, and an additive bias column that holds the sink.
+    """Attend with one extra key and value of zeros, and an additive bias column that contains the sink.
 
-    In float32 at least: rounded to bfloat16, a sink near 8 is off by 3 %.
+    This is computed in float32 or wider: rounding a sink near 8 to bfloat16 changes exp(sink) by 3 %.
     """
     B, H, N, _ = q.shape
     dtype = q.dtype
@@ -156,7 +157,7 @@ def _cpu_flash_forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor,
 def _cpu_flash_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, _extras: tuple[Any, ...]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    # In float32: for 37 to 65 tokens PyTorch's kernel takes some ten times as long in bfloat16, and is less exact.
+    # In float32: for 37 to 65 tokens, PyTorch's kernel is about ten times slower in bfloat16, and less exact.
     wide = [tensor.to(torch.float32) for tensor in (grad, q, k, v, out)]
     dq, dk, dv = _aten._scaled_dot_product_flash_attention_for_cpu_backward(*wide, lse, 0.0, False)
     return dq.to(q.dtype), dk.to(q.dtype), dv.to(q.dtype)
@@ -186,7 +187,7 @@ def _cuda_efficient_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, extras: tuple[Any, ...]
 ) -> tuple[Tensor, Tensor, Tensor]:
     seed, offset, padded_length = extras
-    # The kernel reads its log-sum-exp in blocks of 32 queries; +inf in the padding means weight zero there.
+    # The kernel reads the log-sum-exp in blocks of 32 queries; +inf in the padding gives it weight zero.
     padded_lse = F.pad(lse, (0, padded_length - lse.shape[-1]), value=torch.inf)
     dq, dk, dv, _ = _aten._scaled_dot_product_efficient_attention_backward(
         grad, q, k, v, None, out, padded_lse, seed, offset, 0.0, [True, True, True, False]

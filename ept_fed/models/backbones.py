@@ -1,4 +1,4 @@
-"""Frozen backbones: created by timm, loaded without pickle, identified by a digest of their tensors."""
+"""Frozen backbones: timm creates them, they load without pickle, and a digest of their tensors identifies them."""
 
 import difflib
 import hashlib
@@ -28,14 +28,15 @@ _CLASSIFIER_PREFIXES = ("head.", "head_dist.", "fc.")
 
 @dataclass(frozen=True)
 class Backbone:
-    """A frozen ViT and what identifies it.
+    """A frozen ViT with its name, digest and input format.
 
     Attributes:
         name: timm name.
         vit: the module; no parameter requires a gradient, and it stays in evaluation mode.
-        digest: SHA-256 over names, shapes and bytes of the tensors as loaded, before the position embedding is resized
-            to `image_size`: resampling may round differently on another processor, the loaded tensors may not.
-        input: what images it expects.
+        digest: SHA-256 over names, dtypes, shapes and bytes of the tensors as loaded, before the position embedding is
+            resized to `image_size`. Resizing may round differently on another processor; the loaded tensors are the
+            same everywhere.
+        input: format of the images that it expects.
     """
 
     name: str
@@ -45,7 +46,7 @@ class Backbone:
 
     @property
     def num_tokens(self) -> int:
-        """N: prefix tokens (cls, registers, distillation) and patches."""
+        """The number of tokens N: prefix tokens (cls, registers, distillation) and patches."""
         return int(self.vit.num_prefix_tokens + self.vit.patch_embed.num_patches)
 
 
@@ -55,12 +56,12 @@ def create_backbone(name: str, *, weights: str | None, image_size: int | None, s
     Args:
         name: a timm model name or `hf-hub:` id.
         weights: None for random weights drawn from `seed`, "pretrained" for timm's own, or a .safetensors or .pth file.
-        image_size: pixels per side; the position embedding is resized; None keeps the model's own.
+        image_size: pixels per side, to which the position embedding is resized; None keeps the model's own size.
         seed: for random weights.
 
     Raises:
         InputRefusedError: for an unknown name, an unsupported architecture, weights that do not fit or are not finite,
-            or an image size that the patches do not divide.
+            or an image size that is not a multiple of the patch size.
     """
     vit = _create(name, pretrained=weights == "pretrained", seed=seed)
     problems: list[Problem] = []
@@ -77,7 +78,7 @@ def create_backbone(name: str, *, weights: str | None, image_size: int | None, s
     if not_finite:
         shown = ", ".join(not_finite[:5])
         raise _refusal(
-            "weights", weights, f"{len(not_finite)} tensors hold NaN or infinity ({shown}); get a sound copy"
+            "weights", weights, f"{len(not_finite)} tensors contain NaN or infinity ({shown}); use an intact copy"
         )
     digest = digest_tensors(frozen_tensors(vit))
     if image_size is not None:
@@ -86,7 +87,7 @@ def create_backbone(name: str, *, weights: str | None, image_size: int | None, s
     try:
         spec = InputSpec.from_pretrained_cfg(vit.pretrained_cfg, vit.patch_embed.img_size[0])
     except (TypeError, ValueError) as error:
-        raise _refusal("backbone", name, f"does not say how its images are prepared: {error}") from error
+        raise _refusal("backbone", name, f"does not specify how its images are prepared: {error}") from error
     return Backbone(name, vit, digest, spec)
 
 
@@ -96,7 +97,7 @@ def frozen_tensors(module: nn.Module) -> dict[str, Tensor]:
 
 
 def digest_tensors(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256, in hex, over names, dtypes, shapes and bytes, in the order of the names."""
+    """Return the SHA-256, in hex, over names, dtypes, shapes and bytes of tensors, sorted by name."""
     digest = hashlib.sha256()
     for key in sorted(tensors):
         tensor = tensors[key].detach().cpu().contiguous()
@@ -108,13 +109,13 @@ def digest_tensors(tensors: Mapping[str, Tensor]) -> str:
 def _create(name: str, *, pretrained: bool, seed: int) -> VisionTransformer:
     if not name.startswith("hf-hub:") and not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(["vit_*", "deit*"]), n=3, cutoff=0.4)
-        raise _refusal("backbone", name, f"timm knows no such model; near are {', '.join(near) or 'none'}")
+        raise _refusal("backbone", name, f"timm has no such model; similar names: {', '.join(near) or 'none'}")
     with torch.random.fork_rng(devices=[]):
-        # timm draws from the global generator; this fork leaves everyone else's draws as they were.
+        # timm draws from the global generator; the fork keeps the caller's random state unchanged.
         torch.manual_seed(seed)
         try:
             if pretrained:
-                # What is refused is refused before its weights are downloaded.
+                # Check the architecture before the weights are downloaded.
                 with torch.device("meta"):
                     _require_supported(name, timm.create_model(name, pretrained=False, num_classes=0))
             vit = timm.create_model(name, pretrained=pretrained, num_classes=0)
@@ -155,16 +156,16 @@ def _load_weights(vit: VisionTransformer, path: Path) -> None:
     except (OSError, SafetensorError, RuntimeError, ValueError, EOFError) as error:
         raise _refusal("weights", str(path), f"cannot be read ({_first_line(error)})") from error
     except (pickle.UnpicklingError, AttributeError, IndexError, KeyError) as error:
-        advice = "is not a plain weights file; convert it to .safetensors where you trust it"
+        advice = "is not a plain weights file; convert it to .safetensors on a machine where you trust it"
         raise _refusal("weights", str(path), advice) from error
     state = _unwrap(loaded)
     if state is None:
-        raise _refusal("weights", str(path), "holds no mapping from names to tensors")
+        raise _refusal("weights", str(path), "contains no mapping from names to tensors")
     wanted = frozen_tensors(vit)
     try:
         state = {key: tensor.float() for key, tensor in checkpoint_filter_fn(state, vit).items()}
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        fix = f"has tensors of other shapes than a ViT's ({_first_line(error)}); check model.backbone"
+        fix = f"has tensors with shapes that no ViT has ({_first_line(error)}); check model.backbone"
         raise _refusal("weights", str(path), fix) from error
     spare = [key for key in state if key not in wanted and not key.startswith(_CLASSIFIER_PREFIXES)]
     missing = [key for key in wanted if key not in state]

@@ -1,6 +1,6 @@
-"""A frozen timm ViT run step by step, with the seams at which methods step in.
+"""The forward pass of a frozen timm ViT in steps, so that methods can act between them.
 
-Each function repeats a part of timm's own forward pass and changes nothing of it but what its arguments say.
+Each function repeats a part of timm's forward pass. It changes only the parts that its arguments replace or extend.
 """
 
 from collections.abc import Callable
@@ -15,13 +15,13 @@ __all__ = ["attend", "embed_images", "place_context", "pool_tokens", "remove_con
 
 
 def embed_images(vit: VisionTransformer, images: Tensor) -> Tensor:
-    """Return the first block's input: images (B, 3, height, width) -> (B, N, D)."""
+    """Return the input of the first block: images (B, 3, height, width) -> (B, N, D)."""
     tokens: Tensor = vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(images))))
     return tokens
 
 
 def pool_tokens(vit: VisionTransformer, x: Tensor) -> Tensor:
-    """Return the backbone's own pooled features of the last block's output: (B, N, D) -> (B, D)."""
+    """Return the features that the backbone pools from the output of the last block: (B, N, D) -> (B, D)."""
     features: Tensor = vit.forward_head(vit.norm(x), pre_logits=True)
     return features
 
@@ -33,13 +33,13 @@ def run_block(
     attention: Callable[[Tensor], Tensor] | None = None,
     beside_mlp: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """timm's Block.forward on x (B, N, D).
+    """Run timm's Block.forward on x (B, N, D).
 
     Args:
-        block: of the frozen backbone.
-        x: its input.
-        attention: replaces the block's own, on normed tokens; `attend` makes one.
-        beside_mlp: added to the residual beside the MLP, from the MLP's own normed input.
+        block: a block of the frozen backbone.
+        x: input of the block.
+        attention: replaces the block's own attention, on normed tokens; for example a `partial` of `attend`.
+        beside_mlp: a branch parallel to the MLP, on the same normed input; its output is added to the residual.
     """
     x = x + block.drop_path1(block.ls1((attention or block.attn)(block.norm1(x))))
     normed = block.norm2(x)
@@ -54,13 +54,13 @@ def attend(
     core: Callable[[Tensor, Tensor, Tensor], Tensor] = F.scaled_dot_product_attention,
     qkv_delta: Tensor | None = None,
 ) -> Tensor:
-    """timm's Attention.forward on normed tokens: (B, N, D) -> (B, N, D).
+    """Run timm's Attention.forward on normed tokens: (B, N, D) -> (B, N, D).
 
     Args:
-        attn: of the frozen backbone.
+        attn: an attention module of the frozen backbone.
         x: normed tokens.
-        core: q, k, v (B, H, N, d) -> (B, H, N, d).
-        qkv_delta: (B, N, 3·H·d), added to the projection.
+        core: the attention function, q, k, v (B, H, N, d) -> (B, H, N, d).
+        qkv_delta: (B, N, 3·H·d), added to the qkv projection.
     """
     B, N, _ = x.shape
     projected = attn.qkv(x) if qkv_delta is None else attn.qkv(x) + qkv_delta
@@ -75,14 +75,24 @@ def attend(
 
 
 def place_context(vit: VisionTransformer, x: Tensor, tokens: Tensor, *, already: int) -> Tensor:
-    """Put tokens (T, D) or (B, T, D) after the cls token of x (B, N + already, D), in place of the `already` there."""
+    """Insert context tokens after the cls token, in place of those that are already there.
+
+    Args:
+        vit: the backbone.
+        x: (B, N + already, D).
+        tokens: (T, D) or (B, T, D), to insert.
+        already: number of context tokens that x contains and that are replaced.
+
+    Returns:
+        (B, N + T, D).
+    """
     start = _context_start(vit)
     own = tokens.to(x.dtype).expand(x.shape[0], -1, -1)
     return torch.cat([x[:, :start], own, x[:, start + already :]], dim=1)
 
 
 def remove_context(vit: VisionTransformer, x: Tensor, count: int) -> Tensor:
-    """Take `count` context tokens out again: (B, N + count, D) -> (B, N, D)."""
+    """Remove `count` context tokens: (B, N + count, D) -> (B, N, D)."""
     start = _context_start(vit)
     return torch.cat([x[:, :start], x[:, start + count :]], dim=1)
 

@@ -1,8 +1,8 @@
-"""The demo backbone: a small ViT of our own that ships with the package, so that everything runs offline.
+"""The demo backbone: a small ViT that is part of the package, so that everything runs offline.
 
 It is registered with timm as `vit_demo_patch8_64`: patch 8 at 64 px, width 192, six blocks, 2.7 M parameters. Its
-weights were learned from procedural images only (simulations/pretraining/train.py); ept_fed/assets holds them with
-a model card. It is for demos and tests: use a foundation model for patients.
+weights were trained only on procedural images (simulations/pretraining/train.py); ept_fed/assets contains them with
+a model card. It is for demos and tests. For patients, use a foundation model.
 """
 
 from pathlib import Path

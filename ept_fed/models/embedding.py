@@ -1,13 +1,15 @@
-"""The four ways in which prompts enter the attention logits (Zu et al. 2024, section 4.4, Fig. 5).
+"""The four ways to combine prompts with the attention logits (Zu et al. 2024, section 4.4, Fig. 5).
 
-Each takes q, k, v (B, H, N, d) and one layer's prompt (N, M), and returns (B, H, N, d). A is the scaled logits
-q kᵀ / √d.
+Each takes q, k, v (B, H, N, d) and one layer's prompt (N, M), and returns (B, H, N, d). A is the matrix of scaled
+logits q kᵀ / √d.
 
-* concat: columns beside A in the softmax, dropped afterwards. The default, as in the authors' code; only it folds.
-* multiply_concat: the columns are first scaled per image, head and query token by max(A) - min(A) of that row.
+* concat: the columns stand beside A in the softmax and are dropped afterwards. This is the default, as in the authors'
+  code, and the only way that folds.
+* multiply_concat: as concat, but the columns are first scaled by max(A) - min(A) of each row, that is, per image, head
+  and query token.
 * add: softmax(A + P), so P is (N, N).
-* multiply: softmax(A ⊙ (1 + P)), P (N, N). The paper writes the plain product; counted from one, prompts that start
-  near zero start at the pretrained attention instead of a uniform one.
+* multiply: softmax(A ⊙ (1 + P)), with P (N, N). The paper has the plain product A ⊙ P. With 1 + P, prompts near zero
+  start at the pretrained attention instead of a uniform attention.
 """
 
 from collections.abc import Callable
@@ -54,7 +56,7 @@ EMBEDDINGS: dict[str, Embedding] = {
     "add": _add,
     "multiply": _multiply,
 }
-# The same functions in operations that every exporter and runtime knows.
+# The same functions, built from operations that every exporter and runtime supports.
 PORTABLE_EMBEDDINGS: dict[str, Embedding] = EMBEDDINGS | {
     "concat": partial(_concat, backend="portable"),
     "multiply_concat": partial(_multiply_concat, backend="portable"),
@@ -63,14 +65,14 @@ FOLDABLE = frozenset({"concat"})
 
 
 def needs_square_prompt(embedding: str) -> bool:
-    """Tell whether the prompt length M has to equal the number of tokens."""
+    """Return whether the prompt length M must equal the number of tokens."""
     return embedding in {"add", "multiply"}
 
 
 def refuse_folding(embedding: str) -> str:
-    """Return the sentence that says why prompts embedded this way have no fold."""
+    """Return the error text that explains why prompts with this embedding cannot be folded."""
     if embedding == "multiply_concat":
         why = "its columns are scaled by each image's own logits, so their log-sum-exp differs from image to image"
     else:
-        why = "every prompt entry meets its own key, so there is no sum over columns to fold"
+        why = "every prompt entry belongs to one key, so there is no sum over columns to fold"
     return f"embedding '{embedding}' cannot be folded: {why}; send raw prompts, or use 'concat'"

@@ -1,4 +1,4 @@
-"""From the name of a method to its model; `ept_fed.catalog.methods` says what each is."""
+"""Creation of a model from the name of its method; `ept_fed.catalog.methods` describes the methods."""
 
 import importlib
 
@@ -13,20 +13,20 @@ __all__ = ["create_model", "find_class"]
 
 
 def find_class(method: str) -> type[TunedViT]:
-    """Return the class of a method of the catalogue."""
+    """Return the model class of a method in the catalogue."""
     module, _, name = METHODS[method].model.partition(":")
     found: type[TunedViT] = getattr(importlib.import_module(f"ept_fed.models.{module}"), name)
     return found
 
 
 def create_model(settings: ModelSettings, backbone: Backbone, *, num_classes: int, seed: int) -> TunedViT:
-    """Put the method of the settings around a backbone.
+    """Create the model of the settings' method around a backbone.
 
     Args:
-        settings: the method and its numbers; `validate_experiment` has checked them.
-        backbone: shared with any number of other models.
+        settings: the method and its options; `validate_experiment` has checked them.
+        backbone: may be shared with other models.
         num_classes: C.
-        seed: of everything that is drawn.
+        seed: for all random values of the model.
 
     Raises:
         InputRefusedError: if the method cannot run on this backbone.

@@ -1,8 +1,8 @@
-"""Prompts: how they start, fold into a sink and unfold again.
+"""Prompts: their initial values, and how they fold into a sink and unfold again.
 
-M prompt columns act on the attention only through s = logsumexp(P, -1): M columns and one column are the same function.
-So a prompt (L, N, M) travels as its sink (L, N), and a site that receives a sink shifts its own columns until they fold
-to it, which keeps the columns' shape and the optimiser's state.
+M prompt columns act on the attention only through s = logsumexp(P, -1), so M columns and one column are the same
+function. A site therefore sends a prompt (L, N, M) as its sink (L, N). A site that receives a sink shifts its own
+columns so that they fold to it. This keeps the differences between the columns and the state of the optimiser.
 """
 
 import math
@@ -27,13 +27,13 @@ def unfold(P: Tensor, sink: Tensor) -> Tensor:
 
     Args:
         P: (…, N, M) prompt columns.
-        sink: (…, N) wanted sink.
+        sink: (…, N) target sink.
 
     Returns:
-        (…, N, M): P + (sink - fold(P)), whose differences between columns are those of P.
+        (…, N, M): P + (sink - fold(P)). The differences between the columns are those of P.
 
     Raises:
-        ValueError: if the sink is not P's shape without its last axis.
+        ValueError: if the shape of the sink is not that of P without the last axis.
     """
     if sink.shape != P.shape[:-1]:
         raise ValueError(f"sink has shape {tuple(sink.shape)}; prompts {tuple(P.shape)} need {tuple(P.shape[:-1])}")
@@ -43,8 +43,10 @@ def unfold(P: Tensor, sink: Tensor) -> Tensor:
 def init_prompts(shape: tuple[int, int, int], init: Init, generator: torch.Generator) -> Tensor:
     """Draw prompts (L, N, M) as the authors' code does.
 
-    normal: standard deviation 0.02 (the default); uniform: within ±0.08; zero; kaiming: He et al. 2015 for ReLU, with
-    the fan-in of a (L, N, M) tensor, N·M.
+    * normal (the default): standard deviation 0.02;
+    * uniform: within ±0.08;
+    * zero: all 0;
+    * kaiming: He et al. 2015 for ReLU, with the fan-in of a (L, N, M) tensor, N·M.
     """
     L, N, M = shape
     P = torch.empty(L, N, M)
@@ -63,8 +65,8 @@ def init_prompts(shape: tuple[int, int, int], init: Init, generator: torch.Gener
 class EmbeddedPrompts(nn.Module):
     """The trainable prompts of L layers, and optionally T context tokens per layer.
 
-    A context token is inserted after the cls token and replaced at every prompted layer (as VPT-DEEP does with its
-    prompts, Jia et al. 2022); like any other token it has a sink of its own, so `prompts` covers N + T tokens.
+    A context token is inserted after the cls token and replaced at every prompted layer, like the prompts of VPT-DEEP
+    (Jia et al. 2022). Like any other token, it has its own sink, so `prompts` covers N + T tokens.
 
     Attributes:
         prompts: (L, N + T, M).
@@ -85,7 +87,7 @@ class EmbeddedPrompts(nn.Module):
 
     @torch.no_grad()
     def start_at(self, sink: float) -> None:
-        """Shift the columns so that every token's sink is this number; log M would be about the drawn start."""
+        """Shift the columns so that every token's sink has this value; drawn prompts have a sink of about log M."""
         self.prompts.copy_(unfold(self.prompts, torch.full(self.prompts.shape[:-1], sink)))
 
     def fold(self) -> Tensor:

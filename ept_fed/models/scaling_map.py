@@ -1,11 +1,11 @@
-"""The patch-wise scaling of Embedded Prompt Tuning, made visible: how much of its attention each patch keeps.
+"""Maps of the patch-wise scaling of Embedded Prompt Tuning: the share of attention that each patch keeps.
 
-The prompt takes a share of every query token's softmax and gives no value for it, so the token's attention output is
-multiplied by what is left (Zu et al. 2024, section 3.3, "patch-wise scaling"):
+The prompt takes a share of every query token's softmax but has no value. So the attention output of the token is
+multiplied by the remaining share (Zu et al. 2024, section 3.3, "patch-wise scaling"):
 
     factor[b, l, h, n] = sigmoid(lse(A[b, l, h, n, :]) - s[l, n]),   A = q kᵀ / √d,  s[l, n] = logsumexp(P[l, n, :])
 
-with lse over the N + T real keys of the layer. 1 means that the prompt takes nothing, 0 that it silences the token.
+with lse over the N + T real keys of the layer. At 1 the prompt takes nothing, at 0 it suppresses the token's output.
 """
 
 from collections.abc import Callable
@@ -20,22 +20,23 @@ __all__ = ["scaling_factors", "scaling_map"]
 
 
 def scaling_factors(logits: Tensor, sink: Tensor) -> Tensor:
-    """Return the factors (..., N) of scaled attention logits (..., N, keys) under sinks (N,)."""
+    """Return the factors (..., N) for scaled attention logits (..., N, keys) and sinks (N,)."""
     return torch.sigmoid(torch.logsumexp(logits, dim=-1) - sink)
 
 
 @torch.inference_mode()
 def scaling_map(model: PromptedViT, images: Tensor) -> Tensor:
-    """Return the mean factor of each patch's own query over all prompted layers and heads, (B, rows, columns) float32.
+    """Return each patch query's mean factor over all prompted layers and heads, (B, rows, columns) float32.
 
-    The cls token, registers and context tokens are queries too but no part of the picture, and are left out.
+    The map contains only patches. The cls token, registers and context tokens are queries too, but have no place in the
+    image.
 
     Args:
-        model: prompts embedded by "concat", the paper's default.
+        model: its prompts are embedded with "concat", the paper's default.
         images: (B, 3, height, width), normalised, on the model's device.
 
     Raises:
-        ValueError: for another embedding: there the factor is not one number per layer, token and image (fold).
+        ValueError: for another embedding: it has no fold, that is, no single sink per layer and token.
     """
     sinks = model.fold().float()
     rows, columns = model.vit.patch_embed.grid_size

@@ -1,4 +1,4 @@
-"""What every method is to the rest of the code: a module around a shared frozen backbone, and what it would send."""
+"""The base class of all methods: a module around a shared frozen backbone, with the tensors that it would send."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -14,18 +14,18 @@ __all__ = ["TunedViT"]
 
 
 class TunedViT(nn.Module, ABC):
-    """A frozen backbone, what a method trains in or around it, and a linear head.
+    """A frozen backbone with a method's trainable tensors and a linear head.
 
-    Several of these may share one backbone: none writes to its tensors. A method that trains some of them trains its
-    own copies. Exactly the method's tensors and the head require gradients; the backbone stays in evaluation mode
-    whatever `train` says. A subclass gives `method`, `method_tensors` and `forward_features`.
+    Several models may share one backbone, because none writes to its tensors. A method that trains some of them trains
+    its own copies. Only the method's tensors and the head require gradients. The backbone always stays in evaluation
+    mode, also after `train()`. A subclass defines `method`, `method_tensors` and `forward_features`.
 
     Attributes:
         method: its name in `ept_fed.catalog.methods.METHODS`.
         backbone: the frozen backbone and its digest.
         vit: the backbone's module.
         head: linear, D -> C, on the features of `forward_features`.
-        options: the method's own numbers.
+        options: values of the method's own options.
     """
 
     method: ClassVar[str]
@@ -33,7 +33,7 @@ class TunedViT(nn.Module, ABC):
     def __init__(
         self, backbone: Backbone, *, num_classes: int, seed: int, options: Mapping[str, float] | None = None
     ) -> None:
-        """Take the backbone, and draw the head from `seed`; the subclass draws the rest from `self.generator(seed)`."""
+        """Keep the backbone and draw the head from `seed`; subclasses draw the rest from `self.generator(seed)`."""
         super().__init__()
         self.backbone = backbone
         self.vit = backbone.vit
@@ -42,19 +42,19 @@ class TunedViT(nn.Module, ABC):
 
     @abstractmethod
     def method_tensors(self) -> dict[str, nn.Parameter]:
-        """Return what is trained beside the head, by the name under which it travels, in the order of the layout."""
+        """Return the trainable tensors other than the head, by their payload name, in the order of the layout."""
 
     @abstractmethod
     def forward_features(self, images: Tensor) -> Tensor:
-        """Return the features (B, D) that the head sees, of images (B, 3, height, width)."""
+        """Return the input features (B, D) of the head for images (B, 3, height, width)."""
 
     @property
     def device(self) -> torch.device:
-        """Where the model computes."""
+        """The device of the model."""
         return self.head.weight.device
 
     def train(self, mode: bool = True) -> "TunedViT":
-        """Switch the head and the method's own modules; a frozen backbone has neither dropout nor stochastic depth."""
+        """Set the mode of the head and the method's own modules; the frozen backbone stays in evaluation mode."""
         super().train(mode)
         self.vit.eval()
         return self
@@ -65,33 +65,33 @@ class TunedViT(nn.Module, ABC):
         return logits
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """Return what is trained, by the kind that has a learning rate of its own; see `build_optimizer`."""
+        """Return the trainable parameters by kind; each kind has its own learning rate, see `build_optimizer`."""
         groups = {"method": list(self.method_tensors().values()), "head": list(self.head.parameters())}
         return {kind: parameters for kind, parameters in groups.items() if parameters}
 
     def meaning(self) -> tuple[str, ...]:
-        """Return what the layout must say besides names and shapes for two sites to mean the same."""
+        """Return the properties that must be equal at all sites, besides the names and shapes of the layout."""
         return (f"method {self.method}", *(f"{name} {value:g}" for name, value in sorted(self.options.items())))
 
     def describe(self) -> dict[str, Any]:
-        """Return what a released model's metadata says about the method."""
+        """Return the entries about the method for the metadata of a released model."""
         return {"method": self.method, "method_options": self.options}
 
     def folded_tensors(self) -> dict[str, Tensor]:
         """Return the method's tensors in their folded form.
 
         Raises:
-            ValueError: for methods that have none, which is all but ept.
+            ValueError: for all methods but ept, because they have no folded form.
         """
         raise ValueError(f"method '{self.method}' has nothing to fold; its payload is raw")
 
     def payload_tensors(self, *, share: str, payload: str, detach: bool = True) -> dict[str, Tensor]:
-        """Return what would travel.
+        """Return the tensors that the site would send.
 
         Args:
             share: "prompts" for the method's tensors, or "prompts+head".
-            payload: "raw" for the tensors as they are; "folded" only where the method folds.
-            detach: False keeps the graph, for terms of a loss.
+            payload: "raw" for the tensors as they are, or "folded" if the method has a folded form.
+            detach: False keeps the computation graph, for terms of a loss.
 
         Returns:
             tensors by name, in the order of the layout: the method's, then the head's if shared.
@@ -103,10 +103,10 @@ class TunedViT(nn.Module, ABC):
 
     @torch.no_grad()
     def load_payload(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over received tensors.
+        """Copy received tensors into the model.
 
         Raises:
-            KeyError: for a name this model has no room for.
+            KeyError: for a name that this model does not have.
             ValueError: for a shape that does not fit.
         """
         targets = {**self.method_tensors(), "head.weight": self.head.weight, "head.bias": self.head.bias}
@@ -118,12 +118,12 @@ class TunedViT(nn.Module, ABC):
 
     @staticmethod
     def generator(seed: int) -> torch.Generator:
-        """Return the generator that a comparator draws its tensors from, whatever else is drawn."""
+        """Return the generator from which a comparator draws its tensors, independent of all other draws."""
         return torch.Generator().manual_seed(derive_seed(seed, "method"))
 
 
 def _create_head(embed_dim: int, num_classes: int, seed: int) -> nn.Linear:
-    """Return a linear head (D -> C) drawn from its own generator; nn.Linear alone would draw from the global one."""
+    """Return a linear head (D -> C) drawn from its own generator, because nn.Linear would use the global one."""
     head: nn.Linear = nn.utils.skip_init(nn.Linear, embed_dim, num_classes)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

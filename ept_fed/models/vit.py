@@ -1,4 +1,4 @@
-"""PromptedViT: a frozen timm ViT with embedded prompts in its attention, and a linear head."""
+"""The model of method ept: a frozen timm ViT with embedded prompts in its attention, and a linear head."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -27,16 +27,16 @@ __all__ = ["PromptedViT"]
 
 
 class PromptedViT(TunedViT):
-    """Embedded Prompt Tuning over a frozen backbone (Zu et al. 2024; EPT-DEEP Eq. 8, EPT-SHALLOW Eq. 7).
+    """Embedded Prompt Tuning of a frozen backbone (Zu et al. 2024; EPT-DEEP Eq. 8, EPT-SHALLOW Eq. 7).
 
-    Trainable are the prompts, the context tokens if any, and the head on the backbone's own pooling (the cls token for
-    the paper's models).
+    The prompts, the context tokens (if any) and the head are trainable. The head gets the features that the backbone
+    pools (the cls token for the paper's models).
 
     Attributes:
         prompts: (L, N + T, M).
         tokens: (L, T, D) or None.
         layers: indices of the prompted layers.
-        portable: attend in operations that exporters know (TorchScript, ONNX), without our flash kernels.
+        portable: whether attention uses only operations that exporters support (TorchScript, ONNX), no flash kernels.
     """
 
     method = "ept"
@@ -54,7 +54,7 @@ class PromptedViT(TunedViT):
         initial_sink: float | None = None,
         seed: int = 0,
     ) -> None:
-        """Wrap a backbone; see `create` for the arguments."""
+        """Draw prompts, tokens and head for a backbone; see `create` for the arguments."""
         super().__init__(backbone, num_classes=num_classes, seed=seed)
         vit = backbone.vit
         self.layers = _resolve_layers(prompt_layers, len(vit.blocks))
@@ -103,12 +103,12 @@ class PromptedViT(TunedViT):
             weights: None (random), "pretrained", or a path; see `create_backbone`.
             image_size: pixels per side, None for the backbone's own.
             embedding: one of `EMBEDDINGS`.
-            init: how prompts are drawn, one of `INITS`.
-            initial_sink: where every sink starts; None leaves it where the columns fold to, about log M.
-            seed: of random weights, prompts, tokens and head.
+            init: distribution of the initial prompts, one of `INITS`.
+            initial_sink: initial value of every sink; None keeps the fold of the drawn columns, about log M.
+            seed: for random weights, prompts, tokens and head.
 
         Raises:
-            InputRefusedError: naming the setting, its value and the fix.
+            InputRefusedError: with the setting, its value and the fix.
         """
         backbone = create_backbone(name, weights=weights, image_size=image_size, seed=derive_seed(seed, "backbone"))
         return cls(
@@ -137,7 +137,7 @@ class PromptedViT(TunedViT):
         """Return the sinks (L, N + T).
 
         Raises:
-            ValueError: if the prompts are embedded in a way that has no fold; the message says why.
+            ValueError: if prompts with this embedding have no fold; the message states the reason.
         """
         if self.embedding not in FOLDABLE:
             raise ValueError(refuse_folding(self.embedding))
@@ -158,20 +158,20 @@ class PromptedViT(TunedViT):
         return tensors
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """Return prompts, head and tokens apart.
+        """Return prompts, head and tokens as separate groups.
 
-        The M columns of a prompt share one sink: under SGD its effective learning rate is lr/M-like, and even under
-        AdamW prompts want rates far above the head's.
+        The M columns of a prompt share one sink. So with SGD the effective learning rate of the sink is about lr / M.
+        Even with AdamW, prompts need much higher rates than the head.
         """
         groups = {"prompts": [self.prompts], "head": list(self.head.parameters())}
         return groups if self.tokens is None else groups | {"tokens": [self.tokens]}
 
     def meaning(self) -> tuple[str, ...]:
-        """Return the embedding, and which layers the prompts belong to."""
+        """Return the embedding and the indices of the prompted layers."""
         return (f"embedding {self.embedding}", *(f"layer {layer}" for layer in self.layers))
 
     def describe(self) -> dict[str, Any]:
-        """Return what a bundle needs to build this model again."""
+        """Return the settings from which a released model is built again."""
         return {"prompt_layers": list(self.layers), "embedding": self.embedding}
 
     def forward_features(self, images: Tensor) -> Tensor:
@@ -180,14 +180,15 @@ class PromptedViT(TunedViT):
         return self._run(images, [_prompted_core(embed, prompt) for prompt in self.prompts], self.tokens)
 
     def features_per_image(self, images: Tensor, sinks: Tensor, tokens: Tensor | None) -> Tensor:
-        """Return the features (B, D) of images that each have sinks and tokens of their own.
+        """Return the features (B, D) of images that each have their own sinks and tokens.
 
-        The gradient of a sum over images in these is every image's own: before the sum over the batch, it has its axis.
+        The gradient of the summed loss in these sinks and tokens keeps the batch axis, so it contains each image's own
+        gradient.
 
         Args:
             images: (B, 3, height, width).
             sinks: (L, B, N + T), instead of this model's folded prompts.
-            tokens: (L, B, T, D), instead of this model's; None for a model without.
+            tokens: (L, B, T, D), instead of this model's tokens; None for a model without tokens.
 
         Raises:
             ValueError: if this model's prompts have no fold.
@@ -198,7 +199,7 @@ class PromptedViT(TunedViT):
         return self._run(images, cores, tokens)
 
     def _run(self, images: Tensor, cores: Sequence[Callable[..., Tensor]], tokens: Tensor | None) -> Tensor:
-        """Run the backbone with one attention core, and (T, D) or (B, T, D) of `tokens`, per prompted layer."""
+        """Run the backbone; per prompted layer there is one attention core, and (T, D) or (B, T, D) of `tokens`."""
         vit = self.vit
         x = embed_images(vit, images)
         if x.shape[1] != self.backbone.num_tokens:
@@ -223,10 +224,10 @@ class PromptedViT(TunedViT):
 
     @torch.no_grad()
     def load_payload(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over received tensors; sinks are unfolded into this model's own columns.
+        """Copy received tensors into the model; sinks are unfolded into the model's own columns.
 
         Raises:
-            KeyError: for a name this model has no room for.
+            KeyError: for a name that this model does not have.
             ValueError: for a shape that does not fit.
         """
         if "sinks" in tensors:
@@ -236,7 +237,7 @@ class PromptedViT(TunedViT):
 
 
 def _prompted_core(embed: Embedding, prompt: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """Return attention under one layer's prompt (N + T, M): q, k, v (B, H, N + T, d) -> (B, H, N + T, d)."""
+    """Return the attention with one layer's prompt (N + T, M): q, k, v (B, H, N + T, d) -> (B, H, N + T, d)."""
     return lambda q, k, v: embed(q, k, v, prompt)
 
 

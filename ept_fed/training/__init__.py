@@ -1,1 +1,1 @@
-"""Training at one site: optimiser groups, losses, the schedule and the local loop."""
+"""Training at one site: optimiser groups, losses, schedules and the local loop."""

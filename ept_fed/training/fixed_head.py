@@ -1,13 +1,15 @@
-"""One head that all sites hold still while their prompts train, and what a site adds to it from its own images.
+"""A fixed head, the same at all sites, and its sum with the LDA head of a site's own images.
 
-Every site draws the same head from the run's seed (FedBABU, Oh et al. 2022), so that all prompts learn for one head and
-their mean knows what every site taught. What tells one site from the others, its camera and its patients, is not in it.
-A discriminant of the site's own images knows nothing else. Logits are logarithms of odds, so those of two witnesses add
-up (a product of experts, Hinton 2002), and the sum of two linear heads is one linear head.
+Every site draws the same head from the run's seed and keeps it frozen while its prompts train (FedBABU, Oh et al.
+2022). So the prompts of all sites learn for one head, and their mean combines what every site has learnt. The fixed
+head contains nothing that is specific to one site, such as its camera or its patients. The LDA head of a site's own
+images adds this. Logits are log-odds, so the logits of two independent sources of evidence add up (a product of
+experts, Hinton 2002), and the sum of two linear heads is one linear head.
 
-From n images per class the LDA head boasts: in every direction its centres are off by the features' spread over n,
-which it takes for a difference between classes. With d² between the true centres, in units of the spread, and D
-directions, it sees d² + D / n for d², so it counts n / (n + D / d²). This D / d² is `evidence`.
+An LDA head from n images per class is overconfident. In every direction, the squared error of a class centre is the
+variance of the features divided by n, and the head takes this error for a difference between classes. Let d² be the
+squared distance between the true centres, in units of that variance, and D the number of directions. The head then
+measures d² + D / n instead of d², so it is weighted by n / (n + D / d²). `evidence` is this D / d².
 """
 
 from dataclasses import dataclass
@@ -25,12 +27,12 @@ Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class FixedHead:
-    """The head as the run's seed drew it.
+    """The head that is drawn from the run's seed.
 
     Attributes:
         weight: (C, D).
         bias: (C,).
-        evidence: images per class from which on a site's own LDA head counts half.
+        evidence: number of images per class at which a site's own LDA head has the weight 1/2.
     """
 
     weight: Array
@@ -38,15 +40,20 @@ class FixedHead:
     evidence: float
 
     def add(self, weight: Array, bias: Array, images_per_class: float) -> tuple[Array, Array]:
-        """Return this head with an LDA head's weight (C, D) and bias (C,) of so many images per class added to it.
+        """Return weight and bias of the weighted sum of this head and an LDA head.
 
-        Without images it is this head, and with more and more of them the sum of both.
+        Without images, the result is this head. With many images, it is the sum of both heads.
+
+        Args:
+            weight: (C, D), of the LDA head.
+            bias: (C,), of the LDA head.
+            images_per_class: number of images per class that the LDA head was computed from.
         """
         share = images_per_class / (images_per_class + self.evidence)
         return self.weight + share * weight, self.bias + share * bias
 
     @torch.no_grad()
     def put_back(self, model: TunedViT) -> None:
-        """Set a model's head to this one, which its prompts train under."""
+        """Set a model's head to this head, which is used while its prompts train."""
         model.head.weight.copy_(torch.from_numpy(self.weight))
         model.head.bias.copy_(torch.from_numpy(self.bias))

@@ -1,11 +1,12 @@
-"""Each image's own gradient in what ept trains, from one backward pass over the batch.
+"""Per-image gradients of the tensors that ept trains, from one backward pass over the batch.
 
-Every image is given sinks and tokens of its own, equal in value, so that their gradients keep the batch axis: the
-attention's backward has it anyway before its last sum. The head is linear, so its gradient of image i is the
-outer product of ∂logits_i and the image's features, whose length needs no product (Goodfellow 2015, arXiv 1510.01799).
+Every image gets its own copy of the sinks and tokens, so that their gradients keep the batch axis. This costs little:
+the attention's backward pass has this axis anyway before its last sum. The head is linear, so its gradient for image i
+is the outer product of ∂logits_i and the image's features. The norm of this product follows from the norms of the two
+factors, without the product (Goodfellow 2015, arXiv 1510.01799).
 
-Prompts count by their sinks, (L, N) numbers instead of (L, N, M): the columns act through them alone, and by the chain
-rule ∂P = ∂s · softmax(P).
+Prompts are represented by their sinks, (L, N) numbers instead of (L, N, M). The columns act only through the sinks, and
+by the chain rule ∂P = ∂s · softmax(P).
 """
 
 from collections.abc import Mapping
@@ -25,13 +26,13 @@ HEAD = ("head.weight", "head.bias")
 
 @dataclass(frozen=True)
 class ImageGradients:
-    """The gradients of B images, each in its own loss.
+    """The gradients of B images, each of its own loss.
 
     Attributes:
         sinks: (L, B, N + T).
         tokens: (L, B, T, D), or None.
-        logits: (B, C), or None if the head is held still.
-        features: (B, D), which the head saw.
+        logits: (B, C), or None if the head is frozen.
+        features: (B, D), the input of the head.
     """
 
     sinks: Tensor
@@ -40,7 +41,7 @@ class ImageGradients:
     features: Tensor
 
     def norms(self) -> Tensor:
-        """Return every image's L2 length over all tensors together, (B,) float64; not finite if any number is not."""
+        """Return every image's L2 norm over all tensors together, (B,) float64; not finite if any value is not."""
         squares = self.sinks.double().square().sum((0, 2))
         if self.tokens is not None:
             squares = squares + self.tokens.double().square().sum((0, 2, 3))
@@ -50,9 +51,9 @@ class ImageGradients:
         return squares.sqrt()
 
     def clipped_sum(self, clip: float) -> tuple[dict[str, Tensor], int]:
-        """Return the sum over images, each scaled down to length `clip` if longer, and how many images are left out.
+        """Return the sum of the gradients after clipping to L2 norm `clip`, and the number of images left out.
 
-        An image whose gradient is not finite is left out: no factor makes it one of bounded length.
+        An image whose gradient is not finite is left out, because no factor gives it a bounded norm.
 
         Returns:
             float64 sums by name (sinks (L, N + T), tokens (L, T, D), head.weight (C, D), head.bias (C,)), and a count.
@@ -72,12 +73,12 @@ class ImageGradients:
 def find_image_gradients(
     model: PromptedViT, images: Tensor, labels: Tensor, loss_of: Loss, *, bfloat16: bool = False
 ) -> ImageGradients:
-    """Return the gradients of images (B, 3, height, width); B may be 1. The model's own `grad` stay as they are.
+    """Return the gradients of images (B, 3, height, width); the model's own `grad` do not change.
 
     Args:
-        model: whose prompts fold; a head that requires no gradient is held still.
-        images: on the model's device.
-        labels: as `loss_of` takes them.
+        model: its prompts must have a fold; a head that requires no gradient is frozen.
+        images: on the model's device; B may be 1.
+        labels: in the format of `loss_of`.
         loss_of: from `IMAGE_LOSSES`.
         bfloat16: whether to run the forward pass in bfloat16.
 
@@ -103,7 +104,7 @@ def lay_down_gradients(model: PromptedViT, gradients: Mapping[str, Tensor]) -> N
     """Set the `grad` of the model's parameters from gradients named as in `clipped_sum`.
 
     Raises:
-        KeyError: if one that the model trains is missing.
+        KeyError: if a gradient of a trained tensor is missing.
     """
     columns = torch.softmax(model.prompts, dim=-1)
     model.prompts.grad = gradients[SINKS].to(columns).unsqueeze(-1) * columns

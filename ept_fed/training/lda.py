@@ -1,12 +1,12 @@
 """Linear discriminant analysis in closed form: a head that is computed from features instead of trained.
 
 Fisher 1936, with the covariance shrunk towards a multiple of the identity as in Friedman 1989. For K-shot samples the
-number of images is far below D, so the within-class covariance has no inverse unless it is shrunk.
+number of images is far below D, so the within-class covariance has no inverse without shrinkage.
 
-All that it needs of the images are a few means over them. The mean of several sites' means, weighted by their images,
-is that of all images together, so sites that share these share the head that pooled images would give, exactly. (Means
-alone as class prototypes: FedNCM, Legate et al. 2023; with second moments: Fed3R, Fanì et al. 2024, for ridge
-regression.)
+The head needs only a few means over the images. The mean of the sites' means, weighted by their numbers of images, is
+the mean over all images. So sites that share these means get exactly the head that centralised images would give.
+(FedNCM, Legate et al. 2023, shares only means, as class prototypes; Fed3R, Fanì et al. 2024, also shares second
+moments, for ridge regression.)
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ __all__ = ["ClassStatistics", "average_statistics", "measure_statistics", "solve
 
 Array = npt.NDArray[np.float64]
 
-_LOGIT_STD = 2.0  # wide enough to tell classes apart, narrow enough that the loss still has a gradient for the prompts
+_LOGIT_STD = 2.0  # large enough to separate classes, small enough that the loss still has a gradient for the prompts
 _ABSENT_LOGIT = -2 * _LOGIT_STD
 
 
@@ -28,11 +28,11 @@ class ClassStatistics:
     """Means over a set of images.
 
     Attributes:
-        shares: (C,), of the images that carry each class.
-        sums: (C, D), the mean over all images of the features of those that carry the class, 0 for the others.
-        mean: (D,), of the features.
-        moments: (D, D), the mean of the features' products with one another; None if it is not known.
-        resolution: below which share of the moments a covariance is but rounding.
+        shares: (C,), share of the images that have each class.
+        sums: (C, D), per class the mean over all images of the features, counted as 0 for images without the class.
+        mean: (D,), mean of the features.
+        moments: (D, D), mean of the outer products of the features with themselves; None if it is not known.
+        resolution: a covariance below this fraction of the moments is only rounding error.
     """
 
     shares: Array
@@ -45,10 +45,10 @@ class ClassStatistics:
 def measure_statistics(
     features: npt.NDArray[np.floating], labels: npt.NDArray[np.floating | np.integer], *, classes: int
 ) -> ClassStatistics:
-    """Return the statistics of features (n, D) of images with labels (n,) of class indices, or (n, C) of 0 and 1.
+    """Return the statistics of features (n, D) with labels: (n,) class indices, or (n, C) of 0 and 1.
 
     Raises:
-        ValueError: if a number is not finite, or shapes do not fit.
+        ValueError: if a feature is not finite, or shapes do not fit.
     """
     x, y = np.asarray(features, dtype=np.float64), np.asarray(labels)
     if x.ndim != 2 or not len(x) or len(y) != len(x) or (y.ndim == 2 and y.shape[1] != classes):
@@ -60,10 +60,10 @@ def measure_statistics(
 
 
 def average_statistics(parts: Sequence[ClassStatistics], images: Sequence[int]) -> ClassStatistics:
-    """Return the statistics of all images together from those of parts of so many images each.
+    """Return the statistics of all images together from those of parts, with the number of images of each part.
 
     Raises:
-        ValueError: if a part has no moments, or there is not one number of images for each.
+        ValueError: if a part has no moments, or the two lists have different lengths.
     """
     moments = [of.moments for of in parts if of.moments is not None]
     if not len(parts) == len(images) == len(moments):
@@ -78,16 +78,18 @@ def solve_lda(
 ) -> tuple[Array, Array]:
     """Return weight (C, D) and bias (C,) of the LDA head, so that logits are features @ weight.T + bias.
 
-    Single label: equal priors and one covariance within classes; the logits have mean 0 over the present classes, and
-    over the images a standard deviation of 2. A class without images gets a constant logit below the others.
-    Multi-label: one such analysis per class, of the images with it against those without, half the difference
-    each; a label that all images carry gets a constant logit as far above 0 as an absent one is below.
+    Single label: equal priors and one covariance within classes. The logits have mean 0 over the present classes, and a
+    standard deviation of 2 over the images. A class without images gets a constant logit below the others.
+
+    Multi-label: one such analysis per class, of the images with the class against those without it. The logit of the
+    class is half the difference between the two. A label that all images have gets a constant logit, as far above 0 as
+    that of an absent label is below 0.
 
     Args:
-        images: whose features vary around the centres as the covariance says; with moments.
-        centres: whose classes' means are the centres; the same, or those of more images. A class that only `images`
-            has keeps its own.
-        multi_label: whether an image may carry several classes.
+        images: statistics with moments, which give the covariance of the features around the centres.
+        centres: statistics whose class means are the centres; the same as `images`, or those of more images. A class
+            that only `images` has keeps its own mean.
+        multi_label: whether an image may have several classes.
         shrinkage: weight of the identity in the covariance, in (0, 1].
 
     Raises:
@@ -127,7 +129,7 @@ def _without_and_with(statistics: ClassStatistics, c: int) -> _Groups:
 def _analyse(images: ClassStatistics, own: _Groups, centring: _Groups, shrinkage: float) -> tuple[Array, Array]:
     """Return weight (G, D) and bias (G,) for groups of images, each given by shares (G,) and sums (G, D).
 
-    Sum over images of (x - centre)(x - centre)', written out in the means that are known.
+    The covariance within groups is the mean over images of (x - centre)(x - centre)', expanded into the known means.
     """
     if images.moments is None:
         raise ValueError("a covariance needs moments")
@@ -137,7 +139,7 @@ def _analyse(images: ClassStatistics, own: _Groups, centring: _Groups, shrinkage
     within = images.moments - crossed - crossed.T + (centres.T * shares) @ centres
     spread, level = float(np.trace(within)) / len(within), float(np.trace(images.moments)) / len(within)
     if spread <= images.resolution * level:
-        # Without any spread within groups every direction counts alike.
+        # Without spread within groups, all directions get the same weight.
         spread, shrinkage = 1.0, 1.0
     covariance = (1 - shrinkage) * within
     covariance[np.diag_indices_from(covariance)] += shrinkage * spread
@@ -152,5 +154,5 @@ def _analyse(images: ClassStatistics, own: _Groups, centring: _Groups, shrinkage
 
 
 def _divide(shares: Array, sums: Array) -> Array:
-    """Return the groups' means (G, D), 0 for one without images."""
+    """Return the groups' means (G, D), 0 for a group without images."""
     return sums / np.where(shares > 0, shares, 1.0)[:, None]

@@ -1,16 +1,16 @@
-"""The head that a site computes anew for the prompts it has, instead of training it.
+"""The LDA head of a site, which is not trained but computed again for the current prompts.
 
-A head that was trained beside one site's prompts does not fit the federation's: every exchange moves the features away
-from under it. Computed in closed form from the features under the prompts at hand, it always fits, at the cost of a few
+A head that was trained together with one site's prompts does not fit the federation's prompts, because the features
+change with every exchange. A head that is computed in closed form from the current features always fits. It costs a few
 forward passes.
 
-A head that is computed from all sites' shared moments is held while a round trains: it has seen the images of both
-halves, among those of everyone.
+Prompts have nothing left to learn from images to which the head is already fitted. So in each epoch, the head is fitted
+to one half of the images and the prompts train on the other half, and then the halves are swapped. The prompts learn
+features for which the LDA head also fits images that it was not computed from. (Closed-form base learners with support
+and query images: Bertinetto et al. 2019, R2-D2; here with Fisher's discriminant, within every site of a federation.)
 
-Prompts that are trained beside a head fitted to the same few images have nothing left to learn from them. So each epoch
-fits the head to one half of the images and trains the prompts on the other, then the other way round: the prompts learn
-features whose discriminant holds for images it has not seen. (Closed-form base learners with support and query images:
-Bertinetto et al. 2019, R2-D2; here Fisher's discriminant, within every site of a federation.)
+A head that is computed from the shared moments of all sites stays the same during a round. It depends on the images of
+both halves, among those of all sites.
 """
 
 from collections.abc import Sequence
@@ -29,26 +29,27 @@ from ept_fed.training.lda import ClassStatistics, measure_statistics, solve_lda
 
 __all__ = ["VIEWS", "FeaturesDivergedError", "HeadFit"]
 
-# Each image as it is tested, and in three random crops: with few shots these are most of what is known of the spread.
+# Each image without augmentation, as in evaluation, and in three random crops. With few shots, these views give most of
+# the information on the spread.
 VIEWS = 4
 
 
 class FeaturesDivergedError(RuntimeError):
-    """The prompts lead to features that are no numbers, so no head can be computed from them."""
+    """The prompts produce features that are not finite, so no head can be computed from them."""
 
 
 @dataclass(frozen=True)
 class HeadFit:
-    """How a site computes its head.
+    """The way in which a site computes its head.
 
     Attributes:
         shrinkage: see `solve_lda`.
-        seed: of the random crops.
+        seed: for the random crops.
         batch_size: images per forward pass.
         bfloat16: whether to compute features in bfloat16.
-        received: statistics of all sites' images, if they are shared; without moments the site's own say how the
-            features vary.
-        common: the head that the LDA head is added to, if prompts train under one; None where it is all there is.
+        received: statistics of all sites' images, if they are shared. If they have no moments, the site's own images
+            give the covariance.
+        fixed: the fixed head to which the LDA head is added; None if the LDA head is used without a fixed head.
     """
 
     shrinkage: float
@@ -60,17 +61,17 @@ class HeadFit:
 
     @torch.no_grad()
     def apply(self, model: TunedViT, images: CachedDataset, known: Sequence[int] | None = None) -> None:
-        """Set the model's head to the LDA head of its features of a site's training images, or of all sites'.
+        """Set the model's head to the LDA head of the site's training images, or of all sites' images.
 
-        With a fixed head, to the sum of both.
+        With a fixed head, the model's head is set to the weighted sum of both.
 
         Args:
-            model: its head is written, everything else stays; it is in evaluation mode afterwards.
+            model: only its head changes; it is in evaluation mode afterwards.
             images: the site's training images.
             known: indices of the images to use, at least one; None uses all.
 
         Raises:
-            FeaturesDivergedError: if a feature is not finite; the head is as it was.
+            FeaturesDivergedError: if a feature is not finite; the head is then unchanged.
         """
         if self.received is None or self.received.moments is None:
             own = self.measure(model, images, known)
@@ -88,7 +89,7 @@ class HeadFit:
 
     @torch.inference_mode()
     def measure(self, model: TunedViT, images: CachedDataset, known: Sequence[int] | None = None) -> ClassStatistics:
-        """Return the statistics of the model's features of a site's training images; arguments and errors: `apply`."""
+        """Return the statistics of the features of a site's training images; arguments and errors as for `apply`."""
         model.eval()
         features: list[npt.NDArray[Any]] = []
         labels: list[npt.NDArray[Any]] = []
@@ -101,5 +102,5 @@ class HeadFit:
                 labels.append(targets.numpy())
         seen_features = np.concatenate(features)
         if not np.isfinite(seen_features).all():
-            raise FeaturesDivergedError("the prompts lead to features that are no numbers; lower the learning rates")
+            raise FeaturesDivergedError("the prompts produce features that are not finite; lower the learning rates")
         return measure_statistics(seen_features, np.concatenate(labels), classes=model.head.out_features)

@@ -1,4 +1,4 @@
-"""The local loop: what one site does with its own images between two messages."""
+"""The local training loop of one site between two messages."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -30,12 +30,12 @@ __all__ = [
 
 
 class TrainingDivergedError(RuntimeError):
-    """Loss or features stopped being numbers; the site keeps what it had before the round."""
+    """The loss, features or parameters are not finite; the site keeps its state from before the round."""
 
 
 @dataclass(frozen=True)
 class TrainingOutcome:
-    """What a round of training came to: mean loss per image, and optimiser steps."""
+    """The result of a training round: mean loss per image, and number of optimiser steps."""
 
     loss: float
     steps: int
@@ -43,7 +43,7 @@ class TrainingOutcome:
 
 @dataclass(frozen=True)
 class RoundScope:
-    """Where a round stands: everything its random choices and its learning rate depend on."""
+    """The seed, site and position of a round, which determine its random choices and learning rates."""
 
     seed: int
     site: str
@@ -63,20 +63,20 @@ def train_round(
 ) -> TrainingOutcome:
     """Train the method's tensors and the head for one round in place.
 
-    an LDA head is not trained but computed from one half of the images, while the other half trains the rest
-    (see `ept_fed.training.lda_head`). A fixed head is held still as the run's seed drew it, the same at every site,
-    so that all sites' prompts learn for one head that never travels (FedBABU, Oh et al. 2022). With
-    `head_first_epochs`, FedRep's order (Collins et al. 2021): first the head with everything else held still, then that
-    with the head held still.
+    An LDA head is not trained. It is computed from one half of the images, and the other half trains the rest (see
+    `ept_fed.training.lda_head`). A fixed head stays frozen as drawn from the run's seed. It is the same at every site,
+    so the prompts of all sites learn for one head that is never sent (FedBABU, Oh et al. 2022). `head_first_epochs`
+    gives FedRep's order (Collins et al. 2021): first the head trains and everything else is frozen, then everything
+    else trains and the head is frozen.
 
     Args:
         model: trained in place, on its own device.
         optimizer: from `build_optimizer`; keeps its momentum across rounds.
         images: the site's training images.
         settings: epochs, batch size, learning rates, schedule.
-        scope: seeds the order and the augmentation, and places the round on the schedule.
+        scope: determines the order, the augmentation and the position of the round in the schedule.
         penalties: terms of `ept_fed.training.penalties`, added to the loss of every batch.
-        head: how an LDA head is computed; needed for `settings.head` "lda", and only then.
+        head: the way to compute an LDA head; required if `settings.head` is "lda", otherwise None.
 
     Returns:
         mean training loss per image over the round, without the penalties, and the steps taken.
@@ -85,7 +85,7 @@ def train_round(
         TrainingDivergedError: if the loss, or a parameter after the last step, is not finite.
     """
     if (head is not None) != (settings.head == "lda"):
-        raise ValueError(f"training.head = '{settings.head}' with head = {head}: give a HeadFit for an LDA head only")
+        raise ValueError(f"training.head = '{settings.head}' with head = {head}: pass a HeadFit exactly for head 'lda'")
     total, seen, taken = 0.0, 0, 0
     for epoch in range(settings.head_first_epochs + settings.epochs):
         parts = _plan_epoch(images, settings, scope, epoch, crossed=head is not None)
@@ -104,14 +104,16 @@ def train_round(
                     step += 1
         taken += steps
     if not all(torch.isfinite(p).all() for group in optimizer.param_groups for p in group["params"]):
-        raise TrainingDivergedError(f"the last step of round {scope.round} left the numbers; lower the learning rates")
+        raise TrainingDivergedError(
+            f"a parameter after the last step of round {scope.round} is not finite; lower the learning rates"
+        )
     return TrainingOutcome(total / seen, taken)
 
 
 def _set_rates(
     optimizer: torch.optim.Optimizer, settings: TrainingSettings, scope: RoundScope, epochs_done: float
 ) -> None:
-    """Set the learning rates for a step that so many epochs of the round lie before."""
+    """Set the learning rates for a step after `epochs_done` epochs of the round."""
     epochs = settings.head_first_epochs + settings.epochs
     progress = (scope.round - 1 + epochs_done / epochs) / scope.rounds
     set_learning_rates(optimizer, schedule_factor(settings.schedule, progress))
@@ -148,7 +150,7 @@ def _compute_head(head: HeadFit, model: TunedViT, images: CachedDataset, known: 
 
 @dataclass(frozen=True)
 class _EpochPart:
-    """Part of an epoch: the images that the head is computed from (None: it is not), and those that train."""
+    """A part of an epoch: the images from which the head is computed (None: it is not), and those that train."""
 
     known: Sequence[int] | None
     order: Sequence[int]
@@ -158,7 +160,7 @@ class _EpochPart:
 def _plan_epoch(
     images: CachedDataset, settings: TrainingSettings, scope: RoundScope, epoch: int, *, crossed: bool
 ) -> list[_EpochPart]:
-    """Return one pass over the images: in one lesson, or in two whose heads are computed from each other's images."""
+    """Return one pass over the images: one epoch part, or, if crossed, two with the halves swapped."""
     labels = images.labels.numpy()
     rng = numpy_generator(scope.seed, scope.site, scope.round, epoch, "order")
     order = draw_order(labels if settings.class_balanced else None, len(images), rng).tolist()
@@ -169,7 +171,7 @@ def _plan_epoch(
 
 
 def _cross_over(order: Sequence[int], first: Sequence[int], second: Sequence[int]) -> list[_EpochPart]:
-    """Return both ways round, each image in the epoch's order; a class with one image is in both halves."""
+    """Return two epoch parts that swap the halves, each in the order of the epoch; an image may be in both halves."""
     parts = []
     for number, (known, held) in enumerate(((first, second), (second, first))):
         chosen = set(held)
@@ -181,7 +183,7 @@ def _part(model: TunedViT, settings: TrainingSettings, epoch: int) -> str:
     if settings.head != "trained":
         return "prompts"
     if not moves_method(model, settings):
-        # Nothing but the head has a rate; without gradients for the rest no pass goes back through the backbone.
+        # Only the head has a learning rate; without gradients for the rest, the backbone needs no backward pass.
         return "head"
     if not settings.head_first_epochs:
         return "all"
@@ -190,7 +192,7 @@ def _part(model: TunedViT, settings: TrainingSettings, epoch: int) -> str:
 
 @contextmanager
 def freeze_beside(model: TunedViT, part: str) -> Iterator[None]:
-    """Hold still what is not in a part: "head", "prompts" (all of the method's own tensors), or "all"."""
+    """Freeze all tensors outside a part: "head", "prompts" (all of the method's own tensors), or "all"."""
     head = set(model.head.parameters())
     frozen = [p for p in model.parameters() if p.requires_grad and part != "all" and (p in head) != (part == "head")]
     for parameter in frozen:

@@ -1,4 +1,4 @@
-"""The paper's losses: cross entropy for one class per image, binary cross entropy for any number."""
+"""The paper's losses: cross entropy for one class per image, binary cross entropy for any number of classes."""
 
 from collections.abc import Callable
 
@@ -11,12 +11,12 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def _binary_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean over images and classes; logits (B, C), labels (B, C) in {0, 1}."""
+    """Return the mean over images and classes; logits (B, C), labels (B, C) in {0, 1}."""
     return F.binary_cross_entropy_with_logits(logits, labels)
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean over images; logits (B, C), labels (B,) class indices."""
+    """Return the mean over images; logits (B, C), labels (B,) class indices."""
     return F.cross_entropy(logits, labels)
 
 
@@ -31,7 +31,7 @@ def _cross_entropy_per_image(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits, labels, reduction="none")
 
 
-# The same losses image by image, (B,): their mean is that of LOSSES.
+# The same losses per image, (B,); their mean is the loss in LOSSES.
 IMAGE_LOSSES: dict[str, Loss] = {
     "single_label": _cross_entropy_per_image,
     "multi_label": _binary_cross_entropy_per_image,

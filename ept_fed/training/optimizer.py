@@ -1,4 +1,4 @@
-"""Optimisers with a learning rate of its own for every kind of tensor."""
+"""Optimisers with a separate learning rate for each kind of tensor."""
 
 import torch
 
@@ -9,7 +9,7 @@ __all__ = ["build_optimizer", "moves_method", "set_learning_rates"]
 
 
 def build_optimizer(model: TunedViT, settings: TrainingSettings) -> torch.optim.Optimizer:
-    """Return SGD or AdamW over the trainable parameters, one group for each kind in `TunedViT.parameter_groups`."""
+    """Return SGD or AdamW for the trainable parameters, with one group per kind of `TunedViT.parameter_groups`."""
     rates = _list_rates(settings)
     groups = [
         {"name": kind, "params": parameters, "lr": rates[kind], "base_lr": rates[kind]}
@@ -21,13 +21,13 @@ def build_optimizer(model: TunedViT, settings: TrainingSettings) -> torch.optim.
 
 
 def moves_method(model: TunedViT, settings: TrainingSettings) -> bool:
-    """Tell whether any of the method's own tensors has a rate above 0; method linear has no such tensors."""
+    """Return whether any of the method's own tensors has a learning rate above 0; method linear has no such tensors."""
     rates = _list_rates(settings)
     return any(rates[kind] > 0 for kind in model.parameter_groups() if kind != "head")
 
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    """Set every group's rate to its own base rate times a factor of the schedule."""
+    """Set every group's learning rate to its base rate times the factor of the schedule."""
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor
 

@@ -1,4 +1,4 @@
-"""Between a model's tensors and the flat vector that travels."""
+"""Conversion between a model's tensors and the flat vector that is sent."""
 
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
@@ -20,16 +20,16 @@ _T = TypeVar("_T")
 def payload_layout(
     model: TunedViT, *, share: str, payload: str, classes: Sequence[str], statistics: Statistics | None = None
 ) -> PayloadLayout:
-    """Return the layout of what this model would send; see `TunedViT.payload_tensors`.
+    """Return the layout of the payload that this model would send; see `TunedViT.payload_tensors`.
 
-    What the method says of itself is part of its meaning, and so are the classes, in order, where the head is shared.
+    The meaning of the layout contains `TunedViT.meaning` and, if the head is shared, the classes in order.
 
     Args:
-        model: what the method trains, and the head.
+        model: contains the method's tensors and the head.
         share: "prompts", or "prompts+head".
         payload: "folded" or "raw".
         classes: names of the C classes.
-        statistics: which of an LDA head's travel in place of the head's own tensors; None where it is trained.
+        statistics: kind of LDA statistics that are sent instead of the head's own tensors; None sends no statistics.
     """
     tensors = model.payload_tensors(share="prompts" if statistics else share, payload=payload)
     meaning = [*model.meaning()]
@@ -45,9 +45,9 @@ def export_payload(model: TunedViT, layout: PayloadLayout, statistics: ClassStat
     """Return the tensors of the layout as one float32 vector (layout.size,).
 
     Args:
-        model: whose tensors to send.
-        layout: of the vector.
-        statistics: to send where the layout has some; None: none were measured yet.
+        model: its tensors are sent.
+        layout: layout of the vector.
+        statistics: sent if the layout contains statistics; None if none have been measured yet.
     """
     names = [name for name, _ in layout.shapes]
     share = "prompts+head" if "head.weight" in names else "prompts"
@@ -57,7 +57,9 @@ def export_payload(model: TunedViT, layout: PayloadLayout, statistics: ClassStat
 
 
 def import_payload(model: TunedViT, vector: Vector, layout: PayloadLayout) -> None:
-    """Load a received vector into the model; sinks unfold into the model's own columns. Statistics are not the model's.
+    """Load a received vector into the model; sinks unfold into the model's own columns.
+
+    Statistics in the vector are skipped, because they are not part of the model.
 
     Raises:
         PayloadMismatchError: if the vector does not fit the layout.
@@ -69,10 +71,10 @@ def import_payload(model: TunedViT, vector: Vector, layout: PayloadLayout) -> No
 
 
 def read_statistics(vector: Vector, layout: PayloadLayout) -> ClassStatistics | None:
-    """Return the statistics in a received vector; None if the layout has none, or none were measured yet.
+    """Return the statistics in a received vector; None if the layout has none, or none have been measured yet.
 
     Raises:
-        PayloadMismatchError: if the vector does not fit the layout, or no images could have these.
+        PayloadMismatchError: if the vector does not fit the layout, or no images can have these statistics.
     """
     found = _of_statistics(layout.unflatten(np.asarray(vector)))
     return unpack_statistics(found) if found else None

@@ -1,4 +1,4 @@
-"""The gradient of a site's loss in what travels, at the payload it received."""
+"""The gradient of a site's loss in the shared tensors, at the payload that it received."""
 
 import torch
 from torch import Tensor
@@ -15,10 +15,10 @@ def payload_gradient(
 ) -> dict[str, Tensor]:
     """Return the gradient of the mean loss over all images, without augmentation, by name as in `payload_tensors`.
 
-    A sink's gradient is the sum over its M columns: moving all of them by t moves the sink by t.
+    A sink's gradient is the sum over its M columns, because moving all of them by t moves the sink by t.
 
     Args:
-        model: left as it is, gradients cleared.
+        model: its tensors do not change; its gradients are cleared.
         images: the site's training images.
         batch_size: images per pass.
         shared: (share, payload) as in `payload_tensors`.

@@ -1,6 +1,6 @@
-"""Terms that a federation adds to a site's loss, over the tensors that travel, differentiable in the model.
+"""Penalty terms that a federation adds to a site's loss: functions of the shared tensors, differentiable in the model.
 
-For folded payloads they speak of sinks, not of columns: columns that move along their own fold are free, and the
+For folded payloads, they depend on sinks, not on columns. Column changes that keep the sink cost nothing, and the
 gradient reaches every column through the fold.
 """
 
@@ -15,10 +15,10 @@ __all__ = ["LinearTerm", "ProximalTerm"]
 
 
 class ProximalTerm:
-    """mu/2 · ||θ - θ₀||², the client's side of FedProx (Li et al. 2020), FedDyn and Ditto."""
+    """The term mu/2 · ||θ - θ₀||² of FedProx (Li et al. 2020), FedDyn and Ditto."""
 
     def __init__(self, model: TunedViT, mu: float, shared: tuple[str, str]) -> None:
-        """Take where the shared tensors stand now as θ₀; `shared` is (share, payload) as in `payload_tensors`."""
+        """Use the current shared tensors as θ₀; `shared` is (share, payload) as in `payload_tensors`."""
         self._model, self._mu, self._shared = model, mu, shared
         self._start = {name: tensor.clone() for name, tensor in _tensors(model, shared, detach=True).items()}
 
@@ -30,10 +30,10 @@ class ProximalTerm:
 
 
 class LinearTerm:
-    """⟨c, θ⟩, whose gradient is the constant c: SCAFFOLD's correction, and FedDyn's linear penalty."""
+    """The term ⟨c, θ⟩ with the constant gradient c: SCAFFOLD's correction, and FedDyn's linear penalty."""
 
     def __init__(self, model: TunedViT, coefficients: Mapping[str, Tensor], shared: tuple[str, str]) -> None:
-        """Take c by tensor name, shaped as in `payload_tensors`."""
+        """Set the coefficients c, by tensor name and with the shapes of `payload_tensors`."""
         self._model, self._shared = model, shared
         self._coefficients = {name: tensor.to(model.device) for name, tensor in coefficients.items()}
 

@@ -1,4 +1,4 @@
-"""Which numbers a device computes in: bfloat16 where it has instructions for it, float32 elsewhere."""
+"""The choice of precision: bfloat16 if the device has instructions for it, otherwise float32."""
 
 import torch
 
@@ -7,19 +7,19 @@ from ept_fed.models.device import choose_device
 
 __all__ = ["settle_precision", "use_bfloat16"]
 
-# Of x86 and ARM processors, by their names in torch.cpu.get_capabilities. AVX-512 without BF16 only converts.
+# bfloat16 instructions of x86 and ARM, as in torch.cpu.get_capabilities; AVX-512 without BF16 can only convert.
 _INSTRUCTIONS = ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16")
 
 
 def use_bfloat16(precision: str, device: torch.device) -> bool:
-    """Tell whether to compute in bfloat16.
+    """Return whether to compute in bfloat16.
 
     Args:
         precision: as in `TrainingSettings`.
-        device: where the model lives.
+        device: the device of the model.
 
     Returns:
-        True where bfloat16 is asked for, and where auto (on CUDA) or fast (anywhere) finds hardware for it.
+        True for bfloat16, and if the hardware supports it also for auto (only on CUDA) and fast (on any device).
     """
     if precision in ("float32", "bfloat16"):
         return precision == "bfloat16"
@@ -29,10 +29,12 @@ def use_bfloat16(precision: str, device: torch.device) -> bool:
 
 
 def settle_precision(experiment: Experiment) -> Experiment:
-    """Return the settings with what auto and fast come to on this machine, because a cell's numbers depend on it.
+    """Return the settings with auto and fast replaced by the precision that they select on this machine.
+
+    The results of a cell depend on the precision, so its settings must name it.
 
     Raises:
-        InputRefusedError: if the device that decides is not there.
+        InputRefusedError: if the device of the settings is not available.
     """
     training = experiment.training
     if training.precision in ("float32", "bfloat16"):

@@ -1,16 +1,17 @@
 """The local loop of a site that trains with differential privacy: DP-SGD (Abadi et al. 2016) on sinks, tokens and head.
 
-In each step every image is drawn independently, the gradients of the drawn images are clipped in L2 over all tensors
-together and summed, noise is added to the sum, and any optimiser goes on from there. What it protects is one training
-image; see docs/differential-privacy.md.
+In each step every image is drawn independently. The gradients of the drawn images are clipped in L2 over all tensors
+together and summed, and noise is added to the sum. Any optimiser can use the result. The unit of protection is one
+training image; see docs/differential-privacy.md.
 
-The sum is noised as sinks, not as prompt columns: folding is 1-Lipschitz, so nothing is lost, and what follows (the
-chain rule through the columns, momentum, weight decay, penalties of the strategy) reads no image. Which images are
-drawn, how they are augmented, and the noise come from the system's cryptographic source, so a private round never comes
-out the same twice. Augmentation from a seed that the server knows would break the guarantee: one image more moves all
-later ones of its batch to another place in the seed's sequence.
+Noise is added to the sum in terms of sinks, not of prompt columns. Folding is 1-Lipschitz, so nothing is lost. The
+later steps (the chain rule through the columns, momentum, weight decay, penalties of the strategy) read no image. The
+draw of the images, their augmentation and the noise come from the system's cryptographic random source, so a private
+round cannot be repeated with the same result. Augmentation from a seed that the server has would break the guarantee:
+one additional image would move all later images of its batch to other positions in the random sequence.
 
-Not protected: how many images the site has, which the sampling rate and its messages show; how long a step takes.
+Not protected are the number of images of the site, which the sampling rate and its messages show, and the duration of
+a step.
 """
 
 import logging
@@ -44,18 +45,18 @@ _log = logging.getLogger(__name__)
 
 
 def plan_private_round(settings: TrainingSettings, images: int, rounds: int) -> GaussianSteps:
-    """Return what one round will cost on so many images, at least one, before it begins.
+    """Return noise, sampling rate and steps of one round on at least one image, for accounting before it begins.
 
-    An epoch has as many steps as without privacy, ceil(images / batch_size). Under `privacy.epsilon`, σ is the least
-    with which `rounds` such rounds keep it.
+    An epoch has as many steps as without privacy, ceil(images / batch_size). With `privacy.epsilon`, σ is the smallest
+    noise multiplier with which `rounds` such rounds stay within this epsilon.
 
     Raises:
-        InputRefusedError: for settings that do not go with privacy, or an epsilon that no noise keeps.
+        InputRefusedError: for settings that do not fit private training, or an epsilon that no noise can reach.
     """
     privacy = settings.privacy
     problems = validate_private_training(settings)
     if privacy is None:
-        problems.append(Problem("training.privacy", None, "is needed to train with privacy"))
+        problems.append(Problem("training.privacy", None, "is required for training with differential privacy"))
     if problems or privacy is None:
         raise InputRefusedError(problems)
     steps = settings.epochs * math.ceil(images / settings.batch_size)
@@ -81,28 +82,28 @@ def train_private_round(
     penalties: Sequence[Callable[[], Tensor]] = (),
     entropy: Entropy = os.urandom,
 ) -> TrainingOutcome:
-    """Train sinks, tokens and head, unless that is common, for one private round in place.
+    """Train sinks, tokens and the head (unless it is fixed) for one private round in place.
 
     Args:
-        model: ept's, with prompts that fold; on its own device.
+        model: of method ept, with prompts that have a fold; on its own device.
         optimizer: from `build_optimizer`; keeps its momentum across rounds.
         images: the site's training images, at least one.
-        settings: with `privacy`; epochs, batch size, learning rates, schedule as without.
-        scope: places the round on the schedule; its seed draws nothing here.
-        plan: from `plan_private_round`: what was accounted for.
-        penalties: terms of `ept_fed.training.penalties`: they read no image, so they are added behind the noise.
-        entropy: random bytes; another source than the system's is for tests.
+        settings: with `privacy`; epochs, batch size, learning rates and schedule are used as without privacy.
+        scope: gives the position of the round in the schedule; its seed is not used.
+        plan: the accounted noise and steps, from `plan_private_round`.
+        penalties: terms of `ept_fed.training.penalties`; they read no image, so they are added after the noise.
+        entropy: source of random bytes; only tests replace the system's source.
 
     Returns:
-        the steps taken, and NaN for the loss: over training images and without noise it must not leave.
+        the steps taken, and NaN as the loss. The loss on training images has no noise, so it must not leave the site.
 
     Raises:
-        InputRefusedError: for a model or settings without gradients of single images.
+        InputRefusedError: for a model or settings without per-image gradients.
         TrainingDivergedError: if a parameter after the last step is not finite.
     """
     privacy = settings.privacy
     if privacy is None or not isinstance(model, PromptedViT):
-        fix = "trains without privacy; private training needs training.privacy and method ept"
+        fix = "cannot train here; training with differential privacy requires training.privacy and method ept"
         raise InputRefusedError([Problem("model.method", model.method, fix)])
     model.train()
     expected = plan.sampling_rate * len(images)
@@ -122,17 +123,19 @@ def train_private_round(
             optimizer.step()
     if left_out:
         _log.warning(
-            "round %d left out %d gradients of single images that were not finite; this stays at the site",
+            "round %d left out %d per-image gradients that were not finite; this number stays at the site",
             scope.round,
             left_out,
         )
     if not all(torch.isfinite(p).all() for group in optimizer.param_groups for p in group["params"]):
-        raise TrainingDivergedError(f"the last step of round {scope.round} left the numbers; lower the learning rates")
+        raise TrainingDivergedError(
+            f"a parameter after the last step of round {scope.round} is not finite; lower the learning rates"
+        )
     return TrainingOutcome(math.nan, plan.steps)
 
 
 def add_noise(sums: Mapping[str, Tensor], deviation: float, *, entropy: Entropy = os.urandom) -> dict[str, Tensor]:
-    """Return float64 sums with independent normal noise of this standard deviation on every number, same devices."""
+    """Return float64 sums plus independent normal noise of this standard deviation per element, on the same devices."""
     noisy = {}
     for name, tensor in sums.items():
         drawn = torch.from_numpy(draw_normal(tensor.numel(), entropy=entropy)).reshape(tensor.shape)
@@ -143,10 +146,10 @@ def add_noise(sums: Mapping[str, Tensor], deviation: float, *, entropy: Entropy 
 def _sum_gradients(
     model: PromptedViT, images: CachedDataset, drawn: Sequence[int], settings: TrainingSettings, clip: float
 ) -> tuple[dict[str, Tensor], int]:
-    """Return the sum of clipped gradients of the drawn images, zeros if there are none, and how many are left out."""
+    """Return the sum of clipped gradients of the drawn images (zeros if none), and the number of images left out."""
     total, left_out = _zero_sums(model), 0
     bfloat16 = use_bfloat16(settings.precision, model.device)
-    # A Poisson sample has no largest size; twice the mean at a time bounds the memory.
+    # A Poisson sample has no maximum size; parts of at most twice its mean size bound the memory.
     for batch, labels in images.batches(2 * settings.batch_size, order=drawn, augment_seed=secrets.randbits(63)):
         found = find_image_gradients(
             model,

@@ -1,4 +1,4 @@
-"""In which order a round visits the training images."""
+"""The order in which a round visits the training images, and the split of these images into halves."""
 
 import numpy as np
 import numpy.typing as npt
@@ -10,9 +10,9 @@ def draw_order(labels: npt.NDArray[np.int64] | None, count: int, rng: np.random.
     """Return `count` image indices for one epoch.
 
     Args:
-        labels: (count,) class indices to draw every present class equally often (with replacement within a class);
+        labels: (count,) class indices, to draw every present class equally often (with replacement within a class);
             None to visit every image once.
-        count: images in the training set.
+        count: number of images in the training set.
         rng: the round's own generator.
     """
     if labels is None:
@@ -27,11 +27,11 @@ def halve(
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Split images into two halves, each with half of every class.
 
-    A class with one image has it in both: what is learnt from one half must not meet a class it never saw.
+    If a class has only one image, both halves contain it, so that each half has all classes of the other.
 
     Args:
-        labels: (n,) class indices; (n, C) of 0 and 1 is split without regard to classes.
-        rng: decides which images, and which half gets the odd one.
+        labels: (n,) class indices; labels (n, C) of 0 and 1 are split without regard to classes.
+        rng: decides which images are in which half, and which half gets the additional image of an odd number.
     """
     groups = [np.arange(len(labels))] if labels.ndim == 2 else [np.flatnonzero(labels == c) for c in np.unique(labels)]
     halves: tuple[list[int], list[int]] = ([], [])

@@ -7,9 +7,9 @@ __all__ = ["schedule_factor"]
 
 
 def schedule_factor(schedule: Literal["cosine", "constant"], progress: float) -> float:
-    """Return the factor on the base learning rate at progress in [0, 1) of the whole run.
+    """Return the factor for the base learning rate at progress in [0, 1) of the whole run.
 
-    cosine falls from 1 to 0 over all rounds (the paper's schedule over its 20 epochs); constant stays at 1.
+    cosine falls from 1 to 0 over all rounds (the paper uses it over its 20 epochs); constant stays at 1.
     """
     if not 0.0 <= progress < 1.0:
         raise ValueError(f"progress {progress} is not in [0, 1)")

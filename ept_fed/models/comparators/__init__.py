@@ -1,1 +1,1 @@
-"""The methods that EPT is compared with: one file each, named after the method."""
+"""The methods that EPT is compared with, one file per method."""

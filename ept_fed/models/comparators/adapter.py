@@ -16,10 +16,10 @@ __all__ = ["Adapter"]
 
 
 class Adapter(TunedViT):
-    """x + MLP(LN(x)) + scale · (W_up ReLU(W_down LN(x) + b_down) + b_up) (Chen et al. 2022, section 3).
+    """Blocks compute x + MLP(LN(x)) + scale · (W_up ReLU(W_down LN(x) + b_down) + b_up) (Chen et al. 2022, section 3).
 
-    The way down starts Kaiming uniform with a = √5, the rest at zero, as in the authors' code: the start is the frozen
-    model. W = D // reduction is the bottleneck's width.
+    W_down starts Kaiming uniform with a = √5, and the rest starts at zero, as in the authors' code. So the initial
+    model is the frozen model. The width of the bottleneck is W = D // reduction.
 
     Attributes:
         down_weight: (L, W, D); down_bias: (L, W).
@@ -32,13 +32,13 @@ class Adapter(TunedViT):
         """Draw the bottlenecks.
 
         Raises:
-            InputRefusedError: for a reduction that leaves no width.
+            InputRefusedError: for a reduction that makes the width zero.
         """
         super().__init__(backbone, num_classes=num_classes, seed=seed, options={"reduction": reduction, "scale": scale})
         D, L = self.vit.embed_dim, len(self.vit.blocks)
         width = D // reduction
         if not width:
-            fix = f"{backbone.name} is {D} wide, so nothing would be left; use at most {D}"
+            fix = f"{backbone.name} has width {D}, so the bottleneck would have width 0; use at most {D}"
             raise InputRefusedError([Problem("model.method_options.reduction", reduction, fix)])
         self._scale = scale
         bound = 1.0 / math.sqrt(D)

@@ -1,4 +1,4 @@
-"""Methods that train some of the backbone's own tensors: they hold copies, and the shared backbone stays as it was."""
+"""The base of methods that train tensors of the backbone: they train copies, so the shared backbone never changes."""
 
 from collections.abc import Callable
 
@@ -13,30 +13,31 @@ __all__ = ["BackboneCopies"]
 
 
 class BackboneCopies(TunedViT):
-    """The backbone computes with this model's copies in place of the tensors they were copied from.
+    """A model that runs the backbone with its own trained copies of some tensors.
 
-    They take their places for the length of one forward pass, in which no other thread may use the backbone.
+    The copies replace the original tensors only during a forward pass. No other thread may use the backbone at that
+    time.
     """
 
     def __init__(self, backbone: Backbone, *, num_classes: int, seed: int, chosen: Callable[[str], bool]) -> None:
-        """Copy the parameters of the backbone whose names are chosen.
+        """Copy the parameters of the backbone whose names `chosen` accepts.
 
         Raises:
-            InputRefusedError: if the backbone has none of these.
+            InputRefusedError: if the backbone has no such parameters.
         """
         super().__init__(backbone, num_classes=num_classes, seed=seed)
         sources = {name: tensor for name, tensor in self.vit.named_parameters() if chosen(name)}
         if not sources:
-            fix = f"{backbone.name} has no tensors of the kind that this method trains; take another method or backbone"
+            fix = f"{backbone.name} has none of the tensors that this method trains; use another method or backbone"
             raise InputRefusedError([Problem("model.method", self.method, fix)])
         self._names = tuple(sources)
         self.copies = nn.ParameterList([nn.Parameter(tensor.detach().clone()) for tensor in sources.values()])
 
     def method_tensors(self) -> dict[str, nn.Parameter]:
-        """Return the copies as `backbone.<name>`, shaped as in the backbone."""
+        """Return the copies as `backbone.<name>`, with the shapes of the originals."""
         return {f"backbone.{name}": tensor for name, tensor in zip(self._names, self.copies, strict=True)}
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """Return the features (B, D), under the copies, of images (B, 3, height, width)."""
+        """Return the features (B, D) of images (B, 3, height, width), computed with the copies."""
         features: Tensor = functional_call(self.vit, dict(zip(self._names, self.copies, strict=True)), (images,))
         return features

@@ -1,4 +1,4 @@
-"""Full fine-tuning: every tensor of the backbone, as a copy (as in Zu et al. 2024, Table 1)."""
+"""Full fine-tuning, which trains a copy of every parameter of the backbone (as in Zu et al. 2024, Table 1)."""
 
 from ept_fed.models.backbones import Backbone
 from ept_fed.models.comparators.backbone_copies import BackboneCopies
@@ -7,7 +7,7 @@ __all__ = ["Full"]
 
 
 class Full(BackboneCopies):
-    """All parameters of the backbone are trained, and travel."""
+    """A model that trains and sends all parameters of the backbone."""
 
     method = "full"
 

@@ -1,4 +1,4 @@
-"""Linear probing: the head alone, on the frozen backbone's features (as in Zu et al. 2024, Table 1)."""
+"""Linear probing, which trains only the head, on frozen features (as in Zu et al. 2024, Table 1)."""
 
 from torch import Tensor, nn
 
@@ -9,7 +9,7 @@ __all__ = ["Linear"]
 
 
 class Linear(TunedViT):
-    """A linear head and nothing else; what the other methods have to beat."""
+    """A model that trains only a linear head; it is the baseline of all other methods."""
 
     method = "linear"
 
@@ -18,7 +18,7 @@ class Linear(TunedViT):
         super().__init__(backbone, num_classes=num_classes, seed=seed)
 
     def method_tensors(self) -> dict[str, nn.Parameter]:
-        """Return nothing."""
+        """Return an empty dict: only the head is trained."""
         return {}
 
     def forward_features(self, images: Tensor) -> Tensor:

@@ -16,14 +16,14 @@ __all__ = ["LoRA"]
 
 
 class LoRA(TunedViT):
-    """W_q + (alpha / r) B_q A_q and W_v + (alpha / r) B_v A_v (Hu et al. 2022, Eq. 3), with A down and B up.
+    """The weights are W_q + (alpha / r) B_q A_q and W_v + (alpha / r) B_v A_v, with A down and B up (Hu et al., Eq. 3).
 
-    A starts as in the authors' code (Kaiming uniform with a = √5, so within ±1/√D), B at zero: the start is the frozen
-    model. P is the width of q and of v, heads times head dim.
+    A starts as in the authors' code (Kaiming uniform with a = √5, that is, within ±1/√D), and B at zero. So the initial
+    model is the frozen model. P is the width of q and of v, heads times head dimension.
 
     Attributes:
-        query_down: (L, r, D); value_down likewise.
-        query_up: (L, P, r); value_up likewise.
+        query_down: (L, r, D); value_down has the same shape.
+        query_up: (L, P, r); value_up has the same shape.
     """
 
     method = "lora"
@@ -32,12 +32,12 @@ class LoRA(TunedViT):
         """Draw the factors.
 
         Raises:
-            InputRefusedError: for a rank above the width that it should be low against.
+            InputRefusedError: for a rank above the smaller of D and P.
         """
         super().__init__(backbone, num_classes=num_classes, seed=seed, options={"rank": rank, "alpha": alpha})
         D, L, P = self.vit.embed_dim, len(self.vit.blocks), self.vit.blocks[0].attn.attn_dim
         if rank > min(D, P):
-            fix = f"{backbone.name} projects {D} to {P}; a rank up to {min(D, P)} can differ from full"
+            fix = f"{backbone.name} projects width {D} to width {P}; use a rank of at most {min(D, P)}"
             raise InputRefusedError([Problem("model.method_options.rank", rank, fix)])
         self._scale = alpha / rank
         generator, bound = self.generator(seed), 1.0 / math.sqrt(D)
@@ -64,9 +64,9 @@ class LoRA(TunedViT):
 
     @torch.no_grad()
     def merge(self) -> dict[str, Tensor]:
-        """Return the qkv weights with the additions in them, by their name in the backbone: (3P, D) each.
+        """Return the qkv weights with the low-rank additions, by their name in the backbone: (3P, D) each.
 
-        A backbone with these computes what this model does, at the backbone's own cost.
+        A backbone with these weights computes the same features as this model, without extra cost.
         """
         merged = {}
         for layer, block in enumerate(self.vit.blocks):

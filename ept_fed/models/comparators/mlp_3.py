@@ -1,4 +1,4 @@
-"""MLP-3: a three-layer head instead of a linear one (Mlp-3 of Jia et al. 2022)."""
+"""MLP-3, which has a three-layer head instead of a linear one (Mlp-3 of Jia et al. 2022)."""
 
 import math
 
@@ -15,10 +15,10 @@ _HIDDEN_LAYERS = 2
 
 
 class MLP3(TunedViT):
-    """h_i = ReLU(W_i h_{i-1} + b_i) for two hidden layers as wide as the features, then the linear head.
+    """Two hidden layers as wide as the features, h_i = ReLU(W_i h_{i-1} + b_i), then the linear head.
 
-    The hidden layers are the method's own tensors and travel; the third layer is the head, which may stay at the site.
-    Weights start as in He et al. 2015, biases at zero.
+    The hidden layers are the method's own tensors and are sent. The third layer is the head, which may stay at the
+    site. Weights start as in He et al. 2015, biases at zero.
 
     Attributes:
         weight: (2, D, D).
@@ -40,7 +40,7 @@ class MLP3(TunedViT):
         return {"mlp.weight": self.weight, "mlp.bias": self.bias}
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """Return the second hidden layer (B, D) of images (B, 3, height, width)."""
+        """Return the output (B, D) of the second hidden layer for images (B, 3, height, width)."""
         h: Tensor = self.vit(images)
         for weight, bias in zip(self.weight, self.bias, strict=True):
             h = F.relu(F.linear(h, weight, bias))

@@ -1,4 +1,4 @@
-"""Partial-1: the last block alone (Yosinski et al. 2014; as in Jia et al. 2022)."""
+"""Partial-1, which trains only the last block (Yosinski et al. 2014; as in Jia et al. 2022)."""
 
 from ept_fed.models.backbones import Backbone
 from ept_fed.models.comparators.backbone_copies import BackboneCopies
@@ -7,7 +7,7 @@ __all__ = ["PartialOne"]
 
 
 class PartialOne(BackboneCopies):
-    """The last block's parameters are trained; the norm after it is not, unlike in Jia et al.'s code."""
+    """A model that trains the last block; unlike in the code of Jia et al., the norm after it is frozen."""
 
     method = "partial_1"
 

@@ -1,4 +1,4 @@
-"""VP: a border of learnable numbers, added to every image (visual prompting, Bahng et al. 2022)."""
+"""VP, which adds a border of trainable values to every image (visual prompting, Bahng et al. 2022)."""
 
 import torch
 from torch import Tensor, nn
@@ -11,14 +11,14 @@ __all__ = ["VisualPrompt"]
 
 
 class VisualPrompt(TunedViT):
-    """images + border, the padding variant of Bahng et al. 2022, on normalised images of S pixels a side.
+    """A model of images + border, the padding variant of Bahng et al. 2022, on normalised images of S × S pixels.
 
-    The border starts normal with deviation 0.02, like the other prompts here: the authors' unit noise would drown most
-    of a small image before anything is learnt.
+    The border starts normal with standard deviation 0.02, like the other prompts here. The authors use unit noise,
+    which would hide most of a small image before training.
 
     Attributes:
-        top: (3, p, S); bottom likewise.
-        left: (3, S - 2p, p); right likewise.
+        top: (3, p, S); bottom has the same shape.
+        left: (3, S - 2p, p); right has the same shape.
     """
 
     method = "vp"
@@ -27,12 +27,12 @@ class VisualPrompt(TunedViT):
         """Draw the border.
 
         Raises:
-            InputRefusedError: for a border that leaves nothing inside.
+            InputRefusedError: for a border that covers the whole image.
         """
         super().__init__(backbone, num_classes=num_classes, seed=seed, options={"pad": pad})
         side = backbone.input.size
         if 2 * pad >= side:
-            fix = f"images of {side} pixels would be all border; use at most {(side - 1) // 2}, e.g. {side * 30 // 224}"
+            fix = f"it covers the whole image of {side} pixels; use at most {(side - 1) // 2}, e.g. {side * 30 // 224}"
             raise InputRefusedError([Problem("model.method_options.pad", pad, fix)])
         generator = self.generator(seed)
         self.top = _draw((3, pad, side), generator)
@@ -45,13 +45,13 @@ class VisualPrompt(TunedViT):
         return {"vp.top": self.top, "vp.bottom": self.bottom, "vp.left": self.left, "vp.right": self.right}
 
     def border(self) -> Tensor:
-        """Return what is added to an image: (3, S, S), zero inside."""
+        """Return the tensor that is added to an image: (3, S, S), zero inside the border."""
         inside = self.left.new_zeros(3, self.left.shape[1], self.top.shape[2] - 2 * self.left.shape[2])
         middle = torch.cat([self.left, inside, self.right], dim=2)
         return torch.cat([self.top, middle, self.bottom], dim=1)
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """Return the backbone's features (B, D) of bordered images (B, 3, S, S)."""
+        """Return the backbone's features (B, D) of images (B, 3, S, S) with the border added."""
         features: Tensor = self.vit(images + self.border())
         return features
 

@@ -1,4 +1,4 @@
-"""VPT: learnable tokens beside the image's (visual prompt tuning, Jia et al. 2022)."""
+"""VPT, which adds trainable tokens to the image's tokens (visual prompt tuning, Jia et al. 2022)."""
 
 import math
 
@@ -13,10 +13,11 @@ __all__ = ["VPT"]
 
 
 class VPT(TunedViT):
-    """VPT-DEEP: T tokens after the cls token, new ones in every block; VPT-SHALLOW: in the first alone.
+    """A model with T trainable tokens after the cls token: new ones in every block (deep) or one set (shallow).
 
-    They start uniform within ±√(6 / (3 p² + D)), p the patch size, as in the authors' code. They are taken out before
-    the pooling, so that an averaging backbone averages image tokens only.
+    VPT-SHALLOW inserts its tokens before the first block. The tokens start uniform within ±√(6 / (3 p² + D)), with
+    patch size p, as in the authors' code. They are removed before the pooling, so that a backbone that averages its
+    tokens averages image tokens only.
 
     Attributes:
         tokens: (L, T, D), or (1, T, D) if shallow.

@@ -118,7 +118,7 @@ def test_classes_of_one_image_or_none_are_left_out_and_said() -> None:
     for name in MEASURES:
         assert found["", name] == pytest.approx(alone["", name]), name
     assert all(math.isnan(found["c", name]) for name in CLASS_MEASURES)
-    assert notes(np.concatenate([features, [[50.0] * 4]]), np.append(labels, 2)) == "one image only of c, left out"
+    assert notes(np.concatenate([features, [[50.0] * 4]]), np.append(labels, 2)) == "only one image of c, left out"
     assert notes(features, labels) == "no image of c"
 
 

@@ -61,7 +61,7 @@ def test_auto_and_fast_are_what_they_come_to_on_this_machine(
 
 def test_a_precision_of_a_device_that_is_not_there_is_refused(micro: Micro, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(InputRefusedError, match="torch sees no CUDA device"):
+    with pytest.raises(InputRefusedError, match="torch finds no CUDA device"):
         settle_precision(micro("model.device=cuda"))
     asked = micro("model.device=cuda", "training.precision=float32")
     assert settle_precision(asked) == asked
