@@ -1,1 +1,1 @@
-"""What a hospital runs: its images, its copy of the backbone, and the messages it answers."""
+"""The software that a hospital runs: it holds the images and the backbone, and answers the server's messages."""

@@ -1,8 +1,8 @@
-"""The ClientApp that SuperNode starts anew for every message: it hands the message's bytes to the site's worker.
+"""The ClientApp that SuperNode starts anew for every message: it forwards the message's bytes to the site's worker.
 
-It holds no image and no model, reads nothing of what it hands on, and imports little: it is loaded for every message,
-and is the only code that the server's bundle brings to a hospital's machine. What comes in and goes out is decided
-behind the socket, where this code cannot reach.
+It holds no image and no model, and it does not read the content that it forwards. It imports little, because it is
+loaded for every message. It is the only code that the server's bundle brings to a hospital's machine. The worker
+decides which messages may come in and go out; it runs behind the socket, where this code has no access.
 """
 
 import logging
@@ -26,24 +26,24 @@ app = ClientApp()
 
 @app.query()
 def query(message: Message, context: Context) -> Message:
-    """Hand a proposal or a stage of secure aggregation to the worker, and its answer back."""
+    """Forward a proposal or a stage of secure aggregation to the worker, and return its answer."""
     return _forward(message, context)
 
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    """Hand a train request to the worker, and its reply back."""
+    """Forward a train request to the worker, and return its reply."""
     return _forward(message, context)
 
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
-    """Hand an evaluate request to the worker, and its reply back."""
+    """Forward an evaluate request to the worker, and return its reply."""
     return _forward(message, context)
 
 
 def _forward(message: Message, context: Context) -> Message:
-    """Always return a message: one that is missing would leave SuperNode waiting for ever."""
+    """Forward a message to the worker; always return a message, because SuperNode would otherwise wait for ever."""
     try:
         question = read_frame_record(message)
         read_lengths(question)
@@ -56,19 +56,19 @@ def _forward(message: Message, context: Context) -> Message:
         return _decline(message, SITE_REFUSED, str(refusal))
     except WorkerAwayError as away:
         return _decline(message, SITE_AWAY, str(away))
-    except Exception:  # noqa: BLE001 - whatever it is, its text must not leave the site
-        _log.exception("a message could not be handed to the site's worker")
+    except Exception:  # noqa: BLE001 - the text of an exception must not leave the site
+        _log.exception("a message could not be forwarded to the site's worker")
         return _decline(message, SITE_FAILED, "the site failed; its own log says why")
 
 
 def _pass_refusal(message: Message, answer: bytes) -> Message:
-    """Turn the worker's refusal into Flower's own, which counts as none of the site's results."""
-    # Seldom needed, and slow to import.
+    """Turn the worker's refusal into a Flower error, which does not count as a result of the site."""
+    # Imported here because it is slow to import and seldom needed.
     from ept_fed.protocol.frames import Refusal, decode_frame
 
     refusal = decode_frame(answer)
     if not isinstance(refusal, Refusal):
-        raise TypeError("the worker's answer is spelled as a refusal, and is none")
+        raise TypeError("the worker's answer is marked as a refusal, but it is not a refusal")
     return _decline(message, SITE_FAILED if refusal.failed else SITE_REFUSED, refusal.reason)
 
 

@@ -1,4 +1,4 @@
-"""A ClientApp whose site is in the same process, as in simulations; no exception's text leaves it."""
+"""A ClientApp whose site is in the same process, as in simulations; texts of unexpected exceptions stay inside."""
 
 import logging
 from collections.abc import Callable
@@ -26,7 +26,12 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SecureSums:
-    """Each site's part in secure aggregation by the site's name, and the terms of the sums."""
+    """How the in-process sites take part in secure aggregation.
+
+    Attributes:
+        find_rounds: returns the secure rounds of the site with this name.
+        terms: the terms of the sums.
+    """
 
     find_rounds: Callable[[str], SecureRounds]
     terms: SumTerms
@@ -35,9 +40,9 @@ class SecureSums:
 def create_client_app(find_site: Callable[[Context], Site], masked: SecureSums | None = None) -> ClientApp:
     """Return a ClientApp whose train and evaluate are answered by `find_site(context)`, and stages by `masked`.
 
-    A declined request is answered with SITE_REFUSED and the sentence that says why, which names versions, shapes and
-    the loss only. Any other failure is answered with SITE_FAILED and no detail: exception texts hold paths and file
-    names, so they stay in the site's own log.
+    A declined request is answered with SITE_REFUSED and a sentence that states the reason. The sentence contains only
+    versions, shapes and the loss. Any other failure is answered with SITE_FAILED and no detail: exception texts contain
+    paths and file names, so they stay in the site's own log.
     """
     app = ClientApp()
 
@@ -55,7 +60,7 @@ def create_client_app(find_site: Callable[[Context], Site], masked: SecureSums |
             reason = clean_text(str(refusal))
             _log.warning("declined a %s request: %s", phase, reason)
             return Message(Error(code=SITE_REFUSED, reason=reason), reply_to=message)
-        except Exception:  # noqa: BLE001 - whatever it is, its text must not leave the site
+        except Exception:  # noqa: BLE001 - the text of an exception must not leave the site
             _log.exception("failed on a %s request", phase)
             return Message(Error(code=SITE_FAILED, reason="the site failed; its own log says why"), reply_to=message)
 

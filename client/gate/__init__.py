@@ -1,1 +1,1 @@
-"""The gate: the site's policy, applied to every message in and out, with the ledger and the privacy budget."""
+"""The gate: it applies the site's policy to every message in and out, and keeps the ledger and the privacy budget."""

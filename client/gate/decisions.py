@@ -1,4 +1,7 @@
-"""The gate's decisions: each is a line of the ledger before it holds, and a refusal tells the server rules alone."""
+"""The gate's decisions: each one is written to the ledger before it takes effect.
+
+A refusal that is sent to the server contains only the names of the rules.
+"""
 
 import dataclasses
 import hashlib
@@ -18,14 +21,17 @@ _LONGEST_REASON = 2000
 
 
 class Decisions:
-    """Writes what was decided under one policy; what cannot be written does not pass: OSError leaves every method."""
+    """Writes the decisions made under one policy.
+
+    A decision that cannot be written does not pass: every method raises OSError then.
+    """
 
     def __init__(self, ledger: Ledger, policy_digest: str) -> None:
-        """Take the open ledger, and the digest of the policy that decides."""
+        """Take the open ledger, and the digest of the policy in force."""
         self._ledger, self._policy_digest = ledger, policy_digest
 
     def settle(self, record: Record, frame: bytes, violations: Sequence[PolicyViolation]) -> None:
-        """Record a message as passed, or refuse it if it breaks any rule; arguments and errors as for `refuse`."""
+        """Record a message as passed, or refuse it if it violates the policy; arguments and errors as for `refuse`."""
         if violations:
             self.refuse(record, frame, violations)
         self.append(record, frame)
@@ -34,15 +40,15 @@ class Decisions:
         """Record a refusal, with values and fixes in ledger and log, and raise it.
 
         Args:
-            record: what there is to say of the message; its decision is replaced.
-            frame: its bytes; none for what did not become a message.
-            broken: all rules that it breaks.
+            record: description of the message; its decision is replaced.
+            frame: bytes of the message; empty if no message was made.
+            violations: all policy violations of the message.
 
         Raises:
-            PolicyViolationError: naming the rules.
+            PolicyViolationError: always, with the names of the rules.
         """
         error = PolicyViolationError(violations)
-        # A request may break a rule with what its proposal broke it with: said once.
+        # A request and its proposal may violate a rule with the same value: it is reported once.
         reason = clean_text("; ".join(dict.fromkeys(str(rule) for rule in violations)), _LONGEST_REASON)
         _log.warning("refused %s (%s): %s", record.kind, record.direction, reason)
         rule = ", ".join(error.rules)
@@ -57,9 +63,9 @@ class Decisions:
 
     @property
     def ended(self) -> bool:
-        """Whether the ledger takes no entry any more."""
+        """Whether the ledger accepts no more entries."""
         return self._ledger.closed
 
     def close(self) -> None:
-        """Let go of the ledger."""
+        """Close the ledger."""
         self._ledger.close()

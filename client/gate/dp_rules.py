@@ -1,4 +1,4 @@
-"""What the gate asks of noise on whole updates, and what the ledger says of it."""
+"""The gate's checks of noise on whole updates, and the ledger's description of that noise."""
 
 import math
 
@@ -12,7 +12,7 @@ __all__ = ["check_clip", "check_noise", "describe_noise"]
 
 
 def describe_noise(private: SitePrivacySettings | None) -> dict[str, str]:
-    """Return what the ledger says of a proposal with this noise."""
+    """Return the ledger's description of a proposal with this noise."""
     if private is None:
         return {}
     noise = f"{private.noise} noise on updates of length {private.clip:g} at most"
@@ -20,12 +20,14 @@ def describe_noise(private: SitePrivacySettings | None) -> dict[str, str]:
 
 
 def check_clip(policy: Policy, private: SitePrivacySettings | None, layout: PayloadLayout) -> list[PolicyViolation]:
-    """Return what breaks if updates that this site makes noisy may be as long as the run lets them be.
+    """Return the violations if the run's clip allows longer updates than the policy does.
+
+    Only updates to which a site adds noise are checked here.
 
     Args:
         policy: the site's.
         private: the run's noise on whole updates, if it has any.
-        layout: that the site made.
+        layout: the layout that the site made.
     """
     bound, rule = policy.outgoing.update.bound, "outgoing.update"
     if private is None or private.noise == "central":
@@ -35,17 +37,17 @@ def check_clip(policy: Policy, private: SitePrivacySettings | None, layout: Payl
     if longest <= bound:
         return []
     fix = f"the policy allows {bound:g}; the consortium has to lower federation.site_privacy.clip, or the site to raise"
-    return [PolicyViolation(rule, f"a clip of {private.clip:g} lets an update be {longest:.4g}", f"{fix} {rule}.bound")]
+    return [PolicyViolation(rule, f"clip {private.clip:g} allows an update of {longest:.4g}", f"{fix} {rule}.bound")]
 
 
 def check_noise(policy: Policy, private: SitePrivacySettings | None) -> list[PolicyViolation]:
-    """Return what breaks, under a budget, if a run covers whole updates with this noise."""
+    """Return the violations of a privacy budget by a run with this noise on whole updates."""
     budget, rule = policy.outgoing.budget, "outgoing.budget"
     if budget is None or private is None:
         return []
     violations = []
     if private.noise not in budget.noise:
-        fix = f"the policy counts on {', '.join(budget.noise) or 'none'} noise; add it to {rule}.noise to believe in it"
+        fix = f"the policy trusts {', '.join(budget.noise) or 'no'} noise; add it to {rule}.noise to trust it too"
         violations.append(PolicyViolation(f"{rule}.noise", private.noise, fix))
     if private.metrics:
         fix = "loss and quality have no noise; the consortium has to set federation.site_privacy.metrics to false"

@@ -1,8 +1,8 @@
-"""The gate: what comes to this site and what leaves it passes here, is judged by the site's policy, and is recorded.
+"""The gate: it checks every message to and from this site against the site's policy, and records it.
 
-It runs in the site's worker, which the hospital installed itself; nothing that a server sends can switch it off. It
-fails closed: what cannot be judged or recorded does not pass. A server learns the names of the rules that it broke;
-values, and what to change, stay in the site's log and ledger.
+It runs in the site's worker, which the hospital installed itself; no message of a server can switch it off. It fails
+closed: a message that cannot be checked or recorded does not pass. A server learns only the names of the rules that it
+violated; the values and the fixes stay in the site's log and ledger.
 """
 
 import dataclasses
@@ -49,12 +49,12 @@ __all__ = ["Gate"]
 
 
 class Gate:
-    """The gate of one site; see `client.gate.interface`. One message at a time passes, whichever thread brings it."""
+    """The gate of one site, see `client.gate.interface`. A lock makes threads pass one message at a time."""
 
     def __init__(
         self, policy: Policy, ledger: Ledger, prompts: PromptStore, budget: BudgetLedger, *, site: str
     ) -> None:
-        """Take policy, open ledger and budget, and recall from the ledger what was agreed and accepted before."""
+        """Take policy, open ledger and budget, and load earlier agreements and accepted requests from the ledger."""
         self._policy, self._prompts, self._budget, self._site = policy, prompts, budget, site
         self._decisions = Decisions(ledger, policy.digest)
         self._runs = load_runs(ledger.history)
@@ -65,10 +65,10 @@ class Gate:
         self._turn = threading.Lock()
 
     def admit_proposal(self, run: str, proposal: Proposal, frame: bytes) -> None:
-        """Let a proposal in.
+        """Accept a proposal.
 
         Raises:
-            PolicyViolationError: naming the rules.
+            PolicyViolationError: with the names of the violated rules.
             OSError: if it cannot be recorded, and so does not pass.
         """
         with self._turn:
@@ -92,16 +92,16 @@ class Gate:
         *,
         counts: Mapping[Split, int],
     ) -> None:
-        """Let the answer to a proposal out.
+        """Release the answer to a proposal.
 
         Args:
-            run: the proposal's.
+            run: name of the proposed run.
             introduction: the answer.
-            frame: its bytes.
-            counts: images per split: a train reply does not say how many are behind its validation metrics.
+            frame: bytes of the answer.
+            counts: images per split; needed because a train reply does not contain the number of validation images.
 
         Raises:
-            PolicyViolationError: naming the rules.
+            PolicyViolationError: with the names of the violated rules.
             OSError: if it cannot be recorded, and so does not pass.
         """
         with self._turn:
@@ -114,7 +114,7 @@ class Gate:
                     self._policy, introduction, proposal, site=self._site, run=run, pinned=self._pinned
                 )
                 if known.backbone is not None and (known.backbone, known.layout) != tuple(about.values()):
-                    fix = "the site introduced itself otherwise before; a new run is needed"
+                    fix = "the site introduced itself with other values before; a new run is needed"
                     violations.append(PolicyViolation("protocol.run", "backbone or layout", fix))
             record = Record(
                 "out",
@@ -135,16 +135,16 @@ class Gate:
                 self._prompts.keep(run, introduction.layout, 0, introduction.initial)
 
     def admit(self, request: RoundRequest, proposal: Proposal, layout: PayloadLayout, frame: bytes) -> None:
-        """Let a train or evaluate request in, of a run that today's policy would still agree to.
+        """Accept a train or evaluate request, if the current policy would still accept the run.
 
         Args:
-            request: what came.
-            proposal: that the site agreed to for this run.
-            layout: that the site made.
-            frame: the request's bytes.
+            request: the received request.
+            proposal: the proposal that the site agreed to for this run.
+            layout: the layout that the site made.
+            frame: bytes of the request.
 
         Raises:
-            PolicyViolationError: naming the rules.
+            PolicyViolationError: with the names of the violated rules.
             OSError: if it cannot be recorded, and so does not pass.
         """
         with self._turn:
@@ -170,11 +170,11 @@ class Gate:
                 self._prompts.keep(run, layout, stage_of(request), request.payload)
 
     def charge(self, request: RoundRequest, cost: RoundCost) -> None:
-        """Write down what a private round will cost, if the site's budget lasts.
+        """Write down the cost of a private round, if the site's budget is sufficient.
 
         Raises:
-            PolicyViolationError: naming outgoing.budget; neither its size nor what is spent leaves the site.
-            OSError: if it cannot be written, and so must not happen.
+            PolicyViolationError: naming outgoing.budget; the budget's size and the amount spent stay at the site.
+            OSError: if it cannot be written; the round must not happen then.
         """
         with self._turn:
             limit = self._policy.outgoing.budget
@@ -187,18 +187,18 @@ class Gate:
                     epsilon=None if limit is None else limit.epsilon,
                 )
             except (OverspentError, BudgetBrokenError) as error:
-                fix = "stop the worker and look at the file; nothing private is trained until it is whole"
+                fix = "stop the worker and inspect the file; no private round is trained until it is complete"
                 if isinstance(error, OverspentError):
-                    fix = "the site spends no more; raise outgoing.budget, if its images may tell more"
+                    fix = "the budget is exhausted; raise outgoing.budget if more may be revealed about the images"
                 violations = [PolicyViolation("outgoing.budget", str(error), fix)]
                 self._decisions.refuse(record_request(request, "in"), b"", violations)
             self._decisions.append(record_charge(request, self._budget.end), b"")
 
     def release(self, request: RoundRequest, reply: RoundReply, layout: PayloadLayout) -> RoundReply:
-        """Return a reply as it may leave: metrics rounded or withheld, the update scaled down if the policy says so.
+        """Return the reply that may leave: metrics rounded or withheld, the update clipped if the policy requires it.
 
         Raises:
-            PolicyViolationError: naming the rules.
+            PolicyViolationError: with the names of the violated rules.
             OSError: if it cannot be recorded, and so does not pass.
         """
         with self._turn:
@@ -212,7 +212,7 @@ class Gate:
             return leaving
 
     def admit_stage(self, request: StageRequest, proposal: Proposal, layout: PayloadLayout, frame: bytes) -> None:
-        """Let the request for a stage of secure aggregation in; arguments and refusals as for `admit`."""
+        """Accept the request for a stage of secure aggregation; arguments and refusals as for `admit`."""
         with self._turn:
             known = self._runs.get(request.header.run)
             violations = check_stage(self._policy, request, layout, known)
@@ -222,14 +222,14 @@ class Gate:
     def mask(
         self, request: StageRequest, received: Vector, trained: Vector, examples: int, layout: PayloadLayout
     ) -> Vector:
-        """Return an update as it may be masked, scaled down if the policy says so; refusals as for `release`.
+        """Return the update that may be masked, scaled down if the policy requires it; refusals as for `release`.
 
         Args:
-            request: for the masked input.
+            request: the request for the masked input.
             received: the payload that the round began with.
             trained: the payload after the round.
-            examples: training images behind it.
-            layout: that the site made.
+            examples: number of training images that it was trained on.
+            layout: the layout that the site made.
         """
         with self._turn:
             known = self._runs.get(request.header.run, KnownRun(proposal=""))
@@ -248,7 +248,7 @@ class Gate:
             return leaving
 
     def release_stage(self, request: StageRequest, frame: bytes) -> None:
-        """Let a site's part of a stage out.
+        """Release a site's part of a stage.
 
         Raises:
             PolicyViolationError: for a masked input whose update did not pass `mask`.
@@ -258,7 +258,7 @@ class Gate:
             record, masking = record_stage(request, "out"), self._masking
             if request.stage == "masked input":
                 if masking is None or (masking.run, masking.round) != (record.run, record.round):
-                    fix = "the update was not judged before it was masked"
+                    fix = "the update was not checked before it was masked"
                     self._decisions.refuse(record, b"", [PolicyViolation("protocol.stage", request.stage, fix)])
                 record, self._masking = masking, None
             self._decisions.append(record, frame)
@@ -272,24 +272,24 @@ class Gate:
             return 0 if known is None else known.last_secure_round
 
     def refused(self, direction: Direction, kind: str, reason: str, frame: bytes) -> None:
-        """Record what could not be read or answered; the worker has refused it already."""
+        """Record a message that could not be read or answered; the worker has refused it already."""
         with self._turn:
             record = Record(direction, clean_text(kind, 40), "refused", rule="protocol", reason=clean_text(reason))
             self._decisions.append(record, frame)
 
     @property
     def ended(self) -> bool:
-        """Whether nothing can be recorded any more, so that nothing may pass until a new start."""
+        """Whether nothing can be recorded any more; then no message may pass until the worker is restarted."""
         return self._decisions.ended
 
     def close(self) -> None:
-        """Let go of the ledger."""
+        """Close the ledger."""
         self._decisions.close()
 
     def _check_agreement(
         self, known: KnownRun | None, proposal: Proposal, layout: PayloadLayout
     ) -> list[PolicyViolation]:
-        """Return what of a run that the site agreed to breaks the policy of today."""
+        """Return the violations of the current policy by a run that the site agreed to earlier."""
         if known is None or known.backbone is None:
             return []
         violations = check_proposal(self._policy, proposal, known) + check_splits(self._policy, proposal, self._splits)
@@ -297,6 +297,6 @@ class Gate:
         return violations + check_backbone(self._policy, known.backbone, self._pinned)
 
     def _pin_splits(self, proposal: Proposal) -> dict[str, str]:
-        """Return what the first message that passes under a budget says of the splits, for all that come after it."""
+        """Return the `about` that pins the splits if this is the first message to pass under a budget; else nothing."""
         first = self._policy.outgoing.budget is not None and self._splits is None
         return {SPLITS: splits_of(proposal)} if first else {}

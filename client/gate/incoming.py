@@ -1,6 +1,6 @@
-"""What may come in: proposals and requests, held against the site's policy and what it knows of the run.
+"""The gate's checks for incoming proposals and requests, against the site's policy and the history of the run.
 
-What is not covered: whether a server tells all sites the same, and what many permitted requests add up to.
+Not covered: whether a server sends the same to all sites, and how much many permitted requests reveal together.
 """
 
 import numpy as np
@@ -37,7 +37,7 @@ _NAME: TypeAdapter[str] = TypeAdapter(Name)
 
 
 def check_name(run: str) -> list[PolicyViolation]:
-    """Return what a run's name breaks, which becomes that of a file."""
+    """Return the violations of a run's name, which is also used as a file name."""
     try:
         _NAME.validate_python(run)
     except ValidationError:
@@ -46,12 +46,12 @@ def check_name(run: str) -> list[PolicyViolation]:
 
 
 def check_proposal(policy: Policy, proposal: Proposal, known: KnownRun | None) -> list[PolicyViolation]:
-    """Return every rule that a proposed run breaks, or one that was agreed on under an earlier policy.
+    """Return every policy violation of a run that is proposed now, or was agreed on under an earlier policy.
 
     Args:
-        policy: the site's.
-        proposal: what the server would have the site do.
-        known: what the site knows of a run of this name; None for a new one.
+        policy: the site's policy.
+        proposal: the settings that the server proposes for the run.
+        known: the site's history of a run with this name; None for a new run.
     """
     rules = policy.incoming
     model, federation, personal = proposal.model, proposal.federation, proposal.personalisation
@@ -73,7 +73,7 @@ def check_proposal(policy: Policy, proposal: Proposal, known: KnownRun | None) -
         *check_noise(policy, federation.site_privacy),
     ]
     if ":" in model.backbone and not isinstance(rules.backbone, tuple):
-        fix = "pin its SHA-256 in incoming.backbone before a server may name a repository of the internet"
+        fix = "pin its SHA-256 in incoming.backbone before a server may name an internet repository"
         violations.append(PolicyViolation("incoming.backbone", model.backbone, fix))
     if policy.outgoing.secure_aggregation_only and federation.secure_aggregation is None:
         fix = "updates leave under secure aggregation only; the consortium has to set federation.secure_aggregation"
@@ -82,7 +82,7 @@ def check_proposal(policy: Policy, proposal: Proposal, known: KnownRun | None) -
         minimum = count_min_sites(len(proposal.sites), federation.secure_aggregation.threshold)
         if minimum < policy.outgoing.min_secure_aggregation_sites:
             wanted = policy.outgoing.min_secure_aggregation_sites
-            fix = f"the policy asks for sums of at least {wanted} sites; lower the rule, or raise the threshold"
+            fix = f"the policy requires sums of at least {wanted} sites; lower the rule, or raise the threshold"
             violations.append(PolicyViolation("outgoing.min_secure_aggregation_sites", minimum, fix))
     if known is not None and known.proposal != proposal.digest:
         fix = "this run was proposed with other settings before; the consortium has to start a new run"
@@ -91,12 +91,12 @@ def check_proposal(policy: Policy, proposal: Proposal, known: KnownRun | None) -
 
 
 def check_backbone(policy: Policy, digest: str, pinned: str | None) -> list[PolicyViolation]:
-    """Return what breaks if a run tunes this backbone.
+    """Return the violations of a run that tunes this backbone.
 
     Args:
-        policy: the site's.
+        policy: the site's policy.
         digest: SHA-256 of the backbone's tensors.
-        pinned: that of the first backbone of this site; None if there is none yet.
+        pinned: SHA-256 of the first backbone of this site; None if there is none yet.
     """
     pins, rule = policy.incoming.backbone, "incoming.backbone"
     if pins is None:
@@ -111,34 +111,34 @@ def check_backbone(policy: Policy, digest: str, pinned: str | None) -> list[Poli
 
 
 def check_splits(policy: Policy, proposal: Proposal, pinned: str | None) -> list[PolicyViolation]:
-    """Return what breaks if a run splits the images in another way than all others under the privacy budget.
+    """Return the violation if a run splits the images differently from all other runs under the privacy budget.
 
-    Test images of the one run would be training images of the other, and their metrics, which have no noise, would
-    tell of them.
+    Test images of one run could be training images of another. Their metrics have no noise, so they would leak
+    information about training images.
 
     Args:
-        policy: the site's.
-        proposal: what the server would have the site do.
+        policy: the site's policy.
+        proposal: the settings that the server proposes for the run.
         pinned: `splits_of` the first run under a budget; None if there is none yet.
     """
     splits = splits_of(proposal)
     if policy.outgoing.budget is None or pinned in (None, splits):
         return []
-    fix = f"the budget counts on {pinned}, which came first; the consortium has to set data.split_seed and fractions so"
+    fix = f"the budget requires the first run's {pinned}; the consortium has to set data.split_seed and fractions so"
     return [PolicyViolation("outgoing.budget", splits, fix)]
 
 
 def check_request(
     policy: Policy, request: RoundRequest, layout: PayloadLayout, known: KnownRun | None, sha256: str
 ) -> list[PolicyViolation]:
-    """Return every rule that a train or evaluate request breaks, but how far its prompts moved; see `check_change`.
+    """Return every policy violation of a train or evaluate request, except the prompt change (see `check_change`).
 
     Args:
-        policy: the site's.
-        request: what came.
-        layout: that the site itself made.
-        known: what the site knows of the run; None if nothing.
-        sha256: of the request's frame.
+        policy: the site's policy.
+        request: the received request.
+        layout: the layout that the site itself made.
+        known: the site's history of the run; None if there is none.
+        sha256: SHA-256 of the request's frame.
     """
     rules, header = policy.incoming, request.header
     violations = check_header(policy, header, layout, known)
@@ -158,7 +158,7 @@ def check_request(
             violations.append(PolicyViolation("outgoing.budget", "train", fix))
         if request.correction is not None or request.wants_gradient or request.settings:
             violations.append(
-                PolicyViolation("protocol.request", "evaluate", "carries what only a train request may carry")
+                PolicyViolation("protocol.request", "evaluate", "contains fields that only a train request may have")
             )
     return violations + _check_order(known, request_key(request), sha256)
 
@@ -166,13 +166,13 @@ def check_request(
 def check_header(
     policy: Policy, header: Header, layout: PayloadLayout, known: KnownRun | None
 ) -> list[PolicyViolation]:
-    """Return every rule that a message's header breaks.
+    """Return every policy violation of a message's header.
 
     Args:
-        policy: the site's.
-        header: of a request of whatever kind.
-        layout: that the site itself made.
-        known: what the site knows of the run; None if nothing.
+        policy: the site's policy.
+        header: header of a request of any kind.
+        layout: the layout that the site itself made.
+        known: the site's history of the run; None if there is none.
     """
     if known is None or known.backbone is None:
         fix = "this site has not introduced itself for this run; the server has to propose it first"
@@ -185,22 +185,22 @@ def check_header(
         ("protocol.layout", layout.hash, known.layout),
     )
     return violations + [
-        PolicyViolation(rule, theirs, f"agreed was {ours}") for rule, theirs, ours in same if theirs != ours
+        PolicyViolation(rule, theirs, f"{ours} was agreed on") for rule, theirs, ours in same if theirs != ours
     ]
 
 
 def check_change(
     policy: Policy, request: RoundRequest, latest: Vector | None, layout: PayloadLayout, known: KnownRun, sha256: str
 ) -> list[PolicyViolation]:
-    """Return what breaks if a tensor of the prompts moved further than the policy lets each of them.
+    """Return a violation for each prompt tensor that changed by more than the policy allows.
 
     Args:
-        policy: the site's.
-        request: sound by `check_request`.
+        policy: the site's policy.
+        request: a request without violations by `check_request`.
         latest: the prompts accepted last; None if they are lost.
-        layout: of both.
-        known: what the site knows of the run.
-        sha256: of the request's frame: one that was accepted before is not judged again.
+        layout: layout of both.
+        known: the site's history of the run.
+        sha256: SHA-256 of the request's frame; a request that was accepted before is not checked again.
     """
     if known.accepted.get(request_key(request)) == sha256:
         return []
@@ -217,19 +217,19 @@ def check_change(
 
 
 def request_key(request: RoundRequest) -> RequestKey:
-    """Return what may be asked for once, or again bit for bit."""
+    """Return the key under which a request is accepted once; repetitions must be identical bit for bit."""
     return request.header.round, request.phase, request.split if request.phase == "evaluate" else ""
 
 
 def stage_of(request: RoundRequest) -> int:
-    """Return after how many rounds the request's prompts stand: those to train on are the round before's."""
+    """Return the round that produced the request's prompts; for a train request this is the previous round."""
     return request.header.round - (request.phase == "train")
 
 
 def splits_of(proposal: Proposal) -> str:
-    """Return in words what decides, of a proposal, which images are for training and which are not.
+    """Return, as text, the settings of a proposal that determine which images are in which split.
 
-    Images of several classes are sorted into strata by the first of them, so there the order of classes decides too.
+    Images with several classes are stratified by the first class, so the order of classes matters there too.
     """
     data = proposal.data
     seed = data.place_by(proposal.seed if data.seed is None else data.seed)
@@ -239,13 +239,13 @@ def splits_of(proposal: Proposal) -> str:
 
 
 def measure_change(one: Vector, other: Vector, layout: PayloadLayout) -> dict[str, float]:
-    """Return how far each tensor moved between two payloads (layout.size,): the root mean square over its own numbers.
+    """Return the root mean square of each tensor's change between two payloads (layout.size,).
 
-    Statistics do not move, they are measured. Over all numbers together a jump of a few hundred sinks would hide among
-    thousands of numbers of tokens.
+    Statistics are left out, because they are measured and not trained. The change is computed per tensor: over all
+    numbers together, a jump of a few hundred sinks would be hidden among thousands of token values.
 
     Raises:
-        PayloadMismatchError: if one of them is none of the layout.
+        PayloadMismatchError: if one of them does not fit the layout.
     """
     before, after = layout.unflatten(other), layout.unflatten(one)
     moved = {name: after[name].astype(np.float64) - before[name] for name in before if name not in STATISTICS_TENSORS}
@@ -256,13 +256,13 @@ def _check_train(policy: Policy, request: RoundRequest, *, noisy: bool) -> list[
     violations = []
     if request.split != "train":
         violations.append(
-            PolicyViolation("protocol.request", request.split, "a train request is about the train split")
+            PolicyViolation("protocol.request", request.split, "a train request has to name the train split")
         )
     if request.correction is not None and not policy.incoming.correction:
-        fix = "a linear term for the loss came; set incoming.correction: true to allow it"
+        fix = "a linear term for the loss was received; set incoming.correction: true to allow it"
         violations.append(PolicyViolation("incoming.correction", True, fix))
     if request.wants_gradient and not policy.outgoing.gradient:
-        fix = "the gradient is asked for; set outgoing.gradient: true to allow it"
+        fix = "the gradient is requested; set outgoing.gradient: true to allow it"
         violations.append(PolicyViolation("outgoing.gradient", True, fix))
     if request.wants_gradient and policy.outgoing.budget is not None:
         fix = "the gradient over all training images has no noise; leave out outgoing.budget to allow it"
@@ -270,7 +270,7 @@ def _check_train(policy: Policy, request: RoundRequest, *, noisy: bool) -> list[
     try:
         training = TrainingSettings.model_validate_json(request.settings)
     except ValidationError as error:
-        fix = f"{error.error_count()} of them are none that this version has"
+        fix = f"{error.error_count()} of them are not valid in this version"
         return [*violations, PolicyViolation("protocol.settings", "training settings", fix)]
     return violations + _check_training(policy, training, noisy=noisy)
 
@@ -298,12 +298,15 @@ def _check_vector(rule: str, vector: Vector, layout: PayloadLayout) -> list[Poli
 
 
 def _check_order(known: KnownRun, key: RequestKey, sha256: str) -> list[PolicyViolation]:
-    """A round that lies behind, or came before, may only come again bit for bit: a lost answer is asked for again."""
+    """Return a violation if an earlier request is repeated with other content, or a new one is for an earlier round.
+
+    An identical repetition is accepted, because a server requests a lost answer again.
+    """
     before = known.accepted.get(key)
     if before == sha256 or (before is None and key[0] >= known.last_round):
         return []
     behind = f"round {key[0]} after round {known.last_round}"
-    fix = "it came before with other content" if before is not None else "it is over, and was not asked for then"
+    fix = "it came before with other content" if before is not None else "it is over, and was not requested then"
     return [PolicyViolation("protocol.replay", f"{key[1]} of {behind}", fix)]
 
 

@@ -1,4 +1,4 @@
-"""The gate's interface: what every message has to pass, coming in and going out, before anything is done with it."""
+"""The gate's interface: every incoming and outgoing message has to pass it before anything is done with it."""
 
 from collections.abc import Mapping
 from typing import Literal, Protocol
@@ -15,18 +15,18 @@ Direction = Literal["in", "out"]
 
 
 class GateInterface(Protocol):
-    """Admits what comes from the server, releases what goes to it, and records both.
+    """Accepts messages from the server, releases messages to it, and records both.
 
-    `frame` is always the exact bytes, as the worker received or would send them. A gate that cannot record raises
+    `frame` always holds the exact bytes that the worker received or would send. A gate that cannot record raises
     OSError, and the message does not pass.
     """
 
     @property
     def ended(self) -> bool:
-        """Whether it can record nothing any more until the worker starts anew."""
+        """Whether it can record nothing more until the worker is restarted."""
 
     def admit_proposal(self, run: str, proposal: Proposal, frame: bytes) -> None:
-        """Let a proposal in.
+        """Accept a proposal.
 
         Raises:
             MessageRefusedError: with a sentence that may leave the site.
@@ -35,51 +35,51 @@ class GateInterface(Protocol):
     def release_introduction(
         self, run: str, introduction: SiteIntroduction, frame: bytes, *, counts: Mapping[Split, int]
     ) -> None:
-        """Let the answer to a proposal out.
+        """Release the answer to a proposal.
 
         Args:
-            run: the proposal's.
+            run: name of the proposed run.
             introduction: the answer.
-            frame: its bytes.
-            counts: images per split at this site, which do not travel.
+            frame: bytes of the answer.
+            counts: images per split at this site; they are not sent.
 
         Raises:
             MessageRefusedError: with a sentence that may leave the site.
         """
 
     def admit(self, request: RoundRequest, proposal: Proposal, layout: PayloadLayout, frame: bytes) -> None:
-        """Let a train or evaluate request in.
+        """Accept a train or evaluate request.
 
         Args:
-            request: whose arrays fit the layout.
-            proposal: that the site agreed to for this run, perhaps long ago and under another policy.
-            layout: that the site made.
-            frame: the request's bytes.
+            request: a request whose arrays fit the layout.
+            proposal: the proposal that the site agreed to for this run, perhaps long ago and under another policy.
+            layout: the layout that the site made.
+            frame: bytes of the request.
 
         Raises:
             MessageRefusedError: with a sentence that may leave the site.
         """
 
     def charge(self, request: RoundRequest, cost: RoundCost) -> None:
-        """Take what a private round will cost from the site's budget, before the round begins.
+        """Charge the cost of a private round to the site's budget, before the round begins.
 
         Args:
-            request: that asks for the round.
-            cost: of the round, as the run agreed on it.
+            request: the request for the round.
+            cost: cost of the round, as agreed on for the run.
 
         Raises:
             MessageRefusedError: with a sentence that may leave the site.
         """
 
     def release(self, request: RoundRequest, reply: RoundReply, layout: PayloadLayout) -> RoundReply:
-        """Let a reply out, as it is or with a smaller update.
+        """Release a reply, unchanged or with a smaller update.
 
         Raises:
             MessageRefusedError: with a sentence that may leave the site.
         """
 
     def admit_stage(self, request: StageRequest, proposal: Proposal, layout: PayloadLayout, frame: bytes) -> None:
-        """Let the request for a stage of secure aggregation in.
+        """Accept the request for a stage of secure aggregation.
 
         Raises:
             MessageRefusedError: with a sentence that may leave the site.
@@ -88,14 +88,14 @@ class GateInterface(Protocol):
     def mask(
         self, request: StageRequest, received: Vector, trained: Vector, examples: int, layout: PayloadLayout
     ) -> Vector:
-        """Return an update, which nobody can check once it is masked, as it may leave under secure aggregation.
+        """Return the update that may leave under secure aggregation; it is checked now, because a masked one cannot be.
 
         Raises:
             MessageRefusedError: with a sentence that may leave the site.
         """
 
     def release_stage(self, request: StageRequest, frame: bytes) -> None:
-        """Let the site's part of a stage out, a masked input only after `mask`.
+        """Release the site's part of a stage; a masked input is released only after `mask`.
 
         Raises:
             MessageRefusedError: with a sentence that may leave the site.
@@ -105,4 +105,4 @@ class GateInterface(Protocol):
         """Return the last round of a run whose update left under secure aggregation; 0 if none did."""
 
     def refused(self, direction: Direction, kind: str, reason: str, frame: bytes) -> None:
-        """Record what could not be read or answered; the bytes are those that came in."""
+        """Record a message that could not be read or answered; `frame` holds the bytes that were received."""

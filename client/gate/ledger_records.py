@@ -1,4 +1,4 @@
-"""What the gate writes of a message: who, when, about what, and the shapes of what it carries."""
+"""The ledger records that the gate makes of messages: kind, run, round, and the shapes of the tensors they carry."""
 
 import dataclasses
 import math
@@ -15,7 +15,7 @@ __all__ = ["name_tensors", "record_charge", "record_release", "record_request", 
 
 
 def record_request(request: RoundRequest, direction: Direction) -> Record:
-    """Return what there is to say of a train or evaluate request, or of its answer, before either is judged."""
+    """Return the record of a train or evaluate request, or of its answer, before the gate has checked it."""
     return Record(
         direction,
         request.phase,
@@ -27,19 +27,19 @@ def record_request(request: RoundRequest, direction: Direction) -> Record:
 
 
 def record_stage(request: StageRequest, direction: Direction) -> Record:
-    """Return the same of a stage of secure aggregation."""
+    """Return the record of a stage of secure aggregation."""
     header = request.header
     return Record(direction, request.stage, "passed", run=clean_text(header.run, 64), round=header.round)
 
 
 def record_charge(request: RoundRequest, end: str) -> Record:
-    """Return the note of what a private round was charged to the site's budget, which now ends like this."""
+    """Return the note that a private round was charged to the site's budget; `end` is the budget's new end."""
     about = {BUDGET: end}
     return Record("site", "charged", "noted", run=request.header.run, round=request.header.round, about=about)
 
 
 def record_release(record: Record, released: Release, layout: PayloadLayout) -> Record:
-    """Return the record of an answer as it may leave: what it carries, and what altered it."""
+    """Return the record of a released answer: its content, and the rules that altered it."""
     reply = released.reply
     payload = name_tensors(layout, None) if reply.payload is not None else ()
     gradient = name_tensors(layout, "gradient")[len(layout.shapes) :] if reply.gradient is not None else ()
@@ -55,7 +55,7 @@ def record_release(record: Record, released: Release, layout: PayloadLayout) -> 
 
 
 def name_tensors(layout: PayloadLayout, beside: str | None) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    """Return names and shapes of a payload's tensors, and of a vector of the same layout that travels beside it."""
+    """Return names and shapes of a payload's tensors, and of a vector of the same layout that is sent with it."""
     return layout.shapes + (
         () if beside is None else tuple((f"{beside}/{name}", shape) for name, shape in layout.shapes)
     )

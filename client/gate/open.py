@@ -1,4 +1,4 @@
-"""Opening a site's gate: its policy, key, ledger and budget, each refused in words if it cannot be relied on."""
+"""Opening of a site's gate: policy, key, ledger and budget; each one is refused with a reason if it is not sound."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -38,15 +38,15 @@ _PROMPTS_FOLDER = ".gate"  # no run has a name that begins with a dot
 
 
 def open_gate(settings: SiteSettings, kit: Path) -> Gate:
-    """Return the gate of a site: its policy, its ledger in the worker's state, signed with the kit's keys/site.key.
+    """Return the gate of a site; its ledger is in the worker's state folder and is signed with the kit's keys/site.key.
 
     Args:
-        settings: the site's own.
-        kit: folder of its kit.
+        settings: the site's own settings.
+        kit: folder of the site's kit.
 
     Raises:
         InputRefusedError: for a policy or key that cannot be used; for a ledger that is not sound, that another worker
-            has open, or that knows less than the site's own state.
+            has open, or that contains less than the site's own state.
     """
     policy = load_policy(settings.policy)
     key = read_site_key(kit)
@@ -55,7 +55,7 @@ def open_gate(settings: SiteSettings, kit: Path) -> Gate:
     served = find_served(state, budget.charged, settings.site)
     content, tip = read_ledger(path)
     if examine(content, tip, key.public_key()).unbegun:
-        # Before it is begun anew in silence.
+        # Check this before `open_ledger` would begin the ledger anew without a report.
         _require_known(path, served, [])
     ledger = open_ledger(path, key, settings.site)
     try:
@@ -70,28 +70,28 @@ def open_gate(settings: SiteSettings, kit: Path) -> Gate:
 
 
 def check_gate(settings: SiteSettings, kit: Path) -> None:
-    """Look at what `open_gate` needs without opening it: a worker may have the ledger open, and none need begin.
+    """Check what `open_gate` needs without opening it: a worker may have the ledger open, and none has to be begun.
 
     Raises:
-        InputRefusedError: as `open_gate`, but for a ledger that is open.
+        InputRefusedError: as in `open_gate`, except for a ledger that is open.
     """
     load_policy(settings.policy)
     budget = open_budget(settings)
     key = read_site_key(kit).public_key()
     path = settings.worker.state / LEDGER_FILE
-    # The state first: a worker may write meanwhile, and what it writes there is in the ledger before.
+    # The state first: a worker may write meanwhile, and it writes to the ledger before it writes to the state.
     served = find_served(settings.worker.state, budget.charged, settings.site)
     found = examine(*read_ledger(path), key)
     if found.findings:
         fix = f"is not sound; {found.findings[0]}. See ept-fed audit verify {path}"
         raise InputRefusedError([Problem("ledger", str(path), fix)])
     _require_known(path, served, found.entries)
-    # The budget once more, as it was after the ledger: a line of it is written before the ledger's note.
+    # Read the budget again, after the ledger: a budget line is written before the ledger's note of it.
     _require_charged(open_budget(settings), found.entries)
 
 
 def read_site_key(kit: Path) -> ec.EllipticCurvePrivateKey:
-    """Return what a kit's site signs with.
+    """Return the private key that a kit's site signs with.
 
     Raises:
         InputRefusedError: see `read_private_key`.
@@ -100,13 +100,13 @@ def read_site_key(kit: Path) -> ec.EllipticCurvePrivateKey:
 
 
 def read_ledger(path: Path) -> tuple[bytes, bytes | None]:
-    """Return the bytes of a ledger, none if it is not there, and of its tip, None if that is not there.
+    """Return the bytes of a ledger (empty if it does not exist) and of its tip (None if it does not exist).
 
     Raises:
         InputRefusedError: if they cannot be read.
     """
     try:
-        # The tip first: a worker may write meanwhile, and then the ledger is the newer one, as after an interruption.
+        # The tip first: if a worker writes meanwhile, the ledger is newer than the tip, as after an interruption.
         tip = tip_path(path).read_bytes() if tip_path(path).exists() else None
         return path.read_bytes() if path.exists() else b"", tip
     except OSError as error:
@@ -136,13 +136,13 @@ def open_budget(settings: SiteSettings) -> BudgetLedger:
     """Return the ledger of the site's budget.
 
     Raises:
-        InputRefusedError: if it is not whole, or cannot be read.
+        InputRefusedError: if it is not complete, or cannot be read.
     """
     path = settings.worker.state / BUDGET_FILE
     try:
         return BudgetLedger(path)
     except BudgetBrokenError as error:
-        fix = f"is not whole: {error}. Put the file and its .tip back as they were"
+        fix = f"is not complete: {error}. Restore the file and its .tip"
         raise InputRefusedError([Problem("outgoing.budget", str(path), fix)]) from error
     except OSError as error:
         raise InputRefusedError(
@@ -151,15 +151,15 @@ def open_budget(settings: SiteSettings) -> BudgetLedger:
 
 
 def _require_known(path: Path, served: Mapping[str, int], history: Sequence[Entry]) -> None:
-    """Raise InputRefusedError if the site's state knows of more than its ledger."""
+    """Raise InputRefusedError if the site's state contains more than its ledger."""
     missing = find_missing(served, history)
     if not missing:
         return
-    there = "ends before that" if history else "is not there, or is empty"
+    there = "ends before that" if history else "does not exist, or is empty"
     fix = (
-        f"{there}: the state knows {serialize_served(missing)}, so the ledger, or its end, was taken away together "
-        "with its tip. Find out by whom, and put both back. If they are lost, move aside what is left of them, and "
-        "begin a new one, which says so: ept-fed audit begin KIT --reason WHY"
+        f"{there}: the site's state contains {serialize_served(missing)}, so the ledger or its end was removed "
+        "together with its tip. Find out by whom, and restore both. If they are lost, move the rest of them aside, and "
+        "begin a new ledger, which records the reason: ept-fed audit begin KIT --reason WHY"
     )
     raise InputRefusedError([Problem("ledger", str(path), fix)])
 
@@ -169,19 +169,20 @@ def _require_charged(budget: BudgetLedger, history: Sequence[Entry]) -> None:
     named = _find_named(history)
     if not budget.holds(named):
         fix = (
-            f"lacks line {named.partition(':')[0]}, which the ledger names: it was taken away together with its "
-            "tip, or is of another day. Put both back. If they are lost, nobody knows any more what was spent: move "
-            "the ledger and its tip aside too, and begin a new one, which says so: ept-fed audit begin KIT --reason WHY"
+            f"lacks line {named.partition(':')[0]}, which the ledger names: it was removed together with its tip, "
+            "or the file is an older copy. Restore both. If they are lost, the amount spent is unknown: move the "
+            "ledger and its tip aside too, and begin a new ledger, which records the reason: "
+            "ept-fed audit begin KIT --reason WHY"
         )
         raise InputRefusedError([Problem("outgoing.budget", str(budget.path), fix)])
 
 
 def _complete(budget: BudgetLedger, ledger: Ledger) -> None:
-    """Write the ledger's note of the budget's end, then its last line, where an interruption kept either from it."""
+    """Write the ledger's note of the budget's end, then the budget's last line, if an interruption prevented either."""
     if budget.owed is not None or budget.end != _find_named(ledger.history):
         run, number = budget.charged[-1].run, budget.charged[-1].round
         what = "the ledger's note of" if budget.owed is None else "the line of"
-        reason = f"{what} a private round was not written whole; the round counts as spent"
+        reason = f"{what} a private round was not written completely; the round counts as spent"
         _log.warning("%s: run %s, round %d", reason, run, number)
         about = {BUDGET: budget.end}
         ledger.append(Record("site", "recovered", "noted", run=run, round=number, reason=reason, about=about))
@@ -189,5 +190,5 @@ def _complete(budget: BudgetLedger, ledger: Ledger) -> None:
 
 
 def _find_named(history: Sequence[Entry]) -> str:
-    """Return the budget's end that a ledger named last."""
+    """Return the latest end of the budget that the ledger names."""
     return next((entry.about[BUDGET] for entry in reversed(history) if BUDGET in entry.about), UNSPENT)

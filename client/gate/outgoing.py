@@ -1,9 +1,9 @@
-"""What may leave: introductions and replies, held against the site's policy and rebuilt from what it allows.
+"""The gate's checks for outgoing introductions and replies: only the values that the site's policy allows are sent.
 
-A released reply is a new one: the request's own header, a float32 vector of the layout that the site made, and a fixed
-set of rounded numbers. Nothing of another name, shape or type can be in it, whatever made the reply.
+A released reply is a new object: the request's own header, a float32 vector of the layout that the site made, and a
+fixed set of rounded numbers. It cannot contain data of another name, shape or type.
 
-What is not covered: what permitted numbers tell. An update within its bound, from few images and steps, still tells
+Not covered: the information in permitted numbers. An update within its bound, from few images and steps, still leaks
 something about them; see docs/privacy.md.
 """
 
@@ -44,7 +44,7 @@ __all__ = [
     "check_training_images",
 ]
 
-# What a layout may say in words; classes apart, which must be the proposal's own.
+# Text that a layout may contain, apart from class names, which must be those of the proposal.
 _EMBEDDINGS = "|".join(get_args(SharedModelSettings.model_fields["embedding"].annotation))
 _OPTIONS = "|".join(sorted({name for info in METHODS.values() for name in info.options}))
 _MEANING = re.compile(
@@ -57,9 +57,9 @@ class Release:
     """A reply that may leave.
 
     Attributes:
-        reply: rebuilt.
+        reply: the rebuilt reply.
         clipped: whether the update was scaled down.
-        notes: rules that altered the reply, and what each altered.
+        notes: the rules that altered the reply, and what each rule altered.
     """
 
     reply: RoundReply
@@ -70,15 +70,15 @@ class Release:
 def check_introduction(
     policy: Policy, introduction: SiteIntroduction, proposal: Proposal, *, site: str, run: str, pinned: str | None
 ) -> list[PolicyViolation]:
-    """Return every rule that the answer to a proposal breaks.
+    """Return every policy violation of the answer to a proposal.
 
     Args:
-        policy: the site's.
-        introduction: what would leave.
-        proposal: that was accepted.
+        policy: the site's policy.
+        introduction: the answer that would leave.
+        proposal: the accepted proposal.
         site: the site's own name.
-        run: the proposal's.
-        pinned: the backbone that the ledger knows already; None if none.
+        run: name of the proposed run.
+        pinned: digest of the backbone in the ledger; None if there is none yet.
     """
     agreed = (
         ("protocol.site", introduction.site, site),
@@ -88,7 +88,7 @@ def check_introduction(
         ("protocol.version", introduction.code, ept_fed.__version__),
     )
     violations = [
-        PolicyViolation(rule, theirs, f"agreed was {ours}") for rule, theirs, ours in agreed if theirs != ours
+        PolicyViolation(rule, theirs, f"{ours} was agreed on") for rule, theirs, ours in agreed if theirs != ours
     ]
     violations += check_backbone(policy, introduction.backbone_digest, pinned)
     violations += _check_layout(policy, introduction.layout, proposal)
@@ -98,7 +98,7 @@ def check_introduction(
         introduction.layout.check(introduction.initial)
         if introduction.initial[~introduction.layout.trained].any():
             violations.append(
-                PolicyViolation("protocol.payload", "initial payload", "holds statistics before any round")
+                PolicyViolation("protocol.payload", "initial payload", "contains statistics before any round")
             )
     except PayloadMismatchError as error:
         violations.append(PolicyViolation("protocol.payload", "initial payload", str(error)))
@@ -112,16 +112,16 @@ def check_reply(
     layout: PayloadLayout,
     known: KnownRun,
 ) -> tuple[Release | None, list[PolicyViolation]]:
-    """Return what may leave of a reply, or every rule that it breaks.
+    """Return the reply that may leave, or every policy violation of the given reply.
 
-    An update that leaves under secure aggregation is no part of the reply; see `client.gate.secure_aggregation`.
+    An update that leaves under secure aggregation is not part of the reply; see `client.gate.secure_aggregation`.
 
     Args:
-        policy: the site's.
-        request: that it answers.
-        reply: what the site computed.
-        layout: that the site made.
-        known: what the site knows of the run.
+        policy: the site's policy.
+        request: the request that the reply answers.
+        reply: the reply that the site computed.
+        layout: the layout that the site made.
+        known: the site's history of the run.
     """
     violations = check_tensor_names(policy, layout) + _check_form(reply, request, layout, known.layout)
     if violations:
@@ -144,7 +144,7 @@ def check_reply(
         payload, clipped, norm_outliers = bound_update(policy, request.payload, reply.payload, layout, known)
         violations += norm_outliers + check_class_images(policy, reply.payload, layout, reply.examples)
     if reply.gradient is not None and not policy.outgoing.gradient:
-        violations.append(PolicyViolation("outgoing.gradient", True, "set outgoing.gradient: true to let it leave"))
+        violations.append(PolicyViolation("outgoing.gradient", True, "set outgoing.gradient: true to allow it"))
     if violations:
         return None, violations
     metrics, examples, withheld = _choose_metrics(policy, reply, known.validation_images)
@@ -159,7 +159,7 @@ def check_reply(
 def _check_form(
     reply: RoundReply, request: RoundRequest, layout: PayloadLayout, agreed: str | None
 ) -> list[PolicyViolation]:
-    """Check types before values: what was made by code that nobody here wrote may be anything."""
+    """Check types before values: a reply that was made by foreign code may contain anything."""
     violations = []
     if layout.hash != agreed or request.header.layout_hash != agreed:
         violations.append(PolicyViolation("protocol.layout", layout.hash, f"the site introduced itself with {agreed}"))
@@ -179,7 +179,7 @@ def _check_form(
     wanted = set(metric_keys(request.phase))
     if not isinstance(metrics, Mapping) or set(metrics) != wanted:
         violations.append(
-            PolicyViolation("outgoing.metrics", "names", f"a reply carries exactly {', '.join(sorted(wanted))}")
+            PolicyViolation("outgoing.metrics", "names", f"a reply contains exactly {', '.join(sorted(wanted))}")
         )
     elif any(type(value) is not float for value in metrics.values()):
         violations.append(PolicyViolation("outgoing.metrics", "types", "a metric is a float"))
@@ -190,41 +190,41 @@ def _check_layout(policy: Policy, layout: PayloadLayout, proposal: Proposal) -> 
     known = {f"class {name}" for name in proposal.data.classes}
     odd = [text for text in layout.meaning if text not in known and not _MEANING.fullmatch(text)]
     violations = [
-        PolicyViolation("protocol.layout", text, "no text leaves that the proposal did not hold") for text in odd
+        PolicyViolation("protocol.layout", text, "a layout may only contain text of the proposal") for text in odd
     ]
     return violations + check_tensor_names(policy, layout)
 
 
 def check_tensor_names(policy: Policy, layout: PayloadLayout) -> list[PolicyViolation]:
-    """Return what breaks if a payload of this layout leaves."""
+    """Return the violations by the tensors of this layout."""
     rules, violations = policy.outgoing, []
     for name, _ in layout.shapes:
         if name in HEAD_TENSORS:
             if not rules.head:
-                violations.append(
-                    PolicyViolation("outgoing.head", name, "set outgoing.head: true to let the head leave")
-                )
+                violations.append(PolicyViolation("outgoing.head", name, "set outgoing.head: true to allow it"))
         elif name in STATISTICS_TENSORS:
             kind: Statistics = "moments" if name == "statistics.moments" else "means"
             if rules.statistics not in (kind, "moments"):
-                fix = f"set outgoing.statistics: {kind} to let it leave"
+                fix = f"set outgoing.statistics: {kind} to allow it"
                 violations.append(PolicyViolation("outgoing.statistics", name, fix))
         elif name not in rules.tensors:
-            fix = f"the policy allows {', '.join(rules.tensors) or 'none'}; add it to outgoing.tensors to let it leave"
+            fix = f"the policy allows {', '.join(rules.tensors) or 'none'}; add it to outgoing.tensors to allow it"
             violations.append(PolicyViolation("outgoing.tensors", name, fix))
     return violations
 
 
 def check_training_images(policy: Policy, examples: int) -> list[PolicyViolation]:
-    """Return what breaks if an update from so many training images leaves."""
+    """Return the violation by an update from this number of training images."""
     rule, minimum = "outgoing.min_training_images", policy.outgoing.min_training_images
     if examples >= minimum:
         return []
-    return [PolicyViolation(rule, examples, f"the policy asks for {minimum} at least; lower {rule}, or train on more")]
+    return [PolicyViolation(rule, examples, f"the policy requires at least {minimum}; lower {rule}, or train on more")]
 
 
 def check_class_images(policy: Policy, payload: Vector, layout: PayloadLayout, examples: int) -> list[PolicyViolation]:
-    """Return what breaks if statistics of classes with few training images leave: of one, they are its features.
+    """Return the violation by statistics of classes with few training images.
+
+    The mean of a class with a single image is the feature vector of that image.
 
     Raises:
         PayloadMismatchError: if the payload does not fit the layout.
@@ -234,17 +234,18 @@ def check_class_images(policy: Policy, payload: Vector, layout: PayloadLayout, e
         return []
     counts = np.round(layout.unflatten(payload)["statistics.shares"].astype(np.float64) * examples).astype(int)
     few = int(((counts > 0) & (counts < minimum)).sum())
-    fix = f"the policy asks for {minimum} training images of each class; lower {rule}, or train on more"
+    fix = f"the policy requires {minimum} training images per class; lower {rule}, or train on more"
     return [PolicyViolation(rule, f"{few} classes", fix)] if few else []
 
 
 def bound_update(
     policy: Policy, received: Vector, trained: Vector, layout: PayloadLayout, known: KnownRun
 ) -> tuple[Vector, str, list[PolicyViolation]]:
-    """Return the payload to send, what was done if it was clipped, and what it breaks if it may not leave.
+    """Return the payload to send, a note on the clipping (empty if none), and the violations if it may not leave.
 
-    An update with this site's own noise is longer for the noise, and neither refused nor scaled down for that: the
-    run's clip bounds it, which `client.gate.dp_rules.check_clip` holds against the same rule before the run begins.
+    An update to which this site added noise is longer because of the noise. It is neither refused nor scaled down for
+    that, because the run's clip bounds it: `client.gate.dp_rules.check_clip` checks the clip against the same rule
+    before the run begins.
     """
     if known.own_noise:
         return _copy(trained), "", []
@@ -260,7 +261,7 @@ def bound_update(
             "",
             [PolicyViolation("outgoing.update", f"{name} {size:.4g}", fix) for name, size in above.items()],
         )
-    # One factor for all tensors: the update keeps its direction.
+    # One factor for all tensors, so that the update keeps its direction.
     start, largest = received.astype(np.float64), max(above.values())
     factors = np.where(layout.trained, rules.bound / largest, 1.0)
     scaled = start + (trained.astype(np.float64) - start) * factors
@@ -271,16 +272,16 @@ def bound_update(
 def _choose_metrics(
     policy: Policy, reply: RoundReply, validation: int
 ) -> tuple[dict[str, float], int, dict[str, tuple[str, ...]]]:
-    """Return the metrics as they may leave, the number of images beside them, and what is withheld by which rule.
+    """Return the metrics that may leave, their number of images, and the withheld metrics by rule.
 
-    The number of steps and a train reply's loss always leave: without them it is no reply.
+    The number of steps and a train reply's loss always leave: a reply without them is not valid.
     """
     rules = policy.outgoing
     metrics: dict[str, float] = {}
     listed, few = [], []
     for key in metric_keys(reply.phase):
         value, name = reply.metrics[key], key.removeprefix("validation_")
-        # A train reply's own loss is over at least `min_training_images`.
+        # A train reply's own loss is computed over at least `min_training_images`.
         behind = validation if name != key else reply.examples
         if reply.phase == "train" and key in ("loss", "steps"):
             pass

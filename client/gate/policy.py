@@ -1,7 +1,7 @@
-"""A site's policy: what may leave, what may come in. Only the site edits it (`policy.yaml`); no server can.
+"""A site's policy: rules for outgoing and incoming messages. Only the site edits it (`policy.yaml`); no server can.
 
-What the file does not say keeps the strictest default, and so does a site without a file. The defaults refuse every run
-until a backbone is pinned. `ept_fed/assets/policy.yaml` is the commented file that every kit holds.
+Settings that are not in the file keep the strictest default; a site without a file has all defaults. The defaults
+refuse every run until a backbone is pinned. `ept_fed/assets/policy.yaml` is the commented file in every kit.
 """
 
 import hashlib
@@ -26,15 +26,15 @@ _log = logging.getLogger(__name__)
 
 def _check_range(ends: tuple[float, float]) -> tuple[float, float]:
     if ends[0] > ends[1]:
-        raise ValueError("write [least, most], the least first")
+        raise ValueError("write [minimum, maximum], the minimum first")
     return ends
 
 
 def _check_tensor(name: str) -> str:
     if name in HEAD_TENSORS:
-        raise ValueError("the head has a rule of its own: outgoing.head")
+        raise ValueError("the head has its own rule: outgoing.head")
     if name in STATISTICS_TENSORS:
-        raise ValueError("an LDA head's statistics have a rule of their own: outgoing.statistics")
+        raise ValueError("an LDA head's statistics have their own rule: outgoing.statistics")
     if not may_travel(name):
         raise ValueError("no method sends a tensor of this name; see docs/methods.md")
     return name
@@ -42,7 +42,7 @@ def _check_tensor(name: str) -> str:
 
 def _check_method(name: str) -> str:
     if name not in METHODS:
-        raise ValueError(f"is no method; the methods are {', '.join(METHODS)}")
+        raise ValueError(f"is not a method; the methods are {', '.join(METHODS)}")
     return name
 
 
@@ -52,11 +52,11 @@ Metric = Literal["loss", "auc", "accuracy", "balanced_accuracy", "average_precis
 
 
 class UpdateBound(Settings):
-    """How far training may move what the site sends."""
+    """Bound on the change of the payload that a site's training may send."""
 
     bound: Positive = Field(
         1.0,
-        description="largest root mean square of an update, over the numbers of each tensor by itself",
+        description="largest root mean square of an update, computed for each tensor separately",
     )
     above: Literal["refuse", "clip"] = Field(
         "refuse", description="an update above the bound: refuse it, or scale it down to the bound"
@@ -64,7 +64,7 @@ class UpdateBound(Settings):
 
 
 class Budget(Settings):
-    """How much all private training at this site may ever tell of one training image, or of all of them."""
+    """Bound on what all private training at this site may ever leak about one training image, or about all of them."""
 
     epsilon: Positive = Field(description="largest ε of all private rounds together, over all runs")
     delta: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
@@ -72,22 +72,22 @@ class Budget(Settings):
     )
     noise: tuple[NoiseSource, ...] = Field(
         ("local",),
-        description="whose noise on whole updates counts (federation.site_privacy.noise), beside this site's own in "
-        "training: distributed believes the other sites, central the server",
+        description="sources of noise on whole updates (federation.site_privacy.noise) that the site trusts, besides "
+        "its own noise in training: distributed trusts the other sites, central trusts the server",
     )
 
 
 class Outgoing(Settings):
-    """What may leave."""
+    """Rules for outgoing messages."""
 
     tensors: tuple[Annotated[str, AfterValidator(_check_tensor)], ...] = Field(
         ("sinks", "tokens"), description="names of the tensors that may leave; sinks are folded prompts"
     )
-    head: bool = Field(False, description="whether the linear head may leave too; it tells more about the classes")
+    head: bool = Field(False, description="whether the linear head may leave too; it leaks more about the classes")
     statistics: Statistics | None = Field(
         None,
-        description="which of an LDA head's statistics may leave: means of each class's features, or moments, of "
-        "their products too; null: none. They tell more than a head",
+        description="statistics of an LDA head that may leave: means (of each class's features), or moments (of their "
+        "products too); null: none. They leak more than a head",
     )
     min_class_images: Count = Field(
         5, description="statistics in which a class has training images, but fewer than these, are refused"
@@ -95,27 +95,27 @@ class Outgoing(Settings):
     gradient: bool = Field(False, description="whether the gradient of the site's loss may leave (strategy scaffold)")
     metrics: tuple[Metric, ...] = Field(
         ("loss", "auc", "accuracy", "balanced_accuracy", "average_precision", "classes_present", "seconds"),
-        description="metrics that may leave; others are sent as undefined. A train reply always carries its loss",
+        description="metrics that may leave; others are sent as undefined. A train reply always contains its loss",
     )
-    min_images: Count = Field(10, description="a metric over fewer images is sent as undefined, over 0 images")
+    min_images: Count = Field(10, description="a metric over fewer images is sent as undefined, and their number as 0")
     min_training_images: Count = Field(10, description="an update trained on fewer images is refused")
-    digits: Annotated[int, Field(ge=0, le=15)] = Field(3, description="decimals that metrics are rounded to")
+    digits: Annotated[int, Field(ge=0, le=15)] = Field(3, description="number of decimals to which metrics are rounded")
     update: UpdateBound = UpdateBound()
     min_secure_aggregation_sites: Annotated[int, Field(ge=3)] = Field(
-        3, description="refuse secure aggregation whose sums may be of fewer sites than these"
+        3, description="refuse secure aggregation whose sums may contain fewer sites than this"
     )
     secure_aggregation_only: bool = Field(
         False, description="refuse runs without secure aggregation, in which the server sees every update"
     )
     budget: Budget | None = Field(
         None,
-        description="with one, training without noise is refused, and so are other splits than the first run's, "
-        "and the round that would overspend it",
+        description="the site's privacy budget. With a budget, the site refuses training without noise, splits that "
+        "differ from the first run's, and every round that would exceed the budget",
     )
 
 
 class TrainingRanges(Settings):
-    """What a server may ask for in a round, [least, most] for every number of the training settings."""
+    """Training settings that a server may request for a round: [minimum, maximum] for every number."""
 
     prompt_lr: Range = (0.0, 1.0)
     token_lr: Range = (0.0, 0.1)
@@ -132,68 +132,68 @@ class TrainingRanges(Settings):
 
 
 class Incoming(Settings):
-    """What may come in."""
+    """Rules for incoming messages."""
 
     backbone: tuple[Digest, ...] | Literal["first"] | None = Field(
         None,
-        description="SHA-256 of the backbones that may be tuned; first: the one that is loaded first, and no other "
-        "afterwards; null: none",
+        description="SHA-256 of the backbones that may be tuned; first: only the backbone that is loaded first; "
+        "null: none",
     )
     code: tuple[str, ...] = Field(
-        (ept_fed.__version__,), description="versions of ept-fed that a server may have; the default is this site's own"
+        (ept_fed.__version__,), description="versions of ept-fed that a server may use; default: this site's version"
     )
     methods: tuple[Annotated[str, AfterValidator(_check_method)], ...] = Field(
-        ("ept",), description="names of docs/methods.md"
+        ("ept",), description="methods that a run may use, by their names in docs/methods.md"
     )
     share: tuple[Literal["prompts", "prompts+head"], ...] = ("prompts",)
     heads: tuple[HeadKind, ...] = Field(
         ("trained", "lda"),
-        description="how heads may be made, see training.head; the server knows a fixed head too, so with the prompts "
-        "it has the whole classifier, and with fixed+lda all but the site's own share",
+        description="kinds of heads that are allowed, see training.head. The server has a fixed head too: with the "
+        "prompts it has the whole classifier, and with fixed+lda all but the site's own share",
     )
     payload: tuple[Literal["folded", "raw"], ...] = ("folded",)
     correction: bool = Field(
         False, description="whether a server may add a linear term to the loss (strategies scaffold and feddyn)"
     )
     splits: tuple[Literal["train", "validation", "test"], ...] = Field(
-        ("validation", "test"), description="what a server may ask to evaluate on"
+        ("validation", "test"), description="splits on which a server may request an evaluation"
     )
     rounds: Range = (1, 200)
-    fine_tune_epochs: Range = Field((0, 50), description="after the last round, for the site alone")
-    image_size: Range = Field((0, 640), description="pixels per side; 0 stands for the backbone's own")
+    fine_tune_epochs: Range = Field((0, 50), description="epochs of local fine-tuning after the last round")
+    image_size: Range = Field((0, 640), description="pixels per side; 0 means the backbone's own size")
     prompt_length: Range = (1, 1000)
     tokens: Range = Field((0, 20), description="context tokens per prompted layer")
-    initial_sink: Range = Field((0, 8), description="where every sink may be told to start")
+    initial_sink: Range = Field((0, 8), description="initial value of every sink that a run may set")
     training: TrainingRanges = TrainingRanges()
     prompt_change: Positive = Field(
         1.0,
-        description="largest root mean square of the change of the prompts that come in, over the numbers of each "
-        "tensor by itself, against those accepted last",
+        description="largest root mean square of the difference between incoming prompts and those accepted last, "
+        "computed for each tensor separately",
     )
 
 
 class Policy(Settings):
     """A policy.yaml."""
 
-    schema_version: Literal[1] = Field(1, alias="schema", description="of this file's format")
+    schema_version: Literal[1] = Field(1, alias="schema", description="version of this file's format")
     outgoing: Outgoing = Outgoing()
     incoming: Incoming = Incoming()
 
     @property
     def digest(self) -> str:
-        """SHA-256, in hex, of all rules; it stands in every entry of the ledger."""
+        """SHA-256, in hex, of all rules; every entry of the ledger contains it."""
         return hashlib.sha256(serialize_canonical(self.model_dump(mode="json", by_alias=True))).hexdigest()
 
 
 def load_policy(path: Path) -> Policy:
-    """Read a policy; without a file the strictest one, which is said aloud.
+    """Read a policy; without a file, return the strictest policy and log a warning.
 
     Raises:
-        InputRefusedError: with every problem of the file; a policy that cannot be understood permits nothing.
+        InputRefusedError: with every problem of the file; a policy that cannot be read permits nothing.
     """
     if not path.exists():
         _log.warning(
-            "there is no %s: the strictest policy holds, and every run is refused until a backbone is pinned", path.name
+            "there is no %s: the strictest policy applies; every run is refused until a backbone is pinned", path.name
         )
         return Policy()
     raw = read_mapping(path, "policy", "a mapping with schema, outgoing and incoming")

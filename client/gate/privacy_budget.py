@@ -1,17 +1,18 @@
-"""The site's privacy budget: what every private round of every run has cost, in one file that only grows.
+"""The site's privacy budget: the cost of every private round of every run, in one file that only grows.
 
-`state/budget.jsonl` holds a line of JSON per round, and `budget.tip` the last line alone. The tip is written first, and
-both are on the disk before the round begins, so before anything of it can leave: a round that then fails has cost its
-share all the same. Where an interruption tore the last line, or kept it from being written, the tip holds it whole:
-the round counts as spent, at what it cost. Each line holds the hash of the line before, so that an altered, lost or
-reordered line and a file that was cut or removed are found. What is not whole is not spent from: the worker does not
-start until somebody at the site has looked at it.
+`state/budget.jsonl` holds one line of JSON per round, and `budget.tip` holds only the last line. The tip is written
+first. Both are on the disk before the round begins, so before any result of it can leave; a round that fails later is
+charged all the same. If an interruption left the last line partially written or not written at all, the tip holds the
+complete line, and the round counts as spent. Each line holds the hash of the line before, so that an altered, lost or
+reordered line and a file that was cut or removed are detected. Nothing is spent from a damaged file: the worker does
+not start until somebody at the site has inspected it.
 
-ε counts one image of the site's training set, whatever run it was used in; runs on other images are added all the same,
-so the sum is an upper bound. Neither ε nor what is left of it leaves the site; `read_budget` is for its own report.
+ε is stated for one image of the site's training set, over all runs that used it. Runs on other images are added as
+well, so the sum is an upper bound. Neither ε nor the remaining budget leaves the site; `read_budget` is for the site's
+own report.
 
-The gate notes each line's hash in its signed ledger, so that a file that was begun anew, or is of another day, is
-missed as long as that ledger is there.
+The gate notes each line's hash in its signed ledger, so that a budget file that was begun anew, or replaced by an older
+copy, is detected as long as that ledger exists.
 """
 
 import errno
@@ -43,33 +44,33 @@ __all__ = [
 ]
 
 BUDGET_FILE = "budget.jsonl"
-BUDGET = "budget"  # in the `about` of a ledger's entry: the end that the budget then had
+BUDGET = "budget"  # key in the `about` of a ledger's entry: the end of the budget at that time
 _FIRST = "0" * 64
 UNSPENT = f"0:{_FIRST}"  # the end of a budget without lines
 
 
 class BudgetBrokenError(Exception):
-    """A ledger of the budget that is not whole; nothing is spent from it."""
+    """The budget's file is damaged; nothing is spent from it."""
 
 
 class OverspentError(Exception):
-    """A round that would cost more than is left."""
+    """A round would cost more than the remaining budget."""
 
 
 class Charged(Settings):
-    """One private round: a line of the ledger.
+    """One private round: a line of the budget's file.
 
     Attributes:
-        schema_version: of this format, spelled `schema`.
+        schema_version: version of this format, serialized as `schema`.
         sequence: 1, 2, 3, …
         time: UTC, by the site's clock.
         run: the run.
-        round: its round; it may occur again, as a round that is trained again costs again.
+        round: number of the round; it may occur twice, because a round that is trained again is charged again.
         mechanism, clip: see `RoundCost`.
         noise_multiplier, sampling_rate, steps: see `GaussianSteps`.
-        delta: at which `epsilon` holds.
-        epsilon: of all lines up to this one together.
-        previous: SHA-256 of the line before; zeros in the first.
+        delta: δ for which `epsilon` is stated.
+        epsilon: ε of all lines up to this one together.
+        previous: SHA-256 of the line before; zeros in the first line.
     """
 
     model_config = ConfigDict(populate_by_name=True)
@@ -90,23 +91,23 @@ class Charged(Settings):
 
     @property
     def spending(self) -> GaussianSteps:
-        """What the accountant counts."""
+        """The noise, sampling rate and steps for the accountant."""
         return GaussianSteps(self.noise_multiplier, self.sampling_rate, self.steps)
 
 
 class BudgetLedger:
-    """The open ledger of one site's budget; one process writes at a time, which the gate's own ledger sees to.
+    """The open file of one site's budget; the lock of the gate's ledger ensures that only one process writes.
 
     Attributes:
-        path: of the lines.
-        charged: every round so far, oldest first.
+        path: path of the file with the lines.
+        charged: all rounds so far, oldest first.
     """
 
     def __init__(self, path: Path, *, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
-        """Read a ledger, and change nothing; a file that is not there is an empty one, if its tip is not there either.
+        """Read the file without changing it; a missing file counts as empty if its tip is missing too.
 
         Raises:
-            BudgetBrokenError: if it is not whole.
+            BudgetBrokenError: if it is damaged.
             OSError: if it cannot be read.
         """
         self.path, self._clock = path, clock
@@ -116,22 +117,22 @@ class BudgetLedger:
 
     @property
     def owed(self) -> Charged | None:
-        """The last round, if an interruption tore its line or kept it from being written; it counts as spent."""
+        """The last round, if its line is partially written or missing after an interruption; it counts as spent."""
         return self.charged[-1] if self._owed else None
 
     @property
     def end(self) -> str:
-        """Number and hash of the last line, for whoever is to miss it: "12:5f1c…"; "0:000…" before the first."""
+        """Number and hash of the last line, for a later check that it still exists: "12:5f1c…"; "0:000…" if none."""
         return f"{len(self.charged)}:{self._last}"
 
     def holds(self, end: str) -> bool:
-        """Tell whether a line that was once the last is still there."""
+        """Return whether the line that was the last one at `end` still exists."""
         hashes = [line.previous for line in self.charged] + [self._last]
         number, _, last = end.partition(":")
         return number.isdigit() and int(number) < len(hashes) and hashes[int(number)] == last
 
     def complete(self) -> None:
-        """Write the line that is owed, if one is.
+        """Write the line of `owed`, if there is one.
 
         Raises:
             OSError: if it cannot be written.
@@ -145,22 +146,23 @@ class BudgetLedger:
         self._whole, self._owed = self._size, b""
 
     def charge(self, run: str, round_number: int, cost: RoundCost, *, delta: float, epsilon: float | None) -> Charged:
-        """Write down what a round is about to cost, on the disk when this returns.
+        """Write down the cost of a round before it begins; the line is on the disk when this returns.
 
         Args:
             run: the run.
-            round_number: its round.
-            cost: what it will cost.
+            round_number: number of the round.
+            cost: cost of the round.
             delta: δ of the budget.
             epsilon: ε of the budget, which all rounds together must not exceed; None sets no bound.
 
         Raises:
-            OverspentError: if the round would, or without a budget is trained a second time; nothing is written.
-            BudgetBrokenError: if the file is not as this process left it.
-            OSError: if it cannot be written, and so must not happen.
+            OverspentError: if the round would exceed the budget, or if there is no budget and the round was trained
+                before; nothing is written.
+            BudgetBrokenError: if the file was changed since this process wrote it.
+            OSError: if it cannot be written; the round must not happen then.
         """
         if _size(self.path) != self._size:
-            raise BudgetBrokenError(f"{self.path.name} was changed by somebody else")
+            raise BudgetBrokenError(f"{self.path.name} was changed by another process")
         self.complete()
         if epsilon is None and any((line.run, line.round) == (run, round_number) for line in self.charged):
             raise OverspentError(
@@ -170,7 +172,9 @@ class BudgetLedger:
         total = spent_epsilon([*(line.spending for line in self.charged), spending], delta)
         if epsilon is not None and not total <= epsilon:
             spent = spent_epsilon([line.spending for line in self.charged], delta)
-            raise OverspentError(f"{spent:.4g} is spent, and {total:.4g} would be; the budget is {epsilon:g}")
+            raise OverspentError(
+                f"{spent:.4g} is spent, with this round it would be {total:.4g}; the budget is {epsilon:g}"
+            )
         line = Charged(
             sequence=len(self.charged) + 1,
             time=self._clock().astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -189,7 +193,7 @@ class BudgetLedger:
         self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         write_bytes(_tip(self.path), content + b"\n", mode=0o600)
         sync_folder(self.path.parent)
-        # From here on the round has cost its share, whatever becomes of the line.
+        # From here on the round counts as spent, even if its line cannot be written.
         self.charged.append(line)
         self._last, self._owed = hashlib.sha256(content).hexdigest(), content + b"\n"
         self.complete()
@@ -197,10 +201,10 @@ class BudgetLedger:
 
 
 def read_budget(path: Path) -> tuple[Charged, ...]:
-    """Return every private round of a site, oldest first; the last one's `epsilon` is what is spent. For its report.
+    """Return all private rounds of a site, oldest first, for its report; the last one's `epsilon` is the amount spent.
 
     Raises:
-        BudgetBrokenError: if the ledger is not whole.
+        BudgetBrokenError: if the file is damaged.
         OSError: if it cannot be read.
     """
     return tuple(_read(path).lines)
@@ -208,7 +212,7 @@ def read_budget(path: Path) -> tuple[Charged, ...]:
 
 @dataclass(frozen=True)
 class _Found:
-    """What is on the disk: `owed` is the last line if the file lacks it, `whole` how many bytes stand before that."""
+    """The content on the disk: `owed` is the last line if the file lacks it, `whole` the number of bytes before it."""
 
     lines: list[Charged]
     last: str
@@ -217,7 +221,7 @@ class _Found:
 
 
 def _read(path: Path) -> _Found:
-    # The lines first: a worker may write meanwhile, and then the tip is the newer one, as after an interruption.
+    # The lines first: if a worker writes meanwhile, the tip is newer than the lines, as after an interruption.
     content = path.read_bytes() if path.exists() else b""
     tip = _tip(path).read_bytes() if _tip(path).exists() else None
     whole, tail = split_lines(content)
@@ -235,7 +239,7 @@ def _read(path: Path) -> _Found:
     latest = tip.removesuffix(b"\n")
     lines.append(_parse(_tip(path), latest, len(lines) + 1, last))
     if not is_torn(tail, tip):
-        raise BudgetBrokenError(f"{path.name} ends in something else than the line that {_tip(path).name} holds")
+        raise BudgetBrokenError(f"the end of {path.name} is not the line in {_tip(path).name}")
     return _Found(lines, hashlib.sha256(latest).hexdigest(), tip, len(content) - len(tail))
 
 
@@ -243,9 +247,9 @@ def _parse(path: Path, content: bytes, number: int, previous: str) -> Charged:
     try:
         line = Charged.model_validate_json(content)
     except ValidationError as error:
-        raise BudgetBrokenError(f"line {number} of {path.name} is not one of a budget") from error
+        raise BudgetBrokenError(f"line {number} of {path.name} is not a valid line of a budget") from error
     if line.sequence != number or line.previous != previous:
-        raise BudgetBrokenError(f"line {number} of {path.name} does not follow the one before")
+        raise BudgetBrokenError(f"line {number} of {path.name} does not follow the line before")
     return line
 
 
@@ -254,7 +258,7 @@ def _size(path: Path) -> int:
 
 
 def _append(path: Path, whole: int, content: bytes) -> None:
-    """Write a line behind so many whole bytes, in the place of what an interruption left there."""
+    """Write a line after the first `whole` bytes; bytes of a partially written line there are overwritten."""
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:
         os.ftruncate(handle, whole)

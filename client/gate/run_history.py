@@ -1,7 +1,8 @@
-"""What the gate remembers of each run, so that a server can neither go back nor jump: rebuilt from the ledger.
+"""The gate's history of each run, rebuilt from the ledger; it prevents replays and large jumps of the prompts.
 
-The prompts that were accepted last are no part of the ledger. They lie in a file per run, which is written without
-waiting for the disk: after a power failure older ones stand in, or none, and then the run has to be proposed again.
+The prompts that were accepted last are not part of the ledger. They are in one file per run, which is written without
+waiting for the disk. After a power failure the file may hold older prompts or none; without prompts the run has to be
+proposed again.
 """
 
 import os
@@ -30,29 +31,29 @@ __all__ = [
 ]
 
 RequestKey = tuple[int, str, str]  # round, phase, split
-# In the `about` of a proposal whose updates leave under secure aggregation: who takes part, and its digest whatever its
-# name.
+# Keys in the `about` of a proposal whose updates leave under secure aggregation: the participating sites, and the
+# proposal's digest without its name.
 SECURE, CONTENT = "masked among", "content"
-NOISE = "noise"  # in the `about` of a proposal with noise on whole updates: who adds it, and what is told beside them
-SPLITS = "splits"  # in the `about` of the first message that passed under a privacy budget
+NOISE = "noise"  # key in the `about` of a proposal with noise on whole updates: its source, and whether metrics leave
+SPLITS = "splits"  # key in the `about` of the first message that passed under a privacy budget
 WITHHELD = "metrics withheld"
 _PROMPTS = "prompts"
 
 
 @dataclass
 class KnownRun:
-    """A run that this site was asked to join.
+    """A run that was proposed to this site.
 
     Attributes:
-        proposal: digest of the proposal that was accepted.
-        backbone: digest that the site introduced itself with; None until it did.
-        layout: hash of the payload's layout, likewise.
-        validation_images: of the site in this run.
+        proposal: digest of the accepted proposal.
+        backbone: digest of the backbone in the site's introduction; None before the introduction.
+        layout: hash of the payload's layout in the introduction; None before it.
+        validation_images: number of the site's validation images in this run.
         secure: whether its updates leave under secure aggregation.
-        content: digest of its proposal whatever its name, if its updates leave under secure aggregation.
-        noise: who adds it to updates, and what is told beside them; None if updates get none.
-        masked: last round whose update left under secure aggregation.
-        last_round: of the requests accepted so far.
+        content: digest of the proposal without its name, if its updates leave under secure aggregation.
+        noise: source of the noise on whole updates, and whether metrics leave; None without such noise.
+        last_secure_round: last round whose update left under secure aggregation; 0 if none did.
+        last_round: highest round of the accepted requests.
         accepted: SHA-256 of the frame of every accepted request.
     """
 
@@ -69,32 +70,32 @@ class KnownRun:
 
     @classmethod
     def agree(cls, about: Mapping[str, str]) -> Self:
-        """Return a run that was just agreed to, by the ledger's words for its proposal."""
+        """Return a run that was just agreed to, from the `about` of its proposal in the ledger."""
         return cls(about["proposal"], secure=SECURE in about, content=about.get(CONTENT), noise=about.get(NOISE))
 
     @property
     def silent(self) -> bool:
-        """Whether loss and quality stay at the site."""
+        """Whether loss and quality metrics stay at the site."""
         return self.noise is not None and self.noise.endswith(WITHHELD)
 
     @property
     def own_noise(self) -> bool:
-        """Whether what leaves carries noise that this site added, beside which the update itself cannot be seen."""
+        """Whether this site adds noise to its updates, so that the update without noise never leaves it."""
         return self.noise is not None and not self.noise.startswith("central")
 
     def introduce(self, about: Mapping[str, str]) -> None:
-        """Remember how the site introduced itself, by the ledger's words for it."""
+        """Store the values of the site's introduction, from its `about` in the ledger."""
         self.backbone, self.layout = about["backbone"], about["layout"]
         self.validation_images = int(about["validation_images"])
 
     def accept(self, key: RequestKey, sha256: str) -> None:
-        """Remember a request."""
+        """Store an accepted request."""
         self.accepted[key] = sha256
         self.last_round = max(self.last_round, key[0])
 
 
 def load_runs(history: Iterable[Entry]) -> dict[str, KnownRun]:
-    """Return every run that the ledger knows, by its name."""
+    """Return all runs in the ledger, by name."""
     runs: dict[str, KnownRun] = {}
     for entry in history:
         if entry.decision not in ("passed", "clipped") or entry.run is None:
@@ -113,7 +114,7 @@ def load_runs(history: Iterable[Entry]) -> dict[str, KnownRun]:
 
 
 def pinned_backbone(history: Iterable[Entry]) -> str | None:
-    """Return the backbone of the first introduction that left; None if none did."""
+    """Return the backbone's digest in the first introduction that left; None if none did."""
     passed = (entry for entry in history if entry.kind == "introduction" and entry.decision == "passed")
     return next((entry.about["backbone"] for entry in passed), None)
 
@@ -128,13 +129,13 @@ class PromptStore:
     """The prompts accepted last, per run, in a folder."""
 
     def __init__(self, folder: Path) -> None:
-        """Take the folder; it is made if needed."""
+        """Take the folder, and make it if needed."""
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._folder = folder
         self._held: dict[str, tuple[int, Vector]] = {}
 
     def latest(self, run: str, layout: PayloadLayout) -> tuple[int, Vector] | None:
-        """Return after how many rounds these prompts stood, and the prompts; None if they are lost or do not fit."""
+        """Return the round that produced the prompts, and the prompts; None if they are lost or do not fit."""
         if run not in self._held:
             try:
                 tensors, about = read_checksummed(self._path(run))
@@ -146,12 +147,13 @@ class PromptStore:
         return found if found is not None and found[1].shape == (layout.size,) else None
 
     def keep(self, run: str, layout: PayloadLayout, stage: int, prompts: Vector) -> None:
-        """Keep prompts as the latest of their run."""
+        """Store prompts as the latest of their run."""
         self._held[run] = stage, prompts.copy()
         content = serialize_checksummed(
             {_PROMPTS: prompts}, {"schema": 1, "run": run, "layout": layout.hash, "stage": stage}
         )
-        # In place: a renamed file would wait for the disk. One that is torn breaks its seal, and counts as lost.
+        # Written in place, because renaming a file would wait for the disk. The checksum detects a partially written
+        # file, which counts as lost.
         handle = os.open(self._path(run), os.O_WRONLY | os.O_CREAT, 0o600)
         try:
             os.pwrite(handle, content, 0)

@@ -1,6 +1,6 @@
 """The gate's checks for secure aggregation: of each stage's request, and of the update before it is masked.
 
-A masked input cannot be judged once it is masked, so the update is judged before: by the rules that hold for one that
+A masked input cannot be checked any more. So the update is checked before masking, by the same rules as an update that
 leaves in plaintext.
 """
 
@@ -20,16 +20,16 @@ __all__ = ["check_repetition", "check_secure_request", "check_stage", "check_upd
 
 
 def describe_secure_aggregation(proposal: Proposal) -> dict[str, str]:
-    """Return what the ledger says of a proposal whose updates leave under secure aggregation."""
+    """Return the ledger's description of a proposal whose updates leave under secure aggregation."""
     nameless = proposal.model_copy(update={"name": "nameless"})
     return {SECURE: ", ".join(proposal.sites), CONTENT: nameless.digest}
 
 
 def check_repetition(run: str, content: str, runs: Mapping[str, KnownRun]) -> list[PolicyViolation]:
-    """Return what breaks if a run would give again, under another name, what left under secure aggregation before.
+    """Return the violation if a run repeats, under another name, a run whose updates left under secure aggregation.
 
-    Equal settings and seeds train to the same bits. The sums of two such runs, in which not the same sites took part,
-    would differ by single sites.
+    Equal settings and seeds give bit-identical updates. If different sites took part in two such runs, the difference
+    of the two sums would reveal the updates of single sites.
     """
     twins = [
         name for name, known in runs.items() if name != run and known.content == content and known.last_secure_round
@@ -39,13 +39,13 @@ def check_repetition(run: str, content: str, runs: Mapping[str, KnownRun]) -> li
 
 
 def check_secure_request(request: RoundRequest, known: KnownRun) -> list[PolicyViolation]:
-    """Return every rule that a train or evaluate request of a run under secure aggregation breaks."""
+    """Return every policy violation of a train or evaluate request in a run under secure aggregation."""
     violations = []
     if request.correction is not None or request.wants_gradient:
-        fix = "updates of this run leave under secure aggregation, so no gradient leaves and no site gets its own term"
+        fix = "updates of this run leave under secure aggregation, so no gradient leaves and no site gets a correction"
         violations.append(PolicyViolation("protocol.request", "gradient or correction", fix))
     if request.phase == "train" and request.header.round <= known.last_secure_round:
-        fix = "the update of this round left under secure aggregation already, and leaves once"
+        fix = "the update of this round has left under secure aggregation already, and may leave only once"
         violations.append(PolicyViolation("protocol.replay", f"train of round {request.header.round}", fix))
     return violations
 
@@ -53,13 +53,13 @@ def check_secure_request(request: RoundRequest, known: KnownRun) -> list[PolicyV
 def check_stage(
     policy: Policy, request: StageRequest, layout: PayloadLayout, known: KnownRun | None
 ) -> list[PolicyViolation]:
-    """Return every rule that the request for a stage breaks.
+    """Return every policy violation of the request for a stage.
 
     Args:
-        policy: the site's.
-        request: what came.
-        layout: that the site itself made.
-        known: what the site knows of the run; None if nothing.
+        policy: the site's policy.
+        request: the received request.
+        layout: the layout that the site itself made.
+        known: the site's history of the run; None if there is none.
     """
     violations = check_header(policy, request.header, layout, known)
     if violations or known is None:
@@ -69,10 +69,10 @@ def check_stage(
         fix = "updates of this run leave in plaintext; the consortium has to propose it with secure_aggregation"
         violations.append(PolicyViolation("protocol.stage", request.stage, fix))
     if (number, "train", "") not in known.accepted or number != known.last_round:
-        fix = "the site did not just train this round; a stage follows the round's train request"
+        fix = "this is not the round that the site trained last; a stage follows the round's train request"
         violations.append(PolicyViolation("protocol.replay", f"{request.stage} of round {number}", fix))
     if request.stage in ("advertisement", "masked input") and number <= known.last_secure_round:
-        fix = "the update of this round left already; two sums of one round would tell of single sites"
+        fix = "the update of this round has left already; two sums of one round would leak the updates of single sites"
         violations.append(PolicyViolation("protocol.replay", f"{request.stage} of round {number}", fix))
     return violations
 
@@ -80,15 +80,15 @@ def check_stage(
 def check_update(
     policy: Policy, received: Vector, trained: Vector, examples: int, layout: PayloadLayout, known: KnownRun
 ) -> tuple[Vector, str, list[PolicyViolation]]:
-    """Return the payload to mask, what was done if it was clipped, and every rule that it breaks.
+    """Return the payload to mask, a note on the clipping (empty if none), and every policy violation.
 
     Args:
-        policy: the site's.
+        policy: the site's policy.
         received: the prompts that the round began with.
-        trained: what the site would mask, layout.size float32.
-        examples: training images behind it.
-        layout: that the site made.
-        known: what the site knows of the run.
+        trained: the payload that the site would mask, (layout.size,) float32.
+        examples: number of training images that it was trained on.
+        layout: the layout that the site made.
+        known: the site's history of the run.
     """
     violations = check_tensor_names(policy, layout) + check_training_images(policy, examples)
     if layout.hash != known.layout:

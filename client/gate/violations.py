@@ -1,4 +1,4 @@
-"""What a broken rule is: named to everyone, explained to the site alone."""
+"""Policy violations: the server receives only the rules' names; values and fixes stay at the site."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,9 +13,9 @@ class PolicyViolation:
     """One reason why a message may not pass.
 
     Attributes:
-        rule: a setting of policy.yaml, such as outgoing.head, or protocol.…, which no policy changes.
-        value: what the message has, or asks for.
-        fix: what the site could change, or what to do else.
+        rule: a setting of policy.yaml, such as outgoing.head; or protocol.…, which no policy can change.
+        value: the value in the message.
+        fix: the change that would allow the message, or another remedy.
     """
 
     rule: str
@@ -27,10 +27,10 @@ class PolicyViolation:
 
 
 class PolicyViolationError(MessageRefusedError):
-    """A message that the site's gate refuses. Its text, which travels, holds the rules' names and nothing of the site.
+    """The site's gate refuses a message; the text, which is sent, contains only the names of the rules.
 
     Attributes:
-        broken: all rules that it breaks, with values and fixes, for the site's log and ledger.
+        violations: all policy violations, with values and fixes, for the site's log and ledger.
     """
 
     def __init__(self, violations: Sequence[PolicyViolation]) -> None:
@@ -39,12 +39,12 @@ class PolicyViolationError(MessageRefusedError):
 
     @property
     def rules(self) -> tuple[str, ...]:
-        """Names of the rules, each once."""
+        """Names of the violated rules, each one once."""
         return tuple(dict.fromkeys(violations.rule for violations in self.violations))
 
 
 def beyond(rule: str, value: float, ends: tuple[float, float]) -> list[PolicyViolation]:
-    """Return what a number outside [least, most] breaks (NaN is outside)."""
+    """Return the violation by a number outside [minimum, maximum] (NaN is outside)."""
     if ends[0] <= value <= ends[1]:
         return []
     return [

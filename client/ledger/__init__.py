@@ -1,1 +1,1 @@
-"""The site's ledger: signed, hash-chained lines, their verification, and what a crash leaves of them."""
+"""The site's ledger: signed, hash-chained lines, their verification, and recovery after a crash."""

@@ -1,9 +1,9 @@
-"""What a crash leaves of a ledger, in the middle of its first line or of its last, told from what no crash leaves.
+"""Detection of partial writes: the first or last line of a ledger after a crash, as distinct from tampering.
 
-The writer's order makes the difference: a ledger's first tip is on the disk before its first line is begun, and every
-later line is on the disk before its tip is written. So only the line after the one that the tip names can be torn: cut
-short, or with zeros where its bytes, even its first ones, had not reached the disk. A cut that leaves the same bytes
-looks the same; whoever noted an earlier end can tell.
+The writer's order makes the difference. A ledger's first tip is on the disk before its first line is begun, and every
+later line is on the disk before its tip is written. So only the line after the one that the tip names can be partially
+written: cut short, or with zeros where its bytes, even the first ones, had not reached the disk. A deliberate cut that
+leaves the same bytes looks the same; only comparison with an end of the ledger that was noted earlier detects it.
 """
 
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -16,9 +16,9 @@ _TIP_BEGINS = b'{"schema":1,"ledger":"'
 
 
 def split_lines(content: bytes) -> tuple[list[bytes], bytes]:
-    """Return whole lines without their ends, and what an interruption left of one more; b"" if nothing.
+    """Return complete lines without their line ends, and the partially written line after them (b"" if there is none).
 
-    No line holds a zero byte. So a last line that does is torn, even where its end is there.
+    No complete line contains a zero byte. So a last line with one is partially written, even if it has a line end.
     """
     *lines, tail = content.split(b"\n")
     if lines and b"\0" in lines[-1] and not tail.strip(b"\0"):
@@ -27,7 +27,7 @@ def split_lines(content: bytes) -> tuple[list[bytes], bytes]:
 
 
 def is_torn(found: bytes, written: bytes) -> bool:
-    """Tell whether an interrupted write leaves this: its beginning, with zeros where bytes had not reached the disk."""
+    """Return whether `found` can be a partial write of `written`: a prefix, with zeros for bytes not on the disk."""
     kept = found.rstrip(b"\0")
     return len(kept) <= len(written) and all(
         one in (0, other) for one, other in zip(kept, written[: len(kept)], strict=True)
@@ -35,18 +35,18 @@ def is_torn(found: bytes, written: bytes) -> bool:
 
 
 def is_torn_line(tail: bytes, ledger: str, number: int) -> bool:
-    """Tell whether this can be what an interruption left of entry `number` of a ledger."""
+    """Return whether these bytes can be a partial write of entry `number` of a ledger."""
     begun = f'{{"schema":1,"ledger":"{ledger}","sequence":{number},'.encode()
     return is_torn(tail[: len(begun)], begun)
 
 
 def is_unbegun(content: bytes, tip_file: bytes | None, key: ec.EllipticCurvePublicKey | None) -> bool:
-    """Tell whether this is a ledger that a crash kept from being begun, so that no message can have passed.
+    """Return whether a crash interrupted the writing of the first entry, so that no message can have passed.
 
     Args:
-        content: the whole ledger.
-        tip_file: the whole tip; None if there is no such file.
-        key: the site's; None if it is not known.
+        content: content of the ledger file.
+        tip_file: content of the tip file; None if there is no such file.
+        key: the site's public key; None if it is not known.
     """
     lines, tail = split_lines(content)
     if lines:

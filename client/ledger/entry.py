@@ -1,10 +1,11 @@
-"""One line of the ledger: what passed the site's door, or was turned away, and how the line hangs on the one before.
+"""One line of the ledger: a message that passed the site's gate or was refused, with the hash of the line before.
 
-A line is one JSON object with these fields in this order, and nothing else; the last field signs all others. A line has
-one spelling, so its SHA-256, which the next line carries as `previous`, is that of the bytes in the file.
+A line is one JSON object with exactly these fields in this order; the last field is the signature of all others. The
+serialization of an entry is unique, so the SHA-256 that the next line contains as `previous` is that of the bytes in
+the file.
 
-Signatures are ECDSA on P-384 with SHA-256, by the site's key. They show that the holder of that key wrote the line.
-They do not show that the holder wrote the truth.
+Signatures are ECDSA on P-384 with SHA-256, by the site's key. They prove that the holder of that key wrote the line.
+They do not prove that its content is true.
 """
 
 import base64
@@ -42,13 +43,13 @@ _ALGORITHM = ec.ECDSA(hashes.SHA256())
 
 
 class _Strict(Settings):
-    """Of exactly these types: a number that comes as text is not what a ledger's writer spells."""
+    """Base class with strict types: a number given as text is refused, because the ledger never writes one so."""
 
     model_config = ConfigDict(strict=True, populate_by_name=True, serialize_by_alias=True)
 
 
 class Flow(_Strict):
-    """What passed in one direction so far: messages and their bytes, and how many were refused."""
+    """Totals of one direction: number of passed messages, their bytes, and number of refused messages."""
 
     messages: Annotated[int, Field(ge=0)] = 0
     bytes: Annotated[int, Field(ge=0)] = 0
@@ -62,7 +63,7 @@ class Flow(_Strict):
 
 
 class Totals(_Strict):
-    """Both directions since the ledger began."""
+    """Totals of both directions since the ledger began."""
 
     received: Flow = Flow()
     sent: Flow = Flow()
@@ -80,22 +81,22 @@ NOTHING = Totals()
 
 
 class Signed(_Strict):
-    """What ends with a signature over all fields before it."""
+    """Base class of records whose last field is a signature over all fields before it."""
 
     signature: str = ""
 
     @property
     def content(self) -> bytes:
-        """What the signature covers."""
+        """The bytes that the signature covers."""
         return self.model_dump_json(exclude={"signature"}).encode()
 
     @property
     def line(self) -> bytes:
-        """The bytes of the file, without the line's end."""
+        """The bytes in the file, without the line end."""
         return self.content[:-1] + b',"signature":"' + self.signature.encode() + b'"}'
 
     def is_signed_by(self, key: ec.EllipticCurvePublicKey) -> bool:
-        """Tell whether the signature is this key's."""
+        """Return whether the signature was made with this key."""
         try:
             key.verify(base64.b64decode(self.signature, validate=True), self.content, _ALGORITHM)
         except (InvalidSignature, ValueError):
@@ -110,29 +111,29 @@ class Entry(Signed):
     """One message in or out, or a note of the site's own.
 
     Attributes:
-        schema_version: of this format, spelled `schema`.
+        schema_version: version of this format, serialized as `schema`.
         ledger: a random name that all entries of one ledger share.
         sequence: 1, 2, 3, …
         time: UTC, to the microsecond, by the site's clock.
         direction: in, out, or site for the worker's own notes.
         kind: introduce, introduction, train, evaluate, stages of secure aggregation; opened, recovered or charged for
             notes.
-        run: whose message it is.
-        round: of the run.
-        split: of an evaluation.
-        tensors: names and shapes of what it carries.
-        metrics: names of the metrics that carry a value.
-        images: the number of images it states.
-        bytes: of the frame.
-        sha256: of the frame.
-        policy: digest of the policy that decided.
+        run: name of the message's run.
+        round: number of the round.
+        split: split of an evaluation.
+        tensors: names and shapes of the message's tensors.
+        metrics: names of the metrics that have a value.
+        images: the number of images that the message states.
+        bytes: size of the frame.
+        sha256: SHA-256 of the frame.
+        policy: digest of the policy in force.
         decision: passed, clipped (and then passed), refused or noted.
-        rule: the policy's setting that refused or altered it.
-        reason: what was decided and why, for people at the site.
-        about: digests of proposal, payload and backbone; the splits that a budget counts on; the public key; what an
-            interruption left.
-        totals: of both directions, this entry included.
-        key: fingerprint of the key that signs.
+        rule: the policy's setting that refused or altered the message.
+        reason: the decision and its reason, for people at the site.
+        about: digests of proposal, payload and backbone; the splits that a budget requires; the public key; the remains
+            of an interrupted write.
+        totals: totals of both directions, including this entry.
+        key: fingerprint of the signing key.
         previous: SHA-256 of the line before; 64 zeros before the first.
     """
 
@@ -161,7 +162,7 @@ class Entry(Signed):
 
 
 class Tip(Signed):
-    """Where the ledger ends: kept in a file of its own, so that entries cut off the end are missed."""
+    """The end of the ledger, kept in a separate file, so that a cut of the last entries is detected."""
 
     schema_version: Literal[1] = Field(1, alias="schema")
     ledger: str
@@ -170,7 +171,7 @@ class Tip(Signed):
 
 
 def hash_line(line: bytes) -> str:
-    """Return the SHA-256, in hex, of a line without its end."""
+    """Return the SHA-256, in hex, of a line without its line end."""
     return hashlib.sha256(line).hexdigest()
 
 
@@ -181,12 +182,12 @@ def sign_entry(unsigned: SignedT, key: ec.EllipticCurvePrivateKey) -> SignedT:
 
 
 def parse_entry(line: bytes) -> Entry | None:
-    """Return the entry of a line without its end; None for anything that `Entry.line` does not spell like this."""
+    """Return the entry of a line without its line end; None if `Entry.line` would not serialize to the same bytes."""
     return _parse(Entry, line)
 
 
 def parse_tip(content: bytes) -> Tip | None:
-    """Return the tip of a file's content; None if it is none."""
+    """Return the tip in a file's content; None if the content is not a tip."""
     return _parse(Tip, content.rstrip(b" \n"))
 
 

@@ -1,12 +1,12 @@
-"""The site's ledger: a file of JSON lines, one per message in or out, hash-chained and signed; it only ever grows.
+"""The site's ledger: a file of JSON lines, one per message in or out, hash-chained and signed; it only grows.
 
 A line is on the disk before `append` returns, and nothing is sent or done before that. The tip (`Tip`) is written after
-it, in place and without waiting for the disk: one wait per message is what a message can afford, and a tip that a power
-failure left behind is told apart from a ledger that somebody shortened.
+the line, in place and without waiting for the disk, because a second wait per message would take too long. A tip that
+is behind the ledger after a power failure can be distinguished from a ledger that somebody shortened.
 
-One process writes at a time: the file is locked while it is open. A ledger that is not sound is not written to. A last
-line that an interruption tore is set aside (`client.ledger.partial_writes`), and the next entry says so. A ledger that
-a crash kept from being begun is begun again, and its first entry says that something was there.
+One process writes at a time: the file is locked while it is open. A ledger that is not sound is not written to. A
+partially written last line is set aside (`client.ledger.partial_writes`), and the next entry records that. If a crash
+interrupted the writing of the first entry, the ledger is begun again, and its first entry records the remains.
 """
 
 import fcntl
@@ -40,12 +40,12 @@ from ept_fed.storage.files import sync_folder
 
 __all__ = ["LEFT", "Ledger", "LedgerBrokenError", "LedgerBusyError", "Record", "tip_path"]
 
-LEFT = "left_behind"  # in the first entry's `about`: what an earlier beginning left
-_TIP_BYTES = 512  # one sector, always overwritten whole
+LEFT = "left_behind"  # key in the first entry's `about`: the remains of an interrupted beginning
+_TIP_BYTES = 512  # one sector, always overwritten as a whole
 
 
 class LedgerBrokenError(Exception):
-    """A ledger that was altered, or cannot be read; nothing is appended to it."""
+    """The ledger was altered, or cannot be read; nothing is appended to it."""
 
 
 class LedgerBusyError(Exception):
@@ -54,7 +54,7 @@ class LedgerBusyError(Exception):
 
 @dataclass(frozen=True)
 class Record:
-    """What is known of a message when it is recorded; fields as in `Entry`."""
+    """A message or note to be recorded; fields as in `Entry`."""
 
     direction: Direction
     kind: str
@@ -74,7 +74,7 @@ class Record:
 
 
 def tip_path(ledger: Path) -> Path:
-    """Return where a ledger's tip lies: ledger.jsonl -> ledger.tip."""
+    """Return the path of a ledger's tip: ledger.jsonl -> ledger.tip."""
     return ledger.with_suffix(".tip")
 
 
@@ -82,7 +82,7 @@ class Ledger:
     """The open ledger of one site.
 
     Attributes:
-        history: the entries that were there when it was opened, oldest first.
+        history: the entries in the file when it was opened, oldest first.
     """
 
     def __init__(
@@ -97,11 +97,11 @@ class Ledger:
         """Open a ledger, or begin one.
 
         Args:
-            path: the ledger's; its tip lies beside it.
-            key: the site's.
-            site: its name.
-            beginning: what the first entry says besides, if this begins the ledger; else it is said nowhere.
-            clock: the site's.
+            path: path of the ledger; its tip is in the same folder.
+            key: the site's private key.
+            site: the site's name.
+            beginning: additional `about` of the first entry; used only if this call begins the ledger.
+            clock: the site's clock.
 
         Raises:
             LedgerBusyError: if another process has it open.
@@ -116,7 +116,7 @@ class Ledger:
         fresh = not path.exists() and not tip_path(path).exists()
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
         self._tip = -1
-        self._unsynced = False  # whether a line was taken back that the disk may still hold
+        self._unsynced = False  # whether a line was removed that the disk may still hold
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._tip = os.open(tip_path(path), os.O_RDWR | os.O_CREAT, 0o600)
@@ -132,10 +132,10 @@ class Ledger:
         """Write one entry to the disk and return it.
 
         Raises:
-            OSError: if it cannot be written; what it is about must then not happen.
+            OSError: if it cannot be written; the recorded action must not happen then.
         """
         if self.closed:
-            raise OSError(f"{self.path} is closed, after a line that could be neither finished nor taken back")
+            raise OSError(f"{self.path} is closed, because a line could be neither completed nor removed")
         if self._unsynced:
             self._shorten(os.fstat(self._file).st_size)
         entry = self._compose(record)
@@ -146,11 +146,11 @@ class Ledger:
 
     @property
     def closed(self) -> bool:
-        """Whether it takes no entry any more, from `close` on, or after a failure that only a new start can mend."""
+        """Whether it accepts no more entries: after `close`, or after a failure that only a restart can repair."""
         return self._file < 0
 
     def close(self) -> None:
-        """Let go of the files and the lock."""
+        """Close the files and release the lock."""
         for handle in (self._file, self._tip):
             if handle >= 0:
                 os.close(handle)
@@ -184,10 +184,10 @@ class Ledger:
         return sign_entry(unsigned, self._key)
 
     def _resume(self, site: str, fresh: bool) -> None:
-        """Begin, or continue after the last entry, past what an interruption left, and note what that was."""
+        """Begin the ledger, or continue after its last entry; record the remains of an interruption, if any."""
         content, tip = self.path.read_bytes(), tip_path(self.path).read_bytes()
         if is_unbegun(content, tip, self._key.public_key()):
-            left = f"{len(content)} bytes of a ledger and {len(tip)} of a tip were there, and no whole entry"
+            left = f"{len(content)} bytes of a ledger and {len(tip)} of a tip were found, but no complete entry"
             self._begin(site, content, tip, self._beginning if fresh else {**self._beginning, LEFT: left})
             self._note_torn()
             return
@@ -209,18 +209,19 @@ class Ledger:
             self.append(Record("site", "recovered", "noted", reason=reason, about=about))
 
     def _note_torn(self) -> None:
-        """Record what was set aside, now or before another interruption."""
-        reason = "the worker was interrupted while it wrote; nothing was done about the message of a torn line"
+        """Record the partial writes that were set aside, now or before another interruption."""
+        reason = "the worker was interrupted while it wrote a line; the message of that line was not processed"
         for torn in find_unrecorded(self.path, self._name, self.history):
             self.append(Record("site", "recovered", "noted", reason=reason, about=torn.describe()))
 
     def _begin(self, site: str, content: bytes, tip: bytes, said: Mapping[str, str]) -> None:
-        """Write the first entry, its tip before it: a ledger cut down to nothing never looks like one not yet begun.
+        """Write the tip and then the first entry, so that an emptied ledger never looks like one that is not yet begun.
 
-        Both files' names are on the disk before the entry, or a power cut could take them with all that came after.
+        The names of both files are on the disk before the entry; otherwise a power failure could remove the files with
+        all later entries.
         """
         earlier = parse_tip(tip)
-        # The name that a torn first line carries: until that line is gone, the new tip must fit it.
+        # The name in a partially written first line: the new tip must fit it until that line is removed.
         self._name = secrets.token_hex(16) if earlier is None else earlier.ledger
         if content.strip(b"\0"):
             set_aside(self.path, self._name, 1, content)
@@ -242,24 +243,24 @@ class Ledger:
         self._totals = latest.totals
 
     def _write(self, line: bytes) -> None:
-        """Write a line whole and wait for the disk; a line cut short by a full disk is taken back."""
+        """Write a line and wait for the disk; a line that is cut short by a full disk is removed."""
         before = os.fstat(self._file).st_size
         content = line + b"\n"
         try:
             if os.write(self._file, content) != len(content):
-                raise OSError(f"{self.path}: the disk took only part of an entry; free some space")
+                raise OSError(f"{self.path}: only part of an entry could be written; free some disk space")
             os.fsync(self._file)
         except OSError:
             try:
                 os.ftruncate(self._file, before)
                 self._unsynced = True
             except OSError:
-                # Another entry behind this one would not follow it: the next start sorts it out.
+                # Another entry after the partial line would break the chain; the next start repairs the file.
                 self.close()
             raise
 
     def _shorten(self, size: int) -> None:
-        """Cut the file, on the disk when this returns: else a power cut may mix old sectors with the next line's."""
+        """Cut the file and wait for the disk; otherwise a power failure may mix old sectors with the next line's."""
         os.ftruncate(self._file, size)
         os.fsync(self._file)
         self._unsynced = False
@@ -267,4 +268,4 @@ class Ledger:
     def _write_tip(self) -> None:
         tip = sign_entry(Tip(ledger=self._name, sequence=self._sequence, last=self._last), self._key)
         if os.pwrite(self._tip, tip.line.ljust(_TIP_BYTES - 1) + b"\n", 0) != _TIP_BYTES:
-            raise OSError(f"{tip_path(self.path)}: the disk took only part of the tip; free some space")
+            raise OSError(f"{tip_path(self.path)}: only part of the tip could be written; free some disk space")

@@ -1,11 +1,11 @@
-"""Examine a ledger: is every line the site's, whole, in its place, and is none missing?
+"""Verification of a ledger: every line is signed by the site, complete and in its place, and no line is missing.
 
-Each line carries the hash of the one before, and the tip, which is signed and lies in a file of its own, that of the
-last. So one signature, the tip's, vouches for every byte once the chain holds; checking all takes many times as long.
-Where anything is amiss, or on request, every line's own signature is checked too: that locates it.
+Each line contains the hash of the line before. The tip, which is signed and in a separate file, contains the hash of
+the last line. So if the chain is intact, the tip's signature covers every byte; checking all signatures would take many
+times as long. If there is a finding, or on request, every line's own signature is checked too, to locate the cause.
 
-What this cannot find: a ledger that the holder of the site's key wrote anew, and an end cut off ledger and tip together
-by someone who kept an older tip. Who noted sequence and hash of an earlier end elsewhere (`Seen`) finds both.
+Not detected: a ledger that the holder of the site's key wrote anew, and a cut of ledger and tip together by somebody
+who kept an older tip. Both are detected with sequence and hash of an earlier end that was noted elsewhere (`Seen`).
 """
 
 from collections.abc import Sequence
@@ -25,13 +25,13 @@ __all__ = ["PUBLIC_KEY", "Examination", "Finding", "Kind", "Seen", "examine", "r
 Kind = Literal[
     "altered", "foreign key", "spliced", "missing", "added", "reordered", "rewound", "replaced", "totals", "cut", "tip"
 ]
-PUBLIC_KEY = "public_key"  # in the first entry's `about`
+PUBLIC_KEY = "public_key"  # key in the first entry's `about`
 _MAX_FINDINGS = 20
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What is wrong, and on which line (1-based; the line after the last if the end is missing)."""
+    """A fault and its line number (1-based; the line after the last one if the end is missing)."""
 
     line: int
     kind: Kind
@@ -43,7 +43,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Seen:
-    """An earlier end of the ledger that somebody noted: sequence and hash of its last line."""
+    """An earlier end of the ledger that was noted elsewhere: sequence and hash of its last line."""
 
     sequence: int
     last: str
@@ -51,17 +51,17 @@ class Seen:
 
 @dataclass
 class Examination:
-    """What a ledger holds and what is wrong with it.
+    """The entries of a ledger and the findings of its verification.
 
     Attributes:
         entries: the lines that can be read, in the file's order.
-        findings: tampering, by line; empty for a sound ledger.
-        torn: bytes of a last line that is not whole: of a crash, which came before anything was done about its message,
-            or of a cut by somebody who kept an older tip.
-        unconfirmed: whole entries after the tip; an interruption came between them and the tip.
-        unbegun: there is no whole entry, as after a crash while the ledger was begun, or after it was emptied.
+        findings: signs of tampering, by line; empty for a sound ledger.
+        torn: number of bytes of a partially written last line. The cause is a crash before its message was processed,
+            or a cut by somebody who kept an older tip.
+        unconfirmed: number of complete entries after the tip; an interruption came before the tip was written.
+        unbegun: whether there is no complete entry, as after a crash at the beginning, or after the ledger was emptied.
         last: hash of the last line.
-        signatures: how many lines' own signatures were checked.
+        signatures: number of lines whose own signature was checked.
         more: whether there are more findings than are listed.
     """
 
@@ -76,11 +76,11 @@ class Examination:
 
     @property
     def sound(self) -> bool:
-        """Tell whether nothing was found in a ledger that holds something."""
+        """Return whether there are no findings and at least one entry."""
         return not self.findings and not self.unbegun
 
     def add(self, line: int, kind: Kind, text: str) -> None:
-        """Note a finding."""
+        """Add a finding."""
         if len(self.findings) == _MAX_FINDINGS:
             self.more = True
         else:
@@ -95,15 +95,15 @@ def examine(
     seen: Seen | None = None,
     every_signature: bool = False,
 ) -> Examination:
-    """Examine a ledger's bytes.
+    """Verify a ledger's bytes.
 
     Args:
-        content: the whole ledger.
-        tip_file: the whole tip; None if there is no such file.
-        key: the site's, from its certificate; None takes the one that the first entry names, which shows that nothing
-            was altered by anyone without that key, not whose key it is.
+        content: content of the ledger file.
+        tip_file: content of the tip file; None if there is no such file.
+        key: the site's public key, from its certificate; None takes the key in the first entry. That shows that nobody
+            without that key altered the ledger, but not whose key it is.
         seen: an end that was noted earlier and must still be in the ledger.
-        every_signature: check every line's own signature even if nothing is amiss.
+        every_signature: check every line's own signature even if there are no findings.
     """
     lines, tail = split_lines(content)
     parsed = [parse_entry(line) for line in lines]
@@ -120,7 +120,7 @@ def examine(
 
 
 def read_public_pem(pem: str) -> ec.EllipticCurvePublicKey | None:
-    """Return the P-384 key of a PEM; None if it is none."""
+    """Return the P-384 public key in a PEM; None if it contains none."""
     try:
         key = serialization.load_pem_public_key(pem.encode())
     except (ValueError, UnsupportedAlgorithm):
@@ -129,7 +129,7 @@ def read_public_pem(pem: str) -> ec.EllipticCurvePublicKey | None:
 
 
 def _check_signatures(parsed: Sequence[Entry | None], key: ec.EllipticCurvePublicKey | None) -> set[int]:
-    """Return the places of entries whose signature is not this key's."""
+    """Return the indices of entries whose signature was not made with this key."""
     return {
         place
         for place, entry in enumerate(parsed)
@@ -146,7 +146,7 @@ def _follow(
     seen: Seen | None,
     unsigned: set[int],
 ) -> Examination:
-    """Follow the chain from the first line to the tip."""
+    """Check the chain from the first line to the tip."""
     result = Examination(entries=[entry for entry in parsed if entry is not None])
     if not result.entries:
         result.unbegun = seen is None and is_unbegun(b"\n".join([*lines, tail]), tip_file, key)
@@ -184,7 +184,7 @@ def _follow_lines(
     for place, (line, entry) in enumerate(zip(lines, parsed, strict=True)):
         number = place + 1
         if entry is None:
-            result.add(number, "altered", "is not an entry as a ledger's writer spells it")
+            result.add(number, "altered", "is not an entry in the form that a ledger writes")
             expected, previous, broken = expected + 1, hash_line(line), True
             continue
         fault = _find_fault(entry, number, line, ledger, mine, unsigned, where)
@@ -195,11 +195,11 @@ def _follow_lines(
         if moved and fault is None:
             result.add(number, *_explain_jump(entry, expected, present, met))
         if fault is None and not moved and not broken and entry.previous != previous:
-            text = f"is not the entry that the next one, {entry.sequence}, follows: another stood here"
+            text = f"is not the line whose hash the next entry, {entry.sequence}, contains: it was replaced"
             result.add(max(number - 1, 1), "replaced", text)
         following = totals.plus(entry.direction, entry.decision, entry.bytes)
         if fault is None and not moved and not broken and entry.totals != following:
-            result.add(number, "totals", "its totals are not those of the entry before plus its own")
+            result.add(number, "totals", "its totals are not the sum of the totals before and its own message")
         broken = fault is not None or moved
         met.add(entry.sequence)
         if fault is None:
@@ -213,7 +213,7 @@ def _follow_lines(
 def _find_fault(
     entry: Entry, number: int, line: bytes, ledger: str, mine: str, unsigned: set[int], where: dict[bytes, int]
 ) -> tuple[Kind, str] | None:
-    """Return what is wrong with a line by itself."""
+    """Return the fault of a single line, without regard to its order; None if it has none."""
     if line in where:
         return "added", f"repeats line {where[line]}"
     if entry.ledger != ledger:
@@ -221,18 +221,18 @@ def _find_fault(
     if entry.key != mine:
         return "foreign key", f"names the key {entry.key[:16]}…, not the site's {mine[:16]}…"
     if number - 1 in unsigned:
-        return "altered", "does not carry the site's signature: altered after it was written, or written by another"
+        return "altered", "does not have the site's signature: it was altered, or not written by the site"
     return None
 
 
 def _explain_jump(entry: Entry, expected: int, present: set[int], met: set[int]) -> tuple[Kind, str]:
     if entry.sequence < expected:
         if entry.sequence in met:
-            return "rewound", f"counts {entry.sequence} again; {expected} was due"
-        return "reordered", f"is entry {entry.sequence}, which belongs further up"
+            return "rewound", f"is entry {entry.sequence} again; {expected} was expected"
+        return "reordered", f"is entry {entry.sequence}, which belongs before"
     skipped = range(expected, entry.sequence)
     if all(number in present for number in skipped):
-        return "reordered", f"is entry {entry.sequence}; {expected} was due and stands further down"
+        return "reordered", f"is entry {entry.sequence}; {expected} was expected and comes later"
     return "missing", f"entries {expected} to {entry.sequence - 1} are missing before it"
 
 
@@ -244,16 +244,16 @@ def _check_tip(
     key: ec.EllipticCurvePublicKey | None,
     ledger: str,
 ) -> None:
-    """Hold the end of the ledger against its tip."""
+    """Compare the end of the ledger with its tip."""
     after = len(lines) + 1
     tip = None if tip_file is None else parse_tip(tip_file)
     if tip is None:
-        text = "there is no tip beside the ledger" if tip_file is None else "the tip cannot be read"
+        text = "the ledger has no tip file" if tip_file is None else "the tip cannot be read"
         result.add(after, "tip", f"{text}, so entries may be missing at the end")
     elif key is None or not tip.is_signed_by(key):
         result.add(after, "tip", "the tip is not signed with the site's key")
     elif tip.ledger != ledger:
-        result.add(after, "tip", "the tip is that of another ledger")
+        result.add(after, "tip", "the tip belongs to another ledger")
     else:
         _find_tip(result, lines, tail, key, tip)
     if tail:
@@ -263,7 +263,7 @@ def _check_tip(
 def _find_tip(
     result: Examination, lines: Sequence[bytes], tail: bytes, key: ec.EllipticCurvePublicKey, tip: Tip
 ) -> None:
-    """Look for the line that the tip names; what comes after it is the writer's only if the site signed it."""
+    """Find the line that the tip names; every entry after it must have the site's signature."""
     place = next((place for place in reversed(range(len(lines))) if hash_line(lines[place]) == tip.last), None)
     highest = max(entry.sequence for entry in result.entries)
     if place is not None:
@@ -271,17 +271,17 @@ def _find_tip(
         result.unconfirmed = len(late)
         for number, entry in enumerate(late, start=place + 2):
             if entry is None or not entry.is_signed_by(key):
-                result.add(number, "added", "stands after the tip and does not carry the site's signature")
+                result.add(number, "added", "comes after the tip and does not have the site's signature")
     elif highest < tip.sequence:
         text = f"the ledger ended with entry {tip.sequence}; {tip.sequence - highest} are missing at the end"
-        text += ", and what is left of a line was whole" if tail else ""
+        text += "; the incomplete line was complete before" if tail else ""
         result.add(len(lines) + 1, "cut", text)
     elif result.sound:
         result.add(len(lines), "replaced", "is not the entry that the tip names")
 
 
 def _check_torn(result: Examination, tail: bytes, number: int, ledger: str) -> None:
-    """What is not whole is what an interruption leaves if it begins as the next entry would; else it was added."""
+    """Accept an incomplete last line as a partial write if it begins like the next entry; otherwise add a finding."""
     if is_torn_line(tail, ledger, number):
         result.torn = len(tail)
     else:

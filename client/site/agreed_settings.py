@@ -1,4 +1,4 @@
-"""A request is what the site agreed to: a server cannot propose one training and ask for another."""
+"""Check that a request matches the proposal that the site agreed to."""
 
 from pydantic import ValidationError
 
@@ -12,23 +12,23 @@ __all__ = ["require_agreed"]
 
 
 def require_agreed(request: RoundRequest, proposal: Proposal) -> None:
-    """Raise unless a request asks for what the proposal said.
+    """Raise unless a request matches the proposal.
 
     Raises:
-        MessageRefusedError: naming what differs.
+        MessageRefusedError: naming the difference.
     """
     agreed = proposal.federation.rounds
     if request.rounds != agreed:
-        raise MessageRefusedError(f"the run was agreed on for {agreed} rounds, and {request.rounds} are asked for")
+        raise MessageRefusedError(f"the run was agreed on for {agreed} rounds, but {request.rounds} are requested")
     if request.phase == "evaluate":
         return
     strategy = STRATEGIES[proposal.federation.strategy]
     beyond = {
-        "a gradient is asked for": request.wants_gradient and not strategy.wants_gradient,
-        "a linear term for the loss came": request.correction is not None and not strategy.sends_correction,
+        "a gradient is requested": request.wants_gradient and not strategy.wants_gradient,
+        "the request has a linear term for the loss": request.correction is not None and not strategy.sends_correction,
     }
     for what in (what for what, is_so in beyond.items() if is_so):
-        raise MessageRefusedError(f"the run was agreed on with {proposal.federation.strategy}, and {what}")
+        raise MessageRefusedError(f"the run was agreed on with {proposal.federation.strategy}, but {what}")
     try:
         asked = TrainingSettings.model_validate_json(request.settings).model_dump()
     except ValidationError as error:

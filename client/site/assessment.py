@@ -1,4 +1,4 @@
-"""What one site compares: the federation's prompts as they came and as it made them its own, on its own images."""
+"""Evaluation of the federated and the personalised models of one site on its own images."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,16 +14,16 @@ from ept_fed.training.loop import TrainingDivergedError
 
 __all__ = ["Assessment", "SiteLoader", "assess_settings", "load_federated"]
 
-# Brings a site's model under a setting into the slot, ready to be assessed.
+# Loads a site's model under a setting into the slot, ready to be evaluated.
 SiteLoader = Callable[[], Site]
 
 
 @dataclass(frozen=True)
 class Assessment:
-    """One site under every setting.
+    """Results of one site under every setting.
 
     Attributes:
-        rows: of predictions.csv, see `list_predictions`.
+        rows: rows of predictions.csv, see `list_predictions`.
         subgroups: names of the subgroup columns.
         metrics: setting -> metric -> value on the test images.
     """
@@ -36,13 +36,13 @@ class Assessment:
 def load_federated(
     site: Site, payload: Vector, experiment: Experiment, note: Callable[[str], None]
 ) -> dict[str, SiteLoader]:
-    """Return how to get a site's model under each setting that starts from the federation's payload.
+    """Return a loader of the site's model for each setting that starts from the federation's payload.
 
     Args:
-        site: with its state after the round that left the payload.
-        payload: the federation's.
-        experiment: what personalisation it asks for.
-        note: told, when a setting is recalled, what a person should know about it.
+        site: the site, with its state after the round that produced the payload.
+        payload: the federation's payload.
+        experiment: contains the requested kinds of personalisation.
+        note: called by a loader with a message for the user.
     """
     own = experiment.personalisation
 

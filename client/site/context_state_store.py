@@ -1,7 +1,7 @@
-"""A site's states in Flower's `context.state`: for a process that ends before the next message.
+"""A store of a site's states in Flower's `context.state`, for a process that ends before the next message.
 
-Flower's SuperNode starts a new process for every message, and its simulation hands a site to whichever worker is free;
-both keep `context.state` at the node in between.
+Flower's SuperNode starts a new process for every message, and its simulation assigns a site to any free worker. Both
+keep `context.state` at the node between messages.
 """
 
 import numpy as np
@@ -15,10 +15,10 @@ _ARRAYS, _ABOUT = "state-", "about-"
 
 
 class ContextStates(StateStore):
-    """States as pairs of records, named after their round."""
+    """Store of states as pairs of records, named after their round."""
 
     def __init__(self, records: RecordDict) -> None:
-        """Take the records of a node's context; others in it are left alone."""
+        """Take the records of a node's context; records of other names are left alone."""
         self._records = records
 
     def _held(self) -> set[int]:

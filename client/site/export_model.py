@@ -1,4 +1,4 @@
-"""The model of a site as a file may hold it: its tensors, and what turns an image into probabilities again."""
+"""Export of a site's model: its tensors, and the description that is needed to predict with it."""
 
 from dataclasses import asdict
 from typing import Any
@@ -12,10 +12,10 @@ __all__ = ["release_model"]
 
 
 def release_model(site: Site) -> tuple[dict[str, Vector], dict[str, Any]]:
-    """Return the model as it stands, for prediction at this site: tensors by name, and a description.
+    """Return the current model for prediction at this site: tensors by name, and a description.
 
-    The tensors are the payload's and this site's own head. The description holds backbone and digest, input, method,
-    classes, and the temperature fitted on the site's validation images.
+    The tensors are those of the payload and this site's own head. The description contains backbone and digest, input,
+    method, classes, and the temperature fitted on the site's validation images.
     """
     model, data = site.model, site.data
     tensors = model.payload_tensors(share="prompts+head", payload=site.payload)

@@ -1,4 +1,4 @@
-"""From an experiment to a site: the steps that a simulation takes for many sites and a worker for its own."""
+"""Construction of sites from an experiment; used by simulations for many sites and by a worker for its own site."""
 
 import numpy as np
 import torch
@@ -36,7 +36,7 @@ def load_backbone(experiment: Experiment) -> Backbone:
 
 
 def create_start_model(experiment: Experiment, backbone: Backbone, classes: int, device: torch.device) -> TunedViT:
-    """Return the model that every site of a run starts from, drawn from the run's seed.
+    """Return the initial model of every site in a run, drawn from the run's seed.
 
     Raises:
         InputRefusedError: if the method cannot run on this backbone.
@@ -48,7 +48,7 @@ def create_start_model(experiment: Experiment, backbone: Backbone, classes: int,
 def create_site(
     experiment: Experiment, data: SiteData, slot: ModelSlot, *, run: str, states: StateStore | None = None
 ) -> Site:
-    """Return a site that starts, or goes on, from its states; None keeps them in memory."""
+    """Return a site that starts or resumes from `states`; None keeps its states in memory."""
     return Site(
         data,
         slot,

@@ -1,4 +1,4 @@
-"""What a federation is measured against at a site: the same training, alone."""
+"""The local-only baseline of a federation: the same training at each site, without any exchange."""
 
 import time
 from collections.abc import Mapping
@@ -21,17 +21,17 @@ def train_locally(
     stage: str = "local",
     start: Vector | None = None,
 ) -> None:
-    """Train each site alone: the same rounds, seeds and schedule as in the federation, but no exchange.
+    """Train a local-only model at each site: the same rounds, seeds and schedule as in the federation, but no exchange.
 
-    A site goes on from its newest state, so what an earlier process trained is not trained again.
+    A site resumes from its newest state, so rounds that an earlier process trained are not trained again.
 
     Args:
-        sites: by name.
-        training: what each does in a round.
-        rounds: how many.
-        progress: told each site's rounds.
-        stage: what this is called there.
-        start: payload that the first round takes over; None starts as the federation does.
+        sites: the sites by name.
+        training: training settings of each round.
+        rounds: number of rounds.
+        progress: receives the progress of each site.
+        stage: name of this training in the progress reports.
+        start: payload at the start of the first round; None starts from the initial model of the federation.
 
     Raises:
         PayloadMismatchError: if `start` does not fit a site's layout.

@@ -1,4 +1,4 @@
-"""One round of training at a site, from the state before it to the state after it, Ditto's own model included."""
+"""One round of training at a site: from the state before it to the state after it, including Ditto's personal model."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -48,27 +48,28 @@ def train_local_round(
     head: HeadFit | None = None,
     private: GaussianSteps | None = None,
 ) -> tuple[TrainingOutcome, SiteState]:
-    """Train the model in place and return what the round came to, and the state to keep.
+    """Train the model in place, and return the outcome of the round and the state to keep.
 
     Args:
-        model: as the round starts: own tensors, received payload.
+        model: the model at the start of the round, with the site's own tensors and the received payload.
         images: the site's training images.
-        settings: of the round.
-        scope: where the round stands.
-        before: the state before the round, None at the start; its moments go on if the settings are the same.
-        penalties: of the strategy, see `ept_fed.training.penalties`.
-        ditto: the pull of the personal model towards the received payload, and the tensors it starts from in the
-            first round (Li et al. 2021, Algorithm 1); None keeps no such model.
+        settings: training settings of the round.
+        scope: seed, site and number of the round.
+        before: the state before the round, None at the start; its optimiser moments are used if the settings are equal.
+        penalties: penalties of the strategy, see `ept_fed.training.penalties`.
+        ditto: the proximal term that pulls the personal model towards the received payload, and the tensors that it
+            starts from in the first round (Li et al. 2021, Algorithm 1); None keeps no such model.
         head: see `train_round`.
-        private: what the round may cost, from `plan_private_round`; needed with `settings.privacy`, and only then.
+        private: planned cost of the round, from `plan_private_round`; required if `settings.privacy` is set, and only
+            then.
 
     Raises:
-        ValueError: if a private round is not planned, or one that is planned is not private.
-        TrainingDivergedError: the model is then of no use.
+        ValueError: if a private round has no plan, a round that is not private has one, or a private round has Ditto.
+        TrainingDivergedError: if training diverges; the model must not be used then.
     """
     stamp = settings.model_dump_json()
     if (private is not None) != (settings.privacy is not None) or (private is not None and ditto is not None):
-        raise ValueError("a private round is planned before it begins, has no model beside it, and no other is planned")
+        raise ValueError("a private round requires a plan and trains no Ditto model; any other round has no plan")
     outcome, tensors = _train(model, images, settings, scope, before, stamp, penalties, head, private, prefix="")
     if ditto is not None:
         pull, start = ditto
@@ -80,7 +81,7 @@ def train_local_round(
                 model, images, settings, own_scope, before, stamp, [pull], None, None, prefix=f"{DITTO}/"
             )
         except TrainingDivergedError as diverged:
-            _log.warning("Ditto's model of %s stays as it was before round %d: %s", scope.site, scope.round, diverged)
+            _log.warning("the Ditto model of %s remains unchanged in round %d: %s", scope.site, scope.round, diverged)
             personal = {name: tensor for name, tensor in (held or {}).items() if name.startswith(f"{DITTO}/")}
         restore_model(model, tensors)
         tensors |= personal
@@ -91,7 +92,7 @@ def train_local_round(
 def noop_local_round(
     model: TunedViT, settings: TrainingSettings, round_number: int, *, before: SiteState | None
 ) -> SiteState:
-    """Return the state after a round in which nothing is trained: the model as it stands, all else as it was before."""
+    """Return the state after a round without training: the current model, and everything else from the state before."""
     held = {} if before is None else before.tensors
     trained = 0 if before is None else before.trained
     tensors = {**held, **capture_model(model)}

@@ -1,4 +1,4 @@
-"""One model in memory, in which any number of sites take turns."""
+"""One model in memory that any number of sites use in turn."""
 
 from client.site.state_store import capture_model
 from ept_fed.models.tuned_vit import TunedViT
@@ -7,16 +7,16 @@ __all__ = ["ModelSlot"]
 
 
 class ModelSlot:
-    """A model, and whose tensors are in it.
+    """A model, and the site whose tensors are in it.
 
     Attributes:
-        model: what the method trains, and the head, around the frozen backbone.
-        holder: whose tensors are in it; None if nobody's.
-        start: the tensors that every site begins with.
+        model: the frozen backbone with the method's trainable tensors and the head.
+        holder: the site whose tensors are in the model; None if there is none.
+        start: the initial tensors of every site.
     """
 
     def __init__(self, model: TunedViT) -> None:
-        """Take the model as every site's start."""
+        """Take the model; its current tensors are the start of every site."""
         self.model = model
         self.holder: object | None = None
         self.start = capture_model(model)

@@ -1,7 +1,7 @@
 """A site as a MONAI `ClientAlgo`, so that another federated framework can drive it.
 
-The exchange holds the same tensors as a payload, by name, and nothing else: `sinks` (L, N + T), `tokens` (L, T, D)
-and, only if the site was made with `share="prompts+head"`, the head's.
+The exchange contains exactly the tensors of a payload, by name: `sinks` (L, N + T), `tokens` (L, T, D) and, only if the
+site was made with `share="prompts+head"`, those of the head.
 """
 
 from collections.abc import Mapping
@@ -23,16 +23,16 @@ __all__ = ["EPTClientAlgo"]
 class EPTClientAlgo(ClientAlgo):
     """Train and evaluate one site on weights that arrive in MONAI's `ExchangeObject`.
 
-    Rounds are counted here, since `ClientAlgo` has no notion of them: each `train` is the next of `rounds`, on which
-    the learning-rate schedule spans.
+    Rounds are counted here, because `ClientAlgo` has no round number: each call of `train` is the next of `rounds`.
+    The learning-rate schedule spans all of them.
     """
 
     def __init__(self, site: Site, settings: TrainingSettings, *, rounds: int) -> None:
-        """Wrap a site; `settings` are what a Flower train request would carry.
+        """Wrap a site; `settings` are the training settings that a Flower train request would contain.
 
         Raises:
-            InputRefusedError: for a site of a run with masks, noise on its updates, or class statistics, which nothing
-                here adds or judges.
+            InputRefusedError: for a site of a run with secure aggregation, noise on its updates, or class statistics;
+                this class neither adds nor checks them.
         """
         for field, present in (
             ("secure_aggregation", site.secure_aggregation),
@@ -40,14 +40,14 @@ class EPTClientAlgo(ClientAlgo):
             ("statistics", site.layout.holds_statistics),
         ):
             if present:
-                fix = "belongs to the messages between Flower and a site, which this is not; leave it out"
+                fix = "is available only with Flower's messages, and not through MONAI; leave it out"
                 raise InputRefusedError([Problem(f"federation.{field}", "on", fix)])
         self.site = site
         self._settings, self._rounds = settings, rounds
         self._round = 0
 
     def initialize(self, extra: dict[str, Any] | None = None) -> None:
-        """Check that the framework means this site, if it says which.
+        """Check that the framework addresses this site, if it names one.
 
         Raises:
             ValueError: if `extra` names another client.

@@ -1,6 +1,6 @@
-"""What a site can make of the federated model for its own patients; nothing here travels.
+"""Personalisation of the federated model at a site; no result of this module is sent.
 
-Each verb leaves the site's model as it should be assessed or released.
+Each function leaves the site's model ready to be evaluated or exported.
 """
 
 import numpy as np
@@ -20,7 +20,7 @@ INTERPOLATION_GRID = tuple(step / 10 for step in range(11))
 
 
 def load_ditto(site: Site) -> bool:
-    """Hold the personal model that Ditto trained beside the federated one; False if the site has none."""
+    """Load the personal model that Ditto trained beside the federated one; return False if the site has none."""
     state = site.state
     if state is None or not any(name.startswith(f"{DITTO}/") for name in state.tensors):
         return False
@@ -31,11 +31,11 @@ def load_ditto(site: Site) -> bool:
 def fine_tune(site: Site, payload: Vector, settings: TrainingSettings, *, epochs: int, seed: int) -> TrainingOutcome:
     """Train the federated model, own head included, on the site's own images after the last round.
 
-    The learning rates are the run's, from the top of their schedule; the optimiser starts anew.
+    The learning rates are those of the run, from the start of their schedule; the optimiser starts anew.
 
     Raises:
         PayloadMismatchError: if the payload does not fit the site.
-        TrainingDivergedError: the site must not be assessed then.
+        TrainingDivergedError: if training diverges; the site must not be evaluated then.
     """
     site.adopt(payload)
     alone = settings.model_copy(update={"epochs": epochs, "head_first_epochs": 0, "proximal_mu": 0.0})
@@ -50,9 +50,10 @@ def fine_tune(site: Site, payload: Vector, settings: TrainingSettings, *, epochs
 def interpolate(site: Site, payload: Vector) -> float:
     """Adopt the mix of own and global payload with the least validation loss, and return the own payload's share.
 
-    The own payload is what the site's last trained round ended with. For sinks, mixing is a weighted geometric mean of
-    the two prompts' pull on the softmax. Ties, and a site without validation images, go to the global payload (share
-    0). After APFL's mixture (Deng et al. 2020), with the share chosen by validation instead of learned.
+    The own payload is the one at the end of the site's last trained round. For sinks, mixing is a weighted geometric
+    mean of the two prompts' weights in the softmax. In a tie, and at a site without validation images, the global
+    payload is used (share 0). This follows APFL's mixture (Deng et al. 2020), but the share is chosen by validation
+    instead of learned.
     """
     own = site.own_payload()
     best, lowest = 0.0, np.inf

@@ -1,4 +1,4 @@
-"""What a private round costs a site, in the accountant's numbers and in the run's."""
+"""The privacy cost of a round at a site: the numbers for the accountant, and the run's own settings."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -12,13 +12,13 @@ Mechanism = Literal["poisson-subsampled gaussian", "local gaussian", "distribute
 
 @dataclass(frozen=True)
 class RoundCost:
-    """What a round will cost a site.
+    """The privacy cost of one round at a site.
 
     Attributes:
-        mechanism: the noise on gradients of images, or who adds that on whole updates.
-        spending: noise, sampling rate and steps, as the accountant counts them.
-        clip: longest gradient of an image, or longest update.
-        delta: that the run's ε is stated for.
+        mechanism: noise on the gradients of images, or the source of the noise on whole updates.
+        spending: noise, sampling rate and steps for the accountant.
+        clip: maximum L2 norm of the gradient of one image, or of an update.
+        delta: δ for which the run's ε is stated.
     """
 
     mechanism: Mechanism

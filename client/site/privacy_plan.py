@@ -1,4 +1,4 @@
-"""What a private round will cost, before it begins; or why it cannot be private as it is asked for."""
+"""Planning of a private round before it begins: its cost, or the reason why the request is refused."""
 
 from client.site.privacy_cost import Mechanism, RoundCost
 from ept_fed.config.experiment import TrainingSettings
@@ -14,36 +14,36 @@ __all__ = ["plan_noisy_round", "plan_requested_round"]
 def plan_requested_round(
     settings: TrainingSettings, request: RoundRequest, agreed: PrivacySettings | None, images: int
 ) -> RoundCost | None:
-    """Return what the round costs by noise on the gradients of images; None where there is none.
+    """Return the cost of a round with noise on the gradients of images; None if it has no such noise.
 
     Args:
-        settings: of the request.
-        request: the server's.
-        agreed: what the run began with.
-        images: the site's training images.
+        settings: training settings of the request.
+        request: the server's request.
+        agreed: privacy settings that the run began with.
+        images: number of the site's training images.
 
     Raises:
-        MessageRefusedError: for other privacy than was agreed on, or a request that the noise would not cover.
+        MessageRefusedError: for other privacy settings than agreed on, or a request that the noise would not cover.
     """
     if settings.privacy != agreed:
-        raise MessageRefusedError("training.privacy is not what this run began with")
+        raise MessageRefusedError("training.privacy differs from the setting that this run began with")
     if settings.privacy is None:
         return None
     if request.wants_gradient:
-        raise MessageRefusedError("training.privacy: the gradient over all images has no noise, and stays here")
+        raise MessageRefusedError("training.privacy: the gradient over all images has no noise and must not leave")
     try:
         spending = plan_private_round(settings, images, request.rounds)
     except InputRefusedError as error:
         fields = ", ".join(problem.field for problem in error.problems)
-        raise MessageRefusedError(f"training.privacy does not go with {fields}") from error
+        raise MessageRefusedError(f"training.privacy does not fit together with {fields}") from error
     return RoundCost("poisson-subsampled gaussian", spending, settings.privacy.clip, settings.privacy.delta)
 
 
 def plan_noisy_round(settings: SitePrivacySettings, rounds: int) -> RoundCost:
-    """Return what each of so many rounds costs by noise on the whole update.
+    """Return the cost of each of `rounds` rounds with noise on the whole update.
 
     Raises:
-        ValueError: for an ε that no noise keeps.
+        ValueError: for an ε that no noise can achieve.
     """
     noise = find_site_noise(settings.noise_multiplier, settings.epsilon, settings.delta, rounds=rounds)
     mechanism: Mechanism = f"{settings.noise} gaussian"  # type: ignore[assignment]

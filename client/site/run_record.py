@@ -1,9 +1,9 @@
-"""What a site keeps of a run beside its states, so that it can report on the run itself.
+"""Files that a site keeps of a run besides its states, for its own report on the run.
 
-state/<run>/received.safetensors   the payload of the last request that the door let in, and what it was meant for
-state/<run>/answers.jsonl          a line per answer: its metrics, and the bytes that came and went
+state/<run>/received.safetensors   the payload of the last accepted request, with phase and round of the request
+state/<run>/answers.jsonl          a line per answer: its metrics, and the number of bytes received and sent
 
-Neither is signed: whoever can write the folder can write them.
+Neither file is signed: everybody who can write to the folder can change them.
 """
 
 import json
@@ -35,11 +35,11 @@ class Received:
 
     Attributes:
         payload: (layout.size,) float32.
-        phase: of the request that brought it.
-        round: of that request.
-        layout_hash: of the payload.
-        backbone_digest: of the weights that the site then had.
-        data_digest: of the images that the site then had, see `PreparedData.digest`.
+        phase: phase of its request.
+        round: round of its request.
+        layout_hash: hash of the payload's layout.
+        backbone_digest: digest of the site's backbone at that time.
+        data_digest: digest of the site's images at that time, see `PreparedData.digest`.
     """
 
     payload: Vector
@@ -51,13 +51,13 @@ class Received:
 
     @property
     def prompts_of(self) -> int:
-        """The round that left this payload: a train request brings what the round before left."""
+        """The round that produced this payload; for a train request this is the previous round."""
         return self.round if self.phase == "evaluate" else self.round - 1
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer that passed the door, and the bytes of the frames in and out; metrics as in `RoundReply`."""
+    """One answer that passed the gate, and the sizes of the frames in and out; metrics as in `RoundReply`."""
 
     kind: AnswerKind
     bytes_in: int
@@ -69,7 +69,7 @@ class Answer:
 
 
 class _About(Settings):
-    """What stands beside a payload."""
+    """The metadata that is stored with a payload."""
 
     phase: Phase
     round: int
@@ -83,7 +83,7 @@ _KEYS = {"schema", *Answer.__dataclass_fields__}
 
 
 class RunRecord:
-    """Reads and writes the two files of one run; the folder is there once the run was agreed to."""
+    """Reads and writes the two files of one run; the folder exists once the run was agreed to."""
 
     def __init__(self, folder: Path, *, run: str, site: str) -> None:
         """Take the run's folder; a payload of another run or site is refused."""
@@ -91,9 +91,10 @@ class RunRecord:
         self._identity = {"schema": _SCHEMA, "run": run, "site": site}
 
     def accept(self, request: RoundRequest, data_digest: str) -> None:
-        """Keep a request's payload in the place of the one before.
+        """Store a request's payload instead of the one before.
 
-        An old request that is asked for again brings nothing newer, unless its round is trained anew.
+        A repeated evaluate request for an earlier round is ignored, because its payload is older. A train request is
+        always stored, because its round is trained again.
         """
         if request.phase == "evaluate" and self._is_behind(request):
             return
@@ -132,16 +133,17 @@ class RunRecord:
             held = _About.model_validate(about, strict=True)
             return Received(payload=tensors[_PAYLOAD], **held.model_dump())
         except (KeyError, TypeError, ValueError) as error:
-            raise DamagedCheckpointError(f"{self._received} holds something else than a payload") from error
+            raise DamagedCheckpointError(f"{self._received} does not contain a valid payload") from error
 
     def note(self, answer: Answer) -> None:
         """Append an answer's line."""
         append_json_line(self._answers, {"schema": _SCHEMA, **asdict(answer)})
 
     def read_answers(self) -> tuple[tuple[Answer, ...], int]:
-        """Return the answers in their order, and how many lines cannot be read; a line that is being written is none.
+        """Return the answers in their order, and the number of unreadable lines; a line without a line end is ignored.
 
-        A line that a full disk cut short must not keep the site from its report.
+        Unreadable lines are skipped, so that a line that was cut short by a full disk does not prevent the site's
+        report.
         """
         if not self._answers.exists():
             return (), 0

@@ -1,9 +1,9 @@
-"""The runs that a site has agreed to, on disk: a worker that was killed goes on without being asked anew.
+"""The runs that a site has agreed to, on disk, so that a restarted worker can resume without a new proposal.
 
-state/<run>/proposal.json            what was agreed, with its digest
-state/<run>/round-0007.safetensors   the site after that round (`client.site.state_store`)
-state/<run>/received.safetensors, answers.jsonl   what the site's own report needs (`client.site.run_record`)
-state/<run>/local/                   the site alone, as its own report trained it (`client.report.site_report`)
+state/<run>/proposal.json            the accepted proposal, with its digest
+state/<run>/round-0007.safetensors   the site's state after that round (`client.site.state_store`)
+state/<run>/received.safetensors, answers.jsonl   input of the site's own report (`client.site.run_record`)
+state/<run>/local/                   states of the local-only model in the site's report (`client.report.site_report`)
 """
 
 import json
@@ -25,7 +25,7 @@ _NAME: TypeAdapter[str] = TypeAdapter(Name)
 
 
 class RunRegistry:
-    """Proposals and states of one site by run; the folder and all in it are for the worker's user alone."""
+    """Proposals and states of one site by run; only the worker's user has access to the folder."""
 
     def __init__(self, folder: Path, site: str) -> None:
         """Take the folder, and make it if needed."""
@@ -33,12 +33,12 @@ class RunRegistry:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def names(self) -> tuple[str, ...]:
-        """Return all runs, the one agreed to last first."""
+        """Return the names of all runs, newest agreement first."""
         found = sorted(self._folder.glob(f"*/{_FILE}"), key=lambda path: path.stat().st_mtime, reverse=True)
         return tuple(path.parent.name for path in found)
 
     def find(self, run: str) -> Proposal:
-        """Return what was agreed for a run.
+        """Return the proposal that was agreed to for a run.
 
         Raises:
             MessageRefusedError: for a run that was never proposed, or whose file is damaged.
@@ -53,21 +53,23 @@ class RunRegistry:
             proposal = Proposal.model_validate(document["proposal"])
             sound = (document["schema"], document["run"], document["digest"]) == (1, run, proposal.digest)
         except (ValueError, KeyError, TypeError, ValidationError) as error:
-            raise MessageRefusedError(f"what the site had agreed to for run {run} cannot be read any more") from error
+            raise MessageRefusedError(f"the proposal that the site agreed to for run {run} cannot be read") from error
         if not sound:
-            raise MessageRefusedError(f"what the site had agreed to for run {run} was altered on disk")
+            raise MessageRefusedError(f"the proposal that the site agreed to for run {run} was altered on disk")
         return proposal
 
     def agree(self, run: str, proposal: Proposal) -> None:
-        """Write an agreement down; agreeing to the same again changes nothing.
+        """Store an agreement; to agree to the same proposal again changes nothing.
 
         Raises:
-            MessageRefusedError: if the run's name is none, or the site agreed to something else under it.
+            MessageRefusedError: if the run's name is not valid, or the site agreed to another proposal under this name.
         """
         path = self._path(run) / _FILE
         if path.exists():
             if self.find(run).digest != proposal.digest:
-                raise MessageRefusedError(f"run {run} was proposed to this site with other settings; name a new run")
+                raise MessageRefusedError(
+                    f"run {run} was proposed to this site with other settings; use another run name"
+                )
             return
         path.parent.mkdir(mode=0o700, exist_ok=True)
         write_json(
@@ -75,19 +77,19 @@ class RunRegistry:
         )
 
     def states(self, run: str) -> StateFolder:
-        """Return where the site keeps its states of a run."""
+        """Return the store of the site's states in a run."""
         return StateFolder(self._path(run), run=run, site=self._site)
 
     def record(self, run: str) -> RunRecord:
-        """Return what the site keeps of a run for its own report."""
+        """Return the site's record of a run, for its own report."""
         return RunRecord(self._path(run), run=run, site=self._site)
 
     def local(self, run: str) -> Path:
-        """Return where the site's own report keeps the states of the site alone."""
+        """Return the folder in which the site's own report keeps the states of its local-only model."""
         return self._path(run) / "local"
 
     def _path(self, run: str) -> Path:
-        """Return a run's folder; its name came over a wire and must not lead anywhere else."""
+        """Return a run's folder; the name comes from the server, so it must not lead to any other folder."""
         try:
             return self._folder / _NAME.validate_python(run)
         except ValidationError as error:

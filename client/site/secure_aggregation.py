@@ -1,4 +1,4 @@
-"""A site's part in the secure aggregation of a run: its update leaves masked, once a round, or not at all."""
+"""A site's part in the secure aggregation of a run: its update leaves masked, and at most once per round."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ _Release = Callable[[Vector, Vector], Vector]
 
 @dataclass(frozen=True)
 class Credentials:
-    """What a site signs with, and whom it believes: keys/site.key, tls/site.crt and tls/ca.crt of its kit."""
+    """The site's key, its certificate and the authority: keys/site.key, tls/site.crt and tls/ca.crt of its kit."""
 
     key: ec.EllipticCurvePrivateKey
     certificate: x509.Certificate
@@ -34,30 +34,29 @@ class Credentials:
 class SecureRounds:
     """Answers the stages of one run's rounds, one session at a time.
 
-    Keys and seeds of a session, and what its round began with, live in memory: a site that is started anew in the
-    middle of one has dropped out of it.
+    Keys and seeds of a session, and the start of its round, are in memory only: a site that is restarted during a
+    session has dropped out of it.
 
     Attributes:
-        began: the last round that was trained, and the train request's payload and settings; None before the first.
-        masked: the last round whose update was made to leave under secure aggregation, 0 before the first. No update of
-            that round,
-            or one before it, is made again: two sums of one round would differ by single sites, and two draws of
-            noise on one update by less noise.
+        began: the last trained round, with payload and settings of its train request; None before the first.
+        masked: the last round whose update was made to leave under secure aggregation; 0 before the first. No update of
+            that round or an earlier one is made again: the difference of two sums of one round would reveal single
+            sites, and two draws of noise on one update would hide it less.
     """
 
     def __init__(self, site: str, credentials: Callable[[], Credentials], *, masked: int = 0) -> None:
-        """Take the site's certified name, how to read its credentials, and what an earlier process says of `masked`."""
+        """Take the site's certified name, a reader of its credentials, and `masked` of an earlier process."""
         self.masked = masked
         self.began: tuple[int, Vector, str] | None = None
         self._site, self._credentials = site, credentials
         self._open: tuple[AggregationSession, SecureAggregationSite] | None = None
 
     def begin(self, request: RoundRequest) -> None:
-        """Remember what a round begins with: the sum is of sites that began with the same."""
+        """Store the start of a round; only sites with the same start are summed."""
         self.began = request.header.round, request.payload, request.settings
 
     def require_begun(self, number: int) -> tuple[int, Vector, str]:
-        """Return a round's number, and the payload (n,) and settings that it began with.
+        """Return the round's number, and the payload (n,) and settings at its start.
 
         Raises:
             MessageRefusedError: if this is not the round trained last.
@@ -75,15 +74,16 @@ class SecureRounds:
         """Return the site's part of a stage.
 
         Args:
-            request: whose header the site has found to be its own.
-            open_session: from a round and the digest of what it began with to its session, as the site agreed to it.
-            update: called when it is due: the payload (n,) after training that round, and the site's weight.
+            request: a request whose header the site has checked.
+            open_session: opens the session that the site agreed to, from a round and the digest of its start.
+            update: called when the update is needed; returns the payload (n,) after training that round, and the
+                site's weight.
 
         Raises:
-            MessageRefusedError: for a stage out of turn, a second time, or what the server made up; the site takes no
+            MessageRefusedError: for a stage out of order or a second time, or for invalid content; the site takes no
                 further part in that round.
             PayloadMismatchError: for an update that cannot be summed.
-            InputRefusedError: if this site is none of the session's.
+            InputRefusedError: if this site is not part of the session.
         """
         number, received, settings = self.require_begun(request.header.round)
         session = open_session(number, digest_start(received, settings))
@@ -100,7 +100,7 @@ class SecureRounds:
             content = member.share_keys(request.content)
         elif request.stage == "masked input":
             member.require(Kind.MASKED_INPUT)
-            # Before the update is made: noise that was drawn once is not drawn again because something refused it.
+            # Set before the update is made, so that noise is not drawn a second time after a refusal.
             self.masked = session.round
             values, weight = update()
             content = member.mask_input(request.content, values, weight)
@@ -125,12 +125,12 @@ class SecureRounds:
 
 @dataclass(frozen=True)
 class SumTerms:
-    """What the sites agreed on about the sums of a run.
+    """The terms that the sites agreed on for the sums of a run.
 
     Attributes:
-        open_session: from a round and the digest of its start to its session.
-        weigh: from a site's number of training images to its weight.
-        minimum: number of sites that a sum is of, at least.
+        open_session: opens the session of a round, from its number and the digest of its start.
+        weigh: returns a site's weight for its number of training images.
+        minimum: minimum number of sites in a sum.
     """
 
     open_session: Callable[[int, str], AggregationSession]
@@ -145,14 +145,15 @@ def answer_stage(
     terms: SumTerms,
     release: _Release = lambda _received, trained: trained,
 ) -> StageReply:
-    """Return a site's part of a stage, the same way in simulations and in deployments.
+    """Return a site's part of a stage; simulations and deployments both use this function.
 
     Args:
-        request: whose round the site has trained.
-        site: whose update is summed.
+        request: a request for a round that the site has trained.
+        site: the site whose update is summed.
         rounds: the site's part in the secure aggregation of this run.
-        terms: of the sums.
-        release: from the payloads (n,) before and after training to the one that may leave, masked: the site's gate.
+        terms: the terms of the sums.
+        release: the site's gate; returns the payload that may be masked, from the payloads (n,) before and after
+            training.
 
     Raises:
         MessageRefusedError, PayloadMismatchError, InputRefusedError: see `SecureRounds.answer`.
@@ -168,7 +169,7 @@ def answer_stage(
 
 
 def count_agreed_min_sites(proposal: Proposal) -> int:
-    """Return how many sites a sum of this run is of, at least."""
+    """Return the minimum number of sites in a sum of this run."""
     secure = proposal.federation.secure_aggregation
     return count_min_sites(len(proposal.sites), None if secure is None else secure.threshold)
 
@@ -176,18 +177,18 @@ def count_agreed_min_sites(proposal: Proposal) -> int:
 def plan_agreed_session(
     run: str, proposal: Proposal, layout: PayloadLayout, round_number: int, start: str
 ) -> AggregationSession:
-    """Return the secure aggregation of a round as this site agreed to it.
+    """Return the session of a round's secure aggregation, as this site agreed to it.
 
     Args:
         run: identity of the run.
-        proposal: that the site agreed to.
-        layout: of the payload.
-        round_number: the round.
-        start: `digest_start` of what it began with.
+        proposal: the proposal that the site agreed to.
+        layout: layout of the payload.
+        round_number: number of the round.
+        start: `digest_start` of the round's payload and settings.
 
     Raises:
-        MessageRefusedError: if the run has none.
-        InputRefusedError: if it has too few sites for it.
+        MessageRefusedError: if the run has no secure aggregation.
+        InputRefusedError: if the run has too few sites for it.
     """
     federation = proposal.federation
     if federation.secure_aggregation is None:

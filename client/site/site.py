@@ -1,4 +1,4 @@
-"""One hospital's side of the federation: its images, its state, and how it answers a request."""
+"""One hospital's side of the federation: its images, its state, and its answers to requests."""
 
 import math
 import time
@@ -43,14 +43,14 @@ Charge = Callable[[RoundCost], None]
 
 
 class Site(SiteModel):
-    """A site: train and evaluate on request, keep the head, the columns' shape and the optimiser's state at home.
+    """A site: trains and evaluates on request; personalised head, the columns' shape and optimiser state stay local.
 
-    What it remembers is the state after each trained round, in its store; the model is loaded from there whenever this
-    site takes its turn. A round that is asked for again therefore comes out the same.
+    Its only memory is the state after each trained round, in its store. The model is loaded from there whenever this
+    site uses it. So a round that is requested again has the same result.
 
     Attributes:
         run: identity of the run.
-        masked: whether updates leave under secure aggregation, and not with the reply.
+        secure_aggregation: whether updates leave under secure aggregation, and not with the reply.
     """
 
     def __init__(
@@ -73,25 +73,27 @@ class Site(SiteModel):
         secure_aggregation: bool = False,
         states: StateStore | None = None,
     ) -> None:
-        """Set a site up for one run.
+        """Set up a site for one run.
 
         Args:
-            data: its images.
-            slot: the model, shared with other sites of this process or not.
+            data: the site's images.
+            slot: the model, which other sites in this process may use too.
             run: identity of the run.
-            seed: of the run.
+            seed: seed of the run.
             share: as in `FederationSettings`.
             payload: as in `FederationSettings`.
             ditto: lambda of a second, personal model (Ditto, Li et al. 2021, Algorithm 1); None keeps none.
-            evaluation_batch: images per pass where nothing is trained.
+            evaluation_batch: batch size for images outside training.
             precision: as in `TrainingSettings`.
-            head_kind: as `training.head`; a round that is asked for otherwise is refused.
-            head: how the head is computed for the prompts at hand; None trains it with them, or holds it still.
-            statistics: what of a computed head is shared, with `share` prompts+head; None where it is not.
-            privacy: as in `TrainingSettings`; a round that is asked for otherwise is refused.
-            noise: on whole updates; None leaves them as they are.
-            masked: whether updates leave under secure aggregation, see `masked_payload`, and not with the reply.
-            states: where its states live; None keeps them in memory.
+            head_kind: as `training.head`; a request with another kind is refused.
+            head: how an LDA head is computed for the current prompts; None trains the head with them, or keeps it
+                frozen.
+            statistics: statistics of an LDA head that are shared, with `share` prompts+head; None if none are shared.
+            privacy: as in `TrainingSettings`; a request with other privacy settings is refused.
+            noise: noise on whole updates; None adds no noise.
+            secure_aggregation: whether updates leave under secure aggregation, see `masked_payload`, and not with the
+                reply.
+            states: store of the site's states; None keeps them in memory.
         """
         super().__init__(
             data,
@@ -110,25 +112,25 @@ class Site(SiteModel):
 
     @property
     def noisy(self) -> bool:
-        """Whether noise covers its whole updates."""
+        """Whether noise is added to its whole updates."""
         return self._noise is not None
 
     def train(self, request: RoundRequest, *, charge: Charge | None = None) -> RoundReply:
-        """Take over the global payload, evaluate it on the validation images, train one round, return the own payload.
+        """Adopt the global payload, evaluate it on the validation images, train one round, and return the own payload.
 
-        Where an LDA head's statistics are shared, nothing is trained in the last round: its payload holds those of
-        the prompts that stay, so that the head computed from them fits. Nor is anything in a round that has nothing to
-        move beside such a head.
+        If statistics of an LDA head are shared, nothing is trained in the last round: its payload contains the
+        statistics of the final prompts, so that the head computed from them fits. Nothing is trained either if the
+        settings train no tensor besides such a head.
 
         Args:
-            request: the server's.
-            charge: takes what a private round costs from the site's budget before the round begins, or raises; None
-                where there is no budget, as in a simulation.
+            request: the server's request.
+            charge: charges the cost of a private round to the site's budget before the round begins, or raises; None
+                if there is no budget, as in a simulation.
 
         Raises:
-            MessageRefusedError: for a request of another run, backbone, layout or version, with unfit settings, or of
-                a round so far back that the state before it is gone.
-            TrainingDivergedError: if the loss stops being a number; nothing of the round is kept.
+            MessageRefusedError: for a request of another run, backbone, layout or version, with invalid settings, or of
+                a round so long ago that the state before it is gone.
+            TrainingDivergedError: if the loss is not finite; nothing of the round is kept.
         """
         self.require(request)
         try:
@@ -164,7 +166,7 @@ class Site(SiteModel):
             payload = self._noise.cover(request.payload, payload)
         metrics = {
             "loss": trained.loss,
-            # Their number may tell how many images the classes have, so with noise it is what any images would give.
+            # With noise, the maximum is reported: the true number of steps may leak the number of images per class.
             "steps": float(trained.steps if self._noise is None else settings.max_steps(len(self.data.train))),
             "seconds": time.perf_counter() - started,
             **{f"validation_{name}": value for name, value in received.items()},
@@ -172,7 +174,7 @@ class Site(SiteModel):
         return RoundReply(request.header, "train", payload, len(self.data.train), self._withhold(metrics), gradient)
 
     def evaluate(self, request: RoundRequest) -> RoundReply:
-        """Evaluate the global payload with the own head on one of the own splits; trains nothing.
+        """Evaluate the global payload with the site's head on one of its splits, without training.
 
         Raises:
             MessageRefusedError: for a request of another run, backbone, layout or version.
@@ -190,7 +192,7 @@ class Site(SiteModel):
         )
 
     def require(self, request: RoundRequest) -> None:
-        """Raise unless a request is meant for this site as it stands.
+        """Raise unless a request fits this site.
 
         Raises:
             MessageRefusedError: for another run, backbone, layout or version, or a round that does not exist.
@@ -203,34 +205,34 @@ class Site(SiteModel):
         self.layout.check(np.asarray(request.payload))
 
     def require_header(self, header: Header) -> None:
-        """Raise MessageRefusedError unless a message is about this run, backbone, layout and version."""
+        """Raise MessageRefusedError unless a message has this run, backbone, layout and version."""
         header.require(Header(self.run, header.round, self._slot.model.backbone.digest, self.layout.hash))
 
     def masked_payload(self, round_number: int, received: Vector, *, minimum: int) -> Vector:
         """Return the payload after training this round, to be masked; with noise it differs each time.
 
         Args:
-            round_number: the round.
-            received: the payload that it began with.
-            fewest: sites that a sum is of, at least.
+            round_number: number of the round.
+            received: the payload that the round began with.
+            minimum: minimum number of sites in a sum.
 
         Raises:
-            MessageRefusedError: if the site has not trained it, or trained another since.
+            MessageRefusedError: if this is not the round that the site trained last.
         """
         state = self.state
         if state is None or state.round != round_number:
-            raise MessageRefusedError(f"the site has not just trained round {round_number}")
+            raise MessageRefusedError(f"round {round_number} is not the round that the site trained last")
         trained = self.own_payload()
         return trained if self._noise is None else self._noise.cover(received, trained, shares=minimum)
 
     def fit(
         self, settings: TrainingSettings, round_number: int, rounds: int, *, payload: Vector | None = None
     ) -> TrainingOutcome:
-        """Train one round without any exchange: from the own state before it, or from a payload.
+        """Train one round without any exchange, from the site's own state before it or from a payload.
 
         Raises:
             PayloadMismatchError: if the payload does not fit this site's layout.
-            TrainingDivergedError: nothing of the round is kept.
+            TrainingDivergedError: if training diverges; nothing of the round is kept.
         """
         before = self._states.latest(before=round_number)
         self._load(before)
@@ -246,7 +248,7 @@ class Site(SiteModel):
         return self._train_round(settings, round_number, rounds, before, [], private, alone=payload is None)
 
     def _withhold(self, metrics: dict[str, float]) -> dict[str, float]:
-        """Return metrics as they may leave: they have no noise, and are undefined where it covers the whole site."""
+        """Return the metrics that may leave; they have no noise, so with noise on updates they become undefined."""
         if self._noise is None or self._noise.settings.metrics:
             return metrics
         return {key: value if key in TOLD_METRICS else math.nan for key, value in metrics.items()}
@@ -256,7 +258,7 @@ class Site(SiteModel):
         return self.layout.flatten({name: tensor.float().cpu().numpy() for name, tensor in gradients.items()})
 
     def _penalties(self, settings: TrainingSettings, correction: Vector | None) -> list[Callable[[], Tensor]]:
-        """Return what the strategy adds to the loss of the round that starts here."""
+        """Return the terms that the strategy adds to the loss of the next round."""
         penalties: list[Callable[[], Tensor]] = []
         if settings.proximal_mu:
             penalties.append(ProximalTerm(self.model, settings.proximal_mu, self._shared))
@@ -267,7 +269,7 @@ class Site(SiteModel):
         return penalties
 
     def _rest(self, settings: TrainingSettings, round_number: int, before: SiteState | None) -> TrainingOutcome:
-        """Keep the model as it stands as the state after a round, and return its loss on the training images."""
+        """Store the current model as the state after a round without training; return its loss on training images."""
         _, metrics = self.assess(self.data.train)
         self._states.save(noop_local_round(self.model, settings, round_number, before=before))
         return TrainingOutcome(metrics["loss"], 0)
@@ -283,10 +285,10 @@ class Site(SiteModel):
         *,
         alone: bool = False,
     ) -> TrainingOutcome:
-        """Train the model as it stands, keep the state after the round, and leave the trained model in the slot.
+        """Train the current model, store the state after the round, and leave the trained model in the slot.
 
-        A site that trains alone keeps the prompts it ends with, so its head is fitted to them; one that training never
-        sees, after the last round.
+        With `alone`, the site keeps the prompts of the round, so an LDA head is fitted to them after every round. A
+        fixed+LDA head is not used in training, so it is fitted only after the last round.
         """
         model, received = self.model, self._adopted
         ditto = None
@@ -309,7 +311,7 @@ class Site(SiteModel):
         except BaseException:
             self._slot.holder = None
             raise
-        # What a fixed head gets for use is of no use to the rounds that follow, and takes as long as training one.
+        # The LDA part of a fixed+LDA head is not used in later rounds, and to fit it takes as long as a round.
         if alone and self.head_fit is not None and (self.head_fit.fixed is None or round_number == rounds):
             self.refit_head()
             state = replace(state, tensors={**state.tensors, **capture_model(model)})

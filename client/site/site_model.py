@@ -1,4 +1,4 @@
-"""One site's tensors in a model that it may share with others: which it has, takes over, sends and is judged by."""
+"""One site's use of a model in memory: its own tensors, the payloads it adopts and exports, and its evaluation."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,12 +25,12 @@ __all__ = ["SiteModel"]
 
 
 class SiteModel:
-    """A site's images and its turn at the model: own tensors from its store, and the payload that it adopted last.
+    """A site's images and its use of the model, with own tensors from its store and the payload that it adopted last.
 
     Attributes:
         name: the site's registered name.
-        data: its splits.
-        layout: of the payload this site sends and accepts.
+        data: the site's splits.
+        layout: layout of the payload that this site sends and accepts.
         payload: folded or raw, as in `FederationSettings`.
     """
 
@@ -47,7 +47,7 @@ class SiteModel:
         statistics: Statistics | None,
         states: StateStore | None,
     ) -> None:
-        """Set a site up; see `client.site.site.Site`."""
+        """Set up a site; see `client.site.site.Site`."""
         self.name, self.data, self.payload = data.name, data, payload
         self.layout = payload_layout(
             slot.model, share=share, payload=payload, classes=data.classes, statistics=statistics
@@ -63,10 +63,10 @@ class SiteModel:
 
     @property
     def model(self) -> TunedViT:
-        """The model with this site's tensors in it, and the payload it adopted last.
+        """The model with this site's own tensors and the payload that it adopted last.
 
         Raises:
-            RuntimeError: if another site took the slot from tensors that were only held for now.
+            RuntimeError: if another site took the slot while it held temporary tensors of this site.
         """
         if self._slot.holder is not self:
             if self._lent:
@@ -79,13 +79,13 @@ class SiteModel:
 
     @property
     def head_fit(self) -> HeadFit | None:
-        """How the head is computed for the payload at hand, and from what it says of all sites; None: it is not."""
+        """How the head is computed, with the adopted payload's statistics of all sites; None if it is not computed."""
         return None if self._head is None else replace(self._head, received=self._received)
 
     def prepare_training(self) -> HeadFit | None:
-        """Put back the head that prompts train under, and return how it is computed as they train, if it is.
+        """Restore the head that is used in training; return how it is recomputed during training, None if it is not.
 
-        A head that is the common one with a share of the site's own images is the bare common one meanwhile.
+        A fixed+LDA head is the plain fixed head during training.
         """
         fit = self.head_fit
         if fit is None or fit.fixed is None:
@@ -95,11 +95,11 @@ class SiteModel:
 
     @property
     def state(self) -> SiteState | None:
-        """What the last trained round left; None at the start."""
+        """The state after the last trained round; None at the start."""
         return self._states.latest()
 
     def state_before(self, round_number: int) -> SiteState | None:
-        """Return what a round would start from; None for the start.
+        """Return the state that a round would start from; None for the start of the run.
 
         Raises:
             StateLostError, DamagedCheckpointError: see `StateStore.latest`.
@@ -107,7 +107,7 @@ class SiteModel:
         return self._states.latest(before=round_number)
 
     def adopt(self, payload: Vector) -> None:
-        """Take over a payload; the own columns keep their shape, and the head stays unless the payload holds one.
+        """Adopt a payload; the own columns keep their shape, and the head remains unless the payload contains one.
 
         Raises:
             PayloadMismatchError: if it does not fit this site's layout.
@@ -117,20 +117,20 @@ class SiteModel:
         self._import(payload)
 
     def own_payload(self) -> Vector:
-        """Return the payload that this site's last trained round ended with; the start's if it never trained."""
+        """Return the payload after this site's last trained round; the initial payload if it never trained."""
         self._load(self._states.latest())
         return self.export()
 
     def initial(self) -> Vector:
-        """Return the payload that the run starts from, the same at every site."""
+        """Return the initial payload of the run, which is the same at every site."""
         self._load(None)
         return export_payload(self._slot.model, self.layout)
 
     def export(self) -> Vector:
-        """Return what this site would send: the payload of the model as it stands, and what its images look like then.
+        """Return the payload that this site would send: that of the current model, with statistics if they are shared.
 
         Raises:
-            TrainingDivergedError: if the prompts lead to features that are no numbers.
+            TrainingDivergedError: if the prompts lead to features that are not finite.
         """
         model, statistics = self.model, None
         if self._head is not None and self._shares_statistics:
@@ -139,27 +139,27 @@ class SiteModel:
         return export_payload(model, self.layout, statistics)
 
     def lend(self, tensors: Tensors, prefix: str = "model") -> None:
-        """Put tensors of `capture_model` into the slot; they are lost when another site takes it."""
+        """Load tensors of `capture_model` into the slot; they are lost when another site takes it."""
         restore_model(self._slot.model, tensors, prefix)
         self._slot.holder, self._adopted, self._lent = self, None, True
 
     def refit_head(self) -> None:
-        """Compute the head anew for the prompts in the model, if this site's head is computed at all.
+        """Compute the head anew for the prompts in the model, if this site has an LDA head.
 
         Raises:
-            TrainingDivergedError: if the prompts lead to features that are no numbers.
+            TrainingDivergedError: if the prompts lead to features that are not finite.
         """
         if self.head_fit is not None:
             with self._reporting_divergence():
                 self.head_fit.apply(self._slot.model, self.data.train)
 
     def forget_after(self, round_number: int) -> None:
-        """Go back to the state after a round: an early stop has trained one more that the prompts know nothing of."""
+        """Return to the state after a round; needed if an early stop discards the prompts of later rounds."""
         self._states.drop_after(round_number)
         self._slot.holder = None
 
     def assess(self, images: CachedDataset) -> tuple[Array, dict[str, float]]:
-        """Return probabilities (n, C) of the model as it stands, and `QUALITY_METRICS`."""
+        """Return probabilities (n, C) of the current model, and `QUALITY_METRICS`."""
         probabilities = predict_probabilities(
             self.model, images, batch_size=self._evaluation_batch, bfloat16=self._bfloat16
         )
@@ -176,7 +176,7 @@ class SiteModel:
         self._received = None
 
     def _import(self, payload: Vector, *, used: bool = True) -> None:
-        """Take over a payload; a head that only use has, and no training, is computed if it is `used`."""
+        """Load a payload into the model; a fixed+LDA head, which training does not need, is computed only if `used`."""
         import_payload(self._slot.model, payload, self.layout)
         self._adopted, self._received = np.array(payload), read_statistics(payload, self.layout)
         if used or self._head is None or self._head.fixed is None:

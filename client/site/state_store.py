@@ -1,7 +1,7 @@
-"""What a site remembers after each round it trained: its own columns, tokens, head and optimiser.
+"""Stores of a site's state after each trained round: its own columns, tokens, head and optimiser.
 
-A round that is asked for again, because the server was killed before it had written the reply down, starts from the
-state before it, so it comes out the same. The last few states are kept, on disk or in memory.
+A round may be requested again, if the server was killed before it had stored the reply. It then starts from the state
+before it, so it has the same result. The last few states are kept, on disk or in memory.
 """
 
 from abc import ABC, abstractmethod
@@ -31,8 +31,8 @@ __all__ = [
     "restore_optimizer",
 ]
 
-# A server resumes at its last whole checkpoint. Its sites may have trained one round more, and if that checkpoint is
-# damaged and removed, two more: three states, so that the one before is still there.
+# A server resumes at its last complete checkpoint. Its sites may have trained one round more, or two if that checkpoint
+# is damaged and removed. With three states, the state before the resumed round still exists.
 KEPT_STATES = 3
 
 Tensors = Mapping[str, npt.NDArray[Any]]
@@ -40,13 +40,13 @@ Tensors = Mapping[str, npt.NDArray[Any]]
 
 @dataclass(frozen=True)
 class SiteState:
-    """One site after one round.
+    """The state of one site after one round.
 
     Attributes:
-        round: the round that was trained, from 1.
-        trained: how many rounds the site has trained so far; fewer than `round` where sites are drawn.
-        tensors: by name, of any dtype.
-        settings: JSON of the training settings that the optimiser's moments belong to.
+        round: number of the trained round, from 1.
+        trained: number of rounds that the site has trained so far; less than `round` if sites are sampled.
+        tensors: tensors by name, of any dtype.
+        settings: JSON of the training settings to which the optimiser's moments belong.
     """
 
     round: int
@@ -56,14 +56,14 @@ class SiteState:
 
 
 class StateLostError(LookupError):
-    """The state before a round is no longer kept; the text holds no path and may leave the site."""
+    """The state before a round is no longer kept; the text contains no path and may leave the site."""
 
 
 class StateStore(ABC):
-    """Where a site keeps its states, by the round that was trained."""
+    """A store of a site's states, by the trained round."""
 
     def latest(self, before: int | None = None) -> SiteState | None:
-        """Return the newest state, or the newest of a round before the given one; None if the site starts there.
+        """Return the newest state, or the newest one before the given round; None if the site starts there.
 
         Raises:
             DamagedCheckpointError: if that state is damaged, or of another run or site.
@@ -78,21 +78,21 @@ class StateStore(ABC):
         return None
 
     def save(self, state: SiteState) -> None:
-        """Keep a state; later ones, of a run that went another way, and the oldest are dropped."""
+        """Store a state; drop states of later rounds, which are obsolete now, and the oldest states."""
         self._write(state)
         self.drop_after(state.round)
         for number in sorted(self._held())[:-KEPT_STATES]:
             self._drop(number)
 
     def drop_after(self, round_number: int) -> None:
-        """Forget the states of later rounds, which an early stop made in vain."""
+        """Drop the states of later rounds, for instance after an early stop."""
         for number in self._held():
             if number > round_number:
                 self._drop(number)
 
     @abstractmethod
     def _held(self) -> set[int]:
-        """Return the rounds whose states are kept, as a set of the caller's own."""
+        """Return the rounds whose states are kept, as a new set."""
 
     @abstractmethod
     def _read(self, round_number: int) -> SiteState: ...
@@ -105,7 +105,7 @@ class StateStore(ABC):
 
 
 class StateMemory(StateStore):
-    """States in memory, for a process that never resumes."""
+    """A store of states in memory, for a process that never resumes."""
 
     def __init__(self) -> None:
         """Start empty."""
@@ -125,10 +125,10 @@ class StateMemory(StateStore):
 
 
 class StateFolder(StateStore):
-    """States as sealed safetensors in a folder: `round-0007.safetensors`."""
+    """A store of states as checksummed safetensors in a folder: `round-0007.safetensors`."""
 
     def __init__(self, folder: Path, *, run: str, site: str) -> None:
-        """Take the folder of one site in one run; a state of another is refused."""
+        """Take the folder of one site in one run; a state of another site or run is refused."""
         self._folder, self._identity = folder, {"schema": 1, "run": run, "site": site}
 
     def _held(self) -> set[int]:
@@ -158,13 +158,13 @@ class StateFolder(StateStore):
 
 
 def capture_model(model: TunedViT, prefix: str = "model") -> dict[str, npt.NDArray[Any]]:
-    """Return copies of all trainable tensors as `prefix/name`."""
+    """Return copies of all trainable tensors, named `prefix/name`."""
     return {f"{prefix}/{name}": tensor.detach().cpu().numpy().copy() for name, tensor in _trainable(model).items()}
 
 
 @torch.no_grad()
 def restore_model(model: TunedViT, tensors: Tensors, prefix: str = "model") -> None:
-    """Put back what `capture_model` returned.
+    """Restore the tensors that `capture_model` returned.
 
     Raises:
         ValueError: if names or shapes are not this model's.
@@ -179,7 +179,7 @@ def restore_model(model: TunedViT, tensors: Tensors, prefix: str = "model") -> N
 
 
 def capture_optimizer(optimizer: torch.optim.Optimizer, prefix: str = "optimizer") -> dict[str, npt.NDArray[Any]]:
-    """Return copies of the moments as `prefix/parameter/key`."""
+    """Return copies of the optimiser's moments, named `prefix/parameter/key`."""
     state = optimizer.state_dict()["state"]
     return {
         f"{prefix}/{index}/{key}": value.detach().cpu().numpy().copy()
@@ -190,7 +190,7 @@ def capture_optimizer(optimizer: torch.optim.Optimizer, prefix: str = "optimizer
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Tensors, prefix: str = "optimizer") -> None:
-    """Put back what `capture_optimizer` returned into a fresh optimiser of the same settings."""
+    """Restore the moments that `capture_optimizer` returned in a new optimiser of the same settings."""
     state: dict[int, dict[str, torch.Tensor]] = {}
     for name, tensor in tensors.items():
         if name.startswith(f"{prefix}/"):

@@ -1,4 +1,4 @@
-"""What becomes of a site's update before it leaves, where noise covers whole sites: it is clipped and made noisy."""
+"""Clipping and noise for a site's whole update, in runs with differential privacy per site."""
 
 import math
 import os
@@ -19,16 +19,16 @@ __all__ = ["UpdateNoise"]
 
 @dataclass(frozen=True)
 class UpdateNoise:
-    """The noise that a run agreed on for whole updates.
+    """The noise on whole updates that was agreed on for a run.
 
-    It is drawn anew each time: who could see two draws on one update would see it with less. So a round's update is
-    made once, and leaves again bit for bit or not at all; a round that is trained again is charged again.
+    It is drawn anew each time. Two draws on one update would hide it less than one. So a round's update is made once;
+    it may be sent again only if it is identical bit for bit. A round that is trained again is charged again.
 
     Attributes:
-        settings: of the run.
-        rounds: of the run, which the noise for an ε depends on.
-        masked: whether updates leave under secure aggregation.
-        entropy: random bytes; another source than the system's is for tests.
+        settings: the run's settings of the noise.
+        rounds: number of rounds in the run; the noise for a given ε depends on it.
+        secure_aggregation: whether updates leave under secure aggregation.
+        entropy: source of random bytes; only tests use another one than the system's.
     """
 
     settings: SitePrivacySettings
@@ -37,15 +37,17 @@ class UpdateNoise:
     entropy: Entropy = os.urandom
 
     def plan(self, request: RoundRequest) -> RoundCost:
-        """Return what the round costs the site.
+        """Return the privacy cost of the round at the site.
 
         Raises:
             MessageRefusedError: for a request that the noise would not cover.
         """
         if request.wants_gradient:
-            raise MessageRefusedError("federation.site_privacy: the gradient over all images has no noise, and stays")
+            raise MessageRefusedError(
+                "federation.site_privacy: the gradient over all images has no noise and must not leave"
+            )
         if self.secure_aggregation and np.abs(request.payload).max() > LARGEST_START:
-            raise MessageRefusedError(f"prompts beyond {LARGEST_START:g} leave no room for noise and masks")
+            raise MessageRefusedError(f"prompts with values above {LARGEST_START:g} leave no room for noise and masks")
         return plan_noisy_round(self.settings, self.rounds)
 
     def cover(self, received: Vector, trained: Vector, *, shares: int = 1) -> Vector:
@@ -54,14 +56,14 @@ class UpdateNoise:
         Args:
             received: the payload that the round began with.
             trained: the payload that it ended with.
-            shares: in how many parts distributed noise is added: one by each of the fewest sites of a sum.
+            shares: number of sites that add a part of distributed noise: the minimum number of sites in a sum.
 
         Raises:
             ValueError: for numbers that are not finite.
         """
         private = self.settings
         if private.noise == "central":
-            # The server clips, as only it knows a clip that follows the updates.
+            # The server clips, because only it has an adaptive clip, which depends on all updates.
             return trained
         update, _ = clip_update(received, trained, private.clip)
         noise = find_site_noise(private.noise_multiplier, private.epsilon, private.delta, rounds=self.rounds)

@@ -1,4 +1,4 @@
-"""What a site signs with in a secure aggregation, read from its kit."""
+"""Reading of a site's credentials for secure aggregation from its kit."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ _CERTIFICATE, _AUTHORITY = Path("tls/site.crt"), Path("tls/ca.crt")
 
 
 def read_credentials(kit: Path) -> Credentials | None:
-    """Return a kit's key, certificate and authority; None for a folder that nobody certified.
+    """Return a kit's key, certificate and authority; None if the kit has no certificates.
 
     Raises:
         InputRefusedError: for a file that cannot be read.

@@ -1,4 +1,4 @@
-"""The worker as a process, listening on its Unix sockets: one for SuperNode's app, one for people at the site.
+"""The worker process, which listens on two Unix sockets: one for SuperNode's app, one for people at the site.
 
 python -m client.worker.process KIT
 """
@@ -40,7 +40,7 @@ def serve_site(kit: Path, make_gate: Callable[[SiteSettings, Path], GateInterfac
     """Serve the site of a kit until SIGTERM or SIGINT.
 
     Raises:
-        InputRefusedError: with what is wrong with site.yaml, its paths or the door; if another worker is alive.
+        InputRefusedError: with the problems of site.yaml, its paths or the gate; if another worker is running.
     """
     parent = os.getppid()
     settings = load_site_settings(kit / "site.yaml")
@@ -72,12 +72,12 @@ def serve_site(kit: Path, make_gate: Callable[[SiteSettings, Path], GateInterfac
         _log.info("%s stops", settings.site)
     logging.shutdown()
     sys.stdout.flush()
-    # A training must not hold up the end: its state is written in one step, or not at all.
+    # Exit without waiting for a training in progress: its state is written in one step, or not at all.
     os._exit(0)
 
 
 def _leave(_signal: int, _frame: FrameType | None) -> None:
-    """End a worker that is still loading through every `with`."""
+    """End a worker that is still loading; the exception closes all open contexts."""
     raise SystemExit(0)
 
 
@@ -91,13 +91,13 @@ def _removed_at_the_end(settings: SiteSettings) -> Iterator[None]:
 
 
 def bind_socket(settings: SiteSettings) -> socket.socket:
-    """Return a socket that listens where the settings say, in a folder that only its owner, or group, can enter.
+    """Return a socket that listens at the path in the settings, in a folder that only its owner or group can enter.
 
-    The socket of a worker that was killed is replaced; that of a living one never is: it holds a lock, which the
-    system takes back from the dead.
+    The socket of a worker that was killed is replaced, but never that of a running worker: a running worker holds a
+    lock, which the system releases when the process ends.
 
     Raises:
-        InputRefusedError: if another worker is alive, or the group is unknown or not the user's.
+        InputRefusedError: if another worker is running, or the group does not exist or the user is not in it.
     """
     path, group = settings.worker.socket, settings.worker.socket_group
     _make_private(path.parent, for_group=group is not None)
@@ -106,9 +106,9 @@ def bind_socket(settings: SiteSettings) -> socket.socket:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         os.close(lock)
-        fix = "another worker is alive there; stop it first, or give this site a socket of its own"
+        fix = "another worker is running there; stop it first, or give this site its own socket"
         raise InputRefusedError([Problem("worker.socket", str(path), fix)]) from error
-    # The lock is never closed: it is this process's until it ends.
+    # The lock is never closed, so that this process holds it until it ends.
     listener = _bind_private(path)
     if group is not None:
         try:
@@ -116,7 +116,7 @@ def bind_socket(settings: SiteSettings) -> socket.socket:
             os.chown(path, -1, number)
             os.chown(path.parent, -1, number)
         except (KeyError, PermissionError) as error:
-            fix = "is no group that this user belongs to; create it and add the users of worker and SuperNode"
+            fix = "is not a group of this user; create it and add the users of worker and SuperNode"
             raise InputRefusedError([Problem("worker.socket_group", group, fix)]) from error
         path.chmod(0o660)
         path.parent.chmod(0o750)
@@ -125,9 +125,9 @@ def bind_socket(settings: SiteSettings) -> socket.socket:
 
 
 def bind_status(settings: SiteSettings) -> socket.socket:
-    """Return the socket on which the worker says how it is: its user's alone, whatever group may use the other one.
+    """Return the socket for the worker's status; only the worker's user may use it, even if the other has a group.
 
-    Only a worker that `bind_socket` let through may call it: the socket that is there is replaced.
+    Call it only after `bind_socket`, because it replaces an existing socket.
     """
     listener = _bind_private(status_path(settings.worker.socket))
     listener.listen(_MAX_CONNECTIONS)
@@ -146,10 +146,10 @@ def _bind_private(path: Path) -> socket.socket:
 
 
 def _make_private(folder: Path, *, for_group: bool) -> None:
-    """Make the socket's folder, or see that the one there is is nobody else's.
+    """Make the socket's folder, or check that no other user can enter an existing one.
 
     Raises:
-        InputRefusedError: if others could enter it; a folder that somebody else may use is not ours to change.
+        InputRefusedError: if other users could enter it; its permissions are not changed, as others may use the folder.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     found = folder.stat()
@@ -160,7 +160,7 @@ def _make_private(folder: Path, *, for_group: bool) -> None:
 
 
 def _accept(listener: socket.socket, answer: Callable[[bytes], bytes]) -> None:
-    """Answer whoever connects, for ever: want of descriptors, memory or threads passes, deafness would not."""
+    """Answer connections for ever; a temporary lack of descriptors, memory or threads must not end the loop."""
     free = BoundedSemaphore(_MAX_CONNECTIONS)
 
     def serve(connection: socket.socket) -> None:
@@ -173,7 +173,7 @@ def _accept(listener: socket.socket, answer: Callable[[bytes], bytes]) -> None:
         try:
             connection, _ = listener.accept()
         except OSError as error:
-            _log.warning("nobody can be let in: %s", error)
+            _log.warning("no connection can be accepted: %s", error)
             time.sleep(_SECOND)
             continue
         if not free.acquire(blocking=False):
@@ -182,23 +182,23 @@ def _accept(listener: socket.socket, answer: Callable[[bytes], bytes]) -> None:
         try:
             Thread(target=serve, args=(connection,), name="serve", daemon=True).start()
         except RuntimeError as error:
-            _log.warning("a client is turned away: %s", error)
+            _log.warning("a connection is refused: %s", error)
             free.release()
             connection.close()
 
 
 def _serve(connection: socket.socket, answer: Callable[[bytes], bytes]) -> None:
-    """Answer one question; a client that went away while the worker trained is no reason to stop."""
+    """Answer one frame; a client that disconnects during training does not stop the worker."""
     with connection:
         connection.settimeout(_READ_SECONDS)
         try:
             connection.sendall(answer(_receive(connection)))
         except (OSError, EOFError) as error:
-            _log.warning("a client went away: %s", error)
+            _log.warning("a client disconnected: %s", error)
 
 
 def _receive(connection: socket.socket) -> bytes:
-    """Return the frame that comes; of bytes that start none, nothing, which the worker refuses and records."""
+    """Return the received frame; empty bytes for an invalid prefix, which the worker refuses and records."""
     try:
         return receive_frame(connection)
     except MessageRefusedError:
@@ -206,25 +206,25 @@ def _receive(connection: socket.socket) -> bytes:
 
 
 def _wait(stopped: socket.socket, parent: int, gate: GateInterface) -> None:
-    """Wait for a signal, and end with the process that started this one: a worker alone would block the next.
+    """Wait for a signal, or for the end of the parent process; an orphaned worker would block the next one.
 
-    A worker whose door has ended is no use either: the next start mends its ledger, or says what is wrong with it.
+    Also return if the gate can record nothing more: the next start repairs the ledger, or reports its fault.
     """
     stopped.settimeout(_SECOND)
     while os.getppid() == parent:
         if gate.ended:
-            _log.error("nothing can be recorded any more, so nothing may pass; the log above says why")
+            _log.error("nothing can be recorded any more, so nothing may pass; see the log above for the reason")
             return
         try:
             stopped.recv(1)
         except TimeoutError:
             continue
         return
-    _log.warning("the process that started this worker is gone")
+    _log.warning("the process that started this worker has ended")
 
 
 def main() -> None:
-    """Serve the kit named by the only argument; exit 2 if it is refused."""
+    """Serve the kit given as the only argument; exit with 2 if it is refused."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         serve_site(Path(sys.argv[1]))

@@ -1,4 +1,4 @@
-"""What a site says of an error to the server: sentences made for that, and of anything else that it happened."""
+"""The refusals that a site sends to the server: only error texts written for that purpose leave the site."""
 
 import errno
 
@@ -15,7 +15,7 @@ _DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 def explain(error: Exception) -> Refusal:
-    """Return a refusal that holds nothing of the exception but what was written to leave the site."""
+    """Return the refusal for an exception; it contains only text that was written to leave the site."""
     if isinstance(error, MessageRefusedError | PayloadMismatchError | TrainingDivergedError):
         return Refusal(clean_text(str(error)))
     if isinstance(error, InputRefusedError):

@@ -1,7 +1,8 @@
-"""What a worker keeps in memory between messages and runs: one backbone, one set of images, one model.
+"""The worker's cache between messages and runs: one backbone, one set of images, one model.
 
-Each is kept under what it depends on, and made anew only if that changes; the old one is let go first, so that there
-are never two. Images that change on disk are seen by a worker that is started anew.
+Each object is kept with a key of the settings that it depends on, and is made anew only if the key changes. The old
+object is dropped first, so that there are never two in memory. Images that change on disk require a restart of the
+worker.
 """
 
 import dataclasses
@@ -28,7 +29,7 @@ _Made = TypeVar("_Made")
 
 
 class _Kept(Generic[_Made]):
-    """One value, and the key it was made for."""
+    """One value, and the key that it was made for."""
 
     def __init__(self) -> None:
         self.value: _Made | None = None
@@ -50,10 +51,10 @@ class _Kept(Generic[_Made]):
 
 
 class WarmSite:
-    """Makes the site of a run from what is in memory already, as far as it fits."""
+    """Makes the site of a run, with the objects in memory as far as they fit."""
 
     def __init__(self, settings: SiteSettings) -> None:
-        """Take a site's own settings; nothing is loaded yet."""
+        """Take the site's own settings; nothing is loaded yet."""
         self._settings = settings
         self._backbone: _Kept[Backbone] = _Kept()
         self._data: _Kept[PreparedData] = _Kept()
@@ -61,19 +62,19 @@ class WarmSite:
 
     @property
     def backbone_digest(self) -> str | None:
-        """Of the backbone in memory."""
+        """Digest of the backbone in memory; None if there is none."""
         backbone = self._backbone.value
         return None if backbone is None else backbone.digest
 
     @property
     def training_images(self) -> int | None:
-        """Of the data in memory."""
+        """Number of training images in memory; None if no images are loaded."""
         data = self._data.value
         return None if data is None else len(data.sites[self._settings.site].train)
 
     @property
     def data(self) -> PreparedData:
-        """The images in memory, as those of the one site that this is.
+        """The images in memory, which are those of this one site.
 
         Raises:
             RuntimeError: before the first `open`.
@@ -84,7 +85,7 @@ class WarmSite:
 
     @property
     def slot(self) -> ModelSlot:
-        """The model in memory, in which the sites that `open` returned take turns.
+        """The model in memory, which the sites that `open` returns use in turn.
 
         Raises:
             RuntimeError: before the first `open`.
@@ -94,10 +95,10 @@ class WarmSite:
         return self._slot.value
 
     def open(self, run: str, proposal: Proposal, states: StateStore) -> Site:
-        """Return the site as it takes part in a run; what is not in memory is loaded.
+        """Return the site for a run; load the objects that are not in memory.
 
         Raises:
-            InputRefusedError: with what is wrong with proposal, settings, weights or images.
+            InputRefusedError: with the problems of proposal, settings, weights or images.
         """
         experiment = join_proposal(self._settings, proposal)
         model, seed = experiment.model, experiment.seed
@@ -119,14 +120,14 @@ class WarmSite:
     def _prepare(self, experiment: Experiment, backbone: Backbone) -> PreparedData:
         prepared = prepare_data(experiment.data, backbone.input, experiment.data_seed)
         if len(prepared.sites) != 1:
-            fix = "this worker is one site; name the one whose images are its own"
+            fix = "this worker is one site; name only the site whose images it has"
             raise InputRefusedError([Problem("data.sites", ", ".join(prepared.sites), fix)])
         site = dataclasses.replace(next(iter(prepared.sites.values())), name=self._settings.site)
         return dataclasses.replace(prepared, sites={site.name: site})
 
 
 def _stamp(weights: str | None) -> list[int] | None:
-    """Return what tells one version of a weights file from the next."""
+    """Return modification time and size of a weights file, which identify its version."""
     if weights in (None, "pretrained"):
         return None
     found = Path(str(weights)).stat()

@@ -1,9 +1,9 @@
-"""How a site's worker is, for a person at the site: told on a socket of its own, which nobody but its user may open.
+"""The status of a site's worker, for people at the site, on a separate socket that only the worker's user may open.
 
-The worker's other socket is open to SuperNode and to code of the server's in it, so it answers nothing of this. Here
-nothing is asked and nothing is read: whoever may connect is sent the status, and the connection ends.
+The worker's other socket is open to SuperNode, and so to the server's code in it. Therefore it does not report the
+status. This socket reads nothing: it sends the status to each client that connects, and closes the connection.
 
-What it does not protect against: under one user for both, SuperNode's code can connect here too, and read the images.
+Not covered: if SuperNode and worker have the same user, SuperNode's code can connect here too, and read the images.
 """
 
 import json
@@ -32,20 +32,20 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class WorkerStatus:
-    """What a worker says of itself.
+    """The status of a worker.
 
     Attributes:
-        site: its name.
-        code: version.
-        pid: of the worker.
-        started: when, in seconds since 1970.
-        activity: what it does now.
-        run: the run that holds the worker, None if it is free for any.
-        round: the last round asked for in that run.
-        last_message: when the last message came, in seconds since 1970.
-        runs: all runs of which the site keeps a state.
-        backbone_digest: of the backbone in memory.
-        training_images: of the data in memory.
+        site: the site's name.
+        code: version of ept-fed.
+        pid: process id of the worker.
+        started: start time, in seconds since 1970.
+        activity: current activity.
+        run: the run that holds the worker; None if the worker is free for any run.
+        round: the last round requested in that run.
+        last_message: time of the last message, in seconds since 1970.
+        runs: all runs that the site has agreed to.
+        backbone_digest: digest of the backbone in memory.
+        training_images: number of training images in memory.
     """
 
     site: str
@@ -65,33 +65,33 @@ _STATUS: TypeAdapter[WorkerStatus] = TypeAdapter(WorkerStatus)
 
 
 def status_path(worker_socket: Path) -> Path:
-    """Return where the status is told: run/worker.sock -> run/worker.sock.st."""
+    """Return the path of the status socket: run/worker.sock -> run/worker.sock.st."""
     return worker_socket.with_name(f"{worker_socket.name}.st")
 
 
 def serve_status(listener: socket.socket, status: Callable[[], WorkerStatus]) -> None:
-    """Send the status to whoever connects, for ever."""
+    """Send the status to every client that connects, for ever."""
     while True:
         try:
             connection, _ = listener.accept()
             with connection:
                 connection.settimeout(_SEND_SECONDS)
                 connection.sendall(json.dumps(asdict(status())).encode())
-        except Exception as error:  # noqa: BLE001 - the next who asks must have an answer
-            _log.warning("the status could not be told: %s", error)
+        except Exception as error:  # noqa: BLE001 - the next client must get an answer
+            _log.warning("the status could not be sent: %s", error)
             time.sleep(_PAUSE_SECONDS)
 
 
 def ask_status(worker_socket: Path, *, seconds: float) -> WorkerStatus:
-    """Return how the worker is.
+    """Return the status of the worker.
 
     Args:
         worker_socket: the path in the site's settings.
         seconds: how long to wait for each part of the answer.
 
     Raises:
-        PermissionError: if this is not the worker's user.
-        WorkerAwayError: if there is no worker, or one of another version.
+        PermissionError: if this process does not run as the worker's user.
+        WorkerAwayError: if there is no worker, or it has another version.
     """
     content = bytearray()
     try:
@@ -104,4 +104,4 @@ def ask_status(worker_socket: Path, *, seconds: float) -> WorkerStatus:
     except PermissionError:
         raise
     except (OSError, ValidationError) as error:
-        raise WorkerAwayError("the site's worker does not say how it is; the site has to start it") from error
+        raise WorkerAwayError("the site's worker does not report its status; the site has to start it") from error

@@ -1,4 +1,4 @@
-"""The Unix socket between SuperNode's app and the site's worker: whole frames, one question per connection."""
+"""The Unix socket between SuperNode's app and the site's worker: one frame and its answer per connection."""
 
 import socket
 from pathlib import Path
@@ -12,20 +12,20 @@ _CONNECT_SECONDS = 10.0
 
 
 class WorkerAwayError(ConnectionError):
-    """No worker answers at the socket, or it ended in the middle of an answer; the text names no path."""
+    """No worker answers at the socket, or the connection ended before the answer was complete; the text has no path."""
 
 
 def ask_worker(path: Path, question: bytes, *, seconds: float | None) -> bytes:
     """Send a frame to the worker and return the frame that it answers.
 
     Args:
-        path: of the socket.
-        question: a whole frame; of less, the worker would wait for the rest.
-        seconds: how long to wait for the answer; None waits as long as the worker lives.
+        path: path of the socket.
+        question: a complete frame; with an incomplete frame, the worker would wait for the rest.
+        seconds: time limit for the answer; None waits as long as the worker runs.
 
     Raises:
-        WorkerAwayError: if there is no worker, or it went away.
-        MessageRefusedError: if its answer is no frame.
+        WorkerAwayError: if there is no worker, or it ended before the answer was complete.
+        MessageRefusedError: if its answer is not a frame.
     """
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
@@ -39,11 +39,11 @@ def ask_worker(path: Path, question: bytes, *, seconds: float | None) -> bytes:
 
 
 def receive_frame(connection: socket.socket) -> bytes:
-    """Read one frame; memory grows with what arrives, not with what is promised.
+    """Read one frame; memory grows with the bytes that arrive, not with the size that the prefix states.
 
     Raises:
-        MessageRefusedError: for a prefix of no frame, or one too large.
-        EOFError: if the other side closes before the frame is whole.
+        MessageRefusedError: if the prefix is not that of a frame, or the frame is too large.
+        EOFError: if the other side closes before the frame is complete.
         OSError: from the socket.
     """
     prefix = _receive(connection, PREFIX_BYTES)
@@ -56,6 +56,6 @@ def _receive(connection: socket.socket, size: int) -> bytes:
     while len(content) < size:
         chunk = connection.recv(min(_CHUNK, size - len(content)))
         if not chunk:
-            raise EOFError(f"{len(content)} of {size} bytes came")
+            raise EOFError(f"only {len(content)} of {size} bytes arrived")
         content += chunk
     return bytes(content)

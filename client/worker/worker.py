@@ -1,7 +1,7 @@
-"""The site's worker: answers frames from its one warm site, through the door, one run at a time.
+"""The site's worker: it keeps one site in memory and answers frames through the gate, one run at a time.
 
-What it does not protect against: whoever can connect to its socket may ask it, within what the door lets in and out;
-and whoever can read its memory or its state folder has the local head.
+Not covered: everybody who can connect to its socket may send requests, within the limits of the gate. Everybody who can
+read its memory or its state folder has the personalised head.
 """
 
 import hashlib
@@ -59,12 +59,12 @@ _log = logging.getLogger(__name__)
 
 
 class _TurnedAwayError(MessageRefusedError):
-    """The door declined, and has recorded that itself."""
+    """The gate refused a message, and has recorded the refusal itself."""
 
 
 @dataclass
 class _Hold:
-    """Which run the worker serves, the last round it was asked for, and when."""
+    """The run that holds the worker, its last requested round, and the time of its last message."""
 
     run: str
     round: int | None
@@ -73,14 +73,14 @@ class _Hold:
 
 @dataclass(frozen=True)
 class _Finished:
-    """The last train reply as trained, before the door, and the digest of what it answers."""
+    """The last train reply before it passed the gate, and the digest of the request that it answers."""
 
     request: bytes
     reply: RoundReply
 
 
 class Worker:
-    """Answers frames with frames, from any number of threads; model and images are touched by one thread only."""
+    """Answers frames with frames, for any number of threads; only one thread uses model and images."""
 
     def __init__(
         self,
@@ -90,9 +90,9 @@ class Worker:
         credentials: Callable[[], Credentials | None] = lambda: None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """Start the thread that works; nothing is stored before the first proposal.
+        """Start the working thread; nothing is stored before the first proposal.
 
-        `credentials` reads the site's; without any it takes part in no secure aggregation.
+        `credentials` reads the site's credentials; without them the site takes part in no secure aggregation.
         """
         self._settings, self._gate, self._clock = settings, gate, clock
         self._credentials = credentials
@@ -109,20 +109,20 @@ class Worker:
         Thread(target=self._work, name="train", daemon=True).start()
 
     def answer(self, content: bytes) -> bytes:
-        """Return the answer to a frame; whatever goes wrong is an answer too, without the text of any exception.
+        """Return the answer to a frame; a failure gives a refusal, without the text of an unexpected exception.
 
-        A train request that was answered already is answered again, without training: with the same reply.
+        A train request that was answered already gets the same reply again, without training.
         """
         kind = "unreadable"
         try:
             frame = decode_frame(content)
             kind = kind_of(frame)
             return encode_frame(self._answer(frame, content))
-        except Exception as error:  # noqa: BLE001 - whatever it is, its text must not leave the site
+        except Exception as error:  # noqa: BLE001 - the text of an exception must not leave the site
             return encode_frame(self._decline(error, kind, content))
 
     def status(self) -> WorkerStatus:
-        """Return how the worker is, at once, whatever it is doing; never an answer to a frame."""
+        """Return the worker's status immediately, even during training; it is never sent as the answer to a frame."""
         with self._hold_lock:
             hold = None if self._hold is None or self._is_over(self._hold) else self._hold
         return WorkerStatus(
@@ -149,11 +149,11 @@ class Worker:
                     "introduce", frame.run, lambda: self._introduce(frame.run, frame.proposal, content)
                 )
             except Exception:
-                # A run that the site takes no part in must not keep others waiting.
+                # A run that the site does not take part in must not block other runs.
                 self._let_go(frame.run)
                 raise
         if not isinstance(frame, RoundRequest | StageRequest):
-            raise MessageRefusedError(f"a {kind_of(frame)} is nothing that a worker answers")
+            raise MessageRefusedError(f"a worker does not answer a frame of kind '{kind_of(frame)}'")
         run = frame.header.run
         proposal = self._registry.find(run)
         self._take_hold(run, frame.header.round)
@@ -165,7 +165,7 @@ class Worker:
             self._let_go(run)
             raise
         if frame.phase == "evaluate" and frame.header.round == frame.rounds:
-            # What the last round left is the last that a server asks about.
+            # The evaluation of the last round is a server's last request in a run.
             self._let_go(run)
         return reply
 
@@ -246,7 +246,7 @@ class Worker:
         """Return the site's part in the secure aggregation of a run.
 
         Raises:
-            MessageRefusedError: if nobody certified the site.
+            MessageRefusedError: if the site has no certificate.
         """
         if self._secure is None or self._secure[0] != run:
             self._secure = (
@@ -256,25 +256,27 @@ class Worker:
         return self._secure[1]
 
     def _require_credentials(self) -> Credentials:
-        """Read the site's credentials, which may have been renewed meanwhile."""
+        """Read the site's credentials, because they may have been renewed meanwhile."""
         credentials = self._credentials()
         if credentials is None:
             raise MessageRefusedError("this site has no certificate, which secure aggregation needs")
         return credentials
 
     def _require_secure_aggregation(self, run: str, proposal: Proposal, layout: PayloadLayout, examples: int) -> None:
-        """Raise unless the site could take part in the sums of a run: better now than after each round's training.
+        """Raise unless the site can take part in the sums of a run; checked now, and not only after the first training.
 
         Raises:
-            MessageRefusedError, InputRefusedError: naming what stands in the way.
+            MessageRefusedError, InputRefusedError: naming the obstacle.
         """
         if problems := check_sites(proposal.federation, proposal.sites):
             raise InputRefusedError(problems)
         session = plan_agreed_session(run, proposal, layout, 1, "")
         if self._settings.site not in proposal.sites:
-            raise MessageRefusedError("this site is not among those that the run is proposed to")
+            raise MessageRefusedError("this site is not among the sites of the proposed run")
         if proposal.federation.weights == "examples" and examples > session.encoding.heaviest:
-            raise MessageRefusedError(f"a site of more than {session.encoding.heaviest} images cannot be weighed")
+            raise MessageRefusedError(
+                f"a site with more than {session.encoding.heaviest} images cannot be given a weight"
+            )
         self._require_credentials()
 
     def _train(self, request: RoundRequest, content: bytes, site: Site) -> RoundReply:
@@ -290,7 +292,7 @@ class Worker:
         self._at_gate(lambda: self._gate.charge(request, cost))
 
     def _load_reply(self, request: RoundRequest, content: bytes, site: Site) -> RoundReply | None:
-        """Return the reply that this very request had, if the site still stands where it left it."""
+        """Return the reply to an identical earlier request, if the site's state is still the one after that round."""
         finished = self._finished
         if finished is None or finished.request != hashlib.sha256(content).digest():
             return None
@@ -298,7 +300,7 @@ class Worker:
         return finished.reply if state is not None and state.round == request.header.round else None
 
     def _require_free(self, run: str) -> None:
-        """Raise MessageRefusedError if another run holds the worker; which, is not for whoever proposes a new one."""
+        """Raise MessageRefusedError if another run holds the worker; the message does not name that run."""
         hold = self._hold
         if hold is not None and hold.run != run and not self._is_over(hold):
             raise MessageRefusedError(
@@ -307,14 +309,14 @@ class Worker:
             )
 
     def _take_hold(self, run: str, round_number: int | None) -> None:
-        """Let a run take the worker; see `_require_free`."""
+        """Assign the worker to a run; see `_require_free`."""
         with self._hold_lock:
             self._require_free(run)
             self._hold = _Hold(run, round_number, self._clock())
             self._last_message = self._hold.at
 
     def _let_go(self, run: str) -> None:
-        """Let another run take the worker at once."""
+        """Release the worker from a run, so that another run can take it immediately."""
         with self._hold_lock:
             if self._hold is not None and self._hold.run == run:
                 self._hold = None
@@ -323,14 +325,14 @@ class Worker:
         return self._busy == "idle" and self._clock() - hold.at > 60 * self._settings.worker.hold_minutes
 
     def _in_turn(self, activity: Activity, run: str, work: Callable[[], _Made]) -> _Made:
-        """Have the one thread that works do something, and wait for it."""
+        """Run a task in the working thread, and wait for its result."""
         done: Future[_Made] = Future()
 
         def task() -> None:
             self._busy = activity
             try:
                 result = work()
-            except BaseException as error:  # noqa: BLE001 - raised again in the thread that waits
+            except BaseException as error:  # noqa: BLE001 - raised again in the waiting thread
                 self._end(run)
                 done.set_exception(error)
             else:

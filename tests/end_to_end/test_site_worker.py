@@ -217,7 +217,7 @@ except PermissionError:
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         command = [sys.executable, "-c", code]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, cwd="/")
-        assert done.stdout.splitlines() == ["a refusal is nothing that a worker answers", "refused"]
+        assert done.stdout.splitlines() == ["a worker does not answer a frame of kind 'refusal'", "refused"]
     finally:
         process.end(signal.SIGKILL)
         shutil.rmtree(outside)
@@ -232,7 +232,7 @@ def test_a_second_worker_never_takes_a_living_ones_socket(worker: Process) -> No
     )
     command = [sys.executable, "-c", code, str(worker.kit / "site.yaml")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert "another worker is alive" in done.stderr
+    assert "another worker is running" in done.stderr
     assert worker.is_there()
 
 

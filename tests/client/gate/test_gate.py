@@ -117,7 +117,7 @@ def test_a_crash_while_the_ledger_was_begun_keeps_no_site_from_starting(
     check_gate(kit.settings, kit.folder)
     kit.join(kit.open())
     assert kit.is_sound()
-    assert "no whole entry" in kit.entries()[0].about["left_behind"]
+    assert "no complete entry" in kit.entries()[0].about["left_behind"]
 
 
 def test_checking_a_gate_begins_no_ledger(kit: Kit) -> None:

@@ -93,7 +93,7 @@ def test_no_ledger_begins_in_silence_where_the_state_knows_of_one(kit: Kit, witn
         GONE[gone](file)
     before = [file.exists() and file.read_bytes() for file in (path, tip_path(path))]
     for look in (open_gate, check_gate):
-        with pytest.raises(InputRefusedError, match=f"the state knows {RUN}.*ept-fed audit begin"):
+        with pytest.raises(InputRefusedError, match=f"the site's state contains {RUN}.*ept-fed audit begin"):
             look(kit.settings, kit.folder)
     assert [file.exists() and file.read_bytes() for file in (path, tip_path(path))] == before
 
@@ -120,7 +120,7 @@ def test_an_end_that_was_cut_together_with_its_tip_is_missed(kit: Kit, keep: Cal
     tip_path(path).write_bytes(kept[1])
     assert verify_ledger(path)["status"] == "sound"
     for look in (open_gate, check_gate):
-        with pytest.raises(InputRefusedError, match=f"ends before that: the state knows {RUN} to round 2"):
+        with pytest.raises(InputRefusedError, match=f"ends before that: the site's state contains {RUN} to round 2"):
             look(kit.settings, kit.folder)
     assert path.read_bytes() == kept[0]
 

@@ -234,7 +234,7 @@ def test_settings_that_do_not_fit_are_named_without_their_values(settings: SiteS
 @pytest.mark.parametrize(
     ("rounds", "training", "says"),
     [
-        (3, {}, "agreed on for 2 rounds, and 3"),
+        (3, {}, "agreed on for 2 rounds, but 3"),
         (2, {"epochs": 7}, "epochs differ"),
         (2, {"optimizer": "sgd", "prompt_lr": 0.2}, "optimizer, prompt_lr differ"),
         (2, {"proximal_mu": 0.5}, "proximal_mu differ"),
@@ -254,9 +254,9 @@ def test_what_the_agreed_strategy_does_not_do_is_not_done(settings: SiteSettings
     met = introduce(worker, proposal)
     asked = train_request(met, proposal)
     gradient = dataclasses.replace(asked, wants_gradient=True)
-    assert "agreed on with fedavg, and a gradient" in refusal(ask(worker, gradient))
+    assert "agreed on with fedavg, but a gradient" in refusal(ask(worker, gradient))
     steered = dataclasses.replace(asked, correction=np.zeros_like(asked.payload))
-    assert "agreed on with fedavg, and a linear term" in refusal(ask(worker, steered))
+    assert "agreed on with fedavg, but the request has a linear term" in refusal(ask(worker, steered))
 
 
 def test_a_run_that_was_never_proposed_is_refused(settings: SiteSettings, proposal: Proposal) -> None:

@@ -147,8 +147,8 @@ def test_all_rounds_together_keep_the_epsilon_asked_for(images: int) -> None:
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"privacy": None}, "training.privacy is not what"),
-        ({"privacy": {"clip": 2.0, "noise_multiplier": 1.0}}, "training.privacy is not what"),
+        ({"privacy": None}, "training.privacy differs from"),
+        ({"privacy": {"clip": 2.0, "noise_multiplier": 1.0}}, "training.privacy differs from"),
         ({"class_balanced": True}, "training.class_balanced"),
         ({"head_first_epochs": 1}, "training.head_first_epochs"),
     ],
