@@ -11,7 +11,7 @@ from pathlib import Path
 from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 
-from client.worker.unix_socket import WorkerAwayError, ask_worker
+from client.worker.unix_sockets import WorkerAwayError, ask_worker
 from ept_fed.flower.records import SITE_AWAY, SITE_FAILED, SITE_REFUSED, encode_frame_record, read_frame_record
 from ept_fed.protocol.framing import is_refusal, read_lengths
 from ept_fed.protocol.messages import MessageRefusedError, clean_text

@@ -37,7 +37,7 @@ ARROWS: dict[str, str] = {
     "ept_fed/models": "catalog config data/datasets",
     "ept_fed/models/comparators": "models",
     "ept_fed/evaluation": "data/datasets models",
-    "ept_fed/training": "catalog config data/datasets models privacy/dp protocol validation",
+    "ept_fed/training": "catalog config data/datasets models privacy/dp protocol",
     "ept_fed/reports": "",
     "ept_fed/reports/charts": "data/records evaluation",
     "ept_fed/reports/run": "config data/records evaluation protocol reports/charts run_plan storage",
@@ -56,7 +56,7 @@ ARROWS: dict[str, str] = {
     "server/cli": "cli pki storage /server/deployment /server/provisioning",
     "client": "flower protocol training /client/site /client/worker",
     "client/site": "catalog config data/datasets evaluation models privacy/dp privacy/secure_aggregation protocol "
-    "reports/run run_plan storage training",
+    "reports/run run_plan storage training validation",
     "client/ledger": "config pki storage",
     "client/gate": "catalog config pki privacy/dp privacy/secure_aggregation protocol storage validation "
     "/client/ledger /client/site",
@@ -65,7 +65,7 @@ ARROWS: dict[str, str] = {
     "client/audit": "catalog pki protocol validation /client/gate /client/ledger",
     "client/deployment": "data pki protocol services validation /client /client/gate /client/site /client/worker",
     "client/report": "config data/datasets models privacy/dp protocol reports/charts reports/pages reports/run storage "
-    "training validation /client/deployment /client/gate /client/ledger /client/site /client/worker",
+    "validation /client/deployment /client/gate /client/ledger /client/site /client/worker",
     "client/cli": "cli storage /client/audit /client/deployment /client/report /client/worker",
     "simulations": "",
     "simulations/engine": "config data/datasets evaluation flower models pki privacy/secure_aggregation protocol "

@@ -9,7 +9,7 @@ from ept_fed.cli.refusals import DONE, FAILED, exit_on_refusal
 
 if TYPE_CHECKING:
     from client.deployment.preflight import Finding
-    from client.worker.status import WorkerStatus
+    from client.worker.unix_sockets import WorkerStatus
 
 __all__ = ["app"]
 

@@ -18,8 +18,7 @@ import ept_fed
 from client.deployment.service import describe_programs, find_service
 from client.gate.open import check_gate
 from client.site.run_registry import RunRegistry
-from client.worker.status import ask_status
-from client.worker.unix_socket import WorkerAwayError
+from client.worker.unix_sockets import WorkerAwayError, ask_status
 from ept_fed.errors import InputRefusedError
 from ept_fed.pki.check_kit import examine_kit
 from ept_fed.pki.kit_layout import read_identity

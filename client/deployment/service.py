@@ -17,8 +17,7 @@ from typing import Literal
 
 from client.app import SOCKET_KEY
 from client.gate.open import check_gate
-from client.worker.status import WorkerStatus, ask_status
-from client.worker.unix_socket import WorkerAwayError
+from client.worker.unix_sockets import WorkerAwayError, WorkerStatus, ask_status
 from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.pki.kit_layout import read_identity
 from ept_fed.services.processes import FLOWER_SWITCHES, AlreadyRunsError, PidFile, end_marked

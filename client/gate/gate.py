@@ -38,7 +38,7 @@ from client.gate.secure_aggregation import (
 )
 from client.gate.violations import PolicyViolation
 from client.ledger.ledger import Ledger, Record
-from client.site.privacy_cost import RoundCost
+from client.site.privacy_plan import RoundCost
 from ept_fed.protocol.frames import encode_frame
 from ept_fed.protocol.layout import PayloadLayout, Vector
 from ept_fed.protocol.messages import RoundReply, RoundRequest, Split, clean_text

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Literal, Protocol
 
-from client.site.privacy_cost import RoundCost
+from client.site.privacy_plan import RoundCost
 from ept_fed.protocol.layout import PayloadLayout, Vector
 from ept_fed.protocol.messages import RoundReply, RoundRequest, Split
 from ept_fed.protocol.proposal import Proposal, SiteIntroduction

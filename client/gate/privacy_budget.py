@@ -27,7 +27,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, ValidationError
 
 from client.ledger.crash_recovery import is_torn, split_lines
-from client.site.privacy_cost import Mechanism, RoundCost
+from client.site.privacy_plan import Mechanism, RoundCost
 from ept_fed.config.base import Count, Delta, Digest, Positive, Settings
 from ept_fed.privacy.dp.accountant import GaussianSteps, spent_epsilon
 from ept_fed.storage.files import sync_folder, write_bytes

@@ -4,11 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from client.gate.privacy_budget import Charged
-from client.site.privacy_cost import Mechanism, RoundCost
-from client.site.privacy_plan import plan_noisy_round
+from client.site.privacy_plan import Mechanism, RoundCost, plan_noisy_round, plan_private_round
 from ept_fed.config.experiment import Experiment
 from ept_fed.privacy.dp.accountant import spent_epsilon
-from ept_fed.training.private_loop import plan_private_round
 
 __all__ = ["describe_charges", "describe_private_rounds", "is_silent"]
 

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from client.site.local_round import noop_local_round, train_local_round
 from client.site.model_slot import ModelSlot
-from client.site.privacy_cost import RoundCost
-from client.site.privacy_plan import plan_requested_round
+from client.site.privacy_plan import RoundCost, plan_private_round, plan_requested_round
 from client.site.site_model import SiteModel
 from client.site.state_store import SiteState, StateLostError, StateStore, capture_model
 from client.site.update_noise import UpdateNoise
@@ -35,7 +34,6 @@ from ept_fed.training.loop import RoundScope, TrainingOutcome
 from ept_fed.training.optimizer import moves_method
 from ept_fed.training.payload_gradient import payload_gradient
 from ept_fed.training.penalties import LinearTerm, ProximalTerm
-from ept_fed.training.private_loop import plan_private_round
 
 __all__ = ["Charge", "Site"]
 

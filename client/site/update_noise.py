@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from client.site.privacy_cost import RoundCost
-from client.site.privacy_plan import plan_noisy_round
+from client.site.privacy_plan import RoundCost, plan_noisy_round
 from ept_fed.config.privacy import SitePrivacySettings
 from ept_fed.privacy.dp.noise import Entropy
 from ept_fed.privacy.dp.site_noise import LARGEST_START, add_noise, clip_update, find_site_noise

@@ -21,8 +21,7 @@ from types import FrameType
 from client.gate.interface import GateInterface
 from client.gate.open import open_gate
 from client.worker.credentials import read_credentials
-from client.worker.status import serve_status, status_path
-from client.worker.unix_socket import receive_frame
+from client.worker.unix_sockets import receive_frame, serve_status, status_path
 from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.protocol.messages import MessageRefusedError
 from ept_fed.validation.load_site import SiteSettings, check_site, load_site_settings

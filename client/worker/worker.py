@@ -19,7 +19,7 @@ from typing import TypeVar
 import ept_fed
 from client.gate.interface import GateInterface
 from client.site.agreed_settings import require_agreed
-from client.site.privacy_cost import RoundCost
+from client.site.privacy_plan import RoundCost
 from client.site.run_record import Answer
 from client.site.run_registry import RunRegistry
 from client.site.secure_aggregation import (
@@ -33,7 +33,7 @@ from client.site.secure_aggregation import (
 from client.site.site import Site
 from client.worker.refusals import explain
 from client.worker.site_cache import WarmSite
-from client.worker.status import Activity, WorkerStatus
+from client.worker.unix_sockets import Activity, WorkerStatus
 from ept_fed.errors import InputRefusedError
 from ept_fed.privacy.secure_aggregation.round_session import weigh_site
 from ept_fed.protocol.frames import (

@@ -29,7 +29,7 @@ from ept_fed.data.datasets.prepare import CachedDataset
 from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.models.tuned_vit import TunedViT
 from ept_fed.models.vit import PromptedViT
-from ept_fed.privacy.dp.accountant import GaussianSteps, find_noise_multiplier
+from ept_fed.privacy.dp.accountant import GaussianSteps
 from ept_fed.privacy.dp.noise import Entropy, draw_normal, draw_poisson_sample
 from ept_fed.training.image_gradients import HEAD, SINKS, TOKENS, find_image_gradients, lay_down_gradients
 from ept_fed.training.loop import RoundScope, TrainingDivergedError, TrainingOutcome, freeze_beside
@@ -37,38 +37,10 @@ from ept_fed.training.losses import IMAGE_LOSSES
 from ept_fed.training.optimizer import set_learning_rates
 from ept_fed.training.precision import use_bfloat16
 from ept_fed.training.schedule import schedule_factor
-from ept_fed.validation.record_dp import validate_private_training
 
-__all__ = ["add_noise", "plan_private_round", "train_private_round"]
+__all__ = ["add_noise", "train_private_round"]
 
 _log = logging.getLogger(__name__)
-
-
-def plan_private_round(settings: TrainingSettings, images: int, rounds: int) -> GaussianSteps:
-    """Return noise, sampling rate and steps of one round on at least one image, for accounting before it begins.
-
-    An epoch has as many steps as without privacy, ceil(images / batch_size). With `privacy.epsilon`, σ is the smallest
-    noise multiplier with which `rounds` such rounds stay within this epsilon.
-
-    Raises:
-        InputRefusedError: for settings that do not fit private training, or an epsilon that no noise can reach.
-    """
-    privacy = settings.privacy
-    problems = validate_private_training(settings)
-    if privacy is None:
-        problems.append(Problem("training.privacy", None, "is required for training with differential privacy"))
-    if problems or privacy is None:
-        raise InputRefusedError(problems)
-    steps = settings.epochs * math.ceil(images / settings.batch_size)
-    rate = min(1.0, settings.batch_size / images)
-    if privacy.noise_multiplier is not None:
-        return GaussianSteps(privacy.noise_multiplier, rate, steps)
-    wanted = float(privacy.epsilon or 0.0)
-    try:
-        noise = find_noise_multiplier(wanted, privacy.delta, sampling_rate=rate, steps=steps * rounds)
-    except ValueError as error:
-        raise InputRefusedError([Problem("training.privacy.epsilon", wanted, str(error))]) from error
-    return GaussianSteps(noise, rate, steps)
 
 
 def train_private_round(
@@ -90,7 +62,7 @@ def train_private_round(
         images: the site's training images, at least one.
         settings: with `privacy`; epochs, batch size, learning rates and schedule are used as without privacy.
         scope: gives the position of the round in the schedule; its seed is not used.
-        plan: the accounted noise and steps, from `plan_private_round`.
+        plan: the accounted noise and steps, from `client.site.privacy_plan`.
         penalties: terms of `ept_fed.training.penalties`; they read no image, so they are added after the noise.
         entropy: source of random bytes; only tests replace the system's source.
 

@@ -16,12 +16,12 @@ import torch
 import torch.nn.functional as F
 
 from client.gate.privacy_budget import BudgetLedger
-from client.site.privacy_cost import RoundCost
+from client.site.privacy_plan import RoundCost, plan_private_round
 from ept_fed.config.experiment import TrainingSettings
 from ept_fed.models import PromptedViT
 from ept_fed.training.image_gradients import find_image_gradients, lay_down_gradients
 from ept_fed.training.losses import IMAGE_LOSSES
-from ept_fed.training.private_loop import add_noise, plan_private_round
+from ept_fed.training.private_loop import add_noise
 from simulations.benches.paired_timing import time_paired
 
 BATCH, CLASSES = 8, 7

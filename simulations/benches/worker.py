@@ -22,7 +22,7 @@ from client.gate.open import open_gate
 from client.site.local_round import train_local_round
 from client.site.site import Charge, Site
 from client.worker.process import _accept, bind_socket
-from client.worker.unix_socket import ask_worker
+from client.worker.unix_sockets import ask_worker
 from client.worker.worker import Worker
 from ept_fed.config.experiment import Experiment
 from ept_fed.data.sources.phantom_structures import STRUCTURES

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from client.site.privacy_cost import RoundCost
+from client.site.privacy_plan import RoundCost
 from client.worker.process import serve_site
 from ept_fed.protocol.layout import PayloadLayout, Vector
 from ept_fed.protocol.messages import RoundReply, RoundRequest, Split

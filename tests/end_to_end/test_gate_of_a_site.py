@@ -19,8 +19,7 @@ from flwr.app import Context, RecordDict
 
 from client.app import app as forwarder
 from client.audit.report import show_ledger, verify_ledger
-from client.worker.status import ask_status
-from client.worker.unix_socket import WorkerAwayError, ask_worker
+from client.worker.unix_sockets import WorkerAwayError, ask_status, ask_worker
 from ept_fed.config.experiment import Experiment
 from ept_fed.data.sources.phantom_structures import STRUCTURES
 from ept_fed.protocol.frames import Frame, Introduce, Refusal, decode_frame, encode_frame

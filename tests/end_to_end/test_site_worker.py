@@ -23,8 +23,7 @@ from flwr.app import Context, Error, Message, RecordDict
 
 from client.app import app as forwarder
 from client.in_process_app import create_client_app
-from client.worker.status import WorkerStatus, ask_status, status_path
-from client.worker.unix_socket import WorkerAwayError, ask_worker
+from client.worker.unix_sockets import WorkerAwayError, WorkerStatus, ask_status, ask_worker, status_path
 from ept_fed.config.experiment import Experiment
 from ept_fed.data.sources.phantom_structures import STRUCTURES
 from ept_fed.flower.messages import decode_introduction, encode_proposal, encode_request
@@ -203,8 +202,8 @@ def test_supernodes_user_reaches_the_worker_and_not_its_status() -> None:
         code = f"""
 import os
 from pathlib import Path
-from client.worker.unix_socket import ask_worker
-from client.worker.status import ask_status
+from client.worker.unix_sockets import ask_worker
+from client.worker.unix_sockets import ask_status
 from ept_fed.protocol.frames import Refusal, decode_frame, encode_frame
 os.setgid(65534); os.setgroups([65534]); os.setuid(65534)
 path = Path({str(process.socket)!r})

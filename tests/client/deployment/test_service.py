@@ -18,8 +18,7 @@ import pytest
 
 from client.deployment.service import _MARK, describe_programs, find_service, start_site, stop_site
 from client.worker.process import _accept, _wait, bind_socket, bind_status
-from client.worker.status import status_path
-from client.worker.unix_socket import ask_worker
+from client.worker.unix_sockets import ask_worker, status_path
 from ept_fed.config.consortium import ServerAddress
 from ept_fed.errors import InputRefusedError
 from ept_fed.pki.kit_layout import KitIdentity

@@ -26,7 +26,7 @@ from client.gate.privacy_budget import (
 )
 from client.gate.violations import PolicyViolationError
 from client.ledger.ledger import tip_path
-from client.site.privacy_cost import RoundCost
+from client.site.privacy_plan import RoundCost
 from client.worker.worker import Worker
 from ept_fed.config.experiment import Experiment
 from ept_fed.errors import InputRefusedError

@@ -16,7 +16,7 @@ from client.gate.open import LEDGER_FILE, check_gate, open_gate
 from client.gate.privacy_budget import BUDGET_FILE, BudgetLedger
 from client.gate.witnesses import find_served, load_restart, serialize_served
 from client.ledger.ledger import tip_path
-from client.site.privacy_cost import RoundCost
+from client.site.privacy_plan import RoundCost
 from client.site.run_record import Answer
 from client.site.run_registry import RunRegistry
 from client.site.state_store import SiteState

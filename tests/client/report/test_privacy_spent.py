@@ -8,7 +8,7 @@ import pytest
 
 from client.gate.privacy_budget import BudgetLedger
 from client.report.privacy_spent import describe_charges, describe_private_rounds
-from client.site.privacy_cost import RoundCost
+from client.site.privacy_plan import RoundCost
 from ept_fed.config.experiment import Experiment
 from ept_fed.privacy.dp.accountant import GaussianSteps, spent_epsilon
 from ept_fed.progress import Silent

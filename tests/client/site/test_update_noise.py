@@ -11,7 +11,7 @@ import pytest
 from client.gate.privacy_budget import BUDGET_FILE, read_budget
 from client.gate.violations import PolicyViolationError
 from client.report.privacy_spent import describe_charges
-from client.site.privacy_cost import RoundCost
+from client.site.privacy_plan import RoundCost
 from client.site.site import Site
 from client.site.update_noise import UpdateNoise
 from ept_fed.config.privacy import SitePrivacySettings

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from client.site.privacy_cost import RoundCost
+from client.site.privacy_plan import RoundCost, plan_private_round
 from client.site.site import Site
 from ept_fed.config.experiment import TrainingSettings
 from ept_fed.errors import InputRefusedError
@@ -18,7 +18,7 @@ from ept_fed.run_plan.plan import Plan
 from ept_fed.training import private_loop
 from ept_fed.training.loop import RoundScope
 from ept_fed.training.optimizer import build_optimizer
-from ept_fed.training.private_loop import add_noise, plan_private_round, train_private_round
+from ept_fed.training.private_loop import add_noise, train_private_round
 from tests.site_requests import request_of
 
 SCOPE = RoundScope(0, "site-1", 1, 2)
