@@ -1,4 +1,4 @@
-"""Everything wrong with an input at once: the field, the value and the fix."""
+"""Errors that list all problems of an input together, each with its field, value and fix."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ __all__ = ["InputRefusedError", "Problem", "UnavailableError"]
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing a person has to change before the work can start."""
+    """One problem that a person has to correct before a command can start."""
 
     field: str
     value: object
@@ -20,7 +20,7 @@ class Problem:
 
 
 class InputRefusedError(Exception):
-    """Raised once with all problems found; the command line prints them and exits with 2."""
+    """An input is refused; carries all problems found. The command line prints them and exits with 2."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         if not problems:
@@ -30,4 +30,4 @@ class InputRefusedError(Exception):
 
 
 class UnavailableError(RuntimeError):
-    """Something that has to run for this does not, or does not answer; the text says what."""
+    """A required process does not run or does not answer; the text names it."""

@@ -1,4 +1,4 @@
-"""What a long run tells whoever watches: stages, rounds, sites, and the numbers as they come."""
+"""The progress interface of a long run: stages, rounds, sites and their current numbers."""
 
 from collections.abc import Mapping
 from typing import Protocol
@@ -7,23 +7,23 @@ __all__ = ["Progress", "Silent"]
 
 
 class Progress(Protocol):
-    """A watcher of a simulation; a display implements it, and so does a test."""
+    """Receives the progress of a simulation; implemented by displays and by tests."""
 
     def on_note(self, sentence: str) -> None:
-        """Handle a sentence a person should see: what a site lacks, what was dropped."""
+        """Handle a sentence for the user, such as a class that a site lacks or images that were dropped."""
 
     def on_stage(self, stage: str, sites: tuple[str, ...], rounds: int) -> None:
         """Handle the start of a stage (federated, local, centralised) over these sites."""
 
     def on_site(self, round_number: int, site: str, numbers: Mapping[str, float]) -> None:
-        """Handle new numbers of a site: `loss` of training, `auc` on validation."""
+        """Handle new numbers of a site: the training `loss`, and the `auc` on validation images."""
 
     def on_round(self, round_number: int, seconds: float) -> None:
         """Handle the end of a round of the current stage."""
 
 
 class Silent:
-    """A watcher that shows nothing."""
+    """A `Progress` that shows nothing."""
 
     def on_note(self, sentence: str) -> None:
         """Ignore the note."""

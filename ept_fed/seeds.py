@@ -1,4 +1,4 @@
-"""Seeds as values: every random choice has its own generator, derived from what it is for."""
+"""Seeds and generators for random choices; each choice has its own, derived from its purpose."""
 
 import hashlib
 
@@ -10,7 +10,7 @@ __all__ = ["derive_seed", "numpy_generator"]
 def derive_seed(run_seed: int, *scope: str | int) -> int:
     """Derive a 63-bit seed from the run's seed and a scope such as (site, round, purpose).
 
-    Two scopes that differ anywhere give unrelated seeds, and nothing depends on the order in which sites run.
+    Two different scopes give unrelated seeds, so the results do not depend on the order in which sites run.
     The parts are length-prefixed, so ("ab", "c") and ("a", "bc") differ.
     """
     digest = hashlib.sha256()
@@ -21,5 +21,5 @@ def derive_seed(run_seed: int, *scope: str | int) -> int:
 
 
 def numpy_generator(run_seed: int, *scope: str | int) -> np.random.Generator:
-    """Return a numpy generator of its own for a scope; see `derive_seed`."""
+    """Return a separate numpy generator for a scope; see `derive_seed`."""
     return np.random.default_rng(derive_seed(run_seed, *scope))

@@ -1,1 +1,1 @@
-"""The registries that users choose from: methods and strategies, with their sources, numbers and limits."""
+"""Catalogues of the available methods and strategies, with their papers, options and limits."""

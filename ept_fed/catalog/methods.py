@@ -1,8 +1,8 @@
-"""The catalogue of methods: what each is called, where it is from, which tensors it trains and may therefore send.
+"""The catalogue of methods: name, paper, options, and the tensors that a method trains and may send.
 
-Pure data, shared by the settings (which refuse unknown names and numbers), the payload's layout (which lets nothing
-else travel), the models and the docs. Settings are those of the EPT paper's comparison (Zu et al. 2024, Table 1) where
-it gives them; where it tries several values, the default here is one of them.
+This module is pure data. It is used by the settings (which refuse unknown names and options), the payload's layout
+(which excludes all other tensors), the models and the docs. Options have the values of the EPT paper's comparison
+(Zu et al. 2024, Table 1) where the paper states them. Where it tries several values, the default here is one of them.
 """
 
 import re
@@ -25,11 +25,11 @@ __all__ = [
 ]
 
 HEAD_TENSORS = ("head.weight", "head.bias")
-# What an LDA head is computed from, see ept_fed/training/lda.py.
+# An LDA head is computed from these tensors, see ept_fed/training/lda.py.
 STATISTICS_TENSORS = ("statistics.shares", "statistics.sums", "statistics.mean", "statistics.moments")
-Statistics = Literal["means", "moments"]  # all of these but the last, or all
+Statistics = Literal["means", "moments"]  # means: STATISTICS_TENSORS without the last; moments: all of them
 HeadKind = Literal["trained", "fixed", "fixed+lda", "lda"]  # how the head is made, see training.head
-# Those that every site draws from the run's seed and holds still while prompts train.
+# Heads that every site draws from the run's seed and keeps frozen while prompts train.
 FIXED_HEADS: tuple[HeadKind, ...] = ("fixed", "fixed+lda")
 
 _OF_BACKBONE = "backbone."
@@ -40,14 +40,14 @@ class MethodInfo:
     """One method.
 
     Attributes:
-        model: its module below ept_fed.models and its class, `module:Class`; only those who tune a model import it.
-        paper: where it was published.
-        summary: what it trains beside the linear head, in a sentence.
-        caveat: when not to use it, or where ours differs from the paper's.
-        tensors: names of what it trains and sends, beside the head; for ept also their folded form.
-        backbone_tensors: regular expression for names of the backbone's own tensors that it trains copies of; these
-            travel as `backbone.<name>`. None trains none.
-        options: the method's own numbers, by name.
+        model: module below ept_fed.models and class, `module:Class`; it is imported only where a model is tuned.
+        paper: the publication.
+        summary: what it trains in addition to the linear head, in one sentence.
+        caveat: when not to use it, or how this implementation differs from the paper's.
+        tensors: names of the tensors that it trains and sends, without the head; for ept also their folded form.
+        backbone_tensors: regular expression for names of backbone tensors; the method trains copies of these, which
+            are sent as `backbone.<name>`. None: it trains no copies.
+        options: the method's options by name.
     """
 
     model: str
@@ -60,11 +60,14 @@ class MethodInfo:
 
     @property
     def sends_without_head(self) -> bool:
-        """Tell whether anything is left to send when the head stays at the site."""
+        """Whether the method sends any tensor when the head stays at the site."""
         return bool(self.tensors) or self.backbone_tensors is not None
 
     def may_send(self, name: str) -> bool:
-        """Tell whether a tensor of this name may travel under this method; what makes the head may under every one."""
+        """Return whether this method may send a tensor of this name.
+
+        All methods may send the tensors of the head and of its statistics.
+        """
         if name in self.tensors or name in HEAD_TENSORS or name in STATISTICS_TENSORS:
             return True
         own = name.removeprefix(_OF_BACKBONE)
@@ -80,43 +83,43 @@ METHODS: dict[str, MethodInfo] = {
         "vit:PromptedViT",
         "Zu et al. 2024, arXiv 2407.01003",
         "Prompt columns beside the attention logits, and optionally context tokens.",
-        "On HAM10000, three seeds, prompts with heads that every site trains for itself were not shown to beat staying "
-        "home; with tokens under training.head=fixed+lda they were, on blood cells; see docs/prompts-alone.md.",
+        "On HAM10000 with three seeds, prompts with personalised heads were not shown to be better than local models. "
+        "On blood cells, prompts with tokens and training.head=fixed+lda were better. See docs/prompts-alone.md.",
         ("sinks", "prompts", "tokens"),
     ),
     "linear": MethodInfo(
         "comparators.linear:Linear",
         "as in Zu et al. 2024, Table 1",
-        "Nothing but the head.",
-        "Nothing is left to send if the head stays at the site, so it needs federation.share=prompts+head.",
+        "Only the head.",
+        "It requires federation.share=prompts+head, because without the head there is nothing to send.",
     ),
     "full": MethodInfo(
         "comparators.full:Full",
         "as in Zu et al. 2024, Table 1",
         "A copy of every tensor of the backbone.",
-        "The whole model travels, and a site keeps it and its moments for several rounds. Few images overfit it; under "
-        "AdamW it is usually trained at a far lower rate than the default.",
+        "The whole model is sent, and a site stores it and its optimiser moments for several rounds. It overfits few "
+        "images. With AdamW it is usually trained at a much lower learning rate than the default.",
         backbone_tensors=r"[A-Za-z0-9_.]+",
     ),
     "partial_1": MethodInfo(
         "comparators.partial_1:PartialOne",
         "Yosinski et al. 2014, arXiv 1411.1792; as in Jia et al. 2022, arXiv 2203.12119",
         "A copy of the last block.",
-        "A whole block travels. Jia et al.'s code also trains the last layer norm; this does not.",
+        "A whole block is sent. Jia et al.'s code also trains the last layer norm; this implementation does not.",
         backbone_tensors=r"blocks\.\d+\.[A-Za-z0-9_.]+",
     ),
     "mlp_3": MethodInfo(
         "comparators.mlp_3:MLP3",
         "Mlp-3 of Jia et al. 2022, arXiv 2203.12119",
         "Two hidden layers, as wide as the features, before the head.",
-        "More numbers than images: it overfits the fewest shots first.",
+        "It has more parameters than there are images, so it overfits with few shots.",
         ("mlp.weight", "mlp.bias"),
     ),
     "lora": MethodInfo(
         "comparators.lora:LoRA",
         "Hu et al. 2022, arXiv 2106.09685",
         "A low-rank addition to the query and value weights of every block.",
-        "The product of averaged factors is not the average of the sites' products.",
+        "The product of the averaged factors is not the average of the sites' products.",
         ("lora.query.down", "lora.query.up", "lora.value.down", "lora.value.up"),
         options={
             "rank": Option(8, 1, 1024, "r of the factors; the paper tries 1, 4, 8, 32 and 64", whole=True),
@@ -127,7 +130,7 @@ METHODS: dict[str, MethodInfo] = {
         "comparators.bias:Bias",
         "Ben Zaken et al. 2022, arXiv 2106.10199",
         "A copy of every bias of the backbone.",
-        "A backbone without biases has nothing to train.",
+        "A backbone without biases cannot be trained with this method.",
         backbone_tensors=r"[A-Za-z0-9_.]+\.bias",
     ),
     "adapter": MethodInfo(
@@ -140,38 +143,38 @@ METHODS: dict[str, MethodInfo] = {
             "reduction": Option(
                 8, 1, 4096, "the bottleneck is D // reduction wide; the paper tries 1 to 64", whole=True
             ),
-            "scale": Option(0.1, 1e-3, 10, "what the bottleneck's output is multiplied by, AdaptFormer's 0.1"),
+            "scale": Option(0.1, 1e-3, 10, "factor on the bottleneck's output; AdaptFormer uses 0.1"),
         },
     ),
     "vp": MethodInfo(
         "comparators.vp:VisualPrompt",
         "Bahng et al. 2022, arXiv 2203.17274",
         "A border of numbers that is added to every image.",
-        "A wide border disturbs what lies at the edge. It starts near zero, not at Bahng et al.'s unit noise. Zu et "
-        "al. describe their VP as values added to the input tokens; this is the border of the paper they cite.",
+        "A wide border disturbs the edge of the image. It starts near zero, not with unit noise as in Bahng et al. Zu "
+        "et al. describe their VP as values added to the input tokens; this is the border of the paper that they cite.",
         ("vp.top", "vp.bottom", "vp.left", "vp.right"),
         options={"pad": Option(30, 1, 2048, "width of the border in pixels; Bahng et al.: 30 of 224", whole=True)},
     ),
     "vpt": MethodInfo(
         "comparators.vpt:VPT",
         "Jia et al. 2022, arXiv 2203.12119",
-        "Tokens that are put beside the image's in every block, or in the first alone.",
-        "Sensitive to its rate: on HAM10000's validation lesions, heads shared, one sample, AUC was 0.763 at "
-        "method_lr 0.001 and 0.709 at 0.005 (docs/recipes.md).",
+        "Tokens that are added to the image's tokens in every block, or only in the first.",
+        "It is sensitive to its learning rate: on HAM10000's validation lesions, with shared heads and one sample, AUC "
+        "was 0.763 at method_lr 0.001 and 0.709 at 0.005 (docs/recipes.md).",
         ("vpt.tokens",),
         options={
             "tokens": Option(10, 1, 200, "T per layer; the paper tries 1, 5, 10, 50, 100 and 150", whole=True),
-            "deep": Option(1, 0, 1, "1 for new tokens in every block, 0 for the first alone", whole=True),
+            "deep": Option(1, 0, 1, "1: new tokens in every block; 0: tokens only in the first block", whole=True),
         },
     ),
 }
 
 
 def find_senders(names: Collection[str]) -> list[str]:
-    """Return the methods under which all of these tensors may travel together."""
+    """Return the methods that may send all of these tensors together."""
     return [method for method, info in METHODS.items() if all(info.may_send(name) for name in names)]
 
 
 def may_travel(name: str) -> bool:
-    """Tell whether a tensor of this name may travel under any method."""
+    """Return whether any method may send a tensor of this name."""
     return bool(find_senders([name]))

@@ -1,4 +1,4 @@
-"""Numbers that a catalogue's entry takes: default, range and meaning; shared by strategies and methods."""
+"""Numeric options of strategies and methods: default, range and meaning."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ __all__ = ["Option", "check_options", "fill_options"]
 
 @dataclass(frozen=True)
 class Option:
-    """A number that a strategy or a method takes: default and inclusive range; whole numbers only if `whole`."""
+    """A numeric option of a strategy or a method, with default and inclusive range; only integers if `whole`."""
 
     default: float
     low: float
@@ -19,23 +19,23 @@ class Option:
     whole: bool = False
 
     def allows(self, value: float) -> bool:
-        """Tell whether the value is in range (NaN is not)."""
+        """Return whether the value is in range (NaN is not)."""
         return self.low <= value <= self.high and (not self.whole or float(value).is_integer())
 
 
 def fill_options(options: Mapping[str, Option], given: Mapping[str, float]) -> dict[str, float]:
-    """Return every option, with its default where none was given."""
+    """Return the value of every option; an option that is not given has its default."""
     return {name: given.get(name, option.default) for name, option in options.items()}
 
 
 def check_options(setting: str, owner: str, options: Mapping[str, Option], given: Mapping[str, float]) -> list[Problem]:
-    """Return what is wrong with the given numbers: names that the owner lacks, values out of range.
+    """Return a problem for every unknown option and every value out of range.
 
     Args:
-        setting: the settings' path, e.g. "federation.options".
-        owner: the entry's name, for the message.
-        options: what it takes.
-        given: what the experiment gives.
+        setting: path of the setting, e.g. "federation.options".
+        owner: name of the strategy or method, for the message.
+        options: the options of the owner.
+        given: the options in the experiment.
     """
     found = []
     for name, value in given.items():

@@ -1,6 +1,7 @@
-"""The catalogue of strategies: what each is called, where it is from, what it takes, and when not to use it.
+"""The catalogue of strategies: name, paper, options, and when not to use it.
 
-Pure data, shared by the settings (which refuse unknown names and options), the server (which runs them) and the docs.
+This module is pure data. It is used by the settings (which refuse unknown names and options), the server (which runs
+the strategies) and the docs.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,16 +17,16 @@ class StrategyInfo:
     """One strategy.
 
     Attributes:
-        paper: where it was published.
-        summary: what it does, in a sentence.
+        paper: the publication.
+        summary: what it does, in one sentence.
         caveat: when not to use it.
-        options: by name.
-        minimum_sites: sites needed for its assumption, given the options.
+        options: the strategy's options by name.
+        minimum_sites: number of sites that its assumption requires, given the options.
         wants_gradient: whether sites also send the gradient of their loss at the payload they received.
         sends_correction: whether the server sends each site a linear term for its loss.
         proximal_option: the option that sets the sites' `proximal_mu`, if any.
-        uniform_only: whether it is defined for equal weights of the sites alone.
-        mean_suffices: whether all that it uses of a round is the weighted mean of the payloads.
+        uniform_only: whether it is defined only for equal weights of the sites.
+        mean_suffices: whether it uses only the weighted mean of a round's payloads.
     """
 
     paper: str
@@ -40,27 +41,27 @@ class StrategyInfo:
     mean_suffices: bool = False
 
 
-_FAULTY = Option(1, 0, 1000, "f, faulty or hostile sites to survive", whole=True)
+_FAULTY = Option(1, 0, 1000, "f, number of faulty or hostile sites to tolerate", whole=True)
 _ETA = Option(0.1, 1e-6, 10, "server learning rate")
-_TAU = Option(1e-3, 1e-12, 1, "adaptivity: smaller adapts more")
+_TAU = Option(1e-3, 1e-12, 1, "degree of adaptivity; a smaller value adapts more")
 _BETAS = {
     "beta_1": Option(0.9, 0, 0.9999, "decay of the first moment"),
     "beta_2": Option(0.99, 0, 0.9999, "decay of the second moment"),
 }
 _ADAPTIVE = "Its step size does not shrink with the update, so with few rounds tune eta on validation data first."
-_ROBUST = "With honest sites it throws information away, the more so the more the sites' images differ."
+_ROBUST = "If all sites are honest it discards information, and more so the more the sites' images differ."
 
 STRATEGIES: dict[str, StrategyInfo] = {
     "fedavg": StrategyInfo(
         "McMahan et al. 2017, arXiv 1602.05629",
         "The weighted mean of the sites' payloads.",
-        "One hostile site can move it anywhere.",
+        "One hostile site can move the mean to any value.",
         mean_suffices=True,
     ),
     "fedavgm": StrategyInfo(
         "Hsu et al. 2019, arXiv 1909.06335",
         "FedAvg with momentum on the server.",
-        "Momentum carries a bad round into the next ones.",
+        "Momentum carries the effect of a bad round into the next rounds.",
         {
             "server_learning_rate": Option(1.0, 1e-6, 10, "step along the averaged update"),
             "server_momentum": Option(0.9, 0, 0.9999, "share of the last step that is repeated"),
@@ -69,8 +70,8 @@ STRATEGIES: dict[str, StrategyInfo] = {
     ),
     "fedprox": StrategyInfo(
         "Li et al. 2020, arXiv 1812.06127",
-        "FedAvg whose sites are held near the global payload by mu/2 times the squared distance.",
-        "Too large a mu stops the sites from learning at all.",
+        "FedAvg with a penalty of mu/2 times the squared distance from the global payload in the sites' loss.",
+        "If mu is too large, the sites do not learn.",
         {"proximal_mu": Option(0.01, 0, 1000, "strength of the pull towards the global payload")},
         proximal_option="proximal_mu",
         mean_suffices=True,
@@ -111,14 +112,14 @@ STRATEGIES: dict[str, StrategyInfo] = {
     ),
     "krum": StrategyInfo(
         "Blanchard et al. 2017, NeurIPS",
-        "The one payload that lies closest to its neighbours.",
-        _ROBUST + " It follows a single site.",
+        "The payload that is closest to its neighbours.",
+        _ROBUST + " It uses a single site's payload.",
         {"num_malicious_nodes": _FAULTY},
         minimum_sites=lambda options: 2 * int(options["num_malicious_nodes"]) + 3,
     ),
     "multikrum": StrategyInfo(
         "Blanchard et al. 2017, NeurIPS",
-        "The mean of the payloads that lie closest to their neighbours.",
+        "The mean of the payloads that are closest to their neighbours.",
         _ROBUST,
         {
             "num_malicious_nodes": _FAULTY,
@@ -130,14 +131,14 @@ STRATEGIES: dict[str, StrategyInfo] = {
     ),
     "bulyan": StrategyInfo(
         "El Mhamdi et al. 2018, arXiv 1802.07927",
-        "Krum again and again to select payloads, then a trimmed mean of the selected.",
-        _ROBUST + " It needs many sites.",
+        "Repeated Krum to select payloads, then a trimmed mean of the selected payloads.",
+        _ROBUST + " It requires many sites.",
         {"num_malicious_nodes": _FAULTY},
         minimum_sites=lambda options: 4 * int(options["num_malicious_nodes"]) + 3,
     ),
     "qfedavg": StrategyInfo(
         "Li et al. 2020, arXiv 1905.10497",
-        "Sites with a higher loss weigh more, the more so the larger q.",
+        "Sites with a higher loss have a higher weight, and more so the larger q is.",
         "It trusts the losses that sites report, and sample counts are ignored.",
         {
             "q": Option(0.1, 0, 10, "fairness; 0 is the plain mean"),
@@ -152,13 +153,13 @@ STRATEGIES: dict[str, StrategyInfo] = {
     ),
     "fednova": StrategyInfo(
         "Wang et al. 2020, arXiv 2007.07481",
-        "Updates divided by the sites' own numbers of steps before they are averaged.",
-        "The normaliser is exact for plain SGD only; under AdamW it merely balances the numbers of steps.",
+        "Each update is divided by its site's number of steps before averaging.",
+        "The normalisation is exact only for plain SGD; with AdamW it only balances the numbers of steps.",
     ),
     "scaffold": StrategyInfo(
         "Karimireddy et al. 2020, arXiv 1910.06378 (option I)",
-        "Each site adds the difference between everybody's gradient and its own to its loss.",
-        "A site's gradient travels beside its payload, sites weigh equally, and the theory is for plain SGD there.",
+        "Each site adds a linear term to its loss: the difference between all sites' mean gradient and its own.",
+        "Each site also sends its gradient, all sites have equal weight, and the theory is for plain SGD at the sites.",
         {"server_learning_rate": Option(1.0, 1e-6, 10, "step along the averaged update")},
         wants_gradient=True,
         sends_correction=True,
@@ -166,8 +167,8 @@ STRATEGIES: dict[str, StrategyInfo] = {
     ),
     "feddyn": StrategyInfo(
         "Acar et al. 2021, arXiv 2111.04263",
-        "A linear and a proximal term, renewed each round, let the sites' minima meet in a common one.",
-        "Sites weigh equally, and too small an alpha makes the payload run away.",
+        "A linear and a proximal term, updated each round, make the sites' minima converge to a common minimum.",
+        "All sites have equal weight, and the payload diverges if alpha is too small.",
         {"alpha": Option(0.1, 1e-4, 1000, "strength of the proximal term")},
         sends_correction=True,
         proximal_option="alpha",
@@ -177,16 +178,16 @@ STRATEGIES: dict[str, StrategyInfo] = {
 
 
 def resolve_options(strategy: str, given: Mapping[str, float]) -> dict[str, float]:
-    """Return every option of a known strategy, with defaults where none was given."""
+    """Return the value of every option of a known strategy; an option that is not given has its default."""
     return fill_options(STRATEGIES[strategy].options, given)
 
 
 def count_asked(sites_per_round: float, sites: int) -> int:
-    """Return how many of so many sites a round asks: a share up to 1, or a number; at least one."""
+    """Return how many of `sites` a round selects, at least one; `sites_per_round` is a share up to 1, or a number."""
     wanted = round(sites_per_round * sites) if sites_per_round <= 1 else int(sites_per_round)
     return min(sites, max(1, wanted))
 
 
 def _smallest_trimming(beta: float) -> int:
-    """Return the fewest sites of which a share beta is at least one whole site."""
+    """Return the minimum number of sites of which the share beta is at least one whole site."""
     return 1 if beta == 0 else int(-(-1 // beta))

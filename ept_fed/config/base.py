@@ -1,4 +1,4 @@
-"""What every section of an experiment is made of: the immutable base, and the kinds of numbers and names."""
+"""The immutable base class of all settings, and their types of numbers and names."""
 
 from typing import Annotated
 
@@ -12,10 +12,10 @@ Count = Annotated[int, Field(ge=1)]
 Delta = Annotated[float, Field(gt=0.0, lt=1.0)]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]  # SHA-256
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]  # also names a folder
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]  # also used as a folder name
 
 
 class Settings(BaseModel):
-    """Base of every section: immutable, and an unknown key is an error, not a surprise."""
+    """Base class of every section; instances are immutable, and an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())

@@ -1,4 +1,4 @@
-"""The grid of `ept-fed benchmark`: its axes, and the ways of working together that it compares."""
+"""The grid of `ept-fed benchmark`: its axes, and the collaboration settings that it compares."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -16,13 +16,13 @@ Fold = Literal["test", "validation"]
 
 @dataclass(frozen=True)
 class SettingInfo:
-    """One way of working together.
+    """One collaboration setting, such as local only, federated or centralised.
 
     Attributes:
-        heading: of its column in a table.
-        prompts_only: what a site gets of the others is prompts without a head, so a method that has nothing beside
-            the head has no cell there.
-        shares_head: the head travels too, so one that belongs to its site cannot take part.
+        heading: heading of its column in a table.
+        prompts_only: whether sites receive only prompts and no head. A method that trains only the head has no cell
+            in this setting.
+        shares_head: whether the head is exchanged too. A row whose head cannot be shared has no cell in this setting.
     """
 
     heading: str
@@ -40,7 +40,7 @@ SETTINGS: dict[Setting, SettingInfo] = {
 
 
 class BenchmarkSettings(Settings):
-    """What `ept-fed benchmark` compares: methods × shots × samplings × seeds × settings. `simulate` ignores it."""
+    """The grid of `ept-fed benchmark`: methods × shots × samplings × seeds × settings. `simulate` ignores it."""
 
     methods: Annotated[tuple[str, ...], Field(min_length=1)] = Field(
         tuple(METHODS),
@@ -48,25 +48,29 @@ class BenchmarkSettings(Settings):
     )
     variants: dict[str, tuple[str, ...]] = Field(
         {},
-        description="by name, settings as after --set, of data, model, training or federation; under a method's name "
-        "they hold for it wherever it is compared",
+        description="by name: settings of data, model, training or federation, written as after --set; an entry with "
+        "a method's name applies to that method in every comparison",
     )
     shots: tuple[Count | None, ...] = Field(
-        (), description="images per class and site, null for all of them; empty takes data.shots"
+        (), description="images per class and site, null for all of them; empty: data.shots is used"
     )
     samplings: tuple[Seed, ...] = Field(
         (),
-        description="seeds of splits and K-shot samples, or numbers of MedFMC's published ones; each runs with every "
-        "seed; empty: a seed samples too",
+        description="seeds of splits and K-shot samples, or numbers of MedFMC's published samplings; each is combined "
+        "with every seed; empty: each seed also draws its own splits and samples",
     )
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = Field(
-        (0, 1, 2), description="each starts the model and orders the images anew"
+        (0, 1, 2), description="each seed gives a new initialisation of the model and a new order of the images"
     )
     settings: Annotated[tuple[Setting, ...], Field(min_length=1)] = Field(
         ("local", "federated", "federated+head", "centralised"),
         description="local: each site trains only on its own images; federated: personalised heads; federated+head: "
-        "the head is averaged too; centralised: all images in one place; centralised-prompts: prompts trained there, "
-        "then frozen at each site under a personalised head, to see what averaging costs",
+        "the head is averaged too; centralised: all images in one place; centralised-prompts: centralised prompts, "
+        "frozen at each site under a personalised head, which measures the cost of averaging",
     )
-    fold: Fold = Field("test", description="the images that count; choose settings on validation, and report on test")
-    reference: str = Field("ept", description="the row that the others are paired with, by shots, seed and setting")
+    fold: Fold = Field(
+        "test", description="the images to evaluate on; choose settings on validation, and report results on test"
+    )
+    reference: str = Field(
+        "ept", description="the row that every other row is compared with, paired by shots, seed and setting"
+    )

@@ -1,4 +1,4 @@
-"""One cell of a benchmark's grid: what it trains with, and the key under which its numbers are kept."""
+"""One cell of a benchmark's grid: its settings, and the key under which its numbers are stored."""
 
 import hashlib
 import json
@@ -12,15 +12,15 @@ __all__ = ["Cell"]
 
 @dataclass(frozen=True)
 class Cell:
-    """One training of the grid.
+    """One training run of the grid.
 
     Attributes:
-        method: the row's name.
+        method: name of the row.
         shots: images per class and site; None for all.
-        sampling: of splits and shots; None: the seed's own.
-        seed: of everything else that is random.
-        setting: how the sites work together.
-        fold: the images that its numbers are measured on.
+        sampling: seed or number of the splits and K-shot samples; None: `seed` is used.
+        seed: seed of all other random choices.
+        setting: how the sites collaborate.
+        fold: the images that the numbers are measured on.
         experiment: the settings that this cell trains with.
     """
 
@@ -34,13 +34,16 @@ class Cell:
 
     @property
     def key(self) -> str:
-        """16 hex digits of the SHA-256 of all that the cell's numbers depend on; names of rows are not among it."""
+        """Key of the cell: 16 hex digits of the SHA-256 of everything that its numbers depend on.
+
+        The name of the row is not included.
+        """
         identity = json.dumps([self.experiment.run_id, self.setting, self.fold])
         return hashlib.sha256(identity.encode()).hexdigest()[:16]
 
     @property
     def title(self) -> str:
-        """What a person calls the cell."""
+        """Readable title of the cell."""
         shots = "all images" if self.shots is None else f"{self.shots} shots"
         sampling = "" if self.sampling is None else f"sampling {self.sampling}, "
         return f"{self.method}, {shots}, {sampling}seed {self.seed}, {self.setting}"

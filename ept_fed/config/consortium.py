@@ -1,4 +1,4 @@
-"""federation.yaml: who takes part and where the server is; what `ept-fed provision` makes kits from."""
+"""Settings of federation.yaml: the sites and the server's address; `ept-fed provision` makes kits from them."""
 
 import ipaddress
 import math
@@ -18,14 +18,14 @@ __all__ = ["Federation", "FederationSite", "SafeName", "ServerAddress", "is_addr
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _MAX_OF_A_HOST = 253
-# Windows opens a device instead of a file of this name, with any ending; kits are unpacked there too.
+# On Windows such a name, with any extension, opens a device instead of a file. Kits are unpacked on Windows too.
 _DEVICES = frozenset({"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))})
 
 
 def _check_name(name: str) -> str:
-    """Allow what is safe as a folder, as a certificate's common name and in a shell, whatever the system."""
+    """Accept a name that is safe as a folder, as a certificate's common name and in a shell, on every system."""
     if not _NAME.fullmatch(name):
-        raise ValueError("write 1 to 40 of a–z, 0–9, - and _, beginning with a letter or digit")
+        raise ValueError("write 1 to 40 characters of a–z, 0–9, - and _, beginning with a letter or digit")
     if name in _DEVICES:
         raise ValueError("is the name of a device on Windows; choose another")
     return name
@@ -62,12 +62,13 @@ Days = Annotated[int, Field(ge=1, le=3650)]
 
 
 class ServerAddress(Settings):
-    """Where the hospitals reach the server's proxy; the server's certificate is for this host."""
+    """Address at which the hospitals reach the server's proxy; the server's certificate is for this host."""
 
     host: Annotated[str, AfterValidator(_check_host)] = Field(description="DNS name or IP address")
     port: Annotated[int, Field(ge=1, le=65535)] = Field(
         8443,
-        description="the one outgoing port that hospitals open; below 1024 it takes a privilege that the unit has",
+        description="the only outgoing port that hospitals open; a port below 1024 requires a privilege, which the "
+        "systemd unit has",
     )
 
 
@@ -80,24 +81,24 @@ class FederationSite(Settings):
     )
     keys: Literal["consortium", "site"] = Field(
         "consortium",
-        description="who makes the private keys: the consortium puts them into the kit, or the site makes them itself "
-        "and asks with `ept-fed provision request`",
+        description="who makes the private keys: consortium puts them into the kit; site makes them itself and "
+        "requests its certificates with `ept-fed provision request`",
     )
 
 
 class Federation(Settings):
-    """A federation.yaml."""
+    """The content of a federation.yaml."""
 
-    name: SafeName = Field(description="of the federation; its authority is made for this name")
+    name: SafeName = Field(description="name of the federation and of its certificate authority")
     about: Annotated[str, Field(max_length=500)] | None = Field(
-        None, description="a sentence for the README of every kit"
+        None, description="a sentence that is printed in the README of every kit"
     )
     server: ServerAddress
     sites: Annotated[tuple[FederationSite, ...], Field(min_length=1)] = Field(
-        description="the hospitals; adding one later touches no other kit"
+        description="the hospitals; adding one later changes no other kit"
     )
-    certificate_days: Days = Field(365, description="how long certificates of sites and server are valid")
-    authority_days: Days = Field(3650, description="how long the consortium's own certificate is valid")
+    certificate_days: Days = Field(365, description="days for which the certificates of sites and server are valid")
+    authority_days: Days = Field(3650, description="days for which the consortium's own certificate is valid")
 
     def site(self, name: str) -> FederationSite | None:
         """Return the site of this name, or None."""
@@ -105,7 +106,7 @@ class Federation(Settings):
 
 
 def is_address(host: str) -> bool:
-    """Tell whether a checked host is an IP address rather than a DNS name."""
+    """Return whether a checked host is an IP address and not a DNS name."""
     try:
         ipaddress.ip_address(host)
     except ValueError:
@@ -128,7 +129,10 @@ def load_federation(path: Path) -> Federation:
 
 
 def _find_contradictions(raw: Mapping[str, Any]) -> list[Problem]:
-    """Hold fields against each other, on the raw document: told together with values that are wrong by themselves."""
+    """Return settings that do not fit together.
+
+    The raw document is checked, so that these problems are reported together with invalid single values.
+    """
     found = []
     sites = raw.get("sites")
     entries = [site for site in sites if isinstance(site, dict)] if isinstance(sites, list) else []
@@ -137,7 +141,7 @@ def _find_contradictions(raw: Mapping[str, Any]) -> list[Problem]:
         found.append(Problem("sites", name, f"{names.count(name)} sites have this name; every site needs its own"))
     days, authority_days = (raw.get(key, Federation.model_fields[key].default) for key in _DAYS)
     if isinstance(days, int) and isinstance(authority_days, int) and days > authority_days:
-        fix = f"is longer than authority_days = {authority_days}: no certificate outlives the one that signed it"
+        fix = f"is longer than authority_days = {authority_days}: a certificate may not outlive the one that signed it"
         found.append(Problem("certificate_days", days, fix))
     return found
 

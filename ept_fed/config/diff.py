@@ -1,4 +1,4 @@
-"""Settings by dotted name, and in what two sets of them differ where it matters to going on with a run."""
+"""Comparison of two sets of settings by dotted name, to decide whether a run can be resumed."""
 
 from typing import Any
 
@@ -8,11 +8,11 @@ __all__ = ["compare_settings", "flatten_settings"]
 
 
 def compare_settings(held: Any, experiment: Experiment) -> list[tuple[str, Any, Any]]:
-    """Return key, held value and the experiment's value of every setting that differs and matters for resuming.
+    """Return key, stored value and new value of every setting that differs and prevents resuming the run.
 
     Args:
         held: the content of a run's config.yaml.
-        experiment: what is asked for now.
+        experiment: the experiment that is requested now.
     """
     theirs, ours = flatten_settings(held), flatten_settings(experiment.model_dump(mode="json"))
     local = {
@@ -30,7 +30,7 @@ def _names(names: Any) -> list[str]:
 
 
 def flatten_settings(content: Any, prefix: str = "") -> dict[str, Any]:
-    """Return values by dotted name; lists and empty mappings are values."""
+    """Return the values by dotted name; a list or an empty mapping counts as a value."""
     if not isinstance(content, dict) or not content:
         return {prefix: content}
     return {

@@ -1,4 +1,4 @@
-"""How images are dealt to sites: the sites they come with, or virtual ones; see `ept_fed.data.splits.partition`."""
+"""Settings of the partition of images among sites, own or virtual; see `ept_fed.data.splits.partition`."""
 
 from typing import Annotated, Literal
 
@@ -20,11 +20,11 @@ __all__ = [
 
 Sites = Annotated[int, Field(ge=1, le=100_000)]
 _SITES = "how many virtual sites"
-_MIN_IMAGES = "fewest images of a site; shares are drawn again, up to ten times, until each has them"
+_MIN_IMAGES = "minimum images per site; shares are redrawn, up to ten times, until every site has them"
 
 
 class FeatureShiftSettings(Settings):
-    """A seeded scanner per site; each range is drawn from uniformly, once per site."""
+    """A seeded scanner per site; each number is drawn once per site, uniformly from its range."""
 
     gain: tuple[Positive, Positive] = Field((0.8, 1.2), description="factor on the intensity")
     gamma: tuple[Positive, Positive] = Field((0.7, 1.4), description="exponent on the intensity, before the gain")
@@ -35,15 +35,16 @@ class FeatureShiftSettings(Settings):
         (0.0, 0.05), description="std of the sensor noise, on the 0–1 scale"
     )
     field_of_view: tuple[Annotated[float, Field(ge=0.25, le=4.0)], Annotated[float, Field(ge=0.25, le=4.0)]] = Field(
-        (0.85, 1.2), description="width seen, in image widths; above 1 shows the image smaller, its border repeated"
+        (0.85, 1.2),
+        description="visible width, in image widths; above 1 the image is shown smaller and its border is repeated",
     )
 
 
 class PartitionSettings(Settings):
-    """What every partition may have."""
+    """Settings that all partitions share."""
 
     feature_shift: FeatureShiftSettings | None = Field(
-        None, description="give every site a scanner of its own; {} takes the defaults below"
+        None, description="simulate a different scanner at every site; {} uses the defaults below"
     )
 
 
@@ -54,43 +55,45 @@ class SitesPartition(PartitionSettings):
 
 
 class VirtualPartition(PartitionSettings):
-    """What every partition into virtual sites has; sites that the source names are pooled first."""
+    """Base of all partitions into virtual sites; the images of all sites that the source names are merged first."""
 
     sites: Sites = Field(description=_SITES)
 
 
 class IIDPartition(VirtualPartition):
-    """Whole groups at random, so that every site sees the same mix."""
+    """Whole groups are divided at random, so that every site has the same class proportions."""
 
     kind: Literal["iid"] = "iid"
 
 
 class DirichletPartition(VirtualPartition):
-    """Label skew: each class is shared out in proportions drawn from Dirichlet(alpha); Yurochkin et al. 2019."""
+    """Label skew: each class is divided in proportions drawn from Dirichlet(alpha); Yurochkin et al. 2019."""
 
     kind: Literal["dirichlet"] = "dirichlet"
     alpha: Annotated[float, Field(gt=0.0, le=1e6)] = Field(
-        0.5, description="large: every site alike; small: few classes per site"
+        0.5, description="large: all sites have similar class proportions; small: few classes per site"
     )
     min_images: Annotated[int, Field(ge=1)] = Field(10, description=_MIN_IMAGES)
     self_balancing: bool = Field(
-        False, description="give nothing more to a site that already holds more than the average"
+        False, description="give no further images to a site that already has more than the average"
     )
 
 
 class ShardsPartition(VirtualPartition):
-    """Label shards: images sorted by class, cut into equal shards, a few per site; McMahan et al. 2017."""
+    """Label shards: images sorted by class are cut into equal shards, and each site gets a few; McMahan et al. 2017."""
 
     kind: Literal["shards"] = "shards"
-    shards_per_site: Annotated[int, Field(ge=1, le=1000)] = Field(2, description="about as many classes per site")
+    shards_per_site: Annotated[int, Field(ge=1, le=1000)] = Field(
+        2, description="shards per site; a site has about as many classes"
+    )
 
 
 class QuantityPartition(VirtualPartition):
-    """Quantity skew: sites of log-normal size, each with the same mix; as in LEAF and FedProx's synthetic data."""
+    """Quantity skew: log-normal site sizes, equal class proportions; as in LEAF and FedProx's synthetic data."""
 
     kind: Literal["quantity"] = "quantity"
     sigma: Annotated[float, Field(ge=0.0, le=10.0)] = Field(
-        1.0, description="std of the logarithm of a site's size; 0 makes all alike"
+        1.0, description="std of the logarithm of a site's size; 0 makes all sites equal in size"
     )
     min_images: Count = Field(10, description=_MIN_IMAGES)
 

@@ -1,6 +1,6 @@
-"""Settings and values that another release called otherwise: a refusal of the old name says the new one.
+"""Settings and values that were renamed; the refusal of an old name states the new one.
 
-Old names are never accepted. An entry goes with the release after the one that renamed it.
+Old names are never accepted. An entry is removed in the release after the one that renamed it.
 """
 
 __all__ = ["describe_renamed_key", "describe_renamed_value"]
@@ -18,12 +18,12 @@ _VALUES = {"training.head": _HEADS, "incoming.heads": _HEADS}
 
 
 def describe_renamed_key(field: str) -> str | None:
-    """Return what to do about a key, by its dotted name, that was renamed; None if it was not."""
+    """Return the fix for a renamed key, given its dotted name; None if the key was not renamed."""
     new = _KEYS.get(field)
     return None if new is None else f"is called {new} {_SINCE}; rename it"
 
 
 def describe_renamed_value(field: str, value: object) -> str | None:
-    """Return what to do about the value of a field, by its dotted name, that was renamed; None if it was not."""
+    """Return the fix for a renamed value, given its field's dotted name; None if the value was not renamed."""
     new = _VALUES.get(field, {}).get(value) if isinstance(value, str) else None
     return None if new is None else f"is called '{new}' {_SINCE}; write that"

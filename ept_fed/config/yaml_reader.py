@@ -1,4 +1,4 @@
-"""Settings from a YAML file: read strictly, validated together, every problem with its field, value and fix."""
+"""Strict reading and validation of settings from YAML; every problem has its field, value and fix."""
 
 import copy
 import difflib
@@ -18,14 +18,16 @@ _Model = TypeVar("_Model", bound=BaseModel)
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """YAML's safe loader, but a key given twice, or one that is no text, is an error instead of the last one
-    winning."""
+    """YAML's safe loader that also refuses repeated keys and keys that are not text.
+
+    PyYAML itself would silently keep the last of two equal keys.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Build one mapping.
 
         Raises:
-            yaml.constructor.ConstructorError: naming the key and its line.
+            yaml.constructor.ConstructorError: with the key and its line.
         """
         seen: set[str] = set()
         for key_node, _ in node.value:
@@ -39,10 +41,10 @@ class _StrictLoader(yaml.SafeLoader):
 
 
 def parse_yaml(text: str) -> Any:
-    """Return what a YAML document holds, strictly: a key given twice is an error.
+    """Return the content of a YAML document; a repeated key is an error.
 
     Raises:
-        ValueError: for anything else; PyYAML raises bare ones of its own, for 2024-13-45 for example.
+        ValueError: for an invalid document. For some inputs, such as the date 2024-13-45, PyYAML itself raises it.
     """
     try:
         return yaml.load(text, Loader=_StrictLoader)
@@ -51,15 +53,15 @@ def parse_yaml(text: str) -> Any:
 
 
 def read_mapping(path: Path, field: str, wanted: str) -> dict[str, Any]:
-    """Return the mapping that a YAML file holds.
+    """Return the mapping in a YAML file.
 
     Args:
         path: the file.
-        field: what the refusal calls it.
-        wanted: what it must be, for the refusal.
+        field: name of the file in the error message.
+        wanted: description of the expected content for the error message.
 
     Raises:
-        InputRefusedError: for anything else.
+        InputRefusedError: if the file cannot be read or does not contain a mapping.
     """
     try:
         raw = parse_yaml(path.read_text(encoding="utf-8"))
@@ -74,7 +76,11 @@ def read_mapping(path: Path, field: str, wanted: str) -> dict[str, Any]:
 def validate_settings(
     model: type[_Model], raw: dict[str, Any], check: Callable[[_Model], list[Problem]]
 ) -> tuple[_Model | None, list[Problem]]:
-    """Validate; on errors also report what `check` finds once each bad value falls back to its default."""
+    """Validate settings; return the model, or None and all problems.
+
+    If the model is invalid, each invalid value is replaced by its default, and the problems that `check` finds in the
+    result are reported too.
+    """
     try:
         return model.model_validate(raw), []
     except ValidationError as error:
@@ -91,7 +97,7 @@ def validate_settings(
 
 
 def _location(raw: dict[str, Any], loc: tuple[int | str, ...]) -> tuple[int | str, ...]:
-    """Drop the parts that pydantic adds for unions, keeping those that are keys of the document."""
+    """Remove the parts that pydantic adds for unions, and keep the keys of the document."""
     node: Any = raw
     kept: list[int | str] = []
     for index, part in enumerate(loc):
@@ -122,13 +128,13 @@ def _describe(model: type[BaseModel], raw: dict[str, Any], item: dict[str, Any])
     if kind == "missing":
         return Problem(field, None, "is required; add it")
     if kind == "union_tag_not_found":
-        return Problem(field, item["input"], f"does not say which it is; give its {item['ctx']['discriminator']}")
+        return Problem(field, item["input"], f"does not state its {item['ctx']['discriminator']}; add it")
     message = str(item["ctx"]["error"]) if kind == "value_error" else str(item["msg"])
     return Problem(field, item["input"], message[0].lower() + message[1:])
 
 
 def _known_keys(model: type[BaseModel], section: tuple[int | str, ...], raw: dict[str, Any]) -> list[str]:
-    """Return the keys of a section; in a union of sections, those of the one that the document chooses."""
+    """Return the keys of a section; for a union of sections, the keys of the section that the document selects."""
     node: Any = raw
     for part in section:
         node = node[part]
@@ -143,7 +149,7 @@ def _known_keys(model: type[BaseModel], section: tuple[int | str, ...], raw: dic
 
 
 def _flatten(annotation: Any) -> list[Any]:
-    """Return the members of a union, or of none: the annotation itself."""
+    """Return the members of a union, or the annotation itself if it is not a union."""
     parts = get_args(annotation)
     return [member for part in parts for member in _flatten(part)] if parts else [annotation]
 
@@ -153,7 +159,7 @@ def _is_section(member: Any) -> bool:
 
 
 def _is_chosen(member: type[BaseModel], node: Any) -> bool:
-    """Whether the discriminators of a union's member (`source`, `kind`) are what the document says."""
+    """Return whether the discriminators of a union's member (`source`, `kind`) match the document."""
     for name in ("source", "kind"):
         field = member.model_fields.get(name)
         if field is not None and isinstance(node, dict) and node.get(name, field.default) != field.default:

@@ -2,9 +2,9 @@
 
     sources (catalog of records) -> splits (virtual sites, splits, K-shot) -> datasets (cache, transforms, batches)
 
-Everything up to the cache is a pure function over `ImageRecord`s, seeded by values and independent of row
-order. Only light names are exported here; `ept_fed.data.datasets.prepare` brings torch, and
-`ept_fed.data.datasets.transforms` brings MONAI.
+Everything up to the cache is a pure function over `ImageRecord`s, with explicit seeds and independent of the row
+order. This package exports only names without heavy imports; `ept_fed.data.datasets.prepare` imports torch, and
+`ept_fed.data.datasets.transforms` imports MONAI.
 """
 
 from ept_fed.data.datasets.input_spec import InputSpec

@@ -1,8 +1,8 @@
-"""What a data manager wants to know before day one: what there is, what cannot be read, and what would leak.
+"""Examination of a site's data before the first run: counts, unreadable images, and images that leak between splits.
 
 Every image of every site is decoded once. Two images are duplicates if their decoded pixels are equal, by SHA-256 over
-height, width and RGB bytes: one picture saved under two names, or in two lossless formats, is found; a resized or
-re-compressed copy is not.
+height, width and RGB bytes. This finds an image that is saved under two names or in two lossless formats. It does not
+find a resized or re-compressed copy.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ __all__ = ["DataExamination", "DuplicateSet", "StraddlingGroup", "UnreadableImag
 
 @dataclass(frozen=True)
 class UnreadableImage:
-    """An image that cannot be used, and why, as the end of a sentence."""
+    """An image that cannot be used, and the reason as the end of a sentence."""
 
     image: str
     site: str
@@ -35,7 +35,7 @@ class UnreadableImage:
 
 @dataclass(frozen=True)
 class DuplicateSet:
-    """Images of equal pixels, sorted, with the distinct sites, splits, groups and label sets among them."""
+    """Images with equal pixels, sorted, with the distinct sites, splits, groups and label sets among them."""
 
     images: tuple[str, ...]
     sites: tuple[str, ...]
@@ -45,7 +45,7 @@ class DuplicateSet:
 
     @property
     def kind(self) -> str:
-        """What they cross: "splits", "sites", "groups" or "nothing", the worst first."""
+        """The worst boundary that the images cross, in this order: "splits", "sites", "groups" or "nothing"."""
         crossed = (("splits", self.splits), ("sites", self.sites), ("groups", self.groups))
         return next((name for name, values in crossed if len(values) > 1), "nothing")
 
@@ -61,21 +61,22 @@ class StraddlingGroup:
 
 @dataclass(frozen=True)
 class DataExamination:
-    """The findings.
+    """The findings of a data examination.
 
     Attributes:
         classes: class names.
         by_class: images and groups per site, split and class; see `count_images`.
         by_split: the same per site and split, each image once.
-        groups: how many patients or lesions there are.
+        groups: number of patients or lesions.
         unreadable: images that cannot be used.
         duplicates: sets of equal images.
-        straddling_splits: groups on both sides of a split; until they are corrected, no split or virtual site is dealt.
-        straddling_sites: groups at several sites: they share a split, yet sites are not independent in them.
-        sizes: images per (width, height) in pixels, commonest first.
-        modes: images per way of storing, e.g. "JPEG RGB", commonest first.
-        refusals: what a run would refuse because of the counts, in words.
-        remarks: what is thin, in words.
+        straddling_splits: groups in more than one split; until they are corrected, no splits and no virtual sites are
+            assigned.
+        straddling_sites: groups at more than one site; each is in one split, but the sites are not independent.
+        sizes: images per (width, height) in pixels, most frequent first.
+        modes: images per storage mode, e.g. "JPEG RGB", most frequent first.
+        refusals: sentences on counts for which a run would refuse to start.
+        remarks: sentences on classes with few or no images.
     """
 
     classes: tuple[str, ...]
@@ -93,16 +94,16 @@ class DataExamination:
 
     @property
     def clean(self) -> bool:
-        """Whether nothing has to be corrected; groups at several sites and thin classes do not count."""
+        """Whether nothing has to be corrected; groups at several sites and scarce classes do not count."""
         return not (self.unreadable or self.duplicates or self.straddling_splits or self.refusals)
 
     @property
     def images(self) -> int:
-        """How many images there are."""
+        """Number of images."""
         return sum(int(row["images"]) for row in self.by_split)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the findings for machines."""
+        """Return the findings as JSON-compatible values."""
         return {
             "schema": 1,
             "status": "clean" if self.clean else "faults",
@@ -116,7 +117,7 @@ class DataExamination:
 
 @dataclass(frozen=True)
 class _Look:
-    """What decoding one image tells."""
+    """Properties of one decoded image."""
 
     digest: bytes
     size: tuple[int, int]
@@ -130,16 +131,16 @@ def examine_data(
     on_start: Callable[[int], None] = lambda _: None,
     on_image: Callable[[], None] = lambda: None,
 ) -> DataExamination:
-    """Open a source as a run would, decode every image, and say what is there and what is wrong.
+    """Open a source as a run would, decode every image, and return the findings.
 
     Args:
         settings: the data section; few-shot settings and feature shift are not applied.
-        seed: the run's seed, which deals virtual sites and splits.
-        on_start: told how many images there are.
-        on_image: called after each.
+        seed: the run's seed, which determines virtual sites and splits.
+        on_start: called with the number of images.
+        on_image: called after each image.
 
     Raises:
-        InputRefusedError: with everything wrong with the source or the partition.
+        InputRefusedError: with all problems of the source or the partition.
     """
     catalog = list_catalog(settings, settings.place_by(seed))
     straddling = _find_straddling(catalog.records, find_straddling_groups(catalog.records), lambda record: record.split)

@@ -1,1 +1,1 @@
-"""What settings, data and kits must not be: every problem at once, each with its field, value and fix."""
+"""Validators of settings and data; they report all problems together, each with its field, value and fix."""

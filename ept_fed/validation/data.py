@@ -1,4 +1,4 @@
-"""Data settings that are each valid but do not fit together, or name paths that are not there."""
+"""Validators for data settings that do not fit together and for paths that do not exist."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -26,7 +26,7 @@ __all__ = ["check_exists", "validate_data", "validate_splits"]
 
 
 def validate_data(experiment: Experiment) -> list[Problem]:
-    """Check the data section against itself and its paths against the disk; return what is wrong."""
+    """Check that the data settings fit together and that their paths exist; return the problems."""
     data = experiment.data
     found = validate_splits(data) + _check_partition(data.partition)
     check = _CHECKS.get(data.source)
@@ -34,21 +34,21 @@ def validate_data(experiment: Experiment) -> list[Problem]:
 
 
 def validate_splits(data: SharedDataSettings) -> list[Problem]:
-    """Check what a consortium decides about data: classes, shares of the splits, augmentation."""
+    """Check the data settings that a consortium decides: classes, shares of the splits, augmentation."""
     found = _check_classes(data.classes, data.task)
     if data.test_fraction + data.validation_fraction >= 1.0:
         total = f"{data.test_fraction} + {data.validation_fraction}"
-        found.append(Problem("data.test_fraction", total, "test and validation leave nothing to train on; lower one"))
+        found.append(Problem("data.test_fraction", total, "leave no images for training; lower test or validation"))
     if data.test_shots is not None and data.task == "multi_label":
-        fix = "is drawn by class, which would leave out every image that shows none; set it to null"
+        fix = "draws test images by class, and would leave out all images without a label; set it to null"
         found.append(Problem("data.test_shots", data.test_shots, fix))
     if data.augmentation.crop_scale[0] > data.augmentation.crop_scale[1]:
-        found.append(Problem("data.augmentation.crop_scale", data.augmentation.crop_scale, "put the smaller first"))
+        found.append(Problem("data.augmentation.crop_scale", data.augmentation.crop_scale, "write the smaller first"))
     return found
 
 
 def check_exists(field: str, path: Path) -> list[Problem]:
-    """Return a problem if nothing is at `path`."""
+    """Return a problem if `path` does not exist."""
     try:
         there = path.exists()
     except (OSError, ValueError):
@@ -62,7 +62,7 @@ def _check_classes(classes: tuple[str, ...] | None, task: str) -> list[Problem]:
     if len(set(classes)) != len(classes):
         return [Problem("data.classes", list(classes), "name each class once")]
     if len(classes) < 2 and task == "single_label":
-        return [Problem("data.classes", list(classes), "single-label needs at least two classes")]
+        return [Problem("data.classes", list(classes), "single_label requires at least two classes")]
     return []
 
 
@@ -71,7 +71,7 @@ def _check_partition(partition: PartitionSettings) -> list[Problem]:
         return []
     ranges = partition.feature_shift.model_dump()
     return [
-        Problem(f"data.partition.feature_shift.{name}", list(span), "put the smaller first")
+        Problem(f"data.partition.feature_shift.{name}", list(span), "write the smaller first")
         for name, span in ranges.items()
         if span[0] > span[1]
     ]
@@ -80,7 +80,7 @@ def _check_partition(partition: PartitionSettings) -> list[Problem]:
 def _check_image_folder(data: ImageFolderSettings) -> list[Problem]:
     found = check_exists("data.images", data.root / data.images)
     if data.task != "single_label":
-        found.append(Problem("data.task", data.task, "a folder gives one class; use a manifest for several"))
+        found.append(Problem("data.task", data.task, "a folder gives one class per image; use a manifest for several"))
     return found
 
 
@@ -111,7 +111,7 @@ def _check_medfmc(data: MedFMCSettings) -> list[Problem]:
         fix = f"data.sampling = '{data.sampling}' is a K-shot sample already; set shots to null"
         found.append(Problem("data.shots", data.shots, fix))
     if data.sampling is not None and data.test_list is None:
-        found.append(Problem("data.test_list", None, "a published sampling needs a test list; name it"))
+        found.append(Problem("data.test_list", None, "a published sampling requires a test list; set it"))
     if data.group_pattern is not None:
         found += _check_pattern(data.group_pattern)
     found += check_exists("data.lists", data.root / data.lists)
@@ -123,7 +123,9 @@ def _check_isic2018(data: ISIC2018Settings) -> list[Problem]:
     if data.task != "single_label":
         found.append(Problem("data.task", data.task, "ISIC 2018 has one diagnosis per image; use single_label"))
     if len(set(data.parts)) != len(data.parts) or (len(data.parts) > 1 and not {"training", "test"} <= {*data.parts}):
-        found.append(Problem("data.parts", list(data.parts), "name one part, or training, test and maybe validation"))
+        found.append(
+            Problem("data.parts", list(data.parts), "list one part, or training, test and (optional) validation")
+        )
     return found
 
 
@@ -140,9 +142,9 @@ def _check_label_columns(data: AnyDataSettings, columns: ManifestColumns | Dicom
     found = []
     if (columns.label is None) == (columns.labels is None):
         value = {"label": columns.label, "labels": columns.labels}
-        found.append(Problem("data.columns", value, "set one of label and labels"))
+        found.append(Problem("data.columns", value, "set either label or labels"))
     if data.task == "multi_label" and columns.labels is None:
-        found.append(Problem("data.columns.labels", None, "multi_label needs one 0/1 column per class; list them"))
+        found.append(Problem("data.columns.labels", None, "multi_label requires one 0/1 column per class; list them"))
     return found
 
 
@@ -157,7 +159,7 @@ def _check_pattern(pattern: str) -> list[Problem]:
     try:
         groups = re.compile(pattern).groups
     except re.error as error:
-        return [Problem("data.group_pattern", pattern, f"is no regular expression ({error})")]
+        return [Problem("data.group_pattern", pattern, f"is not a regular expression ({error})")]
     return [] if groups else [Problem("data.group_pattern", pattern, "needs (parentheses) around the patient")]
 
 

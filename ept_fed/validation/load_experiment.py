@@ -1,4 +1,4 @@
-"""Read an experiment from YAML and overrides, and report everything wrong with it at once."""
+"""Reading an experiment from YAML and overrides; all problems are reported together."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,8 +23,8 @@ def load_experiment(
     Args:
         path: YAML file.
         overrides: `key.path=value` strings; values are read as YAML (`8`, `null`, `[0, 1]`).
-        check: what the sections are held against beyond their own types; a command that needs the data only checks
-            that only.
+        check: validator of the sections beyond their types. A command that uses only the data passes a validator of
+            only the data.
 
     Raises:
         InputRefusedError: with every problem of the file, the overrides and the paths they name.
@@ -39,7 +39,7 @@ def override_experiment(
     *,
     check: Callable[[Experiment], list[Problem]] = validate_experiment,
 ) -> Experiment:
-    """Return an experiment with other settings; arguments and refusals as in `load_experiment`."""
+    """Return an experiment with changed settings; arguments and errors as in `load_experiment`."""
     return _build(experiment.model_dump(mode="json"), overrides, check)
 
 

@@ -1,7 +1,6 @@
-"""A site's own settings, `site.yaml`: where its images and weights lie, and how its worker runs.
+"""A site's own settings, `site.yaml`: paths of its images and weights, and settings of its worker.
 
-What is trained is the consortium's to propose (`ept_fed.protocol.proposal`); `join_proposal` makes one experiment of
-both.
+The consortium proposes the training (`ept_fed.protocol.proposal`). `join_proposal` combines both into one experiment.
 """
 
 from pathlib import Path
@@ -27,43 +26,56 @@ __all__ = [
     "load_site_settings",
 ]
 
-_LONGEST_SOCKET = 100  # bytes; a Unix address has 108 on Linux, 104 on macOS, and `.st` is put behind it
+_LONGEST_SOCKET = 100  # bytes; the limit is 108 on Linux and 104 on macOS, and `.st` is appended to the path
 _SHARED = frozenset(SharedDataSettings.model_fields) | {"partition"}
 
 
 class WorkerSettings(Settings):
-    """The long-lived process that holds images and model."""
+    """The long-running process that holds images and model."""
 
-    socket: Path = Field(Path("run/worker.sock"), description="where SuperNode's app finds the worker")
-    socket_group: str | None = Field(
-        None, description="group that may connect, for a SuperNode that runs as another user; null: the owner alone"
+    socket: Path = Field(
+        Path("run/worker.sock"), description="Unix socket through which SuperNode's app connects to the worker"
     )
-    state: Path = Field(Path("state"), description="folder of what the site keeps between rounds, local heads included")
-    threads: Count | None = Field(None, description="CPU threads for training; null leaves it to torch")
-    hold_minutes: Positive = Field(10.0, description="another run may start this long after the last message of one")
+    socket_group: str | None = Field(
+        None, description="group that may connect, for a SuperNode that runs as another user; null: only the owner"
+    )
+    state: Path = Field(
+        Path("state"), description="folder of the data that the site keeps between rounds, including local heads"
+    )
+    threads: Count | None = Field(None, description="CPU threads for training; null: torch's default")
+    hold_minutes: Positive = Field(
+        10.0, description="minutes after the last message of a run until another run may start"
+    )
 
 
 class NodeSettings(Settings):
-    """Flower's SuperNode, which faces the network."""
+    """Flower's SuperNode, the process that connects to the network."""
 
     runtime_port: Annotated[int, Field(ge=1, le=65535)] = Field(
-        9094, description="loopback port of SuperNode's own processes; another for each SuperNode on one machine"
+        9094,
+        description="loopback port of SuperNode's own processes; each SuperNode on a machine needs a different one",
     )
 
 
 class SiteSettings(Settings):
-    """One site; the root of a site.yaml. Relative paths start at its folder, the kit."""
+    """One site; the root of a site.yaml. Paths are relative to its folder, the kit."""
 
-    site: Name = Field(description="as in federation.json")
-    data: AnyDataSettings = Field(description="the source's own settings; what the consortium proposes is not set here")
+    site: Name = Field(description="name of the site, as in federation.json")
+    data: AnyDataSettings = Field(
+        description="the source's own settings, without the settings that the consortium proposes"
+    )
     model: LocalModelSettings = LocalModelSettings()
     worker: WorkerSettings = WorkerSettings()
     node: NodeSettings = NodeSettings()
-    policy: Path = Field(Path("policy.yaml"), description="what the site lets in and out")
+    policy: Path = Field(
+        Path("policy.yaml"), description="file that states which data the site accepts and which it sends"
+    )
 
 
 def load_site_settings(path: Path) -> SiteSettings:
-    """Read a site.yaml; paths are made absolute, and none is looked at: SuperNode's user may not see the images.
+    """Read a site.yaml and make its paths absolute.
+
+    Whether the paths exist is not checked, because SuperNode's user may not have access to the images.
 
     Raises:
         InputRefusedError: with every problem of the file.
@@ -76,13 +88,13 @@ def load_site_settings(path: Path) -> SiteSettings:
     settings = _make_absolute(settings, path.resolve().parent)
     length = len(bytes(settings.worker.socket))
     if length > _LONGEST_SOCKET:
-        fix = f"is {length} bytes long, a socket's path may have {_LONGEST_SOCKET}; give a shorter one, e.g. below /run"
+        fix = f"has {length} bytes; a socket's path may have {_LONGEST_SOCKET}; use a shorter path, e.g. below /run"
         raise InputRefusedError([Problem("worker.socket", str(settings.worker.socket), fix)])
     return settings
 
 
 def check_site(settings: SiteSettings) -> list[Problem]:
-    """Look at the paths that the worker needs; return what is wrong."""
+    """Return a problem for every path that the worker needs and that does not exist."""
     found = []
     if settings.model.weights not in (None, "pretrained"):
         found += check_exists("model.weights", Path(str(settings.model.weights)))
@@ -90,17 +102,17 @@ def check_site(settings: SiteSettings) -> list[Problem]:
 
 
 def join_proposal(settings: SiteSettings, proposal: Proposal) -> Experiment:
-    """Return the experiment that a proposal and a site's own settings make together.
+    """Return the experiment that combines a proposal and a site's own settings.
 
     Raises:
-        InputRefusedError: with everything that does not fit together.
+        InputRefusedError: with all settings that do not fit together.
     """
     data = settings.data.model_dump() | proposal.data.model_dump()
     if isinstance(settings.data, ManifestSettings) and settings.data.columns.site is None:
         data["partition"] = {"kind": "iid", "sites": 1}
     problems = []
     if proposal.model.backbone.startswith("hf-hub:") and settings.model.weights != "pretrained":
-        fix = "would be fetched from a network; set model.weights in site.yaml to 'pretrained' if that is welcome"
+        fix = "would be fetched from a network; to allow that, set model.weights in site.yaml to 'pretrained'"
         problems.append(Problem("model.backbone", proposal.model.backbone, fix))
     experiment = Experiment.model_validate(
         {
@@ -116,7 +128,7 @@ def join_proposal(settings: SiteSettings, proposal: Proposal) -> Experiment:
 
 
 def _find_misplaced(data: Any) -> list[Problem]:
-    """Return the settings of a data section that a site may not choose for itself."""
+    """Return a problem for every data setting that a site may not choose itself."""
     fix = "is proposed by the consortium, the same for all sites; remove it"
     chosen = sorted(_SHARED & set(data)) if isinstance(data, dict) else []
     return [Problem(f"data.{name}", data[name], fix) for name in chosen]

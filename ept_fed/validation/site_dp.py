@@ -1,4 +1,4 @@
-"""Settings with which noise on whole updates would not be what it says, or would be added by nobody."""
+"""Validators for site-level DP: settings under which its guarantee would not hold or nobody would add the noise."""
 
 import math
 
@@ -16,31 +16,31 @@ _FIELD = "federation.site_privacy"
 
 
 def validate_site_dp(experiment: Experiment) -> list[Problem]:
-    """Return what does not go with `federation.site_privacy`; nothing where it is null."""
+    """Return the settings that do not fit together with `federation.site_privacy`; none if it is null."""
     federation, private = experiment.federation, experiment.federation.site_privacy
     if private is None:
         return []
     found = _check_noise(private, federation.rounds) + _check_silence(federation, private)
     if experiment.training.privacy is not None:
-        fix = "is noise for single images, and this for whole sites, which covers them; leave one of the two out"
+        fix = "protects single images, and site_privacy whole sites, which includes them; leave one of the two out"
         found.append(Problem("training.privacy", "on", fix))
     strategy = STRATEGIES.get(federation.strategy)
     if strategy is not None and strategy.wants_gradient:
-        fix = f"asks for the gradient over all images, without noise; leave out {_FIELD}, or use fedavg"
+        fix = f"requests the gradient over all images, without noise; leave out {_FIELD}, or use fedavg"
         found.append(Problem("federation.strategy", federation.strategy, fix))
     if private.noise != "local":
         found += _check_mean(federation, private)
     if private.noise == "distributed" and federation.secure_aggregation is None:
-        fix = "gives each update a part of the noise, so nobody may see one; set secure_aggregation: {}, or take local"
+        fix = "adds a part of the noise to each update, so updates must be hidden; set secure_aggregation: {}, or local"
         found.append(Problem(f"{_FIELD}.noise", "distributed", fix))
     if private.noise == "central" and federation.secure_aggregation is not None:
-        fix = "clips updates that secure aggregation hides from the server; set it to distributed"
+        fix = "requires the server to clip updates, which secure aggregation hides from it; set it to distributed"
         found.append(Problem(f"{_FIELD}.noise", "central", fix))
     return found
 
 
 def check_noise_shares(federation: FederationSettings, sites: int) -> list[Problem]:
-    """Return what fixed point makes impossible with noise in so many shares: shares too small for it, or too large."""
+    """Return a problem if each site's share of the noise is too small or too large for fixed-point numbers."""
     private, secure = federation.site_privacy, federation.secure_aggregation
     if private is None or secure is None or _check_noise(private, federation.rounds):
         return []
@@ -49,18 +49,18 @@ def check_noise_shares(federation: FederationSettings, sites: int) -> list[Probl
     deviation, numbers = noise * private.clip / math.sqrt(shares), FixedPoint(sites=1, heaviest=1)
     least, room = numbers.step * MIN_STEPS, numbers.bound - LARGEST_START
     if deviation < least:
-        fix = f"makes noise below {least:.2g} a site, which fixed-point numbers do not hold; raise it, or the noise"
+        fix = f"gives noise below {least:.2g} per site, too little for fixed-point numbers; raise it, or the noise"
         return [Problem(f"{_FIELD}.clip", private.clip, fix)]
     if private.clip + MAX_DEVIATIONS * deviation > room:
-        fix = f"with noise of {deviation:.3g} a site reaches beyond fixed-point numbers; lower it, or the noise"
+        fix = f"with noise of {deviation:.3g} per site exceeds the range of fixed-point numbers; lower it, or the noise"
         return [Problem(f"{_FIELD}.clip", private.clip, fix)]
     return []
 
 
 def _check_noise(private: SitePrivacySettings, rounds: int) -> list[Problem]:
-    """Return what is wrong with the numbers by themselves."""
+    """Return the problems of the privacy settings by themselves."""
     if private.adaptive is not None and private.noise != "central":
-        fix = f"takes a count of all updates, which with {private.noise} noise nobody has; leave it out"
+        fix = f"requires a count over all updates, which does not exist with {private.noise} noise; leave it out"
         return [Problem(f"{_FIELD}.adaptive", "on", fix)]
     try:
         noise = find_site_noise(private.noise_multiplier, private.epsilon, private.delta, rounds=rounds)
@@ -75,34 +75,34 @@ def _check_noise(private: SitePrivacySettings, rounds: int) -> list[Problem]:
 
 
 def _check_silence(federation: FederationSettings, private: SitePrivacySettings) -> list[Problem]:
-    """Return what needs numbers that do not leave."""
+    """Return the settings that require measures which the sites do not send."""
     found = []
     if federation.strategy == "qfedavg":
-        fix = f"weighs sites by their training loss, which has no noise; leave out {_FIELD}, or use fedavg"
+        fix = f"weights sites by their training loss, which has no noise; leave out {_FIELD}, or use fedavg"
         found.append(Problem("federation.strategy", federation.strategy, fix))
     if not private.metrics:
         for field in ("patience", "target_auc"):
             if getattr(federation, field) is not None:
-                fix = "watches validation AUC, which has no noise and stays at the sites; leave it out, or set "
+                fix = "requires validation AUC, which has no noise and stays at the sites; leave it out, or set "
                 found.append(Problem(f"federation.{field}", getattr(federation, field), f"{fix}{_FIELD}.metrics=true"))
     return found
 
 
 def _check_mean(federation: FederationSettings, private: SitePrivacySettings) -> list[Problem]:
-    """Return what makes of updates something else than a mean that each site moves by 2C/S at most."""
+    """Return the settings that prevent a mean of updates which each site changes by at most 2C/S."""
     found = []
     strategy = STRATEGIES.get(federation.strategy)
     if strategy is not None and not strategy.mean_suffices and not strategy.wants_gradient:
         known = ", ".join(name for name, info in STRATEGIES.items() if info.mean_suffices)
-        fix = f"looks at single updates, and the noise is on their mean; choose one of {known}, or noise local"
+        fix = f"requires single updates, but the noise is on their mean; choose one of {known}, or noise local"
         found.append(Problem("federation.strategy", federation.strategy, fix))
     if federation.averaging != "mean":
-        fix = f"is no mean, which is what {private.noise} noise is for; set it to mean"
+        fix = f"is not a mean, which {private.noise} noise requires; set it to mean"
         found.append(Problem("federation.averaging", federation.averaging, fix))
     if federation.weights != "uniform":
-        fix = f"gives a large site more than its part of the sum, which {private.noise} noise hides; set it to uniform"
+        fix = f"gives large sites a larger part of the sum than {private.noise} noise covers; set it to uniform"
         found.append(Problem("federation.weights", federation.weights, fix))
     if federation.norm_bound is not None:
-        fix = "leaves sites out by what the others sent, which no noise hides; set it to null: updates are clipped"
+        fix = "leaves out sites by the others' updates, which noise does not cover; set it to null: updates are clipped"
         found.append(Problem("federation.norm_bound", federation.norm_bound, fix))
     return found

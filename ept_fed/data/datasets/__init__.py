@@ -1,1 +1,1 @@
-"""From settings to tensors: MONAI transforms, caches, and each site's training, validation and test images."""
+"""Tensors from settings: MONAI transforms, caches, and each site's training, validation and test images."""

@@ -1,4 +1,4 @@
-"""Images in memory: decoded once, batched many times."""
+"""Datasets in memory, whose images are decoded once and batched many times."""
 
 import copy
 import io
@@ -21,8 +21,7 @@ __all__ = ["CachedDataset", "load_image", "pool"]
 
 
 class CachedDataset:
-    """Images and labels of some records, cached as uint8 (a quarter of float32) and normalised batch by
-    batch.
+    """Images and labels of some records, cached as uint8 (a quarter of float32) and normalised per batch.
 
     Attributes:
         records: the n images.
@@ -57,11 +56,11 @@ class CachedDataset:
         return len(self.records)
 
     def without_images(self) -> "CachedDataset":
-        """Return a dataset of the same classes that holds no image: what nobody looks at costs nothing."""
+        """Return a dataset of the same classes without images, to save memory where they are not used."""
         return CachedDataset([], [], classes=self.classes, task=self.task, pipelines=self._pipelines)
 
     def as_png(self, index: int) -> bytes:
-        """Return one image as cached, (H, W, 3), as PNG bytes: for the site's own eyes."""
+        """Return one cached image, (H, W, 3), as PNG bytes; only for display at the site itself."""
         content = io.BytesIO()
         Image.fromarray(self._images[index].permute(1, 2, 0).numpy()).save(content, "PNG")
         return content.getvalue()
@@ -73,10 +72,10 @@ class CachedDataset:
 
         Args:
             batch_size: B, at least 1.
-            order: indices of the images to go through, repeats allowed; None is 0 … n - 1.
-            augment_seed: runs the random pipeline. What it draws for an item depends on this seed and on the
-                item's position in `order` only, whatever the batch size or the thread. None runs the
-                evaluation pipeline.
+            order: indices of the images to use, with repeats allowed; None is 0 … n - 1.
+            augment_seed: seed of the random pipeline. The random numbers for an item depend only on this seed and on
+                the item's position in `order`, not on the batch size or the thread. None: the evaluation pipeline is
+                used.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size = {batch_size}: must be at least 1")
@@ -109,13 +108,13 @@ class CachedDataset:
 class _Augmenter:
     """Runs a copy of the random pipeline, reseeded for every position of an epoch.
 
-    A copy, because MONAI keeps the random state inside the transforms, and two sites may train in two
+    A copy is needed because MONAI keeps the random state inside the transforms, and two sites may train in two
     threads.
     """
 
     def __init__(self, pipelines: "Pipelines", seed: int) -> None:
         self._random = copy.deepcopy(pipelines.random)
-        # The last step runs once per batch: per image, torch's threads cost more than the arithmetic.
+        # The last step runs once per batch, because torch's threads cost more than the arithmetic of one image.
         self._normalise = len(self._random.transforms) - 1
         self._seed = seed
 
@@ -129,9 +128,9 @@ class _Augmenter:
 
 
 def load_image(image: str, store: ImageStore, pipelines: "Pipelines", *, training: bool) -> Tensor:
-    """Read one image and do what never changes, giving (3, H, W) uint8.
+    """Read one image and apply the deterministic transforms; return (3, H, W) uint8.
 
-    For training its short side is at most twice the input size; otherwise it has the input size.
+    For training, the short side of the result is at most twice the input size. Otherwise it has the input size.
 
     Raises:
         UnreadableImageError: from the store.
@@ -145,10 +144,10 @@ def load_image(image: str, store: ImageStore, pipelines: "Pipelines", *, trainin
 
 
 def pool(sites: Iterable[CachedDataset]) -> CachedDataset:
-    """Concatenate datasets, for the centralised baseline; the images are shared, not copied.
+    """Concatenate datasets for the centralised baseline; the images are shared, not copied.
 
     Raises:
-        ValueError: for no dataset, or datasets of different classes or tasks.
+        ValueError: if there is no dataset, or if the datasets have different classes or tasks.
     """
     parts = list(sites)
     kinds = Counter((part.classes, part.task) for part in parts)

@@ -1,4 +1,4 @@
-"""What a backbone expects of an image; light, so that model code can build one without MONAI."""
+"""The input format of a backbone; this module imports no MONAI, so that model code can use it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,17 +9,17 @@ __all__ = ["InputSpec"]
 
 @dataclass(frozen=True)
 class InputSpec:
-    """Input of a backbone: square RGB images of `size` pixels, resized, scaled to 0–1 and normalised.
+    """Input format of a backbone: square RGB images of `size` pixels, resized, scaled to 0–1 and normalised.
 
     Attributes:
         size: pixels per side.
         mean: per channel, on the 0–1 scale.
         std: per channel, on the 0–1 scale.
-        interpolation: "bicubic" or "bilinear"; both are antialiased when they shrink.
+        interpolation: "bicubic" or "bilinear"; both use antialiasing when they shrink an image.
 
     Raises:
-        ValueError: for a size below 1, other than three channels, a std that is not positive, or another
-            interpolation.
+        ValueError: if the size is below 1, there are not three channels, a std is not positive, or the interpolation
+            is unknown.
     """
 
     size: int
@@ -39,10 +39,10 @@ class InputSpec:
 
     @classmethod
     def from_pretrained_cfg(cls, cfg: Mapping[str, Any] | object, size: int) -> "InputSpec":
-        """Read 'mean', 'std' and 'interpolation' of a timm PretrainedCfg, or of the dict that models carry.
+        """Read 'mean', 'std' and 'interpolation' from a timm PretrainedCfg, or from the dict that models have.
 
         Raises:
-            ValueError: for a missing entry, or one that `InputSpec` refuses.
+            ValueError: for a missing entry, or an entry that `InputSpec` refuses.
         """
         entries = cfg if isinstance(cfg, Mapping) else vars(cfg)
         missing = [key for key in ("mean", "std", "interpolation") if entries.get(key) is None]

@@ -1,4 +1,4 @@
-"""From settings to tensors: `prepare_data` gives every site its training, validation and test images."""
+"""Preparation of the data: `prepare_data` returns the training, validation and test images of every site."""
 
 import hashlib
 import json
@@ -50,21 +50,21 @@ class SiteData:
     test: CachedDataset
 
     def parts(self) -> tuple[CachedDataset, CachedDataset, CachedDataset]:
-        """Return the three in the order of `SPLITS`."""
+        """Return the three datasets in the order of `SPLITS`."""
         return self.train, self.validation, self.test
 
 
 @dataclass(frozen=True)
 class PreparedData:
-    """All sites of this machine.
+    """The prepared data of all sites on this machine.
 
     Attributes:
-        sites: by name, sorted.
+        sites: the sites by name, sorted.
         classes: class names, in the order that labels index.
         task: "single_label" or "multi_label".
-        notes: sentences that a person should see: absent classes, test images left out, dropped images.
-        thinned: that of the notes which a site's own report needs, by site: that not all its test images are used.
-        partition: images there are per site, split and class, before the few-shot sample; see `count_images`.
+        notes: sentences for the user on absent classes, test images left out, and dropped images.
+        thinned: by site, the note that not all of its test images are used; the site's own report includes it.
+        partition: numbers of images per site, split and class, before the few-shot sample; see `count_images`.
     """
 
     sites: dict[str, SiteData]
@@ -76,7 +76,7 @@ class PreparedData:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of which images are where, and how they are labelled: sites, splits, names and labels."""
+        """SHA-256 over sites, splits, names and labels of all images."""
         content = hashlib.sha256(json.dumps([self.task, list(self.classes)]).encode())
         for name, site in self.sites.items():
             for split, part in zip(SPLITS, site.parts(), strict=True):
@@ -91,16 +91,16 @@ class PreparedData:
 
 
 def prepare_data(settings: AnyDataSettings, spec: InputSpec, seed: int) -> PreparedData:
-    """Open the source, deal virtual sites, split by group, draw the K-shot samples, and cache the images.
+    """Open the source, assign virtual sites, split by group, draw the K-shot samples, and cache the images.
 
     Args:
         settings: the data section of an experiment.
-        spec: what the backbone expects.
+        spec: input format of the backbone.
         seed: the run's seed.
 
     Raises:
-        InputRefusedError: with all problems of all sites: a site without training or test images, classes
-            with fewer than K images where `scarce_classes` is "refuse", more unreadable images than
+        InputRefusedError: with all problems of all sites, such as a site without training or test images, classes
+            with fewer than K images if `scarce_classes` is "refuse", or more unreadable images than
             `max_unreadable`.
     """
     from ept_fed.data.datasets.transforms import build_pipelines
@@ -153,7 +153,7 @@ def prepare_data(settings: AnyDataSettings, spec: InputSpec, seed: int) -> Prepa
 def _load_images(
     records: Sequence[ImageRecord], store: ImageStore, pipelines: "Pipelines"
 ) -> tuple[dict[str, Tensor], list[UnreadableImageError]]:
-    """Return the cached part of every readable image, and what went wrong with the others."""
+    """Return the cached tensor of every readable image, and the errors of the other images."""
 
     def load(record: ImageRecord) -> Tensor | UnreadableImageError:
         try:
@@ -174,8 +174,10 @@ def _load_images(
 
 @contextmanager
 def _one_thread_each() -> Iterator[None]:
-    """Let threads that start inside run torch alone: two that each split a small resize over two cores take twice as
-    long as one after the other."""
+    """Limit torch to one thread per Python thread that is started inside.
+
+    Two Python threads that each split a small resize over two cores take twice as long as one after the other.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

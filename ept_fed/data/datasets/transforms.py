@@ -1,13 +1,14 @@
 """MONAI dictionary pipelines from a decoded image to a backbone's input.
 
 Every transform reads and writes the key "image" and works on plain uint8 torch tensors, without MONAI's
-MetaTensor: 2-D photographs have no affine to track, and tracking costs more than the resize. Randomness is
-MONAI's: a pipeline is seeded by `set_random_state`, and touches no global generator.
+MetaTensor. 2-D photographs have no affine matrix to track, and tracking costs more than the resize. Random numbers
+come from MONAI: a pipeline is seeded by `set_random_state` and does not use a global generator.
 
-Departures from the paper's pipeline (section 4.1; torchvision on PIL images): the resize works on uint8
-tensors with antialiasing, which differs from PIL by rounding; an image whose short side exceeds twice the
-input size is shrunk to that once, before any crop, so that it fits in memory; small crops of it are therefore
-softer than crops of the original.
+Differences from the paper's pipeline (section 4.1; torchvision on PIL images):
+
+* The resize works on uint8 tensors with antialiasing, which differs from PIL by rounding.
+* An image whose short side exceeds twice the input size is shrunk to that size once, before any crop, so that it fits
+  in memory. Small crops of it are therefore less sharp than crops of the original.
 """
 
 import math
@@ -41,7 +42,7 @@ __all__ = [
 
 Item = dict[Hashable, Any]
 
-# Positions in the evaluation pipeline: MONAI's Compose runs a part of itself, `pipeline(item, start=RESIZE)`.
+# Positions in the evaluation pipeline; MONAI's Compose can run a part of itself, `pipeline(item, start=RESIZE)`.
 RESIZE = 1
 NORMALISE = 2
 
@@ -50,7 +51,7 @@ _CROP_TRIES = 10
 
 
 class ToChannelFirstd(MapTransform):
-    """(H, W, 3) uint8 array -> (3, H, W) uint8 tensor, sharing memory: the resize likes that layout."""
+    """(H, W, 3) uint8 array -> (3, H, W) uint8 tensor with shared memory, the layout that the resize expects."""
 
     def __call__(self, data: Mapping[Hashable, Any]) -> Item:
         """Return the item with its image channel first."""
@@ -61,7 +62,7 @@ class ToChannelFirstd(MapTransform):
 
 
 class LimitSized(MapTransform):
-    """(3, H, W) uint8 -> the same, its shorter side at most `short_side`; never enlarged."""
+    """(3, H, W) uint8 -> the same, with the shorter side at most `short_side`; never enlarged."""
 
     def __init__(self, keys: str, short_side: int, interpolation: str) -> None:
         super().__init__(keys)
@@ -69,7 +70,7 @@ class LimitSized(MapTransform):
         self.interpolation = interpolation
 
     def __call__(self, data: Mapping[Hashable, Any]) -> Item:
-        """Return the item with its image shrunk where it is too large."""
+        """Return the item with its image shrunk if it is too large."""
         item = dict(data)
         for key in self.key_iterator(item):
             height, width = item[key].shape[1:]
@@ -81,8 +82,7 @@ class LimitSized(MapTransform):
 
 
 class ResizeSquared(MapTransform):
-    """(3, H, W) uint8 -> (3, size, size) uint8, antialiased; the aspect ratio is not kept, as in the
-    paper."""
+    """(3, H, W) uint8 -> (3, size, size) uint8, antialiased; as in the paper, the aspect ratio is not kept."""
 
     def __init__(self, keys: str, size: int, interpolation: str) -> None:
         super().__init__(keys)
@@ -114,11 +114,11 @@ class Normalised(MapTransform):
 
 
 class RandomResizedCropd(RandomizableTransform, MapTransform):
-    """(3, H, W) uint8 -> (3, size, size) uint8: a random part of the image, resized; torchvision's rule.
+    """(3, H, W) uint8 -> (3, size, size) uint8: a random part of the image, resized, by torchvision's rule.
 
-    The crop's area is uniform in `scale` times the image's area, and its aspect ratio log-uniform in 3:4 to
-    4:3. A crop that does not fit is drawn again, up to ten times; after that the largest centred crop of an
-    allowed ratio is taken.
+    The crop's area is uniform in `scale` times the image's area, and its aspect ratio is log-uniform in 3:4 to 4:3. A
+    crop that does not fit is drawn again, up to ten times. After that the largest centred crop of an allowed ratio is
+    used.
     """
 
     def __init__(self, keys: str, size: int, scale: tuple[float, float], interpolation: str) -> None:
@@ -146,7 +146,7 @@ class RandomResizedCropd(RandomizableTransform, MapTransform):
         self.box = ((height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> Item:
-        """Return the item with a crop of its image; several keys share one box."""
+        """Return the item with a crop of its image; several keys use the same box."""
         item = dict(data)
         self.randomize(item[self.first_key(item)])
         top, left, height, width = self.box
@@ -157,14 +157,14 @@ class RandomResizedCropd(RandomizableTransform, MapTransform):
 
 
 class RandomHorizontalFlipd(RandomizableTransform, MapTransform):
-    """(3, H, W) -> the same, mirrored left to right half of the time."""
+    """(3, H, W) -> the same, mirrored left to right with probability 0.5."""
 
     def __init__(self, keys: str) -> None:
         MapTransform.__init__(self, keys)
         RandomizableTransform.__init__(self, prob=0.5)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> Item:
-        """Return the item, its image mirrored or not."""
+        """Return the item with its image mirrored or unchanged."""
         item = dict(data)
         self.randomize(None)
         for key in self.key_iterator(item):
@@ -174,8 +174,13 @@ class RandomHorizontalFlipd(RandomizableTransform, MapTransform):
 
 @dataclass(frozen=True)
 class Pipelines:
-    """What makes inputs of images: `evaluation`; for training `deterministic`, once, and `random`, each
-    time."""
+    """The pipelines from images to inputs.
+
+    Attributes:
+        evaluation: pipeline for evaluation.
+        deterministic: first part of the training pipeline; it runs once per image.
+        random: second part of the training pipeline; it runs once per image and epoch.
+    """
 
     evaluation: Compose
     deterministic: Compose
@@ -197,9 +202,8 @@ def build_training_transforms(spec: InputSpec, augmentation: AugmentationSetting
     """Build the two halves of the training pipeline.
 
     Returns:
-        deterministic, {"image": (H, W, 3) uint8} -> (3, H', W') uint8 of short side at most 2 · size, to
-        be run once per image; and random, that -> (3, size, size) float32, to be seeded and run once per image and
-        epoch.
+        deterministic: {"image": (H, W, 3) uint8} -> (3, H', W') uint8 with short side at most 2 · size; to be run once
+        per image. random: its result -> (3, size, size) float32; to be seeded and run once per image and epoch.
     """
     limit = LimitSized("image", 2 * spec.size, spec.interpolation)
     flip = [RandomHorizontalFlipd("image")] if augmentation.flip else []
@@ -219,7 +223,7 @@ def build_pipelines(spec: InputSpec, augmentation: AugmentationSettings) -> Pipe
 
 
 def _resize(image: Tensor, target: tuple[int, int], interpolation: str) -> Tensor:
-    """Resize (3, H, W) uint8 to (3, *target) uint8, antialiased; return it as it is where the size fits."""
+    """Resize (3, H, W) uint8 to (3, *target) uint8, antialiased; return it unchanged if the size is equal."""
     if tuple(image.shape[1:]) == target:
         return image
     return F.interpolate(image[None], size=target, mode=interpolation, antialias=True, align_corners=False)[0]

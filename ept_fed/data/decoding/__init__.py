@@ -1,1 +1,1 @@
-"""From the bytes of an image file to RGB pixels; anything doubtful is refused."""
+"""Decoding of image files to RGB pixels; invalid files are refused."""

@@ -1,7 +1,7 @@
-"""From the bytes of one DICOM file to RGB pixels, through pydicom (optional: pip install 'ept-fed[dicom]').
+"""Decoding of one DICOM file to RGB pixels with pydicom (optional: pip install 'ept-fed[dicom]').
 
-Of all that the file says, only the pixels and what is needed to show them leave this module. VOI lookup tables and
-overlays are not applied; nor is an ICC profile.
+This module returns only the pixels and the attributes in `DicomHeader`, and no other content of the file. VOI lookup
+tables, overlays and ICC profiles are not applied.
 """
 
 import io
@@ -31,16 +31,17 @@ __all__ = [
 
 DICOM_SUFFIXES = frozenset({".dcm", ".dicom"})
 
-# Elements above this are skipped when only the header is wanted; pixels always are.
+# Larger elements, such as pixel data, are skipped when only the header is read.
 _HEADER_BYTES = 4096
-# Filters of warnings belong to the whole process; without the lock, one thread's end would let another's text out.
+# Warning filters apply to the whole process. Without the lock, a thread that restores them would let the warnings of
+# another thread through.
 _QUIET = threading.Lock()
 
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 _GRAYSCALE = ("MONOCHROME1", "MONOCHROME2")
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 
-# What pydicom and its decoders raise on damaged files (tests/ept_fed/data/decoding/test_dicom_file.py damages some).
+# Errors of pydicom and its decoders on damaged files (tests/ept_fed/data/decoding/test_dicom_file.py damages some).
 _READER_ERRORS = (
     OSError,
     ValueError,
@@ -58,13 +59,13 @@ _READER_ERRORS = (
 
 @dataclass(frozen=True)
 class DicomHeader:
-    """What the DICOM source needs to know of a file before its pixels.
+    """The attributes of a file that the DICOM source reads without its pixels.
 
     Attributes:
         uid: SOPInstanceUID; empty if there is none.
-        patient: PatientID, in plaintext: hash it before it goes anywhere; empty if there is none.
-        has_pixels: whether it is an image at all, and no report, presentation state or index.
-        refusal: why the pixels cannot be used, as the end of a sentence; None if nothing speaks against them.
+        patient: PatientID in plaintext, which must be hashed before it is passed on; empty if there is none.
+        has_pixels: whether the file is an image, and not a report, presentation state or index.
+        refusal: reason why the pixels cannot be used, as the end of a sentence; None if they can be used.
     """
 
     uid: str
@@ -74,23 +75,24 @@ class DicomHeader:
 
 
 def is_dicom(content: bytes) -> bool:
-    """Tell by the mark that follows the 128 bytes of preamble, whatever the file is called."""
+    """Return whether the content is DICOM, by the mark after the preamble of 128 bytes; the name is not used."""
     return content[128:132] == b"DICM"
 
 
 def read_dicom(image: str, content: bytes) -> np.ndarray:
     """Decode one DICOM image to (H, W, 3) uint8 RGB.
 
-    Grayscale: the modality's rescale (or lookup table), then the first window (LINEAR, LINEAR_EXACT or SIGMOID), or
-    from minimum to maximum where there is none, padding left out; MONOCHROME1 is inverted. Colour is converted to RGB.
+    For grayscale, the modality's rescale (or lookup table) is applied first, and then the first window (LINEAR,
+    LINEAR_EXACT or SIGMOID). Without a window, the range from minimum to maximum without padding is used. MONOCHROME1
+    is inverted. Colour is converted to RGB.
 
     Args:
         image: key of the image, for the error.
-        content: the whole file.
+        content: content of the whole file.
 
     Raises:
-        UnreadableImageError: without pydicom or a decoder for the compression; for several frames, no pixels, more than
-            `MAX_SIDE` pixels a side, another photometric interpretation, or damage.
+        UnreadableImageError: if pydicom or a decoder for the compression is missing, or if the file has several
+            frames, no pixels, more than `MAX_SIDE` pixels per side, an unknown photometric interpretation, or damage.
     """
     with _opened(image, io.BytesIO(content)) as dataset:
         _check(image, dataset)
@@ -98,10 +100,10 @@ def read_dicom(image: str, content: bytes) -> np.ndarray:
 
 
 def read_header(image: str, path: Path) -> DicomHeader:
-    """Read what identifies one file, skipping its pixels.
+    """Read the header of one file without its pixels.
 
     Raises:
-        UnreadableImageError: without pydicom, or when the file cannot be parsed at all.
+        UnreadableImageError: if pydicom is missing, or if the file cannot be parsed.
     """
     try:
         file = path.open("rb")
@@ -114,7 +116,7 @@ def read_header(image: str, path: Path) -> DicomHeader:
 
 
 def dicom_mode(content: bytes) -> str:
-    """Return the photometric interpretation, e.g. "DICOM MONOCHROME2"; "unknown" if it cannot be told."""
+    """Return the photometric interpretation, e.g. "DICOM MONOCHROME2"; "unknown" if it cannot be determined."""
     try:
         with _opened("", io.BytesIO(content)) as dataset:
             kind = str(dataset.PhotometricInterpretation)
@@ -125,13 +127,16 @@ def dicom_mode(content: bytes) -> str:
 
 @contextmanager
 def _opened(image: str, file: BinaryIO, **options: Any) -> Iterator[Any]:
-    """Parse a file for the length of a `with`; whatever goes wrong inside names the image, and quotes nothing of it."""
+    """Parse a file as a context manager.
+
+    Errors inside become an `UnreadableImageError` with the image's key and without any content of the file.
+    """
     try:
         import pydicom
     except ImportError as error:
         raise UnreadableImageError(image, "is DICOM, which needs pydicom; run: pip install 'ept-fed[dicom]'") from error
     try:
-        # What pydicom says of a damaged file quotes it, patient's name included: nothing of that is logged or told.
+        # Messages of pydicom on a damaged file quote its content, including the patient's name, so they are suppressed.
         logging.getLogger("pydicom").setLevel(logging.CRITICAL)
         with _QUIET, warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -141,7 +146,7 @@ def _opened(image: str, file: BinaryIO, **options: Any) -> Iterator[Any]:
 
 
 def apply_window(values: np.ndarray, centre: float, width: float, function: str = "LINEAR") -> np.ndarray:
-    """Map values (H, W) to 0–1 through a window, as DICOM PS3.3 C.11.2.1.2 and C.11.2.1.3 define it.
+    """Map values (H, W) to 0–1 through a window, as defined in DICOM PS3.3 C.11.2.1.2 and C.11.2.1.3.
 
     Raises:
         ValueError: for an unknown function, or a width below 1 (LINEAR) or not positive (the others).
@@ -153,7 +158,7 @@ def apply_window(values: np.ndarray, centre: float, width: float, function: str 
     if function == "SIGMOID":
         return np.asarray(1.0 / (1.0 + np.exp(np.clip(-4.0 * (values - centre) / width, -700.0, 700.0))))
     if function == "LINEAR":
-        # PS3.3 puts half a step of integer pixels on either side; width 1 is a threshold.
+        # PS3.3 adds half a step of integer pixels on each side; width 1 is a threshold.
         centre, width = centre - 0.5, max(width - 1.0, np.finfo(np.float64).tiny)
     with np.errstate(over="ignore"):
         return np.clip((values - centre) / width + 0.5, 0.0, 1.0)
@@ -163,7 +168,7 @@ def _check(image: str, dataset: Any) -> None:
     frames = int(dataset.get("NumberOfFrames") or 1)
     if frames > 1:
         raise UnreadableImageError(
-            image, f"holds {frames} frames; save the one that shows the finding as a file of its own"
+            image, f"holds {frames} frames; save the frame that shows the finding as a separate file"
         )
     syntax = dataset.file_meta.TransferSyntaxUID
     if syntax.is_private:
@@ -173,7 +178,7 @@ def _check(image: str, dataset: Any) -> None:
         raise UnreadableImageError(image, "is a DICOM file without pixel data")
     rows, columns = int(dataset.Rows), int(dataset.Columns)
     if max(rows, columns) > MAX_SIDE:
-        raise UnreadableImageError(image, f"is {columns} by {rows} pixels, more than {MAX_SIDE:,} a side")
+        raise UnreadableImageError(image, f"is {columns} by {rows} pixels, more than {MAX_SIDE:,} per side")
     kind = dataset.PhotometricInterpretation
     if kind not in (*_GRAYSCALE, *_COLOUR, "PALETTE COLOR"):
         known = ", ".join((*_GRAYSCALE, *_COLOUR, "PALETTE COLOR"))
@@ -218,7 +223,7 @@ def _to_rgb(dataset: Any) -> np.ndarray:
 
 
 def _show(values: np.ndarray, stored: np.ndarray, dataset: Any) -> np.ndarray:
-    """Map rescaled values (H, W) to 0–1; `stored` are the pixels before rescaling, which padding refers to."""
+    """Map rescaled values (H, W) to 0–1; `stored` are the pixels before rescaling, to which the padding refers."""
     if not np.isfinite(values).all():
         raise ValueError("pixels are not finite")
     centre, width = _first(dataset.get("WindowCenter")), _first(dataset.get("WindowWidth"))
@@ -231,7 +236,7 @@ def _show(values: np.ndarray, stored: np.ndarray, dataset: Any) -> np.ndarray:
 
 
 def _first(value: Any) -> float | None:
-    """Return the first of one or several numbers; the standard allows several windows, the first is the default."""
+    """Return the first of one or several numbers; the standard allows several windows, and the first is the default."""
     if value is None or value == "":
         return None
     return float(value if isinstance(value, (int, float, str)) else next(iter(value)))

@@ -1,4 +1,4 @@
-"""From the bytes of an image file to RGB pixels, whatever the file's mode; anything doubtful is refused."""
+"""Decoding of an image file in any mode to RGB pixels; invalid files are refused."""
 
 import io
 import struct
@@ -12,7 +12,7 @@ __all__ = ["MAX_SIDE", "UnreadableImageError", "decode_image", "image_mode"]
 MAX_SIDE = 10_000
 _SIXTEEN_BIT_MODES = frozenset({"I", "I;16", "I;16B", "I;16L", "I;16N", "F"})
 
-# What Pillow's decoders raise on damaged files (tests/ept_fed/data/decoding/test_image_file.py damages some).
+# Errors of Pillow's decoders on damaged files (tests/ept_fed/data/decoding/test_image_file.py damages some).
 _DECODER_ERRORS = (
     OSError,
     ValueError,
@@ -34,8 +34,8 @@ class UnreadableImageError(Exception):
     """An image that cannot be used.
 
     Attributes:
-        image: its key in the store.
-        reason: why, as the end of a sentence.
+        image: key of the image in the store.
+        reason: the reason, as the end of a sentence.
     """
 
     def __init__(self, image: str, reason: str) -> None:
@@ -45,38 +45,37 @@ class UnreadableImageError(Exception):
 
 
 def decode_image(image: str, content: bytes) -> np.ndarray:
-    """Decode one file (JPEG, PNG, TIFF, BMP, WebP, … as Pillow knows them) to (H, W, 3) uint8 RGB.
+    """Decode one file (JPEG, PNG, TIFF, BMP, WebP or another format of Pillow) to (H, W, 3) uint8 RGB.
 
-    The EXIF orientation is applied. Grayscale is repeated over the channels; palette and CMYK are converted;
-    alpha is dropped, so transparent pixels show the colour stored under them. Grayscale deeper than 8 bit
-    (16-bit, 32-bit integer or float) is multiplied by 255 / its own maximum, negative values becoming 0: what
-    such files call white differs between scanners, and most use a small part of the range. Of several frames,
-    the first is read.
+    The EXIF orientation is applied. Grayscale is repeated over the channels. Palette and CMYK are converted. Alpha is
+    dropped, so transparent pixels show the colour that is stored under them. Grayscale deeper than 8 bit (16-bit,
+    32-bit integer or float) is multiplied by 255 / its own maximum, and negative values become 0. The reason is that
+    the value of white differs between scanners, and most files use a small part of the range. Of several frames, the
+    first is read.
 
     Args:
         image: key of the image, for the error.
-        content: the whole file.
+        content: content of the whole file.
 
     Raises:
-        UnreadableImageError: for a file that is truncated, damaged or no image, and for one of more than
-            `MAX_SIDE` pixels a side; the size is read from the header, before any pixel is unpacked.
+        UnreadableImageError: if the file is truncated, damaged or not an image, or has more than `MAX_SIDE` pixels
+            per side. The size is read from the header, before any pixel is decompressed.
     """
     try:
         with Image.open(io.BytesIO(content)) as opened:
             if max(opened.size) > MAX_SIDE:
                 width, height = opened.size
-                raise UnreadableImageError(image, f"is {width} by {height} pixels, more than {MAX_SIDE:,} a side")
+                raise UnreadableImageError(image, f"is {width} by {height} pixels, more than {MAX_SIDE:,} per side")
             return _to_rgb(ImageOps.exif_transpose(opened))
     except UnidentifiedImageError as error:
-        raise UnreadableImageError(image, "is not an image, or of a kind that Pillow does not know") from error
+        raise UnreadableImageError(image, "is not an image, or has a format that Pillow does not support") from error
     except _DECODER_ERRORS as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UnreadableImageError(image, f"cannot be decoded ({reason})") from error
 
 
 def image_mode(content: bytes) -> str:
-    """Return how a file stores its pixels, as Pillow names it, e.g. "JPEG RGB" or "PNG I;16"; "unknown" if it cannot
-    tell."""
+    """Return Pillow's name of the storage mode, e.g. "JPEG RGB" or "PNG I;16"; "unknown" if Pillow cannot read it."""
     try:
         with Image.open(io.BytesIO(content)) as opened:
             return f"{opened.format} {opened.mode}"

@@ -1,4 +1,4 @@
-"""Where images are kept: a folder, a .zip, or arrays in memory, behind one interface."""
+"""Image stores with a common interface: a folder, a .zip, or arrays in memory."""
 
 import zipfile
 import zlib
@@ -24,35 +24,35 @@ class ImageStore(Protocol):
         """Return the image as (H, W, 3) uint8 RGB.
 
         Raises:
-            UnreadableImageError: when it is missing, truncated or cannot be decoded.
+            UnreadableImageError: if it is missing, truncated or cannot be decoded.
         """
         ...
 
     def find_missing(self, images: Iterable[str]) -> list[str]:
-        """Return those of `images` that the store does not hold, in their order; nothing is decoded."""
+        """Return those of `images` that the store does not contain, in their order; no image is decoded."""
         ...
 
     def mode(self, image: str) -> str:
-        """Return how a readable image is stored, e.g. "JPEG RGB", "DICOM MONOCHROME2" or "array L"."""
+        """Return the storage mode of a readable image, e.g. "JPEG RGB", "DICOM MONOCHROME2" or "array L"."""
         ...
 
 
 class FolderImages:
-    """Image files below a folder, DICOM included; keys are paths relative to it, with forward slashes."""
+    """Image files below a folder, including DICOM; keys are paths relative to it, with forward slashes."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def read(self, image: str) -> np.ndarray:
-        """Read and decode one file; see `ImageStore.read`. A key that leaves the folder is refused."""
+        """Read and decode one file; see `ImageStore.read`. A key that points outside the folder is refused."""
         return _decode(image, self._load(image))
 
     def find_missing(self, images: Iterable[str]) -> list[str]:
-        """Return the keys without a file, and those that leave the folder."""
+        """Return the keys without a file, and the keys that point outside the folder."""
         return [image for image in images if _escapes(image) or not (self._folder / image).is_file()]
 
     def mode(self, image: str) -> str:
-        """Return how a file stores its pixels; see `ImageStore.mode`."""
+        """Return the storage mode of a file; see `ImageStore.mode`."""
         return _mode(self._load(image))
 
     def _load(self, image: str) -> bytes:
@@ -69,10 +69,9 @@ class FolderImages:
 
 
 class ZipImages:
-    """Image files in a .zip; keys are the names inside.
+    """Image files in a .zip; keys are the names inside the archive.
 
-    The archive is opened at the first use and kept open; `zipfile` serialises reads, so threads may share a
-    store.
+    The archive is opened at the first use and kept open. `zipfile` serialises reads, so threads may share a store.
     """
 
     def __init__(self, archive: Path) -> None:
@@ -80,16 +79,16 @@ class ZipImages:
         self._handle: zipfile.ZipFile | None = None
 
     def read(self, image: str) -> np.ndarray:
-        """Read and decode one member; see `ImageStore.read`. A key that climbs out is refused."""
+        """Read and decode one member; see `ImageStore.read`. A key that points outside the archive is refused."""
         return _decode(image, self._load(image))
 
     def find_missing(self, images: Iterable[str]) -> list[str]:
-        """Return the keys that the archive's own list does not name, and those that would leave it."""
+        """Return the keys that the archive does not contain, and the keys that point outside it."""
         held = set(self._open().namelist())
         return [image for image in images if image not in held or _escapes(image)]
 
     def mode(self, image: str) -> str:
-        """Return how a member stores its pixels; see `ImageStore.mode`."""
+        """Return the storage mode of a member; see `ImageStore.mode`."""
         return _mode(self._load(image))
 
     def _load(self, image: str) -> bytes:
@@ -102,7 +101,7 @@ class ZipImages:
             return handle.read(member)
         except KeyError as error:
             raise UnreadableImageError(image, "is missing") from error
-        except RuntimeError as error:  # NotImplementedError included: an unknown compression
+        except RuntimeError as error:  # includes NotImplementedError, raised for an unknown compression
             raise UnreadableImageError(image, "is encrypted or packed in a way that cannot be read") from error
         except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
             raise UnreadableImageError(image, f"cannot be unpacked ({type(error).__name__})") from error
@@ -117,8 +116,8 @@ class ArrayImages:
     """Images in memory; the key of row 12 of the array "train" is "train/12".
 
     Args:
-        arrays: uint8 arrays (n, H, W) for grayscale or (n, H, W, 3) for RGB. Grayscale is repeated on
-            reading.
+        arrays: uint8 arrays (n, H, W) for grayscale or (n, H, W, 3) for RGB. Grayscale is repeated over the channels
+            when it is read.
     """
 
     def __init__(self, arrays: Mapping[str, np.ndarray]) -> None:
@@ -129,7 +128,7 @@ class ArrayImages:
         self._arrays = dict(arrays)
 
     def read(self, image: str) -> np.ndarray:
-        """Return one row as RGB, a copy; see `ImageStore.read`."""
+        """Return a copy of one row as RGB; see `ImageStore.read`."""
         if self.find_missing([image]):
             raise UnreadableImageError(image, "is missing")
         name, _, index = image.rpartition("/")
@@ -137,7 +136,7 @@ class ArrayImages:
         return np.repeat(row[:, :, None], 3, axis=2) if row.ndim == 2 else row.copy()
 
     def find_missing(self, images: Iterable[str]) -> list[str]:
-        """Return the keys that name no array or no row of it."""
+        """Return the keys without an array or without a row in it."""
         return [image for image in images if not self._holds(image)]
 
     def mode(self, image: str) -> str:
@@ -153,7 +152,7 @@ def open_images(path: Path) -> ImageStore:
     """Open a folder or a .zip.
 
     Raises:
-        InputRefusedError: when the path is neither.
+        InputRefusedError: if the path is neither.
     """
     if path.is_dir():
         return FolderImages(path)
@@ -178,7 +177,7 @@ def _mode(content: bytes) -> str:
 
 
 def _escapes(image: str) -> bool:
-    """Whether a key is absolute or climbs out, by the rules of POSIX or of Windows."""
+    """Return whether a key is absolute or points outside the store, by the rules of POSIX or of Windows."""
     return (
         PurePosixPath(image).is_absolute()
         or bool(PureWindowsPath(image).anchor)
@@ -188,4 +187,4 @@ def _escapes(image: str) -> bool:
 
 def _check_inside(image: str) -> None:
     if _escapes(image):
-        raise UnreadableImageError(image, "names a place outside the image store")
+        raise UnreadableImageError(image, "points outside the image store")

@@ -1,4 +1,4 @@
-"""Read many images on every core: decoding releases Python's lock, so threads are enough."""
+"""Parallel reading of many images; threads suffice because decoding releases Python's global lock."""
 
 import os
 from collections.abc import Callable, Iterable
@@ -7,7 +7,7 @@ from typing import TypeVar
 
 __all__ = ["read_all"]
 
-# What stays under Python's lock keeps more threads than these waiting for each other.
+# With more threads, the work that does not release the lock makes threads wait for each other.
 _MAX_THREADS = 4
 
 _Given = TypeVar("_Given")
@@ -15,9 +15,10 @@ _Made = TypeVar("_Made")
 
 
 def read_all(read: Callable[[_Given], _Made], items: Iterable[_Given]) -> list[_Made]:
-    """Return `read(item)` in the order of `items`, made on as many threads as this process may use cores, four at most.
+    """Return `read(item)` for all items, in the order of `items`.
 
-    The first that raises, in that order, raises here.
+    There is one thread for each core that this process may use, but at most four. If several calls raise, the first
+    exception in the order of `items` is raised.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if cores == 1:

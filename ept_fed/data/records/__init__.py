@@ -1,1 +1,1 @@
-"""What is known of each image before it is opened, and the counts that follow from it."""
+"""Records of the images before any image is opened, and counts over these records."""

@@ -1,4 +1,4 @@
-"""How many images and groups each site has, by split and class."""
+"""Numbers of images and groups per site, split and class."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -13,7 +13,9 @@ _UNASSIGNED = "unassigned"
 
 
 def count_images(records: Sequence[ImageRecord], classes: Sequence[str]) -> list[CountRow]:
-    """Count per site, split and class, zeros included; an image with several labels counts for each.
+    """Count images and groups per site, split and class, including zeros.
+
+    An image with several labels counts for each of them.
 
     Returns:
         Rows of site, split, class, images and groups, sites sorted; the split is "unassigned" for records without one.
@@ -38,7 +40,11 @@ def count_images(records: Sequence[ImageRecord], classes: Sequence[str]) -> list
 
 
 def count_splits(records: Sequence[ImageRecord]) -> list[CountRow]:
-    """Count per site and split, each image once: rows of site, split, images and groups; see `count_images`."""
+    """Count images and groups per site and split, each image once; see `count_images`.
+
+    Returns:
+        Rows of site, split, images and groups.
+    """
     groups: defaultdict[tuple[str, str], Counter[str]] = defaultdict(Counter)
     for record in records:
         groups[record.site, record.split or _UNASSIGNED][record.group] += 1

@@ -1,4 +1,4 @@
-"""What a source knows before any image is opened: one record per image, and the catalog that holds them."""
+"""The records of a source before any image is opened: one per image, and the catalog that holds them."""
 
 from dataclasses import dataclass
 
@@ -17,9 +17,9 @@ class ImageRecord:
     Attributes:
         image: key in the catalog's image store; unique in a catalog.
         labels: class indices, ascending; exactly one for single_label, any number for multi_label.
-        site: name of the site; `ONE_SITE` until virtual sites are dealt.
-        group: patient or lesion; the images of one group never straddle a split.
-        split: one of `SPLITS`, or None while not yet assigned.
+        site: name of the site; `ONE_SITE` until virtual sites are assigned.
+        group: patient or lesion; all images of one group are in the same split.
+        split: one of `SPLITS`; None if not yet assigned.
         attributes: (name, value) pairs of the subgroups to report on, e.g. ("sex", "female").
     """
 
@@ -33,7 +33,7 @@ class ImageRecord:
 
 @dataclass(frozen=True)
 class Catalog:
-    """All records of a source, the classes that labels index, and the store of the images."""
+    """All records of a source, the classes that the labels index, and the image store."""
 
     records: tuple[ImageRecord, ...]
     classes: tuple[str, ...]

@@ -1,1 +1,1 @@
-"""Data sources: one file per format, from lists and folders to a catalog of records; the registry lists them."""
+"""Data sources: one file per format, which makes a catalog of records; the registry lists them."""

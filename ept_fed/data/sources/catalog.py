@@ -1,4 +1,4 @@
-"""The last step of every source: a catalog, or everything wrong with it at once."""
+"""The last step of every source: it returns the catalog, or reports all problems together."""
 
 from collections.abc import Sequence
 
@@ -21,9 +21,9 @@ def complete_catalog(
 ) -> Catalog:
     """Return the catalog if there are no problems.
 
-    Straddling groups and absent images do not refuse a catalog by themselves: the doctor reports them, and a run
-    refuses the former and drops as many of the latter as `max_unreadable` allows. Where the catalog is refused anyway,
-    they are named with the rest.
+    A catalog is not refused only because of straddling groups or absent images. The doctor reports both; a run refuses
+    straddling groups, and drops as many absent images as `max_unreadable` allows. If the catalog is refused for another
+    reason, they are reported too.
 
     Raises:
         InputRefusedError: with the problems, the straddling groups and the absent images.
@@ -39,7 +39,7 @@ def complete_catalog(
 
 
 def describe_straddling(records: Sequence[ImageRecord]) -> list[Problem]:
-    """Return a problem if groups come with images in more than one split."""
+    """Return a problem if groups have images in more than one split."""
     straddling = find_straddling_groups(records)
     if not straddling:
         return []

@@ -1,4 +1,4 @@
-"""The classes of a source: those that the settings list, or those that its files name."""
+"""The classes of a source, from the settings or from its files."""
 
 from collections.abc import Iterable, Sequence
 
@@ -10,7 +10,7 @@ __all__ = ["names_of_columns", "names_of_labels"]
 def names_of_columns(
     classes: Sequence[str] | None, columns: Sequence[str], name: str
 ) -> tuple[tuple[str, ...], list[Problem]]:
-    """Return the classes for one 0/1 column per class; `data.classes` may order them, `name` is where columns are."""
+    """Return the classes for one 0/1 column per class; `classes` may reorder them, `name` is the columns' origin."""
     chosen = tuple(classes or columns)
     if set(chosen) != set(columns):
         fix = f"must name the classes of {name} ({', '.join(columns)}), in any order"
@@ -23,13 +23,13 @@ def names_of_labels(
 ) -> tuple[tuple[str, ...], list[Problem]]:
     """Return the classes for one column with class names: `data.classes`, or the sorted distinct labels.
 
-    Labels that differ in nothing but case or spacing are one class written in two ways, or two classes that nobody can
-    tell apart: without a list in `data.classes` that is refused.
+    Labels that differ only in case or spacing are either one class written in two ways, or two classes that are easily
+    confused. They are refused unless `data.classes` lists them.
     """
     chosen = tuple(classes or sorted({*labels} - {""}))
     problems = []
     if len(chosen) < 2:
-        fix = "holds fewer than two classes; list all classes of the federation in data.classes"
+        fix = "has fewer than two classes; list all classes of the federation in data.classes"
         problems.append(Problem(name, column, fix))
     spellings: dict[str, list[str]] = {}
     for label in chosen if classes is None else ():

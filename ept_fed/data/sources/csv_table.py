@@ -1,4 +1,4 @@
-"""CSV files that people export: rows with their line numbers, and what is wrong with them gathered by kind."""
+"""Reading of exported CSV files: rows with their line numbers, and problems collected by kind."""
 
 import csv
 import difflib
@@ -34,7 +34,7 @@ _FLAGS = {"0": False, "0.0": False, "1": True, "1.0": True}
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a file, stripped; `line` is its line as an editor counts."""
+    """One row of a file, with stripped cells; `line` is its line number as in an editor."""
 
     line: int
     cells: dict[str, str]
@@ -42,22 +42,22 @@ class Row:
 
 @dataclass
 class Findings:
-    """Problems of single rows, gathered by field and fix so that a thousand bad rows make one line."""
+    """Problems of single rows, collected by field and fix, so that a thousand bad rows give one problem."""
 
     rows: dict[tuple[str, str], list[tuple[int, str]]] = field(default_factory=dict)
 
     def add(self, name: str, line: int, value: str, fix: str) -> None:
-        """Note one row's problem."""
+        """Add a problem of one row."""
         self.rows.setdefault((name, fix), []).append((line, value))
 
     def require(self, row: Row, name: str, column: str) -> str:
-        """Return a cell that must not be empty."""
+        """Return a cell, and add a problem if it is empty."""
         if not row.cells[column]:
             self.add(name, row.line, "", f"column '{column}' is empty; fill it in")
         return row.cells[column]
 
     def to_problems(self) -> list[Problem]:
-        """Return one problem per field and fix, with the commonest values and the first lines."""
+        """Return one problem per field and fix, with the most frequent values and the first lines."""
         problems = []
         for (name, fix), found in self.rows.items():
             values = [value for value, _ in Counter(value for _, value in found).most_common(SHOWN)]
@@ -69,16 +69,16 @@ class Findings:
 
 
 def read_table(path: Path, name: str, columns: Sequence[tuple[str, str | None]], problems: list[Problem]) -> list[Row]:
-    """Read a CSV (UTF-8, with or without a byte-order mark; commas).
+    """Read a CSV (UTF-8, with or without a byte-order mark; separated by commas).
 
     Args:
         path: the file.
-        name: the setting that names it, for problems.
-        columns: (setting, column) of every column that must be there once; None is not wanted.
-        problems: takes what is wrong with the file or its header.
+        name: the setting that contains the path, for problems.
+        columns: (setting, column) of every column that must exist exactly once; a column of None is not required.
+        problems: problems of the file or its header are appended to it.
 
     Returns:
-        The rows; none if the file cannot be used.
+        The rows; empty if the file cannot be used.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -102,7 +102,7 @@ def read_table(path: Path, name: str, columns: Sequence[tuple[str, str | None]],
 
 
 def check_header(header: list[str], columns: Sequence[tuple[str, str | None]]) -> list[Problem]:
-    """Return a problem for every wanted column that is absent or there twice."""
+    """Return a problem for every required column that is missing or exists twice."""
     there = ", ".join(header) or "none"
     if len(header) == 1 and any(mark in header[0] for mark in ";\t"):
         there += " (cells must be separated by commas)"
@@ -118,7 +118,7 @@ def check_header(header: list[str], columns: Sequence[tuple[str, str | None]]) -
 
 
 def find_repeats(rows: Iterable[Row], name: str, column: str) -> list[Problem]:
-    """Return a problem if two rows have the same value in a column that tells images apart."""
+    """Return a problem if two rows have the same value in the column that identifies images."""
     counts = Counter(row.cells[column] for row in rows)
     repeated = [image for image, count in counts.items() if image and count > 1]
     if not repeated:
@@ -128,10 +128,10 @@ def find_repeats(rows: Iterable[Row], name: str, column: str) -> list[Problem]:
 
 
 def parse_split(row: Row, name: str, column: str, findings: Findings) -> str | None:
-    """Return the split that a cell names."""
+    """Return the split in a cell; an unknown split is added to the findings."""
     split = _SPLIT_NAMES.get(row.cells[column].lower())
     if split is None:
-        findings.add(name, row.line, row.cells[column], f"is no split; use one of {', '.join(_SPLIT_NAMES)}")
+        findings.add(name, row.line, row.cells[column], f"is not a split; use one of {', '.join(_SPLIT_NAMES)}")
     return split
 
 

@@ -1,9 +1,9 @@
-"""The DICOM source: a folder as a PACS exports it, and a CSV that labels its images.
+"""The DICOM source: a folder as exported by a PACS, and a CSV that labels its images.
 
-PatientID groups the images and never leaves this file in plaintext: records hold its HMAC-SHA256 under `patient_key`.
-Without a key the hash hides an identifier from a reader, but not from someone who can list all identifiers and hash
-each; keep the key at the site. Patients are told apart by PatientID alone: two issuers that use one number for two
-people make one group, and one person under two numbers makes two.
+PatientID groups the images and never leaves this module in plaintext: records hold its HMAC-SHA256 under
+`patient_key`. Without a key, the hash hides an identifier from a reader, but not from a person who can list and hash
+all identifiers. Keep the key at the site. Patients are distinguished only by PatientID. If two issuers use one number
+for two people, their images form one group; if one person has two numbers, the images form two groups.
 """
 
 import hmac
@@ -31,7 +31,7 @@ _PREAMBLE = 132
 
 @dataclass(frozen=True)
 class _File:
-    """One DICOM file: its path below the folder, who and what it shows, and why it cannot be used, if so."""
+    """One DICOM file: path below the folder, identifiers, and the reason if it cannot be used."""
 
     path: str
     uid: str
@@ -41,15 +41,15 @@ class _File:
 
 
 def read_dicom_folder(settings: DicomSettings) -> Catalog:
-    """List the DICOM files of a folder, known by their content or their ending, and label them from the CSV.
+    """List the DICOM files of a folder, recognised by content or file extension, and label them from the CSV.
 
-    Rows and files must match one to one, by SOPInstanceUID or by path; only files without pixels (reports, presentation
-    states, indices) may go without a row, and are left alone. Only headers are read here. A file whose
-    pixels cannot be used (several frames, no pixels, a private transfer syntax) is listed all the same: a run refuses
-    or drops it by `max_unreadable`.
+    Rows and files must match one to one, by SOPInstanceUID or by path. Only files without pixels (reports, presentation
+    states, indices) may have no row; they are ignored. Only headers are read here. A file whose pixels cannot be used
+    (several frames, no pixels, a private transfer syntax) is listed too; a run refuses or drops it according to
+    `max_unreadable`.
 
     Raises:
-        InputRefusedError: with everything wrong with folder and CSV.
+        InputRefusedError: with all problems of the folder and the CSV.
     """
     problems: list[Problem] = []
     columns = settings.columns
@@ -60,7 +60,9 @@ def read_dicom_folder(settings: DicomSettings) -> Catalog:
     files = [file for file in found if file.has_pixels or _name(file, columns.image_is) in named]
     if not files:
         fix = (
-            "holds no DICOM file; correct the path" if root.is_dir() else "is no folder; unpack it, or correct the path"
+            "holds no DICOM file; correct the path"
+            if root.is_dir()
+            else "is not a folder; unpack it, or correct the path"
         )
         problems.append(Problem("data.images", str(root), fix))
     if not rows or not files:
@@ -84,7 +86,7 @@ def read_dicom_folder(settings: DicomSettings) -> Catalog:
 
 
 def hash_patient(patient: str, key: bytes) -> str:
-    """Return 16 hex digits that stand for a PatientID under a key."""
+    """Return the pseudonym of a PatientID under a key, 16 hex digits."""
     return hmac.new(key, patient.encode(), "sha256").hexdigest()[:16]
 
 
@@ -94,14 +96,14 @@ def _to_record(stated: RowLabels, file: _File, settings: DicomSettings, key: byt
         image=file.path,
         labels=stated.labels,
         site=stated.site,
-        # Two hospitals number their patients independently.
+        # Two hospitals number their patients independently, so equal numbers at two sites are different patients.
         group=f"{stated.site}/{group}" if settings.columns.site else group,
         split=stated.split,
     )
 
 
 def _list_files(root: Path) -> list[str]:
-    """Return the paths below `root`, sorted, of files that are DICOM by content or by ending; hidden ones are not."""
+    """Return the sorted paths below `root` of files that are DICOM by content or extension, without hidden files."""
     found = []
     for folder, folders, names in os.walk(root):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
@@ -135,7 +137,7 @@ def _name(file: _File, image_is: str) -> str:
 
 
 def _match(rows: Sequence[Row], files: Sequence[_File], column: str, image_is: str) -> list[Problem]:
-    """Return what does not match: rows without a file, files without a row, and files that share a name."""
+    """Return a problem for rows without a file, for files without a row, and for files with the same name."""
     names = Counter(_name(file, image_is) for file in files if file.uid or image_is == "path")
     listed = {row.cells[column] for row in rows}
     absent = [row.cells[column] for row in rows if row.cells[column] not in names]
@@ -143,7 +145,7 @@ def _match(rows: Sequence[Row], files: Sequence[_File], column: str, image_is: s
     shared = [file.path for file in files if names[_name(file, image_is)] > 1]
     field, found = "data.columns.image", []
     if absent:
-        fix = f"{len(absent)} row(s) name no file below data.images; restore the files, or take the rows out"
+        fix = f"{len(absent)} row(s) have no file below data.images; restore the files, or remove the rows"
         if not set(names) & listed:
             fix += f"; nothing matches, is '{column}' a column of {'UIDs' if image_is == 'uid' else 'paths'}?"
         found.append(Problem(field, absent[:SHOWN], fix))
@@ -151,7 +153,7 @@ def _match(rows: Sequence[Row], files: Sequence[_File], column: str, image_is: s
         fix = f"{len(unlabelled)} DICOM file(s) have no row in the CSV; label them, or move them away"
         found.append(Problem("data.labels", unlabelled[:SHOWN], fix))
     if shared:
-        fix = f"{len(shared)} files share their SOPInstanceUID; keep one of each, or label by path"
+        fix = f"{len(shared)} files have the same SOPInstanceUID as another; keep one of each, or label by path"
         found.append(Problem(field, shared[:SHOWN], fix))
     return found
 
@@ -160,7 +162,7 @@ def _check_patients(files: Sequence[_File], group: str) -> list[Problem]:
     nameless = [file.path for file in files if not file.patient and file.refusal is None]
     if group == "image" or not nameless:
         return []
-    fix = f"{len(nameless)} file(s) have no PatientID; restore it (a pseudonym will do), or set data.group=image"
+    fix = f"{len(nameless)} file(s) have no PatientID; restore it (a pseudonym suffices), or set data.group=image"
     return [Problem("data.group", nameless[:SHOWN], fix)]
 
 

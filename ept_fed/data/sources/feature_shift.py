@@ -1,11 +1,11 @@
-"""Feature shift: a scanner of its own for every site, applied to each image when it is read, before any cache.
+"""Feature shift: a simulated scanner per site, applied to each image when it is read, before any cache.
 
-With J the image on the 0–1 scale, seen in a wider or narrower field of view,
+J is the image on the 0–1 scale, in a wider or narrower field of view. The scanner returns
 
     K = cast · gain · blur(J)^gamma + noise
 
-clipped to 0–1 and stored in 8 bits. The profile derives from the run's seed and the site, the noise from the seed and
-the image's name: reading twice gives the same pixels, and no global generator is touched.
+clipped to 0–1 and stored in 8 bits. The profile derives from the run's seed and the site, and the noise derives from
+the seed and the image's name. Reading an image twice gives the same pixels, and no global generator is used.
 """
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
@@ -30,7 +30,10 @@ Item = dict[Hashable, Any]
 
 
 def draw_profile(settings: FeatureShiftSettings, seed: int, site: str) -> AcquisitionProfile:
-    """Draw the scanner of a site, each number uniform in its range; it depends on the seed and the site's name only."""
+    """Draw the scanner of a site, with each number uniform in its range.
+
+    The result depends only on the seed and the site's name.
+    """
     rng = numpy_generator(seed, "feature shift", site)
     return AcquisitionProfile(
         gain=float(rng.uniform(*settings.gain)),
@@ -42,7 +45,10 @@ def draw_profile(settings: FeatureShiftSettings, seed: int, site: str) -> Acquis
 
 
 class FieldOfViewD(MapTransform):
-    """(3, H, W) float32 -> the same size, seen `field_of_view` times as wide; the border is repeated outside."""
+    """(3, H, W) float32 -> the same size, with a field of view `field_of_view` times as wide.
+
+    Outside the image its border is repeated.
+    """
 
     def __init__(self, keys: str, field_of_view: float) -> None:
         super().__init__(keys)
@@ -60,7 +66,10 @@ class FieldOfViewD(MapTransform):
 
 
 class ExposureD(MapTransform):
-    """(3, H, W) float32 on 0–1 -> the same through blur, gamma, gain and cast; noise is `data["noise"]`, (3, H, W)."""
+    """(3, H, W) float32 on 0–1 -> the same after blur, gamma, gain, cast and noise.
+
+    The noise is `data["noise"]`, (3, H, W).
+    """
 
     def __init__(self, keys: str, profile: AcquisitionProfile) -> None:
         super().__init__(keys)
@@ -68,7 +77,7 @@ class ExposureD(MapTransform):
         self.cast = torch.tensor(profile.cast)[:, None, None]
 
     def __call__(self, data: Mapping[Hashable, Any]) -> Item:
-        """Return the item with its image exposed."""
+        """Return the item with its image after the scanner's exposure."""
         item = dict(data)
         profile = self.profile
         for key in self.key_iterator(item):
@@ -82,16 +91,19 @@ class ExposureD(MapTransform):
 
 
 def build_scanner(profile: AcquisitionProfile) -> Compose:
-    """Build {"image": (3, H, W) float32 on 0–1, "noise": standard normal of that shape} -> the image through a
-    scanner."""
+    """Build the pipeline of a scanner.
+
+    Its input is {"image": (3, H, W) float32 on 0–1, "noise": standard normal of that shape}, its output the image
+    after the scanner.
+    """
     return Compose([FieldOfViewD("image", profile.field_of_view), ExposureD("image", profile)])
 
 
 class ShiftedImages:
-    """An image store whose images have passed their site's scanner.
+    """An image store that applies the scanner of its site to each image.
 
     Args:
-        store: the images as they are.
+        store: the original images.
         sites: site of each image.
         profiles: scanner of each site.
         seed: the run's seed, for the noise.
@@ -106,7 +118,7 @@ class ShiftedImages:
         self._seed = seed
 
     def read(self, image: str) -> np.ndarray:
-        """Read one image and pass it through its site's scanner; see `ImageStore.read`."""
+        """Read one image and apply its site's scanner; see `ImageStore.read`."""
         pixels = torch.from_numpy(self._store.read(image)).permute(2, 0, 1).to(torch.float32) / 255.0
         rng = numpy_generator(self._seed, "feature shift noise", image)
         noise = torch.from_numpy(rng.standard_normal(tuple(pixels.shape), dtype=np.float32))
@@ -114,18 +126,18 @@ class ShiftedImages:
         return (255.0 * seen).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
 
     def find_missing(self, images: Iterable[str]) -> list[str]:
-        """Return what the store beneath does not hold."""
+        """Return those of `images` that the original store does not contain."""
         return self._store.find_missing(images)
 
     def mode(self, image: str) -> str:
-        """Return how the store beneath keeps the image."""
+        """Return the storage mode in the original store."""
         return self._store.mode(image)
 
 
 def shift_features(
     store: ImageStore, records: Sequence[ImageRecord], settings: FeatureShiftSettings, seed: int
 ) -> ShiftedImages:
-    """Give every site of `records` a scanner of its own."""
+    """Return a store that applies a separate scanner for every site of `records`."""
     sites = {record.image: record.site for record in records}
     profiles = {site: draw_profile(settings, seed, site) for site in sorted(set(sites.values()))}
     return ShiftedImages(store, sites, profiles, seed)

@@ -1,4 +1,4 @@
-"""The image-folder source: folders name the site, the class and the patient, and there is no list to write."""
+"""The image-folder source: folder names give the site, the class and the patient; no list file is needed."""
 
 import zipfile
 from collections.abc import Iterable
@@ -19,13 +19,13 @@ _SHOWN = 5
 def read_image_folder(settings: ImageFolderSettings) -> Catalog:
     """List a folder or .zip whose sub-folders are `settings.levels`, e.g. site/class/image.png.
 
-    A single folder around everything, as many archives have, is passed over.
-    Files that are no images by their ending are left alone, and so are hidden ones. Without a group level every image
-    is a group of its own; groups of equal name at two sites are two groups. Classes are `settings.classes`, or the
-    sorted names of the class folders; a class folder outside the list is refused.
+    A single top folder around everything, as in many archives, is skipped. Hidden files and files without an image
+    extension are ignored. Without a group level every image is its own group. Groups with the same name at two sites
+    are two groups. Classes are `settings.classes`, or the sorted names of the class folders. A class folder that is not
+    in `settings.classes` is refused.
 
     Raises:
-        InputRefusedError: with everything wrong with the folder.
+        InputRefusedError: with all problems of the folder.
     """
     root = settings.root / settings.images
     store = open_images(root)

@@ -1,11 +1,11 @@
-"""The ISIC 2018 source: task 3 of the challenge as it is published, https://challenge.isic-archive.com/data/#2018.
+"""The ISIC 2018 source: task 3 of the challenge as published, https://challenge.isic-archive.com/data/#2018.
 
 ISIC2018_Task3_Training_Input/ISIC_0024306.jpg                              images; Validation and Test alike
 ISIC2018_Task3_Training_GroundTruth/ISIC2018_Task3_Training_GroundTruth.csv image,MEL,NV,BCC,AKIEC,BKL,DF,VASC
 ISIC2018_Task3_Training_LesionGroupings.csv                                 image,lesion_id,diagnosis_confirm_type
 
-The CSV files may also lie beside the folders. Lesions are published for the training images only: whether the official
-validation and test images show a training lesion cannot be told from these files.
+The CSV files may also be next to the folders. Lesions are published only for the training images. These files do not
+show whether an official validation or test image belongs to a training lesion.
 """
 
 from pathlib import Path
@@ -26,13 +26,13 @@ _GROUPINGS = f"{_STEM}Training_LesionGroupings.csv"
 
 
 def read_isic2018(settings: ISIC2018Settings) -> Catalog:
-    """Read the ground truth of the chosen parts; columns beyond the seven classes are not read.
+    """Read the ground truth of the chosen parts; columns other than the seven classes are ignored.
 
-    With one part the split is drawn later, by lesion; with several each part is its own split. Images without a lesion
-    are groups of their own. All are at `ONE_SITE`.
+    With one part the split is drawn later, by lesion. With several parts each part is its own split. An image without a
+    lesion is its own group. All images are at `ONE_SITE`.
 
     Raises:
-        InputRefusedError: with everything wrong with the files.
+        InputRefusedError: with all problems of the files.
     """
     problems: list[Problem] = []
     store: ImageStore | None = None
@@ -87,6 +87,6 @@ def _read_lesions(settings: ISIC2018Settings, problems: list[Problem]) -> dict[s
 
 
 def _locate(root: Path, stem: str) -> Path:
-    """Return where a CSV lies: in the folder that its archive unpacks to, or beside it."""
+    """Return the path of a CSV, which is in the folder that its archive unpacks to, or next to that folder."""
     unpacked = root / stem / f"{stem}.csv"
     return unpacked if unpacked.exists() else root / f"{stem}.csv"

@@ -1,6 +1,6 @@
-"""A CSV that labels images: its columns for image, label, site and split, and the reading of a row.
+"""Reading of a CSV with labels of images: its columns for image, label, site and split.
 
-The manifest and the DICOM source have the same columns and read them here.
+The manifest source and the DICOM source share these columns and this reader.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ __all__ = ["LabelReader", "RowLabels", "list_columns"]
 
 
 def list_columns(columns: ManifestColumns | DicomColumns) -> list[tuple[str, str | None]]:
-    """Return (setting, column) of every column that the settings name."""
+    """Return (setting, column) for the image, label, site and split columns; a column of None is not used."""
     return [
         ("data.columns.image", columns.image),
         ("data.columns.label", None if columns.labels else columns.label),
@@ -27,7 +27,7 @@ def list_columns(columns: ManifestColumns | DicomColumns) -> list[tuple[str, str
 
 @dataclass(frozen=True)
 class RowLabels:
-    """What one row states of its image: class indices, ascending; site; split, or None."""
+    """Class indices (ascending), site and split of the image of one row; the split may be None."""
 
     labels: tuple[int, ...]
     site: str
@@ -35,16 +35,16 @@ class RowLabels:
 
 
 class LabelReader:
-    """Reads rows by the columns of the settings.
+    """Reads rows according to the columns in the settings.
 
     Attributes:
-        classes: `data.classes`, or the distinct labels, sorted, or the names of the label columns.
-        problems: what is wrong with the classes.
-        findings: what is wrong with the rows read so far.
+        classes: `data.classes`, or the sorted distinct labels, or the names of the label columns.
+        problems: problems of the classes.
+        findings: problems of the rows that have been read so far.
     """
 
     def __init__(self, settings: ManifestSettings | DicomSettings, rows: Sequence[Row]) -> None:
-        """Take the settings and all rows, which may define the classes."""
+        """Determine the classes from the settings, or from all rows."""
         columns = settings.columns
         if columns.labels:
             self.classes, self.problems = names_of_columns(settings.classes, columns.labels, "data.columns.labels")
@@ -57,7 +57,7 @@ class LabelReader:
         self._index = {name: position for position, name in enumerate(self.classes)}
 
     def read(self, row: Row) -> RowLabels:
-        """Return what a row states; what cannot be read goes into `findings`."""
+        """Return the labels, site and split of a row; problems are added to `findings`."""
         columns, findings = self._columns, self.findings
         if columns.labels:
             labels = read_flags(

@@ -1,4 +1,4 @@
-"""The manifest source: a CSV with one row per image, next to a folder or .zip of images."""
+"""The manifest source: a CSV with one row per image, and a folder or .zip of images."""
 
 from ept_fed.config.data import ManifestSettings
 from ept_fed.data.decoding.image_store import ImageStore, open_images
@@ -13,15 +13,15 @@ __all__ = ["read_manifest"]
 
 
 def read_manifest(settings: ManifestSettings) -> Catalog:
-    """Read the CSV (UTF-8, with or without a byte-order mark; commas) and open the image store.
+    """Read the CSV (UTF-8, with or without a byte-order mark; separated by commas) and open the image store.
 
-    Classes are `settings.classes`, or else the sorted distinct labels, or the names of the label columns.
-    Without a group column every image is a group of its own. Without a site column every record is at
-    `ONE_SITE`. Whether the images exist is checked later, for those that are used. All sites are kept:
-    `settings.sites` is only checked here, because splits must not depend on which sites a machine looks at.
+    Classes are `settings.classes`, or else the sorted distinct labels, or the names of the label columns. Without a
+    group column every image is its own group. Without a site column every record is at `ONE_SITE`. The existence of
+    the images is checked later, and only for images that are used. All sites are kept: `settings.sites` is only checked
+    here, because splits must not depend on the sites that a machine uses.
 
     Raises:
-        InputRefusedError: with everything wrong with the CSV and the store.
+        InputRefusedError: with all problems of the CSV and the store.
     """
     columns = settings.columns
     problems: list[Problem] = []

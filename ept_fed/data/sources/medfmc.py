@@ -1,14 +1,15 @@
 """The MedFMC source: the challenge's list files, https://doi.org/10.1038/s41597-023-02460-0.
 
-A line is a file name, a space and the labels; the name may contain spaces:
+A line contains a file name, a space and the labels; the name may contain spaces:
 
     image.png 1                 one class index (colon)
     image.png 1,0,0,1           0/1 per class, commas (chest)
     image.png 1 0 0 1           0/1 per class, spaces (endo)
 
-The five published samplings of K images per class are called `{dataset}_{K}-shot_train_exp{1…5}.txt`, each with a
-`…_val_exp….txt`. Measured on the lists in openmedlab/MedFM: the samplings for chest and endo repeat up to a sixth of
-their lines, and up to all of their training images are in the validation list too; those for colon are free of both.
+The five published samplings of K images per class are named `{dataset}_{K}-shot_train_exp{1…5}.txt`, each with a
+`…_val_exp….txt`. A check of the lists in openmedlab/MedFM shows that the samplings for chest and endo repeat up to a
+sixth of their lines, and that up to all of their training images are in the validation list too. The samplings for
+colon have neither problem.
 """
 
 import re
@@ -27,7 +28,7 @@ from ept_fed.errors import InputRefusedError, Problem
 
 __all__ = ["MEDFMC_CLASSES", "ListedImage", "parse_list", "read_medfmc"]
 
-# In the order of the label columns; the 19 of ChestDR, as the challenge's own code spells them.
+# In the order of the label columns; the 19 names of ChestDR are written as in the challenge's own code.
 MEDFMC_CLASSES: dict[str, tuple[str, ...]] = {
     "chest": (
         "pleural_effusion",
@@ -54,13 +55,13 @@ MEDFMC_CLASSES: dict[str, tuple[str, ...]] = {
     "endo": ("ulcer", "erosion", "polyp", "tumor"),
 }
 
-# The name ends where an ending of three or four letters is followed by a space and nothing but labels.
+# The name ends after an extension of three or four letters that is followed by a space and then only labels.
 _LINE = re.compile(r"(?P<image>.+\.[A-Za-z]{3,4})\s+(?P<labels>\d+(?:[ ,]\d+)*)")
 
 
 @dataclass(frozen=True)
 class ListedImage:
-    """One line of a list: the file name and its class indices, ascending."""
+    """One line of a list: the file name and its class indices in ascending order."""
 
     image: str
     labels: tuple[int, ...]
@@ -69,12 +70,13 @@ class ListedImage:
 def read_medfmc(settings: MedFMCSettings) -> Catalog:
     """Read the training, validation and test lists of one of the three datasets.
 
-    An image listed twice with equal labels is one image. An image of the training list that is in the validation list
-    too is refused, or left out of validation with `overlap: leave_out`; one that is also for testing is always refused.
-    Groups are what `group_pattern` finds in a file name, or single images. All images are at `ONE_SITE`.
+    An image that is listed twice with equal labels is one image. An image that is in the training list and in the
+    validation list is refused, or with `overlap: leave_out` left out of validation. An image that is in the test list
+    and in another list is always refused. The group of an image is the match of `group_pattern` in its file name, or
+    the image itself. All images are at `ONE_SITE`.
 
     Raises:
-        InputRefusedError: with everything wrong with the lists and the store.
+        InputRefusedError: with all problems of the lists and the store.
     """
     problems: list[Problem] = []
     store: ImageStore | None = None
@@ -110,7 +112,7 @@ def read_medfmc(settings: MedFMCSettings) -> Catalog:
 
 
 def _name_lists(settings: MedFMCSettings) -> dict[str, str]:
-    """Return the file of each split; a sampling's are named as the challenge publishes them."""
+    """Return the list file of each split; the files of a sampling have the challenge's names."""
     names = {"train": settings.train_list, "validation": settings.validation_list, "test": settings.test_list}
     if settings.sampling is not None:
         stem = f"{settings.dataset}_{settings.sampling_shots}-shot"
@@ -119,15 +121,15 @@ def _name_lists(settings: MedFMCSettings) -> dict[str, str]:
 
 
 def parse_list(text: str, classes: Sequence[str], name: str) -> tuple[list[ListedImage], list[Problem]]:
-    """Read the lines of one list; see the top of this file.
+    """Read the lines of one list; the format is described at the top of this module.
 
     Args:
-        text: of the file.
-        classes: C class names; one label is an index if C is 2, and several must be C of 0 and 1.
-        name: the setting that names the list, for problems.
+        text: content of the file.
+        classes: C class names. If C is 2, a single label is a class index. Otherwise a line has C labels of 0 or 1.
+        name: the setting that contains the list's name, for problems.
 
     Returns:
-        The images in the order of the list, each once, and what is wrong.
+        The images in the order of the list, each once, and the problems.
     """
     findings = Findings()
     listed: dict[str, ListedImage] = {}
@@ -141,12 +143,14 @@ def parse_list(text: str, classes: Sequence[str], name: str) -> tuple[list[Liste
         values = [int(value) for value in re.split("[ ,]", found["labels"])]
         labels = _to_indices(values, len(classes))
         if labels is None:
-            fix = f"needs one index below {len(classes)}" if len(classes) == 2 else f"needs {len(classes)} of 0 and 1"
+            fix = (
+                f"needs one index below {len(classes)}" if len(classes) == 2 else f"needs {len(classes)} values 0 or 1"
+            )
             findings.add(name, number, found["labels"], fix)
             continue
         entry = ListedImage(found["image"], labels)
         if listed.setdefault(entry.image, entry) != entry:
-            findings.add(name, number, entry.image, "is listed twice with different labels; keep the right line")
+            findings.add(name, number, entry.image, "is listed twice with different labels; keep the correct line")
     return list(listed.values()), findings.to_problems()
 
 
@@ -169,7 +173,7 @@ def _read_list(path: Path, name: str, classes: Sequence[str], problems: list[Pro
     listed, wrong = parse_list(text, classes, name)
     problems += wrong
     if not listed and not wrong:
-        problems.append(Problem(name, str(path), "names no image"))
+        problems.append(Problem(name, str(path), "lists no image"))
     return listed
 
 
@@ -185,12 +189,12 @@ def _find_overlaps(listed: dict[str, list[ListedImage]], overlap: str) -> list[P
             shared.setdefault((earlier, later), []).append(image)
     problems = []
     for (earlier, later), images in shared.items():
-        advice = "take them out of one list"
+        advice = "remove them from one list"
         if (earlier, later) == ("train", "validation"):
             if overlap == "leave_out":
                 continue
             advice += ", or set data.overlap=leave_out to leave them out of validation"
-        fix = f"{len(images)} image(s) are in the lists for {earlier} and for {later}; {advice}"
+        fix = f"{len(images)} image(s) are in the {earlier} list and in the {later} list; {advice}"
         problems.append(Problem(f"data.{later}_list", images[:SHOWN], fix))
     return problems
 

@@ -1,4 +1,4 @@
-"""The MedMNIST source: one .npz with {train,val,test}_{images,labels}."""
+"""The MedMNIST source: one .npz with the arrays {train,val,test}_{images,labels}."""
 
 import zipfile
 import zlib
@@ -18,14 +18,14 @@ _PARTS = ("images", "labels")
 
 
 def read_medmnist(settings: MedMNISTSettings) -> Catalog:
-    """Read an archive into memory; its own splits are kept.
+    """Read an archive into memory and keep its own splits.
 
-    Images are uint8 (n, H, W) or (n, H, W, 3), of any size; labels are (n, 1) class indices, or (n, C) of 0
-    and 1 for multi_label. The archive has neither patients nor sites: every image is a group of its own, at
-    `ONE_SITE` until `settings.partition` deals it. Classes are `settings.classes`, or "0", "1", …
+    Images are uint8 (n, H, W) or (n, H, W, 3), of any size. Labels are (n, 1) class indices, or (n, C) values of 0
+    and 1 for multi_label. The archive contains neither patients nor sites, so every image is its own group and is at
+    `ONE_SITE` until `settings.partition` assigns a site. Classes are `settings.classes`, or "0", "1", …
 
     Raises:
-        InputRefusedError: with everything wrong with the archive.
+        InputRefusedError: with all problems of the archive.
     """
     path = settings.root / settings.archive
     arrays = _load(path)

@@ -1,9 +1,9 @@
-"""Five kinds of structure as formulas on the plane; each looks different in shape, not in brightness.
+"""Five kinds of structure as formulas on the plane; they differ in shape, not in brightness.
 
-Every function draws the free parameters of one patient and returns a `Structure`: a function from coordinates
-x, y of any one shape, in units of half the image width with (0, 0) at the centre, to values 0–1 of that
-shape. Because a structure is a formula, a rotated, shifted or magnified view of a patient is the same formula
-at other coordinates.
+Every function draws the free parameters of one patient and returns a `Structure`. This is a function from two
+coordinate arrays x, y of equal shape, in units of half the image width with (0, 0) at the centre, to values 0–1 of
+that shape. Because a structure is a formula, a rotated, shifted or magnified view of a patient is the same formula at
+other coordinates.
 
 With s(t) = 1 / (1 + exp(-t)) and d the distance to a centre:
 

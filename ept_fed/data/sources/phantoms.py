@@ -1,7 +1,7 @@
-"""The phantom source: seeded images that look medical, drawn when read, so that everything runs offline.
+"""The phantom source: seeded images that look medical and are generated when read, so no download is needed.
 
-A patient has a structure (phantom_structures.py), a tissue and a tint; an image is a jittered view of a
-patient through the scanner of a site. With (u, v) the pixel in units of half the width, on [-1, 1]²:
+A patient has a structure (phantom_structures.py), a tissue and a tint. An image is a randomly moved view of a patient
+through the scanner of a site. (u, v) is the pixel in units of half the width, on [-1, 1]²:
 
     view        (x, y) = R(θ) · (u, v) · z · f + t        θ, t, z per image, f the field of view
     tissue      T = Σₖ aₖ cos(wₖ·(x, y) + φₖ)             8 waves of 0.3–1.5 periods per image width, std 1
@@ -10,8 +10,8 @@ patient through the scanner of a site. With (u, v) the pixel in units of half th
     colour      J = 0.5 + tintᵣ + gainᵣ · (I - 0.5)       per patient and channel r
     scanner     K = castᵣ · gain · blur(J)^gamma + noise  per site, see `AcquisitionProfile`
 
-and K is clipped to 0–1 and stored in 8 bits. Classes differ by structure only: polarity p, tissue, tint and
-scanner are drawn independently of the class.
+K is clipped to 0–1 and stored in 8 bits. Classes differ only by structure. Polarity p, tissue, tint and scanner are
+drawn independently of the class.
 """
 
 from collections.abc import Iterable
@@ -32,7 +32,7 @@ __all__ = ["PhantomImages", "derive_profile", "generate_phantoms"]
 
 
 def derive_profile(seed: int, site: str) -> AcquisitionProfile:
-    """Derive the scanner of a site; it depends on the seed and the site's name only."""
+    """Derive the scanner of a site; it depends only on the seed and the site's name."""
     rng = numpy_generator(seed, "phantom scanner", site)
     red, green, blue = (float(factor) for factor in rng.uniform(0.85, 1.1, 3))
     return AcquisitionProfile(
@@ -46,9 +46,9 @@ def derive_profile(seed: int, site: str) -> AcquisitionProfile:
 
 
 class PhantomImages:
-    """Draws the image of a key "site-1/rings/007/0" (site, class, patient, view) when it is read.
+    """An image store that draws the image of a key "site-1/rings/007/0" (site, class, patient, view) when it is read.
 
-    Nothing is kept: every draw derives from the seed and the key, so reading twice gives the same pixels.
+    No image is kept. All random numbers derive from the seed and the key, so reading twice gives the same pixels.
     """
 
     def __init__(self, images: Iterable[str], *, size: int, seed: int) -> None:
@@ -78,7 +78,7 @@ def generate_phantoms(settings: PhantomSettings, seed: int) -> Catalog:
     """List `patients_per_class` patients per class and site, each with `images_per_patient` views.
 
     Args:
-        settings: `classes` may choose among the five kinds of `STRUCTURES` and order them; null takes all.
+        settings: `classes` may select and order the five kinds of `STRUCTURES`; null uses all of them.
         seed: the run's seed.
 
     Raises:
@@ -129,7 +129,7 @@ def _draw_image(
 
 
 def _draw_view(size: int, field_of_view: float, per_image: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Return the scene coordinates of every pixel: x and y, each (size, size)."""
+    """Return the scene coordinates x and y of every pixel, each (size, size)."""
     axis = (2.0 * np.arange(size) + 1.0) / size - 1.0
     angle, zoom = per_image.uniform(-0.25, 0.25), field_of_view * per_image.uniform(0.92, 1.08)
     shift_x, shift_y = per_image.uniform(-0.1, 0.1, 2)

@@ -1,4 +1,7 @@
-"""The registry of sources: a new one is a settings class in `ept_fed.config.data`, a file here and a line below."""
+"""The registry of sources.
+
+A new source consists of a settings class in `ept_fed.config.data`, a file in this folder and a line in `SOURCES`.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +20,7 @@ from ept_fed.errors import InputRefusedError
 
 __all__ = ["SOURCES", "list_catalog", "open_catalog"]
 
-# Called with the settings of that source and the run's seed, which only generated data needs.
+# Each function is called with the settings of its source and the run's seed, which only generated data needs.
 SOURCES: dict[str, Callable[[Any, int], Catalog]] = {
     "manifest": lambda settings, _seed: read_manifest(settings),
     "folder": lambda settings, _seed: read_image_folder(settings),
@@ -30,20 +33,21 @@ SOURCES: dict[str, Callable[[Any, int], Catalog]] = {
 
 
 def list_catalog(settings: AnyDataSettings, seed: int) -> Catalog:
-    """List the images of the source that `settings.source` names, groups that straddle a split included; no image is
-    decoded.
+    """List the images of the source `settings.source` without decoding them.
+
+    Groups with images in more than one split are accepted here.
 
     Raises:
-        InputRefusedError: with everything wrong with the source.
+        InputRefusedError: with all problems of the source.
     """
     return SOURCES[settings.source](settings, seed)
 
 
 def open_catalog(settings: AnyDataSettings, seed: int) -> Catalog:
-    """List the images of a source that can be trained on; see `list_catalog`.
+    """List the images of a source for training; see `list_catalog`.
 
     Raises:
-        InputRefusedError: with everything wrong with the source, or the groups that straddle a split.
+        InputRefusedError: with all problems of the source, or with the groups that have images in more than one split.
     """
     catalog = list_catalog(settings, seed)
     problems = describe_straddling(catalog.records)

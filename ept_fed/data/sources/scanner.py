@@ -1,4 +1,4 @@
-"""What a site's scanner does to a scene, as numbers: phantoms are drawn through it, feature shift applies it."""
+"""The numeric profile of a site's scanner, which phantoms and feature shift apply."""
 
 from dataclasses import dataclass
 
@@ -7,14 +7,14 @@ __all__ = ["AcquisitionProfile"]
 
 @dataclass(frozen=True)
 class AcquisitionProfile:
-    """How a site's scanner turns a scene into pixels.
+    """The parameters with which a site's scanner converts a scene into pixels.
 
     Attributes:
         gain: factor on the intensity.
         gamma: exponent on the intensity, before the gain.
         blur: std of the point spread, in shares of the image width.
         noise: std of the sensor noise, on the 0–1 scale.
-        field_of_view: width seen, in scene widths; above 1 shows more and smaller.
+        field_of_view: visible width, in scene widths; above 1 the scanner shows more of the scene, at a smaller size.
         cast: factor per colour channel.
     """
 

@@ -1,1 +1,1 @@
-"""Which site and which split each image belongs to, and which images of it are used: pure functions over records."""
+"""Assignment of images to sites and splits, and selection of the images to use; pure functions over records."""

@@ -1,4 +1,4 @@
-"""K-shot samples: K training images per class of one site, from as many patients as there are."""
+"""K-shot samples: K training images per class of one site, from as many patients as possible."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -15,10 +15,9 @@ class FewShotSample:
     """A K-shot sample.
 
     Attributes:
-        records: those drawn, sorted by image name.
-        available: per class, the images there were.
-        taken: per class, the images drawn that carry it; more than K is possible when images carry several
-            labels.
+        records: the drawn records, sorted by image name.
+        available: number of available images per class.
+        taken: number of drawn images per class; it may be more than K if images have several labels.
     """
 
     records: tuple[ImageRecord, ...]
@@ -29,22 +28,23 @@ class FewShotSample:
 def sample_shots(records: Sequence[ImageRecord], *, shots: int, num_classes: int, seed: int) -> FewShotSample:
     """Draw `shots` images per class from the training records of one site.
 
-    Classes take turns from the rarest to the commonest (ties: lower index first). A class draws until the
-    sample holds `shots` images that carry it, counting those that earlier classes drew; each draw takes a
-    group that has given the class fewest images so far, in an order shuffled by a hash of seed and group, so
-    second images of a patient come only when every patient has given one. With one label per image this is
-    the plain K-shot sample, and the sample for K is a subset of that for K + 1. With several it is a greedy
-    cover: small, but not always the smallest. Images without any label are never drawn. The outcome does not
-    depend on the order of the records.
+    The classes are processed from the rarest to the most frequent (ties: lower index first). Images are drawn for a
+    class until the sample contains `shots` images of it, including those drawn for earlier classes. Each draw uses the
+    group that has the fewest drawn images of the class so far, in an order shuffled by a hash of seed and group. So a
+    second image of a patient is drawn only after every patient has contributed one.
+
+    With one label per image this is the plain K-shot sample, and the sample for K is a subset of the sample for K + 1.
+    With several labels it is a greedy cover, which is small but not always the smallest. Images without any label are
+    never drawn. The result does not depend on the order of the records.
 
     Args:
         records: training records of one site.
         shots: K, images per class.
         num_classes: C; labels index 0 … C - 1.
-        seed: of this site; see `ept_fed.seeds.derive_seed`.
+        seed: seed of this site; see `ept_fed.seeds.derive_seed`.
 
     Returns:
-        The sample; a class with fewer than K images gives all it has, see `find_shortages`.
+        The sample. For a class with fewer than K images, all its images are drawn; see `find_shortages`.
     """
 
     def shuffled(record: ImageRecord) -> tuple[int, str, int, str]:
@@ -73,5 +73,5 @@ def sample_shots(records: Sequence[ImageRecord], *, shots: int, num_classes: int
 
 
 def find_shortages(sample: FewShotSample, shots: int) -> dict[int, int]:
-    """Return the classes with fewer than `shots` images, and how many they have; 0 for an absent class."""
+    """Return the classes with fewer than `shots` images and their numbers of images, 0 for an absent class."""
     return {label: have for label, have in enumerate(sample.available) if have < shots}

@@ -1,4 +1,4 @@
-"""Which site each image is at: the sites that the source names, or virtual ones that whole groups are dealt to."""
+"""Assignment of images to sites: the sites that the source names, or virtual sites, which get whole groups."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -24,21 +24,21 @@ _REMEDIES = {
 
 
 def partition_records(records: Sequence[ImageRecord], partition: AnyPartition, seed: int) -> tuple[ImageRecord, ...]:
-    """Deal whole groups to virtual sites; the outcome does not depend on the order of the records.
+    """Assign whole groups to virtual sites; the result does not depend on the order of the records.
 
-    Sites that the source names are pooled first. A group has the split and the first label of its first image by
-    name.
+    The images of all sites that the source names are merged first. A group has the split and the first label of its
+    first image by name.
 
     Args:
-        records: of all sites.
-        partition: its kind chooses from `PARTITIONERS`; "sites" keeps the sites there are.
+        records: records of all sites.
+        partition: its kind selects from `PARTITIONERS`; "sites" keeps the source's own sites.
         seed: the run's seed.
 
     Returns:
-        The records in the order given, with sites "site-1", "site-2", …; see `name_sites`.
+        The records in the given order, with sites "site-1", "site-2", …; see `name_sites`.
 
     Raises:
-        InputRefusedError: when there are more sites than groups, or a site would get too few images.
+        InputRefusedError: if there are more sites than groups, or if a site would get too few images.
     """
     if not isinstance(partition, VirtualPartition):
         return tuple(records)
@@ -60,13 +60,13 @@ def partition_records(records: Sequence[ImageRecord], partition: AnyPartition, s
 
 
 def name_sites(count: int) -> tuple[str, ...]:
-    """Name generated sites "site-1", "site-2", …, padded with zeros so that names sort as numbers do."""
+    """Return the names of generated sites "site-1", "site-2", …, padded with zeros so that they sort by number."""
     width = len(str(count))
     return tuple(f"site-{number:0{width}d}" for number in range(1, count + 1))
 
 
 def find_unknown_sites(records: Sequence[ImageRecord], wanted: Sequence[str] | None) -> list[Problem]:
-    """Return a problem for each wanted site that has no record; `None` wants whatever there is."""
+    """Return a problem for each wanted site that has no record; `None` stands for all sites."""
     known = sorted({record.site for record in records})
     fix = f"the data has no record of this site; it has {', '.join(known) or 'none'}"
     return [Problem("data.sites", site, fix) for site in wanted or () if site not in known]
@@ -76,7 +76,7 @@ def keep_sites(records: Sequence[ImageRecord], wanted: Sequence[str] | None) -> 
     """Keep the records of the wanted sites; `None` keeps all.
 
     Raises:
-        InputRefusedError: naming every wanted site that has no record.
+        InputRefusedError: with every wanted site that has no record.
     """
     problems = find_unknown_sites(records, wanted)
     if problems:

@@ -1,9 +1,10 @@
-"""Ways to deal whole groups to virtual sites: pure functions over arrays, one per kind of `data.partition`.
+"""Partitioners of whole groups among virtual sites: pure functions over arrays, one per kind of `data.partition`.
 
-Where flwr-datasets 0.6 has a definition it is followed, so that results compare, with two differences: what is cut is a
-list of groups instead of single images (a group goes where its first image falls), and where images come with a split,
-each split is cut alike, so that a site's test images are skewed as its training images are. For groups of one image
-and no splits, the sites' shares of each class are those of flwr-datasets, in distribution.
+The definitions of flwr-datasets 0.6 are used where they exist, so that results are comparable. There are two
+differences. First, a list of groups is cut instead of a list of single images; the first image of a group determines
+its site. Second, if the images already have splits, each split is cut in the same way, so that a site's test images
+have the same skew as its training images. For groups of one image without splits, the sites' shares of each class have
+the same distribution as in flwr-datasets.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -37,12 +38,12 @@ _DRAWS = 11  # flwr-datasets' DirichletPartitioner draws once and repeats ten ti
 
 @dataclass(frozen=True)
 class Groups:
-    """G groups, sorted by split and label and shuffled within, so that any cut through them is random.
+    """G groups, sorted by split and label and shuffled within these, so that any cut of the list is random.
 
     Attributes:
         sizes: (G,) images per group, each at least 1.
         labels: (G,) class index of a group's first image, -1 if it has none.
-        splits: (G,) a number per split that groups come with, equal if they come without.
+        splits: (G,) number of the split that a group already has; equal for all groups if they have no splits.
     """
 
     sizes: Indices
@@ -53,7 +54,7 @@ class Groups:
         return len(self.sizes)
 
     def strata(self, *, by_label: bool) -> Iterator[Indices]:
-        """Yield the positions of the groups of each split, or of each label and split; label by label, as flwr does."""
+        """Yield the positions of the groups of each split, or of each label and split, ordered by label as in flwr."""
         labels = self.labels if by_label else np.zeros_like(self.labels)
         for label in np.unique(labels):
             for split in np.unique(self.splits):
@@ -63,7 +64,7 @@ class Groups:
 
 
 class TooFewImagesError(Exception):
-    """No draw gave every site its images.
+    """No draw gave every site enough images.
 
     Attributes:
         images: (S,) images per site in the last draw.
@@ -75,10 +76,10 @@ class TooFewImagesError(Exception):
 
 
 def deal_iid(groups: Groups, settings: IIDPartition, _seed: int) -> Indices:
-    """Deal like cards: per split and label the sites differ by one group at most; flwr's IidPartitioner.
+    """Assign groups in turn: per split and label the sites differ by at most one group; flwr's IidPartitioner.
 
     Returns:
-        (G,) the site of each group, 0 … sites - 1; the same for every function here.
+        (G,) the site of each group, 0 … sites - 1. All partitioners here return this.
     """
     return np.arange(len(groups)) % settings.sites
 
@@ -86,12 +87,12 @@ def deal_iid(groups: Groups, settings: IIDPartition, _seed: int) -> Indices:
 def deal_dirichlet(groups: Groups, settings: DirichletPartition, seed: int) -> Indices:
     """Cut each class into shares p ~ Dirichlet(alpha, …, alpha) over the sites; flwr's DirichletPartitioner.
 
-    The draw is repeated until every site has `min_images`, ten times at most. With `self_balancing`, a site that holds
-    more than the average takes nothing of the classes that follow (Yurochkin et al. 2019, arXiv 1905.12022, as in
+    The draw is repeated, at most ten times, until every site has `min_images`. With `self_balancing`, a site that has
+    more images than the average gets no images of the following classes (Yurochkin et al. 2019, arXiv 1905.12022, as in
     their code).
 
     Raises:
-        TooFewImagesError: if the last draw leaves a site with fewer images.
+        TooFewImagesError: if the last draw leaves a site with fewer than `min_images`.
     """
     average = groups.sizes.sum() / settings.sites
 
@@ -117,8 +118,8 @@ def deal_dirichlet(groups: Groups, settings: DirichletPartition, seed: int) -> I
 def deal_shards(groups: Groups, settings: ShardsPartition, seed: int) -> Indices:
     """Sort by label, cut into sites · shards_per_site equal shards and give each site `shards_per_site` at random.
 
-    McMahan et al. 2017 (arXiv 1602.05629), flwr's ShardPartitioner; flwr drops the images that remain when the number
-    is not a multiple, here shards differ by one image and nothing is lost.
+    McMahan et al. 2017 (arXiv 1602.05629), flwr's ShardPartitioner. If the number of images is not a multiple of the
+    number of shards, flwr drops the remaining images. Here shards differ by one image and no image is dropped.
     """
     shards = settings.sites * settings.shards_per_site
     site_of = numpy_generator(seed, "shards").permutation(shards) // settings.shards_per_site
@@ -131,20 +132,20 @@ def deal_shards(groups: Groups, settings: ShardsPartition, seed: int) -> Indices
 
 
 def deal_quantity(groups: Groups, settings: QuantityPartition, seed: int) -> Indices:
-    """Give sites shares proportional to exp(sigma · z), z standard normal, of every class alike.
+    """Give each site the same share of every class, proportional to exp(sigma · z) with z standard normal.
 
-    Log-normal sizes are those of LEAF (arXiv 1812.01097) and of FedProx's synthetic data (arXiv 1812.06127). flwr has
-    sizes that grow linearly, squared or exponentially, but no random ones.
+    LEAF (arXiv 1812.01097) and FedProx's synthetic data (arXiv 1812.06127) have such log-normal sizes. flwr has sizes
+    that grow linearly, squared or exponentially, but no random sizes.
 
     Raises:
-        TooFewImagesError: as `deal_dirichlet`.
+        TooFewImagesError: if the last draw leaves a site with fewer than `min_images` images.
     """
 
     def draw(rng: np.random.Generator) -> Indices:
         weights: np.ndarray = np.exp(settings.sigma * rng.standard_normal(settings.sites))
         dealt = np.empty(len(groups), dtype=np.int64)
         for chosen in groups.strata(by_label=True):
-            # A new order of sites per class, or what rounding leaves over would always fall to the same ones.
+            # Without a new order of sites per class, the same sites would always get the images left by rounding.
             order = rng.permutation(settings.sites)
             dealt[chosen] = order[_cut(groups.sizes[chosen], weights[order] / weights.sum())]
         return dealt
@@ -153,7 +154,7 @@ def deal_quantity(groups: Groups, settings: QuantityPartition, seed: int) -> Ind
 
 
 def _cut(sizes: Indices, shares: np.ndarray) -> Indices:
-    """Return for each of n groups in a row the share that its first image falls into; shares sum to 1."""
+    """Return, for each of n consecutive groups, the share in which its first image is; the shares sum to 1."""
     cuts = (np.cumsum(shares) * sizes.sum()).astype(np.int64)[:-1]
     return np.searchsorted(cuts, np.cumsum(sizes) - sizes, side="right")
 
@@ -170,7 +171,7 @@ def _draw_until(
     raise TooFewImagesError(images.astype(np.int64))
 
 
-# By `data.partition.kind`; "sites" deals nothing.
+# By `data.partition.kind`; the kind "sites" needs no partitioner.
 PARTITIONERS: Mapping[str, Callable[[Groups, Any, int], Indices]] = {
     "iid": deal_iid,
     "dirichlet": deal_dirichlet,

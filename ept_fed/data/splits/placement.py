@@ -1,4 +1,4 @@
-"""From what a source lists to what each site has: virtual sites, then splits, then the sites that are wanted."""
+"""Placement of a source's records: first virtual sites, then splits, then the selection of the wanted sites."""
 
 from collections.abc import Sequence
 
@@ -13,12 +13,12 @@ __all__ = ["place_records"]
 def place_records(records: Sequence[ImageRecord], settings: AnyDataSettings, seed: int) -> tuple[ImageRecord, ...]:
     """Give every record a site and a split, and keep the records of `settings.sites`.
 
-    Splits are assigned before sites are left out, so a machine that holds one site of a shared manifest draws what a
-    simulation of all sites draws.
+    Splits are assigned before sites are left out. So a machine with one site of a shared manifest draws the same splits
+    as a simulation of all sites.
 
     Raises:
-        InputRefusedError: for a partition that cannot be made, or unknown sites.
-        ValueError: when a group comes in two splits; see `ept_fed.data.sources.registry.open_catalog`.
+        InputRefusedError: for an impossible partition or unknown sites.
+        ValueError: if a group is in two splits; see `ept_fed.data.sources.registry.open_catalog`.
     """
     seed = settings.place_by(seed)
     placed = assign_splits(

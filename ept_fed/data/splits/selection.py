@@ -1,4 +1,4 @@
-"""Which images each site uses, and what is wrong or thin about them, in words."""
+"""Selection of the images that each site uses, and sentences on missing or scarce images."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -23,15 +23,15 @@ def select_records(
     """Draw every site's K-shot samples.
 
     Args:
-        records: of all sites to use, each with a split.
+        records: records of all sites to use, each with a split.
         classes: C class names.
         settings: `shots`, `validation_shots`, `test_shots`, `scarce_classes` and `split_seed` are read.
-        seed: the run's seed; each site and split draws with its own, and test images with that of the splits, so that
-            seeds that share these share the images that they are judged on.
+        seed: the run's seed. Each site and split draws with its own derived seed. Test images are drawn with the seed
+            of the splits, so that runs with equal splits are evaluated on the same images.
 
     Returns:
-        The selected records, sorted by site and image; and a problem for every site without training or test
-        images, and for every class and site with too few training images where `scarce_classes` is "refuse".
+        The selected records, sorted by site and image; and a problem for every site without training or test images,
+        and for every class and site with too few training images if `scarce_classes` is "refuse".
     """
     sites = sorted({record.site for record in records})
     problems = find_empty_splits(records, sites)
@@ -69,7 +69,7 @@ def find_empty_splits(records: Iterable[ImageRecord], sites: Iterable[str]) -> l
 def find_lost_shots(
     selected: Sequence[ImageRecord], kept: Sequence[ImageRecord], classes: tuple[str, ...], shots: int | None
 ) -> list[Problem]:
-    """Return a problem for every site and class that unreadable images left with fewer training images than drawn."""
+    """Return a problem for every site and class that has too few training images because some are unreadable."""
     if shots is None:
         return []
     before, after = (
@@ -85,8 +85,7 @@ def find_lost_shots(
 
 
 def describe_scarcity(records: Sequence[ImageRecord], classes: tuple[str, ...], shots: int | None) -> tuple[str, ...]:
-    """Say which classes a site lacks or has fewer than K training images of, and which its test images
-    lack."""
+    """Return sentences on classes with no or fewer than K training images, and with no test images, per site."""
     counts = Counter((record.site, record.split, label) for record in records for label in record.labels)
     notes = []
     for site in sorted({record.site for record in records}):
@@ -109,13 +108,13 @@ def describe_thinning(
     kept: Iterable[ImageRecord],
     test_shots: int | None,
 ) -> dict[str, str]:
-    """Say of every site that is not judged on all of its test images what that does to its numbers.
+    """Return, for every site that is not tested on all of its test images, the effect on its numbers.
 
     Args:
-        records: of all sites to use, each with a split.
+        records: records of all sites to use, each with a split.
         selected: the K-shot samples.
-        kept: those of them that could be read.
-        test_shots: most test images per class and site.
+        kept: the selected records whose images are readable.
+        test_shots: maximum test images per class and site.
 
     Returns:
         A sentence by site.
@@ -125,7 +124,7 @@ def describe_thinning(
     )
     what = (
         f"at most {test_shots} per class: sensitivities are as on all of them; AUC, average precision, specificity, "
-        "predictive values, accuracy, loss and calibration are those of another mix of classes"
+        "predictive values, accuracy, loss and calibration are for other class proportions"
     )
     return {
         site: f"{site} is tested on {used[site]} of its {held[site]} test images, {what}."

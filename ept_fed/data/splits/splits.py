@@ -1,4 +1,4 @@
-"""Train, validation and test by whole groups."""
+"""Assignment of whole groups to the training, validation and test splits."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -13,31 +13,30 @@ __all__ = ["assign_splits", "find_straddling_groups"]
 def assign_splits(
     records: Sequence[ImageRecord], *, test_fraction: float, validation_fraction: float, seed: int
 ) -> tuple[ImageRecord, ...]:
-    """Assign a split to every record that has none; the images of one group share it, at every site.
+    """Assign a split to every record that has none; the images of one group get the same split, at all sites.
 
-    Groups are stratified by site and first label of their first record (first by site, then by image name).
-    Inside a stratum they are ranked by a hash of seed and group, so the outcome does not depend on the order
-    of the records, and another stratum's groups change nothing. Of n groups,
+    Groups are stratified by site and first label of their first record (first by site, then by image name). Inside a
+    stratum they are ranked by a hash of seed and group, so the result does not depend on the order of the records or on
+    the groups of other strata. Of n groups,
 
         test       = round(n · test_fraction), at least 1 when n ≥ 3 and test_fraction > 0, at most n - 1
         validation = round(n · validation_fraction), at most n - 1 - test
         train      = the rest, so at least 1
 
-    with halves rounded up. A record whose group already has a split takes that one. Records that come with
-    splits but without any validation keep their test images, and validation is carved from their training
-    groups.
+    with halves rounded up. A record whose group already has a split gets that split. If the records have splits but no
+    validation split, the test images are kept, and validation groups are taken from the training groups.
 
     Args:
-        records: of all sites.
+        records: records of all sites.
         test_fraction: share of the groups in [0, 1).
         validation_fraction: share of the groups in [0, 1).
         seed: the run's seed.
 
     Returns:
-        The records in the order given, each with a split.
+        The records in the given order, each with a split.
 
     Raises:
-        ValueError: when the records come with a group that is in two splits already.
+        ValueError: if a group is already in two splits.
     """
     straddling = find_straddling_groups(records)
     if straddling:
@@ -66,7 +65,7 @@ def assign_splits(
 
 
 def find_straddling_groups(records: Sequence[ImageRecord]) -> list[str]:
-    """Return the groups, sorted, whose records name more than one split."""
+    """Return the sorted groups whose records have more than one split."""
     splits: defaultdict[str, set[str]] = defaultdict(set)
     for record in records:
         if record.split is not None:

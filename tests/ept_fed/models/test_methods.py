@@ -200,7 +200,7 @@ def test_methods_federate_and_send_what_they_say(name: str, micro: Callable[...,
 @pytest.mark.parametrize(
     ("overrides", "field", "said"),
     [
-        (("model.method=lorra",), "model.method", "did you mean 'lora'? known are ept, linear"),
+        (("model.method=lorra",), "model.method", "did you mean 'lora'? known methods are ept, linear"),
         (("model.method=lora",), "federation.payload", "set federation.payload=raw"),
         (("model.method=linear", "federation.payload=raw"), "federation.share", "set it to prompts+head"),
         (("model.method_options={rank: 4}",), "model.method_options.rank", "ept has no such option; it has: none"),

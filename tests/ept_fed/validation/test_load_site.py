@@ -83,7 +83,7 @@ def test_other_files_are_refused(tmp_path: Path, text: str) -> None:
 
 def test_a_socket_too_long_for_the_system_is_refused_in_words(tmp_path: Path) -> None:
     found = refused(tmp_path, {"site": "n", "data": DATA, "worker": {"socket": "x" * 120}})
-    assert "give a shorter one" in found["worker.socket"]
+    assert "use a shorter path" in found["worker.socket"]
 
 
 def test_a_proposal_and_a_site_make_the_experiment_they_came_from(

@@ -138,7 +138,7 @@ def test_a_jpeg_inside_is_decoded(encode_dicom: Callable[..., bytes]) -> None:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"NumberOfFrames": 12}, "holds 12 frames; save the one"),
+        ({"NumberOfFrames": 12}, "holds 12 frames; save the frame"),
         ({"PixelData": None}, "without pixel data"),
         ({"Rows": 20_000}, "8 by 20000 pixels"),
         ({"PhotometricInterpretation": "CIELAB"}, "unknown photometric interpretation"),

@@ -63,7 +63,7 @@ def test_exif_orientation_is_applied() -> None:
 
 
 def test_side_over_the_limit_is_refused() -> None:
-    with pytest.raises(UnreadableImageError, match="more than 10,000 a side"):
+    with pytest.raises(UnreadableImageError, match="more than 10,000 per side"):
         decode_image("wide", _encode(Image.new("1", (MAX_SIDE + 1, 1))))
 
 

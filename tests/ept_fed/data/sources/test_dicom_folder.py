@@ -113,8 +113,8 @@ def test_everything_that_does_not_match_is_refused_at_once(export: Callable[...,
     problems = refuse(label(tmp_path, rows))
     said = "\n".join(str(problem) for problem in problems)
     for expected in (
-        "2 row(s) name no file",
-        "files share their SOPInstanceUID",
+        "2 row(s) have no file",
+        "files have the same SOPInstanceUID",
         "listed more than once",
         "have no row in the CSV",
         "have no PatientID",

@@ -87,9 +87,9 @@ def test_any_text_is_read_or_refused(text: str) -> None:
         ("colon", "image 1", "must be a file name"),
         ("colon", "image.png 2", "one index below 2"),
         ("colon", "image.png 1 0 1", "one index below 2"),
-        ("endo", "image.png 1 0 0", "needs 4 of 0 and 1"),
-        ("endo", "image.png 1,0,0,3", "needs 4 of 0 and 1"),
-        ("chest", "image.png 7", "needs 19 of 0 and 1"),
+        ("endo", "image.png 1 0 0", "needs 4 values 0 or 1"),
+        ("endo", "image.png 1,0,0,3", "needs 4 values 0 or 1"),
+        ("chest", "image.png 7", "needs 19 values 0 or 1"),
         ("endo", "image.png 1 0 0 0\nimage.png 0 0 0 1", "different labels"),
     ],
 )
