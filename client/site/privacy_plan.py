@@ -10,7 +10,7 @@ from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.privacy.dp.accountant import GaussianSteps, find_noise_multiplier
 from ept_fed.privacy.dp.site_noise import cost_of_round, find_site_noise
 from ept_fed.protocol.messages import MessageRefusedError, RoundRequest
-from ept_fed.validation.record_dp import validate_private_training
+from ept_fed.validation.dp import validate_private_training
 
 __all__ = ["Mechanism", "RoundCost", "plan_noisy_round", "plan_private_round", "plan_requested_round"]
 

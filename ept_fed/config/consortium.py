@@ -122,13 +122,13 @@ def load_federation(path: Path) -> Federation:
     """
     raw = read_mapping(path, "federation", "a mapping with name, server and sites")
     federation, problems = validate_settings(Federation, raw, lambda _: [])
-    problems += _find_contradictions(raw)
+    problems += _find_problems(raw)
     if problems or federation is None:
         raise InputRefusedError(problems)
     return federation
 
 
-def _find_contradictions(raw: Mapping[str, Any]) -> list[Problem]:
+def _find_problems(raw: Mapping[str, Any]) -> list[Problem]:
     """Return settings that do not fit together.
 
     The raw document is checked, so that these problems are reported together with invalid single values.

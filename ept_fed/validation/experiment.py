@@ -10,9 +10,8 @@ from ept_fed.catalog.strategies import STRATEGIES, count_asked, resolve_options
 from ept_fed.config.experiment import Experiment, FederationSettings, ModelSettings, TrainingSettings
 from ept_fed.errors import Problem
 from ept_fed.validation.data import check_exists, validate_data, validate_splits
-from ept_fed.validation.record_dp import validate_record_dp
+from ept_fed.validation.dp import check_noise_shares, validate_record_dp, validate_site_dp
 from ept_fed.validation.secure_aggregation import check_secure_sites, validate_secure_aggregation
-from ept_fed.validation.site_dp import check_noise_shares, validate_site_dp
 
 __all__ = ["check_sites", "check_statistics", "validate_experiment", "validate_shared"]
 

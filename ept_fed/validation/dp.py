@@ -1,18 +1,68 @@
-"""Validators for site-level DP: settings under which its guarantee would not hold or nobody would add the noise."""
+"""Validators of differential privacy: settings with which the noise would not protect what it should.
+
+`training.privacy` adds noise to the gradients of single images (records), `federation.site_privacy` to the update of a
+whole site.
+"""
 
 import math
 
 from ept_fed.catalog.strategies import STRATEGIES
-from ept_fed.config.experiment import Experiment, FederationSettings
+from ept_fed.config.experiment import Experiment, FederationSettings, TrainingSettings
 from ept_fed.config.privacy import SitePrivacySettings
 from ept_fed.errors import Problem
 from ept_fed.privacy.dp.site_noise import LARGEST_START, MAX_DEVIATIONS, MIN_STEPS, find_site_noise, split_noise
 from ept_fed.privacy.secure_aggregation.fixed_point import FixedPoint
 from ept_fed.privacy.secure_aggregation.round_session import count_min_sites
 
-__all__ = ["check_noise_shares", "validate_site_dp"]
+__all__ = ["check_noise_shares", "validate_private_training", "validate_record_dp", "validate_site_dp"]
 
-_FIELD = "federation.site_privacy"
+_SITE_PRIVACY = "federation.site_privacy"
+
+
+def validate_record_dp(experiment: Experiment) -> list[Problem]:
+    """Return the settings that do not fit together with `training.privacy`; none if it is null."""
+    if experiment.training.privacy is None:
+        return []
+    model, federation, personal = experiment.model, experiment.federation, experiment.personalisation
+    found = validate_private_training(experiment.training)
+    if model.method != "ept" or model.embedding != "concat":
+        field, value = ("method", model.method) if model.method != "ept" else ("embedding", model.embedding)
+        fix = "has no per-image gradients here; with training.privacy use method ept with embedding concat"
+        found.append(Problem(f"model.{field}", value, fix))
+    strategy = STRATEGIES.get(federation.strategy)
+    if strategy is not None and strategy.wants_gradient:
+        fix = "requests the gradient over all images, without noise; leave out training.privacy, or use fedavg"
+        found.append(Problem("federation.strategy", federation.strategy, fix))
+    if federation.strategy == "qfedavg":
+        fix = "weights sites by their training loss, which private training does not send; use fedavg"
+        found.append(Problem("federation.strategy", federation.strategy, fix))
+    if personal.ditto is not None:
+        fix = "trains a second model without noise; leave it out, or training.privacy"
+        found.append(Problem("personalisation.ditto", personal.ditto, fix))
+    if personal.fine_tune_epochs is not None:
+        fix = "trains after the last round, without a share of the budget; leave it out, or training.privacy"
+        found.append(Problem("personalisation.fine_tune_epochs", personal.fine_tune_epochs, fix))
+    return found
+
+
+def validate_private_training(training: TrainingSettings) -> list[Problem]:
+    """Return the training settings that do not fit together with their own `privacy`; none if it is null."""
+    if training.privacy is None:
+        return []
+    found = []
+    if training.head == "lda":
+        fix = (
+            "is computed from all training images without noise, and prompts trained through it leak all of them; "
+            "with training.privacy set it to trained"
+        )
+        found.append(Problem("training.head", training.head, fix))
+    if training.class_balanced:
+        fix = "draws images of rare classes more often, which the privacy accountant does not include; set it to false"
+        found.append(Problem("training.class_balanced", True, fix))
+    if training.head_first_epochs:
+        fix = "private training updates all tensors in one step; set it to 0"
+        found.append(Problem("training.head_first_epochs", training.head_first_epochs, fix))
+    return found
 
 
 def validate_site_dp(experiment: Experiment) -> list[Problem]:
@@ -26,16 +76,16 @@ def validate_site_dp(experiment: Experiment) -> list[Problem]:
         found.append(Problem("training.privacy", "on", fix))
     strategy = STRATEGIES.get(federation.strategy)
     if strategy is not None and strategy.wants_gradient:
-        fix = f"requests the gradient over all images, without noise; leave out {_FIELD}, or use fedavg"
+        fix = f"requests the gradient over all images, without noise; leave out {_SITE_PRIVACY}, or use fedavg"
         found.append(Problem("federation.strategy", federation.strategy, fix))
     if private.noise != "local":
         found += _check_mean(federation, private)
     if private.noise == "distributed" and federation.secure_aggregation is None:
         fix = "adds a part of the noise to each update, so updates must be hidden; set secure_aggregation: {}, or local"
-        found.append(Problem(f"{_FIELD}.noise", "distributed", fix))
+        found.append(Problem(f"{_SITE_PRIVACY}.noise", "distributed", fix))
     if private.noise == "central" and federation.secure_aggregation is not None:
         fix = "requires the server to clip updates, which secure aggregation hides from it; set it to distributed"
-        found.append(Problem(f"{_FIELD}.noise", "central", fix))
+        found.append(Problem(f"{_SITE_PRIVACY}.noise", "central", fix))
     return found
 
 
@@ -50,10 +100,10 @@ def check_noise_shares(federation: FederationSettings, sites: int) -> list[Probl
     least, room = numbers.step * MIN_STEPS, numbers.bound - LARGEST_START
     if deviation < least:
         fix = f"gives noise below {least:.2g} per site, too little for fixed-point numbers; raise it, or the noise"
-        return [Problem(f"{_FIELD}.clip", private.clip, fix)]
+        return [Problem(f"{_SITE_PRIVACY}.clip", private.clip, fix)]
     if private.clip + MAX_DEVIATIONS * deviation > room:
         fix = f"with noise of {deviation:.3g} per site exceeds the range of fixed-point numbers; lower it, or the noise"
-        return [Problem(f"{_FIELD}.clip", private.clip, fix)]
+        return [Problem(f"{_SITE_PRIVACY}.clip", private.clip, fix)]
     return []
 
 
@@ -61,16 +111,16 @@ def _check_noise(private: SitePrivacySettings, rounds: int) -> list[Problem]:
     """Return the problems of the privacy settings by themselves."""
     if private.adaptive is not None and private.noise != "central":
         fix = f"requires a count over all updates, which does not exist with {private.noise} noise; leave it out"
-        return [Problem(f"{_FIELD}.adaptive", "on", fix)]
+        return [Problem(f"{_SITE_PRIVACY}.adaptive", "on", fix)]
     try:
         noise = find_site_noise(private.noise_multiplier, private.epsilon, private.delta, rounds=rounds)
     except ValueError as error:
-        return [Problem(f"{_FIELD}.epsilon", private.epsilon, str(error))]
+        return [Problem(f"{_SITE_PRIVACY}.epsilon", private.epsilon, str(error))]
     if private.adaptive is not None:
         try:
             split_noise(noise, private.adaptive.count_noise)
         except ValueError as error:
-            return [Problem(f"{_FIELD}.adaptive.count_noise", private.adaptive.count_noise, str(error))]
+            return [Problem(f"{_SITE_PRIVACY}.adaptive.count_noise", private.adaptive.count_noise, str(error))]
     return []
 
 
@@ -78,13 +128,15 @@ def _check_silence(federation: FederationSettings, private: SitePrivacySettings)
     """Return the settings that require measures which the sites do not send."""
     found = []
     if federation.strategy == "qfedavg":
-        fix = f"weights sites by their training loss, which has no noise; leave out {_FIELD}, or use fedavg"
+        fix = f"weights sites by their training loss, which has no noise; leave out {_SITE_PRIVACY}, or use fedavg"
         found.append(Problem("federation.strategy", federation.strategy, fix))
     if not private.metrics:
         for field in ("patience", "target_auc"):
             if getattr(federation, field) is not None:
                 fix = "requires validation AUC, which has no noise and stays at the sites; leave it out, or set "
-                found.append(Problem(f"federation.{field}", getattr(federation, field), f"{fix}{_FIELD}.metrics=true"))
+                found.append(
+                    Problem(f"federation.{field}", getattr(federation, field), f"{fix}{_SITE_PRIVACY}.metrics=true")
+                )
     return found
 
 
