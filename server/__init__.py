@@ -1,1 +1,1 @@
-"""What the consortium's server runs: numpy and Flower, never torch; it sees no image and no model."""
+"""The code of the consortium's server; it uses numpy and Flower but not torch, and has no images and no model."""

@@ -1,4 +1,4 @@
-"""The ServerApp: a plan, its aggregator and the round loop."""
+"""The Flower ServerApp that runs a plan with its aggregator in the round loop."""
 
 from collections.abc import Callable
 
@@ -23,9 +23,9 @@ def create_server_app(
     save: Callable[[Checkpoint], None] | None = None,
     authority: x509.Certificate | None = None,
 ) -> ServerApp:
-    """Return a ServerApp that runs `plan` over whatever Grid it is given and hands the result to `on_result`.
+    """Return a ServerApp that runs `plan` over its Grid and passes the result to `on_result`.
 
-    `resume`, `save` and `authority` are as in `run_rounds`.
+    `resume`, `save` and `authority` have the same meaning as in `run_rounds`.
     """
     app = ServerApp()
 

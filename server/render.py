@@ -1,4 +1,4 @@
-"""Text files of kits and of the proxy, from the templates below server/templates."""
+"""Text files of kits and of the proxy, rendered from the templates in server/templates."""
 
 from collections.abc import Mapping
 from functools import cache
@@ -9,13 +9,20 @@ __all__ = ["render"]
 
 
 def render(template: str, words: Mapping[str, object]) -> str:
-    """Return a template of server/templates, by its path there, filled in; a missing word is an error."""
+    """Return the text of a template with `words` filled in; a missing word is an error.
+
+    `template` is the path below server/templates.
+    """
     return _templates().get_template(template).render(words)
 
 
 @cache
 def _templates() -> Environment:
-    """Shell, YAML, Markdown and units: nothing is HTML, and every name was checked to be safe in all of them."""
+    """Return the environment of the templates.
+
+    The templates are shell, YAML, Markdown and systemd units, so HTML escaping is off. Validation ensures that every
+    name is safe in all these formats.
+    """
     return Environment(
         loader=PackageLoader("server"),
         undefined=StrictUndefined,

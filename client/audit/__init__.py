@@ -1,1 +1,1 @@
-"""The ledger in words for a data-protection officer, and a new ledger after a loss."""
+"""Descriptions of the ledger for a data-protection officer, and a new ledger after a loss."""

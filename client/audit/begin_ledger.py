@@ -1,4 +1,4 @@
-"""`ept-fed audit begin`: a new ledger in the place of one that is gone for good, on a person's word."""
+"""The command `ept-fed audit begin`: start a new ledger after the old one is lost, with a person's reason."""
 
 from pathlib import Path
 from typing import Any
@@ -17,27 +17,27 @@ _LONGEST_REASON = 300
 
 
 def begin_ledger(kit: Path, reason: str) -> dict[str, Any]:
-    """Begin a ledger whose first entry says why, and what an earlier one knew by the witness of the site's state.
+    """Begin a ledger whose first entry contains the reason, and the earlier runs for which the state has evidence.
 
-    The gate then knows no run any more: the first backbone and splits that come are pinned anew, and a run that goes on
-    has to be proposed again. What the privacy budget has spent stays spent: the first entry names its end.
+    The gate then has no run: the first backbone and splits that arrive are pinned again, and a current run must be
+    proposed again. The spent privacy budget stays spent: the first entry contains its end.
 
     Args:
         kit: folder of the site's kit.
-        reason: for the first entry.
+        reason: why the earlier ledger is lost; it is written to the first entry.
 
     Returns:
-        a JSON-ready document: the ledger's path, the runs that an earlier one knew, and a sentence.
+        a JSON-ready document: the ledger's path, the runs of an earlier ledger, and a sentence.
 
     Raises:
-        InputRefusedError: if there is a ledger, no reason, or anything that `open_gate` refuses.
+        InputRefusedError: if there is a ledger, if there is no reason, or if `open_gate` would refuse the settings.
     """
     settings = load_site_settings(kit / "site.yaml")
     key = read_site_key(kit)
     path, said = settings.worker.state / LEDGER_FILE, clean_text(reason.strip(), _LONGEST_REASON)
     problems = []
     if not said:
-        problems.append(Problem("--reason", reason, "say why, for whoever reads the ledger"))
+        problems.append(Problem("--reason", reason, "must contain a reason for the readers of the ledger"))
     if not examine(*read_ledger(path), key.public_key()).unbegun:
         problems.append(_is_there(path))
     if problems:
@@ -47,18 +47,22 @@ def begin_ledger(kit: Path, reason: str) -> dict[str, Any]:
     ledger = open_ledger(path, key, settings.site, record_anew(said, served) | {BUDGET: budget.end})
     ledger.close()
     if ledger.history:
-        # Somebody else began it since it was looked at.
+        # Another process began the ledger after the check above.
         raise InputRefusedError([_is_there(path)])
-    known = f"an earlier one knew {serialize_served(served)}" if served else "the site's state knows of no earlier one"
+    known = (
+        f"an earlier one contained {serialize_served(served)}"
+        if served
+        else "the site's state has no evidence of an earlier one"
+    )
     return {
         "schema": 1,
         "status": "done",
         "ledger": str(path),
         "earlier_runs": served,
-        "sentence": f"A new ledger begins at {path}; its first entry says that {known}, and why it is gone.",
+        "sentence": f"A new ledger begins at {path}; its first entry states that {known}, and contains the reason.",
     }
 
 
 def _is_there(path: Path) -> Problem:
-    fix = "is there; keep it, and move it aside together with its tip before a new one begins"
+    fix = "already exists; keep it, and move it to another place together with its tip before a new one begins"
     return Problem("ledger", str(path), fix)

@@ -1,4 +1,4 @@
-"""What a ledger's own notes say to a data-protection officer: how it began, what changed, and what interrupted it."""
+"""Sentences about a ledger's own notes for a data-protection officer: its beginning, changes and interruptions."""
 
 from collections.abc import Collection, Sequence
 
@@ -11,11 +11,11 @@ __all__ = ["many", "say_notes"]
 
 
 def say_notes(entries: Sequence[Entry], lost: Collection[str]) -> list[str]:
-    """Say what the site's own entries note.
+    """Return sentences about the notes in the site's own entries.
 
     Args:
-        entries: of a ledger, at least one.
-        lost: names of torn lines that are no longer beside it as they were set aside.
+        entries: entries of a ledger, at least one.
+        lost: file names of partial writes that are missing next to the ledger, or were changed.
     """
     said = _say_beginning(entries[0])
     policies = list(dict.fromkeys(entry.policy for entry in entries if entry.policy is not None))
@@ -23,12 +23,12 @@ def say_notes(entries: Sequence[Entry], lost: Collection[str]) -> list[str]:
         said.append(f"The site's policy changed {many(len(policies) - 1, 'time')}.")
     interrupted = sum(entry.kind == "recovered" for entry in entries)
     if interrupted:
-        said.append(f"The worker was interrupted while it wrote {many(interrupted, 'time')}, and went on.")
+        said.append(f"The worker was interrupted {many(interrupted, 'time')} during a write, and continued.")
     return said + [sentence for entry in entries for sentence in _say_torn(entry, lost)]
 
 
 def many(count: int, what: str) -> str:
-    """Return "1 entry", or "2 entries"; of several words the first is in the plural."""
+    """Return a count with its noun, such as "1 entry" or "2 entries"; only the first word gets a plural form."""
     if count == 1:
         return f"1 {what}"
     first, space, rest = what.partition(" ")
@@ -41,10 +41,10 @@ def _say_beginning(first: Entry) -> list[str]:
     reason, earlier = load_restart(first)
     if reason:
         known = f"what passed in {serialize_served(earlier)}" if earlier else "what passed before"
-        said.append(f'It was begun anew on {first.time[:10]}, because "{reason}": {known} is in another ledger.')
+        said.append(f'It was started again on {first.time[:10]}, because "{reason}": {known} is in another ledger.')
     if LEFT in first.about:
         left = first.about[LEFT]
-        said.append(f"When it was begun, {left}: a crash at an earlier beginning, or an emptied ledger.")
+        said.append(f"When it was started, {left}: an earlier start crashed, or the ledger was emptied.")
     return said
 
 
@@ -52,8 +52,8 @@ def _say_torn(entry: Entry, lost: Collection[str]) -> list[str]:
     torn = load_torn(entry.about)
     if torn is None:
         return []
-    where = "is no longer beside the ledger as it was" if torn.file in lost else "is kept beside the ledger"
+    where = "is missing next to the ledger or was changed" if torn.file in lost else "is kept next to the ledger"
     return [
-        f"{torn.size:,} bytes of a line that was never whole stood before entry {entry.sequence}: nothing was done "
-        f"about its message, and {torn.file} (SHA-256 {torn.sha256[:16]}…) {where}."
+        f"{torn.size:,} bytes of a partially written line were found before entry {entry.sequence}. Its message was "
+        f"not processed, and {torn.file} (SHA-256 {torn.sha256[:16]}…) {where}."
     ]

@@ -1,4 +1,4 @@
-"""What a ledger says, for a data-protection officer: sentences and a document; and what was found wrong with it."""
+"""The content of a ledger for a data-protection officer, as sentences and as a document, with all findings."""
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
@@ -29,27 +29,27 @@ def verify_ledger(
     seen: str | None = None,
     every_signature: bool = False,
 ) -> dict[str, Any]:
-    """Examine a ledger and say what it holds.
+    """Verify a ledger and describe its content.
 
     Args:
-        path: the ledger; its tip lies beside it.
-        certificate: the site's, whose key must have signed the ledger.
-        authority: the consortium's certificate, which must have issued the site's.
+        path: the ledger; its tip is in the same folder.
+        certificate: the site's certificate, whose key must have signed the ledger.
+        authority: the consortium's certificate, which must have issued the site's certificate.
         seen: `SEQUENCE:HASH` of an earlier end that must still be in the ledger.
-        every_signature: check every line's own signature even if nothing is amiss.
+        every_signature: check the signature of every line even if no check fails.
 
     Returns:
         a JSON-ready document: `status` sound, altered or unbegun, `sentences`, `findings`, totals and the ledger's end.
 
     Raises:
-        InputRefusedError: for files that cannot be read, and certificates that are none.
+        InputRefusedError: if a file cannot be read, or is not a certificate.
     """
     owner = None if certificate is None else parse_certificate(_read("--certificate", certificate), "--certificate")
     problems = []
     if authority is not None:
         problems = _find_issuer_problems(owner, parse_certificate(_read("--ca", authority), "--ca"))
     noted = None if seen is None else _parse_seen(seen)
-    # The tip first: a worker may write meanwhile, and then the ledger is the newer one, as after an interruption.
+    # The tip is read first. If a worker writes in between, the ledger is newer than the tip, as after an interruption.
     tip = _read("ledger", tip_path(path)) if tip_path(path).exists() else None
     content = _read("ledger", path)
     if problems:
@@ -59,7 +59,7 @@ def verify_ledger(
     if owner is not None and result.entries:
         site, named = result.entries[0].about.get("site", ""), common_name(owner)
         if site != named:
-            result.add(1, "foreign key", f"the ledger is that of {site}, the certificate that of {named}")
+            result.add(1, "foreign key", f"the ledger belongs to {site}, the certificate to {named}")
     checked = "not checked" if owner is None else common_name(owner)
     torn = [found for entry in result.entries if (found := load_torn(entry.about)) is not None]
     return describe(result, checked, lost=[line.file for line in torn if not line.is_kept_beside(path)])
@@ -74,10 +74,10 @@ def show_ledger(
     decision: str | None = None,
     last: int | None = None,
 ) -> list[dict[str, Any]]:
-    """Return a ledger's entries, oldest first, that fit all filters; nothing is verified.
+    """Return a ledger's entries that match all filters, oldest first, without verification.
 
     Raises:
-        InputRefusedError: if it cannot be read.
+        InputRefusedError: if the ledger cannot be read.
     """
     wanted = {"run": run, "direction": direction, "kind": kind, "decision": decision}
     entries = [
@@ -89,12 +89,12 @@ def show_ledger(
 
 
 def describe(result: Examination, key_of: str, *, lost: Collection[str] = ()) -> dict[str, Any]:
-    """Return what an examination found as a document with sentences.
+    """Return the result of an examination as a document with sentences.
 
     Args:
-        result: of `examine`.
-        key_of: whose certificate the key was held against; "not checked" without one.
-        lost: names of torn lines that are no longer beside the ledger as they were set aside.
+        result: the result of `examine`.
+        key_of: the owner of the certificate that the key was compared with; "not checked" without a certificate.
+        lost: file names of partial writes that are missing next to the ledger, or were changed.
     """
     entries = result.entries
     latest = entries[-1] if entries else None
@@ -122,33 +122,33 @@ def describe(result: Examination, key_of: str, *, lost: Collection[str] = ()) ->
 
 
 def _say_content(entries: Sequence[Entry]) -> list[str]:
-    """Say what passed in both directions; true only if the ledger is sound."""
+    """Return sentences about the messages in both directions; they are reliable only if the ledger is sound."""
     site, totals = entries[0].about.get("site", "?"), entries[-1].totals
     start, end = (entry.time[:_SHOWN_MINUTES].replace("T", " ") for entry in (entries[0], entries[-1]))
     said = [
         f"Between {start} and {end} UTC the site {site} sent {many(totals.sent.messages, 'message')} of "
-        f"{totals.sent.bytes:,} bytes together, and received {many(totals.received.messages, 'message')} of "
+        f"{totals.sent.bytes:,} bytes in total, and received {many(totals.received.messages, 'message')} of "
         f"{totals.received.bytes:,} bytes."
     ]
     sent = [entry for entry in entries if entry.direction == "out" and entry.decision != "refused"]
     said += _say_sent(sent)
     said.append(_say_absent(sent))
-    for direction, what in (("in", "from the server"), ("out", "of the site's own, before it left,")):
+    for direction, what in (("in", "from the server"), ("out", "of the site, before sending,")):
         refused = [entry for entry in entries if entry.direction == direction and entry.decision == "refused"]
         if refused:
             rules = ", ".join(f"{rule} ({count})" for rule, count in _count_rules(refused).most_common())
             verb = "was" if len(refused) == 1 else "were"
-            said.append(f"{many(len(refused), 'message')} {what} {verb} refused, by these rules: {rules}.")
+            said.append(f"{many(len(refused), 'message')} {what} {verb} refused because of these rules: {rules}.")
     if not any(entry.decision == "refused" for entry in entries):
         said.append("No message was refused.")
     clipped = sum(entry.decision == "clipped" for entry in entries)
     if clipped:
-        said.append(f"{many(clipped, 'update')} left scaled down to the policy's bound.")
+        said.append(f"The site scaled {many(clipped, 'update')} down to the policy's bound before sending.")
     return said
 
 
 def _say_sent(sent: Sequence[Entry]) -> list[str]:
-    """Group what left by kind and content."""
+    """Return one sentence for each kind and content of sent messages."""
     groups: dict[tuple[str, str], list[Entry]] = {}
     for entry in sent:
         shapes = ", ".join(f"{name} {_shape(shape)}" for name, shape in entry.tensors)
@@ -166,7 +166,10 @@ def _say_sent(sent: Sequence[Entry]) -> list[str]:
 
 
 def _say_absent(sent: Sequence[Entry]) -> str:
-    """Say what did not leave. Images and names cannot: every tensor and number that left is named above."""
+    """Return sentences about sensitive tensors that were sent, and about data that was not sent.
+
+    Images and file names are never sent: the sentences of `_say_sent` name every tensor and number that was sent.
+    """
     names = {name for entry in sent for name, _ in entry.tensors}
     heads = any(name.split("/")[-1] in HEAD_TENSORS for name in names)
     statistics = any(name.split("/")[-1] in STATISTICS_TENSORS for name in names)
@@ -177,36 +180,40 @@ def _say_absent(sent: Sequence[Entry]) -> str:
         *(["statistics of the classes' features"] if statistics else []),
         *(["a gradient"] if gradients else []),
     ]
-    return "".join([f"{' and '.join(left)} left. ".capitalize() if left else "", f"No {', no '.join(absent)} left."])
+    return "".join(
+        [f"the site sent {' and '.join(left)}. ".capitalize() if left else "", f"No {', no '.join(absent)} was sent."]
+    )
 
 
 def _say_verdict(result: Examination, key_of: str) -> list[str]:
     if result.unbegun:
         return [
-            "THE LEDGER HOLDS NO WHOLE ENTRY. A crash while it was begun leaves this, before any message could pass; "
-            "so does somebody who empties it and its tip. An end that was noted earlier tells which (--seen)."
+            "THE LEDGER CONTAINS NO COMPLETE ENTRY. There are two possible causes: a crash when it was started, before "
+            "any message could pass, or a person who emptied it and its tip. Check with an end that was noted earlier "
+            "(--seen)."
         ]
     if not result.sound:
         count = f"more than {len(result.findings)}" if result.more else str(len(result.findings))
-        return [f"THE LEDGER IS NOT WHOLE ({count} finding{'s' if len(result.findings) > 1 else ''}):"] + [
+        return [f"THE LEDGER IS NOT INTACT ({count} finding{'s' if len(result.findings) > 1 else ''}):"] + [
             str(finding) for finding in result.findings
         ]
     signed = (
-        "with the key that its first entry names; whose key that is was not checked (--certificate)"
+        "with the key in its first entry; the owner of this key was not checked (--certificate)"
         if key_of == "not checked"
         else f"with the key of the certificate of {key_of}"
     )
     count = many(len(result.entries), "entry")
-    said = [f"The ledger is whole: its {count} follow one another, and the end is signed {signed}."]
+    said = [f"The ledger is intact: its {count} form an unbroken chain, and the end is signed {signed}."]
     if result.torn:
         said.append(
-            f"After them {result.torn} bytes of a line stand that is not whole: a crash, and then nothing was done "
-            "about its message; or a cut, by somebody who kept an older tip. An end that was noted earlier tells which "
-            "(--seen). The worker sets it aside when it starts, and records that."
+            f"They are followed by {result.torn} bytes of a partially written line. There are two possible causes: a "
+            "crash, and then its message was not processed, or a removed part, by a person who kept an older tip. "
+            "Check with an end that was noted earlier (--seen). The worker moves these bytes to a separate file at its "
+            "next start, and records that."
         )
     if result.unconfirmed:
         said.append(
-            f"The last {many(result.unconfirmed, 'entry')} came after the tip was last written, in an interruption."
+            f"The last {many(result.unconfirmed, 'entry')} came after the last write of the tip, which was interrupted."
         )
     return said
 
@@ -216,10 +223,10 @@ _KINDS = {
     "train": "answer to training",
     "evaluate": "answer to evaluation",
     "advertisement": "advertisement of keys for masks",
-    "shares": "message of encrypted shares of them",
+    "shares": "message of encrypted shares of these keys",
     "masked input": "update under secure aggregation",
-    "confirmation": "confirmation of whose updates are summed",
-    "unmasking": "message that unmasks the sum",
+    "confirmation": "confirmation of the sites in the sum",
+    "unmasking": "message for unmasking the sum",
 }
 
 
@@ -235,7 +242,7 @@ def _count_rules(entries: Iterable[Entry]) -> Counter[str]:
 def _parse_seen(text: str) -> Seen:
     sequence, _, last = text.partition(":")
     if not sequence.isascii() or not sequence.isdigit() or len(last) != 64:
-        raise InputRefusedError([Problem("--seen", text, "write SEQUENCE:HASH, as an earlier verify printed it")])
+        raise InputRefusedError([Problem("--seen", text, "must be SEQUENCE:HASH, as printed by an earlier verify")])
     return Seen(int(sequence), last)
 
 
@@ -248,7 +255,9 @@ def _read(field: str, path: Path) -> bytes:
 
 def _find_issuer_problems(owner: x509.Certificate | None, authority: x509.Certificate) -> list[Problem]:
     if owner is None:
-        return [Problem("--ca", common_name(authority), "checks the certificate; give --certificate too")]
+        return [
+            Problem("--ca", common_name(authority), "requires --certificate too, because it checks that certificate")
+        ]
     if find_chain_problems(owner, authority, "--certificate"):
         fix = f"was not issued by {common_name(authority)} for a site; ask the consortium for the right certificate"
         return [Problem("--certificate", common_name(owner), fix)]

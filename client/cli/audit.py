@@ -1,4 +1,4 @@
-"""`ept-fed audit`: what passed a site's door, whether its ledger is whole, and what its updates give away."""
+"""The command `ept-fed audit`: verify a site's ledger, list its entries, or begin a new ledger."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -23,8 +23,10 @@ _BEGIN_EXAMPLES = (
     "  ept-fed audit begin . --reason 'moved to another machine' --json"
 )
 
-app = typer.Typer(name="audit", help="What passed a site's door, and what its updates give away.", no_args_is_help=True)
-_Ledger = Annotated[Path, typer.Argument(help="The site's ledger.jsonl; ledger.tip lies beside it.", metavar="LEDGER")]
+app = typer.Typer(name="audit", help="Show what passed a site's gate, and what its updates leak.", no_args_is_help=True)
+_Ledger = Annotated[
+    Path, typer.Argument(help="The site's ledger.jsonl; ledger.tip is in the same folder.", metavar="LEDGER")
+]
 _AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 
 
@@ -43,7 +45,7 @@ class _Decision(StrEnum):
 
 @app.callback()
 def _audit() -> None:
-    """Say what passed a site's door, whether its ledger is whole, and what its updates give away."""
+    """Show what passed a site's gate, whether its ledger is intact, and what its updates leak."""
 
 
 @app.command("verify", epilog=_VERIFY_EXAMPLES)
@@ -53,22 +55,23 @@ def verify(
         Path | None, typer.Option(help="The site's certificate: its key must have signed the ledger.", metavar="FILE")
     ] = None,
     authority: Annotated[
-        Path | None, typer.Option("--ca", help="The consortium's certificate, which issued the site's.", metavar="FILE")
+        Path | None,
+        typer.Option("--ca", help="The consortium's certificate, which must have issued the site's.", metavar="FILE"),
     ] = None,
     seen: Annotated[
         str | None,
         typer.Option(
-            help="An end that an earlier verify printed and that must still be there.", metavar="SEQUENCE:HASH"
+            help="An end that an earlier verify printed and that must still be in the ledger.", metavar="SEQUENCE:HASH"
         ),
     ] = None,
     every_signature: Annotated[
-        bool, typer.Option("--every-signature", help="Check each line's own signature even if nothing is amiss.")
+        bool, typer.Option("--every-signature", help="Check the signature of each line even if no other check fails.")
     ] = False,
     as_json: _AsJson = False,
 ) -> None:
-    """Check chain, signatures, tip and totals of a ledger, and say what left the site.
+    """Check chain, signatures, tip and totals of a ledger, and describe the messages that left the site.
 
-    Exit code 0: whole; 1: altered, with line and kind of every finding, or without any whole entry; 2: a file cannot be
+    Exit code 0: intact; 1: altered, with line and kind of every finding, or no complete entry; 2: a file cannot be
     read.
     """
     from client.audit.report import verify_ledger
@@ -86,7 +89,9 @@ def verify(
         for sentence in (*(report["sentences"] if sound else ()), *report["verdict"]):
             typer.echo(sentence)
         if sound:
-            typer.echo(f"Note its end elsewhere, and nobody can cut it unnoticed later: --seen {report['end']}")
+            typer.echo(
+                f"Note this end outside this machine; it reveals a later cut of the ledger: --seen {report['end']}"
+            )
     raise typer.Exit(DONE if sound else FAILED)
 
 
@@ -95,16 +100,16 @@ def show(
     ledger: _Ledger,
     run: Annotated[str | None, typer.Option(help="Only messages of this run.")] = None,
     direction: Annotated[
-        _Direction | None, typer.Option(help="Only what came in, went out, or is the site's own.")
+        _Direction | None, typer.Option(help="Only incoming messages, outgoing messages, or the site's own entries.")
     ] = None,
     kind: Annotated[
         str | None, typer.Option(help="introduce, introduction, train, evaluate; opened, recovered, charged.")
     ] = None,
-    decision: Annotated[_Decision | None, typer.Option(help="Only what was decided like this.")] = None,
-    last: Annotated[int | None, typer.Option(min=1, help="Only so many, the newest.")] = None,
+    decision: Annotated[_Decision | None, typer.Option(help="Only entries with this decision.")] = None,
+    last: Annotated[int | None, typer.Option(min=1, help="Only this number of newest entries.")] = None,
     as_json: _AsJson = False,
 ) -> None:
-    """List a ledger's entries; nothing is checked (`ept-fed audit verify` does that).
+    """List a ledger's entries without checks (`ept-fed audit verify` checks them).
 
     Exit code 0: listed; 2: the file cannot be read.
     """
@@ -132,14 +137,14 @@ def show(
 @app.command("begin", epilog=_BEGIN_EXAMPLES)
 def begin(
     kit: Annotated[Path, typer.Argument(help="Folder of the site's kit.", metavar="KIT")],
-    reason: Annotated[str, typer.Option(help="Why the one before is gone; the first entry says it for good.")],
+    reason: Annotated[str, typer.Option(help="Why the earlier ledger is lost; the first entry records it.")],
     as_json: _AsJson = False,
 ) -> None:
-    """Begin a new ledger where the site's state knows that there was one, and it is gone for good.
+    """Begin a new ledger after the earlier one is lost, but the site's state has evidence of it.
 
-    A worker refuses to start then. The gate forgets what it knew by the old ledger: the first backbone and splits are
-    pinned anew, and runs have to be proposed again. The privacy budget goes on. Exit code 0: begun; 2: there is a
-    ledger, or something else has to be corrected first.
+    The worker refuses to start in this case. The gate loses the content of the old ledger: the first backbone and
+    splits are pinned again, and runs must be proposed again. The privacy budget continues. Exit code 0: begun; 2: there
+    is a ledger, or something else has to be corrected first.
     """
     from client.audit.begin_ledger import begin_ledger
 

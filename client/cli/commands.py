@@ -1,4 +1,4 @@
-"""What the hospital's package adds to `ept-fed`: `site` and `audit`."""
+"""The commands that the hospital's package adds to `ept-fed`: `site` and `audit`."""
 
 import typer
 
@@ -9,6 +9,6 @@ __all__ = ["add_commands"]
 
 
 def add_commands(app: typer.Typer) -> None:
-    """Add `site` and `audit`."""
+    """Add `site` and `audit` to the app."""
     app.add_typer(site.app, rich_help_panel=FEDERATION)
     app.add_typer(audit.app, rich_help_panel=FEDERATION)

@@ -1,4 +1,4 @@
-"""`ept-fed site`: a hospital's side of a federation: its worker, and Flower's SuperNode beside it."""
+"""The command `ept-fed site`: the worker and Flower's SuperNode of a hospital, their checks and the site's report."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -29,13 +29,15 @@ def _site() -> None:
 )
 def start(
     kit: _Kit = Path(),
-    worker_only: Annotated[bool, typer.Option("--worker-only", help="Not SuperNode; another user runs it.")] = False,
-    node_only: Annotated[bool, typer.Option("--node-only", help="Only SuperNode, next to a worker.")] = False,
+    worker_only: Annotated[
+        bool, typer.Option("--worker-only", help="Only the worker; another user runs SuperNode.")
+    ] = False,
+    node_only: Annotated[bool, typer.Option("--node-only", help="Only SuperNode; the worker runs separately.")] = False,
 ) -> None:
     """Run the site in the foreground: the worker, and SuperNode, which connects it to the server.
 
-    Either is started again when it dies, and both end with this command (Ctrl-C, SIGTERM, or ept-fed site stop). Logs
-    are in KIT/logs. Exit code 0: stopped; 2: something has to be corrected first.
+    Worker and SuperNode are restarted when they fail. Both end with this command (Ctrl-C, SIGTERM, or ept-fed site
+    stop). Logs are in KIT/logs. Exit code 0: stopped; 2: something has to be corrected first.
     """
     from client.deployment.service import Part, start_site
 
@@ -43,7 +45,7 @@ def start(
         from ept_fed.errors import InputRefusedError, Problem
 
         if worker_only and node_only:
-            raise InputRefusedError([Problem("--node-only", "", "and --worker-only exclude each other; give one")])
+            raise InputRefusedError([Problem("--node-only", "", "and --worker-only exclude each other; use only one")])
         parts: tuple[Part, ...] = ("worker",) if worker_only else ("node",) if node_only else ("worker", "node")
         code = start_site(kit, parts, typer.echo)
     raise typer.Exit(code)
@@ -53,10 +55,10 @@ def start(
     epilog="Examples:\n\n  ept-fed site check kits/sites/north\n\n  ept-fed site check kits/sites/north --json"
 )
 def check(kit: _Kit = Path(), as_json: _Json = False) -> None:
-    """Look for everything that would keep the site from taking part; each line that fails says what to do.
+    """Check all that the site needs to take part; each failed line contains a fix.
 
-    Kit, policy, certificates, server and clock, this node's registration, worker, room, weights, and every image. Exit
-    code 0: all well, as far as it can be known; 1: something failed; 2: site.yaml has to be corrected first.
+    The checks are: kit, policy, certificates, server and clock, this node's registration, worker, disk and GPU memory,
+    weights, and every image. Exit code 0: nothing failed; 1: something failed; 2: site.yaml has to be corrected first.
     """
     from client.deployment.preflight import check_kit
     from ept_fed.storage.files import dump_json
@@ -74,9 +76,9 @@ def check(kit: _Kit = Path(), as_json: _Json = False) -> None:
     epilog="Examples:\n\n  ept-fed site status kits/sites/north\n\n  ept-fed site status kits/sites/north --json"
 )
 def status(kit: _Kit = Path(), as_json: _Json = False) -> None:
-    """Say what runs and what the worker does, at once, even while it trains.
+    """Show the running processes and the worker's activity, without delay even while it trains.
 
-    The worker answers its own user alone. Exit code 0: it answers; 1: it does not; 2: site.yaml has to be corrected
+    The worker answers only to its own user. Exit code 0: it answers; 1: it does not; 2: site.yaml has to be corrected
     first.
     """
     from dataclasses import asdict
@@ -94,18 +96,18 @@ def status(kit: _Kit = Path(), as_json: _Json = False) -> None:
             kept = "not kept running from this kit"
             if part in running:
                 pid = running[part]
-                kept = f"kept running by process {pid}" if pid else "another user's, who alone can tell"
+                kept = f"kept running by process {pid}" if pid else "belongs to another user; only that user can see it"
             typer.echo(f"{part}: {kept}")
-        away = "the worker does not answer; start it with: ept-fed site start, or ask as the user whom it runs as"
+        away = "the worker does not answer; start it with: ept-fed site start, or run this command as the worker's user"
         typer.echo(_describe(worker) if worker else away)
     raise typer.Exit(DONE if worker else FAILED)
 
 
 @app.command(epilog="Examples:\n\n  ept-fed site stop kits/sites/north\n\n  ept-fed site stop")
 def stop(kit: _Kit = Path()) -> None:
-    """End what `ept-fed site start` runs; a round that is being trained starts anew when the site is back.
+    """End the programs that `ept-fed site start` runs; an interrupted training round starts again at the next start.
 
-    Exit code 0: stopped, or nothing ran; 1: it is still there, or another user's.
+    Exit code 0: stopped, or nothing was running; 1: something is still running, or belongs to another user.
     """
     from client.deployment.service import stop_site
 
@@ -114,7 +116,7 @@ def stop(kit: _Kit = Path()) -> None:
     except (TimeoutError, PermissionError) as error:
         typer.echo(f"not stopped: {error}", err=True)
         raise typer.Exit(FAILED) from None
-    typer.echo(f"stopped: {', '.join(stopped)}" if stopped else "nothing ran")
+    typer.echo(f"stopped: {', '.join(stopped)}" if stopped else "nothing was running")
     raise typer.Exit(DONE)
 
 
@@ -124,20 +126,20 @@ def stop(kit: _Kit = Path()) -> None:
 def report(
     kit: _Kit = Path(),
     run: Annotated[
-        str | None, typer.Option(help="Name of the run, or its start. Default: the one agreed to last.")
+        str | None, typer.Option(help="Name of the run, or its first characters. Default: the run agreed to last.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for it. Default: KIT/reports/RUN.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the report. Default: KIT/reports/RUN.")] = None,
     gallery: Annotated[
-        bool, typer.Option("--gallery/--no-gallery", help="Pictures of the surest errors on the page.")
+        bool, typer.Option("--gallery/--no-gallery", help="Show the most confident errors as pictures.")
     ] = True,
     as_json: _Json = False,
 ) -> None:
-    """Say whether joining helped: the federation's prompts against this site alone, on its own test patients.
+    """Compare the federated model with the site's local model on the site's own test patients.
 
-    Trains the site alone for the run's rounds, which a later report does not do again, and writes the site's page,
-    report.json, predictions.csv and model.safetensors. Nothing leaves; the worker may run on meanwhile. The folder is a
-    run folder: ept-fed report makes PDF or CSV of it, ept-fed export a bundle for ept-fed predict. Exit code 0: done;
-    2: something has to be corrected first.
+    The command trains the local model for the run's rounds; a later report does not repeat this. It writes the site's
+    page, report.json, predictions.csv and model.safetensors. No data leaves the site, and the worker can continue in
+    the meantime. The folder is a run folder: ept-fed report makes PDF or CSV from it, and ept-fed export makes a bundle
+    for ept-fed predict. Exit code 0: done; 2: something has to be corrected first.
     """
     from client.report.site_report import report_site
     from ept_fed.storage.files import dump_json
@@ -158,7 +160,7 @@ def report(
         typer.echo(f"{made['site']}, run {made['run']}, prompts of round {made['round']} of {made['rounds']}")
         for sentence in (made["sentence"], *made["details"]):
             typer.echo(sentence)
-        typer.echo(f"Open {made['page']}; numbers, predictions and model are beside it.")
+        typer.echo(f"Open {made['page']}; numbers, predictions and model are in the same folder.")
     raise typer.Exit(DONE)
 
 

@@ -1,1 +1,1 @@
-"""`ept-fed site start` and `site check`: the worker and SuperNode as services, and the preflight checks."""
+"""The code behind `ept-fed site start` and `site check`: worker and SuperNode as services, and preflight checks."""

@@ -1,6 +1,6 @@
-"""`ept-fed site check`: everything that can be known before the first round, each line with what to do about it.
+"""The checks of `ept-fed site check`: all that can be verified before the first round, each with a proposed fix.
 
-Each check is a function of the kit that returns its findings and raises for nothing but a fault of its own.
+Each check is a function of the kit that returns its findings. It raises an exception only for an error in the check.
 """
 
 import shutil
@@ -29,7 +29,7 @@ __all__ = ["Finding", "check_kit"]
 
 State = Literal["ok", "notice", "failed", "unknown"]
 
-# What Flower's server accepts of a node's clock (facts of flwr 1.41: -5 to +305 s), with a second to spare.
+# Seconds by which a node's clock may differ: flwr 1.41 accepts -5 to +305 s; the limits here have a margin.
 MAX_AHEAD, MAX_BEHIND = 4.0, 300.0
 LEAST_DISK_BYTES = 1 << 30
 LEAST_GPU_BYTES = 2 << 30
@@ -38,7 +38,7 @@ _SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the check: what was looked at, what was found, and what to do if it is not well."""
+    """One line of the check: its subject, its result, and the proposed fix for a problem."""
 
     name: str
     state: State
@@ -46,15 +46,15 @@ class Finding:
     fix: str = ""
 
     def to_json(self) -> dict[str, str]:
-        """Return the line for machines."""
+        """Return the finding as a JSON-ready document."""
         return asdict(self)
 
 
 def check_kit(kit: Path, tell: Callable[[Finding], None] = lambda _: None) -> tuple[Finding, ...]:
-    """Check a site's kit; `tell` gets each finding as it comes.
+    """Check a site's kit and return all findings; `tell` is called with each finding at once.
 
     Raises:
-        InputRefusedError: if site.yaml cannot be read at all.
+        InputRefusedError: if site.yaml cannot be read.
     """
     settings = load_site_settings(kit / "site.yaml")
     found = []
@@ -66,7 +66,7 @@ def check_kit(kit: Path, tell: Callable[[Finding], None] = lambda _: None) -> tu
 
 
 def _check_kit_files(kit: Path, settings: SiteSettings) -> Iterator[Finding]:
-    """Look at what `ept-fed doctor kit` looks at: checksums, permissions, certificates, their dates and their keys."""
+    """Check the same as `ept-fed doctor kit`: checksums, permissions, and certificates with their dates and keys."""
     try:
         describe_programs(kit, settings, ("worker", "node"))
         examined = examine_kit(kit, datetime.now(UTC))
@@ -75,14 +75,14 @@ def _check_kit_files(kit: Path, settings: SiteSettings) -> Iterator[Finding]:
         return
     if examined.name != settings.site:
         fix = "use the kit of this site, or correct 'site' in site.yaml"
-        yield Finding("kit", "failed", f"is {examined.name}'s, and site.yaml is {settings.site}'s", fix)
+        yield Finding("kit", "failed", f"belongs to {examined.name}, but site.yaml to {settings.site}", fix)
     for fault in examined.faults:
         yield Finding("kit", "failed", f"{fault.field}: {fault.value}", fault.fix)
     for notice in examined.notices:
         yield Finding("kit", "notice", f"{notice.field}: {notice.value}", notice.fix)
     if not examined.faults:
         end = min(dates.not_after for dates in examined.certificates).date()
-        yield Finding("kit", "ok", f"whole and private; valid until {end.isoformat()}")
+        yield Finding("kit", "ok", f"complete and private; valid until {end.isoformat()}")
 
 
 def _check_policy(kit: Path, settings: SiteSettings) -> Iterator[Finding]:
@@ -95,7 +95,7 @@ def _check_policy(kit: Path, settings: SiteSettings) -> Iterator[Finding]:
 
 
 def _check_server(kit: Path, _settings: SiteSettings) -> Iterator[Finding]:
-    """Ask the server's health through its proxy, as SuperNode will reach it."""
+    """Request the server's health page through its proxy, on the same path as SuperNode's requests."""
     try:
         server = read_identity(kit).server
     except InputRefusedError as refusal:
@@ -112,14 +112,19 @@ def _check_server(kit: Path, _settings: SiteSettings) -> Iterator[Finding]:
         after = datetime.now(UTC)
         connection.close()
     except ssl.SSLCertVerificationError as error:
-        fix = "see that this machine's clock is right; if so, tell the consortium: it may not be their server"
+        fix = "check this machine's clock; if it is right, tell the consortium: this may not be their server"
         yield Finding("server", "failed", f"{address}: {error.verify_message}", fix)
     except ssl.SSLError as error:
         yield Finding(
-            "server", "failed", f"{address}: no TLS ({error.reason})", "a firewall or proxy breaks TLS; ask IT"
+            "server",
+            "failed",
+            f"{address}: no TLS ({error.reason})",
+            "a firewall or proxy interferes with TLS; ask your IT",
         )
     except socket.gaierror:
-        yield Finding("server", "failed", f"{host} has no address", "correct DNS, or ask the consortium for the name")
+        yield Finding(
+            "server", "failed", f"{host} has no address", "correct DNS, or ask the consortium for the server's name"
+        )
     except (OSError, HTTPException) as error:
         reason = getattr(error, "strerror", None) or type(error).__name__
         fix = f"open the outgoing port {port} to {host}, or ask the consortium whether the server is up"
@@ -128,22 +133,25 @@ def _check_server(kit: Path, _settings: SiteSettings) -> Iterator[Finding]:
         if answer.status == 200:
             yield Finding("server", "ok", f"{address} answers")
         else:
-            fix = "the proxy is up, the server behind it is not; tell the consortium"
+            fix = "the proxy runs, but the server behind it does not; tell the consortium"
             yield Finding("server", "failed", f"{address} answers with {answer.status}", fix)
         yield _check_clock(answer.getheader("Date"), before, after)
 
 
 def _check_clock(date: str | None, before: datetime, after: datetime) -> Finding:
-    """Compare clocks: a Date header has whole seconds, and was written between `before` and `after`."""
+    """Compare this machine's clock with the server's Date header, which was written between `before` and `after`.
+
+    The header has a resolution of one second.
+    """
     try:
         theirs = parsedate_to_datetime(date or "")
     except ValueError:
         theirs = None
     if theirs is None or theirs.tzinfo is None:
-        return Finding("clock", "unknown", "the server does not say what time it is", "see that NTP runs")
+        return Finding("clock", "unknown", "the server does not send its time", "check that NTP runs")
     ahead = (before - theirs).total_seconds() - 1.0
     behind = (theirs - after).total_seconds()
-    fix = "correct this machine's clock (NTP): the server refuses nodes that differ"
+    fix = "correct this machine's clock (NTP): the server refuses nodes with another time"
     if ahead > MAX_AHEAD:
         return Finding("clock", "failed", f"is at least {ahead:.0f} s ahead of the server's", fix)
     if behind > MAX_BEHIND:
@@ -152,7 +160,7 @@ def _check_clock(date: str | None, before: datetime, after: datetime) -> Finding
 
 
 def _check_registration(kit: Path, _settings: SiteSettings) -> Iterator[Finding]:
-    """Read in SuperNode's log how the server received its key: no question from outside would tell."""
+    """Read in SuperNode's log whether the server accepted its key, because no other request reveals it."""
     path = kit / "logs" / "node" / "supernode.log"
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -160,14 +168,14 @@ def _check_registration(kit: Path, _settings: SiteSettings) -> Iterator[Finding]
         lines = []
     for line in reversed(lines):
         if "Failed to activate SuperNode" in line:
-            fix = "send keys/node.pub to the consortium, who register it; then start anew"
-            yield Finding("registration", "failed", "the server did not take this node's key", fix)
+            fix = "send keys/node.pub to the consortium for registration; then start again"
+            yield Finding("registration", "failed", "the server did not accept this node's key", fix)
             return
         if "SuperNode ID:" in line:
-            yield Finding("registration", "ok", "the server took this node's key when it last started")
+            yield Finding("registration", "ok", "the server accepted this node's key at the last start")
             return
-    fix = "only SuperNode can ask: start it and check again"
-    yield Finding("registration", "unknown", "SuperNode has not signed in from this kit yet", fix)
+    fix = "only SuperNode can check this: start it and check again"
+    yield Finding("registration", "unknown", "SuperNode has not connected from this kit yet", fix)
 
 
 def _check_worker(kit: Path, settings: SiteSettings) -> Iterator[Finding]:
@@ -177,26 +185,26 @@ def _check_worker(kit: Path, settings: SiteSettings) -> Iterator[Finding]:
     if "node" not in running:
         yield Finding("SuperNode", "failed", "was not started from this kit by ept-fed site start", start)
     elif node is None:
-        yield Finding("SuperNode", "unknown", "is another user's, who alone can tell whether it runs", start)
+        yield Finding("SuperNode", "unknown", "belongs to another user; only that user can check it", start)
     else:
         yield Finding("SuperNode", "ok", f"kept running by process {node}")
     try:
         status = ask_status(settings.worker.socket, seconds=_SECONDS)
     except PermissionError:
-        yield Finding("worker", "unknown", "answers only to its own user", "check as the user whom the worker runs as")
+        yield Finding("worker", "unknown", "answers only to its own user", "run this check as the worker's user")
         return
     except WorkerAwayError:
-        yield Finding("worker", "failed", "does not say how it is", start)
+        yield Finding("worker", "failed", "does not report its status", start)
         return
     if (status.site, status.code) != (settings.site, ept_fed.__version__):
-        found = f"is {status.site} with ept-fed {status.code}; here is {settings.site} with {ept_fed.__version__}"
+        found = f"is {status.site} with ept-fed {status.code}; expected {settings.site} with {ept_fed.__version__}"
         yield Finding("worker", "failed", found, "restart it")
     else:
         yield Finding("worker", "ok", f"process {status.pid}, {status.activity}")
 
 
 def _check_backbone_and_data(_kit: Path, settings: SiteSettings) -> Iterator[Finding]:
-    """Look at weights and images as the last proposal wants them; before the first, as site.yaml alone says."""
+    """Check weights and images with the settings of the last proposal, or only of site.yaml if there is none yet."""
     problems = check_site(settings)
     if problems:
         yield from _refused("site.yaml", InputRefusedError(problems))
@@ -205,7 +213,9 @@ def _check_backbone_and_data(_kit: Path, settings: SiteSettings) -> Iterator[Fin
     names = registry.names()
     data, seed = settings.data, 0
     if not names:
-        yield Finding("backbone", "unknown", "no run was proposed yet", "the first proposal names it; check again then")
+        yield Finding(
+            "backbone", "unknown", "no run was proposed yet", "the first proposal names it; check again after it"
+        )
     else:
         try:
             proposal = registry.find(names[0])
@@ -232,9 +242,9 @@ def _check_backbone_and_data(_kit: Path, settings: SiteSettings) -> Iterator[Fin
     else:
         faults = (
             f"{len(found.unreadable)} unreadable, {len(found.duplicates)} sets of equal images, "
-            f"{len(found.straddling_splits)} groups in two splits, {len(found.refusals)} refusals to expect"
+            f"{len(found.straddling_splits)} groups in two splits, {len(found.refusals)} expected refusals"
         )
-        yield Finding("data", "failed", f"{counts}; {faults}", "see them by name with ept-fed doctor data")
+        yield Finding("data", "failed", f"{counts}; {faults}", "list them with ept-fed doctor data")
 
 
 def _check_room(_kit: Path, settings: SiteSettings) -> Iterator[Finding]:
@@ -242,7 +252,7 @@ def _check_room(_kit: Path, settings: SiteSettings) -> Iterator[Finding]:
     folder = next(path for path in (state, *state.parents) if path.exists())
     free = shutil.disk_usage(folder).free
     enough = free >= LEAST_DISK_BYTES
-    fix = "" if enough else "free at least 1 GB where worker.state lies"
+    fix = "" if enough else "free at least 1 GB on the disk of worker.state"
     yield Finding("disk", "ok" if enough else "failed", f"{free / 1e9:.1f} GB free", fix)
     if settings.model.device == "cpu":
         return

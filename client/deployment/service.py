@@ -1,7 +1,8 @@
-"""`ept-fed site start`: the worker, and SuperNode beside it, started again if one dies, ended together.
+"""The service behind `ept-fed site start`: worker and SuperNode, restarted when one fails, and ended together.
 
-Three users may share a kit: the worker's, which alone reads images, state and `keys/site.key`; SuperNode's, which reads
-`keys/node` and connects to the socket; and whoever edits. `--worker-only` and `--node-only` run them apart.
+Three users may share a kit. Only the worker's user reads images, state and `keys/site.key`. SuperNode's user reads
+`keys/node` and connects to the socket. A third user edits the settings. `--worker-only` and `--node-only` start the
+two programs separately.
 """
 
 import contextlib
@@ -38,7 +39,7 @@ Part = Literal["worker", "node"]
 _MARK = "EPT_FED_SITE"
 _GRACE_SECONDS = 15.0
 _STATUS_SECONDS = 10.0
-# How often the process that starts the app looks for a message that has come; Flower's own default is a second.
+# Seconds between two checks for new messages, in the process that starts the app; Flower's default is one second.
 _NODE_SWITCHES = {**FLOWER_SWITCHES, "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2"}
 
 _log = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ def start_site(kit: Path, parts: Sequence[Part], tell: Callable[[str], None]) ->
     """Run the parts of a site in the foreground until SIGTERM or SIGINT; return an exit code.
 
     Raises:
-        InputRefusedError: with everything that stands in the way, before anything is started.
+        InputRefusedError: with all problems that prevent the start, before any program is started.
     """
     settings = load_site_settings(kit / "site.yaml")
     problems: list[Problem] = []
@@ -68,7 +69,7 @@ def start_site(kit: Path, parts: Sequence[Part], tell: Callable[[str], None]) ->
             try:
                 held.enter_context(_pid_file(kit.resolve(), part).hold())
             except AlreadyRunsError as running:
-                fix = f"its {part} runs already, as process {running.pid}; stop it first: ept-fed site stop KIT"
+                fix = f"its {part} already runs as process {running.pid}; stop it first: ept-fed site stop KIT"
                 problems.append(Problem("KIT", str(kit), fix))
             except PermissionError:
                 fix = f"the user who runs the {part} must own {_pid_file(kit, part).path.parent}"
@@ -81,10 +82,10 @@ def start_site(kit: Path, parts: Sequence[Part], tell: Callable[[str], None]) ->
 
 
 def describe_programs(kit: Path, settings: SiteSettings, parts: Sequence[Part]) -> tuple[Program, ...]:
-    """Return how the parts are started.
+    """Return the programs that run the parts of a site.
 
     Raises:
-        InputRefusedError: if files of the kit that they need are missing.
+        InputRefusedError: if required files of the kit are missing.
     """
     kit = kit.resolve()
     programs = []
@@ -100,7 +101,10 @@ def describe_programs(kit: Path, settings: SiteSettings, parts: Sequence[Part]) 
 
 
 def find_service(kit: Path) -> dict[Part, int | None]:
-    """Return which parts of a site run, and as which processes; None for another user's part, who alone can tell."""
+    """Return the process ids of a site's running parts.
+
+    The id is None for a part of another user, because only that user can see whether it runs.
+    """
     parts: tuple[Part, ...] = ("worker", "node")
     found: dict[Part, int | None] = {}
     for part in parts:
@@ -114,8 +118,9 @@ def find_service(kit: Path) -> dict[Part, int | None]:
 
 
 def describe_site(kit: Path) -> tuple[dict[Part, int | None], WorkerStatus | None]:
-    """Return which parts are kept running, see `find_service`, and what the worker says; None if it does not answer,
-    as it does nobody but its own user.
+    """Return the running parts as in `find_service`, and the worker's status.
+
+    The status is None if the worker does not answer. It answers only to its own user.
 
     Raises:
         InputRefusedError: if site.yaml cannot be read.
@@ -128,11 +133,11 @@ def describe_site(kit: Path) -> tuple[dict[Part, int | None], WorkerStatus | Non
 
 
 def stop_site(kit: Path, *, seconds: float = 2 * _GRACE_SECONDS) -> dict[Part, int]:
-    """End this user's parts of a site's service; return what ran.
+    """End this user's parts of a site's service; return the process ids of the parts that ran.
 
     Raises:
-        TimeoutError: if it is still there after so many seconds.
-        PermissionError: if a part is another user's; the others are ended first.
+        TimeoutError: if a part still runs after `seconds`.
+        PermissionError: if a part belongs to another user; the other parts are ended first.
     """
     found = find_service(kit)
     running = {part: pid for part, pid in found.items() if pid is not None}
@@ -142,11 +147,11 @@ def stop_site(kit: Path, *, seconds: float = 2 * _GRACE_SECONDS) -> dict[Part, i
     end = time.monotonic() + seconds
     while any(find_service(kit).values()):
         if time.monotonic() >= end:
-            raise TimeoutError(f"still there after {seconds:g} s")
+            raise TimeoutError(f"still running after {seconds:g} s")
         time.sleep(0.1)
     others = [part for part, pid in found.items() if pid is None]
     if others:
-        raise PermissionError(f"the {' and the '.join(others)} may run: another user's, who alone can stop it")
+        raise PermissionError(f"the {' and the '.join(others)} may run: only its own user can stop it")
     return running
 
 
@@ -163,12 +168,12 @@ def _program(kit: Path, part: Part, command: tuple[str, ...], switches: Mapping[
 
 
 def _pid_file(kit: Path, part: Part) -> PidFile:
-    """Return where a part's supervisor is named: in a folder that is that part's user's own."""
+    """Return the file with the process id of a part's supervisor, in a folder that belongs to the part's user."""
     return PidFile(kit / ("run" if part == "worker" else "node") / "service.pid")
 
 
 def _supernode_command(kit: Path, settings: SiteSettings) -> tuple[str, ...]:
-    """Return Flower's SuperNode: TLS by the consortium's own authority, this node's key, processes on loopback only."""
+    """Return the command of Flower's SuperNode: the consortium's authority for TLS, this node's key, loopback only."""
     server = read_identity(kit).server
     host, port = server.host, server.port
     problems = [
@@ -177,7 +182,7 @@ def _supernode_command(kit: Path, settings: SiteSettings) -> tuple[str, ...]:
         if not (kit / name).exists()
     ]
     if '"' in str(settings.worker.socket) or "\\" in str(settings.worker.socket):
-        fix = "must not hold quotes or backslashes: Flower could not read it; give another path"
+        fix = "must not contain quotes or backslashes, because Flower cannot read them; use another path"
         problems.append(Problem("worker.socket", str(settings.worker.socket), fix))
     if problems:
         raise InputRefusedError(problems)

@@ -1,9 +1,9 @@
 """Flower's SuperNode over HTTP/2: `python -m client.deployment.supernode`, with SuperNode's own options.
 
-SuperNode signs every request: some 640 bytes of key, signature and versions, of which only 170 are new. HTTP/2 sends
-what it has sent before as an index. With a proxy that has no HTTP/2 it is HTTP/1.1, as Flower's own.
+SuperNode adds about 640 bytes of key, signature and versions to every request, of which only 170 bytes are new. HTTP/2
+replaces repeated headers by an index. With a proxy without HTTP/2, HTTP/1.1 is used, as in Flower's own client.
 
-flwr 1.41 has no setting for it, so its client is replaced by the one below before SuperNode starts.
+flwr 1.41 has no setting for HTTP/2, so its client is replaced by the one below before SuperNode starts.
 """
 
 import ssl
@@ -23,20 +23,20 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 
 __all__ = ["MultiplexedFleetClient", "main"]
 
-# Between two polls, and between two heartbeats, a connection stays: a new one costs 3 kB of TLS. Not for longer than
-# the proxy keeps it.
+# A connection is kept between two polls and between two heartbeats, because a new one costs 3 kB of TLS. The time must
+# not exceed the time for which the proxy keeps the connection.
 _KEEP_SECONDS = 60.0
-# A proxy that ends a connection of HTTP/2 (nginx after 1,000 requests or an hour) says so before its last answer, which
-# httpcore then takes for lost. So a connection is left before anybody ends it.
+# A proxy ends an HTTP/2 connection after a limit (nginx: 1,000 requests or one hour) and announces this before its last
+# answer. httpcore then treats that answer as lost, so the client closes the connection before the proxy's limit.
 _MAX_REQUESTS = 500
 _MAX_SECONDS = 900.0
 _CUT_OFF = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)
 
 
 class SingleFleetClient(FleetHttpClient):
-    """Flower's client of the Fleet API over one connection: HTTP/2, where the server has it, one request at a time.
+    """Flower's client of the Fleet API over one connection, with HTTP/2 if possible, and one request at a time.
 
-    httpcore's HTTP/2 is not safe for two threads, whose headers would be compressed in one order and sent in another.
+    httpcore's HTTP/2 is not thread-safe: two threads could compress their headers in one order and send in another.
     """
 
     _client: httpx.Client
@@ -66,7 +66,7 @@ class SingleFleetClient(FleetHttpClient):
             except httpx.TransportError as lost:
                 self._renew()
                 if _is_cut_off(lost):
-                    # Flower tries again, except after an error whose text says "ssl", which it takes for a certificate.
+                    # Flower retries, but not after an error with "ssl" in its text: it assumes a certificate error.
                     raise httpx.ReadError("the other side ended the connection") from lost
                 raise
 
@@ -76,7 +76,7 @@ class SingleFleetClient(FleetHttpClient):
 
 
 class MultiplexedFleetClient(SingleFleetClient):
-    """One connection for messages and one for heartbeats, which would otherwise wait for as long as a payload takes."""
+    """A client with a second connection for heartbeats, which would otherwise wait for the transfer of a payload."""
 
     def __init__(self, base_url: str, *, verify: ssl.SSLContext | bool | str = True, **options: Any) -> None:
         """Prepare both connections; the arguments are those of Flower's client."""
@@ -94,20 +94,20 @@ class MultiplexedFleetClient(SingleFleetClient):
 
 
 def _is_cut_off(error: object) -> bool:
-    """Tell whether TLS ended in the middle, as when a proxy is killed."""
-    # httpcore keeps what it wraps as its only argument, and forgets the cause on its way through the pool.
+    """Return whether the TLS connection was interrupted, for example because the proxy was killed."""
+    # httpcore keeps a wrapped exception as its only argument, and its connection pool drops the cause.
     while isinstance(error, httpx.TransportError | httpcore.NetworkError):
         error = error.__cause__ or next(iter(error.args), None)
     return isinstance(error, _CUT_OFF)
 
 
 def main() -> None:
-    """Run Flower's SuperNode until it is told to end."""
+    """Run Flower's SuperNode until it ends."""
     fleet_http_connection.FleetHttpClient = MultiplexedFleetClient
     sys.argv[0] = "flower-supernode"
     flower_supernode()
-    # It returns when an error ended its loop; its threads would keep a process that asks for nothing any more.
-    flwr_exit(ExitCode.SUPERNODE_CONNECTION_ERROR, "The connection to the SuperLink was given up.")
+    # SuperNode returns when an error ends its loop, but its threads would keep the process alive without any work.
+    flwr_exit(ExitCode.SUPERNODE_CONNECTION_ERROR, "The connection to the SuperLink has failed.")
 
 
 if __name__ == "__main__":

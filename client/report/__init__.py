@@ -1,1 +1,1 @@
-"""The site's own report: did joining help, what was sent and received, what privacy was spent."""
+"""The site's own report: the benefit of the federation, the traffic, and the privacy spent."""

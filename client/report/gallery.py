@@ -1,4 +1,4 @@
-"""The pictures of a site's most confident errors, with what its federated prompts did to their patches."""
+"""Pictures of a site's most confident errors, with the attention scaling of their patches by the federated prompts."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,21 +22,21 @@ _MAX = 6
 def collect_errors(
     slot: ModelSlot, released: Path, test: CachedDataset, predictions: PredictionTable, classes: Sequence[str]
 ) -> list[GalleryItem]:
-    """Return a site's most confident errors under "federated" with their pictures, for the site's own page.
+    """Return a site's most confident errors of the setting "federated" with their pictures, for the site's own page.
 
-    The scaling map is that of the federated model as the site released it; where prompts are embedded in a way that has
-    no such map, the picture stands alone. None for multi-label, where an image is not simply right or wrong.
+    The scaling map is that of the site's released federated model. Prompt embeddings without such a map give only the
+    picture. For multi-label tasks the list is empty, because an image is not simply right or wrong.
 
     Args:
-        slot: a model of the run; whoever holds it has to load its own tensors again.
+        slot: a model of the run; its holder must load its own tensors again afterwards.
         released: model.safetensors of the site.
-        test: its test images.
-        predictions: of these images.
-        classes: names.
+        test: the site's test images.
+        predictions: the predictions for these images.
+        classes: class names.
     """
     if test.task == "multi_label":
         return []
-    # Only EPT's prompts scale the attention; the comparators' pictures stand alone.
+    # Only EPT's prompts scale the attention, so the pictures of the comparators have no map.
     model = slot.model
     prompted = model if isinstance(model, PromptedViT) and model.embedding in FOLDABLE else None
     if prompted is not None:

@@ -1,4 +1,4 @@
-"""What private rounds cost a site, in the words of its report."""
+"""The privacy cost of a site's private rounds, as entries of its report."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,12 +12,12 @@ __all__ = ["describe_charges", "describe_private_rounds", "is_silent"]
 
 
 def describe_private_rounds(experiment: Experiment, images: int, trained: int) -> dict[str, Any] | None:
-    """Return (ε, δ) of a site that trained some of a run's rounds and keeps no budget; None for a run without noise.
+    """Return (ε, δ) of a site without a budget for the rounds of a run that it trained; None for a run without noise.
 
     Args:
-        experiment: the run's.
-        images: the site's training images.
-        trained: rounds that it trained.
+        experiment: the settings of the run.
+        images: the number of the site's training images.
+        trained: the number of rounds that the site trained.
     """
     cost = _plan(experiment, images)
     if cost is None:
@@ -34,12 +34,14 @@ def describe_private_rounds(experiment: Experiment, images: int, trained: int) -
 
 
 def describe_charges(charged: Sequence[Charged], run: str, *, silent: bool) -> dict[str, Any] | None:
-    """Return (ε, δ) of a run by the site's own budget, a round that was trained twice counting twice; None without any.
+    """Return (ε, δ) of a run from the site's budget, or None if the run has no private round.
+
+    A round that was trained twice counts twice.
 
     Args:
         charged: every private round of the site, oldest first.
         run: the run.
-        silent: whether loss and quality stayed at the site.
+        silent: whether loss and quality metrics were kept at the site.
     """
     own = [line for line in charged if line.run == run]
     if not own:
@@ -57,13 +59,13 @@ def describe_charges(charged: Sequence[Charged], run: str, *, silent: bool) -> d
 
 
 def is_silent(experiment: Experiment) -> bool:
-    """Return whether nothing that a run's noise does not cover, but numbers of images and steps, left its sites."""
+    """Return whether the sites sent only data that the noise covers, and their numbers of images and steps."""
     private = experiment.federation.site_privacy
     return private is not None and not private.metrics
 
 
 def _plan(experiment: Experiment, images: int) -> RoundCost | None:
-    """Return what each round of a run costs; None without noise."""
+    """Return the privacy cost of each round of a run, or None without noise."""
     training, federation = experiment.training, experiment.federation
     if training.privacy is not None:
         spending = plan_private_round(training, images, federation.rounds)

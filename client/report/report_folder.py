@@ -1,6 +1,7 @@
-"""The folder of a site's own report: for its owner's eyes alone, and each file in it whole.
+"""The folder of a site's own report: only its owner has access, and it has no partially written files.
 
-A report is written beside its folder first. What a person put into the folder, such as a bundle's signing key, stays.
+A report is first written next to its folder, then moved into it. Files that a person put into the folder, such as the
+signing key of a bundle, are not changed.
 """
 
 import contextlib
@@ -18,11 +19,11 @@ from ept_fed.reports.run.run_folder import RunFolder
 
 __all__ = ["check_own_folder", "fill_own_folder"]
 
-_ELSEWHERE = "name another folder, or make this one for the user whom the worker runs as"
+_ELSEWHERE = "name another folder, or make this one writable for the worker's user"
 
 
 def check_own_folder(folder: Path, run: str) -> list[Problem]:
-    """Return a problem if the folder holds anything but an earlier report on this run, or cannot be written."""
+    """Return a problem if the folder cannot be written, or is in use for something else than a report on this run."""
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         return [Problem("--out", str(folder), f"cannot be written below {there}; {_ELSEWHERE}")]
@@ -32,22 +33,22 @@ def check_own_folder(folder: Path, run: str) -> list[Problem]:
         document: Any = json.loads((folder / "report.json").read_text(encoding="utf-8"))
         if document["run"] == run:
             return []
-        fix = f"holds a report on run {document['run']}; name another folder"
+        fix = f"contains a report on run {document['run']}; name another folder"
     except (OSError, ValueError, KeyError, TypeError):
-        fix = "is there and holds no report on this run; name another folder"
+        fix = "exists and contains no report on this run; name another folder"
     return [Problem("--out", str(folder), fix)]
 
 
 @contextlib.contextmanager
 def fill_own_folder(folder: Path) -> Iterator[Path]:
-    """Give a folder to write the report into, and move its files to their places once it is written.
+    """Yield a temporary folder for the report, and move its files to `folder` when the report is complete.
 
     Raises:
-        InputRefusedError: if nothing can be written there.
+        InputRefusedError: if the folder cannot be written.
     """
     try:
         folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # What a killed report left behind; the caller sees to it that no other is being made.
+        # A killed report can leave its temporary folder. The caller ensures that no other report is in progress.
         for left in folder.parent.glob(f".{glob.escape(folder.name)}.report-*"):
             shutil.rmtree(left)
         staged = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.report-"))

@@ -1,4 +1,4 @@
-"""What report.json of a run says besides its results; the same words for a simulation and for a site's own report."""
+"""The part of a run's report.json apart from the results; it is the same for a simulation and a site's own report."""
 
 import platform
 from collections.abc import Mapping, Sequence
@@ -28,20 +28,20 @@ def describe_run(
     limits: Mapping[str, Sequence[str]],
     device: torch.device,
 ) -> dict[str, Any]:
-    """Return the JSON-ready part of a run's report that no result depends on.
+    """Return the JSON-ready part of a run's report that does not depend on any result.
 
     Args:
-        experiment: the settings.
-        run: identity.
+        experiment: the settings of the run.
+        run: the identity of the run.
         status: done or failed.
-        ended: why there was no further round.
-        classes: names.
-        backbone: name and digest are told.
-        layout: of the payload.
-        data: images in use, see `PreparedData.summary`.
-        notes: sentences.
-        limits: sentences by site, for its own page alone.
-        device: where it was computed.
+        ended: the reason why there was no further round.
+        classes: class names.
+        backbone: the backbone, of which name and digest are reported.
+        layout: the layout of the payload.
+        data: the images in use, see `PreparedData.summary`.
+        notes: sentences about the run.
+        limits: sentences by site, only for the site's own page.
+        device: the device of the computation.
     """
     return {
         "schema": 1,

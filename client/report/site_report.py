@@ -1,7 +1,7 @@
-"""`ept-fed site report`: did joining help us? Answered at the site, from what its worker kept; nothing leaves.
+"""The report of `ept-fed site report`: the benefit of the federation for a site, computed at the site.
 
-The worker is not asked for anything but how it is, and its files are read only. What is written: the states of the site
-alone, in state/<run>/local, and the report.
+No data leaves the site. The worker receives only a status query, and its files are only read. The report writes the
+states of the site's local model, in state/<run>/local, and its own folder.
 """
 
 import contextlib
@@ -48,7 +48,7 @@ __all__ = ["report_site"]
 
 @dataclass(frozen=True)
 class _Participation:
-    """What the worker left on disk of one run."""
+    """The worker's files of one run."""
 
     run: str
     proposal: Proposal
@@ -57,28 +57,28 @@ class _Participation:
 
     @property
     def round(self) -> int:
-        """Of the prompts that the site received last."""
+        """Round of the prompts that the site received last."""
         return min(self.received.prompts_of, self.proposal.federation.rounds)
 
 
 def report_site(
     kit: Path, progress: Progress, *, run: str | None = None, out: Path | None = None, gallery: bool = True
 ) -> dict[str, Any]:
-    """Write a site's own report on a run into a run folder, and return what it comes to.
+    """Write a site's own report on a run into a run folder, and return a summary.
 
-    The site alone is trained for the rounds of the run, unless an earlier report did; then every setting is assessed on
-    the site's own validation and test images, as in a simulation.
+    The site's local model is trained for the rounds of the run, unless an earlier report has done so. Then every
+    setting is assessed on the site's own validation and test images, as in a simulation.
 
     Args:
-        kit: the site's.
-        progress: told what happens.
-        run: its name, or the start of it; None takes the one agreed to last.
-        out: folder; None is KIT/reports/<run>.
-        gallery: with the pictures of the surest errors.
+        kit: folder of the site's kit.
+        progress: receives the progress.
+        run: name of the run, or its beginning; None selects the run that the site agreed to last.
+        out: folder of the report; None means KIT/reports/<run>.
+        gallery: whether the page contains pictures of the most confident errors.
 
     Raises:
-        InputRefusedError: with what stands in the way: no run, nothing received, images or weights that are not those
-            of the run, damaged files.
+        InputRefusedError: if there is no run or no received prompts, if images or weights differ from those of the run,
+            or if files are damaged.
     """
     settings = load_site_settings(kit / "site.yaml")
     problems = check_site(settings)
@@ -100,13 +100,13 @@ def report_site(
     experiment = join_proposal(settings, found.proposal)
     local = RunRegistry(settings.worker.state, settings.site).local(found.run)
     with _lock(local):
-        # Images or weights that change from one report to the next make other states.
+        # The states depend on images and weights, so these are part of the identity of the states.
         alone_on = f"{found.run}, alone, {warm.data.digest[:16]}, {found.received.backbone_digest[:16]}"
         alone = warm.open(found.run, found.proposal, StateFolder(local, run=alone_on, site=settings.site))
         try:
             train_locally({site.name: alone}, experiment.training, experiment.federation.rounds, progress)
         except DamagedCheckpointError as broken:
-            fix = f"{broken}; remove this folder, and the site alone is trained anew"
+            fix = f"{broken}; remove this folder, and the local model is trained again"
             raise InputRefusedError([Problem("state", str(local), fix)]) from broken
         with fill_own_folder(folder) as staged:
             loaders = load_federated(site, found.received.payload, experiment, progress.on_note)
@@ -126,13 +126,13 @@ def _find_participation(settings: SiteSettings, run: str | None, progress: Progr
     try:
         proposal, received = registry.find(name), registry.record(name).read_received()
         if received is None or received.prompts_of < 1:
-            fix = "has not left any prompts at this site yet; report once its first round is over"
+            fix = "has not sent any prompts to this site yet; make the report after its first round"
             raise InputRefusedError([Problem("--run", name, fix)])
         state = registry.states(name).latest(before=received.prompts_of + 1)
     except (MessageRefusedError, DamagedCheckpointError, StateLostError) as broken:
-        fix = f"{broken}; without it there is no report: restore it from your backup of state/"
+        fix = f"{broken}; the report requires it: restore it from your backup of state/"
         raise InputRefusedError([Problem("--run", name, fix)]) from broken
-    # A copy: the worker may train on meanwhile, and what belongs to these prompts must stay.
+    # A copy, because the worker may continue training and would replace the state that belongs to these prompts.
     states = StateMemory()
     if state is not None:
         states.save(state)
@@ -142,42 +142,40 @@ def _find_participation(settings: SiteSettings, run: str | None, progress: Progr
 def _open_registry(settings: SiteSettings) -> RunRegistry:
     state = settings.worker.state
     if not state.is_dir():
-        fix = "is not there, so this site has taken part in no run yet; see ept-fed site status"
+        fix = "does not exist, so this site has taken part in no run yet; see ept-fed site status"
         raise InputRefusedError([Problem("worker.state", str(state), fix)])
     if not os.access(state, os.R_OK | os.W_OK | os.X_OK):
-        fix = "cannot be opened; run this as the user whom the worker runs as"
+        fix = "cannot be opened; run this command as the worker's user"
         raise InputRefusedError([Problem("worker.state", str(state), fix)])
     return RunRegistry(state, settings.site)
 
 
 def _choose_run(names: tuple[str, ...], wanted: str | None, settings: SiteSettings, progress: Progress) -> str:
     if not names:
-        fix = "holds no run: this site has taken part in none yet; see ept-fed site status"
+        fix = "contains no run: this site has taken part in none yet; see ept-fed site status"
         raise InputRefusedError([Problem("worker.state", str(settings.worker.state), fix)])
     if wanted is None:
         if len(names) > 1:
-            progress.on_note(f"reporting on run {names[0]}, agreed to last; before it: {', '.join(names[1:])}")
+            progress.on_note(f"reporting on run {names[0]}, the latest; earlier runs: {', '.join(names[1:])}")
         return names[0]
     meant = [name for name in names if name == wanted] or [name for name in names if name.startswith(wanted)]
     if len(meant) == 1:
         return meant[0]
-    fix = f"could be {', '.join(meant)}; name one" if meant else f"is not at this site; it has {', '.join(names)}"
+    fix = f"could be {', '.join(meant)}; name one" if meant else f"is not a run of this site: {', '.join(names)}"
     raise InputRefusedError([Problem("--run", wanted, fix)])
 
 
 def _require_same(received: Received, site: Site, data_digest: str, settings: SiteSettings) -> None:
-    """Raise InputRefusedError if the site is no longer what received these prompts."""
+    """Raise InputRefusedError if backbone, data or layout differ from those at the time the prompts were received."""
     problems = []
     if site.model.backbone.digest != received.backbone_digest:
         fix = f"are other weights than in the run: {site.model.backbone.digest}, not {received.backbone_digest}"
-        problems.append(Problem("model.weights", settings.model.weights, f"{fix}; name the run's in site.yaml"))
+        problems.append(Problem("model.weights", settings.model.weights, f"{fix}; set those of the run in site.yaml"))
     if data_digest != received.data_digest:
-        fix = "holds other images or labels than in the run; a report would compare what was not trained on the same"
-        problems.append(Problem("data.root", str(settings.data.root), f"{fix}; put the run's images back"))
+        fix = "contains other images or labels than in the run, so the models are not comparable"
+        problems.append(Problem("data.root", str(settings.data.root), f"{fix}; restore the images of the run"))
     if not problems and site.layout.hash != received.layout_hash:
-        fix = (
-            f"does not fit what this version makes of the proposal ({site.layout.hash}); report with the run's version"
-        )
+        fix = f"differs from the layout that this version derives ({site.layout.hash}); use the run's version"
         problems.append(Problem("received prompts", received.layout_hash, fix))
     if problems:
         raise InputRefusedError(problems)
@@ -186,18 +184,20 @@ def _require_same(received: Received, site: Site, data_digest: str, settings: Si
 def _tell_about_worker(kit: Path, run: str, progress: Progress) -> None:
     _, worker = describe_site(kit)
     if worker is not None and worker.run == run and worker.activity != "idle":
-        progress.on_note(f"the worker is busy with this run (round {worker.round}); both share this machine meanwhile")
+        progress.on_note(
+            f"the worker is busy with this run (round {worker.round}); it and the report share the machine"
+        )
 
 
 @contextlib.contextmanager
 def _lock(folder: Path) -> Iterator[None]:
-    """Make the folder of the site alone, and keep other reports of this run out."""
+    """Make the folder of the local model's states, and lock it against other reports on this run."""
     folder.mkdir(mode=0o700, exist_ok=True)
     with os.fdopen(os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            fix = "is in use: another report on this run is being made; wait for it"
+            fix = "is in use: another report on this run is in progress; wait for its end"
             raise InputRefusedError([Problem("state", str(folder), fix)]) from error
         yield
 
@@ -212,7 +212,7 @@ def _write_run(
     site: Site,
     loaders: Mapping[str, SiteLoader],
 ) -> None:
-    """Write everything that `read_run` needs, with this one site in it."""
+    """Write all files that `read_run` requires, for this site only."""
     folder, model = RunFolder(staged), site.model
     folder.create(experiment.to_yaml())
     site.adopt(found.received.payload)
@@ -261,23 +261,23 @@ def _read_charges(settings: SiteSettings) -> tuple[Charged, ...]:
     try:
         return read_budget(path)
     except (BudgetBrokenError, OSError) as error:
-        fix = f"cannot be used ({error}); look at it before anything private is trained again"
+        fix = f"cannot be used ({error}); inspect it before any further private training"
         raise InputRefusedError([Problem(BUDGET_FILE, str(path), fix)]) from error
 
 
 def _describe_own_limits(found: _Participation, *, over: bool, damaged: int) -> list[str]:
     limits = [
-        "Written at the site. Whether the server averaged an update of this site is not known here; rounds in which it "
-        "trained count as averaged.",
-        "That the images are those of the run is known by their names and labels, not by their pixels.",
+        "This report was written at the site. The site has no information whether the server averaged its updates; "
+        "rounds in which it trained count as averaged.",
+        "The check that the images are those of the run compares their names and labels, not their pixels.",
     ]
     if not over:
         limits.append(
-            f"The federated prompts are those of round {found.round}, the model trained at this site alone had all "
+            f"The federated prompts are those of round {found.round}, but the site's local model was trained for all "
             f"{found.proposal.federation.rounds} rounds."
         )
     if damaged:
-        limits.append(f"{damaged} lines of the worker's record cannot be read: rounds and bytes lack what they held.")
+        limits.append(f"{damaged} lines of the worker's record cannot be read and are missing in rounds and bytes.")
     return limits
 
 

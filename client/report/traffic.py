@@ -1,6 +1,6 @@
-"""From what passed a site's door to what its report says of it: sums, and a record per round.
+"""The messages of a site for its report: sums, and a record per round.
 
-Whoever recorded the messages hands them over as `Passage`s: the worker its answers, a signed ledger its entries.
+The messages come as `Passage`s, from the worker's answers or from the entries of a signed ledger.
 """
 
 import math
@@ -19,13 +19,13 @@ from ept_fed.reports.run.round_record import RoundRecord, SiteExchange
 __all__ = ["Passage", "count_passages", "describe_rounds", "list_passages", "read_ledger_passages"]
 
 
-# What an update travels in: its round's answer, or apart from it under secure aggregation.
+# Kinds of messages that contain an update: the answer to training, or the masked input under secure aggregation.
 _UPDATES = ("train", "masked input")
 
 
 @dataclass(frozen=True)
 class Passage:
-    """One message: `direction` as the site sees it, `kind` as in `Answer`, `round` None outside of rounds."""
+    """One message: `direction` is seen from the site, `kind` is that of `Answer`, `round` is None outside of rounds."""
 
     direction: Literal["in", "out"]
     kind: str
@@ -34,7 +34,7 @@ class Passage:
 
 
 def list_passages(answers: Iterable[Answer]) -> tuple[Passage, ...]:
-    """Return both messages of every answer; refusals, which hold a sentence and nothing else, are not among them."""
+    """Return both messages of every answer; refusals are not included, because they contain only a sentence."""
     return tuple(
         passage
         for answer in answers
@@ -46,10 +46,12 @@ def list_passages(answers: Iterable[Answer]) -> tuple[Passage, ...]:
 
 
 def read_ledger_passages(ledger: Path, key: ec.EllipticCurvePublicKey, run: str) -> tuple[Passage, ...]:
-    """Return the messages of a run that a ledger says passed; none if it is missing, not sound, or not of this key.
+    """Return the messages of a run that passed according to a ledger.
+
+    The result is empty if the ledger is missing, altered, or not signed with this key.
 
     Raises:
-        InputRefusedError: if it cannot be read.
+        InputRefusedError: if the ledger cannot be read.
     """
     if not ledger.exists():
         return ()
@@ -65,10 +67,10 @@ def read_ledger_passages(ledger: Path, key: ec.EllipticCurvePublicKey, run: str)
 
 
 def count_passages(passages: Sequence[Passage], counted_by: str) -> dict[str, Any]:
-    """Return what left the site and what came, in the words of `ept_fed.reports.pages.site_report.Traffic`.
+    """Return sums of the sent and received messages, with the keys of `ept_fed.reports.pages.site_report.Traffic`.
 
     Args:
-        passages: of one run.
+        passages: the messages of one run.
         counted_by: "worker" or "ledger".
     """
     left = [passage for passage in passages if passage.direction == "out"]
@@ -82,11 +84,11 @@ def count_passages(passages: Sequence[Passage], counted_by: str) -> dict[str, An
 
 
 def describe_rounds(site: str, last: int, answers: Sequence[Answer], passages: Sequence[Passage]) -> list[RoundRecord]:
-    """Return a record for each of the rounds 1 to `last`, as `rounds.jsonl` has them, with what one site can know.
+    """Return a record for each of the rounds 1 to `last`, in the form of `rounds.jsonl`, from the data of one site.
 
-    It knows its own numbers and messages. An update that it sent counts as averaged: the server does not say. What a
-    round left is evaluated when the next request brings it. Messages of later rounds count with the last, as in a
-    simulation.
+    The records contain only the site's own numbers and messages. A sent update counts as averaged, because the server
+    does not report this. The payload of a round is evaluated when the next request contains it. Messages of later
+    rounds count with the last round, as in a simulation.
     """
     trained = {answer.round: answer for answer in answers if answer.kind == "train"}
     masked = {answer.round for answer in answers if answer.kind == "masked input"}
@@ -119,7 +121,7 @@ def describe_rounds(site: str, last: int, answers: Sequence[Answer], passages: S
 
 
 def _select(answer: Answer | None, *, validation: bool) -> dict[str, float]:
-    """Return the metrics of training, or those of the received payload on the validation images."""
+    """Return the metrics of training, or the metrics of the received payload on the validation images."""
     prefix, metrics = "validation_", (answer.metrics or {}) if answer else {}
     return {
         name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix) is validation

@@ -1,4 +1,4 @@
-"""`ept-fed provision`: the kits of a federation, and what its certificates live through."""
+"""The command `ept-fed provision`: make the kits of a federation, and renew or revoke its certificates."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,9 +22,9 @@ _KEYLESS = {"complete": "", "without keys": ", without private keys"}
 _STATES = {
     "complete": "kit {kits}/sites/{name}.zip",
     "without keys": "kit {kits}/sites/{name}.zip, without private keys",
-    "handed over": "kit handed over; not here any more",
+    "handed over": "kit handed over; no longer in this folder",
     "waits for its request": "no kit yet: waits for its request (ept-fed provision approve)",
-    "revoked": "revoked: shut out once the server has its new kit",
+    "revoked": "revoked: excluded after the server is restarted with its new kit",
 }
 
 app = typer.Typer(
@@ -53,8 +53,9 @@ def make_kits(
 ) -> None:
     """Make an authority, the server's kit and one kit per site; the word `kits` may be left out.
 
-    Running it twice changes nothing; a site added to the file gets its kit and no other site's is touched. Private keys
-    are made here, unless the file says `keys: site`. Exit code 0: done; 2: something has to be corrected first.
+    A second call changes nothing. A site that is added to the file gets a kit; the kits of other sites do not change.
+    Private keys are made here, unless the file has `keys: site`. Exit code 0: done; 2: something has to be corrected
+    first.
     """
     from server.provisioning.provision import provision
 
@@ -67,17 +68,18 @@ def make_kits(
     epilog="Examples:\n\n  ept-fed provision renew north\n\n  ept-fed provision renew --server --kits kits",
 )
 def renew(
-    site: Annotated[str | None, typer.Argument(help="The site whose certificate is issued anew.")] = None,
-    server: Annotated[bool, typer.Option("--server", help="The server's certificates instead.")] = False,
+    site: Annotated[str | None, typer.Argument(help="The site whose certificate is renewed.")] = None,
+    server: Annotated[bool, typer.Option("--server", help="Renew the server's certificates instead.")] = False,
     new_keys: Annotated[
-        bool, typer.Option("--new-keys", help="For new private keys too; lets a revoked site back in.")
+        bool, typer.Option("--new-keys", help="Make new private keys too; this admits a revoked site again.")
     ] = False,
     kits: _KITS = Path("kits"),
     as_json: _JSON = False,
 ) -> None:
-    """Issue the certificate of one site, or those of the server, anew; no other kit is touched.
+    """Renew the certificate of one site, or those of the server; no other kit is changed.
 
-    The keys stay, so the private ones need not be here. Exit code 0: done; 2: something has to be corrected first.
+    The keys stay the same, so the private keys are not needed here. Exit code 0: done; 2: something has to be corrected
+    first.
     """
     from server.provisioning.provision import renew_server, renew_site
 
@@ -97,11 +99,11 @@ def renew(
     epilog="Examples:\n\n  ept-fed provision revoke north\n\n  ept-fed provision revoke north --kits kits --json"
 )
 def revoke(
-    site: Annotated[str, typer.Argument(help="The site that is shut out.")],
+    site: Annotated[str, typer.Argument(help="The site to exclude.")],
     kits: _KITS = Path("kits"),
     as_json: _JSON = False,
 ) -> None:
-    """Revoke a site's certificates; the server shuts it out as soon as it has its new kit and was started with it.
+    """Revoke a site's certificates; the server excludes the site after it is restarted with its new kit.
 
     Exit code 0: done; 2: something has to be corrected first.
     """
@@ -117,14 +119,14 @@ def revoke(
     "  ept-fed provision request kit --site south --json"
 )
 def request(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the later kit; made if it is missing.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the future kit; created if it is missing.")],
     site: Annotated[str, typer.Option(help="This site's name, as the consortium wrote it.")],
     as_json: _JSON = False,
 ) -> None:
-    """At the hospital: make the site's private keys there, and the request for its certificate.
+    """At the hospital: make the site's private keys and the request for its certificate.
 
-    Only DIR/request.json goes to the consortium; the keys stay. Running it twice changes nothing. Exit code 0: done;
-    2: something has to be corrected first.
+    Only DIR/request.json goes to the consortium; the keys stay at the hospital. A second call changes nothing. Exit
+    code 0: done; 2: something has to be corrected first.
     """
     with exit_on_refusal(as_json=as_json):
         from ept_fed.pki.site_keys import request_certificate
@@ -135,7 +137,7 @@ def request(
         return
     typer.echo(f"Send to the consortium: {made.file}{'' if made.new else ' (made before; nothing was changed)'}")
     typer.echo(f"Read out over the telephone: {made.fingerprint}")
-    typer.echo(f"The private keys in {folder / 'keys'} stay here. Lay the kit that comes back over {folder}.")
+    typer.echo(f"The private keys in {folder / 'keys'} stay here. When the kit arrives, unpack it into {folder}.")
 
 
 @app.command(
@@ -145,14 +147,14 @@ def request(
 def approve(
     file: Annotated[Path, typer.Argument(metavar="REQUEST", help="The request.json of a site.")],
     fingerprint: Annotated[
-        str | None, typer.Option(help="What the site read out; at least its first 16 digits.")
+        str | None, typer.Option(help="The fingerprint that the site read out; at least its first 16 digits.")
     ] = None,
     kits: _KITS = Path("kits"),
     as_json: _JSON = False,
 ) -> None:
-    """At the consortium: check a site's request and make its kit, which holds no private key.
+    """At the consortium: check a site's request and make its kit, which has no private key.
 
-    Exit code 0: done; 2: an altered request, an unknown site, keys or a site that were approved before.
+    Exit code 0: done; 2: the request was altered, the site is unknown, or the keys or the site were approved before.
     """
     from server.provisioning.provision import approve as approve_request
 
@@ -185,8 +187,8 @@ def _tell(done: "Provisioned", *, as_json: bool) -> None:
     server = f"kit {done.kits}/server{_KEYLESS[done.server_state]}"
     typer.echo(f"  {'server':{width}}  valid until {done.server_not_after[:10]}  {server}")
     count = len(set(done.changed))
-    typer.echo(f"{count} file{'' if count == 1 else 's'} written." if count else "Nothing had to change.")
-    typer.echo(f"{done.kits}/authority stays with whoever leads the consortium: off the server, and backed up.")
+    typer.echo(f"{count} file{'' if count == 1 else 's'} written." if count else "Nothing was changed.")
+    typer.echo(f"{done.kits}/authority stays with the leader of the consortium: not on the server, and with a backup.")
     for notice in done.notices:
         typer.echo(f"  * {notice}", err=True)
 

@@ -1,4 +1,4 @@
-"""The live view of a deployed run: rounds, sites, their last numbers, bytes, refusals and the time left."""
+"""The live view of a deployed run: rounds, sites with their last numbers and bytes, refusals and remaining time."""
 
 import math
 from collections.abc import Mapping
@@ -16,10 +16,10 @@ _STYLES = {"online": "green", "offline": "yellow", "revoked": "red", "not regist
 
 
 class RunDisplay:
-    """Redraws a server's document where there is a terminal; elsewhere a line per event, and each once."""
+    """A display of the server's status: a live table in a terminal; elsewhere each event once, as a line."""
 
     def __init__(self, console: Console | None = None) -> None:
-        """Prepare a display; it starts with `with`."""
+        """Prepare a display, which is used as a context manager."""
         self._console = console or Console()
         self._live = Live(console=self._console, refresh_per_second=2, transient=True, auto_refresh=False)
         self._told: set[str] = set()
@@ -33,7 +33,7 @@ class RunDisplay:
         self._live.stop()
 
     def show(self, document: Mapping[str, Any]) -> None:
-        """Show how things stand."""
+        """Show a status document of `describe_server`."""
         if self._console.is_terminal:
             self._live.update(draw_server(document), refresh=True)
             return
@@ -44,7 +44,7 @@ class RunDisplay:
 
 
 def draw_server(document: Mapping[str, Any]) -> RenderableType:
-    """Return a server's document as it looks on a screen."""
+    """Return the table and texts for a server's status document."""
     run = document["run"]
     state = f"process {document['process']}" if document["process"] else "not running"
     parts: list[RenderableType] = [Text(f"{document['federation']}: server {state}", style="bold")]

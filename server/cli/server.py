@@ -1,4 +1,4 @@
-"""`ept-fed server`: the consortium's side of a federation: SuperLink behind its proxy, runs, and how they stand."""
+"""The command `ept-fed server`: SuperLink and proxy of the consortium, runs, and their status."""
 
 import time
 from collections.abc import Iterator
@@ -31,13 +31,13 @@ def start(
     kit: _Kit = Path(),
     proxy: Annotated[
         Literal["nginx", "none"],
-        typer.Option(help="none: another proxy stands before SuperLink; see KIT/state/proxy/Caddyfile."),
+        typer.Option(help="none: use another proxy in front of SuperLink; see KIT/state/proxy/Caddyfile."),
     ] = "nginx",
 ) -> None:
-    """Run the server in the foreground: SuperLink on loopback, its sites registered, and the proxy before it.
+    """Run the server in the foreground: SuperLink on loopback with its sites registered, and the proxy in front of it.
 
-    Either is started again when it dies, and both end with this command (Ctrl-C, SIGTERM, or ept-fed server stop). Logs
-    are in KIT/state/logs. Exit code 0: stopped; 2: something has to be corrected first.
+    SuperLink and proxy are restarted when they fail. Both end with this command (Ctrl-C, SIGTERM, or ept-fed server
+    stop). Logs are in KIT/state/logs. Exit code 0: stopped; 2: something has to be corrected first.
     """
     from server.deployment.service import start_server
 
@@ -51,23 +51,23 @@ def start(
     "  ept-fed server run --resume --kit kits/server"
 )
 def run(
-    config: Annotated[Path | None, typer.Argument(help="Experiment in YAML; with --resume the run's own.")] = None,
+    config: Annotated[Path | None, typer.Argument(help="Experiment in YAML. Default with --resume: the run's.")] = None,
     kit: _KitOption = Path(),
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one setting; repeatable.")
     ] = None,
-    name: Annotated[str | None, typer.Option(help="Of the run and its folder. Default: the experiment's.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the run and folder. Default: the experiment's.")] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with a run that was cut off: --name, or the newest one.")
+        bool, typer.Option("--resume", help="Continue an interrupted run: --name, or the newest one.")
     ] = False,
-    detach: Annotated[bool, typer.Option("--detach", help="Return as soon as it is submitted.")] = False,
+    detach: Annotated[bool, typer.Option("--detach", help="Return after the submission.")] = False,
     as_json: _Json = False,
 ) -> None:
     """Propose an experiment to the sites, run it, and follow it.
 
-    Where images and weights lie is each site's own: data and model settings that say so are ignored here. Ctrl-C stops
-    following; the run goes on. Exit code 0: done, or submitted; 1: failed or stopped; 2: something has to be corrected
-    first, or another run goes on.
+    Each site sets the paths of its own images and weights; such paths in the experiment are ignored here. Ctrl-C stops
+    following; the run continues. Exit code 0: done, or submitted; 1: failed or stopped; 2: something has to be
+    corrected first, or another run is in progress.
     """
     from ept_fed.storage.files import dump_json
     from server.cli.run_display import RunDisplay
@@ -83,7 +83,7 @@ def run(
         try:
             end = run_experiment(kit, config, overrides or [], name=name, resume=resume, wait=not detach, watch=watch)
         except KeyboardInterrupt:
-            typer.echo("The run goes on; ept-fed server stop --run ends it.", err=True)
+            typer.echo("The run continues; ept-fed server stop --run ends it.", err=True)
             raise typer.Exit(FAILED) from None
     if as_json:
         document = {"schema": 1, "status": end.status, "name": end.name, "folder": str(end.folder), "ended": end.ended}
@@ -98,12 +98,12 @@ def run(
 )
 def status(
     kit: _Kit = Path(),
-    watch: Annotated[bool, typer.Option("--watch", help="Show it again and again, until Ctrl-C.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Update it every second, until Ctrl-C.")] = False,
     as_json: _Json = False,
 ) -> None:
-    """Say how the server, its sites and the newest run stand.
+    """Show the status of the server, its sites and the newest run.
 
-    Exit code 0: the server runs; 1: it does not, or does not answer; 2: KIT is no server's kit.
+    Exit code 0: the server runs; 1: it does not run or does not answer; 2: KIT is not a server's kit.
     """
     from rich.console import Console
 
@@ -131,9 +131,9 @@ def status(
 
 @app.command(epilog="Examples:\n\n  ept-fed server sites kits/server\n\n  ept-fed server sites kits/server --json")
 def sites(kit: _Kit = Path(), as_json: _Json = False) -> None:
-    """List the sites: registered, online, offline, revoked, and until when their certificates are valid.
+    """List the sites with their status (registered, online, offline, revoked) and the expiry of their certificates.
 
-    Exit code 0: the server runs; 1: it does not, or does not answer; 2: KIT is no server's kit.
+    Exit code 0: the server runs; 1: it does not run or does not answer; 2: KIT is not a server's kit.
     """
     from ept_fed.storage.files import dump_json
     from server.deployment.status import describe_server
@@ -154,12 +154,12 @@ def sites(kit: _Kit = Path(), as_json: _Json = False) -> None:
 @app.command(epilog="Examples:\n\n  ept-fed server log kits/server\n\n  ept-fed server log kits/server --follow")
 def log(
     kit: _Kit = Path(),
-    name: Annotated[str | None, typer.Option(help="Of the run. Default: the newest.")] = None,
-    follow: Annotated[bool, typer.Option("--follow", help="Wait for more, until Ctrl-C.")] = False,
+    name: Annotated[str | None, typer.Option(help="Name of the run. Default: the newest.")] = None,
+    follow: Annotated[bool, typer.Option("--follow", help="Wait for more lines, until Ctrl-C.")] = False,
 ) -> None:
-    """Print the log of a run, also of one that is over, and whether or not the server runs.
+    """Print the log of a current or finished run; the server need not run.
 
-    SuperLink's and the proxy's own logs are in KIT/state/logs. Exit code 0: printed; 1: there is none.
+    The logs of SuperLink and the proxy are in KIT/state/logs. Exit code 0: printed; 1: there is no log.
     """
     from server.deployment.server_kit import open_server_kit
 
@@ -184,12 +184,12 @@ def log(
 @app.command(epilog="Examples:\n\n  ept-fed server stop kits/server\n\n  ept-fed server stop kits/server --run")
 def stop(
     kit: _Kit = Path(),
-    run_only: Annotated[bool, typer.Option("--run", help="End the run that goes on; the server stays.")] = False,
+    run_only: Annotated[bool, typer.Option("--run", help="End only the current run, not the server.")] = False,
 ) -> None:
-    """End what `ept-fed server start` runs, or with --run only the run that goes on.
+    """End the server that `ept-fed server start` runs, or with --run only the current run.
 
-    Either way the run can go on later from its last round: ept-fed server run --resume. Exit code 0: stopped, or
-    nothing ran; 1: it is still there, or another user's.
+    In both cases the run can be continued after its last round: ept-fed server run --resume. Exit code 0: stopped, or
+    nothing was running; 1: it is still running, or belongs to another user.
     """
     from server.deployment.server_kit import open_server_kit
     from server.deployment.service import stop_server
@@ -198,7 +198,7 @@ def stop(
     with _explained(as_json=False):
         if run_only:
             ended = end_run(kit)
-            typer.echo(f"stopped: run {ended}" if ended else "no run goes on")
+            typer.echo(f"stopped: run {ended}" if ended else "no run is in progress")
             raise typer.Exit(DONE)
         opened = open_server_kit(kit)
         try:
@@ -206,13 +206,13 @@ def stop(
         except (TimeoutError, PermissionError) as error:
             typer.echo(f"not stopped: {error}", err=True)
             raise typer.Exit(FAILED) from None
-    typer.echo(f"stopped: process {pid}" if pid else "nothing ran")
+    typer.echo(f"stopped: process {pid}" if pid else "nothing was running")
     raise typer.Exit(DONE)
 
 
 @contextmanager
 def _explained(*, as_json: bool) -> Iterator[None]:
-    """Say in a sentence that the server does not run or does not answer, with exit code 1."""
+    """Report in one sentence that the server does not run or does not answer, with exit code 1."""
     from json import dumps
 
     from ept_fed.errors import UnavailableError

@@ -1,1 +1,1 @@
-"""The running server: SuperLink behind its proxy, registrations, agreement with the sites, runs and their status."""
+"""The running server: SuperLink and proxy, site registrations, agreement with the sites, runs and their status."""

@@ -1,6 +1,7 @@
-"""Before the first round: every site is asked whether it would take part, and shows what it would bring.
+"""The agreement before the first round: each site answers the proposal with an introduction or a refusal.
 
-The server has no backbone. What the layout and the initial prompts are, the sites say; and they must say the same.
+The server has no backbone. It receives the layout and the initial prompts from the sites, and all sites must send the
+same ones.
 """
 
 import logging
@@ -30,32 +31,32 @@ _LONGEST_NAME = 40
 
 
 class NoAgreementError(RuntimeError):
-    """Too few sites would take part, or they do not fit together; the text says which and why."""
+    """Too few sites accept the proposal, or their introductions differ; the text states the sites and the reasons."""
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """The plan that the sites agreed on, and who was left out, with the reason, by name."""
+    """The plan that the sites agreed on, and the reason for each site that was left out, by name."""
 
     plan: Plan
     left_out: Mapping[str, str]
 
 
 def agree(grid: Grid, experiment: Experiment, sites: tuple[str, ...]) -> Agreement:
-    """Ask all sites that come online for their introductions, and make the plan of those that fit together.
+    """Request an introduction from all sites that are online, and make the plan for the sites with equal ones.
 
     Args:
-        grid: its nodes carry the sites' registered names.
-        experiment: as the consortium wrote it.
-        sites: the federation's.
+        grid: Flower's connection to the sites; its nodes have the sites' registered names.
+        experiment: the consortium's experiment.
+        sites: names of all sites of the federation.
 
     Raises:
-        NoAgreementError: if fewer than the quorum are left, or the sites are split without a majority.
+        NoAgreementError: if fewer sites than the quorum agree, or the sites are split without a majority.
     """
     federation, proposal = experiment.federation, propose(experiment, sites)
     quorum = federation.quorum or math.ceil(len(sites) / 2)
     if federation.secure_aggregation is not None:
-        # With fewer no round could ever be unmasked.
+        # With fewer sites, no sum can be unmasked.
         quorum = max(quorum, count_min_sites(len(sites), federation.secure_aggregation.threshold))
     online, doubled = wait_for_sites(grid, sites, deadline=federation.deadline, quorum=quorum, grace=federation.grace)
     left_out = dict.fromkeys((name for name in sites if name not in online), _ABSENT)
@@ -84,18 +85,18 @@ def agree(grid: Grid, experiment: Experiment, sites: tuple[str, ...]) -> Agreeme
 
 
 def name_run(proposal: Proposal) -> str:
-    """Return the identity of a run: its name, and what is proposed under it.
+    """Return the identity of a run: its name and the digest of its proposal.
 
-    Sites agree to a run once. An experiment that is run again under another name is another run to them, and so is one
-    that was changed; equal names and settings are the same run, on every server.
+    Sites agree to a run once. For the sites, an experiment with another name or with changed settings is another run.
+    Equal names and settings give the same run on every server.
     """
     return f"{proposal.name[:_LONGEST_NAME]}-{proposal.digest[:16]}"
 
 
 def reconcile(met: Mapping[str, SiteIntroduction]) -> tuple[dict[str, SiteIntroduction], dict[str, str]]:
-    """Return the introductions that most sites agree with, sorted by site, and what is wrong with the others.
+    """Return the introductions of the largest group of equal ones, sorted by site, and the reasons against the others.
 
-    Who is right the server cannot know: with a tie nobody is left in.
+    The server cannot decide which group is right, so a tie excludes all sites.
     """
     groups: dict[tuple[str, str, bytes], list[str]] = {}
     for name, introduction in sorted(met.items()):
@@ -128,7 +129,7 @@ def _introduce(
         try:
             introduction = decode_introduction(reply, run, proposal)
             if introduction.site != name:
-                raise MessageRefusedError(f"calls itself {clean_text(introduction.site, 40)!r}")
+                raise MessageRefusedError(f"introduces itself as {clean_text(introduction.site, 40)!r}")
         except (MessageRefusedError, PayloadMismatchError) as refusal:
             refused[name] = clean_text(str(refusal))
             continue
@@ -144,4 +145,4 @@ def _describe(introduction: SiteIntroduction) -> str:
 
 def _hint(one: SiteIntroduction, other: SiteIntroduction) -> str:
     same = (one.backbone_digest, one.layout.hash) == (other.backbone_digest, other.layout.hash)
-    return ", but draws other initial prompts: compare versions of torch" if same else ""
+    return ", but has other initial prompts: compare the versions of torch" if same else ""

@@ -1,8 +1,7 @@
 """The ServerApp of a real deployment, started by the SuperLink of `ept-fed server start` for each submitted run.
 
-It runs what the installed packages hold: the bundle that brings it here only names it. Which kit it belongs to, its
-environment says; which run, the run config does. What is in the run folder decides where it starts: at the beginning,
-or after the last checkpoint.
+It runs the installed code; the app bundle only refers to it. An environment variable names the kit, and the run config
+names the run. The run starts at the beginning, or after the last checkpoint if the run folder has one.
 """
 
 import logging
@@ -46,9 +45,9 @@ def main(grid: Grid, context: Context) -> None:
     """Run the experiment in the folder that the run config names.
 
     Raises:
-        InputRefusedError: for a refused kit, experiment or checkpoint.
-        NoAgreementError: if the sites do not make up one federation.
-        NothingAveragedError: if no round averaged anything, so that Flower reports the run as failed.
+        InputRefusedError: if the kit, the experiment or the checkpoint is refused.
+        NoAgreementError: if the sites do not agree on a plan.
+        NothingAveragedError: if no round averaged any reply; Flower then reports the run as failed.
     """
     kit = open_server_kit(Path(os.environ[KIT_VARIABLE]))
     folder = RunFolder(kit.runs / _NAME.validate_python(str(context.run_config[RUN_KEY])))
@@ -61,7 +60,7 @@ def main(grid: Grid, context: Context) -> None:
             raise
         except Exception:
             _log.exception("the run failed")
-            write_result(folder.path, "failed", ended="the server failed; run.log says why")
+            write_result(folder.path, "failed", ended="the server failed; run.log contains the reason")
             raise
 
 
@@ -85,7 +84,7 @@ def _run(grid: Grid, context: Context, kit: ServerKit, folder: RunFolder) -> Non
     server_app(named, context)
     (result,) = results
     if not result.aggregated_anything:
-        raise NothingAveragedError("no round averaged anything; rounds.jsonl says why")
+        raise NothingAveragedError("no round averaged anything; rounds.jsonl contains the reasons")
     recorder.finish()
     write_result(folder.path, "done", ended=result.ended, left_out=agreement.left_out)
 
@@ -102,7 +101,7 @@ def _meet(grid: Grid, experiment: Experiment, kit: ServerKit, folder: RunFolder)
 
 
 class _Recorder(RunRecorder):
-    """Also keeps the progress file that `ept-fed server status` reads up to date with every reply."""
+    """A recorder that also updates progress.json with each reply, for `ept-fed server status`."""
 
     def __init__(self, plan: Plan, folder: RunFolder) -> None:
         super().__init__(plan, folder, _log)
@@ -123,7 +122,7 @@ class _Recorder(RunRecorder):
         self._write("rounds")
 
     def finish(self) -> None:
-        """Record that all rounds are over."""
+        """Write that all rounds are finished."""
         self._write("done")
 
     def _write(self, phase: RunPhase) -> None:

@@ -1,8 +1,8 @@
-"""SuperLink's control API on this machine's loopback: nodes and runs, without Flower's command line.
+"""A client for SuperLink's control API on loopback: nodes and runs, without Flower's command line.
 
-Flower's own client is used (`flwr.supercore.control`, not a public name in flwr 1.41): its command line starts a Python
-process per question and exits with 0 when a run has failed. The API has no authentication: whoever has an account on
-this machine can use it.
+The client of Flower is used (`flwr.supercore.control`, which is not public in flwr 1.41). Flower's command line is not
+suitable: it starts a Python process per request and exits with 0 when a run has failed. The API has no authentication:
+any account on this machine can use it.
 """
 
 from collections.abc import Iterator, Mapping
@@ -20,7 +20,7 @@ from flwr.supercore.fab import Fab
 
 from ept_fed.errors import UnavailableError
 
-# Flower's messages; protobuf makes the names when it is imported.
+# Flower's message classes; protobuf creates these names at import time.
 from flwr.proto.control_pb2 import (  # isort: skip
     ListNodesRequest,
     ListRunsRequest,
@@ -34,16 +34,16 @@ __all__ = ["Control", "ControlDeclinedError", "ControlError", "Node", "Run", "op
 
 
 class ControlError(UnavailableError):
-    """SuperLink does not answer, or declines; the text says which."""
+    """SuperLink does not answer or declines a request; the text states which."""
 
 
 class ControlDeclinedError(ControlError):
-    """SuperLink answered, and declines this one request."""
+    """SuperLink answers, but declines this request."""
 
 
 @dataclass(frozen=True)
 class Node:
-    """A node as SuperLink knows it; `status` is registered, online, offline or unregistered."""
+    """A node in SuperLink's list; `status` is registered, online, offline or unregistered."""
 
     identifier: int
     name: str
@@ -55,7 +55,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Run:
-    """A run as SuperLink knows it; `ended` is empty while it goes on, then completed, failed or stopped."""
+    """A run in SuperLink's list; `ended` is empty while it runs, then completed, failed or stopped."""
 
     identifier: int
     name: str
@@ -68,10 +68,10 @@ class Run:
 
 
 class Control:
-    """Questions and orders to a SuperLink."""
+    """A connection to a SuperLink, with methods for queries and commands."""
 
     def __init__(self, client: ControlHttpClient) -> None:
-        """Take Flower's client."""
+        """Wrap Flower's client."""
         self._client = client
 
     def nodes(self) -> list[Node]:
@@ -88,16 +88,16 @@ class Control:
         _ask(self._client.RegisterNode, RegisterNodeRequest(public_key=key, name=name, location=location))
 
     def unregister(self, identifier: int) -> None:
-        """Take a node's registration away: its requests are refused from now on."""
+        """Unregister a node; its requests are refused from then on."""
         _ask(self._client.UnregisterNode, UnregisterNodeRequest(node_id=identifier))
 
     def runs(self) -> list[Run]:
-        """Return all runs, the newest last."""
+        """Return all runs, with the newest last."""
         answer = _ask(self._client.ListRuns, ListRunsRequest())
         return sorted((_read_run(run) for run in answer.run_dict.values()), key=lambda run: run.pending_at)
 
     def start(self, bundle: bytes, config: Mapping[str, str]) -> int:
-        """Start a run of an app bundle; return its number."""
+        """Start a run of an app bundle and return its number."""
         request = StartRunRequest(
             fab=fab_to_proto(Fab(sha256(bundle).hexdigest(), bundle, {})),
             override_config=user_config_to_proto(dict(config)),
@@ -108,7 +108,7 @@ class Control:
         return int(answer.run_id)
 
     def stop(self, identifier: int) -> bool:
-        """End a run; return whether there was one to end."""
+        """End a run; return whether SuperLink ended one."""
         return bool(_ask(self._client.StopRun, StopRunRequest(run_id=identifier)).success)
 
 

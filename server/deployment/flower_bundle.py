@@ -1,4 +1,4 @@
-"""The bundle that Flower carries to every site for a run: it names what is installed there, and holds nothing else."""
+"""The app bundle that Flower sends to every site for a run: it only refers to the code that is installed there."""
 
 from flwr.cli.build import build_fab_from_files
 
@@ -35,6 +35,6 @@ _FILES = {
 
 
 def build_bundle() -> bytes:
-    """Return the bundle; the same bytes for the same version of ept-fed."""
+    """Return the bundle; it has the same bytes for the same version of ept-fed."""
     content, _ = build_fab_from_files({name: text.encode() for name, text in _FILES.items()})
     return content

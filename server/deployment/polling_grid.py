@@ -1,6 +1,6 @@
-"""A Grid that passes everything on to another, but looks for replies ten times a second.
+"""A Grid that forwards all calls to another Grid, but polls for replies ten times per second.
 
-Flower's own wait for a SuperLink sleeps three seconds at a time.
+Flower's own wait for replies sleeps three seconds between two polls.
 """
 
 import logging
@@ -22,7 +22,7 @@ _log = logging.getLogger("flwr.ept_fed")  # shown by `flwr log`
 
 
 class PollingGrid(Grid):
-    """The Grid of a run, with a quicker wait for replies, and one unreadable reply taking no other along."""
+    """The Grid of a run, with faster polling for replies; an unreadable reply does not affect other replies."""
 
     def __init__(self, grid: Grid) -> None:
         """Wrap a Grid."""
@@ -33,11 +33,11 @@ class PollingGrid(Grid):
         return list(self._grid.get_nodes())
 
     def get_node_ids(self) -> list[int]:
-        """Return the ids of the nodes that `get_nodes` names."""
+        """Return the ids of the nodes that `get_nodes` returns."""
         return [node.node_id for node in self.get_nodes()]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
-        """Send messages and yield their replies as they come, until `timeout` seconds have passed."""
+        """Send messages and yield their replies as they arrive, until `timeout` seconds have passed."""
         end = None if timeout is None else time.monotonic() + timeout
         waiting = dict.fromkeys(identifier for identifier in self._grid.push_messages(list(messages)) if identifier)
         while waiting:
@@ -51,20 +51,20 @@ class PollingGrid(Grid):
                 time.sleep(POLL_SECONDS)
 
     def _pull(self, identifier: str) -> list[Message]:
-        """Return the reply to one message if it has come; one that cannot be read must not take others along."""
+        """Return the reply to one message if it has arrived; an unreadable reply must not affect other replies."""
         try:
             return list(self._grid.pull_messages((identifier,)))
-        except Exception:  # noqa: BLE001 - what a node sent can fail in Flower's reader in any way
+        except Exception:  # noqa: BLE001 - a node's bytes can cause any exception in Flower's parser
             _log.exception("a reply cannot be read")
             return []
 
     @property
     def run(self) -> Any:
-        """The run of the Grid below."""
+        """The run of the wrapped Grid."""
         return self._grid.run
 
     def set_run(self, run: Any) -> None:
-        """Pass the run on."""
+        """Set the run of the wrapped Grid."""
         self._grid.set_run(run)
 
     def create_message(
@@ -74,9 +74,9 @@ class PollingGrid(Grid):
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Pass messages on."""
+        """Send messages through the wrapped Grid."""
         return self._grid.push_messages(messages)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Return the replies that have come."""
+        """Return the replies that have arrived."""
         return self._grid.pull_messages(message_ids)

@@ -1,7 +1,7 @@
-"""The proxy between hospitals and SuperLink: an allow-list of paths, TLS for the server's name, and a count of bytes.
+"""The proxy between hospitals and SuperLink: an allow-list of paths, TLS for the server's name, and a byte count.
 
-SuperLink has one port for everything, and only the Fleet paths on it ask for a node's signature. So it listens on
-loopback alone, and what passes from outside is listed here, path by path.
+SuperLink has one port for all its APIs, and only the Fleet paths require a node's signature. SuperLink therefore
+listens only on loopback, and the proxy forwards only the paths that are listed here.
 """
 
 import os
@@ -44,33 +44,33 @@ def find_nginx() -> str:
     """Return the path of nginx.
 
     Raises:
-        InputRefusedError: with what to install.
+        InputRefusedError: if nginx is not installed; the text states how to install it.
     """
     found = shutil.which("nginx") or shutil.which("nginx", path=_SYSTEM_PLACES)
     if found is None:
         fix = (
             "is not installed; install it (apt install nginx-light, dnf install nginx, brew install nginx; its own "
-            "service may stay off), or use another proxy: --proxy none, and see state/proxy/Caddyfile"
+            "service is not needed), or use another proxy: --proxy none, and see state/proxy/Caddyfile"
         )
         raise InputRefusedError([Problem("nginx", "", fix)])
     return found
 
 
 def nginx_command(nginx: str, kit: ServerKit) -> tuple[str, ...]:
-    """Return how the proxy is started, in the foreground."""
+    """Return the command that starts the proxy in the foreground."""
     folder = kit.state / "proxy"
     return (nginx, "-p", str(folder), "-c", str(folder / "nginx.conf"), "-e", "stderr")
 
 
 def write_proxy_files(kit: ServerKit, superlink_port: int, *, nginx: str | None) -> None:
-    """Write nginx.conf and Caddyfile, and have nginx test its own.
+    """Write nginx.conf and Caddyfile, and let nginx test its configuration.
 
     Raises:
-        InputRefusedError: with what nginx says about it, e.g. of a port that this user may not open.
+        InputRefusedError: with the message of nginx, for example about a port that this user must not open.
     """
     server, folder = kit.federation.server, kit.state / "proxy"
     if any(character in str(kit.folder) for character in " ;{}\"'$\\"):
-        fix = "has a space, quote, brace or similar in its path, which nginx.conf cannot hold; move it"
+        fix = "has a space, quote, brace or similar in its path, which nginx.conf does not support; move it"
         raise InputRefusedError([Problem("KIT", str(kit.folder), fix)])
     ipv6 = is_address(server.host) and ":" in server.host
     words = {
@@ -94,7 +94,10 @@ def write_proxy_files(kit: ServerKit, superlink_port: int, *, nginx: str | None)
 
 
 def end_proxy(folder: Path) -> None:
-    """End nginx processes that work in a folder; nginx overwrites its environment, so no mark would be found."""
+    """End the nginx processes whose working directory is `folder`.
+
+    They cannot be found by a variable in their environment, because nginx overwrites it.
+    """
     for link in Path("/proc").glob("[0-9]*/cwd"):
         with suppress(OSError):
             if link.resolve() == folder.resolve() and (link.parent / "comm").read_text().strip() == "nginx":
@@ -102,5 +105,5 @@ def end_proxy(folder: Path) -> None:
 
 
 def _interface(host: str) -> str:
-    """Return what to listen on: a federation on this very machine needs nobody else to reach it."""
+    """Return the interface for nginx.conf: loopback for a federation on this machine, else empty for all interfaces."""
     return "127.0.0.1:" if host in ("localhost", "127.0.0.1") else ""

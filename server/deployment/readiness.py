@@ -1,7 +1,7 @@
-"""From a SuperLink that has just been started to one that runs may be submitted to.
+"""Preparation of a SuperLink that has just been started, until runs may be submitted to it.
 
-What its predecessor was running is ended, and the sites are registered. Only then does ready.json say so, and only then
-is a run accepted: one that was submitted before would be taken for the predecessor's.
+The runs of the previous SuperLink are ended, and the sites are registered. Then ready.json is written, and only then is
+a run accepted. A run that is submitted earlier would be ended with the runs of the previous SuperLink.
 """
 
 import ssl
@@ -24,23 +24,23 @@ _PAUSE_SECONDS = 0.5
 
 
 def is_ready(kit: ServerKit) -> bool:
-    """Tell whether the running SuperLink has its sites, and nothing left of an earlier one."""
+    """Return whether the running SuperLink has its sites, and the runs of an earlier one are ended."""
     return (kit.state / "ready.json").exists()
 
 
 def withdraw(kit: ServerKit) -> None:
-    """Say that runs may not be submitted for now."""
+    """Remove ready.json, so that no run can be submitted."""
     (kit.state / "ready.json").unlink(missing_ok=True)
 
 
 def make_ready(kit: ServerKit, port: int, tell: Callable[[str], None], ended: Event) -> None:
-    """Wait for SuperLink, prepare it, and say so; what stands in the way is tried again for a while, then told.
+    """Wait for SuperLink, prepare it, and write ready.json; errors are retried until a time limit, then reported.
 
     Args:
-        kit: the server's.
-        port: SuperLink's, on loopback.
-        tell: told what an operator has to know.
-        ended: set once this SuperLink has ended: another one is not this call's to prepare.
+        kit: the server's kit.
+        port: SuperLink's port on loopback.
+        tell: called with messages for the operator.
+        ended: set when this SuperLink has ended; the call then stops, because another call prepares the next SuperLink.
     """
     withdraw(kit)
     end = time.monotonic() + _READY_SECONDS
@@ -66,14 +66,14 @@ def _prepare(kit: ServerKit, port: int, tell: Callable[[str], None]) -> Registra
     with open_control(port, kit.folder / "tls" / "ca.crt") as control:
         for run in control.runs():
             if not run.ended:
-                # Its ServerApp died with the SuperLink that had started it.
+                # The ServerApp of this run ended with the SuperLink that started it.
                 control.stop(run.identifier)
-                tell(f"run {run.name or run.identifier} was cut off; go on with: ept-fed server run --resume")
+                tell(f"run {run.name or run.identifier} was interrupted; continue with: ept-fed server run --resume")
         return register_sites(kit, control)
 
 
 def _announce(kit: ServerKit, port: int, changes: Registrations, tell: Callable[[str], None]) -> None:
-    shut_out = ", ".join(name or "a nameless node" for name in changes.unregister.values())
+    shut_out = ", ".join(name or "a node without a name" for name in changes.unregister.values())
     if shut_out:
         tell(f"no longer registered: {shut_out}")
     for name, why in changes.declined.items():

@@ -1,4 +1,4 @@
-"""A Grid whose nodes are the federation's sites: registered under their names, with the keys that their kits hold."""
+"""A Grid whose nodes are the federation's sites, registered under their names with the keys of their kits."""
 
 import logging
 from collections.abc import Mapping
@@ -13,10 +13,10 @@ _log = logging.getLogger(__name__)
 
 
 class RegisteredGrid(PollingGrid):
-    """Shows the nodes that are online and belong to the federation; any other is logged once, and never asked.
+    """A Grid that returns only nodes of the federation; any other node is logged once and receives no message.
 
-    Whoever reaches the SuperLink's control API could register a node under any name. So the name alone is not believed:
-    the node must also have the key that the consortium certified for that site.
+    A program with access to SuperLink's control API can register a node under any name. The name is therefore not
+    sufficient: the node must also have the key that the consortium certified for that site.
     """
 
     def __init__(self, grid: Grid, keys: Mapping[str, bytes]) -> None:
@@ -33,5 +33,7 @@ class RegisteredGrid(PollingGrid):
                 nodes.append(node)
             elif node.node_id not in self._strangers:
                 self._strangers.add(node.node_id)
-                _log.warning("node %d, registered as %r, is no site of this federation", node.node_id, node.name[:40])
+                _log.warning(
+                    "node %d, registered as %r, is not a site of this federation", node.node_id, node.name[:40]
+                )
         return nodes

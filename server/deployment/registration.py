@@ -1,4 +1,4 @@
-"""Who may take part, as SuperLink enforces it: brought to what sites.json says, every time the server starts."""
+"""The registration of sites at SuperLink: at every start it is updated to match sites.json."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,12 +11,12 @@ __all__ = ["Registrations", "plan_registrations", "register_sites"]
 
 @dataclass(frozen=True)
 class Registrations:
-    """What has to change: nodes to shut out, by number with the name, and sites to admit.
+    """Changes of the registrations: nodes to unregister, and sites to register.
 
     Attributes:
-        unregister: number -> name.
-        register: names.
-        declined: name -> why SuperLink did not take the key of a site that should be admitted.
+        unregister: names of nodes to unregister, by node number.
+        register: names of sites to register.
+        declined: reasons why SuperLink declined the key of a site, by name.
     """
 
     unregister: Mapping[int, str]
@@ -25,13 +25,13 @@ class Registrations:
 
 
 def plan_registrations(keys: Mapping[str, bytes], nodes: Sequence[Node]) -> Registrations:
-    """Compare what SuperLink has registered with what it should: whatever is not a site's own key is shut out.
+    """Return the changes that SuperLink's registrations need; each node without a site's own key is unregistered.
 
-    A location that has changed is left as it is: Flower takes no key twice, not even one that was unregistered.
+    A changed location is not updated: Flower accepts no key twice, not even one that was unregistered.
 
     Args:
         keys: public key (PEM) of each admitted site, by name.
-        nodes: as SuperLink has registered them.
+        nodes: the nodes that are registered at SuperLink.
     """
     right, wrong = set(), {}
     for node in nodes:
@@ -43,12 +43,12 @@ def plan_registrations(keys: Mapping[str, bytes], nodes: Sequence[Node]) -> Regi
 
 
 def register_sites(kit: ServerKit, control: Control) -> Registrations:
-    """Bring SuperLink's registrations to what the kit says; return what changed.
+    """Update SuperLink's registrations to match the kit, and return the changes.
 
-    A key that SuperLink declines keeps its own site out, and no other.
+    If SuperLink declines a key, only the site of this key is excluded.
 
     Raises:
-        ControlError: if SuperLink does not answer, or does not shut a node out.
+        ControlError: if SuperLink does not answer, or does not unregister a node.
     """
     keys = kit.public_keys()
     changes = plan_registrations(keys, control.nodes())

@@ -1,7 +1,7 @@
-"""What a deployed run keeps in its run folder beyond a simulation's: the agreement, its progress, and its end.
+"""The files that only a deployed run has in its run folder: the agreement, the progress and the result.
 
-agreement.safetensors   the plan that the sites agreed on, initial prompts included; a resumed run follows the same
-progress.json           phase, round and each site's last numbers, renewed with every reply
+agreement.safetensors   the plan that the sites agreed on, with the initial prompts; a resumed run uses the same plan
+progress.json           phase, round and each site's last numbers, updated with every reply
 result.json             how the run ended, written last
 """
 
@@ -38,7 +38,7 @@ _INITIAL = "initial"
 
 
 def write_agreement(folder: Path, agreement: Agreement) -> None:
-    """Write down what was agreed."""
+    """Write the agreement to the run folder."""
     about = {
         "schema": 1,
         "code": ept_fed.__version__,
@@ -49,10 +49,10 @@ def write_agreement(folder: Path, agreement: Agreement) -> None:
 
 
 def read_agreement(folder: Path) -> Agreement | None:
-    """Return what was agreed for a run; None if nothing was yet.
+    """Return the agreement of a run, or None if there is none yet.
 
     Raises:
-        InputRefusedError: if the file is damaged or of another version.
+        InputRefusedError: if the file is damaged or was written by another version.
     """
     path = folder / _AGREEMENT
     if not path.exists():
@@ -63,14 +63,14 @@ def read_agreement(folder: Path) -> Agreement | None:
             raise ValueError(f"it was written by ept-fed {about['code']}, this is {ept_fed.__version__}")
         return Agreement(plan_from_json(about["plan"], tensors[_INITIAL]), about["left_out"])
     except (DamagedCheckpointError, MessageRefusedError, PayloadMismatchError, KeyError, ValueError) as error:
-        fix = f"cannot be followed ({error}); start a new run under another name"
+        fix = f"cannot be used ({error}); start a new run under another name"
         raise InputRefusedError([Problem("--resume", str(path), fix)]) from error
 
 
 def write_progress(
     folder: Path, phase: RunPhase, *, round_number: int, rounds: int, sites: Mapping[str, Mapping[str, Any]]
 ) -> None:
-    """Say where the run stands, for whoever watches."""
+    """Write the run's progress for status displays."""
     document = {"schema": 1, "phase": phase, "round": round_number, "rounds": rounds, "at": time.time()}
     write_json(folder / _PROGRESS, {**document, "sites": sites})
 
@@ -78,12 +78,12 @@ def write_progress(
 def write_result(
     folder: Path, status: Literal["done", "failed"], *, ended: str, left_out: Mapping[str, str] | None = None
 ) -> None:
-    """Say how the run ended."""
+    """Write how the run ended."""
     write_json(folder / _RESULT, {"schema": 1, "status": status, "ended": ended, "left_out": dict(left_out or {})})
 
 
 def read_json_file(folder: Path, name: Literal["progress.json", "result.json"]) -> dict[str, Any]:
-    """Return one of the two documents; empty if it is not there, or not (yet) readable."""
+    """Return one of the two documents; it is empty if the file is missing or cannot be read (yet)."""
     try:
         document: Any = json.loads((folder / name).read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,7 +1,7 @@
-"""The server's kit, as `ept-fed provision` wrote it, and the state beside it that only the running server writes.
+"""The server's kit, which `ept-fed provision` writes, and its folder state/, which only the running server writes.
 
 state/                     0700, made when the server starts
-  server.json              where the SuperLink listens, or did last, and since when
+  server.json              SuperLink's port and start time, of the current or the last start
   superlink.db             Flower's registrations, runs and messages
   flwr-home/               Flower's own files
   proxy/                   the proxy's configuration and temporary files
@@ -28,7 +28,7 @@ from ept_fed.pki.kit_layout import SUPERLINK_HOSTS
 
 __all__ = ["KIT_VARIABLE", "ServerKit", "SiteEntry", "open_server_kit"]
 
-# Names the kit to every process of the server, and marks them as its own.
+# This variable has the path of the kit in every process of the server, so these processes can be found by it.
 KIT_VARIABLE = "EPT_FED_SERVER_KIT"
 _TLS = ("tls/ca.crt", "tls/proxy.crt", "tls/proxy.key", "tls/superlink.crt", "tls/superlink.key")
 
@@ -57,9 +57,9 @@ class ServerKit:
     """An opened kit.
 
     Attributes:
-        folder: of the kit, absolute.
-        federation: from federation.yaml.
-        sites: every site that ever had a certificate, by name.
+        folder: absolute path of the kit.
+        federation: the settings from federation.yaml.
+        sites: all sites that have or had a certificate, by name.
     """
 
     folder: Path
@@ -68,7 +68,7 @@ class ServerKit:
 
     @property
     def state(self) -> Path:
-        """Folder of what the running server writes."""
+        """Folder for all files that the running server writes."""
         return self.folder / "state"
 
     @property
@@ -80,7 +80,7 @@ class ServerKit:
         """Return the public keys of the admitted sites' nodes, as PEM, by name.
 
         Raises:
-            InputRefusedError: for what is no P-384 key.
+            InputRefusedError: if a key is not a P-384 key.
         """
         return {
             name: parse_openssh_public(site.node.encode(), f"sites.json: {name}").public_bytes(
@@ -91,7 +91,7 @@ class ServerKit:
         }
 
     def authority(self) -> x509.Certificate:
-        """Return the certificate of the consortium's authority, which the sites' certificates come from.
+        """Return the certificate of the consortium's authority, which issued the sites' certificates.
 
         Raises:
             InputRefusedError: if it cannot be read.
@@ -99,13 +99,13 @@ class ServerKit:
         return parse_certificate((self.folder / "tls" / "ca.crt").read_bytes(), "tls/ca.crt")
 
     def make_state(self) -> None:
-        """Make the folders that the server's processes write to, for its user alone."""
+        """Make the folders that the server's processes write to; only the server's user has access."""
         for folder in (self.state, self.runs, self.state / "flwr-home", self.state / "proxy", self.state / "logs"):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.state.chmod(0o700)
 
     def find_tls_problems(self, now: datetime) -> list[Problem]:
-        """Check that the server can identify itself: certificates in date, from the authority, for its hosts."""
+        """Return problems with the server's certificates: files, validity period, authority and host names."""
         missing = [
             Problem(name, str(self.folder / name), "is missing; get the kit again")
             for name in _TLS
@@ -132,10 +132,10 @@ class ServerKit:
 
 
 def open_server_kit(folder: Path) -> ServerKit:
-    """Read a server's kit.
+    """Return the opened kit of a server.
 
     Raises:
-        InputRefusedError: if it is none, or its files do not belong together.
+        InputRefusedError: if the folder is not a server's kit, or its files do not belong together.
     """
     folder = folder.resolve()
     path = folder / "sites.json"
@@ -146,10 +146,10 @@ def open_server_kit(folder: Path) -> ServerKit:
         fix = f"cannot be read ({error.strerror}); name the folder of the server's kit"
         raise InputRefusedError([Problem("sites.json", str(path), fix)]) from error
     except (ValidationError, ValueError, RecursionError) as error:
-        fix = f"is not that of a server's kit of this version ({type(error).__name__}); get the kit again"
+        fix = f"is not the file of a server's kit of this version ({type(error).__name__}); get the kit again"
         raise InputRefusedError([Problem("sites.json", str(path), fix)]) from error
     federation = load_federation(folder / "federation.yaml")
     if listed.federation != federation.name:
-        fix = f"is of another federation than federation.yaml, {federation.name}; get the kit again"
+        fix = f"belongs to another federation than federation.yaml, {federation.name}; get the kit again"
         raise InputRefusedError([Problem("sites.json", listed.federation, fix)])
     return ServerKit(folder, federation, dict(listed.sites))

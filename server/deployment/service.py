@@ -1,4 +1,4 @@
-"""`ept-fed server start`: SuperLink on loopback and the proxy before it, kept running together."""
+"""The service behind `ept-fed server start`: it keeps SuperLink on loopback and the proxy in front of it running."""
 
 import contextlib
 import json
@@ -28,14 +28,14 @@ _log = logging.getLogger(__name__)
 
 
 class ServerAwayError(UnavailableError):
-    """No server of this kit runs."""
+    """The server of this kit does not run."""
 
 
 def start_server(folder: Path, proxy: Literal["nginx", "none"], tell: Callable[[str], None]) -> int:
     """Run the server of a kit in the foreground until SIGTERM or SIGINT; return an exit code.
 
     Raises:
-        InputRefusedError: with everything that stands in the way, before anything is started.
+        InputRefusedError: with all problems that prevent the start, before any program is started.
     """
     kit = open_server_kit(folder)
     problems = kit.find_tls_problems(datetime.now(UTC))
@@ -55,14 +55,14 @@ def start_server(folder: Path, proxy: Literal["nginx", "none"], tell: Callable[[
         with _pid_file(kit).hold():
             return _run(kit, superlink, nginx, proxy, tell)
     except AlreadyRunsError as running:
-        fix = f"its server runs already, as process {running.pid}; stop it first: ept-fed server stop KIT"
+        fix = f"its server already runs as process {running.pid}; stop it first: ept-fed server stop KIT"
         raise InputRefusedError([Problem("KIT", str(kit.folder), fix)]) from running
 
 
 def _run(
     kit: ServerKit, superlink: str, nginx: str | None, proxy: Literal["nginx", "none"], tell: Callable[[str], None]
 ) -> int:
-    # What a killed server left: its word that runs may be submitted, and processes that hold the ports.
+    # A killed server can leave ready.json, which permits runs, and processes that occupy the ports.
     withdraw(kit)
     end_marked(KIT_VARIABLE, str(kit.folder))
     end_proxy(_proxy_log(kit).parent)
@@ -82,10 +82,10 @@ def _run(
 
 
 def find_server(kit: ServerKit) -> int | None:
-    """Return the process that keeps the server running.
+    """Return the id of the process that keeps the server running, or None if the server does not run.
 
     Raises:
-        PermissionError: if the kit is another user's.
+        PermissionError: if the kit belongs to another user.
     """
     return _pid_file(kit).read()
 
@@ -103,10 +103,10 @@ def find_superlink_port(kit: ServerKit) -> int:
 
 
 def stop_server(kit: ServerKit) -> int | None:
-    """End the server; return which process it was, None if none ran.
+    """End the server; return the id of its process, or None if it did not run.
 
     Raises:
-        TimeoutError: if it is still there after a while.
+        TimeoutError: if the process still runs after a time limit.
         PermissionError: if another user started it.
     """
     pid = find_server(kit)
@@ -116,7 +116,7 @@ def stop_server(kit: ServerKit) -> int | None:
     end = time.monotonic() + _STOP_SECONDS
     while find_server(kit) is not None:
         if time.monotonic() >= end:
-            raise TimeoutError(f"process {pid} is still there after {_STOP_SECONDS:g} s")
+            raise TimeoutError(f"process {pid} still runs after {_STOP_SECONDS:g} s")
         time.sleep(0.1)
     return pid
 
@@ -157,25 +157,25 @@ def _proxy(kit: ServerKit, nginx: str) -> Program:
 
 
 def _proxy_log(kit: ServerKit) -> Path:
-    """Return where the proxy logs; a program works in the folder of its log, and so is found there."""
+    """Return the path of the proxy's log; the folder of a program's log is its working directory."""
     return kit.state / "logs" / "proxy" / "proxy.log"
 
 
 def _require_free(kit: ServerKit) -> None:
-    """Raise InputRefusedError if something else listens on the port for hospitals."""
+    """Raise InputRefusedError if another program listens on the port for the hospitals."""
     port = kit.federation.server.port
     with socket() as probe:
         probe.settimeout(2)
         if probe.connect_ex(("127.0.0.1", port)) == 0:
             fix = (
-                "is taken by another program on this machine; end that. Another port is another address: it goes into "
-                "federation.yaml, and every site needs the kit that ept-fed provision then writes"
+                "is used by another program on this machine; end that program. For another port, change "
+                "federation.yaml, run ept-fed provision, and give every site its new kit"
             )
             raise InputRefusedError([Problem("server.port", port, fix)])
 
 
 def _read_port(kit: ServerKit) -> int | None:
-    """Return SuperLink's port as it is, or was when the server last ran."""
+    """Return SuperLink's port of the current or the last run of the server, or None if no port is recorded."""
     try:
         document: Any = json.loads((kit.state / "server.json").read_text(encoding="utf-8"))
         return int(document["superlink_port"])
@@ -184,7 +184,7 @@ def _read_port(kit: ServerKit) -> int | None:
 
 
 def _free_port(wanted: int | None) -> int:
-    """Return the port wanted if it is free, so that a proxy of one's own need not be told another, or else any."""
+    """Return the wanted port if it is free, else any free port; a user's own proxy then keeps its configuration."""
     for port in (wanted, 0):
         with socket() as listener:
             listener.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)

@@ -1,4 +1,4 @@
-"""How the server and its runs stand: one document, for a person's screen and for machines."""
+"""The status of the server and its runs as one document, for display and for programs."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -18,10 +18,10 @@ __all__ = ["describe_run", "describe_server"]
 
 
 def describe_server(folder: Path) -> dict[str, Any]:
-    """Return how a kit's server stands: process, sites, the newest run.
+    """Return the status of a kit's server: its process, its sites and the newest run.
 
     Raises:
-        InputRefusedError: if the folder is no server's kit.
+        InputRefusedError: if the folder is not a server's kit.
     """
     kit = open_server_kit(folder)
     pid, problem = None, None
@@ -32,7 +32,7 @@ def describe_server(folder: Path) -> dict[str, Any]:
         with connect(kit) as control:
             nodes, runs = control.nodes(), control.runs()
     except PermissionError:
-        problem = "the kit is another user's, who alone can tell"
+        problem = "the kit belongs to another user; only that user can see the status"
     except (ServerAwayError, ControlError) as error:
         problem = str(error)
     return {
@@ -47,9 +47,9 @@ def describe_server(folder: Path) -> dict[str, Any]:
 
 
 def describe_run(kit: ServerKit, run: Run | None) -> dict[str, Any] | None:
-    """Return how a run stands; None if there is none, or its folder is gone.
+    """Return the status of a run, or of the newest run folder if `run` has none; None if there is no run folder.
 
-    Seconds left are those of the rounds so far, carried on.
+    The remaining time is estimated from the mean time of the rounds so far.
     """
     folders = sorted(kit.runs.glob("*/config.yaml"), key=lambda path: path.stat().st_mtime)
     if run is not None and run.name in {path.parent.name for path in folders}:

@@ -1,4 +1,4 @@
-"""Submit a run to the server of a kit, follow it, end it; one at a time, and with a true verdict."""
+"""Submission of runs to the server of a kit: start, follow and end a run; only one run at a time."""
 
 import fcntl
 import os
@@ -35,7 +35,7 @@ _NAME: TypeAdapter[str] = TypeAdapter(Name)
 
 @dataclass(frozen=True)
 class RunEnd:
-    """How a run ended, or that it goes on without anybody following; `ended` says why."""
+    """The end of a run, or its submission if it is not followed; `ended` states the reason."""
 
     name: str
     folder: Path
@@ -56,16 +56,16 @@ def run_experiment(
     """Submit an experiment and follow it to its end.
 
     Args:
-        kit_folder: of the running server.
-        config: the experiment; None only with `resume`, for the settings that the run began with.
+        kit_folder: kit of the running server.
+        config: the experiment; None only with `resume`, for the original settings of the run.
         overrides: `key.path=value` strings.
-        name: of the run and its folder; None takes the experiment's, or with `resume` the newest run's.
-        resume: go on after the last checkpoint of a run that was cut off.
-        wait: follow it; otherwise return as soon as it is submitted.
-        watch: called about once a second while it goes on.
+        name: name of the run and its folder; None uses the experiment's name, or with `resume` the newest run's.
+        resume: continue an interrupted run after its last checkpoint.
+        wait: follow the run; otherwise return after the submission.
+        watch: called about once per second while the run is in progress.
 
     Raises:
-        InputRefusedError: for settings, a taken name, or a run that goes on already.
+        InputRefusedError: if settings are refused, the name is in use, or another run is in progress.
         ServerAwayError, ControlError: if the server does not run or does not answer.
     """
     kit = open_server_kit(kit_folder)
@@ -80,26 +80,26 @@ def run_experiment(
     with _one_at_a_time(kit), connect(kit) as control:
         going_on = [run for run in control.runs() if not run.ended]
         if going_on:
-            fix = "goes on; wait for its end, or end it: ept-fed server stop --run"
+            fix = "is still running; wait for its end, or end it: ept-fed server stop --run"
             raise InputRefusedError([Problem("run", going_on[0].name or going_on[0].identifier, fix)])
         _prepare_folder(folder, experiment, resume=resume)
         number = control.start(build_bundle(), {RUN_KEY: name})
     if not wait:
-        return RunEnd(name, folder.path, "submitted", "it goes on; ept-fed server status --watch shows it")
+        return RunEnd(name, folder.path, "submitted", "it is running; ept-fed server status --watch shows it")
     run = follow(kit, number, lambda: watch(kit, name))
     result = read_json_file(folder.path, "result.json")
     if run.ended == "completed" and result.get("status") == "done":
         return RunEnd(name, folder.path, "done", str(result["ended"]))
     if run.ended == "stopped":
-        return RunEnd(name, folder.path, "stopped", "it was stopped; go on with: ept-fed server run --resume")
+        return RunEnd(name, folder.path, "stopped", "it was stopped; continue with: ept-fed server run --resume")
     return RunEnd(name, folder.path, "failed", str(result.get("ended") or run.details or "see run.log"))
 
 
 def follow(kit: ServerKit, number: int, watch: Callable[[], None]) -> Run:
-    """Wait for the end of a run; a SuperLink that is being started again is waited for.
+    """Wait for the end of a run and return it; a restart of SuperLink in between is tolerated.
 
     Raises:
-        ControlError, ServerAwayError: if it stays away, or does not know the run any more.
+        ControlError, ServerAwayError: if SuperLink does not come back, or no longer has the run.
     """
     away_since: float | None = None
     while True:
@@ -113,7 +113,7 @@ def follow(kit: ServerKit, number: int, watch: Callable[[], None]) -> Run:
         else:
             away_since = None
             if run is None:
-                raise ControlError("SuperLink does not know the run any more")
+                raise ControlError("SuperLink no longer has the run")
             if run.ended:
                 watch()
                 return run
@@ -122,7 +122,7 @@ def follow(kit: ServerKit, number: int, watch: Callable[[], None]) -> Run:
 
 
 def end_run(kit_folder: Path) -> str | None:
-    """End the run that goes on; return its name, None if there is none.
+    """End the current run; return its name, or None if there is none.
 
     Raises:
         ServerAwayError, ControlError: if the server does not run or declines.
@@ -141,30 +141,32 @@ def connect(kit: ServerKit) -> Iterator[Control]:
     """Connect to the SuperLink of the kit's running server.
 
     Raises:
-        ServerAwayError: if it does not run.
+        ServerAwayError: if the server does not run.
     """
     with open_control(find_superlink_port(kit), kit.folder / "tls" / "ca.crt") as control:
         yield control
 
 
 def _await_readiness(kit: ServerKit) -> None:
-    """Wait while the server is being started.
+    """Wait until the server is ready for runs.
 
     Raises:
-        ServerAwayError: if it does not run, or does not get ready.
+        ServerAwayError: if it does not run, or is not ready before a time limit.
     """
     end = time.monotonic() + _READY_SECONDS
     find_superlink_port(kit)
     while not is_ready(kit):
         if time.monotonic() >= end:
-            raise ServerAwayError(f"the server of {kit.folder} is not ready; its own output says why")
+            raise ServerAwayError(
+                f"the server of {kit.folder} is not ready; the output of ept-fed server start contains the reason"
+            )
         time.sleep(_POLL_SECONDS / 4)
         find_superlink_port(kit)
 
 
 def _load(kit: ServerKit, config: Path | None, overrides: Sequence[str], resumed: str | None) -> Experiment:
     if config is None and resumed is None:
-        raise InputRefusedError([Problem("CONFIG", "", "is needed: an experiment in YAML")])
+        raise InputRefusedError([Problem("CONFIG", "", "is required: an experiment in YAML")])
     if resumed is not None:
         RunFolder(kit.runs / resumed).require_version()
     path = config or kit.runs / str(resumed) / "config.yaml"
@@ -183,7 +185,7 @@ def _load(kit: ServerKit, config: Path | None, overrides: Sequence[str], resumed
 def _prepare_folder(folder: RunFolder, experiment: Experiment, *, resume: bool) -> None:
     if not resume:
         if not folder.is_free():
-            fix = "was run already; give this one another --name, or go on with it: --resume"
+            fix = "already exists; choose another --name, or continue that run: --resume"
             raise InputRefusedError([Problem("--name", folder.path.name, fix)])
         folder.create(experiment.to_yaml())
         return
@@ -196,7 +198,7 @@ def _prepare_folder(folder: RunFolder, experiment: Experiment, *, resume: bool) 
 
 
 def _check_name(name: str) -> str:
-    """Return the name of a run; it becomes a folder's."""
+    """Return the name of a run if it is also a valid folder name, else raise InputRefusedError."""
     try:
         return _NAME.validate_python(name)
     except ValidationError as error:
@@ -213,7 +215,7 @@ def _newest_run(kit: ServerKit) -> str:
 
 @contextmanager
 def _one_at_a_time(kit: ServerKit) -> Iterator[None]:
-    """Hold off another submission between the question whether a run goes on and the start of this one."""
+    """Block other submissions between the check for a current run and the start of a new one."""
     handle = os.open(kit.state / "submit.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)

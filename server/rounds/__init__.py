@@ -1,1 +1,1 @@
-"""The round loop: exchange, admission of replies, secure aggregation, records and checkpoints."""
+"""The round loop: message exchange, checks of replies, secure aggregation, records and checkpoints."""

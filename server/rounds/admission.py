@@ -1,7 +1,7 @@
-"""What a reply must be before it counts: well-formed, about this round, within its site's bounds and not outsized.
+"""Checks of a site's reply: its format, its round, the limits agreed for the site, and the norm of its update.
 
-`admit` looks at one reply: its spelling, then its header before its content (`ept_fed.flower.messages`), then what this
-plan allows its site. `refuse_norm_outliers` compares the replies of a round with each other.
+`admit` checks a single reply. It checks the format and the header before the content (`ept_fed.flower.messages`), then
+the limits that the plan sets for this site. `refuse_norm_outliers` compares the replies of a round with each other.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,17 +17,17 @@ from ept_fed.run_plan.plan import Plan
 
 __all__ = ["Accepted", "admit", "find_norm_outliers", "refuse_norm_outliers"]
 
-# With two replies the median lies between them, and either could be the outsized one.
+# The median of two norms is between them, so it does not show which of the two is the outlier.
 _MIN_FOR_MEDIAN = 3
 
 Accepted = tuple[str, RoundReply]
 
 
 def admit(site: str, message: Message, request: RoundRequest, plan: Plan) -> RoundReply:
-    """Return the reply in a message.
+    """Return the reply in a message, after all checks that need only this reply.
 
     Raises:
-        MessageRefusedError, PayloadMismatchError: with the sentence that goes into the round's record.
+        MessageRefusedError, PayloadMismatchError: with the reason that is written to the round's record.
     """
     reply = decode_reply(
         message,
@@ -46,16 +46,17 @@ def admit(site: str, message: Message, request: RoundRequest, plan: Plan) -> Rou
         )
     if request.phase == "train" and reply.metrics["steps"] > (possible := plan.max_steps(reply.examples)):
         steps = f"claims {reply.metrics['steps']:g} steps on {reply.examples} images"
-        raise MessageRefusedError(f"{steps}; the run's settings give at most {possible}")
+        raise MessageRefusedError(f"{steps}; the run's settings allow at most {possible}")
     return reply
 
 
 def refuse_norm_outliers(
     payload: Vector, replies: Sequence[Accepted], plan: Plan
 ) -> tuple[list[Accepted], list[Refusal]]:
-    """Split a round's train replies into those to average and those whose update or gradient is outsized.
+    """Split a round's train replies into replies to average and refusals of norm outliers.
 
-    FedNova divides updates by the sites' numbers of steps, so there the update per step is compared too.
+    A reply is refused if the norm of its update or its gradient is an outlier. FedNova divides updates by the sites'
+    numbers of steps, so with FedNova the update per step is compared too.
     """
     reasons: dict[str, str] = {}
     norm_bound = plan.norm_bound
@@ -68,16 +69,16 @@ def refuse_norm_outliers(
         for what, vectors in (("update", updates), ("update per step", per_step), ("gradient", gradients)):
             for site, (norm, median) in find_norm_outliers(vectors, norm_bound).items():
                 reasons[site] = (
-                    f"its {what} has length {norm:.3g}, above {norm_bound:g} times the round's median {median:.3g}"
+                    f"its {what} has norm {norm:.3g}, above {norm_bound:g} times the round's median {median:.3g}"
                 )
     kept = [(site, reply) for site, reply in replies if site not in reasons]
     return kept, [Refusal(site, "train", reason) for site, reason in reasons.items()]
 
 
 def find_norm_outliers(vectors: Mapping[str, Vector], bound: float) -> dict[str, tuple[float, float]]:
-    """Return norm and median norm of every vector (n,) longer than `bound` times the median of all.
+    """Return the norm and the median norm for every vector (n,) whose norm is above `bound` times the median of all.
 
-    Fewer than three vectors, or a median of zero, say nothing about what is usual: then none is outsized.
+    The result is empty for fewer than three vectors or a median of zero, because these define no usual norm.
     """
     norms = {site: float(np.linalg.norm(vector.astype(np.float64))) for site, vector in vectors.items()}
     median = float(np.median(list(norms.values()))) if len(norms) >= _MIN_FOR_MEDIAN else 0.0

@@ -1,7 +1,7 @@
-"""Checkpoints: after each round all that the server needs to go on, in one sealed file; every round is kept.
+"""Checkpoints: one checksummed file per round with all that the server needs to continue; all rounds are kept.
 
-A killed run resumes after the last whole checkpoint. Requests of the next round are then sent again, and sites answer
-them from their own state before that round, so the prompts come out the same, bit for bit.
+A killed run resumes after the last complete checkpoint. The requests of the next round are then sent again. The sites
+answer them from their own state before that round, so the resulting prompts are the same, bit for bit.
 """
 
 import json
@@ -26,13 +26,13 @@ _PAYLOAD, _STATE = "payload", "state/"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A run after a round.
+    """The state of a run after a round.
 
     Attributes:
-        payload: what the round left.
-        strategy: what the strategy remembers, by name.
-        records: of all rounds so far; the last one still lacks the evaluation of its payload.
-        stopping: of the early stop: best mean AUC so far, and rounds since.
+        payload: the payload after the round.
+        strategy: the strategy's state, by name.
+        records: the records of all rounds so far; the last one has no evaluation of its payload yet.
+        stopping: the state of early stopping: the best median AUC so far, and the number of rounds since then.
     """
 
     payload: Vector
@@ -42,10 +42,10 @@ class Checkpoint:
 
 
 class CheckpointFolder:
-    """`round-0007.safetensors` for each round, beside a rounds.jsonl that holds the records before it."""
+    """A folder with one file per round (`round-0007.safetensors`); rounds.jsonl has the records of earlier rounds."""
 
     def __init__(self, folder: Path, plan: Plan, data: str = "") -> None:
-        """Take a folder; files of another plan, or of other data if their digest is known, are refused when read."""
+        """Use a folder; `load` refuses files of another plan, or of other data if the data digest is given."""
         self._folder, self._plan = folder, plan
         self._identity = {
             "schema": 1,
@@ -60,7 +60,7 @@ class CheckpointFolder:
         }
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Write the newest round's file; earlier rounds' records are not repeated in it."""
+        """Write the newest round's file, without the records of earlier rounds."""
         record = checkpoint.records[-1]
         best, since = checkpoint.stopping
         about = {
@@ -75,13 +75,13 @@ class CheckpointFolder:
         write_checksummed(self._path(record.round), tensors, about)
 
     def load(self, lines: Sequence[RoundRecord]) -> Checkpoint | None:
-        """Return the newest checkpoint, None if there is none yet.
+        """Return the newest checkpoint, or None if there is none yet.
 
         Args:
-            lines: of rounds.jsonl; those of the checkpoint's own round and later are left out.
+            lines: the lines of rounds.jsonl; only those of rounds before the checkpoint's round are used.
 
         Raises:
-            InputRefusedError: if the newest file is damaged, belongs to another run, or lacks its earlier records.
+            InputRefusedError: if the newest file is damaged or of another run, or if earlier records are missing.
         """
         rounds = self._rounds()
         if not rounds:
@@ -95,9 +95,9 @@ class CheckpointFolder:
             best = -math.inf if stopping["best"] is None else float(stopping["best"])
             since = int(stopping["since"])
         except (KeyError, TypeError, ValueError, PayloadMismatchError) as error:
-            raise _refuse(self._path(rounds[-1]), f"does not hold a round ({error})", rounds[:-1]) from error
+            raise _refuse(self._path(rounds[-1]), f"does not contain a round ({error})", rounds[:-1]) from error
         if [held.round for held in earlier] != list(range(1, record.round)):
-            fix = f"lacks some of rounds 1 to {record.round - 1}, which the checkpoint follows; restore the file"
+            fix = f"lacks some of the rounds 1 to {record.round - 1} before the checkpoint; restore the file"
             raise InputRefusedError([Problem("--resume", "rounds.jsonl", fix)])
         state = {name.removeprefix(_STATE): tensor for name, tensor in tensors.items() if name.startswith(_STATE)}
         return Checkpoint(tensors[_PAYLOAD], state, (*earlier, record), (best, since))
@@ -134,5 +134,5 @@ class CheckpointFolder:
 
 
 def _refuse(path: Path, what: str, sound: Sequence[int]) -> InputRefusedError:
-    where = f"go on after round {sound[-1]}, the last sound one" if sound else "start again from round 1"
+    where = f"continue after round {sound[-1]}, the last valid one" if sound else "start again from round 1"
     return InputRefusedError([Problem("--resume", str(path), f"{what}; remove it to {where}")])

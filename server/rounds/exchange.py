@@ -1,4 +1,4 @@
-"""One exchange with the sites: send a request to each, admit what is sound, name whoever is silent or refused."""
+"""One exchange with the sites: send a request to each site, check the replies, and record missing and refused ones."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -30,11 +30,11 @@ class Traffic:
 
 
 class Exchange:
-    """Sends one phase to the given nodes, and keeps what came back and what was refused.
+    """An exchange of one round with the given nodes, with its refusals and its traffic.
 
     Attributes:
-        refused: replies left out, strangers, and sites that did not answer before the deadline.
-        traffic: bytes by site; a refused reply counts too.
+        refused: refused replies, replies of nodes that were not selected, and sites that did not answer in time.
+        traffic: bytes by site, including refused replies.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Exchange:
         round_number: int,
         on_site: Callable[[int, str, Phase, Mapping[str, float]], None],
     ) -> None:
-        """Prepare an exchange of a round with `nodes`, the sites' names by node id."""
+        """Prepare an exchange of a round with `nodes`, the site names by node id."""
         self.refused: list[Refusal] = []
         self.traffic = {name: Traffic() for name in nodes.values()}
         self._grid, self._plan, self._nodes, self._round, self._on_site = grid, plan, nodes, round_number, on_site
@@ -53,7 +53,10 @@ class Exchange:
     def run(
         self, phase: Phase, payload: Vector, corrections: Mapping[str, Vector | None] | None = None
     ) -> list[Accepted]:
-        """Send the phase and return the sound replies, sorted by site; `corrections` are the strategy's, by site."""
+        """Send the phase's request and return the accepted replies, sorted by site.
+
+        `corrections` are the strategy's correction vectors by site.
+        """
         request = RoundRequest(
             header=self._plan.header(self._round),
             phase=phase,
@@ -63,7 +66,7 @@ class Exchange:
             settings=self._plan.training if phase == "train" else "",
             wants_gradient=phase == "train" and STRATEGIES[self._plan.strategy].wants_gradient,
         )
-        # One record for all where it can be: what is equal for every site is built, hashed and sent once.
+        # Sites without a correction share one record, so it is built and hashed once.
         shared, own = encode_request(request), corrections or {}
         messages = []
         for node, name in self._nodes.items():
@@ -75,7 +78,7 @@ class Exchange:
         for reply in self._grid.send_and_receive(messages, timeout=self._plan.deadline):
             node = find_sender(reply, messages)
             if node not in waiting:
-                reason = "answered twice" if node in self._nodes else "was not asked"
+                reason = "answered twice" if node in self._nodes else "was not selected"
                 self.refused.append(Refusal(self._nodes.get(node, str(node)), phase, reason))
                 continue
             waiting.discard(node)
@@ -104,7 +107,11 @@ class Exchange:
 
 
 def find_sender(reply: Message, questions: Sequence[Message]) -> int:
-    """Return which node a reply is from; an error that the SuperLink made for an absent node carries its own id."""
+    """Return the id of the node that a reply belongs to.
+
+    For an absent node, the SuperLink answers with an error under its own id. The node is then the receiver of the
+    request that the error replies to.
+    """
     asked = reply.metadata.reply_to_message_id
     if asked and reply.has_error():
         for question in questions:

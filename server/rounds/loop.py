@@ -1,8 +1,8 @@
-"""The round loop: one exchange a round, with a deadline and a quorum, and nothing a single site can break.
+"""The round loop: one exchange per round, with a deadline and a quorum; no single site can stop it.
 
-Each exchange costs seconds in deployment, so a round has one: a site that is asked to train first evaluates the payload
-it received on its validation images. What round r left is therefore evaluated in round r + 1, and what the last round
-left in one exchange more.
+An exchange takes seconds in a deployment, so each round has only one. A site that is requested to train first evaluates
+the payload it received on its validation images. The payload of round r is therefore evaluated in round r + 1. The
+payload of the last round is evaluated in one additional exchange.
 """
 
 import copy
@@ -38,17 +38,17 @@ _log = logging.getLogger(__name__)
 
 
 class NothingAveragedError(RuntimeError):
-    """No round of a run averaged anything: it has failed, whatever the sites did."""
+    """The run failed because no round averaged any reply."""
 
 
 @dataclass(frozen=True)
 class FederationResult:
-    """The end of a run.
+    """The result of a run.
 
     Attributes:
-        payload: what the last aggregated round left.
-        rounds: all that were run.
-        ended: "all rounds", or which early stop ended it.
+        payload: the payload after the last aggregated round.
+        rounds: the records of all rounds that were run.
+        ended: "all rounds", or the reason for the early stop.
     """
 
     payload: Vector
@@ -57,21 +57,21 @@ class FederationResult:
 
     @property
     def aggregated_anything(self) -> bool:
-        """False if no round averaged a single reply: such a run has failed, whatever the sites did."""
+        """True if at least one round averaged replies; a run without such a round has failed."""
         return any(record.aggregated for record in self.rounds)
 
 
 class RoundObserver(Protocol):
-    """Whoever wants to see the run as it goes: a display, the writer of the run folder."""
+    """The interface of objects that follow a run, such as a display or the writer of the run folder."""
 
     def on_site(self, round_number: int, site: str, phase: Phase, metrics: Mapping[str, float]) -> None:
         """Handle one accepted reply of a site."""
 
     def on_payload(self, round_number: int, payload: Vector, seconds: float) -> None:
-        """Handle the payload that a round leaves, as soon as it is there."""
+        """Handle the payload after a round, as soon as it is available."""
 
     def on_round(self, record: RoundRecord) -> None:
-        """Handle a round's record, once what it left has been evaluated."""
+        """Handle a round's record, after the payload of this round has been evaluated."""
 
 
 def run_rounds(
@@ -84,24 +84,26 @@ def run_rounds(
     save: Callable[[Checkpoint], None] | None = None,
     authority: x509.Certificate | None = None,
 ) -> FederationResult:
-    """Run a whole federation.
+    """Run all rounds of a federation and return the result.
 
-    Sound updates are averaged in the order of the sites' names, so the last bits do not depend on who answered first.
-    A round with fewer of them than the quorum, or than the strategy's assumption needs, leaves the old payload.
-    Validation images decide about early stopping; test images play no part here. The exchange in which an early stop
-    shows has trained the sites once more: their updates are dropped, and the sites must go back (`Site.forget_after`).
+    Accepted updates are averaged in the order of the site names, so the result is the same bit for bit in any order of
+    arrival. A round keeps the old payload if it has fewer accepted updates than the quorum or the strategy requires.
+    Early stopping uses validation images; test images are not used here. An early stop is detected in an exchange in
+    which the sites have already trained once more. Their updates are dropped, and the sites must return to their
+    earlier state (`Site.forget_after`).
 
     Args:
-        grid: Flower's connection to the sites; its nodes carry the sites' registered names.
-        plan: what to run.
+        grid: Flower's connection to the sites; its nodes have the sites' registered names.
+        plan: the plan of the run.
         aggregator: from `create_aggregator`.
-        observer: told about every reply, payload and round.
-        resume: where an earlier process was; None starts with round 1. The observer is told its payload again.
-        save: called with a checkpoint after every round, before the observer has the payload.
-        authority: whose certificates sites sign with; needed where updates are masked.
+        observer: receives every reply, payload and round record.
+        resume: the checkpoint to continue from; None starts with round 1. The observer receives its payload again.
+        save: called with a checkpoint after every round, before the observer receives the payload.
+        authority: the certificate of the authority that issued the sites' signing certificates; required under secure
+            aggregation.
     """
     if plan.secure_sites and authority is None:
-        raise ValueError("updates are masked in this run: give the authority's certificate")
+        raise ValueError("this run uses secure aggregation: the authority's certificate is required")
     records: list[RoundRecord] = []
     payload, stop = plan.initial, _EarlyStop(plan)
     if resume is not None:
@@ -140,7 +142,7 @@ def run_rounds(
         _log.info("round %d: %s", round_number, record.outcome)
         records.append(record)
         if save is not None:
-            # Before anybody sees the payload: a resumed run that averaged the round again would draw other noise.
+            # Save before the observer gets the payload: a resumed run that averages the round again draws other noise.
             save(Checkpoint(payload, aggregator.state(), records, stop.state))
         observer.on_payload(round_number, payload, record.seconds)
     nodes, absent = _select_sites(grid, plan, "evaluate", plan.rounds)
@@ -152,9 +154,10 @@ def run_rounds(
 
 
 def _select_sites(grid: Grid, plan: Plan, phase: Phase, round_number: int) -> tuple[dict[int, str], list[Refusal]]:
-    """Return the nodes to ask, by id, and the sites that are not online before the deadline.
+    """Return the selected nodes by id, and a refusal for each selected site without exactly one node online in time.
 
-    Those that train are drawn from (seed, round) among the plan's names; the last evaluation asks all of them.
+    The sites for training are drawn from the plan's sites with a generator seeded by (seed, round). The last evaluation
+    selects all sites.
     """
     wanted = list(plan.sites)
     if phase == "train":
@@ -191,7 +194,7 @@ def _collect(
     trained: Sequence[Accepted],
     authority: x509.Certificate | None,
 ) -> Collected:
-    """Return the updates of a round: as they came with the replies, or as one under secure aggregation."""
+    """Return the updates of a round: one per reply, or their mean as a single update under secure aggregation."""
     if authority is None or not plan.secure_sites:
         return Collected([_as_update(site, reply) for site, reply in trained], tuple(site for site, _ in trained))
     now = datetime.now(UTC)
@@ -213,7 +216,7 @@ def _aggregate(
         averaged = aggregator.aggregate(record.round, payload, updates)
         plan.layout.check(averaged)
         _check_memory(aggregator.state())
-    except Exception as failure:  # noqa: BLE001 - whatever sound replies drive a strategy to, the run goes on
+    except Exception as failure:  # noqa: BLE001 - a strategy that fails on accepted replies must not end the run
         _log.exception("%s failed in round %d", plan.strategy, record.round)
         aggregator.load_state(before, payload)
         return payload, f"kept the old prompts: {plan.strategy} failed ({type(failure).__name__}: {failure})"
@@ -224,19 +227,19 @@ def _aggregate(
 def _check_memory(state: Mapping[str, Vector]) -> None:
     wild = [name for name, vector in state.items() if not np.isfinite(vector).all()]
     if wild:
-        raise AggregationError(f"its memory {wild} is no longer finite")
+        raise AggregationError(f"its state {wild} is no longer finite")
 
 
 def _as_update(site: str, reply: RoundReply) -> Update:
     if reply.payload is None:
-        raise ValueError("an admitted train reply carries a payload")
+        raise ValueError("an accepted train reply must contain a payload")
     return Update(
         site, reply.payload, reply.examples, reply.metrics["loss"], int(reply.metrics["steps"]), reply.gradient
     )
 
 
 def _note_evaluation(record: RoundRecord, replies: Sequence[Accepted]) -> None:
-    """Enter the evaluation of what this round left, which came with a later exchange."""
+    """Add to a round's record the evaluation of its payload, which arrived in a later exchange."""
     for site, reply in replies:
         record.site(site).evaluation = {
             key.removeprefix("validation_"): value
@@ -246,7 +249,7 @@ def _note_evaluation(record: RoundRecord, replies: Sequence[Accepted]) -> None:
 
 
 def _note_last_exchange(record: RoundRecord, exchange: Exchange, absent: Sequence[Refusal]) -> None:
-    """Add the bytes and refusals of the exchange that ended the run, which has no record of its own."""
+    """Add the bytes and refusals of the last exchange to the last record, because that exchange has no own record."""
     record.refused += [*absent, *exchange.refused]
     for site, traffic in exchange.traffic.items():
         record.site(site).bytes_sent += traffic.sent
@@ -254,9 +257,9 @@ def _note_last_exchange(record: RoundRecord, exchange: Exchange, absent: Sequenc
 
 
 class _EarlyStop:
-    """Watches the median validation AUC over sites, which no single site can move far.
+    """Early stopping by the median validation AUC over sites; a single site cannot change the median much.
 
-    Its state is the best so far and the rounds since.
+    The state is the best median so far and the number of rounds since then.
     """
 
     def __init__(self, plan: Plan) -> None:
@@ -264,7 +267,7 @@ class _EarlyStop:
         self.state = (-math.inf, 0)
 
     def check(self, record: RoundRecord) -> str | None:
-        """Return why to stop after this round, or None."""
+        """Return the reason to stop after this round, or None to continue."""
         values = [site.evaluation["auc"] for site in record.sites.values() if "auc" in site.evaluation]
         defined = [value for value in values if not math.isnan(value)]
         if not defined:

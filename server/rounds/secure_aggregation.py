@@ -1,4 +1,4 @@
-"""The secure aggregation of one round over a grid: five exchanges after training, and the server has the mean alone."""
+"""Secure aggregation of one round over a grid: after five exchanges the server has only the mean of the updates."""
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
@@ -28,20 +28,20 @@ __all__ = ["Collected", "SecureExchange"]
 
 _log = logging.getLogger(__name__)
 
-# A stage takes a site no training: whoever is silent for so long is not waited for by all the others.
+# A stage includes no training, so a site that does not answer for this time must not delay all others.
 _STAGE_SECONDS = 300.0
 
 
 @dataclass(frozen=True)
 class Collected:
-    """The updates of a round, and whose they are.
+    """The updates of a round and the sites they are from.
 
     Attributes:
-        updates: one per site, or a single one that stands for their weighted mean.
-        sites: whose they are, sorted.
-        refused: who was left out of the sum, and why.
-        abandoned: why there is no sum; empty if there is one.
-        update_bytes: serialised bytes of each update, where it came apart from the train reply.
+        updates: one per site, or a single one with the weighted mean of all.
+        sites: names of the sites, sorted.
+        refused: sites that were left out of the sum, with the reason.
+        abandoned: the reason why there is no sum; empty if there is one.
+        update_bytes: serialised bytes of each site's update, if it was sent separately from the train reply.
     """
 
     updates: Sequence[Update]
@@ -52,15 +52,15 @@ class Collected:
 
 
 def _max_numbers(plan: Plan) -> int:
-    """Return as how many floats a stage's answer may be long: words of eight bytes, and shares for all sites."""
+    """Return the maximum length of a stage's answer in floats: room for words of eight bytes and all sites' shares."""
     return 2 * (plan.layout.size + 1) + 4096 * len(plan.secure_sites)
 
 
 class SecureExchange:
-    """Leads the sites that have trained through the stages, and keeps who was left out on the way.
+    """The secure aggregation of one round: it runs the stages with the sites that have trained.
 
     Attributes:
-        refused: sites that were silent or refused, and why.
+        refused: sites that did not answer or were refused, with the reason.
         update_bytes: serialised bytes of each site's masked input.
     """
 
@@ -80,13 +80,13 @@ class SecureExchange:
 
         Args:
             grid: Flower's connection to the sites.
-            plan: of the run.
-            nodes: names of those who were asked to train, by node id.
+            plan: the plan of the run.
+            nodes: names of the sites that were selected for training, by node id.
             round_number: 1-based.
-            start: the payload that the round began with.
-            traffic: by site; what this exchange sends and receives is added.
-            authority: whose certificates the sites sign with.
-            now: for the certificates' dates.
+            start: the payload at the start of the round.
+            traffic: bytes by site; the bytes of this exchange are added.
+            authority: the certificate of the authority that issued the sites' signing certificates.
+            now: the time at which the certificates must be valid.
         """
         self.refused: list[Refusal] = []
         self._grid, self._plan, self._nodes, self._round = grid, plan, nodes, round_number
@@ -96,7 +96,7 @@ class SecureExchange:
         self.update_bytes: dict[str, int] = {}
 
     def collect(self, trained: Sequence[Accepted]) -> Collected:
-        """Return the mean of the updates of sites whose train replies were sound, as one update."""
+        """Return the mean of the updates as a single update; `trained` are the accepted train replies."""
         try:
             mean = self.run([site for site, _ in trained])
         except AggregationAbandonedError as abandoned:
@@ -105,20 +105,20 @@ class SecureExchange:
             site: weigh_site(reply.examples, self._plan.weights, self._plan.weight_cap) for site, reply in trained
         }
         if mean.weight != sum(stated[site] for site in mean.sites):
-            # One site with a weight of its own making would be most of the mean.
-            return Collected((), (), self.refused, "secure aggregation: the weights summed are not those stated")
-        # Strategies that need no more than the mean look at neither loss nor steps.
+            # A site that adds a larger weight than it stated could dominate the mean.
+            return Collected((), (), self.refused, "secure aggregation: the summed weights differ from the stated ones")
+        # Strategies that work on the mean read neither loss nor steps.
         update = Update("the sum", mean.mean, mean.weight, loss=0.0, steps=1)
         return Collected((update,), mean.sites, self.refused, update_bytes=self.update_bytes)
 
     def run(self, trained: Collection[str]) -> SecureMean:
-        """Return the weighted mean of the updates of the sites that stay to the end.
+        """Return the weighted mean of the updates of the sites that complete all stages.
 
         Args:
-            trained: names of the sites whose train replies were sound.
+            trained: names of the sites whose train replies were accepted.
 
         Raises:
-            AggregationAbandonedError: if too few stay, or the sum cannot be unmasked.
+            AggregationAbandonedError: if too few sites complete the stages, or the sum cannot be unmasked.
         """
         requests = dict.fromkeys(sorted(trained), b"")
         for stage in STAGES:
@@ -126,7 +126,7 @@ class SecureExchange:
             if stage != STAGES[-1]:
                 requests = self._leader.advance()
         mean = self._leader.finish()
-        # A wrong share shows only when a secret is put together from it.
+        # A wrong share is found only when a secret is reconstructed from it.
         known = {refusal.site for refusal in self.refused}
         self.refused += [
             Refusal(site, "secure aggregation", reason)
@@ -152,12 +152,12 @@ class SecureExchange:
             try:
                 frame = decode_frame(read_frame_record(reply, numbers=_max_numbers(self._plan)))
                 if not isinstance(frame, StageReply) or frame.stage != stage:
-                    raise MessageRefusedError(f"it answered something else than its {stage}")
+                    raise MessageRefusedError(f"it did not answer with its {stage}")
                 frame.header.require(header)
                 self._leader.take(site, frame.content)
             except MessageRefusedError as refusal:
                 self._leave_out(site, stage, clean_text(str(refusal)))
-            except Exception:  # noqa: BLE001 - whatever one site's bytes drive a parser to, the round goes on
+            except Exception:  # noqa: BLE001 - one site's malformed bytes must not end the round
                 _log.exception("%s: its %s could not be read", site, stage)
                 self._leave_out(site, stage, "it cannot be read")
             else:

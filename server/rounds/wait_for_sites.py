@@ -1,4 +1,4 @@
-"""Who is there: wait for sites to come online, with a deadline, and a grace once enough of them are."""
+"""Waiting for sites to come online, with a deadline and a grace period after the quorum is reached."""
 
 import time
 from collections import Counter
@@ -14,9 +14,10 @@ _POLL_SECONDS = 1.0
 def wait_for_sites(
     grid: Grid, wanted: Sequence[str], *, deadline: float, quorum: int, grace: float
 ) -> tuple[dict[str, int], list[str]]:
-    """Return node ids by name, and names that two nodes claim.
+    """Return the node ids by site name, and the names that more than one node uses.
 
-    Waits for all until `deadline` seconds have passed; once the quorum is online, no longer than `grace` after that.
+    The function waits for all sites for at most `deadline` seconds. After the quorum is online it waits for at most
+    `grace` more seconds.
     """
     end = time.monotonic() + deadline
     enough = False

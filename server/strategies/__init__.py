@@ -1,1 +1,1 @@
-"""Aggregation: the rules as pure functions, and the strategies built from them and from Flower's."""
+"""Aggregation: the rules as pure functions, and the strategies that use them or Flower's strategies."""

@@ -1,4 +1,4 @@
-"""What every strategy is to the round loop: updates in, the next payload out, and a memory that can be saved."""
+"""The interface between the round loop and a strategy: updates in, the next payload out, and state to save."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +17,7 @@ Weigh = Callable[[npt.NDArray[np.int64]], npt.NDArray[np.float64]]
 
 @dataclass(frozen=True)
 class Update:
-    """What one site sent in a round, after admission; `gradient` only where the strategy wants it."""
+    """One site's accepted update in a round; it has a `gradient` only if the strategy requires one."""
 
     site: str
     payload: Vector
@@ -28,30 +28,30 @@ class Update:
 
 
 class Aggregator(ABC):
-    """Turns a round's updates into the next global payload, and can say and take back what it remembers."""
+    """A strategy that turns a round's updates into the next global payload; its state can be saved and restored."""
 
     @abstractmethod
     def aggregate(self, round_number: int, payload: Vector, updates: Sequence[Update]) -> Vector:
-        """Return the next payload (n,) from the current one and at least one update, sorted by site."""
+        """Return the next payload (n,) from the current one and one or more updates, sorted by site."""
 
     def correction(self, site: str) -> Vector | None:
-        """Return c (n,) of the term ⟨c, payload⟩ that this site adds to its loss next, or None for no term."""
+        """Return c (n,) for the term ⟨c, payload⟩ that this site adds to its next loss, or None for no term."""
         del site
         return None
 
     def state(self) -> dict[str, Vector]:
-        """Return what must be remembered between rounds, by name."""
+        """Return the vectors that must be kept between rounds, by name."""
         return {}
 
     def load_state(self, state: Mapping[str, Vector], payload: Vector) -> None:
-        """Take back what `state` returned, and the payload that belongs to it.
+        """Restore a state that `state` returned, with the payload that belongs to it.
 
         Raises:
-            ValueError: for a state of another strategy.
+            ValueError: if the state is from another strategy.
         """
         del payload
         if state:
-            raise ValueError(f"{type(self).__name__} remembers nothing, but was given {sorted(state)}")
+            raise ValueError(f"{type(self).__name__} has no state, but received {sorted(state)}")
 
 
 def stack_payloads(updates: Sequence[Update]) -> npt.NDArray[np.float32]:

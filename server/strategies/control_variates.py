@@ -1,8 +1,8 @@
-"""SCAFFOLD and FedDyn: strategies that tell each site how its own loss leads away from everybody's.
+"""SCAFFOLD and FedDyn: strategies that correct the drift of each site's loss from the mean loss of all sites.
 
-Both keep one control vector per site. They are kept here, not at the sites: what the server knows of a site then
-depends on accepted replies alone, so a refused, repeated or lost reply leaves both sides of one mind, and sites have
-nothing more to remember. The price is one more payload on the wire, kilobytes for folded prompts.
+Both keep one control vector per site. The server keeps these vectors, not the sites, so they depend only on accepted
+replies. A refused, repeated or lost reply therefore causes no difference between server and site, and the sites keep no
+additional state. The cost is one more payload per message, which is kilobytes for folded prompts.
 """
 
 from abc import abstractmethod
@@ -20,7 +20,7 @@ _CONTROL = "control/"
 
 
 class _Controlled(Aggregator):
-    """An aggregator with a control vector (n,) for each site that was heard of; the others' are zero."""
+    """An aggregator with a control vector (n,) for each site that has sent an update; it is zero for the others."""
 
     def __init__(self, sites: int, weigh: Weigh) -> None:
         self._sites, self._weigh = sites, weigh
@@ -29,53 +29,53 @@ class _Controlled(Aggregator):
 
     @abstractmethod
     def aggregate(self, round_number: int, payload: Vector, updates: Sequence[Update]) -> Vector:
-        """Return the next payload and renew the controls of these sites."""
+        """Return the next payload and update the controls of the sites in `updates`."""
 
     def state(self) -> dict[str, Vector]:
         """Return the controls by site."""
         return {f"{_CONTROL}{site}": control for site, control in sorted(self._controls.items())}
 
     def load_state(self, state: Mapping[str, Vector], payload: Vector) -> None:
-        """Take the controls back; see `Aggregator.load_state`."""
+        """Restore the controls; see `Aggregator.load_state`."""
         shape = payload.shape
         wrong = [name for name, held in state.items() if not name.startswith(_CONTROL) or held.shape != shape]
         if wrong:
-            raise ValueError(f"{type(self).__name__} remembers one control of {shape} per site, not {wrong}")
+            raise ValueError(f"{type(self).__name__} keeps one control of shape {shape} per site, not {wrong}")
         self._controls = {name.removeprefix(_CONTROL): np.array(vector) for name, vector in state.items()}
         self._mean = control_mean(self._controls, self._sites, payload) if state else None
 
 
 class Scaffold(_Controlled):
-    """SCAFFOLD with its option I: a site's control is the gradient of its loss at the payload it received."""
+    """SCAFFOLD with option I: a site's control is the gradient of its loss at the payload that it received."""
 
     def __init__(self, sites: int, weigh: Weigh, server_learning_rate: float) -> None:
         super().__init__(sites, weigh)
         self._rate = server_learning_rate
 
     def aggregate(self, round_number: int, payload: Vector, updates: Sequence[Update]) -> Vector:
-        """Step along the mean update, and take over the sites' gradients as their controls."""
+        """Set the sites' gradients as their controls, and return the payload after a step along the mean update."""
         del round_number
         for update in updates:
             if update.gradient is None:
-                raise ValueError(f"{update.site} was admitted without the gradient that SCAFFOLD needs")
+                raise ValueError(f"{update.site} was accepted without the gradient that SCAFFOLD requires")
             self._controls[update.site] = update.gradient
         self._mean = control_mean(self._controls, self._sites, payload)
         return scaffold(payload, stack_payloads(updates), self._weigh(count_examples(updates)), self._rate)
 
     def correction(self, site: str) -> Vector | None:
-        """Return c - cᵢ, which turns the site's gradient into everybody's."""
+        """Return c - cᵢ, which corrects the site's gradient towards the mean gradient of all sites."""
         return None if self._mean is None else self._mean - self._controls.get(site, np.zeros_like(self._mean))
 
 
 class FedDyn(_Controlled):
-    """FedDyn: each site's loss gets a linear term, so that all sites' minima drift to a common one."""
+    """FedDyn: each site's loss has a linear term that moves the minima of all sites to a common one."""
 
     def __init__(self, sites: int, weigh: Weigh, alpha: float) -> None:
         super().__init__(sites, weigh)
         self._alpha = alpha
 
     def aggregate(self, round_number: int, payload: Vector, updates: Sequence[Update]) -> Vector:
-        """Renew the controls by the updates, then move the mean payload against their mean."""
+        """Update the controls, and return the mean payload minus the mean control divided by α."""
         del round_number
         for update in updates:
             before = self._controls.get(update.site, np.zeros_like(payload))
@@ -84,6 +84,6 @@ class FedDyn(_Controlled):
         return feddyn(stack_payloads(updates), self._weigh(count_examples(updates)), self._mean, self._alpha)
 
     def correction(self, site: str) -> Vector | None:
-        """Return -hᵢ."""
+        """Return -hᵢ, or None if the site has no control yet."""
         control = self._controls.get(site)
         return None if control is None else -control

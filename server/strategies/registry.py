@@ -1,7 +1,7 @@
-"""Aggregators by the name used in `federation.strategy`: Flower's own strategies where they exist, ours elsewhere.
+"""Aggregators by their name in `federation.strategy`: Flower's strategies where they exist, else our own.
 
-Flower's strategies do their arithmetic behind our `Aggregator`: they are given fresh messages, because some of them
-consume what they average.
+Flower's strategies do the arithmetic behind our `Aggregator`. Each call makes new messages for them, because some of
+them consume the messages that they average.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -26,12 +26,12 @@ _ARRAYS, _CONFIG, _METRICS, _WEIGHT, _LOSS = "arrays", "config", "metrics", "wei
 
 
 class FlowerAggregator(Aggregator):
-    """One of Flower's strategies behind our interface.
+    """An adapter from one of Flower's strategies to our interface.
 
     Args:
         strategy: any `flwr.serverapp.strategy.Strategy` that averages ArrayRecords.
-        memory: the strategy's attributes that outlive a round (dicts or lists of arrays).
-        weigh: from sample counts (S,) to weights (S,).
+        memory: names of the strategy's attributes that must be kept between rounds (dicts or lists of arrays).
+        weigh: a function from sample counts (S,) to weights (S,).
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class FlowerAggregator(Aggregator):
         self._strategy, self._memory, self._weigh = strategy, tuple(memory), weigh
 
     def aggregate(self, round_number: int, payload: Vector, updates: Sequence[Update]) -> Vector:
-        """Run the strategy's public hooks on messages made for it; the result is cast back to float32."""
+        """Run the strategy's public hooks on new messages, and return the result as float32."""
         weights = self._weigh(count_examples(updates))
         grid = cast(Grid, _Nodes(len(updates)))
         requests = sorted(
@@ -58,7 +58,7 @@ class FlowerAggregator(Aggregator):
         return np.ascontiguousarray(array.numpy(), dtype=np.float32)
 
     def state(self) -> dict[str, Vector]:
-        """Return moments or momentum, flattened; empty before the first round."""
+        """Return the moments or the momentum, flattened; the result is empty before the first round."""
         state = {}
         for name in self._memory:
             value = getattr(self._strategy, name)
@@ -71,7 +71,7 @@ class FlowerAggregator(Aggregator):
         """Set the strategy's attributes; see `Aggregator.load_state`."""
         unknown = set(state) - set(self._memory)
         if unknown:
-            raise ValueError(f"{type(self._strategy).__name__} does not remember {sorted(unknown)}")
+            raise ValueError(f"{type(self._strategy).__name__} has no state {sorted(unknown)}")
         if hasattr(self._strategy, "current_arrays"):
             self._strategy.current_arrays = _as_record(payload)
         (key,) = _as_record(payload)
@@ -84,7 +84,7 @@ class FlowerAggregator(Aggregator):
 
 
 class _Averager(Aggregator):
-    """A rule without memory, given as a function of this round's updates alone."""
+    """A stateless rule: a function of the current payload and this round's updates only."""
 
     def __init__(self, rule: Callable[[Vector, Sequence[Update]], Vector]) -> None:
         self._rule = rule
@@ -96,7 +96,7 @@ class _Averager(Aggregator):
 
 
 class _Nodes:
-    """All that Flower's `configure_train` asks of a Grid: its node ids, here 1 to `count`."""
+    """The part of a Grid that Flower's `configure_train` requires: the node ids, here 1 to `count`."""
 
     def __init__(self, count: int) -> None:
         self._count = count
@@ -106,10 +106,10 @@ class _Nodes:
 
 
 def create_aggregator(plan: Plan) -> Aggregator:
-    """Return the aggregator of a plan.
+    """Return the aggregator for a plan.
 
     Raises:
-        ValueError: for an unknown name; the message lists the known ones.
+        ValueError: if the strategy's name is unknown; the message lists the known names.
     """
     if plan.strategy not in AGGREGATORS:
         raise ValueError(f"federation.strategy = '{plan.strategy}': choose one of {', '.join(sorted(AGGREGATORS))}")

@@ -1,7 +1,7 @@
 """Aggregation rules as pure functions over arrays: no Flower, no files, no sockets.
 
-S sites answered with payloads y (S, n); x (n,) is the global payload they started from, w (S,) their weights. Sums run
-in float64 and in the order of the rows, so equal inputs in equal order give equal bits; results are float32.
+S sites return payloads y (S, n). They start from the global payload x (n,) and have the weights w (S,). Sums are in
+float64 and in the order of the rows, so equal inputs in equal order give the same bits. Results are float32.
 """
 
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ Weights = npt.NDArray[np.float64]
 
 
 class AggregationError(ValueError):
-    """Inputs for which the rule is undefined; the text says which."""
+    """The rule is undefined for the given inputs; the text states why."""
 
 
 def site_weights(
@@ -39,7 +39,7 @@ def site_weights(
     """Return normalised weights (S,) from sample counts (S,).
 
     examples: proportional to the counts (McMahan et al. 2017). uniform: 1/S, which differential privacy and robust
-    rules presume. capped: proportional to min(count, cap), so that no site buys the model with its size.
+    rules assume. capped: proportional to min(count, cap), so that no site dominates the model by its size.
     """
     if not len(examples) or (np.asarray(examples) < 1).any():
         raise AggregationError(f"sample counts {list(examples)} must all be at least 1")
@@ -55,7 +55,7 @@ def site_weights(
 
 
 def weighted_mean(payloads: Matrix, weights: Weights) -> Vector:
-    """Return Σ w y: the mean of folds for folded payloads, the mean of raw prompts for raw ones."""
+    """Return the weighted mean Σ w y of the payloads: of the folds for folded payloads, else of the raw prompts."""
     _check(payloads, weights)
     total = np.zeros(payloads.shape[1])
     for weight, payload in zip(weights, payloads, strict=True):
@@ -64,10 +64,10 @@ def weighted_mean(payloads: Matrix, weights: Weights) -> Vector:
 
 
 def log_mean_exp(payloads: Matrix, weights: Weights, layout: PayloadLayout) -> Vector:
-    """Return log Σ w exp(y) on the sinks, and the weighted mean on everything else.
+    """Return log Σ w exp(y) for the sinks, and the weighted mean for everything else.
 
-    Up to log S this is the sink of all sites' prompt columns concatenated, where the mean of folds is their geometric
-    mean.
+    Up to log S this equals the sink of the concatenated prompt columns of all sites. The mean of folds corresponds to
+    their geometric mean instead.
     """
     mean = weighted_mean(payloads, weights)
     start = 0
@@ -87,12 +87,11 @@ def log_mean_exp(payloads: Matrix, weights: Weights, layout: PayloadLayout) -> V
 def geometric_median(
     payloads: Matrix, weights: Weights, *, smoothing: float = 1e-6, tolerance: float = 1e-7, steps: int = 1000
 ) -> Vector:
-    """Return the weighted geometric median by the smoothed Weiszfeld algorithm (RFA, Pillutla et al. 2022, Algorithm
-    2).
+    """Return the weighted geometric median (RFA, Pillutla et al. 2022, Algorithm 2: smoothed Weiszfeld algorithm).
 
-    It minimises Σ w ||z - y||; less than half of the weight can be arbitrary without dragging it off. The search starts
-    at the coordinate-wise median and stops when a step is shorter than `tolerance` of the median distance, so that no
-    far point decides about either.
+    It minimises Σ w ||z - y||. Arbitrary points with less than half of the weight cannot move it arbitrarily far. The
+    search starts at the coordinate-wise median. It stops when a step is shorter than `tolerance` times the median
+    distance. Both choices make the search robust against distant points.
     """
     _check(payloads, weights)
     points = payloads.astype(np.float64)
@@ -109,8 +108,8 @@ def geometric_median(
 def fednova(x: Vector, payloads: Matrix, weights: Weights, steps: npt.NDArray[np.int64]) -> Vector:
     """Return x - τ Σ w (x - y) / τᵢ with τ = Σ w τᵢ (FedNova, Wang et al. 2020, Eq. 6 with plain SGD's aᵢ = τᵢ).
 
-    Sites that took more local steps no longer pull harder. With equal steps everywhere it is the weighted mean. Under
-    momentum or AdamW the exact normaliser is another; this one then only balances the numbers of steps.
+    Sites with more local steps do not have more influence. With equal steps at all sites the result is the weighted
+    mean. Momentum and AdamW have another exact normaliser; for them this one only balances the numbers of steps.
     """
     _check(payloads, weights)
     if len(steps) != len(payloads) or (np.asarray(steps) < 1).any():
@@ -134,17 +133,17 @@ def scaffold(x: Vector, payloads: Matrix, weights: Weights, rate: float) -> Vect
 
 
 def feddyn_control(control: Vector, x: Vector, payload: Vector, alpha: float) -> Vector:
-    """Return hᵢ - α (y - x), the site's gradient at where it ended (FedDyn, Acar et al. 2021, Algorithm 1)."""
+    """Return hᵢ - α (y - x), the site's gradient at its final payload (FedDyn, Acar et al. 2021, Algorithm 1)."""
     return (control - alpha * (payload.astype(np.float64) - x)).astype(np.float32)
 
 
 def feddyn(payloads: Matrix, weights: Weights, control: Vector, alpha: float) -> Vector:
-    """Return Σ w y - h / α, with h the mean control over all sites (FedDyn, Acar et al. 2021, Algorithm 1)."""
+    """Return Σ w y - h / α, where h is the mean control over all sites (FedDyn, Acar et al. 2021, Algorithm 1)."""
     return (weighted_mean(payloads, weights) - control.astype(np.float64) / alpha).astype(np.float32)
 
 
 def control_mean(controls: Mapping[str, Vector], sites: int, like: Vector) -> Vector:
-    """Return the mean control (n,) over all `sites`; those without one count as zero."""
+    """Return the mean control (n,) over all `sites`; the control of a site without an entry is zero."""
     total = np.zeros(like.shape)
     for site in sorted(controls):
         total += controls[site].astype(np.float64)

@@ -178,7 +178,7 @@ def _kill_server(rehearsal: Rehearsal) -> Seen:
     rehearsal.start_server()
     code, said = rehearsal.ask("server", "run", "--resume", "--kit", str(rehearsal.server.folder))
     seconds = time.monotonic() - started
-    cut = "was cut off; go on with: ept-fed server run --resume"
+    cut = "was interrupted; continue with: ept-fed server run --resume"
     seen = (cut,) if cut in (rehearsal.folder / "server.log").read_text() else ()
     missing = _ROUNDS - len((folder / "rounds.jsonl").read_text().splitlines())
     lost = [f"{missing} rounds"] if missing else []
@@ -406,7 +406,7 @@ FAULTS: dict[str, Fault] = {
     "SuperNode killed while the site trains": Fault(_during_training("supernode", _kill_supernode), "done", _GONE),
     "worker killed while it trains": Fault(_during_training("worker", _kill_worker), "done", ("does not answer",)),
     "proxy killed while sites train": Fault(_during_training("proxy", _restart_proxy), "done", lossless=True),
-    "server, SuperLink and proxy killed after round 1": Fault(_kill_server, "done", ("was cut off",), lossless=True),
+    "server, SuperLink and proxy killed after round 1": Fault(_kill_server, "done", ("interrupted",), lossless=True),
     "a site falls silent (deadline 20 s, quorum 1)": Fault(_silent_site, "done", ("did not answer in time",)),
     "a site's disk is full for a while (quorum 1)": Fault(_full_disk, "done", ("disk is full",), mounts=True),
     "a node with a key that is not registered": Fault(

@@ -80,7 +80,7 @@ def test_a_second_run_is_refused_by_name_while_one_goes_on(federated: Federated)
     code, said = federated.second
     assert code == 2
     assert NAME in said
-    assert "goes on" in said
+    assert "is still running" in said
     assert not (federated.rehearsal.server.runs / "other").exists()
 
 

@@ -75,12 +75,12 @@ def test_a_sound_ledger_is_told_in_sentences(kit: Path) -> None:
     done = run("verify", kit / "ledger.jsonl", "--certificate", kit / "site.crt", "--ca", kit / "ca.crt")
     assert done.exit_code == 0, done.output
     for sentence in (
-        "the site north sent 3 messages of 30,100 bytes together, and received 3 messages of 20,900 bytes.",
+        "the site north sent 3 messages of 30,100 bytes in total, and received 3 messages of 20,900 bytes.",
         "2 answers to training, 10,100 bytes each: sinks 12×197 and the numbers loss, steps.",
-        "No head, no gradient, no image, no file name left.",
-        "1 message from the server was refused, by these rules: incoming.rounds (1).",
-        "1 update left scaled down to the policy's bound.",
-        "its 8 entries follow one another, and the end is signed with the key of the certificate of north.",
+        "No head, no gradient, no image, no file name was sent.",
+        "1 message from the server was refused because of these rules: incoming.rounds (1).",
+        "The site scaled 1 update down to the policy's bound before sending.",
+        "its 8 entries form an unbroken chain, and the end is signed with the key of the certificate of north.",
     ):
         assert sentence in done.output
 
@@ -88,7 +88,7 @@ def test_a_sound_ledger_is_told_in_sentences(kit: Path) -> None:
 def test_without_a_certificate_it_says_that_the_key_is_anybodys(kit: Path) -> None:
     done = run("verify", kit / "ledger.jsonl")
     assert done.exit_code == 0
-    assert "whose key that is was not checked" in done.output
+    assert "the owner of this key was not checked" in done.output
 
 
 def test_a_head_that_left_is_told(kit: Path) -> None:
@@ -96,7 +96,7 @@ def test_a_head_that_left_is_told(kit: Path) -> None:
     ledger.append(Record("out", "train", "passed", run="run-a", round=3, tensors=HEAD, bytes=20_000))
     ledger.close()
     done = run("verify", kit / "ledger.jsonl", "--every-signature")
-    assert "The classification head left. No gradient, no image" in done.output
+    assert "The site sent the classification head. No gradient, no image" in done.output
     assert (
         json.loads(run("verify", kit / "ledger.jsonl", "--every-signature", "--json").output)["signatures_checked"] == 9
     )
@@ -107,7 +107,7 @@ def test_an_altered_ledger_is_told_by_line_and_kind(kit: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b'"bytes":10100', b'"bytes":90100', 1))
     done = run("verify", path, "--certificate", kit / "site.crt")
     assert done.exit_code == 1
-    assert "THE LEDGER IS NOT WHOLE (1 finding):\nline 5: altered:" in done.output
+    assert "THE LEDGER IS NOT INTACT (1 finding):\nline 5: altered:" in done.output
     assert "sent 3 messages" not in done.output
     report = json.loads(run("verify", path, "--json").output)
     assert (report["status"], report["findings"][0]["line"], report["findings"][0]["kind"]) == ("altered", 5, "altered")
@@ -142,11 +142,11 @@ def test_a_certificate_of_another_key_or_site_is_a_finding(kit: Path, certificat
     [
         (["none.jsonl"], "cannot be read"),
         (["ledger.jsonl", "--certificate", "ledger.jsonl"], "is not a certificate"),
-        (["ledger.jsonl", "--ca", "ca.crt"], "give --certificate too"),
+        (["ledger.jsonl", "--ca", "ca.crt"], "requires --certificate too"),
         (["ledger.jsonl", "--certificate", "foreign.crt", "--ca", "ca.crt"], "was not issued by"),
         (["ledger.jsonl", "--certificate", "server.crt", "--ca", "ca.crt"], "was not issued by"),
         (["ledger.jsonl", "--certificate", "two.crt"], "must hold exactly one"),
-        (["ledger.jsonl", "--seen", "9"], "write SEQUENCE:HASH"),
+        (["ledger.jsonl", "--seen", "9"], "must be SEQUENCE:HASH"),
     ],
 )
 def test_what_cannot_be_checked_is_refused(

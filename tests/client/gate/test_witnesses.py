@@ -136,7 +136,7 @@ def test_a_person_begins_a_new_ledger_and_it_says_so_for_good(kit: Kit) -> None:
     keep_state(path.parent, ROUND)
     code, said = begin(kit, "a whim")
     assert code == 2
-    assert "is there; keep it" in said
+    assert "already exists; keep it" in said
     for file in (path, tip_path(path)):
         file.unlink()
     assert begin(kit, " ")[0] == 2
@@ -165,7 +165,7 @@ def test_of_two_who_begin_a_ledger_at_once_one_is_refused(kit: Kit, monkeypatch:
         return find(*given)
 
     monkeypatch.setattr(begin_module, "find_served", be_overtaken)
-    with pytest.raises(InputRefusedError, match="is there; keep it"):
+    with pytest.raises(InputRefusedError, match="already exists; keep it"):
         begin_module.begin_ledger(kit.folder, "the second")
     assert [load_restart(entry)[0] for entry in kit.entries()] == ["the first"]
 

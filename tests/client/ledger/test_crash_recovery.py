@@ -317,7 +317,7 @@ def test_no_cut_is_passed_over_in_silence(tmp_path: Path, monkeypatch: pytest.Mo
                     assert left is not tip or appends == 0
                     (said,) = describe(found, "not checked")["verdict"]
                     assert "crash" in said
-                    assert "empties" in said
+                    assert "emptied" in said
 
 
 def test_an_emptied_ledger_is_told_from_a_crash_by_its_tip_or_by_an_end_that_was_noted(
@@ -342,7 +342,7 @@ def test_a_last_line_cut_short_is_told_as_a_crash_or_a_cut(tmp_path: Path, begun
     put(path, State(path.read_bytes()[:-50], begun.whole.tip))
     report = verify_ledger(path)
     assert report["status"] == "sound"
-    assert any("a line stand that is not whole" in said and "or a cut" in said for said in report["verdict"])
+    assert any("a partially written line" in said and "or a removed part" in said for said in report["verdict"])
     assert verify_ledger(path, seen="3:" + "0" * 64)["status"] == "altered"
 
 

@@ -85,7 +85,7 @@ def test_a_torn_last_line_is_kept_named_by_the_next_entry_and_the_site_goes_on(
     kept = (tmp_path / found.file).read_bytes()
     assert torn.endswith(kept)
     assert (found.size, found.sha256) == (len(kept), hashlib.sha256(kept).hexdigest())
-    assert any(found.file in said and "is kept beside" in said for said in verify_ledger(path)["sentences"])
+    assert any(found.file in said and "is kept next to" in said for said in verify_ledger(path)["sentences"])
 
 
 @CHEAP
@@ -135,7 +135,7 @@ def test_a_thief_who_kept_an_older_tip_leaves_what_he_tore_and_an_end_that_was_n
     path = place(tmp_path, written.before + written.last[:-1], written.earlier_tip)
     said = " ".join(verify_ledger(path)["verdict"])
     assert "a crash" in said
-    assert "or a cut" in said
+    assert "or a removed part" in said
     assert verify_ledger(path, seen=end)["status"] == "altered"
     Ledger(path, KEY, site="north").close()
     (kept,) = tmp_path.glob("ledger.torn-*")
@@ -152,7 +152,7 @@ def test_a_torn_line_that_is_gone_or_altered_is_told(written: Written, tmp_path:
         spoil()
         report = verify_ledger(path)
         assert (report["status"], report["torn_lines_lost"]) == ("sound", [kept.name])
-        assert any("is no longer beside the ledger as it was" in said for said in report["sentences"])
+        assert any("is missing next to the ledger or was changed" in said for said in report["sentences"])
 
 
 PLANTED = b"planted"

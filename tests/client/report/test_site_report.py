@@ -252,7 +252,7 @@ def test_a_run_that_ended_early_is_reported_as_the_simulation_does_and_its_state
     assert predictions(Path(made["folder"]), every) == predictions(tmp_path / "simulated", every)
     page = Path(made["page"]).read_text()
     assert "After round 1 of 2" in page
-    assert "had all 2 rounds" in page
+    assert "was trained for all 2 rounds" in page
 
 
 def test_a_run_whose_first_round_goes_on_is_refused_and_a_busy_worker_is_told_of(
@@ -276,14 +276,14 @@ def test_a_run_whose_first_round_goes_on_is_refused_and_a_busy_worker_is_told_of
     assert received is not None
     header = Header(run, 1, received.backbone_digest, received.layout_hash)
     record.accept(RoundRequest(header, "train", 2, received.payload, "train"), received.data_digest)
-    assert "not left any prompts" in refused(kit)
+    assert "not sent any prompts" in refused(kit)
 
 
 def test_a_site_that_took_part_in_nothing_is_refused_and_nothing_is_made(tmp_path: Path) -> None:
     kit = make_kit(tmp_path, SITE)
     assert "no run yet" in refused(kit)
     (kit / "state").mkdir()
-    assert "holds no run" in refused(kit)
+    assert "contains no run" in refused(kit)
     assert sorted(path.name for path in kit.iterdir()) == ["site.yaml", "state"]
 
 
@@ -291,7 +291,7 @@ def test_a_run_without_prompts_of_a_finished_round_is_refused(kit: Path, taken_p
     state = kit / "state" / taken_part[1]
     (state / "received.safetensors").unlink()
     assert f"{taken_part[1]}" in refused(kit)
-    assert "not left any prompts" in refused(kit)
+    assert "not sent any prompts" in refused(kit)
 
 
 def test_runs_are_named_where_several_are_meant_or_none(kit: Path, taken_part: tuple[Path, str, Path]) -> None:
@@ -334,7 +334,7 @@ def test_damaged_files_are_refused_by_name(kit: Path, taken_part: tuple[Path, st
     received.write_bytes(whole)
     alone = state / "local" / "round-0002.safetensors"
     alone.write_bytes(alone.read_bytes()[:-4])
-    assert "trained anew" in refused(kit)
+    assert "is trained again" in refused(kit)
 
 
 def test_a_folder_of_something_else_is_refused(kit: Path, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def test_a_process_of_its_own_makes_the_kits(tmp_path: Path) -> None:
 
 def test_kits_may_be_named_or_left_out(tmp_path: Path) -> None:
     assert "files written" in call("provision", "kits", EXAMPLE, "--out", tmp_path).stdout
-    assert "Nothing had to change." in call("provision", EXAMPLE, "--out", tmp_path).stdout
+    assert "Nothing was changed." in call("provision", EXAMPLE, "--out", tmp_path).stdout
 
 
 def test_a_federations_life_on_the_command_line(tmp_path: Path) -> None:
@@ -49,7 +49,7 @@ def test_a_federations_life_on_the_command_line(tmp_path: Path) -> None:
     assert revoked["sites"][1]["state"] == "revoked"
     assert json.loads(call("provision", EXAMPLE, "--out", kits, "--json").stdout)["changed"] == []
     text = call("provision", EXAMPLE, "--out", kits).stdout
-    assert "revoked: shut out" in text
+    assert "revoked: excluded" in text
     assert "without private keys" in text
 
 

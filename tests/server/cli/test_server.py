@@ -70,7 +70,7 @@ def test_without_a_server_nothing_is_run_and_stopping_is_done(kit: Path, micro_f
     code, said = ask("run", str(micro_file), "--kit", str(kit))
     assert (code, "ept-fed server start" in said) == (1, True)
     assert json.loads(ask("run", str(micro_file), "--kit", str(kit), "--json")[1])["status"] == "failed"
-    assert ask("stop", str(kit)) == (0, "nothing ran\n")
+    assert ask("stop", str(kit)) == (0, "nothing was running\n")
     assert ask("stop", str(kit), "--run")[0] == 1
     assert ask("log", str(kit))[0] == 1
 

@@ -86,7 +86,7 @@ def test_sites_that_fit_make_the_plan() -> None:
         (introduction("west", backbone="b" * 64), "most sites have backbone aaaa"),
         (introduction("west", code="0.0.9"), "code: theirs 0.0.9"),
         (introduction("west", shift=1.0), "other initial prompts"),
-        (introduction("south"), "calls itself 'south'"),
+        (introduction("south"), "introduces itself as 'south'"),
         ("incoming.methods", "the site refused: incoming.methods"),
         (None, "did not introduce itself"),
     ],

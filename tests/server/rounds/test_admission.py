@@ -166,13 +166,13 @@ def test_an_update_far_longer_than_the_median_is_refused_by_name_and_length() ->
     kept, refused = refuse_norm_outliers(PLAN.initial, replies(1, 2, 3, 50), BOUNDED)
     assert [site for site, _ in kept] == ["s0", "s1", "s2"]
     assert [refusal.site for refusal in refused] == ["s3"]
-    assert refused[0].reason == "its update has length 50, above 10 times the round's median 2.5"
+    assert refused[0].reason == "its update has norm 50, above 10 times the round's median 2.5"
 
 
 def test_a_gradient_far_longer_than_the_median_is_refused_too() -> None:
     kept, refused = refuse_norm_outliers(PLAN.initial, replies(1, 1, 1, 1, gradient=100), BOUNDED)
     assert len(kept) == 3
-    assert refused[0].reason.startswith("its gradient has length 100")
+    assert refused[0].reason.startswith("its gradient has norm 100")
 
 
 @pytest.mark.parametrize("lengths", [(1, 1000), (0, 0, 5), (3,)])

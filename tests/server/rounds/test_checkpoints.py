@@ -112,7 +112,7 @@ def test_a_damaged_checkpoint_is_refused_with_the_last_sound_round(
     newest = folder / "round-0003.safetensors"
     whole = newest.read_bytes()
     newest.write_bytes({"cut": whole[:-5], "empty": b"", "altered": whole[:-1] + b"\x55", "text": b"hello"}[damage])
-    with pytest.raises(InputRefusedError, match="remove it to go on after round 2, the last sound one") as refusal:
+    with pytest.raises(InputRefusedError, match="remove it to continue after round 2, the last valid one") as refusal:
         CheckpointFolder(folder, plan).load(lines)
     assert [problem.field for problem in refusal.value.problems] == ["--resume"]
     newest.unlink()
@@ -149,7 +149,7 @@ def test_a_checkpoint_of_another_run_is_refused_with_both_sides(
 
 def test_missing_records_of_earlier_rounds_are_refused(stopped: tuple[Plan, Path, list[RoundRecord]]) -> None:
     plan, folder, lines = stopped
-    with pytest.raises(InputRefusedError, match="lacks some of rounds 1 to 2"):
+    with pytest.raises(InputRefusedError, match="lacks some of the rounds 1 to 2"):
         CheckpointFolder(folder, plan).load(lines[:1])
 
 

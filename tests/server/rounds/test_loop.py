@@ -97,7 +97,7 @@ def test_silent_sites_strangers_and_repeaters_are_named_and_ignored() -> None:
     reasons = {(refusal.site, refusal.reason) for refusal in observer.records[0].refused if refusal.phase == "train"}
     assert reasons == {
         ("site-01", "did not answer in time"),
-        ("99", "was not asked"),
+        ("99", "was not selected"),
         ("site-02", "answered twice"),
     }
     np.testing.assert_allclose(result.payload, mean_step(*SITES[1:]), rtol=1e-5)

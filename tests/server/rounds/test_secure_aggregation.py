@@ -223,7 +223,7 @@ def test_sites_that_began_with_different_prompts_give_no_sum(certified: Certifie
 def test_a_site_with_a_weight_of_its_own_making_gives_no_mean(certified: Certified) -> None:
     plan = make_secure_plan(FIVE, rounds=1)
     result, observer, _ = run_secure(plan, certified, heavier={FIVE[0]: 1 << 20})
-    assert "the weights summed are not those stated" in observer.records[0].outcome
+    assert "the summed weights differ from the stated ones" in observer.records[0].outcome
     np.testing.assert_array_equal(result.payload, plan.initial)
 
 
