@@ -1,1 +1,1 @@
-"""Release bundles: one site's model as a signed folder, what makes them, and what predicts with them."""
+"""Release bundles, which are signed folders with one site's model: creation, checks, prediction and deployment."""

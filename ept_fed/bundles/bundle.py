@@ -1,7 +1,7 @@
 """A release bundle: a folder with bundle.json, model.safetensors and signature.json.
 
-signature.json signs the bytes of bundle.json, and bundle.json holds the SHA-256 of model.safetensors; so one changed
-byte in any of the three is refused. Other files in the folder are never read.
+signature.json signs the bytes of bundle.json, and bundle.json contains the SHA-256 of model.safetensors. So a bundle
+with one changed byte in any of the three files is refused. Other files in the folder are never read.
 """
 
 import hashlib
@@ -30,11 +30,11 @@ class Bundle:
     """A bundle that passed every check.
 
     Attributes:
-        description: what bundle.json says.
+        description: content of bundle.json.
         tensors: float32 by name: `sinks` (L, N + T) or `prompts` (L, N + T, M), `tokens` (L, T, D) if T > 0,
             `head.weight` (C, D), `head.bias` (C,).
-        fingerprint: SHA-256 of the key that signed it.
-        trusted: whether that key was the one asked for.
+        fingerprint: SHA-256 of the key that signed the bundle.
+        trusted: whether the caller required this key.
     """
 
     description: Description
@@ -47,14 +47,14 @@ def read_bundle(folder: Path, trusted: ec.EllipticCurvePublicKey | None = None) 
     """Read a bundle from its folder.
 
     Args:
-        folder: made by `ept-fed export`.
-        trusted: the only key to accept; None accepts any.
+        folder: bundle folder, created by `ept-fed export`.
+        trusted: the only accepted key; None: any key is accepted.
 
     Raises:
         InputRefusedError: if a file is missing, too large, altered, of another schema, or signed by another key.
     """
     if not folder.is_dir():
-        raise InputRefusedError([Problem("BUNDLE", str(folder), "is not a folder; ept-fed export makes one")])
+        raise InputRefusedError([Problem("BUNDLE", str(folder), "is not a folder; create one with ept-fed export")])
     files, problems = {}, []
     for name, maximum in _MAX_BYTES.items():
         try:
@@ -71,21 +71,21 @@ def read_bundle(folder: Path, trusted: ec.EllipticCurvePublicKey | None = None) 
 
 
 def open_bundle(files: Mapping[str, bytes], trusted: ec.EllipticCurvePublicKey | None) -> Bundle:
-    """Check a bundle's three files, the signature before anything else is believed; see `read_bundle`."""
+    """Check a bundle's three files; the signature is checked before any content is used; see `read_bundle`."""
     signer = verify(files[DESCRIPTION], files[SIGNATURE], trusted)
     description = parse_description(files[DESCRIPTION])
     digest = hashlib.sha256(files[MODEL]).hexdigest()
     if digest != description.model_sha256:
-        fix = f"is not what bundle.json describes ({description.model_sha256}); get an unaltered copy"
+        fix = f"differs from the digest in bundle.json ({description.model_sha256}); get an unaltered copy"
         raise InputRefusedError([Problem(f"{MODEL}: SHA-256", digest, fix)])
     return Bundle(description, check_tensors(files[MODEL], description.tensors), signer, trusted is not None)
 
 
 def check_tensors(content: bytes, shapes: Mapping[str, tuple[int, ...]] | None) -> dict[str, Vector]:
-    """Parse model.safetensors and require finite float32 tensors of these names and shapes (None: any).
+    """Return the tensors of model.safetensors; they must be finite float32 of the given names and shapes (None: any).
 
     Raises:
-        InputRefusedError: naming each tensor that is missing, unknown or unfit.
+        InputRefusedError: with a problem for each tensor that is missing, unknown or not as required.
     """
     try:
         tensors = load(content)

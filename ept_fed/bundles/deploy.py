@@ -1,11 +1,11 @@
-"""The whole model as one file for other runtimes: TorchScript, or ONNX where its packages are installed.
+"""Export of the whole model as one file for other runtimes: TorchScript, or ONNX if its packages are installed.
 
-Both take `pixels` (B, 3, size, size) float32 from 0 to 255, B free, and return `logits` (calibrated) and
-`probabilities`, each (B, C); resizing is the caller's. bundle.json travels inside: as the extra file `bundle.json` of
-the TorchScript archive, and under that key in the ONNX metadata. These files are not signed.
+Both formats take `pixels` (B, 3, size, size) float32 from 0 to 255 with any batch size B, and return calibrated
+`logits` and `probabilities`, each (B, C). The caller resizes the images. The files contain bundle.json: as the extra
+file `bundle.json` of the TorchScript archive, and under this key in the ONNX metadata. The files are not signed.
 
-Attention is written in operations that every runtime knows, and the model is traced on the CPU in float32; a backbone
-of more than about 500 M parameters exceeds the 2 GB that one ONNX file can hold.
+Attention is expressed in operations that every runtime supports, and the model is traced on the CPU in float32. A
+backbone of more than about 500 M parameters exceeds the 2 GB limit of one ONNX file.
 """
 
 import importlib.util
@@ -28,7 +28,7 @@ _ONNX_PACKAGES = ("onnx", "onnxscript")
 
 
 def check_targets(torchscript: Path | None, onnx: Path | None) -> list[Problem]:
-    """Return what stands in the way of writing these files."""
+    """Return the problems that prevent writing these files."""
     problems = [
         Problem(option, str(path), "already exists; name another file, or delete it")
         for option, path in (("--torchscript", torchscript), ("--onnx", onnx))
@@ -42,7 +42,7 @@ def check_targets(torchscript: Path | None, onnx: Path | None) -> list[Problem]:
 
 
 def to_torchscript(model: CalibratedModel, description: Description) -> bytes:
-    """Return a TorchScript archive for `torch.jit.load`; PyTorch deprecates the format, but still reads it."""
+    """Return a TorchScript archive for `torch.jit.load`; PyTorch deprecates the format but still supports it."""
     buffer = io.BytesIO()
     with _portable(model) as pixels, torch.no_grad():
         traced = torch.jit.trace(model, pixels, check_trace=False)
@@ -51,7 +51,7 @@ def to_torchscript(model: CalibratedModel, description: Description) -> bytes:
 
 
 def to_onnx(model: CalibratedModel, description: Description) -> bytes:
-    """Return an ONNX model; see `check_targets` for the packages it needs."""
+    """Return an ONNX model; `check_targets` checks the required packages."""
     with _portable(model) as pixels, torch.no_grad():
         program = torch.onnx.export(
             model,
@@ -70,13 +70,16 @@ def to_onnx(model: CalibratedModel, description: Description) -> bytes:
 
 @contextmanager
 def _portable(model: CalibratedModel) -> Iterator[Tensor]:
-    """Switch to portable attention, and yield example pixels (2, 3, size, size): a batch of one would be baked in."""
+    """Switch to portable attention, and yield example pixels (2, 3, size, size).
+
+    A batch of one is not used, because tracing would make the batch size 1 a constant.
+    """
     size = model.model.backbone.input.size
     before = model.model.portable
     model.model.portable = True
     try:
         with warnings.catch_warnings():
-            # The tracer warns about our shape checks, which hold for every batch, and about its own deprecation.
+            # The tracer warns about our shape checks, which are valid for every batch, and about its own deprecation.
             warnings.simplefilter("ignore")
             yield torch.zeros(2, 3, size, size)
     finally:

@@ -1,4 +1,4 @@
-"""What bundle.json says: all that turns an image into probabilities again, but the backbone and the tensors."""
+"""The content of bundle.json: all that inference needs except the backbone and the tensors."""
 
 from typing import Annotated, Literal
 
@@ -22,14 +22,14 @@ class _Section(BaseModel):
 
 
 class BackboneIdentity(_Section):
-    """The frozen backbone: its timm name, and the SHA-256 of its tensors."""
+    """Identity of the frozen backbone: its timm name, and the SHA-256 of its tensors."""
 
     name: Name
     digest: Digest
 
 
 class InputDescription(_Section):
-    """See `InputSpec`."""
+    """Input size, normalisation and interpolation of the model; see `InputSpec`."""
 
     size: Annotated[int, Field(ge=1, le=4096)]
     mean: tuple[Finite, Finite, Finite]
@@ -37,20 +37,20 @@ class InputDescription(_Section):
     interpolation: Literal["bicubic", "bilinear"]
 
     def to_spec(self) -> InputSpec:
-        """Return the transforms' own form."""
+        """Return the `InputSpec` that the transforms use."""
         return InputSpec(self.size, self.mean, self.std, self.interpolation)
 
 
 class Description(_Section):
-    """The content of bundle.json, schema 1. No date: equal runs give equal bundles.
+    """The content of bundle.json, schema 1. It contains no date, so that equal runs give equal bundles.
 
     Attributes:
-        intended_use: one sentence for whoever opens the file.
-        experiment: name of the run's settings; `run` identifies them, `rounds` counts those that were averaged.
-        tokens: T context tokens per prompted layer.
-        temperature: logits are divided by it; fitted on `validation_images` images of the site.
-        tensors: shape by name of what model.safetensors holds; `model_sha256` is the digest of that file.
-        versions: of this package, where the model was trained (`site`) and exported (`export`).
+        intended_use: the intended use in plain text, for people who open the file.
+        experiment: name of the experiment; `run` is the id of the run, `rounds` the number of averaged rounds.
+        tokens: T, the number of context tokens per prompted layer.
+        temperature: divisor of the logits, fitted on `validation_images` images of the site.
+        tensors: shapes by name of the tensors in model.safetensors; `model_sha256` is the digest of that file.
+        versions: versions of this package that trained (`site`) and exported (`export`) the model.
     """
 
     schema_version: Annotated[Literal[1], Field(alias="schema")] = 1
@@ -74,7 +74,7 @@ class Description(_Section):
 
     @model_validator(mode="after")
     def _agree(self) -> "Description":
-        """Check what the fields say about each other."""
+        """Check that the fields are consistent with each other."""
         prompts = "sinks" if "sinks" in self.tensors else "prompts"
         wanted = {prompts, "head.weight", "head.bias"} | ({"tokens"} if self.tokens else set())
         if len(set(self.classes)) != len(self.classes):
@@ -101,7 +101,7 @@ def parse_description(content: bytes) -> Description:
     """Read the bytes of bundle.json.
 
     Raises:
-        InputRefusedError: with everything that is wrong with it.
+        InputRefusedError: with all problems of the content.
     """
     document = parse_canonical("bundle.json", content)
     if document.get("schema") != 1:

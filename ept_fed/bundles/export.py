@@ -1,4 +1,4 @@
-"""From a run folder and a site to a release bundle: everything is checked in memory before anything is written."""
+"""Creating a release bundle from a run folder and a site; all checks are done in memory before writing."""
 
 import hashlib
 import os
@@ -29,14 +29,14 @@ _USE = (
 
 @dataclass(frozen=True)
 class PreparedBundle:
-    """A bundle that passed its own reader's checks and waits to be written.
+    """A bundle that passed the checks of `open_bundle` and is ready to be written.
 
     Attributes:
-        bundle: as `read_bundle` will see it.
+        bundle: the bundle as `read_bundle` will return it.
         files: content by file name.
-        folder: where it will go; nothing is there yet.
-        key: where the private key is, or will be.
-        new_key: the key to write there, or None if it is there already.
+        folder: the bundle's future folder, which does not exist yet.
+        key: path of the private key, which may not exist yet.
+        new_key: the key to write to that path, or None if the file exists.
     """
 
     bundle: Bundle
@@ -46,10 +46,12 @@ class PreparedBundle:
     new_key: ec.EllipticCurvePrivateKey | None
 
     def write(self) -> None:
-        """Write the key if it is new, then the folder: under a temporary name first, so it appears whole or not at all.
+        """Write the key if it is new, then the folder.
+
+        The folder is first written under a temporary name, so that a partly written bundle never appears.
 
         Raises:
-            InputRefusedError: if the disk does not let us.
+            InputRefusedError: if a file or folder cannot be written.
         """
         try:
             if self.new_key is not None:
@@ -61,16 +63,16 @@ class PreparedBundle:
 
 
 def prepare_bundle(run: Path, site: str, *, out: Path | None = None, key: Path | None = None) -> PreparedBundle:
-    """Check a run's site, describe and sign its model.
+    """Check a run and one of its sites, and return a signed bundle of the site's model in memory.
 
     Args:
         run: folder of a finished run.
         site: name of one of its sites.
-        out: folder to make; None is RUN/sites/<site>/bundle.
-        key: existing private key; None uses RUN/sites/<site>/signing-key.pem, which is made if it is not there.
+        out: folder to create; None: RUN/sites/<site>/bundle.
+        key: existing private key; None: RUN/sites/<site>/signing-key.pem, which is created if it does not exist.
 
     Raises:
-        InputRefusedError: with the problems of run, site, folder and key together.
+        InputRefusedError: with all problems of run, site, folder and key together.
     """
     problems: list[Problem] = []
     home = run / "sites" / site_folder(site)
@@ -97,7 +99,7 @@ def prepare_bundle(run: Path, site: str, *, out: Path | None = None, key: Path |
 def _describe(release: Release) -> Description:
     about = release.about
     tokens = release.tensors.get("tokens")
-    # Not validated here: `open_bundle` reads the spelled form back and refuses what does not fit.
+    # Not validated here: `open_bundle` parses the serialized form and refuses invalid values.
     return Description.model_construct(
         schema_version=1,
         intended_use=_USE.format(site=about.site),

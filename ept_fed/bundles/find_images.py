@@ -1,4 +1,4 @@
-"""From what a person named to image files: a file is taken at its word, a folder is searched."""
+"""Finding image files from paths: a named file is always used, and a folder is searched by file suffix."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -14,12 +14,12 @@ PREDICTABLE_SUFFIXES = frozenset(
 
 @dataclass(frozen=True)
 class FoundImage:
-    """A file to predict on, or a reason why there is none.
+    """A file to predict on, or the reason why a path gives no such file.
 
     Attributes:
-        name: the path as a person would write it; bytes that are no UTF-8 are escaped.
-        path: where it is.
-        reason: why it cannot be predicted on, as the end of a sentence; None if it may be read.
+        name: the path as text; bytes that are not UTF-8 are escaped.
+        path: path of the file.
+        reason: why no prediction is possible, as the end of a sentence; None if the file may be read.
     """
 
     name: str
@@ -28,10 +28,10 @@ class FoundImage:
 
 
 def find_images(paths: Iterable[Path]) -> list[FoundImage]:
-    """List images in the order of `paths`, folders sorted, each file once.
+    """Return the images in the order of `paths`; the contents of folders are sorted, and each file is listed once.
 
-    Folders are searched recursively for `PREDICTABLE_SUFFIXES`; hidden files and folders are skipped, and links to
-    folders are not followed. A path without any image, and a folder that cannot be listed, give a reason instead.
+    Folders are searched recursively for `PREDICTABLE_SUFFIXES`. Hidden files and folders are skipped, and links to
+    folders are not followed. A folder without images, or one that cannot be listed, gives an entry with a reason.
     """
     found: dict[str, FoundImage] = {}
     for path in paths:
@@ -52,7 +52,7 @@ def _search(folder: Path) -> Iterator[FoundImage]:
     for error in closed:
         yield _found(Path(error.filename or folder), f"cannot be listed ({error.strerror})")
     if empty and not closed:
-        yield _found(folder, f"holds no file named like an image ({' '.join(sorted(PREDICTABLE_SUFFIXES))})")
+        yield _found(folder, f"contains no file with the suffix of an image ({' '.join(sorted(PREDICTABLE_SUFFIXES))})")
 
 
 def _found(path: Path, reason: str | None = None) -> FoundImage:

@@ -1,4 +1,4 @@
-"""From a bundle to a model: backbone, prompts, head, normalisation and temperature as one module."""
+"""Loading a bundle as a model: backbone, prompts, head, normalisation and temperature in one module."""
 
 import torch
 from torch import Tensor, nn
@@ -15,19 +15,19 @@ __all__ = ["CalibratedModel", "load_model"]
 
 
 class CalibratedModel(nn.Module):
-    """What a bundle predicts with, and what is exported: pixels in, calibrated logits and probabilities out.
+    """The model of a bundle, for prediction and export: from pixels to calibrated logits and probabilities.
 
     Attributes:
-        model: prompts and head around the frozen backbone, in evaluation mode.
-        temperature: divides the logits.
-        multi_label: a sigmoid for each class instead of one softmax.
+        model: the frozen backbone with prompts and head, in evaluation mode.
+        temperature: divisor of the logits.
+        multi_label: whether a sigmoid per class is used instead of one softmax.
     """
 
     scale: Tensor
     offset: Tensor
 
     def __init__(self, model: PromptedViT, description: Description) -> None:
-        """Take a loaded model and what the bundle says about its input and output."""
+        """Take a loaded model and the bundle's description of its input and output."""
         super().__init__()
         self.model = model.requires_grad_(False)
         self.temperature = description.temperature
@@ -39,7 +39,7 @@ class CalibratedModel(nn.Module):
         self.eval()
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Classify RGB images.
+        """Return logits and probabilities for RGB images.
 
         Args:
             pixels: (B, 3, size, size) float32, from 0 to 255, resized but not normalised.
@@ -52,16 +52,16 @@ class CalibratedModel(nn.Module):
 
 
 def load_model(bundle: Bundle, *, weights: str | None, device: str = "auto") -> CalibratedModel:
-    """Build the model of a bundle around its backbone.
+    """Return the model of a bundle, with its backbone loaded.
 
     Args:
-        bundle: checked by `read_bundle`.
-        weights: a .safetensors or .pth file, or "pretrained" for timm's own, which timm may download; None is enough
-            for the demo backbone, which ships with this package.
+        bundle: a bundle that `read_bundle` checked.
+        weights: a .safetensors or .pth file, or "pretrained" for the weights from timm, which timm may download; None
+            is sufficient for the demo backbone, which is part of this package.
         device: auto, cpu or cuda.
 
     Raises:
-        InputRefusedError: if the backbone is not the one that the prompts were tuned in, or the tensors do not fit it.
+        InputRefusedError: if the prompts were tuned in another backbone, or the tensors do not fit the backbone.
     """
     target = choose_device(device, "--device")
     return CalibratedModel(_fill(bundle, _load_backbone(bundle.description, weights)), bundle.description).to(target)
@@ -70,7 +70,7 @@ def load_model(bundle: Bundle, *, weights: str | None, device: str = "auto") -> 
 def _load_backbone(description: Description, weights: str | None) -> Backbone:
     wanted = description.backbone
     if weights is None and wanted.name != DEMO_BACKBONE:
-        fix = f"the bundle needs the weights of {wanted.name} with digest {wanted.digest}; name their file"
+        fix = f"the bundle needs the weights of {wanted.name} with digest {wanted.digest}; give their file"
         raise _refusal("--weights", None, fix)
     source = weights or "pretrained"
     backbone = create_backbone(wanted.name, weights=source, image_size=description.input.size, seed=0)
@@ -86,7 +86,7 @@ def _fill(bundle: Bundle, backbone: Backbone) -> PromptedViT:
         model = PromptedViT(
             backbone,
             num_classes=len(description.classes),
-            # A sink is its own single column: logsumexp of one number is that number, exactly.
+            # A sink needs a single column, because logsumexp of one number is exactly that number.
             prompt_length=tensors["prompts"].shape[2] if "prompts" in tensors else 1,
             prompt_layers=description.prompt_layers,
             tokens=description.tokens,
@@ -95,7 +95,7 @@ def _fill(bundle: Bundle, backbone: Backbone) -> PromptedViT:
         )
         model.load_payload({name: torch.from_numpy(tensor.copy()) for name, tensor in tensors.items()})
     except (ValueError, KeyError) as error:
-        fix = f"the bundle contradicts itself ({error}); export it again"
+        fix = f"the bundle is inconsistent ({error}); export it again"
         raise _refusal("model.safetensors", description.backbone.name, fix) from error
     return model
 

@@ -1,4 +1,4 @@
-"""Calibrated probabilities for image files: one row each, whether it could be read or not."""
+"""Calibrated probabilities for image files; each file gives one row, even if it cannot be read."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -26,12 +26,13 @@ _MAX_FILE_BYTES = 1 << 30
 
 @dataclass(frozen=True)
 class ImagePrediction:
-    """One image's row.
+    """The result for one image.
 
     Attributes:
-        image: its name.
-        status: `PREDICTED`, or why not.
-        predicted: the most probable class; for multi-label, every class of at least 0.5. Empty if not predicted.
+        image: name of the image.
+        status: `PREDICTED`, or the reason why the image was not predicted.
+        predicted: the most probable class; for multi-label, all classes with a probability of at least 0.5. Empty if
+            not predicted.
         probabilities: (C,), calibrated; empty if not predicted.
     """
 
@@ -49,12 +50,12 @@ def predict_images(
     batch_size: int = 32,
     on_image: Callable[[], None] = lambda: None,
 ) -> list[ImagePrediction]:
-    """Predict on images, in their order; what cannot be read gets a row with the reason.
+    """Return one result per image in the given order; an unreadable image gets a result with the reason.
 
     Args:
-        model: made from the bundle that `description` describes.
-        description: input, classes and task.
-        images: files; each is read, resized and forgotten, so that memory holds one batch.
+        model: model of the bundle that `description` describes.
+        description: input, classes and task of the model.
+        images: image files; they are read and resized one after the other, so that memory contains only one batch.
         batch_size: images per forward pass.
         on_image: called once per image.
     """
@@ -78,10 +79,10 @@ def predict_images(
 
 
 def read_image(name: str, path: Path) -> np.ndarray:
-    """Read one file as (H, W, 3) uint8 RGB: DICOM by its content, anything else as Pillow knows it.
+    """Return the image of one file as (H, W, 3) uint8 RGB; DICOM files are detected, Pillow reads all others.
 
     Raises:
-        UnreadableImageError: under `name`, with the reason.
+        UnreadableImageError: with `name` and the reason.
     """
     try:
         if not path.is_file():
@@ -100,7 +101,7 @@ def read_image(name: str, path: Path) -> np.ndarray:
 
 
 def write_predictions(path: Path, rows: Iterable[ImagePrediction], classes: tuple[str, ...]) -> None:
-    """Write image, status, predicted and one p[class] column per class; p is empty where nothing was predicted."""
+    """Write a CSV with image, status, predicted and a column p[class] per class; p is empty if not predicted."""
     columns = ("image", "status", "predicted", *(f"p[{name}]" for name in classes))
     write_csv(path, [_to_row(row, classes) for row in rows], columns)
 
@@ -119,7 +120,7 @@ def _to_row(row: ImagePrediction, classes: tuple[str, ...]) -> dict[str, Any]:
 def _fill_in(
     rows: list[ImagePrediction], waiting: dict[int, Tensor], model: CalibratedModel, description: Description
 ) -> None:
-    """Run one batch, put its numbers into the rows that wait for it, and empty the batch."""
+    """Predict one batch, write the results into its rows, and empty the batch."""
     pixels = torch.stack(list(waiting.values())).to(model.scale.device, torch.float32)
     _, probabilities = model(pixels)
     for index, row in zip(waiting, probabilities.double().cpu().numpy(), strict=True):

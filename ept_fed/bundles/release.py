@@ -1,4 +1,4 @@
-"""What a finished run left for one site: the model that the site released, and what it says about itself."""
+"""Reading the model that a site released in a finished run, with its metadata."""
 
 import json
 from dataclasses import dataclass
@@ -42,10 +42,10 @@ class Release:
 
     Attributes:
         content: the bytes of model.safetensors.
-        tensors: what they hold.
-        about: what the site wrote about them.
-        experiment: name of the run's settings.
-        rounds: how many rounds were averaged.
+        tensors: the tensors in these bytes, by name.
+        about: metadata that the site wrote.
+        experiment: name of the experiment.
+        rounds: number of averaged rounds.
     """
 
     content: bytes
@@ -56,10 +56,10 @@ class Release:
 
 
 def read_release(run: Path, site: str) -> Release:
-    """Read a site's model from a run folder.
+    """Return a site's model from a run folder.
 
     Raises:
-        InputRefusedError: if the folder is missing, unfinished or of a failed run, or has no sound model of this site.
+        InputRefusedError: if the folder is missing, unfinished or of a failed run, or has no valid model of this site.
     """
     report = _read_report(run)
     path = run / "sites" / site_folder(site) / MODEL
@@ -74,7 +74,7 @@ def read_release(run: Path, site: str) -> Release:
     tensors = check_tensors(content, None)
     about = _read_about(content, path)
     problems = [
-        Problem(f"{MODEL}: {name}", have, f"but the run folder says '{want}'; this model was put here from elsewhere")
+        Problem(f"{MODEL}: {name}", have, f"but the run folder has '{want}'; this model is from another run or site")
         for name, have, want in (("site", about.site, site), ("run", about.run, report["run"]))
         if have != want
     ]
@@ -84,9 +84,9 @@ def read_release(run: Path, site: str) -> Release:
 
 
 def _read_report(run: Path) -> dict[str, str]:
-    """Return status, run and name of a run's report.json."""
+    """Return the fields status, run and name of a run's report.json."""
     if not run.is_dir():
-        raise _refusal("RUN", str(run), "no such folder; name the folder of a finished run")
+        raise _refusal("RUN", str(run), "no such folder; give the folder of a finished run")
     try:
         report = json.loads((run / "report.json").read_text(encoding="utf-8"))
         report = {key: str(report[key]) for key in ("status", "run", "name")}
@@ -101,7 +101,7 @@ def _read_report(run: Path) -> dict[str, str]:
 
 
 def _read_about(content: bytes, path: Path) -> About:
-    """Read the metadata key of a safetensors file that `check_tensors` accepted: 8 bytes of length, then JSON."""
+    """Return the metadata of a safetensors file that `check_tensors` accepted: 8 bytes of length, then JSON."""
     length = int.from_bytes(content[:8], "little")
     try:
         text = json.loads(content[8 : 8 + length])["__metadata__"]["ept_fed"]
@@ -114,11 +114,11 @@ def _read_about(content: bytes, path: Path) -> About:
         found = [Problem(f"{MODEL}: {'.'.join(map(str, e['loc']))}", str(path), e["msg"]) for e in error.errors()]
         raise InputRefusedError(found) from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise _refusal(MODEL, str(path), "does not say what it is; run the simulation again") from error
+        raise _refusal(MODEL, str(path), "has no valid metadata of ept-fed; run the simulation again") from error
 
 
 def _count_rounds(run: Path) -> int:
-    """Count the rounds that changed the model: those with at least one site in the average."""
+    """Return the number of rounds that changed the model, which are those with at least one averaged site."""
     return sum(bool(record.aggregated) for record in RunFolder(run).read_rounds())
 
 

@@ -1,1 +1,1 @@
-"""The command line: one file per verb; heavy imports wait until a verb runs."""
+"""The command line: one file per command; heavy packages are imported only when a command runs."""

@@ -1,4 +1,4 @@
-"""`python -m ept_fed.cli`: the command line without an installed script."""
+"""`python -m ept_fed.cli`: runs the command line without an installed script."""
 
 from ept_fed.cli.main import main
 

@@ -1,4 +1,4 @@
-"""A verb that does its main work without a sub-command's name: `ept-fed provision federation.yaml`."""
+"""A command group with a default sub-command, for example `ept-fed provision federation.yaml`."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ __all__ = ["group_with_default"]
 
 
 def group_with_default(default: str) -> type[TyperGroup]:
-    """Return a group whose first word, where it is neither a sub-command nor an option, belongs to `default`."""
+    """Return a group that runs `default` if the first word is neither a sub-command nor an option."""
 
     class _Group(TyperGroup):
         def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:

@@ -1,4 +1,4 @@
-"""The live display of a simulation, and the table at its end."""
+"""The live display of a simulation, and the table of results at its end."""
 
 import math
 import time
@@ -17,10 +17,10 @@ __all__ = ["LiveDisplay", "print_comparison"]
 
 
 class LiveDisplay:
-    """Shows stage, round, each site's loss and validation AUC, and the time left; plain lines without a terminal."""
+    """Shows stage, round, loss and validation AUC per site, and remaining time; plain lines without a terminal."""
 
     def __init__(self, experiment: Experiment | None, console: Console | None = None) -> None:
-        """Prepare a display; it starts with `with`, and with the words about an experiment if one is given."""
+        """Prepare a display; `with` starts it and prints the description of the experiment, if one is given."""
         self._console = console or Console()
         self._experiment = experiment
         self._stage = "loading backbone and images"
@@ -30,7 +30,7 @@ class LiveDisplay:
         self._live = Live(self, console=self._console, refresh_per_second=4, transient=True)
 
     def __enter__(self) -> "LiveDisplay":
-        """Start, and say what this run will do."""
+        """Start the display, and print the description of the run."""
         if self._experiment is not None:
             self._introduce(self._experiment)
         if self._console.is_terminal:
@@ -52,11 +52,11 @@ class LiveDisplay:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stop the live part."""
+        """Stop the live display."""
         self._live.stop()
 
     def __rich__(self) -> RenderableType:
-        """Draw the current state."""
+        """Return the current state as text and a table."""
         head = Text(f"{self._stage}  round {self._round}/{self._rounds}  {self._time_left()}", style="bold")
         if not self._sites:
             return head
@@ -69,22 +69,22 @@ class LiveDisplay:
         return Group(head, table)
 
     def on_note(self, sentence: str) -> None:
-        """Print a note above the live part."""
+        """Print a note above the live display."""
         self._console.print(f"note: {sentence}", style="yellow", markup=False, highlight=False)
 
     def on_stage(self, stage: str, sites: tuple[str, ...], rounds: int) -> None:
-        """Start a stage with a clean table."""
+        """Start a stage with an empty table."""
         self._stage, self._rounds, self._round, self._finished = stage, rounds, 0, 0
         self._sites = {site: {} for site in sites}
         self._stage_started = time.perf_counter()
 
     def on_site(self, round_number: int, site: str, numbers: Mapping[str, float]) -> None:
-        """Update one site's row."""
+        """Update the row of one site."""
         self._round = round_number
         self._sites[site].update(numbers)
 
     def on_round(self, round_number: int, seconds: float) -> None:
-        """Print one line per round where there is no terminal to redraw."""
+        """Print one line per round if the output is not a terminal."""
         self._finished, self._done_seconds = round_number, time.perf_counter() - self._stage_started
         if not self._console.is_terminal:
             losses = " ".join(
@@ -102,20 +102,20 @@ class LiveDisplay:
         if not self._finished:
             return ""
         left = self._done_seconds / self._finished * (self._rounds - self._finished)
-        return f"{int(left // 60)}:{int(left % 60):02d} left in this stage"
+        return f"{int(left // 60)}:{int(left % 60):02d} remaining in this stage"
 
 
 def print_comparison(report: Mapping[str, Any], console: Console | None = None) -> None:
-    """Print the table of a finished run: per site, macro AUC on its own test split; report.csv has the rest."""
+    """Print the table of a finished run: macro AUC per site on its own test split; report.csv has all numbers."""
     console = console or Console()
     if report["status"] == "failed":
-        console.print("[bold red]failed[/]: no round could be averaged; the notes above and run.log say why")
+        console.print("[bold red]failed[/]: no round could be averaged; see the notes above and run.log for the reason")
         console.print(f"Run folder: {report['folder']}", markup=False, highlight=False)
         return
     settings = report["settings"]
     table = Table(title="macro AUC on each site's own test images")
     table.add_column("site", overflow="fold", min_width=6)
-    # Eighty columns hold no more than this; report.csv has the rest.
+    # A terminal with 80 columns has no space for more.
     details = len(settings) <= 3
     difference = ["Δ AUC"] if "local" in settings else []
     for heading in (*(["images"] if details else []), *settings, *difference, *(["sent"] if details else [])):
@@ -130,11 +130,11 @@ def print_comparison(report: Mapping[str, Any], console: Console | None = None) 
     console.print(table)
     largest = max(traffic["largest_update"] for traffic in report["traffic"].values())
     if "local" in settings:
-        console.print("Δ AUC is federated - local: one seed, no intervals.", markup=False, highlight=False)
+        console.print("Δ AUC = federated - local; one seed, no intervals.", markup=False, highlight=False)
     console.print(
-        f"An update is {report['payload']['bytes']:,} bytes; with its envelope at most {largest:,} bytes. "
-        f"{report['seconds']:.0f} s in all.\n"
-        f"Open {report['folder']}/report.html; the numbers are in report.csv beside it.",
+        f"An update has {report['payload']['bytes']:,} bytes of payload; its message has at most {largest:,} bytes. "
+        f"Total time: {report['seconds']:.0f} s.\n"
+        f"Open {report['folder']}/report.html; the numbers are in report.csv in the same folder.",
         markup=False,
         highlight=False,
     )

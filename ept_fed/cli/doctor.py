@@ -1,4 +1,4 @@
-"""`ept-fed doctor`: look for faults before anything is trained; each sub-command looks at one thing."""
+"""`ept-fed doctor`: find faults before training; each sub-command checks one kind of input."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,32 +23,34 @@ EXAMPLES = (
 _SHOWN = 10
 _MAX_ROWS = 60
 
-app = typer.Typer(name="doctor", help="Look for faults before anything is trained.", no_args_is_help=True)
+app = typer.Typer(name="doctor", help="Find faults before training.", no_args_is_help=True)
 
 
 @app.callback()
 def _doctor() -> None:
-    """Look for faults before anything is trained."""
+    """Find faults before training."""
 
 
 @app.command("data", epilog=EXAMPLES)
 def examine(
-    config: Annotated[Path, typer.Argument(help="Experiment in YAML; only its data section and seed are looked at.")],
+    config: Annotated[Path, typer.Argument(help="Experiment in YAML; only its data section and seed are used.")],
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one setting; repeatable.")
     ] = None,
     json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Also write all findings as JSON; - prints only them.")
+        Path | None,
+        typer.Option("--json", metavar="FILE", help="Also write all findings as JSON; - prints only the JSON."),
     ] = None,
     plot: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Also draw images per site and class, as PNG.")
+        Path | None, typer.Option(metavar="FILE", help="Also draw the number of images per site and class, as PNG.")
     ] = None,
 ) -> None:
-    """Read every image of the data section and report what is there and what is wrong.
+    """Read every image of the data section, and report its contents and faults.
 
-    Counts per site, split and class; unreadable files; exact duplicates, within and across splits and sites; groups on
-    both sides of a split, or at several sites; sizes and modes. Nothing is trained and no backbone is needed. Exit code
-    0: clean; 3: faults were found; 2: the settings or the lists have to be corrected before images can be read.
+    Reported are counts per site, split and class; unreadable files; exact duplicates, within and across splits and
+    sites; groups in several splits or at several sites; image sizes and modes. Nothing is trained, and no backbone is
+    needed. Exit code 0: clean; 3: faults were found; 2: the settings or the lists must be corrected before images can
+    be read.
     """
     only_json = json_file == Path("-")
     with exit_on_refusal(as_json=only_json):
@@ -81,13 +83,16 @@ def examine(
     "kit", epilog="Examples:\n\n  ept-fed doctor kit kits/sites/north\n\n  ept-fed doctor kit kits/server --json"
 )
 def examine_kit(
-    kit: Annotated[Path, typer.Argument(metavar="DIR", help="A site's kit, the server's, or the authority.")],
+    kit: Annotated[
+        Path,
+        typer.Argument(metavar="DIR", help="The folder of a site's kit, of the server's kit, or of the authority."),
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
 ) -> None:
-    """Check a kit: checksums, permissions, dates, the chain of certificates, and that keys fit certificates.
+    """Check a kit: checksums, permissions, dates, the certificate chain, and whether keys match certificates.
 
-    A certificate that ends within 30 days is said and is no fault. Exit code 0: sound; 1: something has to be mended,
-    an ended certificate included; 2: the folder is no kit.
+    A certificate that expires within 30 days is reported, but is not a fault. Exit code 0: no faults; 1: faults have to
+    be corrected, for example an expired certificate; 2: the folder is not a kit.
     """
     with exit_on_refusal(as_json=as_json):
         from datetime import UTC, datetime
@@ -101,7 +106,7 @@ def examine_kit(
     else:
         for dates in found.certificates:
             typer.echo(f"  {dates.file:18}  until {dates.not_after.date()}  {dates.fingerprint}")
-        for heading, problems in (("to be mended", found.faults), ("to be minded", found.notices)):
+        for heading, problems in (("fault", found.faults), ("notice", found.notices)):
             for problem in problems:
                 typer.echo(f"  * {heading}: {problem}")
         typer.echo(f"{found.kind} {found.name}: {found.status}")
@@ -120,7 +125,7 @@ def _refused_if_unwritable(option: str, path: Path) -> Iterator[None]:
 
 @contextmanager
 def _progress() -> Iterator[tuple[Callable[[int], None], Callable[[], None]]]:
-    """Show images read and time left on stderr, where that is a terminal."""
+    """Show the number of images read and the remaining time on stderr, if it is a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -1,4 +1,4 @@
-"""`ept-fed export`: one site's model of a run as a signed bundle."""
+"""`ept-fed export`: exports one site's model of a run as a signed bundle."""
 
 import json
 from pathlib import Path
@@ -18,26 +18,32 @@ EXAMPLES = (
 
 def export(
     run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
-    site: Annotated[str, typer.Option(help="The site whose model is released.")],
-    out: Annotated[Path | None, typer.Option(help="Bundle folder; must be new. Default: in the site's folder.")] = None,
+    site: Annotated[str, typer.Option(help="Name of the site whose model is exported.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Bundle folder; must not exist yet. Default: bundle in the site's folder.")
+    ] = None,
     key: Annotated[
         Path | None,
-        typer.Option(help="Private P-384 key in PEM. Default: the site's signing-key.pem, made if missing."),
+        typer.Option(help="Private P-384 key in PEM. Default: the site's signing-key.pem, created if missing."),
     ] = None,
     torchscript: Annotated[
-        Path | None, typer.Option(help="Also write the whole model, backbone included, as TorchScript.")
+        Path | None, typer.Option(help="Also write the whole model, including the backbone, as TorchScript.")
     ] = None,
-    onnx: Annotated[Path | None, typer.Option(help="Also write the whole model, backbone included, as ONNX.")] = None,
+    onnx: Annotated[
+        Path | None, typer.Option(help="Also write the whole model, including the backbone, as ONNX.")
+    ] = None,
     weights: Annotated[
         str | None,
-        typer.Option(help="Backbone weights for the whole model: a file, or 'pretrained'. The demo needs none."),
+        typer.Option(
+            help="Backbone weights for the whole model: a file, or 'pretrained'. Not needed for the demo backbone."
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
 ) -> None:
     """Export a site's model as a release bundle: bundle.json, model.safetensors and signature.json.
 
-    The bundle holds prompts, the site's head and its temperature, and pins the backbone by digest without holding it.
-    Equal runs and keys give equal bundles. Exit code 0: done; 2: something has to be corrected first.
+    The bundle contains the prompts, the site's head and its temperature. It does not contain the backbone, but pins it
+    by digest. Equal runs and keys give equal bundles. Exit code 0: done; 2: something has to be corrected first.
     """
     with exit_on_refusal(as_json=as_json):
         report = _export(run, site, out=out, key=key, torchscript=torchscript, onnx=onnx, weights=weights)
@@ -45,14 +51,18 @@ def export(
         typer.echo(json.dumps(report))
         return
     typer.echo(f"Bundle of {site}: {report['bundle']}")
-    made = "made just now; only you may read it; keep it safe" if report["key_created"] else "as it was"
+    made = "created now; only you may read it; keep it safe" if report["key_created"] else "existing key"
     typer.echo(f"Signed with {report['key']} ({made}).")
     typer.echo(f"Key fingerprint: {report['fingerprint']}")
     if report["public_key"]:
-        typer.echo(f"Others check it with: ept-fed predict {report['bundle']} IMAGES --trust {report['public_key']}")
+        typer.echo(
+            f"Others can check it with: ept-fed predict {report['bundle']} IMAGES --trust {report['public_key']}"
+        )
     for kind in ("torchscript", "onnx"):
         if report[kind]:
-            typer.echo(f"Whole model: {report[kind]} (pixels 0–255 in; calibrated logits and probabilities out)")
+            typer.echo(
+                f"Whole model: {report[kind]} (input: pixels 0–255; output: calibrated logits and probabilities)"
+            )
 
 
 def _export(
@@ -65,7 +75,7 @@ def _export(
     onnx: Path | None,
     weights: str | None,
 ) -> dict[str, Any]:
-    """Check everything, make everything in memory, then write."""
+    """Check all inputs, create all files in memory, then write them; return the JSON document."""
     from ept_fed.bundles.export import prepare_bundle
     from ept_fed.errors import InputRefusedError, Problem
     from ept_fed.pki.signing import public_key_path

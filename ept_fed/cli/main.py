@@ -1,4 +1,4 @@
-"""`ept-fed`: verbs, exit codes, and how refusals look.
+"""`ept-fed`: the application, its commands and its exit codes.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 faults found (doctor data).
 """
@@ -41,7 +41,7 @@ def _options(
         bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
-    """Hold the options that come before a verb."""
+    """Define the options that come before a command."""
 
 
 def main() -> None:

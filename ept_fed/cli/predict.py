@@ -1,4 +1,4 @@
-"""`ept-fed predict`: calibrated probabilities for image files from a release bundle."""
+"""`ept-fed predict`: predicts calibrated probabilities for image files with a release bundle."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -24,7 +24,7 @@ EXAMPLES = (
 
 
 class Device(StrEnum):
-    """Where to compute."""
+    """Devices that a prediction can run on."""
 
     AUTO = "auto"
     CPU = "cpu"
@@ -32,25 +32,27 @@ class Device(StrEnum):
 
 
 def predict(
-    bundle: Annotated[Path, typer.Argument(help="Bundle folder, made by ept-fed export.")],
-    images: Annotated[list[Path], typer.Argument(help="Image files, DICOM included, or folders of them.")],
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder, created by ept-fed export.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files, including DICOM, or folders with image files.")],
     weights: Annotated[
-        str | None, typer.Option(help="Backbone weights: a file, or 'pretrained' (timm's). The demo needs none.")
+        str | None,
+        typer.Option(help="Backbone weights: a file, or 'pretrained' (from timm). Not needed for the demo backbone."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="CSV to write; must be new. Default: predictions.csv; none with --json.")
+        Path | None,
+        typer.Option(help="CSV file to write; must not exist yet. Default: predictions.csv; with --json: no file."),
     ] = None,
     trust: Annotated[
         Path | None, typer.Option(metavar="PUBLIC_KEY", help="Accept only a bundle signed by this key (PEM).")
     ] = None,
-    device: Annotated[Device, typer.Option(help="Where to compute.")] = Device.AUTO,
+    device: Annotated[Device, typer.Option(help="Device to compute on.")] = Device.AUTO,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
 ) -> None:
-    """Predict on images with one site's model; an altered bundle or another backbone is refused.
+    """Predict on images with one site's model; an altered bundle or a different backbone is refused.
 
     The CSV has a row per image: status, predicted class, and calibrated probabilities. For research, not for diagnosis.
-    Exit code 0: all predicted; 1: some images could not be read, the others are predicted; 2: nothing was predicted,
-    something has to be corrected first.
+    Exit code 0: all images are predicted; 1: some images could not be read, the others are predicted; 2: nothing was
+    predicted, something has to be corrected first.
     """
     with exit_on_refusal(as_json=as_json):
         target = out if as_json else out or Path("predictions.csv")
@@ -62,7 +64,10 @@ def predict(
         for row in refused:
             typer.echo(f"  * {row.image}: {row.status}", err=True)
         if not opened.trusted:
-            note = f"The bundle is unaltered since {opened.fingerprint} signed it; --trust checks whose key that is."
+            note = (
+                f"The bundle is unchanged since it was signed with key {opened.fingerprint}. "
+                "Use --trust to check whose key that is."
+            )
             typer.echo(note, err=True)
         typer.echo(f"{len(rows) - len(refused)} of {len(rows)} images predicted: {target}")
     raise typer.Exit(FAILED if refused else DONE)
@@ -97,7 +102,7 @@ def _predict(
 
 @contextmanager
 def _progress(total: int) -> Iterator[Callable[[], None]]:
-    """Show images done and time left on stderr, where that is a terminal."""
+    """Show the number of finished images and the remaining time on stderr, if it is a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -1,4 +1,4 @@
-"""How a refusal looks: every problem with its field, value and fix, on stderr, and exit code 2."""
+"""Output of a refusal: every problem with its field, value and fix on stderr, and exit code 2."""
 
 import json
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ DONE, FAILED, REFUSED, FAULTS = 0, 1, 2, 3
 
 @contextmanager
 def exit_on_refusal(*, as_json: bool) -> Iterator[None]:
-    """Turn `InputRefusedError` into a message and exit code 2; as JSON on stdout for machines."""
+    """Turn `InputRefusedError` into a message on stderr, or JSON on stdout, and exit with code 2."""
     try:
         yield
     except InputRefusedError as refusal:

@@ -1,1 +1,1 @@
-"""Protocol values as Flower messages, and back: the only folder of the library that imports flwr."""
+"""Conversion of protocol values to and from Flower messages; no other folder of the library imports flwr."""

@@ -1,7 +1,7 @@
-"""Requests, replies, proposals and introductions as the frames of Flower messages; what comes in is checked here.
+"""Requests, replies, proposals and introductions as the frames of Flower messages, with checks of incoming messages.
 
-A frame is refused unless it is spelled as this version spells it, so what is left to check is whether it is the one
-that belongs here, and whether its vectors fit the run's layout.
+A frame is refused unless it is serialized exactly as this version serializes it. Two checks remain for this module:
+whether the frame is of the expected kind, and whether its vectors fit the run's layout.
 """
 
 from flwr.app import Message, RecordDict
@@ -23,20 +23,20 @@ __all__ = [
 
 
 def encode_request(request: RoundRequest) -> RecordDict:
-    """Return a request, for a message whose type is its phase."""
+    """Return a request as the content of a message; the message type is the request's phase."""
     return encode_frame_record(encode_frame(request))
 
 
 def decode_request(message: Message, phase: Phase, layout: PayloadLayout) -> RoundRequest:
-    """Read a request at the site.
+    """Read and check a request at the site.
 
     Args:
-        message: from the server.
-        phase: what it asks for.
-        layout: of the run's payload.
+        message: the message from the server.
+        phase: the phase that the request must have.
+        layout: layout of the run's payload.
 
     Raises:
-        MessageRefusedError, PayloadMismatchError: for anything that is not a well-formed request.
+        MessageRefusedError, PayloadMismatchError: if the message is not a well-formed request.
     """
     request = decode_frame(read_frame_record(message, numbers=2 * layout.size))
     if not isinstance(request, RoundRequest) or request.phase != phase:
@@ -51,7 +51,7 @@ def encode_reply(reply: RoundReply, request: Message) -> Message:
     """Return a site's reply as the answer to the request's message.
 
     Raises:
-        MessageRefusedError: if a metric is infinite, which no reply may be.
+        MessageRefusedError: if a metric is infinite, which is not allowed in a reply.
     """
     return Message(encode_frame_record(encode_frame(reply)), reply_to=request)
 
@@ -70,7 +70,7 @@ def decode_reply(
     """Read and check a reply at the server; see `RoundReply.check`.
 
     Raises:
-        MessageRefusedError, PayloadMismatchError: for an error reply or anything that does not answer the request.
+        MessageRefusedError, PayloadMismatchError: for an error reply, or content that does not answer the request.
     """
     reply = decode_frame(read_frame_record(message, numbers=2 * layout.size))
     if not isinstance(reply, RoundReply) or reply.phase != phase:
@@ -80,7 +80,7 @@ def decode_reply(
 
 
 def encode_proposal(run: str, proposal: Proposal) -> RecordDict:
-    """Return the server's question of a run, for a message of type "query"."""
+    """Return the server's proposal of a run as the content of a message of type "query"."""
     return encode_frame_record(encode_frame(Introduce(run, proposal)))
 
 
@@ -88,10 +88,10 @@ def decode_introduction(message: Message, run: str, proposal: Proposal) -> SiteI
     """Read and check the answer to a proposal at the server.
 
     Raises:
-        MessageRefusedError, PayloadMismatchError: for an error reply or anything that does not answer the proposal.
+        MessageRefusedError, PayloadMismatchError: for an error reply, or content that does not answer the proposal.
     """
     frame = decode_frame(read_frame_record(message))
     if not isinstance(frame, SiteIntroduction):
-        raise MessageRefusedError("the answer to a proposal is no introduction")
+        raise MessageRefusedError("the answer to a proposal is not an introduction")
     frame.check(run, proposal)
     return frame

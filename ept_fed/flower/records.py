@@ -1,8 +1,8 @@
-"""The bytes of a frame in a Flower message, and out of it: whatever the two sides say to each other travels so.
+"""Packing the bytes of a frame into a Flower message, and reading them back; all communication uses this form.
 
-Flower pushes and pulls every record, array and chunk of an array by a request of its own, each with the node's key and
-a signature. So a frame is one record, and a large one a record per few megabytes: what a proxy takes in one request,
-and what a slow line has to send again when it breaks.
+Flower pushes and pulls every record, array and chunk of an array in a separate request, each with the node's key and
+a signature. Therefore a frame is one record, and a large frame is split into records of PART_BYTES (a few megabytes).
+A proxy accepts a request of this size, and a slow connection that breaks has to resend only one such part.
 """
 
 from flwr.app import ConfigRecord, Error, Message, RecordDict
@@ -17,16 +17,16 @@ PART_BYTES = 5_000_000
 SITE_REFUSED, SITE_FAILED, SITE_AWAY = 101, 102, 103
 _PART = "frame"
 _OTHER_VERSION = f" (this is ept-fed {ept_fed.__version__}; is the other side of another version?)"
-# Errors that SuperLink makes in a node's name (flwr.common.constant.ErrorCode).
+# Errors that SuperLink creates on behalf of a node (flwr.common.constant.ErrorCode).
 _OF_SUPERLINK = {
     3: "did not answer in time",
     4: "did not answer in time",
-    5: "its node went offline: SuperLink has not heard of it for a minute",
+    5: "its node went offline: SuperLink has received nothing from it for a minute",
 }
 
 
 def encode_frame_record(frame: bytes) -> RecordDict:
-    """Return the bytes of a frame as the records of a message, PART_BYTES in each but the last."""
+    """Return the bytes of a frame as the records of a message; each record except the last has PART_BYTES bytes."""
     parts = [frame[start : start + PART_BYTES] for start in _starts(len(frame))]
     return RecordDict({str(place): ConfigRecord({_PART: part}) for place, part in enumerate(parts)})
 
@@ -36,16 +36,17 @@ def _starts(total: int) -> range:
 
 
 def read_frame_record(message: Message, *, numbers: int | None = None) -> bytes:
-    """Return the bytes of the frame that a message holds.
+    """Return the bytes of the frame that a message contains.
 
-    Equal records travel once, so a small message may be large here: lengths are compared before anything is joined.
+    Flower transmits equal records only once, so a small message can expand to a large one here. Therefore the lengths
+    are compared before the parts are joined.
 
     Args:
-        message: what came.
-        numbers: most floats that the frame's arrays may hold; None leaves it at what any frame may hold.
+        message: the received message.
+        numbers: maximum number of floats in the frame's arrays; None: the limit for any frame applies.
 
     Raises:
-        MessageRefusedError: for an error reply, or a message that holds anything else.
+        MessageRefusedError: for an error reply, or a message that contains anything else than a frame.
     """
     if message.has_error():
         raise MessageRefusedError(_explain_error(message.error))
@@ -55,31 +56,31 @@ def read_frame_record(message: Message, *, numbers: int | None = None) -> bytes:
     places = [str(place) for place in range(len(records))]
     if not places or set(records) != set(places):
         found = clean_text(", ".join(list(records)[:5]), 100)
-        raise MessageRefusedError(f"its records are {found}; a frame's are numbered from 0{_OTHER_VERSION}")
+        raise MessageRefusedError(f"its records are {found}; those of a frame are numbered from 0{_OTHER_VERSION}")
     parts = [_read_part(records[place]) for place in places]
     head, body = read_prefix(parts[0][:PREFIX_BYTES])
     if numbers is not None and body > 4 * numbers:
-        raise MessageRefusedError(f"arrays of {body} bytes; this message may hold {4 * numbers} at most")
+        raise MessageRefusedError(f"arrays of {body} bytes; this message may contain at most {4 * numbers}")
     sizes = [min(PART_BYTES, PREFIX_BYTES + head + body - start) for start in _starts(PREFIX_BYTES + head + body)]
     if [len(part) for part in parts] != sizes:
-        raise MessageRefusedError(f"its records are not those of a frame of {PREFIX_BYTES + head + body} bytes")
+        raise MessageRefusedError(f"the sizes of its records do not fit a frame of {PREFIX_BYTES + head + body} bytes")
     return b"".join(parts)
 
 
 def _read_part(record: object) -> bytes:
     if not isinstance(record, ConfigRecord) or list(record) != [_PART]:
-        raise MessageRefusedError(f"a record holds something else than '{_PART}'")
+        raise MessageRefusedError(f"a record contains something other than '{_PART}'")
     part: bytes = require_type(record[_PART], bytes, _PART)
     return part
 
 
 def _explain_error(error: Error) -> str:
-    """Say what an error reply means."""
+    """Return a sentence that explains an error reply."""
     reason = clean_text(str(error.reason or ""))
     if error.code == SITE_REFUSED:
         return f"the site refused: {reason}"
     if error.code == SITE_FAILED:
-        return "the site failed; its own log says why"
+        return "the site failed; see its own log for the reason"
     if error.code == SITE_AWAY:
         return "the site's worker does not answer; the site has to start it"
     return _OF_SUPERLINK.get(error.code) or f"Flower reports error {error.code}: {reason}"

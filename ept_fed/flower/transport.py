@@ -1,6 +1,6 @@
-"""What Flower's transport does to a message, without the transport: its identity, its bytes, its way over a wire.
+"""The effects of Flower's transport on a message, without a network: identity, size in bytes, serialized copy.
 
-flwr 1.41 has no public way to any of it.
+flwr 1.41 has no public interface for any of them, so private names are imported here.
 """
 
 from collections.abc import Iterable, Mapping
@@ -23,26 +23,26 @@ _WIRE_BYTES = "_ept_fed_wire_bytes"
 
 
 def set_task_identity(run_id: int) -> None:
-    """Name this process as the server of a run; flwr 1.41 refuses to make a Message without it."""
+    """Register this process as the server of a run; flwr 1.41 cannot create a Message without it."""
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, run_id, 1
 
 
 def name_message(message: Message, identifier: str) -> None:
-    """Give a message its id, as the SuperLink does on the way."""
+    """Set the id of a message, as SuperLink does in transit."""
     message.metadata.__dict__["_message_id"] = identifier
 
 
 def count_bytes(message: Message) -> int:
-    """Return the serialised bytes of a message: every object that Flower's transport would push, payload included.
+    """Return the size of a message in bytes: all objects that Flower's transport would push, including the payload.
 
-    What came through `copy_over_wire` was counted on the way.
+    A message from `copy_over_wire` already carries its size.
     """
     counted: int | None = message.__dict__.get(_WIRE_BYTES)
     return _total(_deflate(message)) if counted is None else counted
 
 
 def copy_over_wire(message: Message) -> Message:
-    """Return what the other side would receive: every part serialised and read back, nothing shared."""
+    """Return the copy that the receiver would get: every part is serialized and read back, and no object is shared."""
     received: dict[str, InflatableObject] = {}
     parts = _deflate(message)
     for identifier, (content, kind) in parts.items():
@@ -58,10 +58,10 @@ def _total(parts: _Parts) -> int:
 
 
 def _deflate(message: Message) -> _Parts:
-    """Return a message and all its parts as bytes, with their kind, by object id, children first.
+    """Return the bytes and the type of a message and of all its parts, by object id, children first.
 
-    Flower serialises a part once for its id, which its parent's bytes hold, and again for its bytes. Here the id is
-    taken from the bytes, and left where Flower looks for it.
+    Flower serializes a part once to compute its id, which is part of its parent's bytes, and a second time to get its
+    bytes. Here each part is serialized once: its id is computed from these bytes and stored where Flower looks for it.
     """
     parts: _Parts = {}
 
@@ -80,9 +80,9 @@ def _deflate(message: Message) -> _Parts:
 
 
 def _children(part: InflatableObject) -> Iterable[InflatableObject]:
-    """Return what Flower's `children` does, but without the ids, each of which costs a serialisation."""
+    """Return the same parts as Flower's `children`, but without their ids, each of which costs a serialization."""
     if type(part) is Message:
         return [part.content] if part.has_content() else []
-    if type(part) in {RecordDict, ArrayRecord}:  # isinstance would ask their abstract base, slowly
+    if type(part) in {RecordDict, ArrayRecord}:  # isinstance would use their abstract base class, which is slow
         return cast(Mapping[str, InflatableObject], part).values()
     return (part.children or {}).values()

@@ -1,1 +1,1 @@
-"""Reports: what a run leaves behind for people and programs to read."""
+"""Reports of a run, for people (HTML, PDF) and for programs (JSON, CSV)."""

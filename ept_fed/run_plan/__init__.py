@@ -1,1 +1,1 @@
-"""The plan of a run: all that a server needs to know, without a model."""
+"""The plan of a run: everything that a server needs to run a federation without a model."""

@@ -1,4 +1,4 @@
-"""From an experiment, and what the sites' backbone leads to, to the plan that the server follows."""
+"""Making the server's plan from an experiment and from the values that depend on the sites' backbone."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -37,14 +37,14 @@ def make_plan(
     """Return the plan of an experiment.
 
     Args:
-        experiment: validated.
-        run: its identity in every message.
-        examples: training images of each site that takes part, by its registered name; what it may claim, unless the
-            experiment says.
+        experiment: a validated experiment.
+        run: identity of the run in every message.
+        examples: number of training images of each participating site, by its registered name; also the maximum that
+            the site may claim, unless the experiment sets `federation.max_examples`.
         backbone_digest: SHA-256 of the backbone that every site has.
-        layout: of the payload.
-        initial: layout.size float32.
-        proposed_to: names of all sites that were asked to take part; None: those in `examples`.
+        layout: layout of the payload.
+        initial: initial payload, layout.size float32.
+        proposed_to: names of all sites that received the proposal; None: the sites in `examples`.
     """
     federation = experiment.federation
     options = resolve_options(federation.strategy, federation.options)
@@ -69,7 +69,7 @@ def make_plan(
 
 
 def agree_on_training(training: TrainingSettings, federation: FederationSettings) -> TrainingSettings:
-    """Return what every train request of a run carries: the settings, with the strategy's pull towards the mean."""
+    """Return the training settings of every train request of a run, with the strategy's proximal term included."""
     proximal = STRATEGIES[federation.strategy].proximal_option
     options = resolve_options(federation.strategy, federation.options)
     return training.model_copy(update={"proximal_mu": options[proximal] if proximal else 0.0})

@@ -1,6 +1,6 @@
-"""The plan of a run: all that a server needs, without a model.
+"""The plan of a run: everything that a server needs, without a model.
 
-Whoever has the backbone makes the plan (`ept-fed simulate` does); the server reads it with numpy alone.
+A process that has the backbone makes the plan (for example `ept-fed simulate`). The server needs only numpy to read it.
 """
 
 from collections.abc import Mapping
@@ -19,23 +19,25 @@ __all__ = ["Plan"]
 
 @dataclass(frozen=True)
 class Plan:
-    """One federated run.
+    """The plan of one federated run.
 
     Attributes:
         run: identity of the run, the same for equal settings.
         seed: run seed, from which every other seed is derived.
-        backbone_digest: SHA-256 every site must have.
-        layout: of the payload.
+        backbone_digest: SHA-256 of the backbone that every site must have.
+        layout: layout of the payload.
         initial: the payload of round 0, layout.size float32.
-        rounds: how many.
-        sites: registered names of the sites that take part, sorted.
+        rounds: number of rounds.
+        sites: registered names of the participating sites, sorted.
         strategy: a name of `ept_fed.catalog.strategies`.
         options: every option of the strategy.
         averaging, weights, weight_cap, sites_per_round, quorum, deadline, grace, norm_bound, patience and target_auc:
             as in `FederationSettings`.
-        max_examples: most training images that a site may claim, by site; a site that is not named may claim any.
+        max_examples: maximum number of training images that a site may claim, by site; no limit for a site that is
+            not listed.
         training: JSON of the training settings, sent with each train request.
-        secure_sites: names of all sites that the run was proposed to, if their updates are masked; empty: in plaintext.
+        secure_sites: names of all sites that received the proposal, if the run uses secure aggregation; empty: updates
+            are sent in plaintext.
         secure_threshold: as in `SecureAggregationSettings`.
         site_privacy: as in `FederationSettings`.
     """
@@ -66,24 +68,28 @@ class Plan:
     site_privacy: SitePrivacySettings | None = None
 
     def max_steps(self, examples: int) -> int:
-        """Return the optimiser steps of one round on so many images, by the training settings that the sites get."""
+        """Return the optimiser steps of one round on `examples` images, by the training settings sent to the sites."""
         return TrainingSettings.model_validate_json(self.training).max_steps(examples)
 
     @property
     def silent(self) -> bool:
-        """Whether replies carry neither loss nor quality, as neither has noise."""
+        """Whether replies contain no loss and no quality metrics, because no noise is added to them."""
         return self.site_privacy is not None and not self.site_privacy.metrics
 
     @property
     def min_secure_sites(self) -> int:
-        """How many sites have to stay for a sum under secure aggregation; 0 where updates come in plaintext."""
+        """Minimum number of sites that must remain for a sum under secure aggregation; 0 for plaintext updates."""
         return count_min_sites(len(self.secure_sites), self.secure_threshold) if self.secure_sites else 0
 
     def session(self, round_number: int, start: str) -> AggregationSession:
-        """Return the secure aggregation of a round (1-based); `start` is the digest of what it began with.
+        """Return the secure aggregation session of a round (1-based).
+
+        Args:
+            round_number: 1-based number of the round.
+            start: digest of the payload and the training settings at the start of the round.
 
         Raises:
-            InputRefusedError: if the run has none, or too few sites for it.
+            InputRefusedError: if the run has no secure aggregation, or too few sites for it.
         """
         return plan_session(
             run=self.run,

@@ -1,6 +1,6 @@
-"""A plan as JSON, and back, so that whoever has the backbone can hand it to a server that has none.
+"""Conversion of a plan to and from JSON, so that a process with the backbone can pass it to a server without one.
 
-The initial payload is not in the text: it travels beside it as an array, bit for bit.
+The JSON text does not contain the initial payload, which is passed separately as an array, bit for bit.
 """
 
 import dataclasses
@@ -19,16 +19,16 @@ _BESIDE = "initial"
 
 
 def plan_to_json(plan: Plan) -> str:
-    """Return every field of a plan but its initial payload."""
+    """Return a plan as JSON: all fields except the initial payload."""
     document = {name: kind.dump_python(getattr(plan, name), mode="json") for name, kind in _fields().items()}
     return json.dumps(document, separators=(",", ":"), sort_keys=True)
 
 
 def plan_from_json(text: str, initial: Vector) -> Plan:
-    """Return the plan that `plan_to_json` described, with its initial payload.
+    """Return the plan from the output of `plan_to_json` and the initial payload.
 
     Raises:
-        MessageRefusedError: for anything that is not the JSON of a plan; the text names the field.
+        MessageRefusedError: if the text is not the JSON of a plan; the message names the field.
         PayloadMismatchError: if the initial payload does not fit the plan's layout.
     """
     fields = _fields()
@@ -51,7 +51,7 @@ def plan_from_json(text: str, initial: Vector) -> Plan:
 
 
 def plan_differences(ours: Plan, theirs: Plan) -> list[str]:
-    """Return the names of the fields in which two plans differ; the initial payloads are compared bit for bit."""
+    """Return the names of the fields that differ between two plans; initial payloads are compared bit for bit."""
     mine, other = json.loads(plan_to_json(ours)), json.loads(plan_to_json(theirs))
     differing = [name for name in mine if mine[name] != other[name]]
     return differing + [_BESIDE] * (ours.initial.tobytes() != theirs.initial.tobytes())

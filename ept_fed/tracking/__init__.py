@@ -1,1 +1,1 @@
-"""A run's numbers in other people's viewers: counts and averages per round, never an image, a file name or a path."""
+"""Export of a run's numbers to TensorBoard and MLflow: counts and averages, never images, file names or paths."""

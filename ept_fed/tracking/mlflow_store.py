@@ -1,6 +1,6 @@
-"""MLflow: a database of the run's own beside its rounds, or the tracking server that the environment names.
+"""The MLflow writer: it uses a database in the run's folder, or the server in MLFLOW_TRACKING_URI.
 
-Only `MlflowClient` is used: the fluent interface would add the user's name and the command's path to every run.
+Only `MlflowClient` is used, because the fluent interface would add the user's name and the command's path to every run.
 """
 
 import logging
@@ -20,21 +20,21 @@ from ept_fed.tracking.writer import TrackedRun
 
 __all__ = ["MLflowWriter"]
 
-# What one request may hold, and how long a parameter may be (mlflow/utils/validation.py).
+# Limits of one request and of a parameter's length (mlflow/utils/validation.py).
 _MAX_METRICS, _MAX_PARAMETERS, _LONGEST_PARAMETER = 1000, 100, 6000
 _MARKER = "round/averaged"
 Item = TypeVar("Item")
 
 
 class MLflowWriter:
-    """Writes one MLflow run, whose id it keeps in `mlflow-run.txt`: a resumed run goes on in the same one."""
+    """Writes one MLflow run; its id is stored in `mlflow-run.txt`, and a resumed run continues the same MLflow run."""
 
     def __init__(self, folder: Path, run: TrackedRun) -> None:
-        """Find the run that the folder names, or create one.
+        """Open the MLflow run whose id is in the folder, or create one.
 
         Args:
-            folder: for the database, what is stored beside it, and the run's id.
-            run: what it is; the MLflow experiment has its name.
+            folder: folder for the database, its artifact files and the file with the run's id.
+            run: description of the run; its name becomes the name of the MLflow experiment.
 
         Raises:
             MlflowException: if the store cannot be reached.
@@ -54,13 +54,13 @@ class MLflowWriter:
         self._held = {metric.step for metric in history}
 
     def write_round(self, number: int, scalars: Mapping[str, float]) -> None:
-        """Log the numbers, the one that marks a whole round last; see `Writer.write_round`."""
+        """Log the numbers; the number that marks a complete round is logged last; see `Writer.write_round`."""
         if number not in self._held:
             self._log(number, {key: scalars[key] for key in sorted(scalars, key=lambda key: key == _MARKER)})
             self._held.add(number)
 
     def write_result(self, number: int, scalars: Mapping[str, float], table: str) -> None:
-        """Log the table; see `Writer.write_result`. A later one takes the place of an earlier one."""
+        """Log the table; a later table replaces an earlier one; see `Writer.write_result`."""
         held = self._client.get_run(self._run).data.metrics
         self._log(number, {key: value for key, value in scalars.items() if held.get(key) != value})
         self._client.log_text(self._run, table, "comparison.md")
@@ -70,7 +70,7 @@ class MLflowWriter:
         self._client.set_terminated(self._run, "FINISHED" if done else "FAILED")
 
     def _find(self, run: str | None) -> str | None:
-        """Return the run's id if the store has it: another store may be named than the last time."""
+        """Return the run's id if the store contains it; the environment may name another store than last time."""
         if run is None:
             return None
         try:

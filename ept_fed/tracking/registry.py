@@ -1,6 +1,7 @@
-"""The registry of trackers; the packages behind them are extras and are imported when opened.
+"""The registry of trackers; their packages are optional and are imported only when a tracker is opened.
 
-Pure but for the openers, and without torch or Flower: a simulation uses it and the consortium's server may.
+Except for the functions that open a tracker, the module has no side effects, and it imports neither torch nor Flower:
+simulations use it, and the consortium's server may use it.
 """
 
 import os
@@ -17,12 +18,12 @@ __all__ = ["WRITERS", "WriterInfo", "check_writers"]
 
 @dataclass(frozen=True)
 class WriterInfo:
-    """One tracker.
+    """The registry entry of one tracker.
 
     Attributes:
-        summary: where its numbers go and how to see them.
-        package: what its extra, of the tracker's own name, installs: the import name.
-        open: (folder of a run, what it is) to a writer; the folder exists.
+        summary: where the numbers are written and how to view them.
+        package: import name of the package that the extra installs; the extra has the tracker's name.
+        open: function from an existing run folder and the run's description to a writer.
     """
 
     summary: str
@@ -37,7 +38,7 @@ def _open_tensorboard(folder: Path, run: TrackedRun) -> Writer:
 
 
 def _open_mlflow(folder: Path, run: TrackedRun) -> Writer:
-    # Read when mlflow is imported: without it mlflow reports which of its calls are used to its makers' server.
+    # mlflow reads this at import; otherwise it sends usage data to its developers' server.
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     from ept_fed.tracking.mlflow_store import MLflowWriter
 
@@ -51,7 +52,7 @@ WRITERS: dict[str, WriterInfo] = {
         _open_tensorboard,
     ),
     "mlflow": WriterInfo(
-        "A database of the run's own, RUN/tracking/mlflow.db, or the server that MLFLOW_TRACKING_URI names.",
+        "A database for this run, RUN/tracking/mlflow.db, or the server in MLFLOW_TRACKING_URI.",
         "mlflow",
         _open_mlflow,
     ),
@@ -59,11 +60,11 @@ WRITERS: dict[str, WriterInfo] = {
 
 
 def check_writers(names: Sequence[str], field: str = "--track") -> list[Problem]:
-    """Return a problem for each name that is unknown, and for each whose package is not installed."""
+    """Return a problem for each unknown name and for each tracker whose package is not installed."""
     found = []
     for name in dict.fromkeys(names):
         if name not in WRITERS:
-            found.append(Problem(field, name, f"is no tracker; there are {', '.join(WRITERS)}"))
+            found.append(Problem(field, name, f"is not a tracker; choose from {', '.join(WRITERS)}"))
         elif find_spec(WRITERS[name].package) is None:
             fix = f"needs a package that is not installed: pip install 'ept-fed[{name}]'"
             found.append(Problem(field, name, fix))

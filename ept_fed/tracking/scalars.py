@@ -1,4 +1,4 @@
-"""What a tracker is told: names and numbers from the lines of rounds.jsonl and from the table at the end."""
+"""Names and numbers for trackers, computed from the lines of rounds.jsonl and from the final table."""
 
 import hashlib
 import json
@@ -15,13 +15,16 @@ from ept_fed.reports.run.round_record import RoundRecord
 __all__ = ["MAX_SITES", "describe_settings", "list_result", "list_round", "plain_name", "tabulate"]
 
 MAX_SITES = 100
-"""Above this many sites only sums and medians are tracked: no viewer shows thousands of curves."""
+"""Above this number of sites, only sums and medians are tracked, because no viewer can show thousands of curves."""
 
 _LONGEST_NAME = 80
 
 
 def plain_name(name: str) -> str:
-    """Return a name that every viewer takes: ASCII letters, digits, `_`, `-`, `.`; a digest keeps others apart."""
+    """Return a name that every viewer accepts: ASCII letters, digits, `_`, `-` and `.`.
+
+    If characters had to be replaced or cut, a digest is appended so that different names remain different.
+    """
     plain = re.sub(r"[^A-Za-z0-9_.-]", "_", name)[:_LONGEST_NAME]
     if plain == name and plain.strip("."):
         return plain
@@ -29,14 +32,14 @@ def plain_name(name: str) -> str:
 
 
 def list_round(record: RoundRecord) -> dict[str, float]:
-    """Return the scalars of one round: `what/site` by site, `median/what`, and `round/what`.
+    """Return the scalars of one round: `what/site` for each site, `median/what` and `round/what`.
 
     Args:
         record: a line of rounds.jsonl.
 
     Returns:
-        finite numbers only: what was not measured is left out. `auc` is on validation images, of what the round left;
-        bytes are serialised messages, to a site and from it.
+        finite numbers only; a value that was not measured is omitted. `auc` is the AUC on validation images after the
+        round; bytes count serialized messages to a site and from it.
     """
     sites, refused = record.sites, [refusal.site for refusal in record.refused]
     columns = {
@@ -62,7 +65,7 @@ def list_round(record: RoundRecord) -> dict[str, float]:
 
 
 def list_result(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Return the scalars of the table at the end, a row per site and a last one with the mean: `test/column/site`."""
+    """Return the scalars of the final table as `test/column/site`; it has a row per site and a last row, the mean."""
     shown = rows if len(rows) <= MAX_SITES + 1 else rows[-1:]
     return {
         f"test/{plain_name(column)}/{plain_name(str(row['site']))}": float(value)
@@ -73,7 +76,7 @@ def list_result(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def tabulate(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return the same table as Markdown, `–` for what is undefined."""
+    """Return the final table as Markdown, with `–` for undefined values."""
     if not rows:
         return "No round was averaged."
     lines = [list(rows[0]), ["---"] * len(rows[0]), *([_show(value) for value in row.values()] for row in rows)]
@@ -81,9 +84,9 @@ def tabulate(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def describe_settings(experiment: Experiment) -> dict[str, str | float | bool]:
-    """Return the settings that mean the same everywhere, by dotted name; lists and null as JSON.
+    """Return the settings that have the same meaning on every machine, by dotted name; lists and null are JSON.
 
-    Left out: where a site's files lie and how they are named, devices, free text, and what only a benchmark reads.
+    Omitted: locations and names of a site's files, devices, free text, and settings that only a benchmark reads.
     """
     flat = flatten_settings(experiment.model_dump(mode="json", exclude=LOCAL_SETTINGS | {"benchmark": True}))
     return {

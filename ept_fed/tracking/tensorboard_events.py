@@ -1,4 +1,4 @@
-"""TensorBoard: one event file, written with the `tensorboard` package alone, so that no torch is loaded."""
+"""The TensorBoard writer: one event file, written with the `tensorboard` package only, without importing torch."""
 
 import time
 from collections.abc import Mapping
@@ -19,13 +19,13 @@ __all__ = ["TensorBoardWriter"]
 
 
 class TensorBoardWriter:
-    """Writes `events.out.tfevents.<run>` from its beginning: whoever opens it again enters the earlier rounds again.
+    """Writes `events.out.tfevents.<run>` from the beginning; a caller that reopens it must write earlier rounds again.
 
-    The library's own event writer would put the machine's host name into the file's name.
+    The library's own event writer is not used, because it puts the machine's host name into the file name.
     """
 
     def __init__(self, folder: Path, run: TrackedRun) -> None:
-        """Start the file with the settings.
+        """Create the file and write the settings.
 
         Raises:
             OSError: if the folder cannot be written.

@@ -1,4 +1,4 @@
-"""From a finished run's folder into a tracker: the same numbers as if it had been tracked while it ran."""
+"""Writing a finished run's folder to a tracker; the numbers are the same as with tracking during the run."""
 
 from pathlib import Path
 
@@ -17,12 +17,12 @@ __all__ = ["track_run"]
 
 
 def track_run(folder: Path, name: str) -> str:
-    """Enter a run's rounds and its final table into a tracker, and return where they are.
+    """Write a run's rounds and its final table to a tracker, and return the location of the numbers.
 
-    A round that is already there is not entered twice.
+    A round that the tracker already has is not written twice.
 
     Raises:
-        InputRefusedError: if the folder is broken, the tracker's package is missing or its store fails.
+        InputRefusedError: if the folder is damaged, the tracker's package is missing or its store fails.
     """
     problems = check_writers([name], "--format")
     if problems:
@@ -31,7 +31,7 @@ def track_run(folder: Path, name: str) -> str:
     try:
         experiment = Experiment.model_validate(run.config)
     except ValidationError as error:
-        fix = f"does not hold this version's settings ({error.error_count()} problems); use the version that made it"
+        fix = f"does not fit this version's settings ({error.error_count()} problems); use the version that wrote it"
         raise InputRefusedError([Problem("config.yaml", str(folder / "config.yaml"), fix)]) from error
     failures: list[str] = []
     with Tracker([name], folder, failures.append) as tracker:

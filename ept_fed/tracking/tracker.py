@@ -1,4 +1,4 @@
-"""The trackers of one run together: fed round by round, fed again from rounds.jsonl, and never a run's misfortune."""
+"""All trackers of one run; they receive each round, or all rounds from rounds.jsonl, and never stop the run."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,19 +18,19 @@ _log = logging.getLogger(__name__)
 
 
 class Tracker:
-    """Hands each round to every store; one that fails is noted and left out from then on.
+    """Writes each round to every store; if a store fails, a note is reported and the store is not used any more.
 
-    What it missed is made up by `ept-fed report RUN --format NAME`. Without names it does nothing.
+    `ept-fed report RUN --format NAME` writes the missing rounds later. Without names the tracker does nothing.
     """
 
     def __init__(self, names: Sequence[str], folder: Path, on_note: Callable[[str], None]) -> None:
-        """Take names of `WRITERS`, an existing run folder, and who is told of failures; `start` opens the stores."""
+        """Take names of `WRITERS`, an existing run folder and a callback for failures; `start` opens the stores."""
         self._names, self._folder, self._on_note = tuple(dict.fromkeys(names)), folder, on_note
         self._writers: dict[str, Writer] = {}
         self._rounds, self._done = 0, False
 
     def start(self, run: TrackedRun, rounds: Sequence[RoundRecord] = ()) -> None:
-        """Open the stores and enter the rounds that a resumed run already has."""
+        """Open the stores and write the rounds that a resumed run already has."""
         for name in self._names:
             with self._guard(name):
                 self._writers[name] = WRITERS[name].open(self._folder, run)
@@ -38,14 +38,14 @@ class Tracker:
             self.write_round(record)
 
     def write_round(self, record: RoundRecord) -> None:
-        """Enter a round, as in rounds.jsonl."""
+        """Write the numbers of a round to every store."""
         self._rounds = record.round
         for name, writer in list(self._writers.items()):
             with self._guard(name):
                 writer.write_round(self._rounds, list_round(record))
 
     def write_result(self, rows: Sequence[Mapping[str, Any]], *, done: bool) -> None:
-        """Enter the table at the end; `done` is False if no round averaged anything."""
+        """Write the final table; `done` is False if no round was averaged."""
         self._done = done
         for name, writer in list(self._writers.items()):
             with self._guard(name):
@@ -58,7 +58,7 @@ class Tracker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close the stores; a run that was left by an exception is not marked as done."""
+        """Close the stores; a run that ended with an exception is not marked as done."""
         for name, writer in list(self._writers.items()):
             with self._guard(name):
                 writer.close(done=self._done and error is None)
@@ -67,7 +67,7 @@ class Tracker:
     def _guard(self, name: str) -> Iterator[None]:
         try:
             yield
-        except Exception as failure:  # noqa: BLE001 - whatever a store raises, the run goes on without it
+        except Exception as failure:  # noqa: BLE001 - the run continues whatever exception a store raises
             self._writers.pop(name, None)
             _log.exception("%s failed", name)
             self._on_note(f"{name} is no longer written: {type(failure).__name__}: {failure}")

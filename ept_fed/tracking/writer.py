@@ -1,4 +1,4 @@
-"""What every tracker must do, and what it is told at the start."""
+"""The interface of every tracker, and the description of a run that it receives at the start."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,11 +9,11 @@ __all__ = ["TrackedRun", "Writer"]
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """What a tracker is told at the start.
+    """The description of a run that a tracker receives at the start.
 
     Attributes:
-        name: of the experiment.
-        run: its run id.
+        name: name of the experiment.
+        run: id of the run.
         settings: see `ept_fed.tracking.scalars.describe_settings`.
     """
 
@@ -23,13 +23,13 @@ class TrackedRun:
 
 
 class Writer(Protocol):
-    """One store of numbers. Every method may raise what the package behind it raises."""
+    """One store of numbers. Every method may raise the exceptions of its tracking package."""
 
     def write_round(self, number: int, scalars: Mapping[str, float]) -> None:
-        """Enter a round's numbers; those of a round that the store already holds are left as they are."""
+        """Write a round's numbers; a round that the store already has remains unchanged."""
 
     def write_result(self, number: int, scalars: Mapping[str, float], table: str) -> None:
-        """Enter the table at the end, as numbers after so many rounds and as Markdown."""
+        """Write the final table as scalars at step `number`, the last round, and as Markdown."""
 
     def close(self, *, done: bool) -> None:
-        """End; `done` is False for a run that failed or was stopped."""
+        """Close the store; `done` is False for a run that failed or was stopped."""

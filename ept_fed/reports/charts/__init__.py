@@ -1,1 +1,1 @@
-"""Charts as inline SVG and as PNG: no pyplot, no global state, nothing loaded from outside."""
+"""Charts as inline SVG and as PNG, without pyplot, global state or external resources."""

@@ -1,4 +1,4 @@
-"""The picture of a partition: a map of images per site and class, and each site's total."""
+"""The chart of a partition: images per site and class as a heat map, and the total of each site."""
 
 import io
 from collections.abc import Sequence
@@ -19,10 +19,10 @@ _LARGE = "#08519c"
 
 @styled
 def draw_partition(rows: Sequence[CountRow]) -> bytes:
-    """Draw images per site and class, all splits together, as PNG; each site's shade is its share of the class.
+    """Draw the images per site and class over all splits, as PNG; the shade is the site's share of the class.
 
     Args:
-        rows: as `ept_fed.data.records.counts.count_images` returns them.
+        rows: the rows from `ept_fed.data.records.counts.count_images`.
     """
     sites, classes, counts = tabulate(rows)
     height = float(np.clip(0.28 * len(sites) + 1.4, 2.2, 14.0))
@@ -35,7 +35,7 @@ def draw_partition(rows: Sequence[CountRow]) -> bytes:
     if counts.size <= _MAX_COUNTED:
         _write_counts(chart, counts, shares)
     totals.barh(np.arange(len(sites)) + 0.5, counts.sum(axis=1), height=0.8, color=_LARGE)
-    totals.set(title="labels in all")
+    totals.set(title="total labels")
     if len(sites) <= _MAX_NAMED:
         chart.set_yticks(np.arange(len(sites)) + 0.5, [shorten(site, 24) for site in sites])
     else:
@@ -48,7 +48,7 @@ def draw_partition(rows: Sequence[CountRow]) -> bytes:
 
 
 def tabulate(rows: Sequence[CountRow]) -> tuple[list[str], list[str], np.ndarray]:
-    """Return sites, classes and images (S, C), summed over splits."""
+    """Return sites, classes and numbers of images (S, C), summed over splits."""
     sites = list(dict.fromkeys(str(row["site"]) for row in rows))
     classes = list(dict.fromkeys(str(row["class"]) for row in rows))
     site_at, class_at = ({name: place for place, name in enumerate(names)} for names in (sites, classes))

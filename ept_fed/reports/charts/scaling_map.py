@@ -1,4 +1,4 @@
-"""A picture of the gallery with its scaling map beside it; for the site's own page only."""
+"""A picture of the gallery next to its scaling map; only for the page of the site itself."""
 
 import io
 
@@ -14,12 +14,12 @@ _GAP = 6
 
 
 def draw_beside(png: bytes, factors: Array) -> bytes:
-    """Return the picture, a gap, and a heat map of the same size, as PNG bytes.
+    """Return the picture and, next to it, a heat map of the same size, as PNG bytes.
 
     Args:
-        png: the picture as the model sees it.
-        factors: (rows, columns), see `ept_fed.models.scaling_map`; from dark (the least here) to bright (the most) in
-            cividis, which reads the same with and without colour vision.
+        png: the picture as the model receives it.
+        factors: (rows, columns), see `ept_fed.models.scaling_map`; drawn from dark (minimum of this map) to bright
+            (maximum) in cividis, which is readable for people with colour blindness.
     """
     with Image.open(io.BytesIO(png)) as opened:
         picture = opened.convert("RGB")

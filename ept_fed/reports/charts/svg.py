@@ -1,4 +1,4 @@
-"""Charts as SVG text that goes inline into a page: no pyplot, no global state, no fonts and no links from outside."""
+"""Charts as SVG text for inline use in a page, without pyplot, global state, external fonts or links."""
 
 import functools
 import io
@@ -31,7 +31,7 @@ __all__ = [
     "styled",
 ]
 
-# Okabe and Ito's colours that reach 3:1 on white; dashes tell the settings apart without any colour.
+# Colours of Okabe and Ito with a contrast of 3:1 on white; dashes distinguish the settings without colour.
 _STYLES: Mapping[str, tuple[str, tuple[float, ...] | None, str]] = {
     "federated": ("#0072B2", None, "o"),
     "local": ("#D55E00", (4, 2), "s"),
@@ -66,7 +66,7 @@ _Drawn = TypeVar("_Drawn")
 
 
 def styled(draw: Callable[_Arguments, _Drawn]) -> Callable[_Arguments, _Drawn]:
-    """Draw with this module's settings, whatever the process has set, and leave that as it was."""
+    """Decorate a function to draw with this module's settings, independent of the process's own, which are restored."""
 
     @functools.wraps(draw)
     def drawn(*arguments: _Arguments.args, **options: _Arguments.kwargs) -> _Drawn:
@@ -79,12 +79,12 @@ def styled(draw: Callable[_Arguments, _Drawn]) -> Callable[_Arguments, _Drawn]:
 
 
 def setting_style(setting: str) -> tuple[str, tuple[float, ...] | None, str]:
-    """Return a setting's colour, dashes (None: solid) and marker, the same in every chart."""
+    """Return the colour, dashes (None: solid) and marker of a setting; they are the same in every chart."""
     return _STYLES.get(setting, _OTHER)
 
 
 def class_style(place: int) -> tuple[str, tuple[float, ...] | None, str]:
-    """Return the colour, dashes and marker of the class at a place; 49 classes differ."""
+    """Return the colour, dashes and marker of the class at an index; the first 49 styles are different."""
     styles = (*_STYLES.values(), _OTHER)
     lap, at = divmod(place, len(styles))
     _, dashes, marker = styles[(at + lap) % len(styles)]
@@ -93,9 +93,9 @@ def class_style(place: int) -> tuple[str, tuple[float, ...] | None, str]:
 
 @styled
 def draw_learning(rounds: Sequence[int], losses: Array, aucs: Array, name: str) -> str:
-    """Draw training loss and validation AUC by round: losses and aucs are (rounds, sites), one faint line per site.
+    """Draw training loss and validation AUC by round, with one faint line per site and a strong line for the median.
 
-    With more than one site the median is drawn strong.
+    losses and aucs are (rounds, sites). With a single site, only its line is drawn.
     """
     figure = Figure(figsize=(7.2, 2.3))
     axes = figure.subplots(1, 2)
@@ -110,7 +110,7 @@ def draw_learning(rounds: Sequence[int], losses: Array, aucs: Array, name: str) 
 def draw_roc(
     curves: Mapping[str, Sequence[Sequence[tuple[float, float]]]], classes: Sequence[str], name: str, maximum: int = 12
 ) -> str:
-    """Draw one small ROC panel for each of the first `most` classes that have a curve; empty text if none has."""
+    """Draw a small ROC panel for each of the first `maximum` classes with a curve; return "" if no class has one."""
     shown = [c for c in range(len(classes)) if any(curve[c] for curve in curves.values())][:maximum]
     if not shown:
         return ""
@@ -127,28 +127,28 @@ def draw_roc(
         panel.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal", xticks=[0, 1], yticks=[0, 1])
     for panel in panels[len(shown) :]:
         panel.set_axis_off()
-    figure.supxlabel("false alarms (1 − specificity)", fontsize=9)
-    figure.supylabel("found (sensitivity)", fontsize=9)
+    figure.supxlabel("1 − specificity", fontsize=9)
+    figure.supylabel("sensitivity", fontsize=9)
     return _to_svg(figure, name)
 
 
 @styled
 def draw_reliability(curves: Mapping[str, Sequence[ReliabilityBin]], name: str, *, multi_label: bool) -> str:
-    """Draw observed share against confidence; on the diagonal a stated 70 % is right 70 times in 100."""
+    """Draw the observed share against the confidence; on the diagonal, 70 % confidence is right in 70 of 100 cases."""
     figure = Figure(figsize=(3.5, 3.2))
     axis = figure.subplots()
     axis.plot([0, 1], [0, 1], color=_FAINT, linewidth=0.8)
     for setting, curve in curves.items():
         _plot(axis, setting, [part.confidence for part in curve], [part.observed for part in curve], markers=True)
     axis.set(xlim=(0, 1), ylim=(-0.02, 1.02), aspect="equal")
-    axis.set_xlabel("stated probability" if multi_label else "stated confidence of the top class")
-    axis.set_ylabel("share with the class" if multi_label else "share that was right")
+    axis.set_xlabel("predicted probability" if multi_label else "confidence of the predicted class")
+    axis.set_ylabel("share with the class" if multi_label else "share of correct predictions")
     return _to_svg(figure, name)
 
 
 @styled
 def draw_confusion(counts: Sequence[Sequence[int]], classes: Sequence[str], name: str) -> str:
-    """Draw a confusion matrix (C, C): counts in the cells, shades by row, so that each true class adds up to one."""
+    """Draw a confusion matrix (C, C) with counts in the cells; the shade is the share of the true class (row)."""
     C = len(classes)
     side = max(2.8, min(7.0, 0.46 * C + 1.0))
     figure = Figure(figsize=(side, side))
@@ -166,8 +166,8 @@ def draw_confusion(counts: Sequence[Sequence[int]], classes: Sequence[str], name
     axis.set_yticks(places, names)
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
-    axis.set_xlabel("taken for")
-    axis.set_ylabel("truly")
+    axis.set_xlabel("predicted class")
+    axis.set_ylabel("true class")
     return _to_svg(figure, name)
 
 
@@ -175,7 +175,7 @@ def _draw_lines(axis: Axes, rounds: Sequence[int], values: Array) -> None:
     strong, marker = setting_style("federated")[0], "o" if len(rounds) <= 30 else ""
     alone = values.shape[1] == 1
     for site in range(values.shape[1]):
-        # Rounds without a value are skipped, not drawn as gaps: a run may evaluate in every fifth round only.
+        # Rounds without a value are skipped and not drawn as gaps, because a run may evaluate only every fifth round.
         known = [(r, float(x)) for r, x in zip(rounds, values[:, site], strict=True) if not math.isnan(x)]
         _line(axis, known, strong if alone else _FAINT, 1.6, marker if alone else "")
     if not alone:
@@ -198,19 +198,19 @@ def _plot(axis: Axes, setting: str, x: Sequence[float], y: Sequence[float], *, m
 
 
 def shorten(label: str, maximum: int = 16) -> str:
-    """Return a label that fits beside an axis."""
+    """Return a label, cut to the maximum length that fits next to an axis."""
     return label if len(label) <= maximum else label[: maximum - 1] + "…"
 
 
 def _to_svg(figure: Figure, name: str) -> str:
-    """Return the figure as one <svg> element; identifiers start with `name`, so that charts on one page never clash."""
+    """Return the figure as one <svg> element; ids start with `name`, so that charts on one page do not conflict."""
     buffer = io.StringIO()
     figure.set_layout_engine("constrained")
     figure.patch.set(facecolor="none", edgecolor="none")
     for axis in figure.axes:
         axis.patch.set_facecolor("none")
         axis.tick_params(labelsize=8)
-    # Not savefig, which draws everything once more beforehand, to lay it out.
+    # savefig would draw everything a second time to compute the layout.
     FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
@@ -218,7 +218,7 @@ def _to_svg(figure: Figure, name: str) -> str:
 
 
 def _rename(tag: str, name: str) -> str:
-    # Inside an HTML page the parser knows the namespaces; left in, they would be the page's only addresses.
+    # An HTML parser does not need the namespaces, and the page must not contain any addresses.
     tag = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", tag)
     tag = re.sub(r'\sid="', f' id="{name}-', tag)
     return re.sub(r'(url\(#|xlink:href="#)', rf"\g<1>{name}-", tag)

@@ -1,1 +1,1 @@
-"""Pages for people: the report of a site and of the federation, as HTML and PDF."""
+"""Reports for people: one page per site and one for the federation, as HTML and PDF."""

@@ -1,4 +1,4 @@
-"""The consortium's report as data: who was helped, how far apart the sites are, who took part, what it cost."""
+"""The consortium's report as data: verdicts, differences between sites, participation and communication cost."""
 
 import math
 from collections import Counter
@@ -21,7 +21,7 @@ __all__ = ["FederationReport", "Refused", "SiteRow", "build_federation_report"]
 
 @dataclass(frozen=True)
 class SiteRow:
-    """One site in the table; intervals and difference are None where the run or the site has none."""
+    """One site in the table; `difference` is None if the run or the site has none."""
 
     site: str
     images: int
@@ -37,7 +37,7 @@ class SiteRow:
 
 @dataclass(frozen=True)
 class Refused:
-    """Equal refusals of one site, with the rounds they happened in."""
+    """Equal refusals of one site, with the rounds in which they occurred."""
 
     site: str
     phase: str
@@ -47,22 +47,22 @@ class Refused:
 
 @dataclass(frozen=True)
 class FederationReport:
-    """Everything the consortium sees.
+    """All content of the consortium's report.
 
     Attributes:
-        run: what report.json says of the run.
-        sentence: who was helped, in one sentence.
-        fairness: worst, best and spread of federated macro AUC over sites, in words.
+        run: content of the run's report.json.
+        sentence: number of sites per verdict, in one sentence.
+        fairness: sentences with the minimum, maximum, spread and mean of the macro AUC over sites.
         sites: one row per site.
-        settings: in the order of the table.
-        refused: replies left out, and why.
-        notes: what the run noted.
-        seconds_in_rounds: of the federated rounds alone.
-        rounds: finished rounds.
+        settings: settings in the order of the table.
+        refused: refused replies with their reasons.
+        notes: notes of the run.
+        seconds_in_rounds: total time of the federated rounds, in seconds.
+        rounds: number of finished rounds.
         axis: symmetric range of the forest plot.
-        cross_site: each local model at each site, in a simulation that was asked for it.
-        pooled: AUC and calibration over all sites' images, from their histograms.
-        sharing: how many sites have images enough to share histograms.
+        cross_site: each local model at each site, if a simulation computed it.
+        pooled: AUC and calibration over all sites' images, computed from their histograms.
+        sharing: number of sites with enough images to share histograms.
     """
 
     run: Mapping[str, Any]
@@ -81,7 +81,7 @@ class FederationReport:
 
 
 def build_federation_report(run: RunResult, reports: Sequence[SiteReport]) -> FederationReport:
-    """Gather the sites' reports; nothing here looks at a single image's prediction."""
+    """Return the consortium's report from the sites' reports; predictions of single images are not used."""
     rows = tuple(_row(report) for report in reports)
     edges = [abs(x) for row in rows if row.difference for x in (row.difference.low, row.difference.high)]
     widest = max((edge for edge in edges if not math.isnan(edge)), default=0.1)
@@ -140,7 +140,7 @@ def _fairness(rows: Sequence[SiteRow]) -> tuple[str, ...]:
         if len(known) > 1:
             (low, worst), (high, best) = known[0], known[-1]
             mean = sum(value for value, _ in known) / len(known)
-            words = "with the federation" if setting == FEDERATED else "each site alone"
+            words = "of the federated model" if setting == FEDERATED else "of the local models"
             sentences.append(
                 f"AUC {words}: lowest {low:.3f} ({worst}), highest {high:.3f} ({best}), spread {high - low:.3f}, "
                 f"unweighted mean {mean:.3f} over {len(known)} sites."

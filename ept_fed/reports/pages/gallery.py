@@ -1,4 +1,4 @@
-"""The most confident errors: which images to fetch, and how they look on the page of the site that they never leave."""
+"""The most confident errors: selection of the images, and their pictures, which appear only on the site's own page."""
 
 import base64
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ __all__ = ["ConfidentError", "GalleryItem", "most_confident_errors"]
 
 @dataclass(frozen=True)
 class ConfidentError:
-    """A test image on which the model was wrong, and how sure it was."""
+    """A wrongly classified test image, with the confidence of the model."""
 
     image: str
     true: str
@@ -23,15 +23,15 @@ class ConfidentError:
 
 @dataclass(frozen=True)
 class GalleryItem:
-    """The same with the picture.
+    """A wrongly classified test image with its picture.
 
     Attributes:
-        image: name.
-        png: the picture as PNG bytes, e.g. with the patch-wise scaling map beside it.
+        image: name of the image.
+        png: the picture as PNG bytes, optionally next to its patch-wise scaling map.
         true: name of the true class.
-        predicted: name of the class that the model took it for.
-        probability: of the predicted class.
-        scaling: least and most of the map's factors; None without a map.
+        predicted: name of the predicted class.
+        probability: probability of the predicted class.
+        scaling: minimum and maximum of the map's factors; None without a map.
     """
 
     image: str
@@ -47,20 +47,20 @@ class GalleryItem:
 
     @property
     def source(self) -> str:
-        """The picture as a data URI: the page loads nothing."""
+        """The picture as a data URI, so that the page loads no file."""
         return "data:image/png;base64," + base64.b64encode(self.png).decode("ascii")
 
 
 def most_confident_errors(
     predictions: PredictionTable, classes: Sequence[str], n: int, setting: str = "federated"
 ) -> tuple[ConfidentError, ...]:
-    """Return up to n single-label errors, the surest first; equal ones in the order of the table.
+    """Return up to n single-label errors in order of decreasing confidence; ties keep the order of the table.
 
     Args:
-        predictions: a site's test images, labels (n,) class indices.
-        classes: names.
-        n: at most this many.
-        setting: whose errors.
+        predictions: a site's test images, with class indices as labels (n,).
+        classes: names of the classes.
+        n: maximum number of errors.
+        setting: setting whose predictions are used.
 
     Raises:
         ValueError: for multi-label predictions, where an image is not simply right or wrong.

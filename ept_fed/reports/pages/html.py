@@ -1,4 +1,4 @@
-"""Pages from reports: one file each, nothing loaded from anywhere, every name escaped."""
+"""HTML pages from reports: each page is one file that loads nothing, and all names are escaped."""
 
 import functools
 import itertools
@@ -25,12 +25,15 @@ from ept_fed.reports.statistics.subgroups import SUBGROUP_SETTINGS
 __all__ = ["page_environment", "render_federation", "render_site"]
 
 METRIC_WORDS = {
-    "auc": ("AUC, mean over classes", "how often an image with a class gets a higher score for it than one without"),
-    "average_precision": ("Average precision", "how clean the top of each class's list is; mean over classes"),
-    "accuracy": ("Accuracy", "share of images put into the right class"),
-    "balanced_accuracy": ("Balanced accuracy", "the same with every class counting equally"),
-    "loss": ("Log loss (lower is better)", "punishes being sure and wrong"),
-    "brier": ("Brier score (lower is better)", "squared distance of the probabilities from the truth"),
+    "auc": (
+        "AUC, mean over classes",
+        "how often an image with a class gets a higher score for it than one without it",
+    ),
+    "average_precision": ("Average precision", "precision of the ranking by score; mean over classes"),
+    "accuracy": ("Accuracy", "share of correctly classified images"),
+    "balanced_accuracy": ("Balanced accuracy", "accuracy with equal weight for every class"),
+    "loss": ("Log loss (lower is better)", "penalises confident errors"),
+    "brier": ("Brier score (lower is better)", "squared distance of the probabilities from the true labels"),
 }
 SETTING_WORDS = {
     "local": "local only",
@@ -52,7 +55,13 @@ _NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
 def render_site(report: SiteReport, gallery: Sequence[GalleryItem] | None = None) -> str:
-    """Return a site's own page; pictures are embedded in it, so it stays where the images are; None: not collected."""
+    """Return the page of one site.
+
+    Args:
+        report: the site's report.
+        gallery: pictures of the most confident errors; None if they were not collected. They are embedded in the page,
+            so the page must stay where the images are.
+    """
     statistics = report.statistics
     shown = [s for s in report.settings if statistics.images]
     losses = np.array([[row.train_loss] for row in report.learning]).reshape(-1, 1)
@@ -92,12 +101,12 @@ def render_site(report: SiteReport, gallery: Sequence[GalleryItem] | None = None
 
 
 def render_federation(report: FederationReport, learning: Sequence[SiteReport], pages: bool) -> str:
-    """Return the consortium's page.
+    """Return the page of the consortium.
 
     Args:
-        report: its numbers.
-        learning: the sites' reports, for the curves of training by round.
-        pages: whether each site has a page of its own to point to.
+        report: the consortium's report.
+        learning: the sites' reports, for the training curves.
+        pages: whether each site has its own page.
     """
     losses = np.array([[row.train_loss for row in site.learning] for site in learning], dtype=float).T
     aucs = np.array([[row.validation_auc for row in site.learning] for site in learning], dtype=float).T
@@ -110,7 +119,7 @@ def render_federation(report: FederationReport, learning: Sequence[SiteReport], 
 
 @functools.cache
 def page_environment() -> Environment:
-    """Return how this package's templates become pages: every name escaped, nothing undefined."""
+    """Return the Jinja environment of the pages; it escapes all names and refuses undefined variables."""
     environment = Environment(
         loader=PackageLoader("ept_fed.reports.pages", "templates"),
         autoescape=True,
@@ -141,14 +150,14 @@ def page_environment() -> Environment:
 
 
 def _draw_curves(rounds: Sequence[int], losses: Array, aucs: Array) -> str:
-    """Return the curves of training; nothing where no round has a number, as none leaves a site of some runs."""
+    """Return the training curves, or "" if no round has a number, because in some runs no metrics leave the site."""
     if not (np.isfinite(losses).any() or np.isfinite(aucs).any()):
         return ""
     return draw_learning(rounds, losses, aucs, "learning")
 
 
 def _shade(matrix: CrossSite) -> dict[str, Any]:
-    """Return heads and rows of the cross-site table; shades 0 (worst) to 5 (best), "none" if NaN."""
+    """Return headings and rows of the cross-site table, with shades from 0 (worst) to 5 (best); "none" for NaN."""
     known = matrix.auc[~np.isnan(matrix.auc)]
     low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)
     rows = []
@@ -163,14 +172,14 @@ def _shade(matrix: CrossSite) -> dict[str, Any]:
 
 
 def _tabulate(report: SiteReport) -> list[tuple[str, list[str]]]:
-    """Return class -> "images (groups)" of the training, validation and test split."""
+    """Return pairs of a class and its cells "images (groups)" for the training, validation and test split."""
     cells = {(row["class"], row["split"]): f"{row['images']} ({row['groups']})" for row in report.data}
     splits = ("train", "validation", "test")
     return [(name, [cells.get((name, split), "–") for split in splits]) for name in report.classes]
 
 
 def _merge_rounds(report: SiteReport) -> list[tuple[str, str, str]]:
-    """Return rounds, bytes sent by the site and to it; neighbours that read the same share a row."""
+    """Return rows of rounds, bytes sent by the site and bytes sent to it; equal consecutive rounds share a row."""
     keyed = [(_size(row.bytes_from_site), _size(row.bytes_to_site), row.round) for row in report.learning]
     rows = []
     for sizes, part in itertools.groupby(keyed, key=lambda row: row[:2]):
@@ -181,7 +190,7 @@ def _merge_rounds(report: SiteReport) -> list[tuple[str, str, str]]:
 
 
 def _list_absences(report: SiteReport) -> list[tuple[str, list[int]]]:
-    """Return why the site was left out although it was asked, with the rounds."""
+    """Return the reasons why the selected site was excluded, with the rounds."""
     found: dict[str, list[int]] = {}
     for row in report.learning:
         if row.refused or (row.asked and not row.averaged):

@@ -1,4 +1,4 @@
-"""A page as PDF through a Chromium that is already on this machine; it is started without any network of its own."""
+"""Printing of HTML pages to PDF with the installed Chromium, started without background network access."""
 
 import shutil
 import subprocess
@@ -9,7 +9,7 @@ from pathlib import Path
 __all__ = ["NoBrowserError", "find_browser", "print_pages"]
 
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-# --no-sandbox: Chromium's sandbox refuses root, as which containers run; the page is ours and loads nothing.
+# --no-sandbox: Chromium's sandbox does not run as root, the usual user in containers; our page loads nothing.
 _FLAGS = (
     "--headless",
     "--no-sandbox",
@@ -25,7 +25,7 @@ _SECONDS = 120
 
 
 class NoBrowserError(RuntimeError):
-    """No browser to print with, or it failed; the message says which."""
+    """Raised if no browser is installed or if printing failed; the message states the cause."""
 
 
 def find_browser() -> str:
@@ -42,10 +42,10 @@ def find_browser() -> str:
 
 
 def print_pages(pages: Sequence[Path]) -> list[Path]:
-    """Print each HTML page to a PDF beside it, and return the PDFs.
+    """Print each HTML page to a PDF in the same folder, and return the paths of the PDFs.
 
     Raises:
-        NoBrowserError: if there is no browser, or it makes no file within two minutes.
+        NoBrowserError: if there is no browser, or if it writes no file within two minutes.
     """
     browser = find_browser()
     printed = []

@@ -1,4 +1,4 @@
-"""One site's report as data: what report.json holds and what the page shows."""
+"""One site's report as data: the content of report.json and of the site's page."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -18,12 +18,12 @@ from ept_fed.seeds import numpy_generator
 __all__ = ["SCHEMA", "RoundRow", "SiteReport", "Traffic", "build_site_report"]
 
 SCHEMA = 1
-"""Of sites/<site>/report.json. Its keys are the fields of `SiteReport`; numbers that are undefined are null."""
+"""Schema of sites/<site>/report.json. Its keys are the fields of `SiteReport`; undefined numbers are null."""
 
 
 @dataclass(frozen=True)
 class RoundRow:
-    """One round as this site saw it; NaN and empty where it took no part or nothing was measured."""
+    """One round from the view of this site; NaN or empty if the site did not participate or nothing was measured."""
 
     round: int
     train_loss: float
@@ -37,14 +37,15 @@ class RoundRow:
 
 @dataclass(frozen=True)
 class Traffic:
-    """What passed the site's door: messages and serialised bytes, and the tensors of one update with their shapes.
+    """Traffic of the site: messages and serialized bytes, and the tensors of one update with their shapes.
 
-    A reply to a round carries the trained prompts and the evaluation of what the round before left; one evaluation more
-    ends the run (`server.rounds.loop`).
+    A reply in a round contains the trained prompts and the evaluation of the previous round's result. One additional
+    evaluation ends the run (`server.rounds.loop`).
 
     Attributes:
-        counted_by: "server", over the messages of the rounds as Flower sends them; "ledger", over what the site's
-            signed ledger says passed; or "worker", over the frames at its socket. The last two include the proposal.
+        counted_by: "server": counted over the messages of the rounds as Flower sends them; "ledger": counted over the
+            passed messages in the site's signed ledger; "worker": counted over the frames at the worker's socket. The
+            last two include the proposal.
     """
 
     counted_by: str
@@ -59,26 +60,27 @@ class Traffic:
 
 @dataclass(frozen=True)
 class SiteReport:
-    """Everything about one site; see the classes of the fields for units and definitions.
+    """The complete report of one site; the classes of the fields define units and meanings.
 
     Attributes:
         schema: version of this document.
-        site: name.
-        run: name, identity, seed, strategy and what is shared; `round` is that of the prompts at hand in a
-            site's own report, null in a simulation's.
+        site: name of the site.
+        run: name, identity, seed, strategy and shared tensors; `round` is the round of the evaluated prompts in a
+            site's own report, and null in a simulation.
         task: single_label or multi_label.
-        classes: names, in the order of every list by class.
-        settings: models compared, in the order of the table.
-        sensitivity: target of the operating points.
+        classes: names of the classes, in the order of every list by class.
+        settings: compared models, in the order of the table.
+        sensitivity: target sensitivity of the operating points.
         headline: the verdict.
         statistics: all numbers on the test images.
-        subgroups: AUC and accuracy by value of each subgroup column, small cells hidden; empty without such columns.
-        learning: the rounds.
-        traffic: what left the site.
-        privacy: what was spent; null for a run without noise.
+        subgroups: AUC and accuracy by value of each subgroup column, with small cells hidden; empty without such
+            columns.
+        learning: one row per round.
+        traffic: data sent and received by the site.
+        privacy: the spent privacy budget; null for a run without noise.
         data: images and groups by split and class, as counted before the run.
-        fingerprint: versions, backbone digest, seeds, device.
-        limits: sentences.
+        fingerprint: versions, backbone digest, seeds and device.
+        limits: limits of the report, as sentences.
         shared: score histograms for the consortium; in shared.json, not in report.json.
     """
 
@@ -101,14 +103,14 @@ class SiteReport:
     shared: SharedCounts
 
     def to_json(self) -> dict[str, Any]:
-        """Return the document of report.json; NaN is left to the writer, which makes it null."""
+        """Return the document of report.json; the JSON writer turns NaN into null."""
         document = asdict(replace(self, shared={}))
         del document["shared"]
         return document
 
 
 def build_site_report(run: RunResult, site: str, *, sensitivity: float = 0.9, draws: int = DRAWS) -> SiteReport:
-    """Compute a site's report; the bootstrap's draws depend on the run's seed and the site's name alone."""
+    """Return the report of a site; the bootstrap draws depend only on the run's seed and the site's name."""
     predictions, report = run.sites[site], run.report
     seed = int(report["seed"])
     rng = numpy_generator(seed, site, "report")
@@ -179,7 +181,7 @@ def _read_spending(spent: Mapping[str, Any] | None) -> PrivacySpending | None:
 
 
 def _count_messages(exchanges: Sequence[SiteExchange]) -> int:
-    """Return how many replies the site sent, refused ones included; the closing one is in the last round's record."""
+    """Return the number of replies of the site, including refused ones and the final one in the last round's record."""
     answered = sum(bool(exchange.bytes_received) for exchange in exchanges)
     last = exchanges[-1] if exchanges else SiteExchange()
     return answered + bool(last.train and last.evaluation)

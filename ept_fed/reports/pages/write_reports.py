@@ -1,4 +1,4 @@
-"""From a run folder to its reports: pages for people, JSON and CSV for programs."""
+"""Writing the reports of a run folder: pages for people, JSON and CSV for programs."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -22,16 +22,16 @@ __all__ = ["MAX_PAGES", "Kind", "WrittenReports", "build_reports", "make_reports
 Kind = Literal["html", "json", "csv"]
 
 MAX_PAGES = 100
-"""Above this many sites only those asked for by name get a page; the others keep report.json and their row."""
+"""Above this number of sites, only sites requested by name get a page; the others get report.json and a row."""
 
 _CSV_COLUMNS = ("site", "class", "metric", "setting", "value", "low", "high", "verdict")
 
 
 def build_reports(run: RunResult, site: str | None = None, *, sensitivity: float = 0.9) -> tuple[SiteReport, ...]:
-    """Return the report of every site, or of the one named.
+    """Return the reports of all sites, or only of the given site.
 
     Raises:
-        InputRefusedError: if the run has no such site.
+        InputRefusedError: if the run does not have this site.
     """
     if site is not None and site not in run.sites:
         raise InputRefusedError([Problem("--site", site, f"is not in this run; it has {', '.join(run.sites)}")])
@@ -41,14 +41,14 @@ def build_reports(run: RunResult, site: str | None = None, *, sensitivity: float
 
 @dataclass(frozen=True)
 class WrittenReports:
-    """The files written, the federation's page last, and each site's verdict."""
+    """The written files, with the federation's page last, and the verdict of each site."""
 
     files: tuple[Path, ...]
     headlines: Mapping[str, Headline]
 
 
 def write_reports(run_folder: Path, **options: Any) -> list[Path]:
-    """Write all reports of a run as `make_reports` does, with its options, and return the files."""
+    """Write all reports of a run with the options of `make_reports`, and return the files."""
     return list(make_reports(run_folder, **options).files)
 
 
@@ -60,17 +60,17 @@ def make_reports(
     sensitivity: float = 0.9,
     gallery: Mapping[str, Sequence[GalleryItem]] | None = None,
 ) -> WrittenReports:
-    """Write sites/<site>/{report.html,report.json,shared.json}, and report.html beside the run's own report.json.
+    """Write sites/<site>/{report.html,report.json,shared.json}, and the federation's report.html in the run folder.
 
     Args:
-        run_folder: of a finished run.
-        kind: html writes pages, sites' report.json and shared.json; json the latter two; csv sites' report.csv.
-        site: only this one, and no federation page.
-        sensitivity: target of the operating points.
-        gallery: pictures by site, for that site's own page; it says why it has none.
+        run_folder: folder of a finished run.
+        kind: html: pages, and report.json and shared.json per site; json: only these two; csv: report.csv per site.
+        site: write only this site's reports, without the federation's page.
+        sensitivity: target sensitivity of the operating points.
+        gallery: pictures by site, for that site's own page; a page without pictures states the reason.
 
     Raises:
-        InputRefusedError: with everything wrong about the folder.
+        InputRefusedError: with all problems of the folder.
     """
     run = read_run(run_folder)
     reports = build_reports(run, site, sensitivity=sensitivity)
@@ -97,7 +97,7 @@ def make_reports(
 
 
 def list_values(report: SiteReport) -> list[dict[str, Any]]:
-    """Return one row per class, metric and setting; empty cells: no class for overall metrics, undefined numbers."""
+    """Return one row per class, metric and setting; the class of overall metrics and undefined numbers are empty."""
     rows = []
     for metric in report.statistics.metrics:
         for setting, interval in metric.values.items():

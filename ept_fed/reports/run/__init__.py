@@ -1,1 +1,1 @@
-"""A run folder, written and read: settings, rounds, predictions, comparison."""
+"""Writing and reading of a run folder: settings, rounds, predictions, comparison."""

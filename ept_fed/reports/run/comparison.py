@@ -1,4 +1,4 @@
-"""The table at the end: per site, local only against federated (and centralised), on the site's own test split."""
+"""The final table: per site, local, federated and centralised models on the site's own test split."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,10 +18,10 @@ class Comparison:
     """Metrics by setting and site.
 
     Attributes:
-        settings: in the order in which they are shown, e.g. ("local", "federated").
+        settings: settings in the order of the table, e.g. ("local", "federated").
         metrics: setting -> site -> metric -> value.
         test_images: site -> number of test images.
-        traffic: site -> bytes.
+        traffic: site -> traffic in bytes.
     """
 
     settings: tuple[str, ...]
@@ -30,7 +30,7 @@ class Comparison:
     traffic: Mapping[str, SiteTraffic]
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return one row per site, and a last one with the unweighted mean over sites."""
+        """Return one row per site, and a last row with the unweighted mean over sites."""
         rows = []
         for site, images in self.test_images.items():
             row: dict[str, Any] = {"site": site, "test_images": images}
@@ -45,7 +45,7 @@ class Comparison:
         return [*rows, mean]
 
     def to_json(self) -> dict[str, Any]:
-        """Return the same numbers by setting and site."""
+        """Return the numbers by setting and site, as a JSON document."""
         return {
             "settings": list(self.settings),
             "test": {
@@ -58,7 +58,7 @@ class Comparison:
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> "Comparison":
-        """Read what `to_json` returned, after a trip through JSON, where NaN became null."""
+        """Return the comparison from the output of `to_json`, after JSON turned NaN into null."""
         return cls(
             settings=tuple(document["settings"]),
             metrics={

@@ -1,6 +1,7 @@
-"""The cross-site matrix: each site's local model on every site's test images, as a table on disk and as an array.
+"""The cross-site matrix: each site's local model on the test images of every site, as a CSV table and as an array.
 
-A model is a site's own prompts and head. In a simulation only: across hospitals no such model travels.
+A local model is a site's own prompts and head. The matrix exists only in simulations: real hospitals never send such a
+model.
 """
 
 import csv
@@ -25,16 +26,16 @@ _COLUMNS = ("model", "tested_on", "class", "auc", "test_images", "training_image
 
 @dataclass(frozen=True)
 class CrossSite:
-    """How well each site's local model does at each site.
+    """The AUC of each site's local model at each site.
 
     Attributes:
-        sites: the S names.
-        auc: (S, S), [model, tested on]: one-vs-rest AUC averaged over the classes of the site tested on, the same ones
-            down a whole column. NaN if the model was never trained on one of them: an average over the others would
-            flatter it.
-        classes: for each site tested on, over how many classes the average goes: those with test images there, with and
-            without the class.
-        all_classes: C.
+        sites: names of the S sites.
+        auc: (S, S), [model, tested on]: one-vs-rest AUC, averaged over the classes of the site tested on, which are the
+            same in a whole column. NaN if the model was not trained on one of these classes, because an average over
+            the others would be too good.
+        classes: for each site tested on, the number of classes in the average. These are the classes that some test
+            images there have and others do not.
+        all_classes: C, the number of all classes.
     """
 
     sites: tuple[str, ...]
@@ -44,12 +45,12 @@ class CrossSite:
 
 
 def write_cross_site(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write cross_site.csv: one row per model, site tested on and class; what is undefined is an empty cell.
+    """Write cross_site.csv: one row per model, site tested on and class; undefined values are empty cells.
 
     Args:
         folder: the run folder.
-        rows: of model, tested_on, class, auc, and how many test images the one and training images the other site has
-            of the class.
+        rows: rows with model, tested_on, class, auc, the test images of the class at the site tested on, and the
+            training images of the class at the model's site.
     """
     shown = [row | {"auc": "" if math.isnan(row["auc"]) else f"{row['auc']:.6f}"} for row in map(dict, rows)]
     write_csv(folder / CROSS_SITE_FILE, shown, _COLUMNS)
@@ -58,7 +59,7 @@ def write_cross_site(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 def read_cross_site(
     path: Path, sites: Sequence[str], classes: Sequence[str], problems: list[Problem]
 ) -> CrossSite | None:
-    """Read what `write_cross_site` wrote; None if the run has no such file, or with a problem if it is broken."""
+    """Return the matrix in cross_site.csv; None if there is no file, or, with a problem added, if it is damaged."""
     if not path.exists():
         return None
     try:
@@ -71,11 +72,11 @@ def read_cross_site(
         return None
     wanted = {(model, tested, name) for model in sites for tested in sites for name in classes}
     if set(auc) != wanted or len(rows) != len(wanted):
-        fix = f"has {len(rows)} rows where {len(wanted)} models, sites and classes meet; restore or remove the file"
+        fix = f"has {len(rows)} rows, not {len(wanted)} (one per model, site and class); restore or remove the file"
         problems.append(Problem(path.name, str(path), fix))
         return None
     cells = np.array([[[auc[model, tested, name] for name in classes] for tested in sites] for model in sites])
-    # A class is defined at a site if any model has a value for it there.
+    # The AUC of a class is defined at a site if at least one model has a value there.
     defined = ~np.isnan(cells).all(axis=0)
     known = np.array([[(model, name) in trained for name in classes] for model in sites])
     counts = defined.sum(axis=1)

@@ -1,4 +1,4 @@
-"""One row per image and setting: what was there, what was predicted, and with which probabilities."""
+"""The rows of predictions.csv: label, prediction and probabilities of each image in each setting."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -15,27 +15,27 @@ _SEPARATOR = "|"
 
 
 def prediction_columns(classes: Sequence[str], subgroups: Sequence[str] = ()) -> tuple[str, ...]:
-    """Return the columns of predictions.csv for these classes and subgroups."""
+    """Return the column names of predictions.csv for the given classes and subgroups."""
     scores, attributes = (f"p[{name}]" for name in classes), (f"{SUBGROUP_PREFIX}{name}" for name in subgroups)
     return ("split", "image", "group", "label", "setting", "predicted", *scores, *attributes)
 
 
 def list_subgroups(records: Iterable[ImageRecord]) -> tuple[str, ...]:
-    """Return the names of the subgroups that any of the images states, sorted."""
+    """Return the sorted names of all subgroups for which at least one image has a value."""
     return tuple(sorted({name for record in records for name, _ in record.attributes}))
 
 
 def list_predictions(
     images: Any, split: str, setting: str, probabilities: Array, subgroups: Sequence[str] = ()
 ) -> list[dict[str, Any]]:
-    """Return rows for a data set's images under one setting.
+    """Return the rows for the images of a data set in one setting.
 
     Args:
-        images: a `CachedDataset`, whose records and rows of `probabilities` correspond.
+        images: a `CachedDataset`; its records are in the order of the rows of `probabilities`.
         split: validation or test.
-        setting: local, federated, centralised.
-        probabilities: (n, C).
-        subgroups: names of the subgroup columns; empty where an image does not state one.
+        setting: name of the setting, e.g. local, federated, centralised.
+        probabilities: predicted probabilities (n, C).
+        subgroups: names of the subgroup columns; an image without a value gets an empty cell.
     """
     rows = []
     for record, row in zip(images.records, probabilities, strict=True):

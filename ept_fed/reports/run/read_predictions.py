@@ -1,4 +1,4 @@
-"""Read one site's predictions.csv into arrays: the same images, in the same order, under every setting."""
+"""Reading a site's predictions.csv into arrays with the same images in the same order in every setting."""
 
 import csv
 from collections.abc import Mapping, Sequence
@@ -23,11 +23,11 @@ class PredictionTable:
     """Predictions on the images of one split.
 
     Attributes:
-        images: (n,) names.
-        groups: (n,) patient or lesion of each image; the image itself where none is known.
+        images: (n,) names of the images.
+        groups: (n,) patient or lesion of each image; the image itself if no group is known.
         labels: (n,) class indices, or (n, C) in {0, 1} for multi-label.
         scores: setting -> (n, C) probabilities.
-        subgroups: name -> (n,) value of each image, empty where it states none.
+        subgroups: name -> (n,) value of each image, empty if it has no value.
     """
 
     images: tuple[str, ...]
@@ -39,7 +39,7 @@ class PredictionTable:
 
 @dataclass(frozen=True)
 class SitePredictions:
-    """A site's test images, its validation images if they were written, and what a reader has to know about both."""
+    """Predictions on a site's test images and, if available, validation images, with notes for the reader."""
 
     test: PredictionTable
     validation: PredictionTable | None
@@ -59,18 +59,18 @@ class _Row:
 def read_predictions(
     path: Path, classes: Sequence[str], settings: Sequence[str], task: str, problems: list[Problem]
 ) -> SitePredictions | None:
-    """Read a file written from `list_predictions`.
+    """Return the predictions in a file that was written from `list_predictions`.
 
     Args:
-        path: predictions.csv.
-        classes: in the order of the run.
-        settings: those that every image needs a row for.
+        path: path of predictions.csv.
+        classes: classes in the order of the run.
+        settings: settings for which every image needs a row.
         task: single_label or multi_label.
-        problems: what is wrong is appended here, with file and line.
+        problems: list to which problems are appended, with file and line.
 
     Returns:
-        the predictions, or None if there was a problem. Images without finite probabilities under some setting are left
-        out under all of them, and a note says how many.
+        the predictions, or None if there was a problem. An image without finite probabilities in one of the settings is
+        removed from all settings, and a note states the number of such images.
     """
     before = len(problems)
     try:
@@ -115,7 +115,9 @@ def _read_rows(
     for cells in reader:
         where = f"{path.parent.name}/{path.name} line {reader.line_num}"
         if None in cells or None in cells.values():
-            problems.append(Problem(where, cells.get("image"), "has another number of cells than the header; cut off?"))
+            problems.append(
+                Problem(where, cells.get("image"), "does not have as many cells as the header; is the line incomplete?")
+            )
             continue
         split, setting, image = cells["split"], cells["setting"], cells["image"]
         names = (
@@ -124,18 +126,22 @@ def _read_rows(
         unknown = [name for name in names if name not in index]
         if unknown:
             problems.append(
-                Problem(f"{where}: label", unknown[0], f"is none of the run's classes: {', '.join(classes)}")
+                Problem(f"{where}: label", unknown[0], f"is not one of the run's classes: {', '.join(classes)}")
             )
         if split not in _SPLITS:
             problems.append(Problem(f"{where}: split", split, f"must be one of {', '.join(_SPLITS)}"))
         if setting not in settings:
-            problems.append(Problem(f"{where}: setting", setting, f"report.json names {', '.join(settings)} only"))
+            problems.append(
+                Problem(
+                    f"{where}: setting", setting, f"must be one of the settings in report.json: {', '.join(settings)}"
+                )
+            )
         scores = _read_scores([cells[f"p[{name}]"] for name in classes], where, task, problems)
         if unknown or scores is None:
             continue
         known = rows.setdefault((split, setting), {})
         if image in known:
-            problems.append(Problem(f"{where}: image", image, f"appears twice under '{setting}'"))
+            problems.append(Problem(f"{where}: image", image, f"appears twice in setting '{setting}'"))
         labels, stated = tuple(index[name] for name in names), tuple(cells[name] for name in subgroups)
         known[image] = _Row(image, cells["group"], labels, scores, stated)
     return rows
@@ -145,12 +151,18 @@ def _read_scores(cells: Sequence[str], where: str, task: str, problems: list[Pro
     try:
         scores = tuple(float(cell) if cell else float("nan") for cell in cells)
     except ValueError:
-        problems.append(Problem(where, ", ".join(cells), "holds a probability that is not a number"))
+        problems.append(Problem(where, ", ".join(cells), "contains a probability that is not a number"))
         return None
     finite = [score for score in scores if np.isfinite(score)]
     outside = any(not 0 <= score <= 1 for score in finite)
     if outside or (task == "single_label" and len(finite) == len(scores) and abs(sum(scores) - 1) > 1e-3):
-        problems.append(Problem(where, ", ".join(cells), "are not probabilities; they lie in 0 to 1 and sum to 1"))
+        problems.append(
+            Problem(
+                where,
+                ", ".join(cells),
+                "are not probabilities; these must be between 0 and 1, and sum to 1 for a single label",
+            )
+        )
         return None
     return scores
 
@@ -162,17 +174,19 @@ def _align(
     path: Path,
     problems: list[Problem],
 ) -> list[list[_Row]]:
-    """Return one list of rows per setting, images in one order; a problem if settings disagree about an image."""
+    """Return one list of rows per setting, with the same order of images; add a problem if settings do not match."""
     parts = [rows.get((split, setting), {}) for setting in settings]
     for setting, part in zip(settings[1:], parts[1:], strict=True):
         if set(part) != set(parts[0]):
             odd = sorted(set(part) ^ set(parts[0]))
-            fix = f"{len(odd)} {split} image(s) are not under both '{settings[0]}' and '{setting}'; settings must match"
+            fix = f"{len(odd)} {split} image(s) are not in both '{settings[0]}' and '{setting}'; settings must match"
             problems.append(Problem(str(path), odd[0], fix))
             return []
         differing = [image for image, row in part.items() if _identity(row) != _identity(parts[0][image])]
         if differing:
-            problems.append(Problem(str(path), differing[0], f"has another label, group or subgroup under '{setting}'"))
+            problems.append(
+                Problem(str(path), differing[0], f"has another label, group or subgroup in setting '{setting}'")
+            )
             return []
     return [[part[image] for image in parts[0]] for part in parts]
 
@@ -191,8 +205,8 @@ def _assemble(
         kept = [i for i in range(images) if all(np.isfinite(part[i].scores).all() for part in parts)]
         if len(kept) < images:
             notes.append(
-                f"{images - len(kept)} of {images} {split} images have no finite probabilities under some setting; "
-                "they are left out of every number here."
+                f"{images - len(kept)} of {images} {split} images have no finite probabilities in some setting; "
+                "they are excluded from all numbers of this report."
             )
         first = [parts[0][i] for i in kept] if parts else []
         built[split] = PredictionTable(
@@ -209,9 +223,13 @@ def _assemble(
     without = sum(group == f"image {image}" for group, image in zip(test.groups, test.images, strict=True))
     grouped = len(set(test.groups)) < len(test.groups)
     if without:
-        notes.append(f"{without} of {len(test.images)} test images name no patient; each of these counts as its own.")
+        notes.append(
+            f"{without} of {len(test.images)} test images have no patient id; each of them counts as one patient."
+        )
     elif not grouped and test.images:
-        notes.append("No two test images share a patient or lesion: intervals treat every image as its own patient.")
+        notes.append(
+            "No two test images share a patient or lesion: the intervals treat every image as a separate patient."
+        )
     return SitePredictions(test, built["validation"] if built["validation"].images else None, grouped, tuple(notes))
 
 

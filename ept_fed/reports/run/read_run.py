@@ -1,4 +1,4 @@
-"""Read a run folder back, and refuse what is broken with every problem at once."""
+"""Reading a run folder; all problems of a damaged folder are reported together."""
 
 import json
 from collections.abc import Mapping
@@ -21,16 +21,16 @@ _SCHEMA = 1
 
 @dataclass(frozen=True)
 class RunResult:
-    """A finished run, as its folder tells it.
+    """The content of a finished run's folder.
 
     Attributes:
         folder: the run folder.
         config: the resolved settings of config.yaml.
-        report: report.json: classes, payload layout, traffic, data counts, notes, versions.
+        report: content of report.json: classes, payload layout, traffic, data counts, notes, versions.
         rounds: the lines of rounds.jsonl, in order.
         sites: predictions by site, in the order of report.json.
         task: single_label or multi_label.
-        case: what one group stands for, e.g. "one value of the column 'lesion_id'".
+        case: description of one group, e.g. "one value of the column 'lesion_id'".
         cross_site: local models at every site, if the run has them.
     """
 
@@ -45,14 +45,14 @@ class RunResult:
 
 
 def read_run(folder: Path) -> RunResult:
-    """Read config.yaml, report.json, rounds.jsonl and every site's predictions.csv.
+    """Return the content of config.yaml, report.json, rounds.jsonl and every site's predictions.csv.
 
     Raises:
-        InputRefusedError: with every missing file, broken line and impossible value found.
+        InputRefusedError: with all missing files, damaged lines and invalid values.
     """
     if not folder.is_dir():
         raise InputRefusedError(
-            [Problem("RUN", str(folder), "is not a folder; name a run folder of `ept-fed simulate`")]
+            [Problem("RUN", str(folder), "is not a folder; give a run folder of `ept-fed simulate`")]
         )
     problems: list[Problem] = []
     config = _read_config(folder / "config.yaml", problems)
@@ -83,7 +83,7 @@ def _read_config(path: Path, problems: list[Problem]) -> dict[str, Any]:
         problems.append(Problem(path.name, str(path), f"is not YAML: {error}"))
         return {}
     if not isinstance(content, dict) or not isinstance(content.get("data", {}), dict):
-        problems.append(Problem(path.name, str(path), "does not hold the settings of a run; restore the file"))
+        problems.append(Problem(path.name, str(path), "does not contain the settings of a run; restore the file"))
         return {}
     return content
 
@@ -99,7 +99,7 @@ def _read_report(path: Path, problems: list[Problem]) -> dict[str, Any]:
         return {}
     if not isinstance(content, dict) or content.get("schema") != _SCHEMA:
         found = content.get("schema") if isinstance(content, dict) else None
-        fix = f"has another schema; this version of ept-fed reads {_SCHEMA}, so use the version that made the run"
+        fix = f"has another schema; this version of ept-fed reads {_SCHEMA}, so use the version that wrote the run"
         problems.append(Problem(f"{path.name}: schema", found, fix))
         return {}
     try:
@@ -116,7 +116,7 @@ def _read_rounds(path: Path, problems: list[Problem]) -> tuple[RoundRecord, ...]
         try:
             rounds.append(RoundRecord.from_line(line))
         except ValueError as error:
-            fix = f"is no round ({error}); restore the file"
+            fix = f"is not a round ({error}); restore the file"
             problems.append(Problem(f"{path.name} line {number}", line[:40], fix))
     return tuple(rounds)
 
@@ -125,7 +125,7 @@ def _read_text(path: Path, problems: list[Problem]) -> str | None:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        problems.append(Problem(path.name, str(path), "is missing; a run folder has it, so restore the file"))
+        problems.append(Problem(path.name, str(path), "is missing; every run folder needs it, so restore the file"))
     except (OSError, UnicodeDecodeError) as error:
         problems.append(Problem(path.name, str(path), f"cannot be read ({error})"))
     return None

@@ -1,4 +1,4 @@
-"""One line of rounds.jsonl: written by the server, by simulations and by a site's own report, and read back by all."""
+"""One line of rounds.jsonl, which the server, simulations and a site's own report write and read."""
 
 import json
 import math
@@ -11,14 +11,14 @@ from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 __all__ = ["Refusal", "RoundRecord", "SiteExchange", "split_lines"]
 
 _SCHEMA = 1
-# JSON has no NaN: what is undefined is null in the file.
+# JSON has no NaN, so undefined numbers are null in the file.
 _Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
 _STRICT = ConfigDict(strict=True)
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """A site that was left out of an exchange, or of the secure aggregation that followed it, and why."""
+    """The exclusion of a site from an exchange, or from the following secure aggregation, with the reason."""
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
@@ -29,7 +29,7 @@ class Refusal:
 
 @dataclass
 class SiteExchange:
-    """One site in one round; bytes are serialised message sizes, both directions seen from the server."""
+    """One site in one round; bytes are sizes of serialized messages, with directions as seen from the server."""
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
@@ -43,16 +43,16 @@ class SiteExchange:
 
 @dataclass
 class RoundRecord:
-    """One round.
+    """The record of one round.
 
     Attributes:
-        round: from 1.
-        seconds: from the first request to the new payload; NaN where a site wrote the record.
+        round: number of the round, from 1.
+        seconds: time from the first request to the new payload; NaN if a site wrote the record.
         asked: sites selected to train.
-        aggregated: sites whose updates made the payload that this round left; empty if the payload did not change.
-        outcome: why nothing was aggregated, or "aggregated".
-        sites: those that got any request; `evaluation` is of the payload that this round left.
-        refused: sites left out, and why.
+        aggregated: sites whose updates are in the round's new payload; empty if the payload did not change.
+        outcome: the reason why nothing was aggregated, or "aggregated".
+        sites: sites that received any request; `evaluation` belongs to the round's new payload.
+        refused: excluded sites, with reasons.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -66,11 +66,11 @@ class RoundRecord:
     refused: list[Refusal]
 
     def site(self, name: str) -> SiteExchange:
-        """Return a site's entry, made empty if it has none yet."""
+        """Return the entry of a site; an empty entry is added if there is none."""
         return self.sites.setdefault(name, SiteExchange())
 
     def to_json(self) -> dict[str, Any]:
-        """Return a JSON-ready document with its schema version."""
+        """Return the record as a JSON document with its schema version."""
         return {
             "schema": _SCHEMA,
             "round": self.round,
@@ -84,10 +84,10 @@ class RoundRecord:
 
     @classmethod
     def from_line(cls, line: str) -> "RoundRecord":
-        """Read a line of rounds.jsonl.
+        """Return the record in a line of rounds.jsonl.
 
         Raises:
-            ValueError: for another schema, or naming the first key whose value is missing or of another type.
+            ValueError: for another schema, or for a missing value or wrong type; the message names the first such key.
         """
         try:
             document = _DOCUMENT.validate_json(line)
@@ -101,7 +101,7 @@ class RoundRecord:
 
     @classmethod
     def from_json(cls, document: Any) -> "RoundRecord":
-        """Read what `to_json` returned, after it went through JSON; errors as for `from_line`."""
+        """Return the record from the output of `to_json`, after JSON; raises the errors of `from_line`."""
         return cls.from_line(json.dumps(document))
 
 
@@ -110,5 +110,5 @@ _DOCUMENT: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[str, Any])
 
 
 def split_lines(text: str) -> list[str]:
-    """Return the whole lines of rounds.jsonl; a last line that is only partially written is left out."""
+    """Return the complete lines of rounds.jsonl, without a partially written last line."""
     return text.split("\n")[:-1]

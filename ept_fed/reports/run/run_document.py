@@ -14,7 +14,7 @@ _Numbers = Mapping[str, float | None]
 
 @dataclass(frozen=True)
 class SiteTraffic:
-    """Serialised bytes of one site over the whole run, both directions, and of its training replies alone."""
+    """Serialized bytes of one site over the whole run, in both directions, and of its largest training reply."""
 
     sent_to_site: int
     received_from_site: int
@@ -23,17 +23,18 @@ class SiteTraffic:
 
 @dataclass(frozen=True)
 class PrivacySpending:
-    """What noise on gradients or updates promises about a site's training images: (ε, δ)-differential privacy.
+    """The (ε, δ)-differential privacy of a site's training images that noise on gradients or updates guarantees.
 
     Attributes:
-        covers: "image": any one training image, present or not; "site": all of them, exchanged for any others.
-        noise: "poisson-subsampled", on the gradients of images; or who adds it to whole updates: "local", the site;
-            "distributed", all sites of a sum; "central", the server.
-        silent: whether loss and quality, which have no noise, stayed at the site.
+        covers: unit of protection. "image": presence or absence of any one training image; "site": replacement of all
+            training images of the site.
+        noise: source of the noise. "poisson-subsampled": on the gradients of images; on whole updates: "local", added
+            by the site; "distributed", by all sites of a sum; "central", by the server.
+        silent: whether loss and quality metrics, which have no noise, were not sent.
         epsilon: ε of this run's updates.
         delta: δ.
-        rounds: that were trained with noise.
-        epsilon_of_all_runs: ε of every private run of the site together, by its own budget; null where it keeps none.
+        rounds: number of rounds that were trained with noise.
+        epsilon_of_all_runs: ε of all private runs of the site together, from its budget; null without a budget.
     """
 
     covers: str
@@ -46,7 +47,7 @@ class PrivacySpending:
 
 
 class _Section(BaseModel):
-    # What a later minor version adds is for it to read.
+    # Keys that a later minor version adds are accepted and ignored.
     model_config = ConfigDict(strict=True, extra="allow")
 
 
@@ -94,10 +95,10 @@ class _Report(_Section):
 
 
 def parse_report(text: str) -> dict[str, Any]:
-    """Return report.json as it stands.
+    """Return the unchanged content of report.json, after a check.
 
     Raises:
-        ValueError: naming the first key whose value is missing or of another kind.
+        ValueError: for a missing value or a wrong type; the message names the first such key.
     """
     return _parse(_Report, text)
 

@@ -1,21 +1,21 @@
-"""The folder of a run: settings, rounds, prompts and results, each file written whole or not at all.
+"""The folder of a run: settings, rounds, prompts and results; no file is ever partially written.
 
 config.yaml                     the resolved settings, and the version of ept-fed that wrote them
-partition.csv, partition.png    the images that each site has, by split and class
+partition.csv, partition.png    number of images per site, split and class
 rounds.jsonl                    one line per round
-checkpoints/round-NNNN.safetensors  what the server needs to go on after each round
-state/                          what the sites need to go on; removed when the run is done
+checkpoints/round-NNNN.safetensors  state that the server needs to continue after each round
+state/                          state that the sites need to continue; removed when the run is done
 prompts/round-NNN.safetensors   the global payload after each round, by tensor name
-report.html                     the federation's page: every site's verdict
+report.html                     the federation's page, with the verdict of every site
 sites/<site>/report.html        the site's own page, and report.json with the same numbers
-sites/<site>/shared.json        score histograms: counts that the site shares, and no single score
-sites/<site>/predictions.csv    the site's own validation and test images under each setting
-sites/<site>/model.safetensors  the site's federated model: sinks, tokens, its own head, and what they need
-report.json, report.csv         the table at the end
-cross_site.csv                  each site's local model at every site, if `evaluation.cross_site` asks for it
-tracking/                       what TensorBoard and MLflow show, if the run was to be tracked
-attack.json, attack.csv         what `ept-fed audit attack` found; attack-*.png only if it was asked for images
-run.log                         what the code logged, tracebacks of failed sites included
+sites/<site>/shared.json        score histograms that the site shares: counts, but no single scores
+sites/<site>/predictions.csv    predictions on the site's validation and test images in each setting
+sites/<site>/model.safetensors  the site's federated model: sinks, tokens, its own head, and metadata
+report.json, report.csv         the final table
+cross_site.csv                  each site's local model at every site, if `evaluation.cross_site` is true
+tracking/                       data for TensorBoard and MLflow, if the run is tracked
+attack.json, attack.csv         results of `ept-fed audit attack`; attack-*.png only if images were requested
+run.log                         log of the code, including tracebacks of failed sites
 """
 
 import hashlib
@@ -46,12 +46,12 @@ __all__ = ["RunFolder", "site_folder"]
 
 _LONGEST_FOLDER = 150
 _WRITTEN_BY = re.compile(r"# Written by ept-fed (\S+)$")
-# What `ept_fed.storage.files` leaves behind if it is killed before the rename.
+# Names of files that `ept_fed.storage.files` leaves if its process is killed before the rename.
 _HALF_WRITTEN = re.compile(r"^\..+\.[a-z0-9_]{8}$")
 
 
 def site_folder(site: str) -> str:
-    """Return a folder name for a site: itself where it is plain, percent-encoded or shortened where it is not."""
+    """Return the folder name of a site: its name, percent-encoded and shortened where necessary."""
     encoded = quote(site, safe=" ")
     if len(encoded) > _LONGEST_FOLDER:
         return f"{encoded[:100]}-{hashlib.sha256(site.encode()).hexdigest()[:16]}"
@@ -62,38 +62,38 @@ class RunFolder:
     """Creates and fills one run's folder."""
 
     def __init__(self, path: Path) -> None:
-        """Take a path; nothing is written before `create`."""
+        """Set the path of the folder; nothing is written before `create`."""
         self.path = path
 
     @property
     def checkpoints(self) -> Path:
-        """Where the server's checkpoints lie."""
+        """Folder of the server's checkpoints."""
         return self.path / "checkpoints"
 
     def states(self, setting: str, site: str) -> Path:
-        """Return where a site keeps its states under a setting."""
+        """Return the folder of a site's states in a setting."""
         return self.path / "state" / setting / site_folder(site)
 
     def is_free(self) -> bool:
-        """Tell whether nothing is there yet, or an empty folder."""
+        """Return whether the path does not exist, or is an empty folder."""
         if not self.path.is_dir():
             return not self.path.is_file()
         return all(_HALF_WRITTEN.match(path.name) for path in self.path.iterdir())
 
     def check_free(self) -> list[Problem]:
-        """Return a problem if something is already there."""
+        """Return a problem if the path is not free."""
         try:
             free = self.is_free()
         except OSError as error:
             return [Problem("--out", str(self.path), f"cannot be used ({error.strerror}); name another folder")]
-        fix = "already exists and is not empty; name another folder, or add --resume to go on with a killed run"
+        fix = "already exists and is not empty; name another folder, or add --resume to continue an interrupted run"
         return [] if free else [Problem("--out", str(self.path), fix)]
 
     def require_version(self) -> None:
         """Refuse a run that another version of ept-fed wrote, before its settings are read.
 
         Raises:
-            InputRefusedError: naming both versions.
+            InputRefusedError: if the versions differ; the message states both.
         """
         written, ours = self._find_version(), ept_fed.__version__
         if written not in (None, ours):
@@ -101,7 +101,7 @@ class RunFolder:
             raise InputRefusedError([Problem("--resume", str(self.path), fix)])
 
     def _find_version(self) -> str | None:
-        """Return the version in the first line of config.yaml, else in the newest checkpoint; None without either."""
+        """Return the version in the first line of config.yaml, or in the newest checkpoint; None without either."""
         try:
             with (self.path / "config.yaml").open(encoding="utf-8") as file:
                 match = _WRITTEN_BY.match(file.readline())
@@ -114,21 +114,23 @@ class RunFolder:
         return code if isinstance(code, str) else None
 
     def check_resumable(self, experiment: Experiment) -> list[Problem]:
-        """Return a problem for each setting that is not as in the folder, or one if it holds no run."""
+        """Return a problem for each setting that differs from the folder's, or one if the folder contains no run."""
         try:
             held = parse_yaml((self.path / "config.yaml").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            return [Problem("--out", str(self.path), f"holds no run to resume ({type(error).__name__}: config.yaml)")]
+            return [
+                Problem("--out", str(self.path), f"contains no run to resume ({type(error).__name__}: config.yaml)")
+            ]
         return [
-            Problem(key, ours, f"the run to resume has {theirs}; set it so, or start a new run in another folder")
+            Problem(key, ours, f"the run to resume has {theirs}; use this value, or start a new run in another folder")
             for key, theirs, ours in compare_settings(held, experiment)
         ]
 
     def create(self, config_yaml: str) -> None:
-        """Make the folder and write the resolved settings.
+        """Create the folder and write the resolved settings.
 
         Raises:
-            InputRefusedError: if the path is taken or cannot be written.
+            InputRefusedError: if the path is not free or cannot be written.
         """
         problems = self.check_free()
         if problems:
@@ -142,15 +144,15 @@ class RunFolder:
             ) from error
 
     def write_partition(self, rows: Sequence[CountRow]) -> None:
-        """Write how many images each site has, as `count_images` counts, as a table and as a picture."""
-        # Only here: the server has run folders too, and should not have to load matplotlib and scikit-learn.
+        """Write the numbers of images per site from `count_images`, as a table and as a chart."""
+        # Imported here, because the server also uses run folders and must not load matplotlib and scikit-learn.
         from ept_fed.reports.charts.partition import draw_partition
 
         write_csv(self.path / "partition.csv", rows, COUNT_COLUMNS)
         write_bytes(self.path / "partition.png", draw_partition(rows))
 
     def renew(self, config_yaml: str) -> None:
-        """Write the settings of a resumed run again: paths and other local ones may have changed."""
+        """Write the settings of a resumed run again, because paths and other local settings may have changed."""
         self._write_settings(config_yaml)
 
     def _write_settings(self, config_yaml: str) -> None:
@@ -161,10 +163,10 @@ class RunFolder:
         append_json_line(self.path / "rounds.jsonl", record.to_json())
 
     def read_rounds(self) -> list[RoundRecord]:
-        """Return the whole lines of rounds.jsonl, none if there is no such file yet.
+        """Return the records in the complete lines of rounds.jsonl; none if there is no such file yet.
 
         Raises:
-            InputRefusedError: for a line that is no round.
+            InputRefusedError: if a line is not a round.
         """
         path = self.path / "rounds.jsonl"
         try:
@@ -176,7 +178,7 @@ class RunFolder:
             ) from error
 
     def keep_rounds(self, count: int) -> None:
-        """Leave the first `count` lines of rounds.jsonl, and no half-written file of a killed process."""
+        """Keep only the first `count` lines of rounds.jsonl, and delete partially written files of a killed process."""
         for path in self.path.rglob(".*"):
             if path.is_file() and _HALF_WRITTEN.match(path.name):
                 path.unlink()
@@ -185,7 +187,7 @@ class RunFolder:
             write_text(self.path / "rounds.jsonl", "".join(kept))
 
     def read_finished(self) -> dict[str, Any] | None:
-        """Return report.json of a run that is done with everything, None otherwise."""
+        """Return report.json if the run is completely finished, None otherwise."""
         path = self.path / "report.json"
         if not path.exists():
             return None
@@ -198,7 +200,7 @@ class RunFolder:
         return report if report["status"] == "failed" or (self.path / "report.html").exists() else None
 
     def drop_states(self) -> None:
-        """Remove the sites' states of a run that is done."""
+        """Delete the sites' states of a finished run."""
         shutil.rmtree(self.path / "state", ignore_errors=True)
 
     def write_prompts(self, plan: Plan, round_number: int, payload: Vector) -> Path:
@@ -211,26 +213,26 @@ class RunFolder:
             "layout_hash": plan.layout.hash,
         }
         path = self.path / "prompts" / f"round-{round_number:03d}.safetensors"
-        # One key only: safetensors writes several in a random order, and equal runs shall give equal bytes.
+        # One key only: safetensors writes several keys in random order, and equal runs must give equal bytes.
         write_bytes(path, save(plan.layout.unflatten(payload), metadata={"ept_fed": json.dumps(about)}))
         return path
 
     def write_predictions(
         self, site: str, rows: Sequence[Mapping[str, Any]], classes: Sequence[str], subgroups: Sequence[str] = ()
     ) -> None:
-        """Write a site's predictions, as listed by `list_predictions`."""
+        """Write the rows from `list_predictions` as the predictions of a site."""
         from ept_fed.reports.run.predictions import prediction_columns
 
         path = self.path / "sites" / site_folder(site) / "predictions.csv"
         write_csv(path, rows, prediction_columns(classes, subgroups))
 
     def write_site_model(self, site: str, tensors: Mapping[str, Vector], about: Mapping[str, Any]) -> None:
-        """Write what a site would predict with: payload tensors, its head, and a description; it stays at the site."""
+        """Write a site's model: payload tensors, its head and a description; this file stays at the site."""
         path = self.path / "sites" / site_folder(site) / "model.safetensors"
         write_bytes(path, save(dict(tensors), metadata={"ept_fed": json.dumps(about)}))
 
     def write_report(self, report: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
-        """Write report.json and the same table as report.csv."""
+        """Write report.json, and its table as report.csv."""
         write_json(self.path / "report.json", report)
         if rows:
             write_csv(self.path / "report.csv", rows, list(rows[0]))

@@ -1,4 +1,4 @@
-"""run.log: what a run's own code logged, tracebacks of failed sites included, in the run's folder."""
+"""The log file run.log in the run folder, including tracebacks of failed sites."""
 
 import logging
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ _PACKAGES = ("ept_fed", "server", "client", "simulations")
 
 @contextmanager
 def log_to_file(path: Path) -> Iterator[None]:
-    """Send the log of this project's packages to a file, and nothing of it to the terminal."""
+    """Write the log of this project's packages to a file and not to the terminal."""
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     loggers = [logging.getLogger(package) for package in _PACKAGES]

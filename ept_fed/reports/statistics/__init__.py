@@ -1,1 +1,1 @@
-"""The numbers of a report, from predictions alone: metrics, intervals, differences, subgroups."""
+"""The numbers of a report, computed only from predictions: metrics, intervals, differences, subgroups."""

@@ -1,4 +1,4 @@
-"""What is chosen on a site's validation images and then tried on its test images, never the other way round."""
+"""Thresholds, temperature and prediction sets that are chosen on validation images and evaluated on test images."""
 
 from dataclasses import dataclass
 
@@ -19,9 +19,9 @@ ALPHA = 0.1
 
 @dataclass(frozen=True)
 class Calibration:
-    """Trust in probabilities: error and likelihood as they are, and after the validation split's temperature.
+    """Calibration of the probabilities: error before and after temperature scaling, and log loss after it.
 
-    Temperature and what follows from it are NaN without a validation split.
+    The temperature is fitted on the validation split. Without it, all values except `error` are NaN.
     """
 
     error: float
@@ -31,7 +31,7 @@ class Calibration:
 
 
 def choose_thresholds(validation: PredictionTable | None, setting: str, task: str, target: float, C: int) -> Array:
-    """Return (C,) thresholds of one setting that reach the target sensitivity; NaN without a positive to choose on."""
+    """Return the thresholds (C,) of a setting that reach the target sensitivity; NaN without validation positives."""
     if validation is None:
         return np.full(C, np.nan)
     sample = Sample.of(validation.labels, validation.scores[setting], task)
@@ -39,14 +39,14 @@ def choose_thresholds(validation: PredictionTable | None, setting: str, task: st
 
 
 def count_positives(validation: PredictionTable | None, task: str, c: int) -> int:
-    """Return how many validation images have class c."""
+    """Return the number of validation images of class c."""
     if validation is None:
         return 0
     return int(validation.labels[:, c].sum() if task == "multi_label" else (validation.labels == c).sum())
 
 
 def calibrate(test: PredictionTable, validation: PredictionTable | None, setting: str, task: str) -> Calibration:
-    """Return calibration on the test images, before and after the temperature of the validation images."""
+    """Return the calibration on test images, before and after scaling with the validation images' temperature."""
     scores = test.scores[setting]
     error = calibration_error(reliability_curve(test.labels, scores, task))
     if validation is None or not len(test.labels):
@@ -59,6 +59,6 @@ def calibrate(test: PredictionTable, validation: PredictionTable | None, setting
 
 
 def assess_conformal(test: PredictionTable, validation: PredictionTable, setting: str) -> ConformalResult:
-    """Return how prediction sets with thresholds from the validation images do on the test images."""
+    """Return the evaluation on test images of prediction sets with thresholds from the validation images."""
     thresholds = class_thresholds(validation.labels, validation.scores[setting], ALPHA)
     return assess_sets(test.labels, prediction_sets(test.scores[setting], thresholds), thresholds, ALPHA)

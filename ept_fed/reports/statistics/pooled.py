@@ -1,4 +1,4 @@
-"""AUC and calibration over all sites' test images together, from the histograms that the sites share."""
+"""AUC and calibration over the test images of all sites, computed from the histograms that the sites share."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -26,12 +26,12 @@ _SCHEMA = 1
 
 @dataclass(frozen=True)
 class PooledRow:
-    """One setting over all sites that shared histograms.
+    """The metrics of one setting over all sites that shared histograms.
 
     Attributes:
-        setting: whose scores; under "local" every site's images have the scores of its own model.
-        classes: class -> AUC against the rest; NaN where no image, or every one, has the class.
-        auc: the mean over the classes that are defined, bounds too.
+        setting: name of the setting; in "local", the images of a site have the scores of its own model.
+        classes: class -> AUC against the rest; NaN if no image or every image has the class.
+        auc: mean over the classes with a defined AUC, also of the bounds.
         calibration_error: see `pool_calibration_error`.
     """
 
@@ -42,12 +42,12 @@ class PooledRow:
 
 
 def count_to_share(test: PredictionTable, task: str) -> SharedCounts:
-    """Return a site's histograms by setting: counts, and no single score."""
+    """Return a site's histograms by setting; they contain only counts and no single score."""
     return {setting: count_scores(test.labels, scores, task) for setting, scores in test.scores.items()}
 
 
 def describe_shared(site: str, classes: Sequence[str], shared: SharedCounts) -> dict[str, Any]:
-    """Return the document of shared.json: every bin as [lower edge, upper edge, images, hits], edges by index."""
+    """Return the document of shared.json; a bin is [lower edge, upper edge, images, hits], with edges by index."""
     return {
         "schema": _SCHEMA,
         "site": site,
@@ -69,7 +69,7 @@ def describe_shared(site: str, classes: Sequence[str], shared: SharedCounts) -> 
 
 
 def pool_sites(sites: Sequence[SharedCounts], classes: Sequence[str], settings: Sequence[str]) -> tuple[PooledRow, ...]:
-    """Add the sites' histograms up; nothing here knows an image."""
+    """Return the metrics of each setting from the sum of the sites' histograms, without access to single images."""
     rows = []
     for setting in settings:
         shared = [site[setting] for site in sites]

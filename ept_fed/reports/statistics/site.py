@@ -1,4 +1,4 @@
-"""All numbers of one site's report, from its predictions alone: metrics, intervals, differences, curves, sets."""
+"""All numbers of a site's report, computed only from its predictions: metrics, intervals, differences, curves, sets."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -48,7 +48,7 @@ _CLASS_VALUES = ("auc", "average_precision", "sensitivity", "specificity", "chos
 
 @dataclass(frozen=True)
 class MetricRow:
-    """One metric: its value under each setting, and each other setting's difference from local only."""
+    """One metric: its value in each setting, and the difference of each other setting from the local model."""
 
     metric: str
     values: Mapping[str, Interval]
@@ -57,9 +57,9 @@ class MetricRow:
 
 @dataclass(frozen=True)
 class ClassRow:
-    """One class: counts on the test split, and setting -> metric -> interval, one class against the rest.
+    """One class against the rest: counts on the test split, and setting -> metric -> interval.
 
-    Sensitivity and specificity belong to the decision "top class" (multi-label: at 0.5).
+    Sensitivity and specificity are those of the most probable class (multi-label: probability of at least 0.5).
     """
 
     name: str
@@ -70,7 +70,7 @@ class ClassRow:
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """A class's threshold chosen on `validation_positives` validation images, and what it does on the test images."""
+    """A class's threshold, chosen on `validation_positives` validation images, and its results on the test images."""
 
     name: str
     threshold: float
@@ -81,19 +81,19 @@ class OperatingPoint:
 
 @dataclass(frozen=True)
 class Statistics:
-    """Everything measured on one site's test images; mappings are by setting.
+    """All measurements on one site's test images; mappings are by setting.
 
     Attributes:
-        images: test images.
-        cases: patients or lesions, whatever a group is.
+        images: number of test images.
+        cases: number of groups, for example patients or lesions.
         metrics: one row per overall metric.
         classes: one row per class.
-        roc: for each class (false alarms, sensitivity) from (0, 0) to (1, 1); empty where undefined.
-        reliability: the chart's bins.
-        confusion: [true class][predicted class] images; single_label only.
-        calibration: errors, and the temperature of the validation images.
-        operating: one point per class, with validation images only.
-        conformal: prediction sets, for single_label with validation images only.
+        roc: for each class, points (false positive rate, sensitivity) from (0, 0) to (1, 1); empty if undefined.
+        reliability: bins of the reliability chart.
+        confusion: [true class][predicted class] number of images; single_label only.
+        calibration: calibration errors, and the temperature from the validation images.
+        operating: one operating point per class; requires validation images.
+        conformal: results of the prediction sets; requires single_label and validation images.
     """
 
     images: int
@@ -117,15 +117,15 @@ def analyse(
     sensitivity: float = 0.9,
     draws: int = 1000,
 ) -> Statistics:
-    """Measure everything on one site's predictions.
+    """Return all measurements on one site's predictions.
 
     Args:
-        predictions: test images under every setting; thresholds, temperature and sets need validation images too.
-        classes: names, in the order of the scores.
+        predictions: test images in every setting; thresholds, temperature and sets also need validation images.
+        classes: names of the classes, in the order of the scores.
         task: single_label or multi_label.
-        rng: for the bootstrap.
-        sensitivity: the site's target for its operating points.
-        draws: resamples of the bootstrap.
+        rng: random generator of the bootstrap.
+        sensitivity: target sensitivity of the operating points.
+        draws: number of bootstrap resamples.
     """
     test, validation = predictions.test, predictions.validation
     settings = tuple(test.scores)
@@ -215,7 +215,7 @@ def _summarise_class(name: str, value: float, draws: Array, cases: int, others: 
     if name.endswith("specificity"):
         return summarise_share(value, draws, others)
     interval = summarise(value, draws, min(cases, others))
-    # A class that is ranked perfectly is so in every resample; no width is not certainty.
+    # A perfectly ranked class is perfect in every resample, but an interval of zero width does not mean certainty.
     return Interval(value, np.nan, np.nan) if interval.low == interval.high else interval
 
 
@@ -235,7 +235,7 @@ def _overall(point: Array, resampled: Array, settings: Sequence[str], cases: int
 
 
 def _chart_bins(images: int) -> int:
-    # A point of fewer than some forty images jumps about; the error itself keeps its 15 bins.
+    # A point of fewer than about 40 images is too noisy for the chart; the error is computed with 15 bins.
     return max(3, min(10, images // 40))
 
 

@@ -1,4 +1,4 @@
-"""How the models do on subgroups of one site's test images: AUC and accuracy with intervals, small cells hidden."""
+"""AUC and accuracy with intervals on subgroups of one site's test images; small cells are hidden."""
 
 import math
 import re
@@ -21,14 +21,14 @@ SUBGROUP_SETTINGS = ("local", "federated")
 
 @dataclass(frozen=True)
 class SubgroupCell:
-    """One value or band of a column.
+    """The test images with one value, or within one band of values, of a column.
 
     Attributes:
-        value: its name.
-        shown: False if it is hidden; then the counts are None and there are no values.
-        images: test images.
-        cases: patients or whatever the groups are.
-        classes: those with images both with and without the class in the cell; the AUC is the mean over them.
+        value: name of the value or band.
+        shown: False if the cell is hidden; then the counts are None and there are no values.
+        images: number of test images.
+        cases: number of groups, for example patients or lesions.
+        classes: number of classes that some images in the cell have and others do not; the AUC is the mean over them.
         values: setting -> metric -> value with its 95 % interval.
     """
 
@@ -42,7 +42,7 @@ class SubgroupCell:
 
 @dataclass(frozen=True)
 class SubgroupTable:
-    """One column of the manifest, cells in the order of their names, numbers by size, `UNSTATED` last."""
+    """One column of the manifest; its cells are sorted by name, numbers by size, with `UNSTATED` last."""
 
     column: str
     cells: tuple[SubgroupCell, ...]
@@ -51,13 +51,13 @@ class SubgroupTable:
 def analyse_subgroups(
     test: PredictionTable, task: str, rng: np.random.Generator, draws: int = DRAWS
 ) -> tuple[SubgroupTable, ...]:
-    """Measure every cell of every subgroup column that is large enough.
+    """Return the measurements of all sufficiently large cells of all subgroup columns.
 
     Args:
         test: a site's test images.
         task: single_label or multi_label.
-        rng: for the bootstrap over whole groups within each cell.
-        draws: resamples.
+        rng: random generator of the bootstrap over whole groups within each cell.
+        draws: number of bootstrap resamples.
     """
     if not test.scores or not test.images:
         return ()
@@ -106,7 +106,7 @@ def _measure_cell(
 
 
 def _metric(sample: Sample) -> Metric:
-    """Return the metric (b, 2): macro AUC over the classes defined, and accuracy."""
+    """Return the metric (b, 2): macro AUC over the defined classes, and accuracy."""
     ranks, means = class_ranks(sample), image_means(sample)
 
     def metric(weights: Array) -> Array:

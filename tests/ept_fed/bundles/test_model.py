@@ -148,7 +148,7 @@ def test_a_signed_bundle_that_does_not_fit_its_backbone_is_refused(
 def test_another_image_size_does_not_fit_the_sinks(finished: Any, resign: Callable[..., Path]) -> None:
     bundle = read_bundle(finished.bundle)
     larger = bundle.description.input.model_dump(mode="json") | {"size": 96}
-    with pytest.raises(InputRefusedError, match="contradicts itself"):
+    with pytest.raises(InputRefusedError, match="is inconsistent"):
         load_model(read_bundle(resign(input=larger)), weights=str(finished.weights))
 
 

@@ -121,7 +121,7 @@ def test_folders_are_searched_in_order_and_each_file_is_taken_once(tmp_path: Pat
 def test_a_folder_without_images_is_told_not_skipped(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (image,) = find_images([tmp_path / "empty"])
-    assert "holds no file named like an image" in str(image.reason)
+    assert "contains no file with the suffix of an image" in str(image.reason)
 
 
 def test_a_name_that_is_no_utf8_can_be_written(tmp_path: Path, model: CalibratedModel, bundle: Bundle) -> None:

@@ -88,7 +88,7 @@ def test_export_then_predict_as_a_person_types_them(workplace: Workplace) -> Non
     assert exported.returncode == 0, exported.stderr
     assert exported.stderr == ""
     home = "run/sites/site-1"
-    for words in (f"{home}/bundle", f"{home}/signing-key.pem (made just now", "Key fingerprint: ", "whole.pt"):
+    for words in (f"{home}/bundle", f"{home}/signing-key.pem (created now", "Key fingerprint: ", "whole.pt"):
         assert words in exported.stdout
     assert (workplace.folder / home / "signing-key.pem").stat().st_mode & 0o777 == 0o600
     assert (workplace.folder / "whole.pt").is_file()

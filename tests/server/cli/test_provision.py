@@ -78,7 +78,7 @@ def test_refusals_exit_with_2_and_are_sentences(
 
 @pytest.mark.parametrize(
     ("days_ago", "code", "status", "word"),
-    [(0, 0, "sound", "sound"), (340, 0, "notice", "to be minded"), (370, 1, "faults", "to be mended")],
+    [(0, 0, "sound", "sound"), (340, 0, "notice", "* notice: "), (370, 1, "faults", "* fault: ")],
 )
 def test_the_doctor_tells_the_end_of_a_certificate(
     days_ago: int, code: int, status: str, word: str, tmp_path: Path

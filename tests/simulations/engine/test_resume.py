@@ -103,7 +103,7 @@ def test_every_setting_that_differs_is_named_with_both_values(stopped: tuple[Exp
 
 def test_a_folder_that_holds_something_else_is_refused(micro: Micro, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(InputRefusedError, match="holds no run to resume"):
+    with pytest.raises(InputRefusedError, match="contains no run to resume"):
         simulate(micro(), tmp_path, Silent(), resume=True)
     assert [path.name for path in tmp_path.iterdir() if path.name != "micro.yaml"] == ["thesis.txt"]
 

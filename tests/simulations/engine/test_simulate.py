@@ -71,8 +71,8 @@ def test_a_run_leaves_everything_it_promises(micro: Micro, tmp_path: Path) -> No
     assert about["backbone"]["digest"] == report["backbone"]["digest"]
     assert about["temperature"] > 0
     page = (out / "sites" / "site-1" / "report.html").read_text()
-    assert "Surest errors" in page
-    assert "attention left:" in page
+    assert "Most confident errors" in page
+    assert "attention kept:" in page
 
 
 def test_equal_seeds_give_equal_prompts_byte_for_byte_and_other_seeds_do_not(micro: Micro, tmp_path: Path) -> None:

@@ -68,8 +68,8 @@ def test_the_page_says_who_added_the_noise_and_what_it_promises(
         "epsilon_of_all_runs": None,
     }
     assert SENTENCES[source] in page
-    assert "Loss and quality stayed at the site" in page
-    assert "Loss and quality stayed at the sites" in (tmp_path / "run/report.html").read_text()
+    assert "The site did not send loss and quality metrics" in page
+    assert "The sites did not send loss and quality metrics" in (tmp_path / "run/report.html").read_text()
     assert f"ε = {site['privacy']['epsilon']:.3g}" in page
     assert site["statistics"], "what the site measures itself is not held back from its own page"
 

@@ -118,15 +118,15 @@ def test_names_are_text_wherever_they_appear(make_run: MakeRun) -> None:
         ({"patients": (20, 0, 20)}, "Not among this site's test images: bcc"),
         ({"patients": (20, 20, 4)}, "nv (4)"),
         ({"patients": (1, 1, 0)}, "2 test cases at this site are too few"),
-        ({"patients": (30, 0, 0)}, "every test image of this site shows akiec"),
+        ({"patients": (30, 0, 0)}, "all test images of this site show akiec"),
         ({"patients": (0, 0, 0)}, "no test image with usable predictions"),
-        ({"gains": {"federated": 1.0}}, "no model trained at this site alone"),
+        ({"gains": {"federated": 1.0}}, "no local model to compare with"),
         ({"gains": {}}, "the run failed before any model could be tested"),
         ({"rounds": 0}, "No round was finished"),
         ({"task": "multi_label"}, "no confusion matrix"),
         ({"validation": (5, 5, 5), "task": "multi_label"}, "At a sensitivity of 90 %"),
         ({"validation": (10, 10, 2)}, "In every set"),
-        ({}, "holds no validation predictions"),
+        ({}, "contains no validation predictions"),
     ],
     ids=str,
 )
@@ -197,10 +197,10 @@ def test_a_page_with_pictures_says_so_first_and_one_without_says_why(make_run: M
         return " ".join(" ".join(_Page(page.read_text()).words).split())
 
     shown = read(gallery={"north": [GalleryItem("a.png", PNG, "nv", "bcc", 0.9)]})
-    assert shown.index("holds pictures of patients") < shown.index("Joining helped")
+    assert shown.index("contains pictures of patients") < shown.index("Joining helped")
     assert "written without the images" in read()
-    assert "every test image into its right class" in read(gallery={"north": []})
-    assert "holds pictures" not in read()
+    assert "classified every test image correctly" in read(gallery={"north": []})
+    assert "contains pictures" not in read()
 
 
 def test_what_rounds_to_zero_has_no_sign() -> None:

@@ -59,16 +59,23 @@ def test_everything_wrong_is_listed_at_once(make_run: MakeRun) -> None:
     edit(predictions(folder), lambda text: text.replace(",nv,local", ",unheard,local", 1))
     predictions(folder, "south").unlink()
     sentences = refusal(folder)
-    for part in ("config.yaml", "rounds.jsonl line 2", "no round", "'unheard'", "none of the run's classes", "south"):
+    for part in (
+        "config.yaml",
+        "rounds.jsonl line 2",
+        "not a round",
+        "'unheard'",
+        "not one of the run's classes",
+        "south",
+    ):
         assert part in sentences
 
 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda text: text[: len(text) // 2 + 7], "cut off|both"),
+        (lambda text: text[: len(text) // 2 + 7], "incomplete|both"),
         (lambda text: text.replace("p[nv]", "p[NV]", 1), "columns missing or unknown"),
-        (lambda text: text.replace(",local,", ",elsewhere,", 1), "report.json names local, federated only"),
+        (lambda text: text.replace(",local,", ",elsewhere,", 1), "in report.json: local, federated"),
         (lambda text: text + text.splitlines()[1] + "\n", "appears twice"),
         (lambda text: text.replace(",patient-0,", ",patient-9,", 1), "another label, group or subgroup"),
         (lambda text: "\n".join(text.splitlines()[:-1]) + "\n", "settings must match"),
@@ -133,7 +140,7 @@ def test_a_round_of_other_kinds_is_refused_with_its_line_and_place(
     (folder / "rounds.jsonl").write_text(f"{first}\n{json.dumps(json.loads(second) | changes)}\n{'[' * 100_000}\n")
     sentences = refusal(folder)
     assert "rounds.jsonl line 2" in sentences
-    assert f"no round ({place}: " in sentences
+    assert f"not a round ({place}: " in sentences
     assert "rounds.jsonl line 3" in sentences
 
 
@@ -153,7 +160,7 @@ def test_without_groups_each_image_is_its_own_and_that_is_said(make_run: MakeRun
         edit(predictions(folder), lambda text, patient=patient: text.replace(f",patient-{patient},", ",,"))
     north = read_run(folder).sites["north"]
     assert len(set(north.test.groups)) == 12
-    assert "12 of 12 test images name no patient" in north.notes[0]
+    assert "12 of 12 test images have no patient id" in north.notes[0]
 
 
 def test_images_without_finite_probabilities_are_left_out_under_every_setting(make_run: MakeRun) -> None:
