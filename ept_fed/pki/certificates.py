@@ -1,8 +1,8 @@
-"""X.509 certificates of a federation: read, check and date them; pure functions over bytes (RFC 5280).
+"""X.509 certificates of a federation: reading, checks and validity dates; pure functions over bytes (RFC 5280).
 
-A valid certificate says that the consortium's authority named this key for this site or host, until that date. It does
-not say that the site still holds the key alone: for that the consortium revokes, and the server looks at its
-sites.json. There is no revocation list that a peer could ask.
+A valid certificate shows that the consortium's authority certified this key for this site or host, until its end date.
+It does not show that nobody else has the key. If somebody has, the consortium revokes the certificate, and the server
+reads that in its sites.json. There is no revocation list for peers.
 """
 
 from collections.abc import Sequence
@@ -46,7 +46,7 @@ _DAY = timedelta(days=1)
 
 @dataclass(frozen=True)
 class Validity:
-    """How a certificate stands at a moment; `days` until it ends are rounded down, negative once it has ended."""
+    """Validity of a certificate at a moment; `days` until it ends are rounded down, and negative after the end."""
 
     state: Literal["not yet", "valid", "ending", "ended"]
     not_before: datetime
@@ -55,10 +55,10 @@ class Validity:
 
     @property
     def sentence(self) -> str:
-        """Say it to a person."""
+        """Text for people that follows the name of the certificate."""
         day = self.not_after.date().isoformat()
         if self.state == "not yet":
-            return f"is valid from {self.not_before.isoformat()} only: correct this machine's clock"
+            return f"is not valid before {self.not_before.isoformat()}: correct this machine's clock"
         if self.state == "ended":
             return f"ended on {day}"
         return f"ends on {day}, in {self.days} day{'' if self.days == 1 else 's'}"
@@ -69,10 +69,10 @@ def parse_certificate(content: bytes, name: str) -> x509.Certificate:
 
     Args:
         content: the whole file.
-        name: what a refusal calls it.
+        name: its name in a refusal.
 
     Raises:
-        InputRefusedError: for anything else, a file with several certificates included.
+        InputRefusedError: for any other content, including several certificates.
     """
     try:
         found = x509.load_pem_x509_certificates(content)
@@ -85,10 +85,10 @@ def parse_certificate(content: bytes, name: str) -> x509.Certificate:
 
 
 def parse_der_certificate(content: bytes, name: str) -> x509.Certificate:
-    """Read one certificate in DER, as it travels, whose key is on P-384.
+    """Read one certificate in DER, its format in messages, whose key is on P-384.
 
     Raises:
-        InputRefusedError: for anything else, under the given name.
+        InputRefusedError: for any other content, under the given name.
     """
     try:
         certificate = x509.load_der_x509_certificate(content)
@@ -99,14 +99,14 @@ def parse_der_certificate(content: bytes, name: str) -> x509.Certificate:
 
 
 def _read_whole(certificate: x509.Certificate) -> None:
-    """Read every part that is used later; cryptography parses a part when it is asked for, and raises only then."""
+    """Read every part that is used later: cryptography parses a part at its first access, and raises only then."""
     public_key(certificate)
     common_name(certificate)
     _ = certificate.not_valid_before_utc, certificate.not_valid_after_utc, certificate.extensions
 
 
 def public_key(certificate: x509.Certificate) -> ec.EllipticCurvePublicKey:
-    """Return the key that a certificate names.
+    """Return the public key of a certificate.
 
     Raises:
         ValueError: if it is not on P-384.
@@ -118,7 +118,7 @@ def public_key(certificate: x509.Certificate) -> ec.EllipticCurvePublicKey:
 
 
 def fingerprint(certificate: x509.Certificate) -> str:
-    """Return the SHA-256 of a certificate (DER), in hex; what `openssl x509 -fingerprint -sha256` shows."""
+    """Return the SHA-256 of a certificate (DER) in hex, as `openssl x509 -fingerprint -sha256` shows it."""
     return certificate.fingerprint(hashes.SHA256()).hex()
 
 
@@ -129,12 +129,12 @@ def common_name(certificate: x509.Certificate) -> str:
 
 
 def check_validity(certificate: x509.Certificate, now: datetime, notice: timedelta = NOTICE) -> Validity:
-    """Tell how a certificate stands.
+    """Return the validity of a certificate at a moment.
 
     Args:
-        certificate: any.
-        now: aware of its time zone.
-        notice: how long before its end it is `ending`.
+        certificate: any certificate.
+        now: a time with time zone.
+        notice: length of the period before the end in which the state is `ending`.
     """
     start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     state: Literal["not yet", "valid", "ending", "ended"]
@@ -150,13 +150,13 @@ def check_validity(certificate: x509.Certificate, now: datetime, notice: timedel
 def find_chain_problems(
     certificate: x509.Certificate, authority: x509.Certificate, name: str, *, hosts: Sequence[str] = ()
 ) -> list[Problem]:
-    """Check that the authority issued a certificate for its purpose; dates apart, see `check_validity`.
+    """Check that the authority issued a certificate for its purpose; `check_validity` checks the dates.
 
     Args:
-        certificate: of a server if `hosts` are given, of a site otherwise.
-        authority: the consortium's own.
-        name: what a problem calls the certificate.
-        hosts: every DNS name and IP address that the server must be good for.
+        certificate: of a server if `hosts` are given, otherwise of a site.
+        authority: the consortium's certificate.
+        name: name of the certificate in a problem.
+        hosts: every DNS name and IP address that a server's certificate must cover.
     """
     moment = max(certificate.not_valid_before_utc, authority.not_valid_before_utc)
     policy = PolicyBuilder().store(Store([authority])).time(moment)

@@ -1,7 +1,8 @@
-"""Is a kit whole, private and in date? Everything wrong at once, for a site's kit, the server's, or the authority.
+"""Checks that a kit is complete, private and in date: a site's kit, the server's kit, or the authority's folder.
 
-Checked are checksums, permissions, dates, the chain to tls/ca.crt, and that each private key is the one its certificate
-names. A kit vouches for itself only: whether its ca.crt is the consortium's own is for people to compare.
+The checks cover checksums, permissions, dates, the chain to tls/ca.crt, and that each private key fits its certificate.
+All faults are reported at once. The checks compare a kit only with itself: people have to compare its ca.crt with the
+consortium's own.
 """
 
 import os
@@ -45,7 +46,7 @@ _AGAIN = "get the kit again"
 
 @dataclass(frozen=True)
 class CertificateDates:
-    """Until when a certificate of the kit is valid, and its SHA-256 in hex."""
+    """End date of a certificate in the kit, the days until then, and its SHA-256 in hex."""
 
     file: str
     not_after: datetime
@@ -55,7 +56,7 @@ class CertificateDates:
 
 @dataclass
 class KitExamination:
-    """What was found: `faults` have to be mended, `notices` soon or by somebody else."""
+    """Result of the checks: `faults` must be corrected now, `notices` soon or by somebody else."""
 
     kind: Literal["site", "server", "authority"]
     name: str
@@ -69,7 +70,7 @@ class KitExamination:
         return "faults" if self.faults else "notice" if self.notices else "sound"
 
     def to_json(self) -> dict[str, Any]:
-        """Return a JSON document."""
+        """Return the result as a JSON document."""
 
         def serialize(problems: list[Problem]) -> list[dict[str, str]]:
             return [{"field": p.field, "value": str(p.value), "fix": p.fix} for p in problems]
@@ -94,14 +95,14 @@ class KitExamination:
 
 
 def examine_kit(kit: Path, now: datetime) -> KitExamination:
-    """Look at a kit; nothing is changed.
+    """Check a kit without changing it.
 
     Args:
-        kit: its folder: kits/sites/<site>, kits/server or kits/authority, wherever it was carried.
-        now: aware of its time zone.
+        kit: its folder: kits/sites/<site>, kits/server or kits/authority, or a copy of one of them.
+        now: a time with time zone.
 
     Raises:
-        InputRefusedError: if the folder is no kit.
+        InputRefusedError: if the folder is not a kit.
     """
     if (kit / "federation.json").exists():
         return _examine_site(kit, now)
@@ -109,7 +110,7 @@ def examine_kit(kit: Path, now: datetime) -> KitExamination:
         return _examine_server(kit, now)
     if (kit / "ca.crt").exists():
         return _examine_authority(kit, now)
-    fix = "is no kit: it has neither federation.json (a site's), nor sites.json (the server's), nor ca.crt"
+    fix = "is not a kit: it has neither federation.json (a site's), nor sites.json (the server's), nor ca.crt"
     raise InputRefusedError([Problem("DIR", str(kit), fix)])
 
 
@@ -128,7 +129,7 @@ def _examine_site(kit: Path, now: datetime) -> KitExamination:
     _check_dates(found, "tls/ca.crt", authority, now, "ask the consortium for the kit of a new federation")
     _check_dates(found, "tls/site.crt", certificate, now, ask)
     if certificate is not None and common_name(certificate) != identity.site:
-        fix = f"is not '{identity.site}', for whom federation.json is; {_AGAIN}"
+        fix = f"is not '{identity.site}', the site in federation.json; {_AGAIN}"
         found.faults.append(Problem("tls/site.crt", common_name(certificate), fix))
     if authority is not None and certificate is not None:
         found.faults += find_chain_problems(certificate, authority, "tls/site.crt")
@@ -147,7 +148,7 @@ def _examine_server(kit: Path, now: datetime) -> KitExamination:
     found = KitExamination("server", federation.name)
     _check_files(found, kit)
     authority = _read(found, kit, "tls/ca.crt", parse_certificate)
-    _check_dates(found, "tls/ca.crt", authority, now, "found a new federation before that")
+    _check_dates(found, "tls/ca.crt", authority, now, "create a new federation before that")
     for what, hosts in (("proxy", (federation.server.host,)), ("superlink", SUPERLINK_HOSTS)):
         name = f"tls/{what}.crt"
         certificate = _read(found, kit, name, parse_certificate)
@@ -163,7 +164,7 @@ def _examine_server(kit: Path, now: datetime) -> KitExamination:
 def _examine_authority(folder: Path, now: datetime) -> KitExamination:
     certificate = parse_certificate((folder / "ca.crt").read_bytes(), "ca.crt")
     found = KitExamination("authority", common_name(certificate))
-    _check_dates(found, "ca.crt", certificate, now, "found a new federation before that")
+    _check_dates(found, "ca.crt", certificate, now, "create a new federation before that")
     _check_permissions(found, folder)
     key = _read(found, folder, "ca.key", parse_pkcs8)
     if key is not None and not same_key(key.public_key(), public_key(certificate)):
@@ -229,7 +230,7 @@ def _check_dates(
 
 
 def _read(found: KitExamination, kit: Path, name: str, parse: Callable[[bytes, str], _Parsed]) -> _Parsed | None:
-    """Read one file of the kit, or note why not; a key that belongs to another user is noted, not held against it."""
+    """Read one file of the kit, or record why that failed; a key of another user is a notice, not a fault."""
     try:
         return parse((kit / name).read_bytes(), name)
     except PermissionError:

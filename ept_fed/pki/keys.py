@@ -1,7 +1,7 @@
 """Private and public keys on P-384: PKCS8 PEM for sites and TLS, OpenSSH for Flower's node authentication.
 
-Keys come from the operating system's cryptographic source and are stored unencrypted, for services that start without a
-person: who reads the file has the key.
+Keys come from the operating system's cryptographic source. They are stored unencrypted, because services start without
+a person: anyone who can read the file has the key.
 """
 
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -22,7 +22,7 @@ __all__ = [
 ]
 
 _PEM, _OPENSSH = serialization.Encoding.PEM, serialization.Encoding.OpenSSH
-# TypeError: it is encrypted; NotImplementedError: a compressed point, in OpenSSH's format.
+# TypeError: the key is encrypted. NotImplementedError: a compressed point in OpenSSH's format.
 _UNREADABLE = (ValueError, TypeError, UnsupportedAlgorithm, NotImplementedError)
 
 
@@ -50,7 +50,7 @@ def parse_pkcs8(content: bytes, name: str) -> ec.EllipticCurvePrivateKey:
     """Read an unencrypted P-384 key in PEM.
 
     Raises:
-        InputRefusedError: for anything else, under the given name.
+        InputRefusedError: for any other content, under the given name.
     """
     try:
         return _on_p384(serialization.load_pem_private_key(content, password=None))
@@ -62,7 +62,7 @@ def parse_openssh_private(content: bytes, name: str) -> ec.EllipticCurvePrivateK
     """Read an unencrypted P-384 key in OpenSSH's format, as Flower's SuperNode does.
 
     Raises:
-        InputRefusedError: for anything else, under the given name.
+        InputRefusedError: for any other content, under the given name.
     """
     try:
         return _on_p384(serialization.load_ssh_private_key(content, password=None))
@@ -71,10 +71,10 @@ def parse_openssh_private(content: bytes, name: str) -> ec.EllipticCurvePrivateK
 
 
 def parse_openssh_public(content: bytes, name: str) -> ec.EllipticCurvePublicKey:
-    """Read a line `ecdsa-sha2-nistp384 …`.
+    """Read a public key from a line `ecdsa-sha2-nistp384 …`.
 
     Raises:
-        InputRefusedError: for anything else, under the given name.
+        InputRefusedError: for any other content, under the given name.
     """
     try:
         key = serialization.load_ssh_public_key(content)
@@ -86,7 +86,7 @@ def parse_openssh_public(content: bytes, name: str) -> ec.EllipticCurvePublicKey
 
 
 def same_key(one: ec.EllipticCurvePublicKey, other: ec.EllipticCurvePublicKey) -> bool:
-    """Tell whether two public keys are the same point."""
+    """Return whether two public keys are the same point."""
     return one.public_numbers() == other.public_numbers()
 
 

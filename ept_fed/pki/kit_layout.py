@@ -1,4 +1,4 @@
-"""What a kit consists of: names, permissions, checksums, and who it is for. Written by the consortium, read by all."""
+"""Layout of a kit: file names, permissions, checksums and identity; the consortium writes it, everybody reads it."""
 
 import hashlib
 import json
@@ -37,7 +37,7 @@ KEYS_OF_SERVER = {"proxy": "tls/proxy.key", "superlink": "tls/superlink.key"}
 SUPERLINK_HOSTS = ("localhost", "127.0.0.1")
 PRIVATE_KEYS = (*KEYS_OF_SITE, *KEYS_OF_SERVER.values(), "ca.key")
 OTHERS_MAY = 0o077
-# A folder of keys for two users (worker and SuperNode) may be entered by others, not listed or changed.
+# Others may enter a folder with keys of two users (worker and SuperNode), but not list or change it.
 OTHERS_MAY_ENTER = 0o066
 _LINE = re.compile(r"([0-9a-f]{64})  ([A-Za-z0-9._-]+(?:/[A-Za-z0-9._-]+)*)")
 
@@ -51,12 +51,12 @@ class KitFile:
 
     @property
     def secret(self) -> bool:
-        """Whether only the owner may read it."""
+        """Whether only the owner may read the file."""
         return not self.mode & OTHERS_MAY
 
 
 class KitIdentity(Settings):
-    """A site kit's federation.json: whom it is for, and where the server is."""
+    """Content of a site kit's federation.json: the kit's site, and the server's address."""
 
     model_config = ConfigDict(populate_by_name=True)
 
@@ -64,7 +64,7 @@ class KitIdentity(Settings):
     federation: SafeName
     site: SafeName
     server: ServerAddress
-    version: str = Field(description="of the ept-fed that made the kit")
+    version: str = Field(description="version of ept-fed that made the kit")
 
     def serialize(self) -> bytes:
         """Return the content of federation.json."""
@@ -75,7 +75,7 @@ def read_identity(kit: Path) -> KitIdentity:
     """Read a site kit's federation.json.
 
     Raises:
-        InputRefusedError: if it is missing or anything else.
+        InputRefusedError: if it is missing or not valid.
     """
     path = kit / "federation.json"
     try:
@@ -84,17 +84,17 @@ def read_identity(kit: Path) -> KitIdentity:
     except OSError as error:
         fix = f"cannot be read ({error.strerror}); name the folder of a site's kit"
     except ValidationError as error:
-        fix = f"is not that of a kit of this version ({error.errors()[0]['msg']}); get the kit again"
+        fix = f"is not from a kit of this version ({error.errors()[0]['msg']}); get the kit again"
     except (ValueError, RecursionError):
         fix = "is not JSON; get the kit again"
     raise InputRefusedError([Problem("federation.json", str(path), fix)])
 
 
 def serialize_checksums(files: Mapping[str, KitFile]) -> bytes:
-    """Return the SHA256SUMS of a kit, as `sha256sum -c` reads them.
+    """Return the SHA256SUMS of a kit, in the format of `sha256sum -c`.
 
-    Left out are the files that the site edits, which would always differ, and private keys: a kit for keys made at the
-    site has none, and each is checked against its certificate instead.
+    It lists neither private keys nor the files that the site edits. Edited files would always differ. A kit for keys
+    made at the site has no private keys, and every private key is checked against its certificate instead.
     """
     listed = sorted(set(files) - {CHECKSUMS, *EDITED, *PRIVATE_KEYS})
     return "".join(f"{hashlib.sha256(files[name].content).hexdigest()}  {name}\n" for name in listed).encode()
@@ -104,7 +104,7 @@ def parse_checksums(content: bytes) -> dict[str, str]:
     """Return the SHA-256, in hex, of each file that a SHA256SUMS lists.
 
     Raises:
-        InputRefusedError: for lines of another form, and for paths that would leave the kit.
+        InputRefusedError: for a line of another form, a repeated path, or a path outside the kit.
     """
     found = {}
     for line in content.decode(errors="replace").splitlines():

@@ -1,8 +1,8 @@
-"""Signatures of release bundles: ECDSA on P-384 with SHA-256, deterministic (RFC 6979): equal bundles, equal bytes.
+"""Signatures of release bundles: ECDSA on P-384 with SHA-256, deterministic (RFC 6979).
 
-A signature shows that no byte changed since the holder of the key exported the bundle. It does not show who holds that
-key (pin its public half, or compare its fingerprint over the telephone), that the bundle is the newest one, or that the
-model is good; and it hides nothing.
+Equal bundles have equal signatures. A signature shows that no byte changed since the holder of the key exported the
+bundle. It does not show who holds that key (pin its public half, or compare its fingerprint over the telephone), that
+the bundle is the newest one, or that the model is good. It does not encrypt the bundle.
 """
 
 import base64
@@ -34,7 +34,7 @@ def fingerprint(key: ec.EllipticCurvePublicKey) -> str:
 
 
 def public_key_path(private: Path) -> Path:
-    """Return where `write_key` puts the public half: signing-key.pem -> signing-key.pub.pem."""
+    """Return the path of the public half that `write_key` writes: signing-key.pem -> signing-key.pub.pem."""
     return private.with_name(f"{private.stem}.pub.pem")
 
 
@@ -42,7 +42,7 @@ def write_key(path: Path, key: ec.EllipticCurvePrivateKey) -> None:
     """Write a new private key that only its owner may read (0600), and the public half beside it.
 
     Raises:
-        FileExistsError: rather than replace a key.
+        FileExistsError: if the file exists; a key is never replaced.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
@@ -54,7 +54,7 @@ def write_key(path: Path, key: ec.EllipticCurvePrivateKey) -> None:
 
 
 def read_private_key(path: Path, field: str) -> ec.EllipticCurvePrivateKey:
-    """Read an unencrypted P-384 key in PEM; `field` is what a refusal calls it.
+    """Read an unencrypted P-384 key in PEM; `field` is its name in a refusal.
 
     Raises:
         InputRefusedError: if it is missing, another kind of key, encrypted, or readable by other users.
@@ -69,13 +69,13 @@ def read_public_key(path: Path) -> ec.EllipticCurvePublicKey:
     """Read a P-384 public key in PEM, as `write_key` writes it.
 
     Raises:
-        InputRefusedError: if it is missing or anything else.
+        InputRefusedError: if it is missing or not such a key.
     """
     return _parse_public(_read_pem("--trust", path), "--trust", str(path))
 
 
 def sign(content: bytes, key: ec.EllipticCurvePrivateKey) -> bytes:
-    """Return the signature.json of a file's content."""
+    """Return the bytes of the signature.json for a file's content."""
     public = key.public_key()
     signature = key.sign(content, ec.ECDSA(hashes.SHA256(), deterministic_signing=True))
     document = {
@@ -89,15 +89,15 @@ def sign(content: bytes, key: ec.EllipticCurvePrivateKey) -> bytes:
 
 
 def verify(content: bytes, signature_file: bytes, trusted: ec.EllipticCurvePublicKey | None) -> str:
-    """Check a signature.json against the file it signs, and return the fingerprint of the key.
+    """Check a signature.json against the signed content, and return the fingerprint of the key.
 
     Args:
-        content: what was signed.
+        content: the signed content.
         signature_file: the whole signature.json.
-        trusted: the only key to accept; None accepts any, which detects damage, not a forger.
+        trusted: the only accepted key; None accepts any key, which detects damage but no forgery.
 
     Raises:
-        InputRefusedError: for a signature that does not verify, of another key, or of another form.
+        InputRefusedError: if the signature does not verify, is of another key, or has another form.
     """
     document = parse_canonical(_FILE, signature_file)
     wanted = {"schema", "algorithm", "signature", "public_key", "fingerprint"}
@@ -105,12 +105,12 @@ def verify(content: bytes, signature_file: bytes, trusted: ec.EllipticCurvePubli
         raise _refusal(_FILE, sorted(document), f"must hold exactly {', '.join(sorted(wanted))}")
     if (document["schema"], document["algorithm"]) != (1, _ALGORITHM) or isinstance(document["schema"], bool):
         found = f"schema {document['schema']}, {document['algorithm']}"
-        raise _refusal(_FILE, found, f"this version knows schema 1, {_ALGORITHM}; update ept-fed")
+        raise _refusal(_FILE, found, f"this version reads schema 1, {_ALGORITHM}; update ept-fed")
     key = _parse_public(document["public_key"].encode(), f"{_FILE}: public_key", document["fingerprint"])
     if _serialize_public(key) != document["public_key"] or fingerprint(key) != document["fingerprint"]:
         raise _refusal(f"{_FILE}: fingerprint", document["fingerprint"], "is not that of its public key")
     if trusted is not None and fingerprint(trusted) != fingerprint(key):
-        fix = f"is not the key that --trust names ({fingerprint(trusted)}); ask the site which one is right"
+        fix = f"is not the key of --trust ({fingerprint(trusted)}); ask the site which one is right"
         raise _refusal(f"{_FILE}: fingerprint", fingerprint(key), fix)
     try:
         signature = base64.b64decode(document["signature"], validate=True)
@@ -118,7 +118,7 @@ def verify(content: bytes, signature_file: bytes, trusted: ec.EllipticCurvePubli
             raise InvalidSignature
         key.verify(signature, content, ec.ECDSA(hashes.SHA256()))
     except (InvalidSignature, ValueError) as error:
-        fix = "does not fit bundle.json: one of the two was altered; get an unaltered copy"
+        fix = "does not match bundle.json: one of the two was altered; get an unaltered copy"
         raise _refusal(f"{_FILE}: signature", document["signature"][:16] + "…", fix) from error
     return fingerprint(key)
 

@@ -1,8 +1,8 @@
-"""A site's request for a certificate when it makes its own keys: what travels, signed by both keys.
+"""The certificate request of a site that makes its own keys: one file, signed by both keys.
 
-The request holds a certificate signing request (RFC 2986) for the site's key and the node's public key. Each key signs
-the whole content, so whoever made the request holds both private keys and nobody altered it since. It does not show who
-that was: compare the fingerprint over the telephone before it is approved.
+The request contains a certificate signing request (RFC 2986) for the site's key, and the node's public key. Each key
+signs the whole content. This proves that the requester holds both private keys, and that nobody altered the request
+since. It does not prove who the requester is: compare the fingerprint over the telephone before you approve it.
 """
 
 import base64
@@ -30,7 +30,7 @@ _ALTERED = "was altered, or the site does not hold the key; let the site make a 
 
 @dataclass(frozen=True)
 class KeyRequest:
-    """A request whose signatures verify."""
+    """A request with valid signatures."""
 
     site: str
     site_key: ec.EllipticCurvePublicKey
@@ -39,12 +39,12 @@ class KeyRequest:
 
 
 def make_key_request(site: str, site_key: ec.EllipticCurvePrivateKey, node_key: ec.EllipticCurvePrivateKey) -> bytes:
-    """Return the request file of a site.
+    """Return the bytes of a site's request file.
 
     Args:
         site: name, as in federation.yaml.
         site_key: signs the ledger; never leaves the site.
-        node_key: Flower's node authentication; never leaves the site.
+        node_key: authenticates the node to Flower; never leaves the site.
     """
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, site)])
     csr = x509.CertificateSigningRequestBuilder().subject_name(name).sign(site_key, hashes.SHA384())
@@ -64,7 +64,7 @@ def parse_key_request(content: bytes) -> KeyRequest:
     """Read a request and check both proofs of possession.
 
     Raises:
-        InputRefusedError: for anything else than an unaltered request.
+        InputRefusedError: unless it is an unaltered request.
     """
     try:
         document = json.loads(content[:MAX_REQUEST_BYTES])
@@ -90,10 +90,10 @@ def parse_key_request(content: bytes) -> KeyRequest:
     if not isinstance(site_key, ec.EllipticCurvePublicKey) or not isinstance(site_key.curve, ec.SECP384R1):
         raise _refusal("request: csr", texts["site"], "its key is not on P-384")
     if names != [texts["site"]]:
-        raise _refusal("request: csr", names, f"names another site than the request, which says '{texts['site']}'")
+        raise _refusal("request: csr", names, f"names another site than the request, which is for '{texts['site']}'")
     node_key = parse_openssh_public(texts["node"].encode(errors="replace"), "request: node")
     if same_key(site_key, node_key):
-        raise _refusal("request: node", texts["site"], "is the site's key too; every purpose needs a key of its own")
+        raise _refusal("request: node", texts["site"], "is the site's key too; each purpose needs its own key")
     signed = _canonical({key: document[key] for key in _SIGNED})
     for name, key in (("site", site_key), ("node", node_key)):
         if not sound or not _verifies(signed, signatures[name], key):

@@ -1,4 +1,4 @@
-"""A site's private keys made at the site, and the request that goes to the consortium."""
+"""Creation of a site's private keys at the site, and of the request to the consortium."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ __all__ = ["MadeRequest", "request_certificate"]
 
 @dataclass(frozen=True)
 class MadeRequest:
-    """Where the request lies, the fingerprint to read out over the telephone, and whether it is new."""
+    """Path of the request, the fingerprint to read out over the telephone, and whether the request is new."""
 
     file: Path
     fingerprint: str
@@ -32,10 +32,10 @@ class MadeRequest:
 def request_certificate(folder: Path, site: str) -> MadeRequest:
     """Make keys/node, keys/node.pub and keys/site.key in a folder, and request.json for the consortium.
 
-    Keys that are there already are never replaced, and a request that fits them is left as it is.
+    Existing keys are never replaced. An existing request that matches them is not changed.
 
     Raises:
-        InputRefusedError: for a name that no federation can have, or files in the folder that do not fit.
+        InputRefusedError: for a name that no site can have, or files in the folder that do not match.
     """
     try:
         FederationSite(name=site)

@@ -1,1 +1,1 @@
-"""What leaves a site as an attacker sees it, and what keeps it from everybody else: arithmetic, no files, no Flower."""
+"""Attacks on what a site sends, differential privacy, and secure aggregation: arithmetic only, no files, no Flower."""

@@ -1,1 +1,1 @@
-"""What travels between server and site: layouts, requests and replies, as numpy arrays and plain values."""
+"""Messages between server and site: layouts, requests and replies, as numpy arrays and plain values."""

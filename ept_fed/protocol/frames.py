@@ -1,8 +1,8 @@
-"""Frames: what server and site say to each other, as bytes, from end to end.
+"""Frames: the messages between server and site as bytes, end to end.
 
-A frame is a prefix (`ept_fed.protocol.framing`), a JSON head, and float32 arrays or plain bytes. Bytes have one reading
-and a value one spelling: a head that is not spelled as `encode_frame` spells it is refused, so no key can be missing,
-extra or given twice, and no number can come as text. Nothing is unpickled.
+A frame is a prefix (`ept_fed.protocol.framing`), a JSON head, and float32 arrays or plain bytes. Every value has
+exactly one form as bytes: a head that differs from the output of `encode_frame` is refused. So no key can be missing,
+extra or repeated, and no number can arrive as text. Nothing is unpickled.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ __all__ = ["Frame", "Introduce", "Refusal", "decode_frame", "encode_frame", "kin
 
 @dataclass(frozen=True)
 class Introduce:
-    """The server proposes a run and asks who the site is."""
+    """The server's proposal of a run, with a request for the site's introduction."""
 
     run: str
     proposal: Proposal
@@ -35,11 +35,11 @@ class Introduce:
 
 @dataclass(frozen=True)
 class Refusal:
-    """The worker declines.
+    """The worker's refusal of a request.
 
     Attributes:
         reason: a sentence that may leave the site.
-        failed: whether the worker broke down over it, instead of deciding so.
+        failed: whether the worker failed, instead of deciding to refuse.
     """
 
     reason: str
@@ -63,17 +63,17 @@ _NAMES = {kind: name for name, kind in _KINDS.items()}
 
 
 def kind_of(frame: Frame) -> str:
-    """Return what a frame is called where it is logged: its phase or stage if it belongs to a round, else its kind."""
+    """Return the name of a frame in logs: its phase or stage if it belongs to a round, otherwise its kind."""
     if isinstance(frame, StageRequest | StageReply):
         return frame.stage
     return frame.phase if isinstance(frame, RoundRequest | RoundReply) else _NAMES[type(frame)]
 
 
 def encode_frame(frame: Frame) -> bytes:
-    """Return the bytes of a value.
+    """Return the bytes of a frame.
 
     Raises:
-        MessageRefusedError: if it is larger than a frame may be, or holds an infinite number.
+        MessageRefusedError: if it is too large for a frame, or contains an infinite number.
     """
     kind: type = type(frame)
     parts = {name: getattr(frame, name) for name in _part_names(kind) if getattr(frame, name) is not None}
@@ -86,12 +86,12 @@ def encode_frame(frame: Frame) -> bytes:
 
 
 def decode_frame(content: bytes) -> Frame:
-    """Return the value of a frame's bytes.
+    """Return the frame of these bytes.
 
-    Layouts of arrays are the receiver's to check: it knows which one it expects.
+    The layouts of arrays are not checked: the receiver checks them, because it has the expected layout.
 
     Raises:
-        MessageRefusedError: for anything but what `encode_frame` returns; the text quotes nothing of it.
+        MessageRefusedError: for any bytes that `encode_frame` does not return; the text quotes nothing of them.
     """
     head, _ = read_lengths(content)
     serialized = content[PREFIX_BYTES : PREFIX_BYTES + head]
@@ -104,7 +104,7 @@ def decode_frame(content: bytes) -> Frame:
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         raise MessageRefusedError(f"a frame cannot be read ({type(error).__name__})") from error
     if not faithful:
-        raise MessageRefusedError("a frame's head is not spelled as this version spells it")
+        raise MessageRefusedError("a frame's head is not serialized as in this version")
     return frame
 
 
@@ -117,7 +117,7 @@ def _serialize(frame: Frame, sizes: Mapping[str, int]) -> bytes:
     try:
         return json.dumps(document, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
     except ValueError as error:
-        raise MessageRefusedError("a frame holds a number or a text that JSON cannot") from error
+        raise MessageRefusedError("a frame contains a number or a text that JSON cannot represent") from error
 
 
 def _read_fields(kind: type, document: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""Where a frame begins and ends: a fixed prefix with the lengths of its head and of its arrays.
+"""The prefix of a frame: it has a fixed size, and contains the lengths of the frame's head and of its arrays.
 
-Whoever only passes frames on needs no more than this, and none of what `ept_fed.protocol.frames` imports to read them.
+A process that only forwards frames needs only this module, and not the imports of `ept_fed.protocol.frames`.
 """
 
 import struct
@@ -26,49 +26,49 @@ _REFUSAL = b'{"kind":"refusal",'
 
 
 def make_prefix(head: int, body: int) -> bytes:
-    """Return the PREFIX_BYTES before a head and arrays of so many bytes.
+    """Return the prefix of a frame whose head and arrays have these lengths in bytes.
 
     Raises:
-        MessageRefusedError: if that is more than a frame may hold.
+        MessageRefusedError: if a length exceeds the maximum.
     """
     _require_possible(head, body)
     return _PREFIX.pack(_MAGIC, head, body)
 
 
 def read_prefix(prefix: bytes) -> tuple[int, int]:
-    """Return the bytes of head and arrays that follow a prefix of PREFIX_BYTES.
+    """Return the lengths in bytes of the head and arrays that follow a prefix.
 
     Raises:
-        MessageRefusedError: if it is none, or promises more than a frame may hold.
+        MessageRefusedError: if it is not a prefix, or a length exceeds the maximum.
     """
     try:
         magic, head, body = _PREFIX.unpack(prefix)
     except struct.error as error:
         raise MessageRefusedError(f"a frame starts with {PREFIX_BYTES} bytes, not {len(prefix)}") from error
     if magic != _MAGIC:
-        raise MessageRefusedError("these bytes are no frame of this version")
+        raise MessageRefusedError("these bytes are not a frame of this version")
     _require_possible(head, body)
     return head, body
 
 
 def read_lengths(frame: bytes) -> tuple[int, int]:
-    """Return the bytes of a whole frame's head and arrays.
+    """Return the lengths in bytes of a whole frame's head and arrays.
 
     Raises:
-        MessageRefusedError: if these bytes are no frame, or not all of one, or more.
+        MessageRefusedError: if these bytes are not exactly one frame.
     """
     head, body = read_prefix(frame[:PREFIX_BYTES])
     if len(frame) != PREFIX_BYTES + head + body:
-        raise MessageRefusedError(f"a frame has {len(frame)} bytes; its prefix says {PREFIX_BYTES + head + body}")
+        raise MessageRefusedError(f"a frame has {len(frame)} bytes; its prefix states {PREFIX_BYTES + head + body}")
     return head, body
 
 
 def is_refusal(frame: bytes) -> bool:
-    """Tell whether a frame is spelled as a refusal, without reading it."""
+    """Return whether a frame begins like a serialized refusal, without reading it."""
     return frame[PREFIX_BYTES:].startswith(_REFUSAL)
 
 
 def _require_possible(head: int, body: int) -> None:
     if head > MAX_HEAD_BYTES or body > MAX_ARRAY_BYTES:
         maximum = f"{MAX_HEAD_BYTES} and {MAX_ARRAY_BYTES}"
-        raise MessageRefusedError(f"a frame of {head} and {body} bytes; the most are {maximum}")
+        raise MessageRefusedError(f"a frame of {head} and {body} bytes; the maximum is {maximum}")

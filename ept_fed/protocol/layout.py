@@ -19,17 +19,17 @@ Vector = npt.NDArray[np.float32]
 
 
 class PayloadMismatchError(ValueError):
-    """A payload that does not have the shape, dtype or content its layout promises."""
+    """A payload whose shape, dtype or content differs from its layout."""
 
 
 @dataclass(frozen=True)
 class PayloadLayout:
-    """Names and shapes, in the order in which the tensors lie in the vector, and what they mean.
+    """Names and shapes of the tensors, in their order in the vector, and their meaning.
 
     Attributes:
         shapes: pairs of name and shape, e.g. (("sinks", (12, 197)), ("tokens", (12, 1, 768))).
-        meaning: what shapes alone do not say, e.g. which layers the sinks belong to and, for a shared head, which class
-            each row is. Without it, prompts of layers 0 and 1 would be averaged with those of layers 2 and 3.
+        meaning: facts that shapes do not show, e.g. the layers of the sinks and, for a shared head, the class of each
+            row. Without them, prompts of layers 0 and 1 would be averaged with those of layers 2 and 3.
     """
 
     shapes: tuple[tuple[str, tuple[int, ...]], ...]
@@ -42,7 +42,7 @@ class PayloadLayout:
         for name, shape in self.shapes:
             if not may_travel(name):
                 raise PayloadMismatchError(
-                    f"tensor '{name}' never travels: no method in ept_fed/catalog/methods.py sends it"
+                    f"tensor '{name}' must not be sent: no method in ept_fed/catalog/methods.py sends it"
                 )
             if not shape or any(not isinstance(axis, int) or axis < 1 for axis in shape):
                 raise PayloadMismatchError(f"tensor '{name}' has shape {shape}; every axis must be a positive integer")
@@ -56,19 +56,19 @@ class PayloadLayout:
 
     @cached_property
     def holds_statistics(self) -> bool:
-        """Whether what an LDA head is computed from is part of it."""
+        """Whether the layout contains the statistics from which an LDA head is computed."""
         return any(name in STATISTICS_TENSORS for name, _ in self.shapes)
 
     @cached_property
     def trained(self) -> npt.NDArray[np.bool_]:
-        """(size,) whether a value is trained: statistics are measured, so bounds on steps do not hold for them."""
+        """(size,) whether a value is trained; statistics are measured, so bounds on steps do not apply to them."""
         return np.repeat(
             [name not in STATISTICS_TENSORS for name, _ in self.shapes], [prod(shape) for _, shape in self.shapes]
         )
 
     @cached_property
     def hash(self) -> str:
-        """SHA-256, in hex, of names, shapes, order and meaning: two sites with one hash read a vector the same way."""
+        """SHA-256, in hex, of names, shapes, order and meaning; equal hashes mean equal interpretation of a vector."""
         identity = {"shapes": self.to_json(), "meaning": list(self.meaning)}
         return hashlib.sha256(json.dumps(identity, separators=(",", ":")).encode()).hexdigest()
 
@@ -80,14 +80,14 @@ class PayloadLayout:
         """Concatenate tensors into one float32 vector (size,).
 
         Raises:
-            PayloadMismatchError: if a name, the order's set of names, or a shape differs from the layout.
+            PayloadMismatchError: if a name, the order of the names, or a shape differs from the layout.
         """
         if list(tensors) != [name for name, _ in self.shapes]:
             raise PayloadMismatchError(f"tensors {list(tensors)} do not match {[name for name, _ in self.shapes]}")
         parts = []
         for name, shape in self.shapes:
             if tensors[name].shape != shape:
-                raise PayloadMismatchError(f"'{name}' has shape {tensors[name].shape}; the layout says {shape}")
+                raise PayloadMismatchError(f"'{name}' has shape {tensors[name].shape}; the layout has {shape}")
             parts.append(np.asarray(tensors[name], dtype=np.float32).reshape(-1))
         return np.concatenate(parts)
 
@@ -106,14 +106,14 @@ class PayloadLayout:
         return tensors
 
     def check(self, vector: npt.NDArray[Any]) -> None:
-        """Refuse what is not a finite float32 vector of the layout's size.
+        """Refuse anything but a finite float32 vector of the layout's size.
 
         Raises:
-            PayloadMismatchError: saying what differs.
+            PayloadMismatchError: stating the difference.
         """
         if vector.dtype != np.float32 or vector.shape != (self.size,):
             raise PayloadMismatchError(
-                f"payload is {vector.dtype} {vector.shape}; the layout says float32 ({self.size},)"
+                f"payload is {vector.dtype} {vector.shape}; the layout has float32 ({self.size},)"
             )
         if not np.isfinite(vector).all():
             raise PayloadMismatchError(f"payload holds {int((~np.isfinite(vector)).sum())} values that are not finite")

@@ -1,7 +1,7 @@
-"""Requests and replies of one round, as values without any transport.
+"""Requests and replies of one round, as values that do not depend on a transport.
 
-Every message carries a header; a receiver compares it with its own and refuses a difference with a sentence that names
-both sides. Metrics are a fixed key set per phase: undefined is NaN, never missing.
+Every message carries a header. A receiver compares the header with its own and refuses a message if they differ, naming
+both values. Each phase has a fixed set of metrics: an undefined metric is NaN, never missing.
 """
 
 import json
@@ -39,23 +39,23 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 QUALITY_METRICS = ("loss", "auc", "accuracy", "balanced_accuracy", "average_precision", "classes_present")
 EVALUATE_METRICS = (*QUALITY_METRICS, "seconds")
-# What a reply tells where everything that was made from images, but for the update, stays at the site.
+# Metrics of a reply in runs where no other result computed from images leaves the site, except for the update.
 TOLD_METRICS = ("steps",)
 TRAIN_METRICS = ("loss", "steps", "seconds", *(f"validation_{name}" for name in QUALITY_METRICS))
 
 
 class MessageRefusedError(ValueError):
-    """A message that does not belong here, or is not what it claims; the text says why."""
+    """A message that was not expected or is not valid; the text states the reason."""
 
 
 def metric_keys(phase: Phase) -> tuple[str, ...]:
-    """Return the metric names that every reply of this phase carries, no more and no fewer."""
+    """Return the exact set of metric names in every reply of this phase."""
     return TRAIN_METRICS if phase == "train" else EVALUATE_METRICS
 
 
 @dataclass(frozen=True)
 class Header:
-    """What both sides must agree on before a payload is looked at."""
+    """Values that must be equal on both sides before a payload is read."""
 
     run: str
     round: int
@@ -83,17 +83,17 @@ class Header:
 
 @dataclass(frozen=True)
 class RoundRequest:
-    """The server asks a site to train or evaluate.
+    """The server's request to train or evaluate.
 
     Attributes:
         header: versions and identities.
         phase: train or evaluate.
-        rounds: rounds in the whole run; the learning-rate schedule spans them.
+        rounds: number of rounds in the whole run, over which the learning-rate schedule extends.
         payload: global vector, layout.size float32.
-        split: which split to evaluate; "train" for the train phase.
+        split: the split to evaluate; "train" for the train phase.
         settings: JSON of the training settings; empty for the evaluate phase.
         correction: c of a term ⟨c, payload⟩ in this site's loss (SCAFFOLD, FedDyn), layout.size float32, or None.
-        wants_gradient: whether the reply shall also carry the gradient of the site's loss at `payload` (SCAFFOLD).
+        wants_gradient: whether the reply must also carry the gradient of the site's loss at `payload` (SCAFFOLD).
     """
 
     header: Header
@@ -107,22 +107,21 @@ class RoundRequest:
 
     @property
     def private(self) -> bool:
-        """Whether it asks for private training; its settings are JSON of training settings, or empty."""
+        """Whether private training is requested; requires `settings` to be empty or JSON of training settings."""
         return bool(self.settings) and json.loads(self.settings).get("privacy") is not None
 
 
 @dataclass(frozen=True)
 class RoundReply:
-    """A site answers.
+    """A site's reply to a request.
 
     Attributes:
-        header: the request's, as seen by the site.
+        header: the request's header, as the site received it.
         phase: train or evaluate.
-        payload: the site's vector after training; None for evaluate, and where updates are summed under secure
-            aggregation.
-        examples: images trained on or evaluated; an empty split evaluates to NaN with 0 examples.
+        payload: the site's vector after training; None for evaluate, and under secure aggregation.
+        examples: number of images trained on or evaluated; an empty split evaluates to NaN with 0 examples.
         metrics: exactly the keys of `metric_keys(phase)`.
-        gradient: of the site's loss at the payload it received, if the request wants it.
+        gradient: gradient of the site's loss at the received payload, if requested.
     """
 
     header: Header
@@ -145,16 +144,16 @@ class RoundReply:
         """Refuse a reply that does not answer this request.
 
         Args:
-            request: the header it has to repeat.
-            layout: of the payload.
+            request: the header that the reply must repeat.
+            layout: layout of the payload.
             wants_gradient: as in the request.
-            private: whether training was to be private; its loss is over training images, so it stays at the site.
+            private: whether private training was requested. Its loss is over training images, so it stays at the site.
             masked: whether the update stays at the site until it is summed under secure aggregation.
             silent: whether all metrics but the steps stay at the site, see `SitePrivacySettings.metrics`.
 
         Raises:
             MessageRefusedError: for another header, wrong metric keys, an impossible sample count or value.
-            PayloadMismatchError: for a payload that does not fit the layout.
+            PayloadMismatchError: for a payload that does not match the layout.
         """
         self.header.require(request)
         if set(self.metrics) != set(metric_keys(self.phase)):
@@ -173,29 +172,29 @@ class RoundReply:
         if self.phase == "train":
             if private and not np.isnan(self.metrics["loss"]):
                 raise MessageRefusedError("a reply of private training must not carry its loss")
-            # Where statistics are shared the last round trains nothing, so that they are of the prompts that stay.
+            # If statistics are shared, the last round trains nothing, so that they belong to the final prompts.
             min_steps = 0 if layout.holds_statistics else 1
             if not ((private or silent or np.isfinite(self.metrics["loss"])) and self.metrics["steps"] >= min_steps):
                 raise MessageRefusedError(f"a train reply needs a finite loss and at least {min_steps} step(s)")
             if masked != (self.payload is None):
-                raise MessageRefusedError("a train reply carries its payload exactly where updates are not masked")
+                raise MessageRefusedError("a train reply must carry a payload, except under secure aggregation")
             if self.payload is not None:
                 layout.check(self.payload)
         elif self.payload is not None:
             raise MessageRefusedError("an evaluate reply must not carry a payload")
         if wants_gradient != (self.gradient is not None):
-            raise MessageRefusedError("a gradient is carried exactly where it was asked for")
+            raise MessageRefusedError("a reply must carry a gradient if, and only if, it was requested")
         if self.gradient is not None:
             layout.check(self.gradient)
 
 
 def clean_text(text: str, maximum: int = 300) -> str:
-    """Return text from a wire as it may be logged and shown: printable, one line, cut to `most` characters."""
+    """Return received text in a form that is safe to log: printable, one line, cut to `maximum` characters."""
     return "".join(character if character.isprintable() else " " for character in text)[:maximum]
 
 
 def _is_possible(key: str, value: float) -> bool:
-    """Tell whether a metric may have this value: NaN is undefined, and nothing is infinite or negative."""
+    """Return whether a metric may have this value: NaN means undefined, and no metric is infinite or negative."""
     if np.isnan(value):
         return key != "steps"
     name = key.removeprefix("validation_")
@@ -206,7 +205,7 @@ def _is_possible(key: str, value: float) -> bool:
 
 
 def require_type(value: Any, kind: type, name: str) -> Any:
-    """Return value if it is exactly of this kind (bool is not int).
+    """Return the value if its type is exactly `kind` (bool is not int).
 
     Raises:
         MessageRefusedError: naming the field.

@@ -1,7 +1,7 @@
-"""What a server proposes to a site, and how the site introduces itself: the two halves of the agreement on a run.
+"""The server's proposal of a run and the site's introduction: the two halves of the agreement on a run.
 
-A proposal is the part of an experiment that is the consortium's. Where images and weights lie, and on what device, is
-the site's own; `ept_fed.validation.load_site` joins the two.
+A proposal is the consortium's part of an experiment. The site's part is the location of images and weights, and the
+device; `ept_fed.validation.load_site` joins the two.
 """
 
 import hashlib
@@ -30,17 +30,17 @@ __all__ = ["PlanIntroduction", "Proposal", "ProposedData", "SiteIntroduction", "
 
 
 class ProposedData(SharedDataSettings):
-    """Classes, splits and few-shot sample; the classes have to be named, for no site sees another's."""
+    """Classes, splits and few-shot sample; classes must be named, because no site sees the classes of another."""
 
     classes: Annotated[tuple[str, ...], Field(min_length=1)]
 
 
 class Proposal(Settings):
-    """What a run would be, without a word about any machine.
+    """The settings of a proposed run, without any setting of a machine.
 
     Attributes:
-        sites: names of all sites that are asked to take part, sorted, if their updates are masked; otherwise empty,
-            as no site has to know the others.
+        sites: names of all selected sites, sorted, under secure aggregation; otherwise empty, because a site needs no
+            names of other sites.
     """
 
     name: Name
@@ -55,14 +55,14 @@ class Proposal(Settings):
     @model_validator(mode="after")
     def _check_sites(self) -> Self:
         if bool(self.sites) != (self.federation.secure_aggregation is not None):
-            raise ValueError("sites are named exactly where federation.secure_aggregation is set")
+            raise ValueError("sites must be named if, and only if, federation.secure_aggregation is set")
         if list(self.sites) != sorted(set(self.sites)):
             raise ValueError("sites must be distinct names, sorted")
         return self
 
     @property
     def digest(self) -> str:
-        """SHA-256, in hex, of the canonical JSON: what a site's IT agrees to is what every site runs."""
+        """SHA-256, in hex, of the canonical JSON; it shows that every site runs the proposal that its IT accepted."""
         return hashlib.sha256(serialize_canonical(self.model_dump(mode="json"))).hexdigest()
 
 
@@ -71,15 +71,15 @@ class SiteIntroduction:
     """A site's answer to a proposal.
 
     Attributes:
-        site: the name in its own settings; who it really is, its registered key says.
-        run: as asked.
-        proposal: digest of the proposal it would follow.
-        backbone_digest: SHA-256 of its copy of the backbone.
-        layout: of the payload that it would send and accept.
+        site: the name in the site's own settings; only its registered key proves its identity.
+        run: the run of the request.
+        proposal: digest of the proposal that the site would follow.
+        backbone_digest: SHA-256 of the site's copy of the backbone.
+        layout: layout of the payload that the site would send and accept.
         initial: the payload of round 0, layout.size float32, the same at every site.
-        examples: its training images.
-        protocol: version.
-        code: version.
+        examples: number of the site's training images.
+        protocol: protocol version.
+        code: code version.
     """
 
     site: str
@@ -96,8 +96,8 @@ class SiteIntroduction:
         """Refuse an introduction that does not answer this proposal.
 
         Raises:
-            MessageRefusedError: naming what differs.
-            PayloadMismatchError: for an initial payload that does not fit its own layout.
+            MessageRefusedError: naming every difference.
+            PayloadMismatchError: for an initial payload that does not match its own layout.
         """
         expected = {
             "run": run,
@@ -119,11 +119,11 @@ class SiteIntroduction:
 
 @dataclass(frozen=True)
 class PlanIntroduction:
-    """A virtual site's answer to a server without a backbone: its name, and the plan that its own copy leads to.
+    """A virtual site's answer to a server without a backbone: its name, and the plan from its own copy of the backbone.
 
     Attributes:
-        site: its name, by its own word.
-        plan: as JSON; see `ept_fed.run_plan.plan_json`.
+        site: the name that the site states.
+        plan: the plan as JSON; see `ept_fed.run_plan.plan_json`.
         initial: the payload of round 0, float32.
     """
 
@@ -133,13 +133,13 @@ class PlanIntroduction:
 
 
 def propose(experiment: Experiment, sites: Sequence[str] = ()) -> Proposal:
-    """Return the consortium's part of an experiment; `sites` are all that are asked, and named if updates are masked.
+    """Return the consortium's part of an experiment; it names `sites`, all selected sites, under secure aggregation.
 
     Raises:
-        InputRefusedError: if it names no classes.
+        InputRefusedError: if the experiment names no classes.
     """
     if not experiment.data.classes:
-        fix = "name them in order: the server sees no images, and all sites must mean the same"
+        fix = "name them in order: the server sees no images, and all sites must use the same classes"
         raise InputRefusedError([Problem("data.classes", None, fix)])
     whole = experiment.model_dump(mode="json")
     return Proposal.model_validate(

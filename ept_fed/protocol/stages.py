@@ -1,7 +1,7 @@
 """Messages of a round's secure aggregation: five answers of each site, after training and before the sum.
 
-`ept_fed.privacy.secure_aggregation.messages` says what the bytes mean; here is only to which round and stage they
-belong.
+`ept_fed.privacy.secure_aggregation.messages` defines the content of the bytes. This module only adds the round and the
+stage to which they belong.
 """
 
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ STAGES: tuple[Stage, ...] = ("advertisement", "shares", "masked input", "confirm
 
 @dataclass(frozen=True)
 class StageRequest:
-    """The server asks a site for its part of a stage.
+    """The server's request for a site's part of a stage.
 
     Attributes:
-        header: as of the round's other messages.
-        stage: what is asked for.
-        content: what the site needs for it; empty for the advertisement.
+        header: as in the round's other messages.
+        stage: the requested stage.
+        content: data that the site needs for the stage; empty for the advertisement.
     """
 
     header: Header
@@ -35,9 +35,9 @@ class StageReply:
     """A site's part of a stage.
 
     Attributes:
-        header: the request's, as seen by the site.
-        stage: the request's.
-        content: the part.
+        header: the request's header, as the site received it.
+        stage: the request's stage.
+        content: bytes of the site's part.
     """
 
     header: Header

@@ -1,1 +1,1 @@
-"""Long-running child processes: started, watched, restarted and ended together."""
+"""Long-running child processes: they are started, watched, restarted and ended together."""

@@ -1,4 +1,4 @@
-"""Child processes of a service: started with a mark, watched, and ended with everything that they started in turn."""
+"""Child processes of a service: marked at the start, watched, and ended with all processes that they started."""
 
 import contextlib
 import fcntl
@@ -12,11 +12,11 @@ from typing import IO
 
 __all__ = ["FLOWER_SWITCHES", "AlreadyRunsError", "PidFile", "end_marked", "find_marked", "is_alive"]
 
-# A reader holds a lock of its own for an instant, which must not look like a service.
+# A reader holds a lock for an instant, which must not look like a running service.
 _LOCK_SECONDS = 0.5
 _LOOK_SECONDS = 0.02
 
-# No telemetry, no question for updates, nothing downloaded for a run (Flower reads them when it is imported).
+# No telemetry, no check for updates, no downloads for a run. Flower reads these variables when it is imported.
 FLOWER_SWITCHES = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
@@ -26,9 +26,9 @@ FLOWER_SWITCHES = {
 
 
 def find_marked(variable: str, mark: str) -> list[int]:
-    """Return the processes whose environment has `variable=mark`, whatever session they moved to.
+    """Return the processes whose environment has `variable=mark`, even if they moved to another session.
 
-    Those of other users are not seen, and on a system without /proc none is.
+    Processes of other users are not found. On a system without /proc, none are found.
     """
     wanted = f"{variable}={mark}".encode()
     found = []
@@ -42,7 +42,7 @@ def find_marked(variable: str, mark: str) -> list[int]:
 
 
 def end_marked(variable: str, mark: str, *, grace: float = 5.0) -> list[int]:
-    """End the marked processes, by SIGTERM and after `grace` seconds by SIGKILL; return those that were there."""
+    """End the marked processes by SIGTERM, after `grace` seconds by SIGKILL; return those that were running."""
     there = find_marked(variable, mark)
     for number, seconds in ((signal.SIGTERM, grace), (signal.SIGKILL, grace)):
         end = time.monotonic() + seconds
@@ -55,7 +55,7 @@ def end_marked(variable: str, mark: str, *, grace: float = 5.0) -> list[int]:
 
 
 def is_alive(pid: int) -> bool:
-    """Tell whether a process runs: one that is dead and not yet fetched by its parent does not. (`proc_pid_stat(5)`)"""
+    """Return whether a process runs; a zombie, which its parent has not reaped yet, does not (`proc_pid_stat(5)`)."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -67,28 +67,28 @@ class AlreadyRunsError(RuntimeError):
     """Another process holds the file.
 
     Attributes:
-        pid: which; None if it has not said yet.
+        pid: id of that process; None if it has not written it yet.
     """
 
     def __init__(self, path: Path, pid: int | None) -> None:
-        """Say which process holds which file."""
+        """Name the file and the process that holds it."""
         super().__init__(f"{path} is held by process {pid}")
         self.pid = pid
 
 
 @dataclass(frozen=True)
 class PidFile:
-    """A file that says which process a service is, locked as long as that lives: the system frees a killed one's."""
+    """A file with a service's process id, locked while the process runs; the system releases a killed one's lock."""
 
     path: Path
 
     @contextlib.contextmanager
     def hold(self) -> Iterator[None]:
-        """Name this process for as long as the block lasts.
+        """Write this process's id and hold the lock for as long as the block lasts.
 
         Raises:
-            AlreadyRunsError: if another process does.
-            PermissionError: if the file is another user's.
+            AlreadyRunsError: if another process holds it.
+            PermissionError: if the file belongs to another user.
         """
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
@@ -106,17 +106,17 @@ class PidFile:
                 file.truncate(0)
 
     def read(self) -> int | None:
-        """Return the process that holds the file, None if none does.
+        """Return the id of the process that holds the file, None if none does.
 
         Raises:
-            PermissionError: if the file is another user's, who alone can tell.
+            PermissionError: if the file belongs to another user; only that user can read it.
         """
         try:
             with self.path.open("rb") as file:
                 said: int | None = None
                 while not _try_lock(file, fcntl.LOCK_SH):
                     file.seek(0)
-                    # Twice the same: whoever has just taken the lock has not written yet, or its predecessor's stands.
+                    # The same id twice: a process that has just taken the lock may not have replaced an older id yet.
                     before, said = said, _parse_pid(file.read())
                     if said is not None and said == before:
                         return said

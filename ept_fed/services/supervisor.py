@@ -1,4 +1,4 @@
-"""Programs kept running by one process in the foreground: started again when they die, ended together, logs rotated."""
+"""Supervision of programs by one foreground process: it restarts them, rotates their logs, and ends them together."""
 
 import contextlib
 import logging
@@ -27,16 +27,16 @@ _LOG_BYTES, _LOG_FILES = 10_000_000, 5
 
 @dataclass(frozen=True)
 class Program:
-    """One program.
+    """A supervised program.
 
     Attributes:
-        name: what it is called when something is said of it.
-        command: what to start.
-        environment: all of it.
-        log: where its output goes, and its working folder.
-        sweep: ends whatever an earlier start of it left behind.
-        refuses: whether exit code 2 means that it refuses its settings: starting it again would change nothing.
-        ready: called after every start, in a thread of its own, with an event that is set when the process has ended;
+        name: its name in messages.
+        command: its command line.
+        environment: its complete environment.
+        log: file for its output; the file's folder is the program's working folder.
+        sweep: ends all processes that an earlier start of it left behind.
+        refuses: whether exit code 2 means that it refuses its settings, so that a restart would change nothing.
+        ready: called after every start, in its own thread, with an event that is set when the process has ended;
             returns soon after that, and must not raise.
     """
 
@@ -55,9 +55,9 @@ def find_program(name: str) -> str | None:
 
 
 def child_environment(**more: str) -> dict[str, str]:
-    """Return this process's environment for a child that starts Python programs of the same installation in turn.
+    """Return this process's environment for a child that itself starts Python programs of the same installation.
 
-    The programs that Flower starts itself are found by their names, and a checkout's modules by its folder.
+    PATH contains the programs that Flower starts by name, and PYTHONPATH the folder of a checkout.
     """
     here = str(Path(__file__).resolve().parents[2])
     return {
@@ -69,9 +69,10 @@ def child_environment(**more: str) -> dict[str, str]:
 
 
 def supervise(programs: Sequence[Program], tell: Callable[[str], None]) -> int:
-    """Keep programs running until SIGTERM, SIGINT or SIGHUP (a closed terminal), then end them and what they started.
+    """Keep programs running until SIGTERM, SIGINT or SIGHUP (a closed terminal), then end them and their children.
 
-    The caller holds their `PidFile`: what an earlier start left behind is ended, so two at once would end each other.
+    The caller must hold their `PidFile`: processes of an earlier start are ended, so two supervisors would end each
+    other's programs.
 
     Returns:
         0 after a signal, 2 if a program refused its settings or its log cannot be written.
@@ -86,7 +87,7 @@ def supervise(programs: Sequence[Program], tell: Callable[[str], None]) -> int:
     mask = os.umask(0o077)
     try:
         for program in programs:
-            # What a killed supervisor left behind would hold ports and sockets.
+            # Processes that a killed supervisor left behind would hold ports and sockets.
             program.sweep()
         keepers = [
             threading.Thread(target=_keep, args=(program, stop, refused, tell), name=program.name)
@@ -108,7 +109,7 @@ def supervise(programs: Sequence[Program], tell: Callable[[str], None]) -> int:
 
 
 def _keep(program: Program, stop: threading.Event, refused: list[str], tell: Callable[[str], None]) -> None:
-    """Run a program again and again until `stop`, after pauses that double while it dies early."""
+    """Run a program and restart it until `stop`; the pause before a restart doubles while it ends early."""
     pause = _SHORTEST_PAUSE / 2
     try:
         log = _open_log(program.log)
@@ -137,7 +138,7 @@ def _keep(program: Program, stop: threading.Event, refused: list[str], tell: Cal
             pass
         ended.set()
         if preparing is not None:
-            # Two at once would each take the other's process for its own.
+            # Two of these threads at once would each mistake the other's process for its own.
             preparing.join(_GRACE_SECONDS)
         if stop.is_set():
             _end(process)
@@ -169,7 +170,7 @@ def _start(program: Program) -> subprocess.Popen[bytes]:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a process: asked first, then not."""
+    """End a process by SIGTERM, and after a grace period its whole group by SIGKILL."""
     with contextlib.suppress(ProcessLookupError):
         process.terminate()
     try:
@@ -181,7 +182,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _open_log(path: Path) -> logging.Logger:
-    """Return a logger of lines, in files of 10 MB of which five are kept."""
+    """Return a logger of lines, in files of 10 MB; it keeps five old files."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = RotatingFileHandler(path, maxBytes=_LOG_BYTES, backupCount=_LOG_FILES, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(message)s"))

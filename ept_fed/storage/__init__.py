@@ -1,1 +1,1 @@
-"""Files written whole or not at all: text and JSON, canonical JSON for signatures, checksummed checkpoints."""
+"""Files that are written atomically: text and JSON, canonical JSON for signatures, checksummed checkpoints."""

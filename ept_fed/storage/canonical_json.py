@@ -1,4 +1,4 @@
-"""Canonical JSON: one spelling per document, so that a signature covers every byte of a file a person can read."""
+"""Canonical JSON: one form per document, so that a signature covers every byte of a file that people can read."""
 
 import json
 from collections.abc import Mapping
@@ -20,14 +20,14 @@ def serialize_canonical(document: Mapping[str, Any]) -> bytes:
 
 
 def parse_canonical(name: str, content: bytes) -> dict[str, Any]:
-    """Read a document that `serialize_canonical` wrote; repeated keys and other forms do not survive the comparison.
+    """Read a document that `serialize_canonical` wrote; repeated keys and other forms are refused.
 
     Args:
-        name: of the file, for the refusal.
+        name: name of the file in a refusal.
         content: the whole file.
 
     Raises:
-        InputRefusedError: for anything else.
+        InputRefusedError: for any other content.
     """
     try:
         document = json.loads(content.decode())
@@ -35,7 +35,7 @@ def parse_canonical(name: str, content: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise _refusal(name, content, "is not JSON") from error
     if not canonical:
-        raise _refusal(name, content, "is not serialized as ept-fed export does it: it was edited")
+        raise _refusal(name, content, "is not serialized as by ept-fed export: it was edited")
     return dict(document)
 
 

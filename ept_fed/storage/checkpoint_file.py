@@ -1,7 +1,7 @@
-"""Checkpoint files: safetensors with a description and the SHA-256 of both inside, so that damage is noticed.
+"""Checkpoint files: safetensors with a description and the SHA-256 of both inside, so that damage is detected.
 
-A cut file fails to parse, an altered one fails its own hash. The hash guards against accidents, not against people:
-whoever can write the file can also write its hash.
+A truncated file fails to parse, and an altered file does not match its own hash. The hash protects against accidents,
+not against attackers: anyone who can write the file can also write its hash.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ _KEY = "ept_fed"
 
 
 class DamagedCheckpointError(ValueError):
-    """A checkpoint file that is cut short, altered, or none at all; the text names the file."""
+    """A checkpoint file that is truncated, altered, or not a checkpoint; the text names the file."""
 
 
 def write_checksummed(path: Path, tensors: Tensors, about: Mapping[str, Any]) -> None:
@@ -34,9 +34,9 @@ def write_checksummed(path: Path, tensors: Tensors, about: Mapping[str, Any]) ->
 
 
 def serialize_checksummed(tensors: Tensors, about: Mapping[str, Any]) -> bytes:
-    """Return the content of such a file."""
+    """Return the bytes of a checkpoint file with these tensors and this description."""
     checked = {"about": dict(about), "sha256": _digest(tensors, about)}
-    # One key only: safetensors writes several in a random order, and equal states shall give equal bytes.
+    # Only one key: safetensors writes several keys in a random order, but equal states must give equal bytes.
     return save(dict(tensors), metadata={_KEY: json.dumps(checked)})
 
 
@@ -44,7 +44,7 @@ def read_checksummed(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str,
     """Return tensors and description.
 
     Raises:
-        DamagedCheckpointError: if the file cannot be read, is not whole, or is not what was written.
+        DamagedCheckpointError: if the file cannot be read, is truncated, or was altered.
     """
     try:
         with safe_open(path, framework="numpy") as file:

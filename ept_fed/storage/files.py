@@ -1,4 +1,4 @@
-"""Files a person can open, written to a temporary name and then renamed: no reader ever sees half a file."""
+"""Text, JSON and CSV files, written under a temporary name and then renamed, so that no reader sees a partial file."""
 
 import csv
 import io
@@ -14,7 +14,7 @@ __all__ = ["append_json_line", "dump_json", "sync_folder", "write_bytes", "write
 
 
 def write_bytes(path: Path, content: bytes, *, mode: int = 0o644) -> None:
-    """Write `content` to `path` atomically, making the folder if needed; a private key's `mode` is 0o600 throughout."""
+    """Write `content` to `path` atomically; make the folder if needed. With 0o600 no other user can ever read it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -30,7 +30,7 @@ def write_bytes(path: Path, content: bytes, *, mode: int = 0o644) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Wait until the names in a folder are on the disk: a power cut can take a new or renamed file's name away."""
+    """Wait until the file names in a folder are on disk; without this, a power cut can lose a new or renamed file."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(handle)
@@ -54,7 +54,7 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
 
 
 def append_json_line(path: Path, document: Mapping[str, Any]) -> None:
-    """Append one line to a JSON-lines file and flush it to disk; what a full disk left of a line stays by itself."""
+    """Append one line to a JSON-lines file and flush it to disk; an earlier partial write stays on its own line."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab+") as file:
         if file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
@@ -65,7 +65,7 @@ def append_json_line(path: Path, document: Mapping[str, Any]) -> None:
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
-    """Write rows with exactly these columns atomically; a row with another set of keys raises ValueError."""
+    """Write rows with exactly these columns atomically; a row with other keys raises ValueError."""
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, fieldnames=list(columns), extrasaction="raise", lineterminator="\n")
     writer.writeheader()

@@ -1,1 +1,1 @@
-"""Kits and the certificate authority behind them."""
+"""Kits, and the certificate authority that certifies their keys."""

@@ -1,9 +1,10 @@
-"""The consortium's certificate authority: issue, renew, revoke, and the list of what was issued (X.509, RFC 5280).
+"""The consortium's certificate authority: issue and revoke certificates, and list all of them (X.509, RFC 5280).
 
-It lives in one folder that never goes to the server: ca.key (unencrypted, its owner's alone), ca.crt, and issued.jsonl,
-one line per certificate, which is what every kit is made from. Whoever reads ca.key can name any site: keep the folder
-on an encrypted disk that is off the network. There is no hardware module, no intermediate authority and no revocation
-list: a revoked site is refused because the server's sites.json and registrations say so.
+The authority is one folder that never goes to the server: ca.key (unencrypted, readable by its owner only), ca.crt, and
+issued.jsonl with one line per certificate. Every kit is made from issued.jsonl. Anyone who reads ca.key can issue a
+certificate for any site: keep the folder on an encrypted disk that is off the network. There is no hardware security
+module, no intermediate authority and no revocation list. A revoked site is refused because the server's sites.json and
+registrations exclude it.
 """
 
 import json
@@ -42,7 +43,7 @@ _KEY_USAGES = (
 
 @dataclass(frozen=True)
 class Issued:
-    """One line of issued.jsonl: a certificate, whom it names, and until when."""
+    """One line of issued.jsonl: a certificate, its holder, and its dates."""
 
     schema: int
     serial: str
@@ -56,15 +57,15 @@ class Issued:
     revoked: str | None
 
     def parse(self) -> x509.Certificate:
-        """Return the certificate itself."""
+        """Return the parsed certificate."""
         return parse_certificate(self.certificate.encode(), f"issued.jsonl: {self.who}")
 
 
 class Authority:
-    """Signs certificates of sites and server, and remembers them."""
+    """Issues the certificates of sites and server, and keeps the list of them."""
 
     def __init__(self, folder: Path, federation: str, now: datetime, days: int) -> None:
-        """Open the authority in a folder, or found it there.
+        """Open the authority in a folder, or create it there.
 
         Raises:
             InputRefusedError: if the folder holds another federation's authority, half of one, or one that has ended.
@@ -91,21 +92,21 @@ class Authority:
             problems.append(Problem("authority", common_name(self.certificate), fix))
         validity = check_validity(self.certificate, now)
         if validity.state in ("ended", "not yet"):
-            fix = f"{validity.sentence}; found a new federation in another folder and hand out its kits"
+            fix = f"{validity.sentence}; create a new federation in another folder and hand out its kits"
             problems.append(Problem("authority", "ca.crt", fix))
         if problems:
             raise InputRefusedError(problems)
 
     def current(self, who: str, what: str) -> Issued | None:
-        """Return the newest certificate of its kind that is not revoked, if there is one."""
+        """Return the newest certificate of this kind that is not revoked, if there is one."""
         return next((line for line in reversed(self.issued) if _names(line, who, what) and not line.revoked), None)
 
     def latest(self, who: str, what: str) -> Issued | None:
-        """Return the newest certificate of its kind, revoked or not."""
+        """Return the newest certificate of this kind, revoked or not."""
         return next((line for line in reversed(self.issued) if _names(line, who, what)), None)
 
     def knows(self, *keys: ec.EllipticCurvePublicKey) -> Issued | None:
-        """Return the first certificate, revoked ones included, that names one of these keys, as its own or as node."""
+        """Return the first certificate, revoked or not, that has one of these keys as its own key or as node key."""
         serialized = {serialize_openssh_public(key) for key in keys}
         for line in self.issued:
             if line.node in serialized or any(same_key(public_key(line.parse()), key) for key in keys):
@@ -113,19 +114,19 @@ class Authority:
         return None
 
     def issue_site(self, site: str, key: ec.EllipticCurvePublicKey, node: str, *, now: datetime, days: int) -> Issued:
-        """Certify a site's key, and note its node's public key."""
+        """Certify a site's key, and record its node's public key."""
         name = x509.UniformResourceIdentifier(f"urn:ept-fed:{self._federation}:{site}")
         return self._issue(site, "site", key, [name], ExtendedKeyUsageOID.CLIENT_AUTH, node, now, days)
 
     def issue_server(
         self, what: str, hosts: Sequence[str], key: ec.EllipticCurvePublicKey, *, now: datetime, days: int
     ) -> Issued:
-        """Certify a key for TLS under these hosts; `what` is proxy or superlink."""
+        """Certify a key for TLS on these hosts; `what` is proxy or superlink."""
         names = [x509.IPAddress(ip_address(host)) if is_address(host) else x509.DNSName(host) for host in hosts]
         return self._issue("server", what, key, names, ExtendedKeyUsageOID.SERVER_AUTH, None, now, days)
 
     def revoke(self, who: str, what: str, now: datetime) -> tuple[str, ...]:
-        """Revoke every certificate of its kind that is not revoked yet, and return their serials."""
+        """Revoke every certificate of this kind that is not revoked yet, and return their serial numbers."""
         serials = tuple(line.serial for line in self.issued if _names(line, who, what) and not line.revoked)
         stamp = _serialize_time(now)
         self.issued = tuple(replace(line, revoked=stamp) if line.serial in serials else line for line in self.issued)

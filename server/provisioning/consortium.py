@@ -1,4 +1,4 @@
-"""The folder of all kits, open for one act: what the authority issued, and every kit brought up to date with it."""
+"""The folder of all kits, opened for one operation: it updates every kit to the certificates of the authority."""
 
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -25,7 +25,7 @@ _State = Literal["complete", "without keys", "handed over", "waits for its reque
 
 @dataclass(frozen=True)
 class SiteKit:
-    """How a site stands: `complete` and `without keys` lie here, `handed over` does not, the others have no kit."""
+    """State of a site's kit: `complete` and `without keys` are here, `handed over` is not, the others have no kit."""
 
     name: str
     state: _State
@@ -35,7 +35,7 @@ class SiteKit:
 
 @dataclass(frozen=True)
 class Provisioned:
-    """What an act has left behind; `changed` are the files written or deleted, in the order of the acts."""
+    """Result of an operation; `changed` lists the files written or deleted, in this order."""
 
     kits: Path
     federation: str
@@ -48,7 +48,7 @@ class Provisioned:
 
 @dataclass
 class Consortium:
-    """The folder of all kits, open for one act."""
+    """The folder of all kits, opened for one operation."""
 
     kits: Path
     source: bytes
@@ -59,16 +59,16 @@ class Consortium:
     issued_now: set[str] = field(default_factory=set)
 
     def site_folder(self, site: str) -> Path:
-        """Return where a site's kit lies."""
+        """Return the folder of a site's kit."""
         return self.kits / "sites" / site
 
     @property
     def server_folder(self) -> Path:
-        """Where the server's kit lies."""
+        """Folder of the server's kit."""
         return self.kits / "server"
 
     def certify_site(self, site: str, keys: tuple[ec.EllipticCurvePublicKey, ec.EllipticCurvePublicKey]) -> None:
-        """Issue a certificate for (node, site) keys."""
+        """Issue a certificate for a site's keys, given as (node, site)."""
         node, key = keys
         days = self.federation.certificate_days
         self.authority.issue_site(site, key, serialize_openssh_public(node), now=self.now, days=days)
@@ -81,7 +81,7 @@ class Consortium:
         self.authority.issue_server(what, hosts, key, now=self.now, days=days)
 
     def bring_up_to_date(self) -> Provisioned:
-        """Bring every kit that lies here up to date, and describe how all stand."""
+        """Update every kit in this folder, and return the state of all kits."""
         authority = self.authority
         ca = authority.certificate.public_bytes(serialization.Encoding.PEM)
         certificates = _server_certificates(self)
@@ -107,7 +107,7 @@ class Consortium:
 
 
 def open_consortium(kits: Path, source: bytes, federation: Federation, now: datetime) -> Consortium:
-    """Open the folder for a federation, founding its authority if there is none; refusals as in `Authority`."""
+    """Open the folder for a federation; create its authority if there is none. Refusals are as in `Authority`."""
     authority = Authority(kits / "authority", federation.name, now, federation.authority_days)
     return Consortium(kits, source, federation, authority, now)
 
@@ -116,7 +116,7 @@ def reopen_consortium(kits: Path, now: datetime) -> Consortium:
     """Open a folder that `provision` has filled before.
 
     Raises:
-        InputRefusedError: if it holds no kits, or as in `Authority`.
+        InputRefusedError: if it has no kits, or as in `Authority`.
     """
     path = kits / "server" / "federation.yaml"
     if not path.exists() or not (kits / "authority" / "ca.key").exists():
@@ -126,7 +126,7 @@ def reopen_consortium(kits: Path, now: datetime) -> Consortium:
 
 
 def _server_certificates(consortium: Consortium) -> ServerCertificates:
-    """Return the server's certificates, issued now if there are none for its host."""
+    """Return the server's certificates; issue those that are missing or are for another host."""
     for what, name in KEYS_OF_SERVER.items():
         current = consortium.authority.current("server", what)
         if current is None:
@@ -146,7 +146,7 @@ def _hosts(certificate: x509.Certificate) -> set[str]:
 
 
 def _write_site(consortium: Consortium, issued: Issued, ca: bytes) -> _State:
-    """Write a site's folder and zip, unless it is revoked or was handed over and deleted."""
+    """Write a site's folder and zip, unless the site is revoked, or its kit was handed over and deleted."""
     folder = consortium.site_folder(issued.who)
     archive = folder.with_name(f"{issued.who}.zip")
     if issued.revoked or issued.node is None:
@@ -192,5 +192,5 @@ def _find_notices(
             found += say(f"the certificate of {name}", issued.parse(), f"ept-fed provision renew {name}")
     for issued in (certificates.proxy, certificates.superlink):
         found += say(f"the server's {issued.what}.crt", issued.parse(), "ept-fed provision renew --server")
-    found += say("the authority", consortium.authority.certificate, "found a new federation before that")
+    found += say("the authority", consortium.authority.certificate, "create a new federation before that")
     return tuple(found)

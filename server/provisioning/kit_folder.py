@@ -1,4 +1,4 @@
-"""Kits on disk: private keys made once and never replaced, everything else written only where it differs."""
+"""Kits on disk: private keys are made once and kept, and other files are written only if they differ."""
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -23,17 +23,18 @@ _OPENSSH_KEY = "keys/node"
 
 
 def make_key(kit: Path, name: str, *, replace: bool = False) -> ec.EllipticCurvePrivateKey:
-    """Return the private key of this name in a kit, making it if there is none yet.
+    """Return the private key of this name in a kit; make it if there is none.
 
-    Written before any certificate is issued for it: a provision that is interrupted goes on with the same keys.
+    The key is written before a certificate is issued for it, so an interrupted `provision` continues with the same
+    keys.
 
     Args:
         kit: its folder.
         name: keys/node in OpenSSH's format, any other in PKCS8 PEM.
-        replace: make a fresh one in any case.
+        replace: make a new key in any case.
 
     Raises:
-        InputRefusedError: if there is a file that is no such key.
+        InputRefusedError: if the file exists but is not such a key.
     """
     path = kit / name
     if path.exists() and not replace:
@@ -45,14 +46,14 @@ def make_key(kit: Path, name: str, *, replace: bool = False) -> ec.EllipticCurve
 
 
 def read_private_keys(kit: Path, public: Mapping[str, ec.EllipticCurvePublicKey]) -> dict[str, bytes]:
-    """Return the private keys that lie in a kit's folder; all or none, and each the one that was certified.
+    """Return the private keys in a kit's folder: all or none, and each matches its certificate.
 
     Args:
         kit: its folder, which need not exist.
         public: the certified public key for each name.
 
     Raises:
-        InputRefusedError: for a key of another certificate, or if only some are there.
+        InputRefusedError: for a key that was not certified, or if only some of the keys exist.
     """
     found, problems = {}, []
     for name, certified in public.items():
@@ -73,10 +74,10 @@ def read_private_keys(kit: Path, public: Mapping[str, ec.EllipticCurvePublicKey]
 
 
 def write_kit(kit: Path, files: Mapping[str, KitFile], private: Iterable[str]) -> list[Path]:
-    """Write what differs, and return what was written; what the site edits is written once.
+    """Write the files that differ, and return their paths; files that the site edits are written only once.
 
-    The folders of the names in `private` are closed even without those keys: this kit may be laid over one that has
-    them.
+    The folders of the names in `private` are closed to other users even if this kit has no keys, because it may be
+    unpacked over a kit with keys.
     """
     for folder in {(kit / name).parent for name in private}:
         _make_key_folder(folder)
@@ -88,7 +89,7 @@ def write_kit(kit: Path, files: Mapping[str, KitFile], private: Iterable[str]) -
 
 
 def write_file(path: Path, file: KitFile) -> list[Path]:
-    """Write one file if its content or permissions differ, and return its path if so."""
+    """Write one file if its content or permissions differ; return its path, or nothing if it was not written."""
     if path.exists() and path.read_bytes() == file.content:
         mode = path.stat().st_mode & 0o777
         if mode == file.mode or (file.secret and not mode & OTHERS_MAY):
@@ -98,7 +99,7 @@ def write_file(path: Path, file: KitFile) -> list[Path]:
 
 
 def delete_file(path: Path) -> list[Path]:
-    """Delete a file that a kit no longer has, and return its path if it was there."""
+    """Delete a file that a kit no longer has; return its path, or nothing if it did not exist."""
     if not path.exists():
         return []
     path.unlink()
@@ -113,5 +114,5 @@ def _make_key_folder(folder: Path) -> None:
 
 def _parse(name: str) -> Callable[[bytes, str], ec.EllipticCurvePrivateKey]:
     if name not in PRIVATE_KEYS:
-        raise ValueError(f"{name} is no private key of a kit")
+        raise ValueError(f"{name} is not a private key of a kit")
     return parse_openssh_private if name == _OPENSSH_KEY else parse_pkcs8

@@ -1,4 +1,4 @@
-"""What a kit holds, as bytes: one for the server, one per site. Pure: equal federations and keys, equal kits."""
+"""Contents of a kit as bytes, for the server or for a site; equal federations and keys give equal kits."""
 
 import io
 import json
@@ -18,14 +18,14 @@ from server.render import render
 __all__ = ["ServerCertificates", "render_server_kit", "render_site_kit", "zip_kit"]
 
 _UNIX = 3
-_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip can hold: equal kits, equal archives
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip can hold; constant, so equal kits give equal archives
 _DOS_FOLDER = 0x10
 _FIRST_UNPRIVILEGED_PORT = 1024
 
 
 @dataclass(frozen=True)
 class ServerCertificates:
-    """What identifies the server to the hospitals, and its SuperLink to its proxy."""
+    """Certificates that identify the server to the hospitals, and its SuperLink to its proxy."""
 
     proxy: Issued
     superlink: Issued
@@ -40,7 +40,7 @@ def render_site_kit(
         federation: names the site's federation and server.
         issued: the site's certificate and node key.
         authority: ca.crt.
-        private: keys/node and keys/site.key, if they are to be in the kit.
+        private: keys/node and keys/site.key, if the kit includes them.
     """
     if issued.node is None:
         raise ValueError(f"the certificate of {issued.who} names no node key")
@@ -79,12 +79,12 @@ def render_server_kit(
     """Return the files of the server's kit by name.
 
     Args:
-        federation: as read.
-        source: the federation.yaml itself, comments included.
+        federation: the parsed federation.yaml.
+        source: bytes of the federation.yaml, including comments.
         sites: the newest certificate of every site that ever had one.
         certificates: of proxy and SuperLink.
         authority: ca.crt.
-        private: tls/proxy.key and tls/superlink.key, if they are to be in the kit.
+        private: tls/proxy.key and tls/superlink.key, if the kit includes them.
     """
     words = _words(federation) | {
         "host": federation.server.host,
@@ -109,7 +109,7 @@ def render_server_kit(
 
 
 def zip_kit(files: Mapping[str, KitFile]) -> bytes:
-    """Return a site's kit as a zip that `unzip` unpacks with its permissions; equal kits give equal bytes."""
+    """Return a site's kit as a zip that `unzip` unpacks with the permissions; equal kits give equal bytes."""
     closed = {_folder(name) for name in KEYS_OF_SITE}
     folders = {_folder(name) for name in files if "/" in name}
     buffer = io.BytesIO()
@@ -167,6 +167,6 @@ def _words(federation: Federation) -> dict[str, Any]:
         "about": " ".join((federation.about or "").split()),
         "address": f"[{host}]:{port}" if is_address(host) and ":" in host else f"{host}:{port}",
         "version": ept_fed.__version__,
-        "made_by": f"Made by ept-fed {ept_fed.__version__} provision; it is made anew when the kit is.",
+        "made_by": f"Made by ept-fed {ept_fed.__version__} provision; a new kit replaces this file.",
         "capabilities": "",
     }

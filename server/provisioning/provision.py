@@ -1,10 +1,10 @@
-"""Kits for a federation: from one readable YAML to an authority, the server's kit and one kit per site.
+"""Kits for a federation: one readable YAML gives an authority, the server's kit and one kit per site.
 
-Every act ends in the same writing of all kits, which writes only what differs: running one twice changes nothing, and
-an act on one site changes that site's kit and the server's. What was issued is the authority's issued.jsonl; private
-keys are only in the kits, and a kit that was handed over and deleted here is not made again.
+Every operation ends by writing all kits, and this writes only files that differ. So a second run of `provision` changes
+nothing, and an operation on one site changes only that site's kit and the server's. The authority's issued.jsonl lists
+all certificates. Private keys are only in the kits. A kit that was handed over and deleted here is not made again.
 
-Two acts at once on the same folder are not kept apart.
+There is no lock against two operations at the same time on one folder.
 """
 
 from dataclasses import replace
@@ -24,12 +24,12 @@ __all__ = ["approve", "provision", "renew_server", "renew_site", "revoke"]
 
 
 def provision(file: Path, out: Path, *, now: datetime) -> Provisioned:
-    """Make what a federation.yaml asks for and is not there yet.
+    """Make the certificates and kits that a federation.yaml requires and that do not exist yet.
 
     Args:
         file: the federation.yaml.
         out: folder of all kits.
-        now: aware of its time zone.
+        now: a time with time zone.
 
     Raises:
         InputRefusedError: with every problem of the file, or if the folder holds another federation's kits.
@@ -50,7 +50,7 @@ def provision(file: Path, out: Path, *, now: datetime) -> Provisioned:
 
 
 def renew_site(site: str, kits: Path, *, new_keys: bool = False, now: datetime) -> Provisioned:
-    """Issue a new certificate for a site: for the same keys, or for new ones where the old are lost.
+    """Issue a new certificate for a site: for the same keys, or for new keys if the old ones are lost.
 
     Raises:
         InputRefusedError: for an unknown site, a revoked one without `new_keys`, or one that makes its own keys.
@@ -66,7 +66,7 @@ def renew_site(site: str, kits: Path, *, new_keys: bool = False, now: datetime) 
         _certify_new_keys(consortium, site, replace=True)
     elif current is None or current.node is None:
         fix = "has no certificate to renew; " + (
-            "approve its request" if entry.keys == "site" else "--new-keys lets a revoked site back in"
+            "approve its request" if entry.keys == "site" else "--new-keys readmits a revoked site"
         )
         raise InputRefusedError([Problem("site", site, fix)])
     else:
@@ -76,7 +76,7 @@ def renew_site(site: str, kits: Path, *, new_keys: bool = False, now: datetime) 
 
 
 def renew_server(kits: Path, *, new_keys: bool = False, now: datetime) -> Provisioned:
-    """Issue new certificates for proxy and SuperLink; arguments and refusals as in `renew_site`."""
+    """Issue new certificates for proxy and SuperLink; arguments and refusals are as in `renew_site`."""
     consortium = reopen_consortium(kits, now)
     for what, name in KEYS_OF_SERVER.items():
         current = consortium.authority.current("server", what)
@@ -90,34 +90,34 @@ def renew_server(kits: Path, *, new_keys: bool = False, now: datetime) -> Provis
 
 
 def revoke(site: str, kits: Path, *, now: datetime) -> Provisioned:
-    """Shut a site out: its certificates are marked, and the server's kit names it as revoked.
+    """Revoke a site's certificates: they are marked, and the server's kit lists the site as revoked.
 
-    The server enforces it only once it has that kit.
+    The server refuses the site only after it has received that kit.
 
     Raises:
-        InputRefusedError: for a site without a valid certificate.
+        InputRefusedError: for a site without a certificate that can be revoked.
     """
     consortium = reopen_consortium(kits, now)
     if not consortium.authority.revoke(site, "site", now):
         known = ", ".join(sorted({line.who for line in consortium.authority.issued if line.what == "site"}))
         raise InputRefusedError(
-            [Problem("site", site, f"has no certificate to revoke; issued were: {known or 'none'}")]
+            [Problem("site", site, f"has no certificate to revoke; sites with certificates: {known or 'none'}")]
         )
     return consortium.bring_up_to_date()
 
 
 def approve(request: Path, kits: Path, *, fingerprint: str | None = None, now: datetime) -> Provisioned:
-    """Issue a certificate for keys that a site made itself; its kit holds no private key.
+    """Issue a certificate for keys that a site made itself; its kit contains no private key.
 
     Args:
-        request: the file that `ept-fed provision request` made there.
+        request: the file that `ept-fed provision request` made at the site.
         kits: folder of all kits.
-        fingerprint: what the site read out over the telephone, or its beginning of at least 16 digits.
-        now: aware of its time zone.
+        fingerprint: the digits that the site read out over the telephone, at least the first 16.
+        now: a time with time zone.
 
     Raises:
-        InputRefusedError: for an altered request, another fingerprint, an unknown site, or keys or a site that were
-            certified before.
+        InputRefusedError: for an altered request, another fingerprint, an unknown site, a site that has a certificate,
+            or keys that were certified before.
     """
     consortium = reopen_consortium(kits, now)
     try:

@@ -20,17 +20,17 @@ def batch_gradients(
     labels: Tensor,
     loss: Callable[[Tensor, Tensor], Tensor],
 ) -> dict[str, Tensor]:
-    """Return the gradient of each batch's mean loss in each tensor.
+    """Return the gradient of each batch's mean loss with respect to each tensor.
 
     Args:
         model: images (B, …) -> logits (B, C).
-        tensors: parameters by the model's own names; the gradients are taken at these values.
+        tensors: parameters by the model's own names; the gradients are computed at these values.
         images: (G, B, …), G batches.
         labels: (G, B), or (G, B, C) for multi-label.
         loss: (logits, labels) -> mean over the batch.
 
     Returns:
-        by name (G, *shape), differentiable in `images` where the model is twice differentiable.
+        gradients (G, *shape) by name, differentiable in `images` if the model is twice differentiable.
     """
 
     def loss_of(values: dict[str, Tensor], batch: Tensor, truth: Tensor) -> Tensor:
@@ -42,7 +42,7 @@ def batch_gradients(
 
 @contextmanager
 def differentiable_twice(model: PromptedViT) -> Iterator[None]:
-    """Let the model attend in operations that have a second derivative, which flash kernels lack."""
+    """Switch the model's attention to operations with a second derivative, which flash kernels lack."""
     before = model.portable
     model.portable = True
     try:

@@ -1,8 +1,8 @@
-"""Update inversion: images whose gradient points where an update points.
+"""Update inversion: find images whose gradient has the direction of an observed update.
 
 Geiping et al. 2020, "Inverting gradients": minimise 1 - cos(gradient of the guess, observed) + a · total variation over
-images inside the range of real ones, by Adam on the gradient's signs, with a rate that falls by ten after 3/8, 5/8
-and 7/8 of the steps. Labels are known to the attacker here, as in that paper's main experiments.
+images within the range of real images. The optimiser is Adam on the signs of the gradient. Its rate is divided by ten
+after 3/8, 5/8 and 7/8 of the steps. The attacker has the labels here, as in that paper's main experiments.
 """
 
 from collections.abc import Callable
@@ -29,16 +29,16 @@ def match_gradients(
     smoothness: float = 0.1,
     on_step: Callable[[], None] = lambda: None,
 ) -> Tensor:
-    """Return the images (G, B, 3, H, W) that explain the observed gradients best, of those met on the way.
+    """Return the images (G, B, 3, H, W) of the search that explain the observed gradients best.
 
     Args:
         gradients_of: images (G, B, 3, H, W) -> (G, n), differentiable.
-        observed: (G, n), any positive multiple of the gradient; an update of plain SGD is the negative of one.
+        observed: (G, n), any positive multiple of the gradient; an update of plain SGD is a negative multiple.
         start: (G, B, 3, H, W), the first guess.
-        bounds: least and largest value of a pixel, broadcastable to the images.
-        steps: of Adam.
-        rate: of Adam, in units of the images.
-        smoothness: a, weight of the total variation.
+        bounds: smallest and largest value of a pixel, broadcastable to the images.
+        steps: number of Adam steps.
+        rate: learning rate of Adam, in units of the images.
+        smoothness: a, the weight of the total variation.
         on_step: called after every step.
     """
     guess = start.clone().requires_grad_(True)
@@ -69,9 +69,9 @@ def total_variation(images: Tensor) -> Tensor:
 
 
 def align_images(found: Array, true: Array) -> Array:
-    """Return the order (B,) in which found images (B, …) resemble the true ones (B, …) most, by squared error.
+    """Return the order (B,) in which the found images (B, …) match the true images (B, …) best, by squared error.
 
-    A batch's gradient does not say which image came first, so the attacker gets the best order for nothing.
+    A batch's gradient does not determine the order of its images, so the attack is granted the best order.
     """
     errors = np.mean((true[:, None].astype(np.float64) - found[None].astype(np.float64)) ** 2, axis=(2, 3, 4))
     return np.asarray(linear_sum_assignment(errors)[1])

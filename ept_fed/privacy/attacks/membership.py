@@ -1,9 +1,9 @@
-"""Membership inference: which of a site's images was trained on, judged by one number per image.
+"""Membership inference: decide from one score per image whether a site trained on the image.
 
-Two classic scores, from what a server holds after a round: how much an image's loss fell from the prompts it sent to
-those that came back (after Yeom et al. 2018, arXiv 1709.01604), and how well the update points where that image's own
-gradient would have led (the cosine attack of Li et al. 2023, ICLR). Neither is calibrated on shadow models: a stronger
-attacker would be.
+Two classic scores use data that a server holds after a round. The first is the drop of an image's loss from the prompts
+that the server sent to the prompts that it received (after Yeom et al. 2018, arXiv 1709.01604). The second is the
+cosine between the update and the image's own descent direction (the cosine attack of Li et al. 2023, ICLR). Neither is
+calibrated on shadow models, as a stronger attacker's score would be.
 """
 
 from collections.abc import Sequence
@@ -18,31 +18,33 @@ __all__ = ["match_classes", "measure_advantage", "score_alignment", "score_batch
 
 
 def score_loss_drop(before: Array, after: Array) -> Array:
-    """Return (n,) scores of n images from their losses (n,) under the prompts before and after; higher is a member."""
+    """Return (n,) scores: the losses (n,) with the prompts before minus those after; members score higher."""
     return before - after
 
 
 def score_alignment(gradients: Array, update: Array) -> Array:
-    """Return (n,) cosines of the update (d,) with each image's descent direction; higher is a member.
+    """Return (n,) cosines of the update (d,) with each image's descent direction; members score higher.
 
     Args:
-        gradients: (n, d) of each image's loss, at the prompts before.
-        update: (d,) prompts after minus before.
+        gradients: (n, d) gradients of each image's loss, at the prompts before.
+        update: (d,) prompts after minus prompts before.
 
-    A gradient or an update of zeros points nowhere: its cosine is 0.
+    A gradient or an update of zeros has no direction: its cosine is 0.
     """
     lengths = np.linalg.norm(gradients, axis=1) * np.linalg.norm(update)
     return np.divide(-(gradients @ update), lengths, out=np.zeros(len(gradients)), where=lengths > 0)
 
 
 def score_batches(gradients: Array, member: Array, size: int, rng: np.random.Generator) -> Array:
-    """Return (n,) cosines of each image's descent with that of a batch of members: a member's own, any for the others.
+    """Return (n,) cosines of each image's descent direction with that of a batch of members.
+
+    A member is compared with its own batch, every other image with a random batch.
 
     Args:
-        gradients: (n, d) of each image's loss.
+        gradients: (n, d) gradients of each image's loss.
         member: (n,) bool.
-        size: of a batch; a few may be larger where it does not divide the members.
-        rng: draws the batches, and whose the others are held against.
+        size: size of a batch; some are larger if it does not divide the number of members.
+        rng: draws the batches, and the batch for every other image.
     """
     own = rng.permutation(np.flatnonzero(member))
     batches = np.array_split(own, max(1, len(own) // size))
@@ -56,15 +58,15 @@ def score_batches(gradients: Array, member: Array, size: int, rng: np.random.Gen
 
 
 def match_classes(members: Array, others: Array, rng: np.random.Generator) -> tuple[Array, Array]:
-    """Return ascending indices of members and of others, equally many of every class.
+    """Return ascending indices of members and of others, with equal counts in every class.
 
-    A K-shot sample has other class frequencies than the images left over. Without this, a score that merely knows the
-    class would look like one that knows the members.
+    A K-shot sample has other class frequencies than the remaining images. Without this step, a score that detects only
+    the class would seem to detect members.
 
     Args:
         members: (m,) class indices.
         others: (o,) class indices.
-        rng: draws which of them.
+        rng: draws the images.
     """
     chosen: tuple[list[Array], list[Array]] = ([], [])
     for label in np.intersect1d(members, others):
@@ -82,14 +84,14 @@ def measure_advantage(scores: Array, member: Array, groups: Sequence[str], rng: 
     Args:
         scores: (n,) higher for a member; (n, S) for S scores, whose mean AUC is measured, not the AUC of their mean.
         member: (n,) bool.
-        groups: (n,) patients; an interval needs `MIN_GROUPS`.
-        rng: of the resamples.
+        groups: (n,) patients; an interval needs at least `MIN_GROUPS` of them.
+        rng: draws the resamples.
 
     Returns:
-        0.5 is guessing, 1 tells them all apart; NaN if either kind is missing.
+        0.5 means guessing, 1 perfect separation; NaN if members or non-members are missing.
     """
     columns = scores.reshape(len(scores), -1)
     ranks = class_ranks(Sample.of(np.broadcast_to(member[:, None], columns.shape), columns, "multi_label"))
-    # A resample's images are the same for every score, so what the scores share does not average out.
+    # All scores use the same images in a resample, so an error that the scores share does not average out.
     value, draws = measure(ranks, len(scores))[0].mean(), resample(ranks, groups, rng)[:, 0].mean(axis=1)
     return summarise(float(value), draws, len(set(groups)))

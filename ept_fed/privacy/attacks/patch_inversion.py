@@ -1,9 +1,10 @@
-"""An image solved for, exactly, from the gradient of a ViT's patch embedding and of its positions.
+"""Exact reconstruction of one image from the gradients of a ViT's patch embedding and of its position embeddings.
 
-A patch x is embedded as W x + b + e, with a position e of its own. So for one image the gradient in W is δᵀ X, the sum
-over patches of each patch's gradient times its pixels, and the gradient in the positions is δ itself. As long as there
-are no more patches than dimensions, X follows by least squares. After Lu et al. 2022 (APRIL, arXiv 2112.14087), who
-solve for the input of the first attention likewise. The gradient of a mean over several images does not have this form.
+A patch x is embedded as W x + b + e, with its own position embedding e. For one image, the gradient in W is therefore
+δᵀ X, the sum over patches of each patch's gradient times its pixels. The gradient in the positions is δ itself. If
+there are at most as many patches as dimensions, X follows by least squares. The method is after Lu et al. 2022 (APRIL,
+arXiv 2112.14087), who solve for the input of the first attention in the same way. The gradient of a mean over several
+images does not have this form.
 """
 
 import numpy as np
@@ -14,19 +15,19 @@ __all__ = ["solve_patches"]
 
 
 def solve_patches(weight: Array, positions: Array) -> Array:
-    """Return the image (3, H, W) behind one image's gradients, H and W multiples of the patch.
+    """Return the image (3, H, W) that caused these gradients; H and W are multiples of the patch size.
 
     Args:
         weight: (D, 3, patch, patch), gradient in the patch embedding.
         positions: (H / patch · W / patch, D), gradient in the positions of the patches; the image is square.
 
     Raises:
-        ValueError: if there are more patches than dimensions, or their number is no square.
+        ValueError: if there are more patches than dimensions, or their number is not a square.
     """
     patches, dimensions = positions.shape
     side = round(patches**0.5)
     if patches > dimensions or side * side != patches:
-        raise ValueError(f"{patches} patches of {dimensions} dimensions have no unique solution, or are no square")
+        raise ValueError(f"{patches} patches of {dimensions} dimensions have no unique solution, or form no square")
     channels, patch = weight.shape[1], weight.shape[-1]
     flat = weight.reshape(dimensions, -1).astype(np.float64)
     pixels = np.linalg.lstsq(positions.T.astype(np.float64), flat, rcond=None)[0]

@@ -15,11 +15,11 @@ _HEAD = ("head.weight", "head.bias")
 
 @dataclass(frozen=True)
 class View:
-    """What is seen of a round.
+    """The part of a round that an attacker sees.
 
     Attributes:
-        name: for people.
-        tensors: among sinks, prompts, tokens, head.weight and head.bias.
+        name: readable name.
+        tensors: names of the visible tensors: sinks, prompts, tokens, head.weight or head.bias.
         noise: standard deviation of the Gaussian noise on every tensor of the update, as a multiple of that tensor's
             own root mean square.
     """
@@ -29,20 +29,20 @@ class View:
     noise: float = 0.0
 
     def of_state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return what is seen of trained tensors: prompts (…, N, M) appear as their sinks (…, N) where folded."""
+        """Return the visible part of trained tensors; folded prompts (…, N, M) appear as their sinks (…, N)."""
         return {name: fold(state["prompts"]) if name == "sinks" else state[name] for name in self.tensors}
 
     def of_gradient(self, gradient: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return a gradient in these tensors; a sink's is the sum over its M columns, see `payload_gradient`."""
+        """Return the gradient in these tensors; a sink's is the sum over its M columns, see `payload_gradient`."""
         return {name: gradient["prompts"].sum(-1) if name == "sinks" else gradient[name] for name in self.tensors}
 
 
 def list_views(names: Sequence[str], noise: float) -> list[View]:
-    """Return the views of a model whose trained tensors have these names, from the least to the most that is sent.
+    """Return the views of a model with these trained tensors, ordered from the least to the most that is sent.
 
     Args:
-        names: of the trained tensors: prompts, tokens if there are any, head.weight, head.bias.
-        noise: multiple for the view with noise.
+        names: names of the trained tensors: prompts, tokens if there are any, head.weight, head.bias.
+        noise: as in `View.noise`, for the view with noise.
     """
     folded = ("sinks", *(name for name in names if name == "tokens"))
     more = [View("sinks + tokens", folded)] if "tokens" in names else []
@@ -56,9 +56,9 @@ def list_views(names: Sequence[str], noise: float) -> list[View]:
 
 
 def add_noise(update: Mapping[str, Tensor], multiple: float, generator: torch.Generator) -> dict[str, Tensor]:
-    """Return an update with Gaussian noise on it; `multiple` as in `View.noise`, 0 changes nothing.
+    """Return an update with added Gaussian noise; `multiple` is as in `View.noise`, and 0 changes nothing.
 
-    The noise is for measuring what noise would buy. It is drawn from a seed: it protects nobody.
+    The noise serves to measure the effect of noise on an attack. It comes from a seed, so it protects nobody.
     """
     if not multiple:
         return dict(update)

@@ -1,1 +1,1 @@
-"""Differential privacy: the noise, and the accountant that says what it costs."""
+"""Differential privacy: the noise, and the accountant that computes the privacy cost."""

@@ -1,16 +1,17 @@
-"""How much Poisson-subsampled Gaussian noise gives away: (ε, δ) by Rényi differential privacy.
+"""Privacy cost of Poisson-subsampled Gaussian noise: (ε, δ) by Rényi differential privacy (RDP).
 
-The mechanism (Abadi et al. 2016, DP-SGD): a step draws every record independently with probability q, adds the
-records' contributions, each of L2 norm C at most, and adds normal noise of standard deviation σC. σ is the noise
-multiplier. Two data sets are neighbours if one holds one record more. Steps of any (σ, q) compose by adding their Rényi
-divergences (Mironov et al. 2019), and the sum is turned into ε for a δ at the best order (Canonne et al. 2020).
+The mechanism is that of DP-SGD (Abadi et al. 2016). A step draws every record independently with probability q, sums
+the contributions of the drawn records, each of L2 norm at most C, and adds normal noise of standard deviation σC. σ is
+the noise multiplier. Two data sets are neighbours if one holds one record more. Steps of any (σ, q) compose by adding
+their Rényi divergences (Mironov et al. 2019). The sum is converted into ε for a δ at the best order (Canonne et al.
+2020).
 
-The arithmetic is dp-accounting's (Google): released in 2026, without torch, and what Flower's own extra takes, though
-its types are not exported. Opacus, whose accountants import torch, is the second opinion in the tests. RDP, not the
-privacy loss distributions of the same library, whose ε is about a tenth lower: it adds up over rounds, and is quick for
-any σ.
+The arithmetic is that of Google's dp-accounting. It was released in 2026, needs no torch, and is the library in
+Flower's own extra, although it exports no types. The tests compare it with Opacus, whose accountants import torch. The
+same library offers privacy loss distributions, whose ε is about a tenth lower. RDP is used instead because it adds up
+over rounds and is fast for any σ.
 
-Not covered: anything that leaves beside the noisy sums, and draws or noise that somebody can predict.
+Not covered: data that is released besides the noisy sums, and draws or noise that an attacker can predict.
 """
 
 import math
@@ -24,8 +25,8 @@ import numpy.typing as npt
 
 __all__ = ["GaussianSteps", "find_noise_multiplier", "spent_epsilon"]
 
-# Whole orders have a closed form; the fractional ones between them need a series that does not always converge, and
-# matter only for ε above about 8.
+# Integer orders have a closed form. Fractional orders need a series that does not always converge, and they matter only
+# for ε above about 8.
 _ORDERS = (*range(2, 129), 160, 192, 256, 384, 512, 768, 1024)
 _LEAST_NOISE, _MAX_NOISE = 0.05, 1e4
 _PRECISION = 1e-4
@@ -36,12 +37,12 @@ class GaussianSteps:
     """Some steps of the Poisson-subsampled Gaussian mechanism.
 
     Attributes:
-        noise_multiplier: σ, the noise's standard deviation over the clipping bound; above 0.
+        noise_multiplier: σ, the noise's standard deviation divided by the clipping bound; above 0.
         sampling_rate: q, the probability with which a step draws a record; above 0, at most 1.
-        steps: how many; at least 0.
+        steps: number of steps; at least 0.
 
     Raises:
-        ValueError: for any other number.
+        ValueError: for a number outside these ranges.
     """
 
     noise_multiplier: float
@@ -58,7 +59,7 @@ class GaussianSteps:
 
 
 def spent_epsilon(spending: Iterable[GaussianSteps], delta: float) -> float:
-    """Return the ε that all these steps together cost at δ; 0 for no step.
+    """Return the ε that all these steps together cost at δ; 0 for no steps.
 
     Raises:
         ValueError: if δ is not between 0 and 1.
@@ -81,10 +82,10 @@ def spent_epsilon(spending: Iterable[GaussianSteps], delta: float) -> float:
 
 
 def find_noise_multiplier(epsilon: float, delta: float, *, sampling_rate: float, steps: int) -> float:
-    """Return, by bisection, the least σ with which the steps cost at most ε at δ, to a ten-thousandth of itself.
+    """Return the smallest σ with which the steps cost at most ε at δ, by bisection to a relative precision of 10⁻⁴.
 
     Raises:
-        ValueError: for impossible numbers, or an ε that no σ up to 10,000 keeps.
+        ValueError: for arguments out of range, or an ε that no σ up to 10,000 achieves.
     """
     if not 0.0 < epsilon < math.inf or steps < 1:
         raise ValueError(f"epsilon = {epsilon} over {steps} steps: both must be above 0")

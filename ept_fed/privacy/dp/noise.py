@@ -1,12 +1,13 @@
-"""Secret draws: normal noise and Poisson samples from the operating system's cryptographic source.
+"""Secret random draws: normal noise and Poisson samples from the operating system's cryptographic source.
 
-Never from a seed of the run, which the server knows: who can draw the noise again can subtract it, and who knows which
-images were drawn loses nothing to subsampling. So a private round does not come out the same twice.
+The draws never use a seed of the run, because the server has that seed. An attacker who can draw the noise again can
+subtract it. Against an attacker who can compute which images were drawn, subsampling has no effect. For this reason, a
+private round is not reproducible.
 
 Numbers of finite precision are not real numbers (Mironov 2012). A draw has 53 random bits, goes through the inverse of
-the normal distribution, is added in float64 and only then rounded to float32, which hides the pattern of the draws'
-last bits; that is a precaution, not a proof. No draw is further than 8.3 standard deviations from 0 (probability below
-10⁻¹⁵).
+the normal distribution and is added in float64. Only then is the sum rounded to float32, which hides the pattern of the
+draws' last bits. This is a precaution, not a proof. No draw is further than 8.3 standard deviations from 0 (probability
+below 10⁻¹⁵).
 """
 
 import os
@@ -22,13 +23,13 @@ Entropy = Callable[[int], bytes]
 
 
 def draw_normal(count: int, *, entropy: Entropy = os.urandom) -> npt.NDArray[np.float64]:
-    """Return `count` independent draws from the standard normal distribution; `entropy(n)` gives n random bytes."""
+    """Return `count` independent draws from the standard normal distribution; `entropy(n)` returns n random bytes."""
     normal: npt.NDArray[np.float64] = ndtri(_draw_uniform(count, entropy))
     return normal
 
 
 def draw_poisson_sample(count: int, rate: float, *, entropy: Entropy = os.urandom) -> npt.NDArray[np.int64]:
-    """Return, in ascending order, those of 0 … count - 1 that were drawn, each independently with probability `rate`.
+    """Return a Poisson sample of 0 … count - 1, ascending: each is drawn independently with probability `rate`.
 
     Raises:
         ValueError: if the rate is not above 0 and at most 1.
@@ -39,7 +40,7 @@ def draw_poisson_sample(count: int, rate: float, *, entropy: Entropy = os.urando
 
 
 def _draw_uniform(count: int, entropy: Entropy) -> npt.NDArray[np.float64]:
-    """Return draws from the 2⁵³ midpoints of equal parts of (0, 1)."""
+    """Return uniform draws from the midpoints of 2⁵³ equal parts of (0, 1)."""
     whole = np.frombuffer(entropy(8 * count), dtype=np.uint64) >> np.uint64(11)
     # The last midpoint rounds to 1, where the normal's inverse is infinite.
     return np.minimum((whole + 0.5) * 2.0**-53, 1.0 - 2.0**-53)

@@ -1,7 +1,7 @@
 """Weighted sums of float32 vectors as modular integers, so that masks cancel exactly and no sum wraps around.
 
-A site's vector x (n,) and its weight w become n + 1 words w·round(x / step), w modulo 2^bits, the words of all sites
-are added, and the mean is Σ w·round(x / step) / Σ w · step. It differs from the float mean by half a step at most.
+A site's vector x (n,) and its weight w become n + 1 words modulo 2^bits: w·round(x / step), then w. The words of all
+sites are added. The mean is Σ w·round(x / step) / Σ w · step. It differs from the float mean by half a step at most.
 """
 
 import math
@@ -25,17 +25,17 @@ _MAX_LEVELS = 1 << 52
 
 @dataclass(frozen=True)
 class FixedPoint:
-    """How numbers are written as integers, with room for the sum of all sites.
+    """Encoding of numbers as integers, with room for the sum of all sites.
 
     Attributes:
-        sites: how many may be added.
+        sites: maximum number of sites in a sum.
         heaviest: the largest weight that a site may have; 1 for uniform weights.
-        step: distance between two numbers, a power of two.
-        bound: numbers lie in [-bound, bound].
-        bits: of a word, 32 or 64.
+        step: distance between two neighbouring numbers, a power of two.
+        bound: numbers are in [-bound, bound].
+        bits: size of a word, 32 or 64.
 
     Raises:
-        InputRefusedError: naming every setting that is impossible, or those that leave no room for the sum.
+        InputRefusedError: naming every impossible setting, or the settings that leave no room for the sum.
     """
 
     sites: int
@@ -53,7 +53,7 @@ class FixedPoint:
         if not (0 < self.step < math.inf and math.frexp(self.step)[0] == 0.5):
             problems.append(Problem("step", self.step, "must be a power of two, such as 2**-24"))
         elif not self.step <= self.bound <= self.step * _MAX_LEVELS:
-            problems.append(Problem("bound", self.bound, f"must lie between one and {_MAX_LEVELS} steps"))
+            problems.append(Problem("bound", self.bound, f"must be between one and {_MAX_LEVELS} steps"))
         if self.bits not in (32, 64):
             problems.append(Problem("bits", self.bits, "must be 32 or 64"))
         if not problems and self.sites * self.heaviest * self.levels >= 1 << (self.bits - 1):
@@ -64,30 +64,30 @@ class FixedPoint:
 
     @cached_property
     def levels(self) -> int:
-        """The largest integer that a number becomes."""
+        """The largest integer that encodes a number, before it is weighted."""
         return math.floor(self.bound / self.step)
 
     @cached_property
     def dtype(self) -> np.dtype[np.unsignedinteger]:
-        """Type of a word, little-endian."""
+        """Data type of a word, little-endian."""
         return np.dtype(f"<u{self.bits // 8}")
 
     def encode(self, values: Vector, weight: int) -> Words:
         """Return the words (n + 1,) of a vector (n,), the weight last.
 
         Raises:
-            PayloadMismatchError: for anything but finite float32 numbers within the bound and a weight of 1 to
-                `heaviest`; the text holds no number of the vector, for it may leave the site.
+            PayloadMismatchError: unless the numbers are finite float32 within the bound and the weight is 1 to
+                `heaviest`. The text contains no number of the vector, because it may leave the site.
         """
         if values.dtype != np.float32 or values.ndim != 1:
-            raise PayloadMismatchError(f"a vector of float32 is summed, not {values.dtype} {values.shape}")
+            raise PayloadMismatchError(f"the values must be a vector of float32, not {values.dtype} {values.shape}")
         if type(weight) is not int or not 1 <= weight <= self.heaviest:
             raise PayloadMismatchError(f"a site's weight must be a whole number from 1 to {self.heaviest}")
         if not np.isfinite(values).all():
             raise PayloadMismatchError("a value to be summed is not finite")
         rounded = np.rint(values.astype(np.float64) / self.step)
         if (np.abs(rounded) > self.levels).any():
-            raise PayloadMismatchError(f"a value to be summed lies beyond ±{self.bound:g}")
+            raise PayloadMismatchError(f"a value to be summed is outside ±{self.bound:g}")
         signed = np.append(rounded.astype(np.int64) * weight, weight)
         return signed.astype(np.uint64).astype(self.dtype)
 
@@ -95,7 +95,7 @@ class FixedPoint:
         """Return the weighted mean (n,) and the sum of weights from the sum (n + 1,) of the words of `sites` sites.
 
         Raises:
-            PayloadMismatchError: if no such sites can have this sum. A sum that passes may still be poisoned.
+            PayloadMismatchError: if no inputs of so many sites give this sum. A sum that passes may still be poisoned.
         """
         weight = int(total[-1])
         if not sites <= weight <= sites * self.heaviest:

@@ -1,6 +1,6 @@
-"""Who says so: what a site advertises and confirms is signed with the key of its certificate (ECDSA, P-384, SHA-384).
+"""Signatures of a site's advertisement and confirmation, with its certificate's key (ECDSA, P-384, SHA-384).
 
-The server has no such key, so it can neither speak for a site nor put keys of its own between two sites.
+The server has no such key. It can neither sign for a site nor insert keys of its own between two sites.
 """
 
 import hashlib
@@ -29,13 +29,13 @@ _NUMBER_BYTES = SIGNATURE_BYTES // 2
 
 @dataclass(frozen=True)
 class Advertisement:
-    """The keys of a site for one session, as its certified key signed them.
+    """The keys of a site for one session, signed by its certified key.
 
     Attributes:
-        channel: public key under which shares are encrypted for this site.
-        mask: public key of its masks with others.
-        commitment: to the seed of its own mask.
-        identity: the certificate's key.
+        channel: public key with which other sites encrypt shares for this site.
+        mask: public key of its pair masks with other sites.
+        commitment: commitment to the seed of its own mask.
+        identity: public key of its certificate.
     """
 
     channel: bytes
@@ -45,7 +45,7 @@ class Advertisement:
 
 
 def commit(session: AggregationSession, site: str, seed: bytes) -> bytes:
-    """Return the commitment to a site's seed, which shows wrong shares of it; the seed's 256 bits hide it."""
+    """Return the commitment to a site's seed: it reveals wrong shares, and the 256 random bits keep the seed hidden."""
     return hashlib.sha256(serialize(session.bind("commitment", site), seed)).digest()
 
 
@@ -59,7 +59,7 @@ def advertise(
     key: ec.EllipticCurvePrivateKey,
     certificate: x509.Certificate,
 ) -> bytes:
-    """Return two public keys and a commitment, signed, with the certificate behind them."""
+    """Return two public keys and a commitment, their signature, and the certificate, concatenated."""
     keys = channel + mask + commitment
     named = certificate.public_bytes(Encoding.DER)
     return keys + sign(key, serialize(session.bind("advertisement", site), keys, named)) + named
@@ -68,10 +68,10 @@ def advertise(
 def read_advertisement(
     session: AggregationSession, site: str, content: bytes, *, authority: x509.Certificate, now: datetime
 ) -> Advertisement:
-    """Return what a site advertised, once its certificate and signature are verified.
+    """Verify a site's certificate and signature, and return its advertisement.
 
     Raises:
-        MessageRefusedError: naming the site and what is wrong.
+        MessageRefusedError: naming the site and the fault.
     """
     keys, rest = content[:KEYS_BYTES], content[KEYS_BYTES:]
     signature, named = rest[:SIGNATURE_BYTES], rest[SIGNATURE_BYTES:]
@@ -80,7 +80,7 @@ def read_advertisement(
     except InputRefusedError as error:
         raise MessageRefusedError(f"{site}: its certificate cannot be read") from error
     if common_name(certificate) != site:
-        raise MessageRefusedError(f"{site}: its certificate names another")
+        raise MessageRefusedError(f"{site}: its certificate names another site")
     if find_chain_problems(certificate, authority, site):
         raise MessageRefusedError(f"{site}: its certificate is not the consortium's")
     validity = check_validity(certificate, now)
@@ -96,9 +96,9 @@ def read_advertisement(
 def statement(
     session: AggregationSession, advertisements: bytes, members: Iterable[str], survivors: Iterable[str]
 ) -> bytes:
-    """Return what survivors sign: the keys that they were told, whose pairs are masked, and whose inputs are summed.
+    """Return the content that survivors sign: the received keys, the sites with pair masks, and the sites of the sum.
 
-    A server that told two sites different things gets no signatures that fit together.
+    If a server sends different information to two sites, their signatures do not match.
     """
     told = hashlib.sha256(advertisements).digest()
     return serialize(session.bind("survivors"), told, serialize(*sorted(members)), serialize(*sorted(survivors)))
@@ -111,7 +111,7 @@ def sign(key: ec.EllipticCurvePrivateKey, content: bytes) -> bytes:
 
 
 def verify(key: ec.EllipticCurvePublicKey, signature: bytes, content: bytes) -> bool:
-    """Tell whether a signature of `sign` is this key's over this content."""
+    """Return whether a signature of `sign` was made by this key over this content."""
     r, s = (int.from_bytes(signature[start:][:_NUMBER_BYTES], "big") for start in (0, _NUMBER_BYTES))
     try:
         key.verify(encode_dss_signature(r, s), content, ec.ECDSA(hashes.SHA384()))

@@ -1,7 +1,7 @@
 """Masks that cancel: X25519 (RFC 7748), HKDF-SHA256 (RFC 5869) and the keystream of ChaCha20 (RFC 8439).
 
-A pair of sites agrees on a key; the one whose name sorts first adds its keystream, the other subtracts it. Every key
-serves once: the `info` of its derivation says for what, and the private keys live for one attempt at one round.
+A pair of sites agrees on a key. The site whose name sorts first adds the key's keystream, the other subtracts it. Every
+key is used once: the `info` of its derivation names the purpose, and private keys exist for one attempt at one round.
 """
 
 import numpy as np
@@ -26,10 +26,10 @@ def public_bytes(private: bytes) -> bytes:
 
 
 def agree(private: bytes, public: bytes, info: bytes) -> bytes:
-    """Return the key that two sites have in common for one purpose.
+    """Return the key that two sites share for one purpose.
 
     Raises:
-        MessageRefusedError: if the other's is a point of small order, which would make the key known to everybody.
+        MessageRefusedError: if the other's public key is a point of small order, which would make the key public.
     """
     try:
         secret = X25519PrivateKey.from_private_bytes(private).exchange(X25519PublicKey.from_public_bytes(public))
@@ -39,18 +39,18 @@ def agree(private: bytes, public: bytes, info: bytes) -> bytes:
 
 
 def derive_key(secret: bytes, info: bytes) -> bytes:
-    """Return 32 bytes for one purpose, said in `info`."""
+    """Return a key of 32 bytes for the purpose that `info` names."""
     return HKDF(algorithm=hashes.SHA256(), length=KEY_BYTES, salt=None, info=info).derive(secret)
 
 
 def expand_mask(key: bytes, words: int, dtype: np.dtype[np.unsignedinteger]) -> Words:
-    """Return a mask (words,): the first bytes of the key's keystream. A second call gives the same."""
+    """Return a mask (words,): the first bytes of the key's keystream; equal keys give equal masks."""
     stream = Cipher(ChaCha20(key, _FIRST_BLOCK), mode=None).encryptor().update(bytes(words * dtype.itemsize))
     return np.frombuffer(stream, dtype=dtype)
 
 
 def signed_mask(mask: Words, own: str, other: str) -> Words:
-    """Return what site `own` adds for its pair with `other`: the mask, or its negative modulo 2^bits."""
+    """Return the words that site `own` adds for its pair with `other`: the mask, or its negative modulo 2^bits."""
     if own == other:
-        raise ValueError("a site makes no pair with itself")
+        raise ValueError("a site cannot form a pair with itself")
     return mask if own < other else np.negative(mask)

@@ -1,7 +1,7 @@
-"""Messages of secure aggregation as bytes: a fixed prefix, then an entry for each site concerned, by its place.
+"""Messages of secure aggregation as bytes: a fixed prefix, then an entry for each site concerned, by its position.
 
-Bytes have one reading and a value one spelling: places ascend, lengths are those of the kind, nothing is left over.
-Who sent a message is the transport's to know; what it says about others is signed, encrypted or checked by its owner.
+Each message has exactly one form as bytes: positions ascend, lengths are those of the kind, and nothing is left over.
+The transport identifies the sender. An entry about another site is signed, encrypted or checked by that site.
 """
 
 import struct
@@ -25,7 +25,7 @@ _MAGIC = b"EPTA"
 
 
 class Kind(IntEnum):
-    """What a message is; odd ones go to the server, even ones to a site."""
+    """Kind of a message; odd kinds go to the server, even kinds to a site."""
 
     ADVERTISEMENT = 1
     ADVERTISEMENTS = 2
@@ -42,7 +42,7 @@ class Kind(IntEnum):
 
 
 def encode_message(session: AggregationSession, kind: Kind, entries: Mapping[str, bytes]) -> bytes:
-    """Return the bytes of a message: what is said of each site, by its name."""
+    """Return the bytes of a message with these entries, by site name."""
     parts = [_PREFIX.pack(_MAGIC, VERSION, kind, session.digest, len(entries))]
     for place, site in enumerate(session.sites):
         if site in entries:
@@ -51,26 +51,26 @@ def encode_message(session: AggregationSession, kind: Kind, entries: Mapping[str
 
 
 def decode_message(session: AggregationSession, kind: Kind, content: bytes) -> dict[str, bytes]:
-    """Return what a message says of each site, by its name.
+    """Return the entries of a message, by site name.
 
     Raises:
-        MessageRefusedError: for anything but what `encode_message` gives for this session and kind.
+        MessageRefusedError: unless `encode_message` returns these bytes for this session and kind.
     """
     least, maximum = _sizes(session, kind)
     if not _PREFIX.size <= len(content) <= _PREFIX.size + len(session.sites) * (_ENTRY.size + maximum):
-        raise MessageRefusedError(f"{len(content)} bytes are no {kind} of this session")
+        raise MessageRefusedError(f"{len(content)} bytes are not a {kind} of this session")
     magic, version, found, digest, count = _PREFIX.unpack_from(content)
     if (magic, version) != (_MAGIC, VERSION):
-        raise MessageRefusedError(f"these bytes are no message of secure aggregation, version {VERSION}")
+        raise MessageRefusedError(f"these bytes are not a message of secure aggregation, version {VERSION}")
     if digest != session.digest:
-        raise MessageRefusedError("it belongs to another run, round or attempt, or was agreed otherwise")
+        raise MessageRefusedError("it belongs to another run, round or attempt, or to another agreement")
     if found != kind:
-        raise MessageRefusedError(f"expected is a {kind}, not a message of kind {found}")
+        raise MessageRefusedError(f"expected a message of kind '{kind}', not of kind {found}")
     entries: dict[str, bytes] = {}
     start, last = _PREFIX.size, -1
     for _ in range(count):
         if len(content) - start < _ENTRY.size:
-            raise MessageRefusedError(f"a {kind} ends in the middle")
+            raise MessageRefusedError(f"a {kind} is cut short")
         place, length = _ENTRY.unpack_from(content, start)
         start += _ENTRY.size
         if not last < place < len(session.sites):
@@ -85,7 +85,7 @@ def decode_message(session: AggregationSession, kind: Kind, content: bytes) -> d
 
 
 def _sizes(session: AggregationSession, kind: Kind) -> tuple[int, int]:
-    """Return the least and the most bytes of an entry."""
+    """Return the minimum and maximum bytes of an entry."""
     advertised = KEYS_BYTES + SIGNATURE_BYTES
     exact = {
         Kind.SHARES: _SEALED_BYTES,

@@ -1,4 +1,4 @@
-"""From what a run has agreed on to the session of one of its rounds, the same at server and sites.
+"""The secure-aggregation session of a round, derived from the run's agreement; server and sites get the same session.
 
 A site takes all of this from the proposal that it agreed to, never from a message of the round.
 """
@@ -33,15 +33,15 @@ def plan_session(
     """Return the session of a round.
 
     Args:
-        run, round_number: whose.
-        start: `digest_start` of what the round began with.
-        sites: names of all that take part in the run.
+        run, round_number: identify the round.
+        start: `digest_start` of the payload and settings at the start of the round.
+        sites: names of all sites that take part in the run.
         threshold: as in `SecureAggregationSettings`.
-        layout: of the payload.
+        layout: layout of the payload.
         weights, weight_cap: as in `FederationSettings`.
 
     Raises:
-        InputRefusedError: if no session can be had of these.
+        InputRefusedError: if these arguments give no valid session.
     """
     names = tuple(sorted(sites))
     heaviest = {"examples": MAX_EXAMPLES, "uniform": 1, "capped": weight_cap or 1}[weights]
@@ -59,18 +59,18 @@ def plan_session(
 
 
 def digest_start(payload: Vector, settings: str) -> str:
-    """Return the digest of what a round begins with: prompts (n,), and training settings as they are spelled."""
+    """Return the digest of a round's start: the prompts (n,) and the training settings as serialized."""
     content = np.ascontiguousarray(payload, dtype="<f4").tobytes()
     return hashlib.sha256(hashlib.sha256(content).digest() + settings.encode()).hexdigest()
 
 
 def count_min_sites(sites: int, threshold: int | None) -> int:
-    """Return how many of so many sites a sum is of, at least."""
+    """Return the minimum number of sites in a sum, for `sites` sites in the run."""
     return max(MIN_SITES, default_threshold(sites) if threshold is None else threshold)
 
 
 def weigh_site(examples: int, weights: Weights, weight_cap: int | None) -> int:
-    """Return the whole number that a site with so many training images counts; the same rule as `site_weights`."""
+    """Return the integer weight of a site with `examples` training images, by the rule of `site_weights`."""
     if weights == "uniform":
         return 1
     return examples if weights == "examples" else min(examples, weight_cap or 1)

@@ -1,7 +1,7 @@
-"""Shamir's secret sharing (1979) over a prime field: `threshold` shares give the secret, fewer say nothing about it.
+"""Shamir's secret sharing (1979) over a prime field: `threshold` shares give the secret, fewer reveal nothing.
 
-Python's integers take time that depends on their values. Nobody but the site itself can time the splitting, and what is
-put together is known to the server anyway; elsewhere this code is not fit for use.
+Arithmetic on Python's integers takes time that depends on their values. That is safe here: only the site itself can
+time the splitting, and the server learns the joined secrets anyway. Do not use this code for other purposes.
 """
 
 import secrets
@@ -9,12 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 
 __all__ = ["PRIME", "SHARE_BYTES", "SharesRefusedError", "join_secret", "split_secret"]
 
-PRIME = (1 << 256) + 297  # the smallest above all secrets of 32 bytes
+PRIME = (1 << 256) + 297  # the smallest prime above all secrets of 32 bytes
 SHARE_BYTES = 33
 
 
 class SharesRefusedError(ValueError):
-    """Shares that cannot belong to one secret, or a sharing that cannot be."""
+    """Shares that cannot belong to one secret, or arguments with which no secret can be shared."""
 
 
 def split_secret(
@@ -25,17 +25,17 @@ def split_secret(
     prime: int = PRIME,
     draw: Callable[[int], int] = secrets.randbelow,
 ) -> dict[int, int]:
-    """Return a share by point: the values of a polynomial of degree threshold - 1 that is the secret at 0.
+    """Return the shares by point: values of a polynomial of degree threshold - 1 whose value at 0 is the secret.
 
     Args:
         secret: 0 to prime - 1.
-        threshold: how many shares give it back.
+        threshold: number of shares that recover the secret.
         points: one for each holder, 1 to prime - 1.
-        prime: of the field.
-        draw: returns a number below its argument; all but tests leave it to the cryptographic source.
+        prime: order of the field.
+        draw: returns a random number below its argument; only tests replace the cryptographic source.
 
     Raises:
-        SharesRefusedError: for a secret or points outside the field, points that repeat, or too few of them.
+        SharesRefusedError: for a secret or points outside the field, repeated points, or too few points.
     """
     if not 0 <= secret < prime:
         raise SharesRefusedError("the secret is not an element of the field")
@@ -59,17 +59,17 @@ def join_secret(
 ) -> int:
     """Return the secret by Lagrange interpolation at 0, from the first `threshold` shares.
 
-    A wrong share gives a wrong secret, which only its owner's commitment shows.
+    A wrong share gives a wrong secret, which only a check against the owner's commitment detects.
 
     Args:
         shares: pairs of point and value.
-        threshold: as in the splitting.
-        points: that were dealt to.
-        prime: of the field.
+        threshold: as in `split_secret`.
+        points: all points for which shares were made.
+        prime: order of the field.
 
     Raises:
-        SharesRefusedError: for fewer shares than the threshold, a point twice or not dealt to, a value outside the
-            field.
+        SharesRefusedError: for fewer shares than the threshold, a repeated point, a point for which no share was made,
+            or a value outside the field.
     """
     pairs = list(shares.items()) if isinstance(shares, Mapping) else list(shares)
     found = [point for point, _ in pairs]
@@ -94,6 +94,6 @@ def _check_points(points: Sequence[int], threshold: int, prime: int) -> None:
     if len(set(points)) != len(points):
         raise SharesRefusedError("two shares are for one point")
     if any(not 1 <= point < prime for point in points):
-        raise SharesRefusedError("a share's point must lie between 1 and the prime; at 0 lies the secret")
+        raise SharesRefusedError("a share's point must be between 1 and the prime; the secret is at 0")
     if not 1 <= threshold <= len(points):
         raise SharesRefusedError(f"{len(points)} shares; the threshold is {threshold}")

@@ -1,7 +1,7 @@
 """The server's side of a secure aggregation, as a state machine from bytes to bytes; any transport can carry it.
 
-The transport says which site a message is of. What nobody is protected against is said in
-`ept_fed/privacy/secure_aggregation/session.py`.
+The transport identifies the site that sent a message. `ept_fed/privacy/secure_aggregation/session.py` lists the limits
+of the protection.
 """
 
 import secrets
@@ -32,12 +32,12 @@ __all__ = ["SecureAggregationServer", "SecureMean"]
 
 @dataclass(frozen=True)
 class SecureMean:
-    """What a session yields.
+    """Result of a session.
 
     Attributes:
-        mean: weighted, (n,) float32.
+        mean: weighted mean, (n,) float32.
         weight: sum of the weights.
-        sites: whose inputs it is of, sorted.
+        sites: sites whose inputs are in the mean, sorted.
     """
 
     mean: Vector
@@ -46,17 +46,17 @@ class SecureMean:
 
 
 class SecureAggregationServer:
-    """Leads one session: `take` each site's answer, `advance` when no more are waited for, `finish` after the last.
+    """Leads one session: `take` each site's answer, `advance` to the next stage, `finish` after the last stage.
 
-    A site whose answer is refused, or who gives two different ones, is out; one that is silent has dropped out. Both
-    are survived as long as enough sites are left.
+    Call `advance` when no more answers are expected. A site is excluded if its answer is refused, or if it gives two
+    different answers. A silent site has dropped out. The session tolerates both as long as enough sites are left.
 
     Attributes:
-        refused: why a site was left out, by name.
+        refused: reason why a site was excluded, by name.
     """
 
     def __init__(self, session: AggregationSession, *, authority: x509.Certificate, now: datetime) -> None:
-        """Begin by asking every site for its advertisement."""
+        """Begin with the stage in which every site advertises its keys."""
         self._session, self._authority, self._now = session, authority, now
         self.refused: dict[str, str] = {}
         self._stage: Kind | None = Kind.ADVERTISEMENT
@@ -70,18 +70,18 @@ class SecureAggregationServer:
 
     @property
     def waiting(self) -> tuple[str, ...]:
-        """Sites whose answers are still due in this stage, sorted."""
+        """Sites whose answers are still missing in this stage, sorted."""
         return tuple(sorted(self._asked - set(self._answers)))
 
     def take(self, site: str, content: bytes) -> None:
-        """Take a site's answer to what it was asked last; the same bytes twice are one answer.
+        """Take a site's answer to its last request; the same bytes twice count as one answer.
 
         Raises:
-            MessageRefusedError: saying why the site is left out from here on, or that nothing was asked of it.
+            MessageRefusedError: stating why the site is excluded from now on, or that nothing was requested from it.
         """
         stage = self._stage
         if stage is None or site not in self._asked:
-            raise MessageRefusedError(f"{site} was not asked for anything")
+            raise MessageRefusedError(f"nothing was requested from {site}")
         if self._raw.get(site) == content:
             return
         try:
@@ -96,10 +96,10 @@ class SecureAggregationServer:
             raise
 
     def advance(self) -> dict[str, bytes]:
-        """Close the stage and return what each remaining site is asked next.
+        """Close the stage and return the next request to each remaining site.
 
         Raises:
-            AggregationAbandonedError: if too few are left.
+            AggregationAbandonedError: if too few sites are left.
         """
         stage, session, answers = self._stage, self._session, self._answers
         if stage is None or stage == Kind.UNMASKING:
@@ -134,7 +134,7 @@ class SecureAggregationServer:
         """Return the weighted mean of all masked inputs.
 
         Raises:
-            AggregationAbandonedError: if too few sites helped to unmask, if a secret cannot be put together from their
+            AggregationAbandonedError: if too few sites helped to unmask, if a secret cannot be recovered from their
                 shares, or if no numbers within the bound have this sum.
         """
         if self._stage != Kind.UNMASKING:
@@ -177,14 +177,14 @@ class SecureAggregationServer:
         elif stage == Kind.CONFIRMATION:
             said = statement(session, self._told, self._members, self._inputs)
             if not verify(self._peers[site].identity, entries[site], said):
-                raise MessageRefusedError(f"{site}: it did not confirm what it was told")
+                raise MessageRefusedError(f"{site}: it did not confirm what the server sent to it")
         return entries
 
     def _require_own_keys(self, site: str, advertised: Advertisement) -> None:
-        """Leave a site out whose keys would make all others refuse: that somebody has already, or of small order."""
+        """Refuse keys that would make all other sites refuse: another site already uses them, or of small order."""
         taken = {key for peer in self._peers.values() for key in (peer.channel, peer.mask)}
         if advertised.channel == advertised.mask or taken & {advertised.channel, advertised.mask}:
-            raise MessageRefusedError(f"{site}: it advertised a key that is not its own alone")
+            raise MessageRefusedError(f"{site}: it advertised a key that is already in use")
         for key in (advertised.channel, advertised.mask):
             agree(secrets.token_bytes(KEY_BYTES), key, b"")
 
@@ -195,14 +195,14 @@ class SecureAggregationServer:
         return public_bytes(private) == self._peers[site].mask
 
     def _recover(self, owner: str, fits: Callable[[str, bytes], bool]) -> bytes:
-        """Return a site's secret from the survivors' shares of it; one wrong share is survived if one is to spare."""
+        """Return a site's secret from the survivors' shares; one wrong share is tolerated if one share is to spare."""
         holders = sorted(self._answers)
         for suspect in (None, *holders):
             trusted = [holder for holder in holders if holder != suspect]
             secret = self._join(owner, trusted)
             if secret is not None and fits(owner, secret):
                 if suspect is not None:
-                    self.refused[suspect] = f"{suspect} holds, or was dealt, a wrong share of a secret of {owner}"
+                    self.refused[suspect] = f"{suspect} holds, or received, a wrong share of a secret of {owner}"
                 return secret
         raise AggregationAbandonedError(f"the shares of {', '.join(holders)} do not give the secret of {owner}")
 

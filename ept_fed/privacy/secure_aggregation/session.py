@@ -1,21 +1,23 @@
-"""One secure aggregation: who may take part, how many must stay, and what is summed, as both sides must agree on it.
+"""One secure aggregation: its possible sites, its threshold and its vector, on which both sides must agree.
 
 The protocol is that of Bonawitz et al. 2017, "Practical Secure Aggregation for Privacy-Preserving Machine Learning"
-(CCS), with double masking and in its variant against an active server: keys are signed, and the sites sign whose sum it
-will be before they help to unmask it. The server learns the sum, the sum of weights and who took part.
+(CCS), with double masking, in the variant against an active server. Keys are signed, and the sites sign the list of
+sites in the sum before they help to unmask it. The server learns the sum, the sum of weights and who took part.
 
-What it does not protect against:
+The protocol does not protect against:
 
-* collusion: with `threshold` sites the server can unmask every other one; 2·threshold - S of S sites suffice if it also
-  tells some of the rest other survivors than the others; and all sites but one know that one's part of any sum;
-* the choice of who takes part: the server may leave sites out as if they had dropped out, down to the threshold;
-* the sum itself: it is exact and without noise, and few sites with known parts say much about the rest;
-* two sums of one round: they differ by the values of the sites that only one holds. Whoever carries this must not give
-  a second masked input for the same round once the first may have been unmasked;
-* poisoned updates: nobody sees one alone, so nothing compares lengths; each site's own gate bounds what it masks;
-* whoever holds the authority's key, who can certify sites that do not exist and take their part;
-* a revoked certificate before its end, which the server lets in: sites know no revocations;
-* a site that ends rounds by malformed shares: it is named where it can be, and the round yields nothing.
+* collusion: the server and `threshold` sites can unmask every other site. If the server also names different survivors
+  to different sites of the rest, 2·threshold - S of S sites suffice. All sites but one can compute that one's part of
+  any sum;
+* selection of sites: the server may exclude sites as if they had dropped out, down to the threshold;
+* leakage by the sum itself: it is exact and without noise. If the sites are few and some parts are known, it reveals
+  much about the rest;
+* two sums of one round: they differ by the values of the sites that are in only one of them. The caller must not give a
+  second masked input for the same round once the first may have been unmasked;
+* poisoned updates: nobody sees a single update, so lengths cannot be compared. Each site's own gate bounds its input;
+* a holder of the authority's key, who can certify sites that do not exist and act as them;
+* a revoked certificate before its end date, if the server accepts it: sites have no list of revocations;
+* a site that ends rounds by malformed shares: it is named where possible, and the round yields nothing.
 """
 
 import hashlib
@@ -28,33 +30,34 @@ from ept_fed.privacy.secure_aggregation.fixed_point import FixedPoint
 __all__ = ["MIN_SITES", "VERSION", "AggregationAbandonedError", "AggregationSession", "default_threshold", "serialize"]
 
 VERSION = 1
-MIN_SITES = 3  # of two, each would know the other's part of the sum
+MIN_SITES = 3  # with two sites, each could compute the other's part of the sum
 _MAX_SITES = 1000
 _LABEL = "ept-fed secure aggregation"
 
 
 class AggregationAbandonedError(RuntimeError):
-    """The sum cannot be had: too few sites are left, or what they sent gives none. The round is skipped or repeated."""
+    """No sum: too few sites are left, or their messages give no valid sum. The round is skipped or repeated."""
 
 
 @dataclass(frozen=True)
 class AggregationSession:
-    """What a site takes from its own agreement with the consortium, never from a message of this protocol.
+    """Parameters of a session; a site takes them from its own agreement, never from a message of this protocol.
 
     Attributes:
-        run, round: which round this is.
-        attempt: counts repetitions of the round, from 1; runs make one attempt at each.
-        sites: certified names of all that may take part, sorted.
-        threshold: how many sites must stay to the end; more than half of all.
-        start: digest of what the round began with, prompts and settings. A server that gives sites different prompts
-            could know in advance what all but one of them train (Pasquini et al. 2022, "Eluding Secure Aggregation in
-            Federated Learning via Model Inconsistency", CCS); their sessions then differ, and none of them is answered.
-        layout_hash: of the vector.
-        size: numbers in the vector.
-        encoding: how they become integers.
+        run, round: identify the round.
+        attempt: counts repetitions of the round, from 1; a run makes one attempt at each round.
+        sites: certified names of all sites that may take part, sorted.
+        threshold: number of sites that must stay to the end; more than half of all.
+        start: digest of the prompts and settings at the start of the round. A server that sends different prompts to
+            the sites could predict the updates of all but one of them (Pasquini et al. 2022, "Eluding Secure
+            Aggregation in Federated Learning via Model Inconsistency", CCS). With different prompts the sessions of the
+            sites differ, and no site answers messages of another session.
+        layout_hash: hash of the vector's layout.
+        size: count of numbers in the vector.
+        encoding: encoding of the numbers as integers.
 
     Raises:
-        InputRefusedError: naming everything that is impossible.
+        InputRefusedError: naming every impossible value.
     """
 
     run: str
@@ -87,17 +90,17 @@ class AggregationSession:
 
     @property
     def minimum(self) -> int:
-        """How many sites a sum is of, at least."""
+        """Minimum number of sites in a sum."""
         return max(MIN_SITES, self.threshold)
 
     @property
     def words(self) -> int:
-        """Words of a masked input: the numbers and the weight."""
+        """Count of words in a masked input: the numbers and the weight."""
         return self.size + 1
 
     @cached_property
     def digest(self) -> bytes:
-        """SHA-256 of everything above; messages of two sessions are told apart by it."""
+        """SHA-256 of all attributes; it distinguishes messages of different sessions."""
         coding = self.encoding
         return hashlib.sha256(
             serialize(
@@ -119,21 +122,21 @@ class AggregationSession:
         ).digest()
 
     def bind(self, purpose: str, *names: str) -> bytes:
-        """Return what a key or signature is for: version, run, round, this session, purpose and sites."""
+        """Return the bytes that bind a key or signature to version, run, round, this session, purpose and sites."""
         return serialize(_LABEL, VERSION, self.run, self.round, self.digest, purpose, *names)
 
     def point(self, site: str) -> int:
-        """Return at which point of the field a site's shares lie."""
+        """Return the point of the field that belongs to a site's shares."""
         return self.sites.index(site) + 1
 
 
 def default_threshold(sites: int) -> int:
-    """Return two thirds, rounded up: a third may drop out, and fewer than a third may be in league with the server."""
+    """Return two thirds, rounded up: a third may drop out, and fewer than a third may collude with the server."""
     return -(-2 * sites // 3)
 
 
 def serialize(*parts: str | int | bytes) -> bytes:
-    """Return bytes that no other parts give: each part with its type and length before it."""
+    """Return bytes that no other parts give: type and length precede each part."""
     serialized = b""
     for part in parts:
         content = part if isinstance(part, bytes) else str(part).encode()

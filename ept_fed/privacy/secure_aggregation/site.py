@@ -1,6 +1,6 @@
 """A site's side of a secure aggregation, as a state machine from bytes to bytes; any transport can carry it.
 
-What it does not protect against is said in `ept_fed/privacy/secure_aggregation/session.py`.
+`ept_fed/privacy/secure_aggregation/session.py` lists the limits of the protection.
 """
 
 import secrets
@@ -41,14 +41,14 @@ from ept_fed.protocol.messages import MessageRefusedError
 
 __all__ = ["SecureAggregationSite"]
 
-_NONCE = bytes(12)  # a key of `_seal` encrypts one message
+_NONCE = bytes(12)  # constant, because `_encrypt` uses a key for one message only
 
 
 class SecureAggregationSite:
     """Takes part in one session, once: advertise, share keys, mask the input, confirm, unmask, in this order.
 
-    Whatever is refused ends it: a site that has refused anything answers no later stage, so it never helps to unmask a
-    sum that it doubts. Keys and seeds come from the operating system's cryptographic source and live in this object.
+    Any refusal ends the session for the site. It then answers no later stage, so it never helps to unmask a sum after a
+    refusal. Keys and seeds come from the operating system's cryptographic source and exist only in this object.
     """
 
     def __init__(
@@ -61,14 +61,14 @@ class SecureAggregationSite:
         authority: x509.Certificate,
         now: datetime,
     ) -> None:
-        """Take the session as the site itself agreed to it, and the site's key, certificate and authority (tls/ca.crt).
+        """Take the session that the site itself agreed to, and the site's key, certificate and authority (tls/ca.crt).
 
         Raises:
-            InputRefusedError: if the site is none of the session's, or the key is not the certificate's.
+            InputRefusedError: if the site is not in the session, or the key is not the certificate's.
         """
         problems = []
         if site not in session.sites:
-            problems.append(Problem("site", site, f"takes no part; those who do are {', '.join(session.sites)}"))
+            problems.append(Problem("site", site, f"is not one of the session's sites: {', '.join(session.sites)}"))
         if not same_key(key.public_key(), public_key(certificate)):
             problems.append(Problem("keys/site.key", site, "is not the key of tls/site.crt; get the kit again"))
         if problems:
@@ -101,7 +101,7 @@ class SecureAggregationSite:
         """Return shares of this site's secrets, encrypted for each other site that advertised.
 
         Raises:
-            MessageRefusedError: for too few sites, keys that are not signed by their site, or this site's own altered.
+            MessageRefusedError: for too few sites, keys that their site did not sign, or altered keys of this site.
         """
         with self._stage(Kind.SHARES):
             session = self._session
@@ -122,11 +122,11 @@ class SecureAggregationSite:
             )
 
     def mask_input(self, delivery: bytes, values: Vector, weight: int) -> bytes:
-        """Return the site's numbers and weight under secure aggregation.
+        """Return the site's numbers and weight with all its masks added.
 
         Args:
-            delivery: the others' shares.
-            values: (n,) float32, within the session's bound; the gate has passed them.
+            delivery: the shares of the other sites.
+            values: (n,) float32, within the session's bound; the gate has accepted them.
             weight: 1 to the encoding's heaviest.
 
         Raises:
@@ -137,7 +137,7 @@ class SecureAggregationSite:
             session = self._session
             encrypted = decode_message(session, Kind.DELIVERY, delivery)
             if not set(encrypted) <= set(self._peers) - {self._site}:
-                raise MessageRefusedError("shares came of a site that advertised no keys, or of this one")
+                raise MessageRefusedError("shares came from a site that advertised no keys, or from this site")
             self._shares |= {peer: self._open(peer, content) for peer, content in encrypted.items()}
             self._require(self._shares, session.minimum, "shared their secrets")
             if values.shape != (session.size,):
@@ -161,28 +161,28 @@ class SecureAggregationSite:
             named = decode_message(self._session, Kind.SURVIVORS, survivors)
             self._require(named, self._session.minimum, "gave an input")
             if self._site not in named or not set(named) <= set(self._shares):
-                raise MessageRefusedError("the survivors are not those who shared their secrets, this site among them")
+                raise MessageRefusedError("the survivors lack this site, or include one that shared no secrets")
             self._survivors = frozenset(named)
             signature = sign(self._key, self._statement())
             return encode_message(self._session, Kind.CONFIRMATION, {self._site: signature})
 
     def unmask(self, confirmations: bytes) -> bytes:
-        """Return, of each survivor, a share of its own mask's seed, and of each other a share of its mask key.
+        """Return a share of each survivor's own-mask seed, and a share of the mask key of each dropped site.
 
-        Never both of one site: with both, the server could read that site's input.
+        It never returns both for one site: with both, the server could read that site's input.
 
         Raises:
-            MessageRefusedError: unless the threshold of survivors signed the very set that this site was told.
+            MessageRefusedError: unless at least `threshold` survivors signed exactly the set that this site received.
         """
         with self._stage(Kind.UNMASKING):
             signed = decode_message(self._session, Kind.CONFIRMATIONS, confirmations)
             self._require(signed, self._session.threshold, "confirmed")
             if not set(signed) <= self._survivors:
-                raise MessageRefusedError("a site confirmed that is none of the survivors")
+                raise MessageRefusedError("a site confirmed that is not one of the survivors")
             said = self._statement()
             for peer, signature in signed.items():
                 if not verify(self._peers[peer].identity, signature, said):
-                    raise MessageRefusedError(f"{peer} did not confirm what this site was told")
+                    raise MessageRefusedError(f"{peer} did not confirm what the server sent to this site")
             revealed = {
                 peer: content[SHARE_BYTES:] if peer in self._survivors else content[:SHARE_BYTES]
                 for peer, content in self._shares.items()
@@ -216,15 +216,15 @@ class SecureAggregationSite:
             raise MessageRefusedError(f"the share from {peer} fails authentication") from error
 
     def require(self, kind: Kind) -> None:
-        """Raise MessageRefusedError, and end this site's part, unless this is what it has to give next."""
+        """Raise MessageRefusedError, and end this site's part, unless `kind` is its next message."""
         if self._next != kind:
             asked = "nothing more" if self._next is None else f"its {self._next}"
             self._next = None
-            raise MessageRefusedError(f"this site has {asked} to give in this session, not its {kind}")
+            raise MessageRefusedError(f"this site has to send {asked} in this session, not its {kind}")
 
     @contextmanager
     def _stage(self, kind: Kind) -> Iterator[None]:
-        """Pass one stage; the object is of no more use if that fails."""
+        """Run one stage; after a failure the object cannot be used any more."""
         self.require(kind)
         self._next = None
         yield

@@ -118,7 +118,7 @@ def test_a_sound_kit_lacks_its_processes_only(kit: Path) -> None:
 
 @pytest.mark.parametrize(
     ("begins", "days", "state", "says"),
-    [(-400, 365, "failed", "ended on"), (5, 365, "failed", "valid from"), (-350, 365, "notice", "ends on")],
+    [(-400, 365, "failed", "ended on"), (5, 365, "failed", "not valid before"), (-350, 365, "notice", "ends on")],
 )
 def test_a_certificate_out_of_date_fails_and_one_that_soon_will_be_is_told(
     tmp_path: Path, fill_in: Callable[[Path], Path], begins: int, days: int, state: str, says: str

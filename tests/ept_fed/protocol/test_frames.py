@@ -136,7 +136,7 @@ def test_a_head_that_is_not_exact_is_refused(change: Callable[[dict[str, Any]], 
 
 def test_a_key_given_twice_is_refused() -> None:
     head = b'{"kind":"refusal","arrays":{},"reason":"a","reason":"b","failed":false}'
-    with pytest.raises(MessageRefusedError, match="not spelled"):
+    with pytest.raises(MessageRefusedError, match="not serialized"):
         decode_frame(_PREFIX.pack(_MAGIC, len(head), 0) + head)
 
 
@@ -148,7 +148,7 @@ def test_a_deeply_nested_head_is_refused() -> None:
 
 @pytest.mark.parametrize("lengths", [(MAX_HEAD_BYTES + 1, 0), (0, MAX_ARRAY_BYTES + 1), (2**32 - 1, 2**64 - 1)])
 def test_lengths_beyond_the_bounds_are_refused_before_anything_is_allocated(lengths: tuple[int, int]) -> None:
-    with pytest.raises(MessageRefusedError, match="the most are"):
+    with pytest.raises(MessageRefusedError, match="the maximum is"):
         read_prefix(_PREFIX.pack(_MAGIC, *lengths))
 
 
@@ -169,5 +169,5 @@ def test_what_is_not_one_whole_frame_is_told_by_its_length(cut: int) -> None:
     for content in (frame[:cut], frame + b"x"):
         with pytest.raises(MessageRefusedError):
             read_lengths(content)
-    with pytest.raises(MessageRefusedError, match="the most are"):
+    with pytest.raises(MessageRefusedError, match="the maximum is"):
         make_prefix(0, MAX_ARRAY_BYTES + 1)

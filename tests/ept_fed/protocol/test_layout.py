@@ -49,8 +49,8 @@ LAYOUT = PayloadLayout((("sinks", (2, 3)), ("tokens", (2, 1, 4))))
 @pytest.mark.parametrize(
     ("vector", "why"),
     [
-        (np.zeros(13, np.float32), "layout says"),
-        (np.zeros((14, 1), np.float32), "layout says"),
+        (np.zeros(13, np.float32), "layout has"),
+        (np.zeros((14, 1), np.float32), "layout has"),
         (np.zeros(14, np.float64), "float64"),
         (np.zeros(14, np.int32), "int32"),
         (np.full(14, np.nan, np.float32), "14 values that are not finite"),

@@ -63,7 +63,7 @@ def test_a_federations_life_on_the_command_line(tmp_path: Path) -> None:
         (("provision", "revoke", "north", "--kits", "nowhere"), "holds no kits"),
         (("provision", "approve", "nowhere.json", "--kits", "nowhere"), "holds no kits"),
         (("provision", "request", "here", "--site", "A B"), "--site"),
-        (("doctor", "kit", "nowhere"), "is no kit"),
+        (("doctor", "kit", "nowhere"), "is not a kit"),
     ],
 )
 def test_refusals_exit_with_2_and_are_sentences(

@@ -166,5 +166,5 @@ def test_another_federation_json_is_refused(alter: Callable[[Path], object], kit
 
 
 def test_any_other_folder_is_refused(tmp_path: Path, now: datetime) -> None:
-    with pytest.raises(InputRefusedError, match="is no kit"):
+    with pytest.raises(InputRefusedError, match="is not a kit"):
         examine_kit(tmp_path, now)

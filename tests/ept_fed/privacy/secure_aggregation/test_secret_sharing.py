@@ -62,7 +62,7 @@ def test_a_wrong_share_gives_another_secret() -> None:
     [
         ([(1, 5), (2, 6)], "2 shares; the threshold is 3"),
         ([(1, 5), (2, 6), (2, 6)], "one point"),
-        ([(0, 5), (1, 5), (2, 6)], "at 0 lies the secret"),
+        ([(0, 5), (1, 5), (2, 6)], "the secret is at 0"),
         ([(1, 5), (2, 6), (9, 6)], "never dealt"),
         ([(1, 5), (2, 6), (3, PRIME)], "field"),
         ([(1, 5), (2, 6), (3, -1)], "field"),
