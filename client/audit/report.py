@@ -7,9 +7,9 @@ from typing import Any
 
 from cryptography import x509
 
-from client.audit.notes import many, say_notes
+from client.gate.witnesses import load_restart, serialize_served
 from client.ledger.entry import Entry
-from client.ledger.ledger import tip_path
+from client.ledger.ledger import LEFT, tip_path
 from client.ledger.partial_writes import load_torn
 from client.ledger.verify import Examination, Seen, examine
 from ept_fed.catalog.methods import HEAD_TENSORS, STATISTICS_TENSORS
@@ -107,7 +107,7 @@ def describe(result: Examination, key_of: str, *, lost: Collection[str] = ()) ->
         "to": latest.time if latest else None,
         "totals": latest.totals.model_dump() if latest else None,
         "refused_by_rule": dict(_count_rules(entries)),
-        "sentences": _say_content(entries) + say_notes(entries, lost) if entries else [],
+        "sentences": _say_content(entries) + _say_notes(entries, lost) if entries else [],
         "verdict": _say_verdict(result, key_of),
         "findings": [{"line": f.line, "kind": f.kind, "text": f.text} for f in result.findings],
         "more_findings": result.more,
@@ -126,8 +126,8 @@ def _say_content(entries: Sequence[Entry]) -> list[str]:
     site, totals = entries[0].about.get("site", "?"), entries[-1].totals
     start, end = (entry.time[:_SHOWN_MINUTES].replace("T", " ") for entry in (entries[0], entries[-1]))
     said = [
-        f"Between {start} and {end} UTC the site {site} sent {many(totals.sent.messages, 'message')} of "
-        f"{totals.sent.bytes:,} bytes in total, and received {many(totals.received.messages, 'message')} of "
+        f"Between {start} and {end} UTC the site {site} sent {_many(totals.sent.messages, 'message')} of "
+        f"{totals.sent.bytes:,} bytes in total, and received {_many(totals.received.messages, 'message')} of "
         f"{totals.received.bytes:,} bytes."
     ]
     sent = [entry for entry in entries if entry.direction == "out" and entry.decision != "refused"]
@@ -138,12 +138,12 @@ def _say_content(entries: Sequence[Entry]) -> list[str]:
         if refused:
             rules = ", ".join(f"{rule} ({count})" for rule, count in _count_rules(refused).most_common())
             verb = "was" if len(refused) == 1 else "were"
-            said.append(f"{many(len(refused), 'message')} {what} {verb} refused because of these rules: {rules}.")
+            said.append(f"{_many(len(refused), 'message')} {what} {verb} refused because of these rules: {rules}.")
     if not any(entry.decision == "refused" for entry in entries):
         said.append("No message was refused.")
     clipped = sum(entry.decision == "clipped" for entry in entries)
     if clipped:
-        said.append(f"The site scaled {many(clipped, 'update')} down to the policy's bound before sending.")
+        said.append(f"The site scaled {_many(clipped, 'update')} down to the policy's bound before sending.")
     return said
 
 
@@ -161,7 +161,7 @@ def _say_sent(sent: Sequence[Entry]) -> list[str]:
         metrics = sorted({name for entry in members for name in entry.metrics})
         numbers = f"the numbers {', '.join(metrics)}" if metrics else ""
         held = " and ".join(part for part in (shapes, numbers) if part) or "no tensor and no metric"
-        said.append(f"{many(len(members), _KINDS.get(kind, kind))}, {size}: {held}.")
+        said.append(f"{_many(len(members), _KINDS.get(kind, kind))}, {size}: {held}.")
     return said
 
 
@@ -202,7 +202,7 @@ def _say_verdict(result: Examination, key_of: str) -> list[str]:
         if key_of == "not checked"
         else f"with the key of the certificate of {key_of}"
     )
-    count = many(len(result.entries), "entry")
+    count = _many(len(result.entries), "entry")
     said = [f"The ledger is intact: its {count} form an unbroken chain, and the end is signed {signed}."]
     if result.torn:
         said.append(
@@ -212,9 +212,7 @@ def _say_verdict(result: Examination, key_of: str) -> list[str]:
             "next start, and records that."
         )
     if result.unconfirmed:
-        said.append(
-            f"The last {many(result.unconfirmed, 'entry')} came after the last write of the tip, which was interrupted."
-        )
+        said.append(f"The last {_many(result.unconfirmed, 'entry')} came after the last, interrupted write of the tip.")
     return said
 
 
@@ -262,3 +260,52 @@ def _find_issuer_problems(owner: x509.Certificate | None, authority: x509.Certif
         fix = f"was not issued by {common_name(authority)} for a site; ask the consortium for the right certificate"
         return [Problem("--certificate", common_name(owner), fix)]
     return []
+
+
+def _say_notes(entries: Sequence[Entry], lost: Collection[str]) -> list[str]:
+    """Return sentences about the notes in the site's own entries.
+
+    Args:
+        entries: entries of a ledger, at least one.
+        lost: file names of partial writes that are missing next to the ledger, or were changed.
+    """
+    said = _say_beginning(entries[0])
+    policies = list(dict.fromkeys(entry.policy for entry in entries if entry.policy is not None))
+    if len(policies) > 1:
+        said.append(f"The site's policy changed {_many(len(policies) - 1, 'time')}.")
+    interrupted = sum(entry.kind == "recovered" for entry in entries)
+    if interrupted:
+        said.append(f"The worker was interrupted {_many(interrupted, 'time')} during a write, and continued.")
+    return said + [sentence for entry in entries for sentence in _say_torn(entry, lost)]
+
+
+def _many(count: int, what: str) -> str:
+    """Return a count with its noun, such as "1 entry" or "2 entries"; only the first word gets a plural form."""
+    if count == 1:
+        return f"1 {what}"
+    first, space, rest = what.partition(" ")
+    plural = f"{first[:-1]}ies" if first.endswith("y") else f"{first}s"
+    return f"{count:,} {plural}{space}{rest}"
+
+
+def _say_beginning(first: Entry) -> list[str]:
+    said = []
+    reason, earlier = load_restart(first)
+    if reason:
+        known = f"what passed in {serialize_served(earlier)}" if earlier else "what passed before"
+        said.append(f'It was started again on {first.time[:10]}, because "{reason}": {known} is in another ledger.')
+    if LEFT in first.about:
+        left = first.about[LEFT]
+        said.append(f"When it was started, {left}: an earlier start crashed, or the ledger was emptied.")
+    return said
+
+
+def _say_torn(entry: Entry, lost: Collection[str]) -> list[str]:
+    torn = load_torn(entry.about)
+    if torn is None:
+        return []
+    where = "is missing next to the ledger or was changed" if torn.file in lost else "is kept next to the ledger"
+    return [
+        f"{torn.size:,} bytes of a partially written line were found before entry {entry.sequence}. Its message was "
+        f"not processed, and {torn.file} (SHA-256 {torn.sha256[:16]}…) {where}."
+    ]
