@@ -1,4 +1,4 @@
-"""Settings of a federation small enough to run in a second or two."""
+"""Shared fixtures: the settings of a federation that runs in a second or two."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,14 +31,14 @@ MICRO: dict[str, Any] = {
 }
 
 
-# Tests say nothing about speed, and a busy machine must not make them fail.
+# The tests do not measure speed, so a busy machine must not make them fail.
 hypothesis.settings.register_profile("ept_fed", deadline=None)
 hypothesis.settings.load_profile("ept_fed")
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> Iterator[None]:
-    """One thread: reductions keep their order, and micro models do not wait at torch's thread barriers."""
+    """Use one thread: reductions keep their order, and micro models do not wait at torch's thread barriers."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -64,7 +64,7 @@ def micro(micro_file: Path) -> Callable[..., Experiment]:
 
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave the charts out of a run's pages: they take longer than a micro run, and are drawn where they are tested."""
+    """Leave the charts out of a run's pages: drawing takes longer than a micro run, and their own tests cover them."""
     for chart in ("draw_confusion", "draw_learning", "draw_reliability", "draw_roc"):
         monkeypatch.setattr(f"ept_fed.reports.pages.html.{chart}", lambda *_arguments, **_options: "")
 

@@ -1,4 +1,4 @@
-"""Frames taken apart and put together as a sender might who does not use `encode_frame`."""
+"""Frames built and parsed without `encode_frame`, as another sender might do it."""
 
 import json
 from typing import Any
@@ -9,8 +9,8 @@ __all__ = ["frame_of", "head_of", "open_frame"]
 
 
 def frame_of(document: Any, body: bytes = b"") -> bytes:
-    """Spell a head as this version would, whatever it holds."""
-    # A lone surrogate, which JSON can hold and UTF-8 cannot, becomes its escape.
+    """Return a frame of this version with any document as its head, valid or not."""
+    # JSON can hold a lone surrogate and UTF-8 cannot, so it is written as its escape.
     head = json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode(errors="backslashreplace")
     return _PREFIX.pack(_MAGIC, len(head), len(body)) + head + body
 

@@ -1,4 +1,4 @@
-"""What a server asks of one site of the micro experiment, for tests that need no server."""
+"""Requests from the server to one site of the micro experiment, for tests that need no server."""
 
 from ept_fed.protocol.messages import RoundRequest
 from ept_fed.run_plan.plan import Plan

@@ -1,4 +1,4 @@
-"""A site's kit small enough to serve in a second."""
+"""Shared fixtures of the client tests: a site's kit that serves a round within a second."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +17,7 @@ from tests.client.gated_kit import Kit
 
 @pytest.fixture
 def federation(micro: Callable[..., Experiment]) -> Callable[..., Experiment]:
-    """Return the micro experiment with its classes named, as a proposal needs them."""
+    """Return a function that builds the micro experiment with named classes, which a proposal requires."""
     classes = f"data.classes=[{', '.join(STRUCTURES)}]"
     return lambda *overrides: micro(classes, "model.tokens=1", "model.device=cpu", *overrides)
 

@@ -1,4 +1,4 @@
-"""A site's folder and its gate, and messages that its strictest policy lets through: what the gate's tests share."""
+"""Shared by the gate's tests: a site's folder, its gate, and messages that the strictest policy accepts."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -44,7 +44,7 @@ INITIAL = np.linspace(0, 1, 6, dtype=np.float32)
 
 
 class Kit:
-    """A site's folder, and its gate under a policy."""
+    """A site's folder and its gate with a policy."""
 
     def __init__(self, folder: Path, proposal: Proposal) -> None:
         self.folder, self.proposal, self.agreed = folder, proposal, proposal
@@ -68,7 +68,7 @@ class Kit:
         self.gates: list[Gate] = []
 
     def open(self, **rules: Any) -> Gate:
-        """Open the gate anew, as a worker that restarts does; rules are `outgoing__head=True`."""
+        """Reopen the gate, as a restarted worker does. Rules are given as `outgoing__head=True`."""
         self.close()
         document: dict[str, Any] = {"schema": 1, "outgoing": {}, "incoming": {"backbone": "first"}}
         for name, value in rules.items():
@@ -83,7 +83,7 @@ class Kit:
             self.gates.pop().close()
 
     def join(self, gate: Gate, layout: PayloadLayout = LAYOUT, proposal: Proposal | None = None) -> None:
-        """Let a run be proposed and answered."""
+        """Pass the proposal of a run and the site's introduction through the gate."""
         wanted = proposal or self.proposal
         self.agreed = wanted
         gate.admit_proposal(RUN, wanted, encode_frame(Introduce(RUN, wanted)))
@@ -94,7 +94,7 @@ class Kit:
     def admit(
         self, gate: Gate, asked: RoundRequest, layout: PayloadLayout = LAYOUT, frame: bytes | None = None
     ) -> None:
-        """Bring a request of the run that was joined last to the gate."""
+        """Pass a request of the most recently joined run to the gate."""
         gate.admit(asked, self.agreed, layout, encode_frame(asked) if frame is None else frame)
 
     def entries(self) -> list[Entry]:
@@ -131,14 +131,14 @@ def answer(asked: RoundRequest, **changes: Any) -> RoundReply:
 
 
 def rules_of(act: Callable[[], object]) -> tuple[str, ...]:
-    """Return the rules that an act breaks."""
+    """Return the policy rules that a call violates."""
     with pytest.raises(PolicyViolationError) as refusal:
         act()
     return refusal.value.rules
 
 
 class Memory:
-    """In the place of a disk: the fuzzing is about what passes, and the ledger's own tests are about the disk."""
+    """Ledger in memory: fuzzing tests which messages pass, and the ledger's own tests cover the disk."""
 
     def __init__(self) -> None:
         self.decisions: list[tuple[str, str]] = []

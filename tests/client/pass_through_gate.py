@@ -1,4 +1,4 @@
-"""A gate that lets everything through, for tests of what is behind it.
+"""A gate that accepts every message, for tests of the code behind it.
 
 `python -m tests.client.pass_through_gate KIT`
 """
@@ -18,7 +18,7 @@ from ept_fed.validation.load_site import SiteSettings
 
 
 class PassThroughGate:
-    """Keeps what passed in `passed`, and what was refused in `refusals`."""
+    """Accepts every message; it lists the accepted ones in `passed` and the worker's refusals in `refusals`."""
 
     def __init__(self) -> None:
         self.passed: list[str] = []

@@ -1,4 +1,4 @@
-"""The app that SuperNode starts for every message: light, and with an answer to anything."""
+"""Tests of the app that SuperNode starts for every message: few imports, and a reply to any input."""
 
 import subprocess
 import sys
@@ -29,7 +29,7 @@ def test_it_loads_neither_torch_nor_monai() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert "flwr" in done.stdout.split()
     assert not set(done.stdout.split()) & {"torch", "monai", "timm", "torchvision", "sklearn", "scipy"}
-    # What reads frames is slow to import, and every message waits for it.
+    # The frame reader is slow to import, and every message would wait for it.
     assert "ept_fed.protocol.frames" not in done.stdout.split()
 
 
@@ -46,13 +46,11 @@ def test_it_loads_neither_torch_nor_monai() -> None:
         encode_frame_record(encode_frame(Refusal("no")) + b"more"),
     ],
 )
-def test_what_is_no_request_is_refused_without_asking_the_worker(
-    kind: str, records: RecordDict, tmp_path: Path
-) -> None:
+def test_input_that_is_no_request_is_refused_without_the_worker(kind: str, records: RecordDict, tmp_path: Path) -> None:
     assert answer(kind, records, tmp_path).error.code == SITE_REFUSED
 
 
-def test_a_worker_that_is_not_there_is_said_without_its_path(tmp_path: Path, proposal_record: RecordDict) -> None:
+def test_a_missing_worker_is_reported_without_its_path(tmp_path: Path, proposal_record: RecordDict) -> None:
     reply = answer("query", proposal_record, tmp_path)
     assert reply.error.code == SITE_AWAY
     assert reply.error.reason == "the site's worker does not answer; the site has to start it"

@@ -1,4 +1,4 @@
-"""A federation as hospitals would run it, on this machine's loopback: one for all tests of this module."""
+"""Tests of one federation as hospitals would run it, on this machine's loopback; all tests of the module share it."""
 
 import json
 import shutil
@@ -30,7 +30,7 @@ NAME = "two"
 
 @dataclass(frozen=True)
 class Federated:
-    """The rehearsal while it still runs, after its run is over."""
+    """The rehearsal with its processes still running, after its run has ended."""
 
     rehearsal: Rehearsal
     experiment: Path
@@ -68,7 +68,7 @@ def over(kit: str) -> bool:
     return run is not None and run["phase"] in ("done", "failed", "stopped")
 
 
-def test_the_run_is_done_and_nobody_was_refused(federated: Federated) -> None:
+def test_the_run_is_done_and_no_site_was_refused(federated: Federated) -> None:
     run = describe_server(federated.rehearsal.server.folder)["run"]
     assert run is not None
     assert (run["phase"], run["ended"]) == ("done", "all rounds"), federated.rehearsal.logs()
@@ -76,7 +76,7 @@ def test_the_run_is_done_and_nobody_was_refused(federated: Federated) -> None:
     assert [line["aggregated"] for line in federated.rounds()] == [["site-1", "site-2"]] * 2
 
 
-def test_a_second_run_is_refused_by_name_while_one_goes_on(federated: Federated) -> None:
+def test_a_second_run_is_refused_by_name_while_one_is_running(federated: Federated) -> None:
     code, said = federated.second
     assert code == 2
     assert NAME in said
@@ -95,12 +95,12 @@ def test_prompts_equal_the_simulation_bit_for_bit(federated: Federated, tmp_path
 
 
 def tensors(path: Path) -> dict[str, bytes]:
-    """A payload's bytes by tensor; the run's name beside them differs, as it says where it ran."""
+    """Return a payload's bytes by tensor, without the run's name, which depends on where it ran."""
     return {name: tensor.tobytes() for name, tensor in load_file(path).items()}
 
 
 def ask(rehearsal: Rehearsal, path: str, *, method: str = "POST", port: int | None = None, http2: bool = False) -> int:
-    """Ask for a path as it is spelled: a client that makes URLs would resolve its dots first."""
+    """Request a path exactly as written: a client that parses URLs would resolve its dots first."""
     context = ssl.create_default_context(cafile=str(rehearsal.server.folder / "tls" / "ca.crt"))
     url = httpcore.URL(scheme=b"https", host=b"localhost", port=port or rehearsal.port, target=path.encode())
     with httpcore.ConnectionPool(ssl_context=context, http1=not http2, http2=http2) as pool:
@@ -127,12 +127,12 @@ def ask(rehearsal: Rehearsal, path: str, *, method: str = "POST", port: int | No
     ],
 )
 @pytest.mark.parametrize("http2", [False, True], ids=["HTTP/1.1", "HTTP/2"])
-def test_what_asks_for_no_signature_does_not_pass_from_outside(federated: Federated, path: str, http2: bool) -> None:
+def test_paths_without_a_signature_check_are_refused_from_outside(federated: Federated, path: str, http2: bool) -> None:
     assert ask(federated.rehearsal, path, http2=http2) == 403
     assert ask(federated.rehearsal, path, method="GET", http2=http2) == 403
 
 
-def test_the_same_paths_are_open_behind_the_proxy_which_is_why_there_is_one(federated: Federated) -> None:
+def test_the_same_paths_are_open_without_the_proxy(federated: Federated) -> None:
     port = find_superlink_port(federated.rehearsal.server)
     assert ask(federated.rehearsal, "/docs", method="GET", port=port) == 200
     assert ask(federated.rehearsal, "/health", method="GET") == 200
@@ -150,8 +150,8 @@ def test_an_intruders_key_is_refused(federated: Federated) -> None:
     assert set(sites) == set(rehearsal.names)
 
 
-def test_a_round_costs_its_payload_and_six_kilobytes_each_way_at_most(federated: Federated) -> None:
-    """With all headers; what comes by the clock, heartbeats and polls that find nothing, is no round's."""
+def test_a_round_costs_at_most_its_payload_and_six_kilobytes_each_way(federated: Federated) -> None:
+    """Headers count; periodic traffic (heartbeats and empty polls) does not belong to a round and is left out."""
     rehearsal = federated.rehearsal
     requests = read_requests(rehearsal.server.state / "logs" / "proxy" / "proxy.log")
     counted = count_traffic((r for r in requests if not is_idle(r)), rehearsal.server.public_keys())
@@ -166,7 +166,7 @@ def test_a_round_costs_its_payload_and_six_kilobytes_each_way_at_most(federated:
     assert all(isinstance(site, Counted) for site in counted.values())
 
 
-def test_messages_come_over_http_2_and_heartbeats_beside_them(federated: Federated) -> None:
+def test_all_traffic_except_heartbeats_uses_http_2(federated: Federated) -> None:
     rehearsal = federated.rehearsal
     keys = set(rehearsal.server.public_keys().values())
     log = read_requests(rehearsal.server.state / "logs" / "proxy" / "proxy.log")
@@ -183,11 +183,11 @@ def payload_size(federated: Federated) -> int:
     return agreement.plan.layout.size
 
 
-def test_the_state_is_its_owners_alone(federated: Federated) -> None:
+def test_only_the_owner_may_read_the_state(federated: Federated) -> None:
     assert federated.rehearsal.server.state.stat().st_mode & 0o777 == 0o700
 
 
-def test_status_log_and_a_resume_of_what_is_done(federated: Federated) -> None:
+def test_status_and_log_report_the_run_and_a_finished_run_is_not_resumed(federated: Federated) -> None:
     rehearsal, kit = federated.rehearsal, str(federated.rehearsal.server.folder)
     code, said = rehearsal.ask("server", "status", kit, "--json")
     assert code == 0

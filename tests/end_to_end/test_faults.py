@@ -1,6 +1,6 @@
-"""Faults, each caused on a federation of real processes: what must come of it comes, and nothing is left behind.
+"""Tests of faults in a federation of real processes: each has the expected outcome and leaves nothing behind.
 
-Those that hit a run take minutes of waiting together: `make faults`.
+The faults that hit a run wait for minutes in total; `make faults` runs them too.
 """
 
 import shutil
@@ -40,7 +40,7 @@ def may_mount(folder: Path) -> bool:
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[] if fault.quick else [pytest.mark.faults]) for name, fault in FAULTS.items()]
 )
-def test_a_fault_is_survived_and_the_operator_is_told(rehearsal: Rehearsal, name: str, tmp_path: Path) -> None:
+def test_a_fault_is_survived_and_reported_to_the_operator(rehearsal: Rehearsal, name: str, tmp_path: Path) -> None:
     if FAULTS[name].mounts and not may_mount(tmp_path):
         pytest.skip("a small disk cannot be mounted here")
     seen = FAULTS[name].cause(rehearsal)

@@ -1,4 +1,4 @@
-"""The gate inside a worker that is a process of its own: rounds pass it, crafted frames do not, all is recorded."""
+"""Tests of the gate in a separate worker process: rounds pass, crafted frames are refused, and all are recorded."""
 
 import contextlib
 import dataclasses
@@ -44,7 +44,7 @@ POLICY = {
 
 
 class GatedSite:
-    """A kit, and its worker as `ept-fed site start` starts it."""
+    """A kit and its worker, started as by `ept-fed site start`."""
 
     def __init__(self, kit: Path) -> None:
         kit.mkdir()
@@ -69,7 +69,7 @@ class GatedSite:
         end = time.monotonic() + LIMIT
         while not self.is_there():
             assert self.process.poll() is None, (self.kit / "log").read_text()
-            assert time.monotonic() < end, "waited in vain"
+            assert time.monotonic() < end, "the worker did not answer in time"
             time.sleep(0.02)
 
     def is_there(self) -> bool:
@@ -104,7 +104,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatedSite]:
         made.process.wait(LIMIT)
 
 
-def test_a_run_passes_the_gate_and_what_is_not_granted_does_not(site: GatedSite, experiment: Experiment) -> None:
+def test_a_run_passes_the_gate_and_requests_beyond_the_policy_are_refused(
+    site: GatedSite, experiment: Experiment
+) -> None:
     plan, proposal = prepare_federation(experiment).plan(), propose(experiment)
     met = site.ask(Introduce(plan.run, proposal))
     assert isinstance(met, SiteIntroduction), met
@@ -140,9 +142,7 @@ def test_a_run_passes_the_gate_and_what_is_not_granted_does_not(site: GatedSite,
     assert {name for entry in sent for name, _ in entry["tensors"]} == {"sinks", "tokens"}
 
 
-def test_a_worker_that_was_killed_goes_on_with_its_ledger_and_its_memory(
-    site: GatedSite, experiment: Experiment
-) -> None:
+def test_a_killed_worker_continues_with_its_ledger_and_its_history(site: GatedSite, experiment: Experiment) -> None:
     before = verify_ledger(site.ledger)["entries"]
     site.end(signal.SIGKILL)
     site.start()

@@ -1,4 +1,4 @@
-"""The slice on real dermoscopy images and a real backbone when ../shared holds them; skipped, saying so, elsewhere."""
+"""Test of a federation with real dermoscopy images and a real backbone; skipped if ../shared does not have them."""
 
 import json
 from pathlib import Path

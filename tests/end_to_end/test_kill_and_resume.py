@@ -1,4 +1,4 @@
-"""A run that is killed again and again ends with the prompts of one that was not."""
+"""Test that a repeatedly killed run ends with the same prompts as an uninterrupted run."""
 
 import contextlib
 import json
@@ -22,7 +22,7 @@ ROUNDS = 12
 
 
 def run_simulation(config: Path, out: Path) -> None:
-    """What the killed process does: `ept-fed simulate CONFIG --out OUT --resume`, without its display."""
+    """Do what `ept-fed simulate CONFIG --out OUT --resume` does, without its display, in a process to be killed."""
     import torch
 
     from simulations.engine.simulate import simulate
@@ -34,7 +34,7 @@ def run_simulation(config: Path, out: Path) -> None:
 
 @pytest.fixture(scope="module")
 def forkserver() -> multiprocessing.context.ForkServerContext:
-    """Processes that start with torch and the simulation already imported, so that kills fall into the work."""
+    """Start processes with torch and the simulation already imported, so that kills hit the work, not the imports."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["simulations.engine.simulate", "tests.end_to_end.test_kill_and_resume"])
     return context
@@ -87,11 +87,11 @@ def test_twenty_kills_at_random_moments_change_no_bit(
         lines = [json.loads(line) for line in (out / "rounds.jsonl").read_text().splitlines()]
         assert [line["round"] for line in lines] == list(range(1, ROUNDS + 1))
         assert not [path for path in out.rglob(".*") if path.is_file()]
-    assert len(seen_rounds) > 2, f"all kills fell into rounds {seen_rounds}"
+    assert len(seen_rounds) > 2, f"all kills were in rounds {seen_rounds}"
 
 
 def wait_for_writes(process: multiprocessing.process.BaseProcess, out: Path, count: int) -> None:
-    """Wait until the process has created, grown or renamed so many files, however fast this machine is."""
+    """Wait until the process has created, extended or renamed `count` files, on a slow or fast machine."""
     seen: dict[Path, int] | None = None
     while process.is_alive() and count > 0:
         now = listing_of(out)
@@ -103,7 +103,7 @@ def wait_for_writes(process: multiprocessing.process.BaseProcess, out: Path, cou
 
 def listing_of(out: Path) -> dict[Path, int]:
     listing = {}
-    # A finished run removes its states: their folder may be gone between being seen and being opened.
+    # A finished run removes its states, so a listed folder may be gone before it is opened.
     with contextlib.suppress(FileNotFoundError):
         for path in out.rglob("*"):
             with contextlib.suppress(FileNotFoundError):
@@ -112,5 +112,5 @@ def listing_of(out: Path) -> dict[Path, int]:
 
 
 def tables_of(out: Path) -> dict[str, str]:
-    """The predictions of every site, to the last digit."""
+    """Return the predictions of every site, to the last digit."""
     return {path.parent.name: path.read_text() for path in sorted((out / "sites").glob("*/predictions.csv"))}

@@ -1,4 +1,4 @@
-"""The same experiment gives the same prompts, bit for bit, in one process and under Flower's own runtimes."""
+"""Tests that an experiment gives bit-identical prompts in one process and with Flower's own runtimes."""
 
 import importlib.util
 import subprocess
@@ -48,7 +48,7 @@ def run_config(experiment: Path, out: Path) -> dict[str, str]:
     return {"experiment": str(experiment), "set": " ".join(SETTINGS), "out": str(out)}
 
 
-def test_a_superlink_and_two_supernodes_give_local_grids_prompts(
+def test_a_superlink_and_two_supernodes_give_the_prompts_of_local_grid(
     loopback: Loopback, expected: dict[str, bytes], micro_file: Path, tmp_path: Path
 ) -> None:
     loopback.start_superlink()
@@ -61,7 +61,7 @@ def test_a_superlink_and_two_supernodes_give_local_grids_prompts(
 @pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason="Ray is not installed: pip install 'ept-fed[flower-simulation]'"
 )
-def test_flowers_simulation_gives_local_grids_prompts(
+def test_flowers_simulation_gives_the_prompts_of_local_grid(
     loopback: Loopback, expected: dict[str, bytes], micro_file: Path, tmp_path: Path
 ) -> None:
     loopback.start_superlink(simulation=True)
@@ -77,7 +77,7 @@ def test_a_process_that_changed_its_session_ends_with_the_loopback(loopback: Loo
     assert len(loopback.descendants()) == 1
 
 
-def test_a_superlink_that_does_not_start_is_shown_with_its_log(
+def test_a_superlink_that_does_not_start_is_reported_with_its_log(
     loopback: Loopback, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (loopback.folder / "earlier.log").write_text("the reason")

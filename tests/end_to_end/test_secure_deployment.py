@@ -1,4 +1,4 @@
-"""Secure aggregation as hospitals would run it: certified kits, gates, ledgers, and a server that sees no update."""
+"""Tests of secure aggregation as hospitals would run it: certificates, gates, ledgers; the server sees no update."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(
 NAME = "masked"
 ROUNDS = 1
 CLEAR = {"rounds": ROUNDS, "norm_bound": None, "weights": "uniform"}
-# So little that it shows in the last digits alone: a share is just above what fixed point holds.
+# The noise is so small that it changes only the last digits: a share is just above the fixed-point resolution.
 NOISE = {"noise": "distributed", "clip": 10.0, "noise_multiplier": 2e-5}
 
 
@@ -43,7 +43,7 @@ def rehearsal() -> Iterator[Rehearsal]:
         yield running
 
 
-def test_the_prompts_are_those_of_a_run_in_clear_but_for_the_noise(
+def test_the_prompts_equal_those_of_a_plaintext_run_except_for_the_noise(
     rehearsal: Rehearsal, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     plain = rehearsal.write_experiment(NAME, federation=CLEAR)
@@ -63,14 +63,14 @@ def test_every_site_was_charged_for_its_share_of_the_noise(rehearsal: Rehearsal)
         assert [line.mechanism for line in charged] == ["distributed gaussian"] * ROUNDS
 
 
-def test_every_site_is_in_every_sum_and_nobody_was_refused(rehearsal: Rehearsal) -> None:
+def test_every_site_is_in_every_sum_and_no_site_was_refused(rehearsal: Rehearsal) -> None:
     lines = (rehearsal.server.runs / NAME / "rounds.jsonl").read_text().splitlines()
     rounds = [json.loads(line) for line in lines]
     assert [line["aggregated"] for line in rounds] == [list(rehearsal.names)] * ROUNDS
     assert [line["refused"] for line in rounds] == [[]] * ROUNDS
 
 
-def test_the_ledgers_are_sound_and_show_updates_under_masks_alone(rehearsal: Rehearsal) -> None:
+def test_the_ledgers_are_sound_and_show_only_masked_updates(rehearsal: Rehearsal) -> None:
     for name in rehearsal.names:
         kit = rehearsal.site_kit(name)
         path = kit / "state" / LEDGER_FILE

@@ -1,4 +1,4 @@
-"""The worker as a real process behind its real socket, asked by the app that SuperNode would start."""
+"""Tests of the worker as a real process with its real socket, called by the app that SuperNode would start."""
 
 import contextlib
 import grp
@@ -47,7 +47,7 @@ LIMIT = 120.0
 
 
 class Process:
-    """A worker in a process of its own, with the tests' open door."""
+    """A worker in its own process, with the tests' pass-through gate."""
 
     def __init__(self, kit: Path) -> None:
         self.kit, self.socket = kit, kit / "run" / "worker.sock"
@@ -80,7 +80,7 @@ class Process:
 def wait_for(condition: Callable[[], bool]) -> None:
     end = time.monotonic() + LIMIT
     while not condition():
-        assert time.monotonic() < end, "waited in vain"
+        assert time.monotonic() < end, "the condition was not met in time"
         time.sleep(0.02)
 
 
@@ -156,7 +156,7 @@ def without_seconds(document: object) -> object:
     return strip(json.loads(json.dumps(document)))
 
 
-def test_the_socket_is_its_owners_alone(worker: Process) -> None:
+def test_only_the_owner_may_use_the_socket(worker: Process) -> None:
     for path in (worker.socket, status_path(worker.socket)):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(worker.socket.parent.stat().st_mode) == 0o700
@@ -179,10 +179,8 @@ for act in (lambda: socket.socket(socket.AF_UNIX).connect({str(worker.socket)!r}
     except PermissionError:
         print("refused")
 """
-    for folder in (
-        worker.kit,
-        *worker.kit.parents,
-    ):  # whatever pytest made is passable, so that the folder itself counts
+    # The folders that pytest made become passable, so that only the permissions below the kit count.
+    for folder in (worker.kit, *worker.kit.parents):
         if folder.stat().st_uid == os.getuid() and str(folder).startswith(str(tmp_path.parents[1])):
             folder.chmod(folder.stat().st_mode | 0o011)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/")
@@ -190,9 +188,9 @@ for act in (lambda: socket.socket(socket.AF_UNIX).connect({str(worker.socket)!r}
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
-def test_supernodes_user_reaches_the_worker_and_not_its_status() -> None:
+def test_supernodes_user_reaches_the_worker_but_not_its_status() -> None:
     group = grp.getgrgid(65534)
-    # Not below pytest's own folder, which no other user may enter.
+    # Outside pytest's own folder, which no other user may enter.
     outside = Path(tempfile.mkdtemp(prefix="ept-fed-"))
     kit = make_kit(outside / "kit", worker={"socket_group": group.gr_name})
     for folder in (outside, kit):
@@ -222,7 +220,7 @@ except PermissionError:
         shutil.rmtree(outside)
 
 
-def test_a_second_worker_never_takes_a_living_ones_socket(worker: Process) -> None:
+def test_a_second_worker_never_takes_the_socket_of_a_running_one(worker: Process) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     code = (
         "import sys; from pathlib import Path; from client.worker.process import bind_socket; "
@@ -235,7 +233,7 @@ def test_a_second_worker_never_takes_a_living_ones_socket(worker: Process) -> No
     assert worker.is_there()
 
 
-def test_bytes_that_are_no_frame_are_refused_and_the_worker_lives(worker: Process) -> None:
+def test_bytes_that_are_no_frame_are_refused_and_the_worker_keeps_running(worker: Process) -> None:
     for content in (b"GET / HTTP/1.1\r\n\r\n" * 2, b"EPT1" + b"\xff" * 12):
         with socket.socket(socket.AF_UNIX) as connection:
             connection.connect(str(worker.socket))
@@ -247,7 +245,7 @@ def test_bytes_that_are_no_frame_are_refused_and_the_worker_lives(worker: Proces
     assert worker.is_there()
 
 
-def test_a_worker_killed_while_it_trains_comes_back_and_gives_the_same_reply(
+def test_a_worker_killed_during_training_restarts_and_gives_the_same_reply(
     experiment: Experiment, tmp_path: Path
 ) -> None:
     training = experiment.training.model_copy(update={"epochs": 60})
@@ -260,7 +258,7 @@ def test_a_worker_killed_while_it_trains_comes_back_and_gives_the_same_reply(
         short = request(met, proposal, 1)
         first = process.ask(short)
         assert isinstance(first, RoundReply)
-        # A client that goes away does not end the training, and is answered when it is back.
+        # A client that disconnects does not stop the training, and gets its answer when it asks again.
         with socket.socket(socket.AF_UNIX) as connection:
             connection.connect(str(process.socket))
             connection.sendall(encode_frame(request(met, proposal, 2)))
@@ -312,7 +310,7 @@ def request(met: SiteIntroduction, proposal: Proposal, round_number: int) -> Rou
 
 
 def message(met: SiteIntroduction) -> Message:
-    """A train message whose round does not exist."""
+    """Return a train message for a round that does not exist."""
     set_task_identity(1)
     header = Header(met.run, 9, met.backbone_digest, met.layout.hash)
     asked = RoundRequest(header, "train", 4, met.initial, "train", "{}")

@@ -1,4 +1,4 @@
-"""`ept-fed audit`: sentences for a sound ledger, lines and kinds for one that is not, and exit codes."""
+"""Tests of `ept-fed audit`: sentences for a sound ledger, line and kind of each finding otherwise, and exit codes."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ HEAD = (*SINKS, ("head.weight", (2, 384)))
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a ledger, the site's certificate, and those of two authorities."""
+    """A folder with a ledger, the site's certificate, and certificates of two authorities."""
     folder = tmp_path_factory.mktemp("kit")
     ledger = Ledger(folder / "ledger.jsonl", KEY, site="north")
     ledger.append(Record("in", "introduce", "passed", run="run-a", bytes=900, sha256=FIRST, policy=FIRST))
@@ -71,7 +71,7 @@ def run(*words: object) -> Result:
     return CliRunner().invoke(app, ["audit", *map(str, words)])
 
 
-def test_a_sound_ledger_is_told_in_sentences(kit: Path) -> None:
+def test_a_sound_ledger_is_summarised_in_sentences(kit: Path) -> None:
     done = run("verify", kit / "ledger.jsonl", "--certificate", kit / "site.crt", "--ca", kit / "ca.crt")
     assert done.exit_code == 0, done.output
     for sentence in (
@@ -85,13 +85,13 @@ def test_a_sound_ledger_is_told_in_sentences(kit: Path) -> None:
         assert sentence in done.output
 
 
-def test_without_a_certificate_it_says_that_the_key_is_anybodys(kit: Path) -> None:
+def test_without_a_certificate_the_owner_of_the_key_is_reported_as_unchecked(kit: Path) -> None:
     done = run("verify", kit / "ledger.jsonl")
     assert done.exit_code == 0
     assert "the owner of this key was not checked" in done.output
 
 
-def test_a_head_that_left_is_told(kit: Path) -> None:
+def test_a_sent_head_is_reported(kit: Path) -> None:
     ledger = Ledger(kit / "ledger.jsonl", KEY, site="north")
     ledger.append(Record("out", "train", "passed", run="run-a", round=3, tensors=HEAD, bytes=20_000))
     ledger.close()
@@ -102,7 +102,7 @@ def test_a_head_that_left_is_told(kit: Path) -> None:
     )
 
 
-def test_an_altered_ledger_is_told_by_line_and_kind(kit: Path) -> None:
+def test_an_altered_ledger_is_reported_by_line_and_kind(kit: Path) -> None:
     path = kit / "ledger.jsonl"
     path.write_bytes(path.read_bytes().replace(b'"bytes":10100', b'"bytes":90100', 1))
     done = run("verify", path, "--certificate", kit / "site.crt")
@@ -114,7 +114,7 @@ def test_an_altered_ledger_is_told_by_line_and_kind(kit: Path) -> None:
     assert report["end"] is None
 
 
-def test_an_end_that_was_noted_must_still_be_there(kit: Path) -> None:
+def test_a_recorded_end_must_still_be_in_the_ledger(kit: Path) -> None:
     path = kit / "ledger.jsonl"
     before = path.read_bytes(), tip_path(path).read_bytes()
     ledger = Ledger(path, KEY, site="north")
@@ -149,7 +149,7 @@ def test_a_certificate_of_another_key_or_site_is_a_finding(kit: Path, certificat
         (["ledger.jsonl", "--seen", "9"], "must be SEQUENCE:HASH"),
     ],
 )
-def test_what_cannot_be_checked_is_refused(
+def test_input_that_cannot_be_checked_is_refused(
     kit: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], text: str
 ) -> None:
     monkeypatch.chdir(kit)
@@ -159,7 +159,7 @@ def test_what_cannot_be_checked_is_refused(
     assert text in done.output
 
 
-def test_entries_are_listed_by_what_is_asked_for(kit: Path) -> None:
+def test_entries_are_listed_by_the_given_filters(kit: Path) -> None:
     path = kit / "ledger.jsonl"
     done = run("show", path, "--decision", "refused")
     assert done.exit_code == 0

@@ -1,4 +1,4 @@
-"""The pre-flight: what is wrong with a kit, its server and its clock is found, and each line says what to do."""
+"""Tests of the pre-flight check: it finds faults of kit, server and clock, and each failure names a remedy."""
 
 import json
 import shutil
@@ -51,7 +51,7 @@ def kits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def server(kits: Path) -> Iterator[dict[str, Any]]:
-    """A proxy that answers GET /health; what it answers can be changed."""
+    """A proxy that answers GET /health with a status and a clock that the test can change."""
     said: dict[str, Any] = {"status": 200, "ahead": 0.0}
 
     class Handler(BaseHTTPRequestHandler):
@@ -77,7 +77,7 @@ def server(kits: Path) -> Iterator[dict[str, Any]]:
 
 @pytest.fixture
 def fill_in(make_kit: Callable[..., Path]) -> Callable[[Path], Path]:
-    """Return a function that copies a site's kit and fills its site.yaml in."""
+    """Return a function that copies a site's kit and fills in its site.yaml."""
 
     def copy(kits: Path) -> Path:
         folder = make_kit()
@@ -101,7 +101,7 @@ def states(kit: Path) -> dict[str, str]:
 
 
 @pytest.mark.usefixtures("server")
-def test_a_sound_kit_lacks_its_processes_only(kit: Path) -> None:
+def test_in_a_sound_kit_only_the_processes_are_missing(kit: Path) -> None:
     assert states(kit) == {
         "kit": "ok",
         "policy": "ok",
@@ -120,7 +120,7 @@ def test_a_sound_kit_lacks_its_processes_only(kit: Path) -> None:
     ("begins", "days", "state", "says"),
     [(-400, 365, "failed", "ended on"), (5, 365, "failed", "not valid before"), (-350, 365, "notice", "ends on")],
 )
-def test_a_certificate_out_of_date_fails_and_one_that_soon_will_be_is_told(
+def test_an_out_of_date_certificate_fails_and_one_that_ends_soon_gives_a_notice(
     tmp_path: Path, fill_in: Callable[[Path], Path], begins: int, days: int, state: str, says: str
 ) -> None:
     kits = make_kits(tmp_path / "old", 8443, now=NOW + timedelta(days=begins), days=days)
@@ -138,7 +138,7 @@ def run_check(kit: Path, check: str) -> list[Finding]:
 
 
 def found_by(kit: Path, check: str) -> dict[str, str]:
-    """What one check says fails, and how to mend it."""
+    """Return the failures that one check finds, each with its remedy."""
     return {f.name: f"{f.found} {f.fix}" for f in run_check(kit, check) if f.state == "failed"}
 
 
@@ -155,7 +155,7 @@ def test_foreign_certificates_other_names_and_other_keys_are_found(kit: Path, ki
     assert any("but site.yaml to south" in f.found for f in run_check(kit, "_check_kit_files"))
 
 
-def test_a_server_of_somebody_else_or_nobody_is_found(kit: Path, server: dict[str, Any], tmp_path: Path) -> None:
+def test_a_foreign_or_missing_server_is_found(kit: Path, server: dict[str, Any], tmp_path: Path) -> None:
     server["status"] = 502
     assert "502" in found_by(kit, "_check_server")["server"]
     others = make_kits(tmp_path / "others", 1)
@@ -190,19 +190,19 @@ def test_keys_that_others_may_read_are_found(kit: Path) -> None:
     ("line", "state"),
     [("SuperNode ID: 7", "ok"), ("[code: 2004] Failed to activate SuperNode.", "failed"), ("", "unknown")],
 )
-def test_the_servers_word_on_the_nodes_key_is_in_its_log(kit: Path, line: str, state: str) -> None:
+def test_the_servers_answer_to_the_nodes_key_is_read_from_the_log(kit: Path, line: str, state: str) -> None:
     log = kit / "logs" / "node" / "supernode.log"
     log.parent.mkdir(parents=True)
     log.write_text(f"INFO : start\n{line}\n")
     assert states(kit)["registration"] == state
 
 
-def test_a_policy_that_is_not_understood_fails(kit: Path) -> None:
+def test_an_invalid_policy_fails(kit: Path) -> None:
     (kit / "policy.yaml").write_text("schema: 1\noutgoing: {heads: true}")
     assert "policy" in found_by(kit, "_check_policy")
 
 
-def test_the_verb_exits_with_what_was_found(kit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_exit_code_depends_on_the_findings(kit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done = CliRunner().invoke(app, ["site", "check", str(kit), "--json"])
     assert done.exit_code == 1
     document = json.loads(done.stdout)

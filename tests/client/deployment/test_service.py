@@ -1,4 +1,4 @@
-"""The service around worker and SuperNode: what dies comes back, what is stopped leaves nothing behind."""
+"""Tests of the service around worker and SuperNode: it restarts killed programs and leaves no process behind."""
 
 import errno
 import os
@@ -31,7 +31,7 @@ from tests.client.pass_through_gate import PassThroughGate
 ROOT = Path(__file__).resolve().parents[3]
 LIMIT = 60.0
 
-# Stands for SuperNode: it starts a process in a session of its own, as Flower does for every message.
+# Replaces SuperNode: it starts a process in its own session, as Flower does for every message.
 PROGRAM = """
 import os, subprocess, sys, time
 subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
@@ -56,7 +56,7 @@ with _pid_file(kit, "node").hold():
 def wait_for(condition: Callable[[], object]) -> None:
     end = time.monotonic() + LIMIT
     while not condition():
-        assert time.monotonic() < end, "waited in vain"
+        assert time.monotonic() < end, "the condition was not met in time"
         time.sleep(0.02)
 
 
@@ -93,7 +93,9 @@ def test_a_program_that_is_killed_is_started_again_and_stop_leaves_no_orphan(
     assert find_service(tmp_path) == {}
 
 
-def test_what_a_killed_service_left_is_ended_by_the_next(supervisor: subprocess.Popen[bytes], tmp_path: Path) -> None:
+def test_the_next_service_ends_the_processes_of_a_killed_one(
+    supervisor: subprocess.Popen[bytes], tmp_path: Path
+) -> None:
     mark = f"{tmp_path.resolve()}:node"
     wait_for(lambda: len(find_marked(_MARK, mark)) == 2)
     left = find_marked(_MARK, mark)
@@ -115,7 +117,7 @@ def test_a_worker_ends_with_the_process_that_started_it() -> None:
     worker = (
         "import os, socket; from client.worker.process import _wait; pair = socket.socketpair();"
         "from tests.client.pass_through_gate import PassThroughGate;"
-        # Asked before the parent may be killed: afterwards it is another process.
+        # Read before the test kills the parent: afterwards getppid() returns another process.
         "parent = os.getppid(); print('waits', flush=True); _wait(pair[0], parent, PassThroughGate())"
     )
     parent = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {worker!r}]); time.sleep(600)"
@@ -129,7 +131,7 @@ def test_a_worker_ends_with_the_process_that_started_it() -> None:
     process.stdout.close()
 
 
-def test_a_worker_that_can_record_nothing_any_more_ends() -> None:
+def test_a_worker_whose_ledger_is_closed_ends() -> None:
     class EndedGate(PassThroughGate):
         @property
         def ended(self) -> bool:
@@ -139,7 +141,7 @@ def test_a_worker_that_can_record_nothing_any_more_ends() -> None:
     _wait(ours, os.getppid(), EndedGate())
 
 
-def test_a_program_that_cannot_be_started_is_told_and_tried_again(tmp_path: Path) -> None:
+def test_a_program_that_cannot_be_started_is_reported_and_tried_again(tmp_path: Path) -> None:
     said: list[str] = []
 
     def tell(sentence: str) -> None:
@@ -161,7 +163,7 @@ def test_a_program_whose_log_cannot_be_written_ends_the_service(tmp_path: Path) 
     assert "its log cannot be written" in said[0]
 
 
-def test_nobody_is_kept_out_for_good_by_what_passes() -> None:
+def test_a_temporary_error_does_not_stop_the_socket_from_accepting() -> None:
     class Tired(socket.socket):
         failures = 1
 
@@ -181,19 +183,19 @@ def test_nobody_is_kept_out_for_good_by_what_passes() -> None:
         assert ask_worker(Path(path), question, seconds=LIMIT) == question
 
 
-def test_a_pid_file_of_a_killed_service_names_nobody(tmp_path: Path) -> None:
+def test_a_pid_file_of_a_killed_service_names_no_process(tmp_path: Path) -> None:
     file = PidFile(tmp_path / "service.pid")
     with file.hold():
         assert file.read() == os.getpid()
         with pytest.raises(AlreadyRunsError, match=str(os.getpid())), file.hold():
-            raise AssertionError("held twice")
+            raise AssertionError("the PID file was held twice")
     assert file.read() is None
     file.path.write_text("1\n")
     assert file.read() is None
     assert stop_site(tmp_path) == {}
 
 
-def test_another_users_part_is_told_and_is_not_taken_for_stopped(
+def test_a_program_of_another_user_is_reported_and_not_taken_for_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read = PidFile.read
@@ -243,14 +245,14 @@ def test_supernode_gets_the_kits_key_the_workers_socket_and_no_telemetry(make_ki
 
 
 @pytest.mark.parametrize("document", ["", "[]", "{}", '{"schema": 1, "server": {"host": 1, "port": 1}}', "\xff"])
-def test_a_federation_json_that_is_none_is_refused(make_kit: Callable[..., Path], document: str) -> None:
+def test_an_invalid_federation_json_is_refused(make_kit: Callable[..., Path], document: str) -> None:
     kit = make_kit()
     (kit / "federation.json").write_text(document)
     with pytest.raises(InputRefusedError, match=r"federation\.json"):
         describe_programs(kit, load_site_settings(kit / "site.yaml"), ("node",))
 
 
-def test_a_socket_in_a_folder_that_others_enter_is_refused_and_the_folder_left_alone(
+def test_a_socket_in_a_folder_open_to_others_is_refused_and_the_folder_left_alone(
     make_kit: Callable[..., Path],
 ) -> None:
     kit = make_kit()
@@ -260,7 +262,7 @@ def test_a_socket_in_a_folder_that_others_enter_is_refused_and_the_folder_left_a
     assert stat.S_IMODE((kit / "run").stat().st_mode) == 0o755
 
 
-def test_a_group_may_connect_if_the_site_says_so(make_kit: Callable[..., Path]) -> None:
+def test_a_group_may_connect_if_the_site_sets_it(make_kit: Callable[..., Path]) -> None:
     import grp
 
     group = grp.getgrgid(os.getgid()).gr_name

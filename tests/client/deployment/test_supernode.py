@@ -1,4 +1,4 @@
-"""SuperNode over HTTP/2: what is Flower's stays Flower's, and no payload holds up a heartbeat."""
+"""Tests of SuperNode over HTTP/2: Flower's own behaviour is unchanged, and no payload delays a heartbeat."""
 
 import socket
 import ssl
@@ -32,7 +32,7 @@ LIMIT = 20.0
 
 
 class Fleet(ThreadingHTTPServer):
-    """A SuperLink of HTTP/1.1 whose every answer is empty; one to a poll waits until it may come."""
+    """An HTTP/1.1 SuperLink that sends empty answers; its answer to a poll waits for `may_answer`."""
 
     daemon_threads = True
 
@@ -89,7 +89,7 @@ class Answer(BaseHTTPRequestHandler):
         self.server.connections += 1
 
     def log_message(self, *_words: object) -> None:
-        """Say nothing."""
+        """Write no log line."""
 
 
 @pytest.fixture
@@ -106,14 +106,14 @@ def connect(fleet: Fleet) -> MultiplexedFleetClient:
     return MultiplexedFleetClient.from_server_address(address, False, fleet.certificate.read_bytes(), [])
 
 
-def test_a_server_without_http_2_is_spoken_to_as_flowers_own_client_would(fleet: Fleet) -> None:
+def test_a_server_without_http_2_is_called_as_by_flowers_own_client(fleet: Fleet) -> None:
     fleet.may_answer.set()
     with connect(fleet) as client:
         assert not client.PullMessages(PullMessagesRequest()).messages_list
         assert not client.SendNodeHeartbeat(SendNodeHeartbeatRequest()).success
 
 
-def test_a_heartbeat_does_not_wait_for_a_message_that_is_on_its_way(fleet: Fleet) -> None:
+def test_a_heartbeat_does_not_wait_for_a_pending_message(fleet: Fleet) -> None:
     with connect(fleet) as client, ThreadPoolExecutor() as threads:
         message = threads.submit(client.PullMessages, PullMessagesRequest())
         assert fleet.polled.wait(LIMIT)
@@ -134,7 +134,9 @@ def test_messages_go_one_at_a_time(fleet: Fleet) -> None:
 
 
 @pytest.mark.parametrize("after", ["requests", "seconds"])
-def test_a_connection_is_left_before_a_proxy_ends_it(fleet: Fleet, monkeypatch: pytest.MonkeyPatch, after: str) -> None:
+def test_a_connection_is_replaced_before_a_proxy_closes_it(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch, after: str
+) -> None:
     monkeypatch.setattr(supernode, *(("_MAX_REQUESTS", 2) if after == "requests" else ("_MAX_SECONDS", 0.0)))
     fleet.may_answer.set()
     with connect(fleet) as client:
@@ -143,7 +145,7 @@ def test_a_connection_is_left_before_a_proxy_ends_it(fleet: Fleet, monkeypatch: 
     assert fleet.connections == (3 if after == "requests" else 5)
 
 
-def test_a_call_that_a_killed_proxy_cut_off_is_tried_again(fleet: Fleet) -> None:
+def test_a_call_cut_off_by_a_killed_proxy_is_tried_again(fleet: Fleet) -> None:
     fleet.cuts = 2
     fleet.may_answer.set()
     retry = make_simple_http_retry_invoker()
@@ -153,7 +155,7 @@ def test_a_call_that_a_killed_proxy_cut_off_is_tried_again(fleet: Fleet) -> None
     assert (fleet.cuts, fleet.connections) == (0, 1)
 
 
-def test_a_certificate_that_nobody_vouches_for_is_refused(fleet: Fleet, tmp_path: Path) -> None:
+def test_an_untrusted_certificate_is_refused(fleet: Fleet, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     with Fleet(tmp_path / "other") as other:
         address = f"localhost:{fleet.server_address[1]}"
@@ -171,7 +173,7 @@ def test_flowers_supernode_is_started_with_this_client_in_place_of_its_own(monke
     monkeypatch.setattr(fleet_http_connection, "FleetHttpClient", FleetHttpClient)
     monkeypatch.setattr(sys, "argv", ["supernode.py"])
     monkeypatch.setattr(supernode, "flower_supernode", lambda: seen.append(fleet_http_connection.FleetHttpClient))
-    # It returns only when its loop has ended in an error, and its threads would keep the process.
+    # SuperNode returns only after an error, and its threads would keep the process alive, so main() has to exit.
     monkeypatch.setattr(supernode, "flwr_exit", lambda code, _message: seen.append(code))
     supernode.main()
     assert seen == [MultiplexedFleetClient, ExitCode.SUPERNODE_CONNECTION_ERROR]

@@ -1,4 +1,4 @@
-"""The gate as a whole: every message is in the ledger, and a gate that cannot be sure of itself does not open."""
+"""Tests of the whole gate: every message is in the ledger, and a gate whose files fail a check does not open."""
 
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ def left_of(gate: Gate, kit: Kit) -> RoundReply:
     return gate.release(asked, answer(asked), LAYOUT)
 
 
-def test_without_a_policy_nothing_leaves_and_the_site_learns_what_to_pin(kit: Kit, caplog: Any) -> None:
+def test_without_a_policy_nothing_leaves_and_the_log_names_the_backbone_to_pin(kit: Kit, caplog: Any) -> None:
     kit.close()
     gate = open_gate(kit.settings, kit.folder)
     kit.gates.append(gate)
@@ -57,7 +57,7 @@ def test_without_a_policy_nothing_leaves_and_the_site_learns_what_to_pin(kit: Ki
     assert BACKBONE in kit.entries()[-1].reason
 
 
-def test_what_cannot_be_recorded_does_not_pass(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_message_that_cannot_be_recorded_does_not_pass(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
     gate = kit.open()
     kit.join(gate)
     asked = request()
@@ -75,7 +75,7 @@ def test_what_cannot_be_recorded_does_not_pass(kit: Kit, monkeypatch: pytest.Mon
     assert kit.is_sound()
 
 
-def test_what_the_worker_refuses_is_recorded_as_text_of_one_line(kit: Kit) -> None:
+def test_a_refusal_by_the_worker_is_recorded_as_one_line_of_text(kit: Kit) -> None:
     kit.open().refused("in", "unreadable\n", "a frame\x00cannot be read", b"junk")
     entry = kit.entries()[-1]
     assert (entry.decision, entry.kind, entry.bytes) == ("refused", "unreadable ", 4)
@@ -83,7 +83,7 @@ def test_what_the_worker_refuses_is_recorded_as_text_of_one_line(kit: Kit) -> No
 
 
 @pytest.mark.parametrize("spoil", ["key", "open key", "ledger", "policy", "second"])
-def test_a_gate_that_cannot_be_sure_of_itself_does_not_open(kit: Kit, spoil: str) -> None:
+def test_a_gate_that_fails_a_check_does_not_open(kit: Kit, spoil: str) -> None:
     kit.join(kit.open())
     if spoil != "second":
         kit.close()
@@ -106,7 +106,7 @@ def test_a_gate_that_cannot_be_sure_of_itself_does_not_open(kit: Kit, spoil: str
 
 
 @pytest.mark.parametrize(("ledger", "tip"), [(b"", None), (b"", b""), (b"", b'{"schema":1,"led'), (None, b"")])
-def test_a_crash_while_the_ledger_was_begun_keeps_no_site_from_starting(
+def test_a_site_starts_after_a_crash_during_the_creation_of_its_ledger(
     kit: Kit, ledger: bytes | None, tip: bytes | None
 ) -> None:
     state = kit.settings.worker.state
@@ -120,6 +120,6 @@ def test_a_crash_while_the_ledger_was_begun_keeps_no_site_from_starting(
     assert "no complete entry" in kit.entries()[0].about["left_behind"]
 
 
-def test_checking_a_gate_begins_no_ledger(kit: Kit) -> None:
+def test_checking_a_gate_creates_no_ledger(kit: Kit) -> None:
     check_gate(kit.settings, kit.folder)
     assert not kit.settings.worker.state.exists()

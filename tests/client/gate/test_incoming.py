@@ -1,4 +1,4 @@
-"""What comes in through the gate: only what the policy grants, in order, and no farther than it allows."""
+"""Tests of incoming messages at the gate: only requests that the policy allows, in order, and within its bounds."""
 
 from typing import Any
 
@@ -66,7 +66,7 @@ def test_a_proposal_beyond_the_policy_is_refused_by_rule(kit: Kit, change: dict[
     assert (kit.entries()[-1].decision, kit.entries()[-1].rule) == ("refused", rule)
 
 
-def test_all_rules_that_a_proposal_breaks_are_named_together_and_no_value_leaves(kit: Kit) -> None:
+def test_all_rules_that_a_proposal_violates_are_named_together_and_no_value_leaves(kit: Kit) -> None:
     gate = kit.open()
     document = kit.proposal.model_dump()
     document["training"] |= {"epochs": 999, "batch_size": 1}
@@ -100,9 +100,7 @@ def test_a_run_cannot_be_proposed_again_with_other_settings(kit: Kit) -> None:
         ({"outgoing__budget": {"epsilon": 8.0}}, "outgoing.budget"),
     ],
 )
-def test_a_policy_that_was_tightened_stops_a_run_that_was_agreed_on_before(
-    kit: Kit, tighter: dict[str, Any], rule: str
-) -> None:
+def test_a_stricter_policy_stops_a_run_that_was_agreed_on_before(kit: Kit, tighter: dict[str, Any], rule: str) -> None:
     gate = kit.open()
     kit.join(gate)
     kit.admit(gate, request(1))
@@ -113,7 +111,7 @@ def test_a_policy_that_was_tightened_stops_a_run_that_was_agreed_on_before(
     kit.admit(kit.open(), request(2))
 
 
-def test_what_the_site_is_said_to_have_agreed_to_must_be_what_its_ledger_says(kit: Kit) -> None:
+def test_the_agreed_proposal_must_match_the_ledger(kit: Kit) -> None:
     gate = kit.open()
     kit.join(gate)
     kit.agreed = kit.proposal.model_copy(update={"seed": 7})
@@ -121,7 +119,7 @@ def test_what_the_site_is_said_to_have_agreed_to_must_be_what_its_ledger_says(ki
 
 
 @pytest.mark.parametrize("name", ["", "../north", "a" * 65, "a b", ".gate"])
-def test_a_runs_name_is_no_path(kit: Kit, name: str) -> None:
+def test_a_run_name_must_not_be_a_path(kit: Kit, name: str) -> None:
     gate = kit.open()
     assert rules_of(lambda: gate.admit_proposal(name, kit.proposal, b"frame")) == ("protocol.run",)
 
@@ -152,7 +150,7 @@ def test_a_runs_name_is_no_path(kit: Kit, name: str) -> None:
         (request(header=Header(RUN, 1, BACKBONE, LAYOUT.hash, code="0")), "incoming.code"),
     ],
 )
-def test_a_request_beyond_the_policy_is_refused_by_rule_and_the_site_goes_on(
+def test_a_request_beyond_the_policy_is_refused_by_rule_and_the_site_continues(
     kit: Kit, asked: RoundRequest, rule: str
 ) -> None:
     gate = kit.open()
@@ -163,7 +161,7 @@ def test_a_request_beyond_the_policy_is_refused_by_rule_and_the_site_goes_on(
 
 
 @pytest.mark.parametrize("restart", [False, True])
-def test_a_server_cannot_go_back_or_ask_twice_and_may_ask_again_bit_for_bit(kit: Kit, restart: bool) -> None:
+def test_an_identical_request_may_be_repeated_and_no_other_request_may_go_back(kit: Kit, restart: bool) -> None:
     gate = kit.open()
     kit.join(gate)
     for number in (1, 3):
@@ -177,7 +175,7 @@ def test_a_server_cannot_go_back_or_ask_twice_and_may_ask_again_bit_for_bit(kit:
 
 
 @pytest.mark.parametrize("restart", [False, True])
-def test_prompts_may_move_by_the_bound_whatever_round_a_server_claims(kit: Kit, restart: bool) -> None:
+def test_prompts_may_move_by_the_bound_for_any_claimed_round(kit: Kit, restart: bool) -> None:
     gate = kit.open()
     kit.join(gate)
     kit.admit(gate, request(1))
@@ -189,7 +187,7 @@ def test_prompts_may_move_by_the_bound_whatever_round_a_server_claims(kit: Kit, 
 
 
 @pytest.mark.parametrize(("name", "numbers"), [("sinks", slice(0, 6)), ("tokens", slice(6, None))])
-def test_a_jump_of_one_tensor_does_not_hide_among_the_numbers_of_another(kit: Kit, name: str, numbers: slice) -> None:
+def test_a_jump_of_one_tensor_is_not_hidden_by_another_tensor(kit: Kit, name: str, numbers: slice) -> None:
     gate = kit.open()
     kit.join(gate, WITH_TOKENS)
     start = request(layout=WITH_TOKENS).payload
@@ -242,7 +240,7 @@ ASKED = st.fixed_dictionaries(
 
 @FUZZED
 @given(sequence=st.lists(ASKED, min_size=1, max_size=4))
-def test_whatever_a_server_asks_only_what_the_policy_grants_comes_in(kit: Kit, sequence: list[dict[str, Any]]) -> None:
+def test_the_gate_accepts_only_requests_that_the_policy_allows(kit: Kit, sequence: list[dict[str, Any]]) -> None:
     gate, memory = fuzzed_gate(kit, STRICT)
     highest = 0
     for changes in sequence:

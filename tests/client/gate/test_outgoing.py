@@ -1,4 +1,4 @@
-"""What leaves through the gate: nothing but what the policy allows, whatever a site computed."""
+"""Tests of outgoing messages at the gate: for any result of a site, only values that the policy allows leave."""
 
 import dataclasses
 import math
@@ -65,7 +65,7 @@ def test_an_introduction_outside_the_policy_does_not_leave(kit: Kit, change: dic
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))
-def test_what_any_method_says_of_its_layout_may_leave(kit: Kit, method: str) -> None:
+def test_the_layout_description_of_every_method_may_leave(kit: Kit, method: str) -> None:
     info = METHODS[method]
     said = (f"method {method}", *(f"{name} {option.default:g}" for name, option in info.options.items()))
     gate = kit.open()
@@ -74,7 +74,7 @@ def test_what_any_method_says_of_its_layout_may_leave(kit: Kit, method: str) -> 
     gate.release_introduction(RUN, met, encode_frame(met), counts=COUNTS)
 
 
-def test_the_first_backbone_is_kept_over_restarts_and_a_list_overrules_it(kit: Kit) -> None:
+def test_the_first_backbone_is_kept_over_restarts_and_a_list_overrides_it(kit: Kit) -> None:
     kit.join(kit.open())
     gate = kit.open()
     gate.admit_proposal("run-b", kit.proposal, b"frame")
@@ -126,7 +126,7 @@ def test_a_payload_of_the_right_size_but_another_layout_does_not_leave(kit: Kit)
     assert rules_of(lambda: gate.release(asked, answer(asked), other)) == ("protocol.layout",)
 
 
-def test_a_head_leaves_only_if_both_rules_say_so(kit: Kit) -> None:
+def test_a_head_leaves_only_if_both_rules_allow_it(kit: Kit) -> None:
     document = kit.proposal.model_dump()
     document["federation"] |= {"share": "prompts+head"}
     wanted = Proposal.model_validate(document)
@@ -148,7 +148,7 @@ WITH_MEANS = PayloadLayout(
 )
 
 
-def test_statistics_leave_only_if_the_policy_says_so_and_of_classes_with_enough_images(kit: Kit) -> None:
+def test_statistics_leave_only_if_allowed_and_only_for_classes_with_enough_images(kit: Kit) -> None:
     document = kit.proposal.model_dump()
     document["federation"] |= {"share": "prompts+head"}
     document["training"] |= {"head": "lda"}
@@ -173,7 +173,7 @@ def test_statistics_leave_only_if_the_policy_says_so_and_of_classes_with_enough_
             assert refused == ("outgoing.min_class_images",)
 
 
-def test_no_statistics_leave_before_a_round_and_no_bound_on_steps_holds_for_them(kit: Kit) -> None:
+def test_statistics_leave_only_after_a_round_and_are_exempt_from_the_update_bound(kit: Kit) -> None:
     document = kit.proposal.model_dump()
     document["federation"] |= {"share": "prompts+head"}
     document["training"] |= {"head": "lda"}
@@ -195,7 +195,7 @@ def test_no_statistics_leave_before_a_round_and_no_bound_on_steps_holds_for_them
     assert all((tensor == 0.5).all() for tensor in found.values())
 
 
-def test_a_gradient_leaves_only_if_the_policy_says_so(kit: Kit) -> None:
+def test_a_gradient_leaves_only_if_the_policy_allows_it(kit: Kit) -> None:
     gate = kit.open(outgoing__gradient=True)
     kit.join(gate)
     asked = request(wants_gradient=True)
@@ -205,7 +205,7 @@ def test_a_gradient_leaves_only_if_the_policy_says_so(kit: Kit) -> None:
     assert ("gradient/sinks", (2, 3)) in kit.entries()[-1].tensors
 
 
-def test_clipping_scales_the_update_to_the_bound_and_says_so(kit: Kit) -> None:
+def test_clipping_scales_the_update_to_the_bound_and_is_recorded(kit: Kit) -> None:
     gate = kit.open(outgoing__update={"bound": 0.25, "above": "clip"})
     kit.join(gate)
     asked = request()
@@ -303,7 +303,7 @@ ANYTHING = st.fixed_dictionaries(
 
 @FUZZED
 @given(changes=ANYTHING)
-def test_whatever_a_reply_holds_nothing_leaves_but_what_the_policy_allows(kit: Kit, changes: dict[str, Any]) -> None:
+def test_only_content_that_the_policy_allows_leaves_with_any_reply(kit: Kit, changes: dict[str, Any]) -> None:
     gate, memory = fuzzed_gate(kit, STRICT)
     asked = request()
     kit.admit(gate, asked)

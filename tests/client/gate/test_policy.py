@@ -1,4 +1,4 @@
-"""The site's policy: strict by default, refused as a whole if anything in it is not understood."""
+"""Tests of the site's policy: it is strict by default, and refused as a whole if any part is invalid."""
 
 import logging
 from pathlib import Path
@@ -13,7 +13,7 @@ from ept_fed.protocol.messages import EVALUATE_METRICS, QUALITY_METRICS
 TEMPLATE = Path(__file__).resolve().parents[3] / "ept_fed" / "assets" / "policy.yaml"
 
 
-def test_without_a_file_the_strictest_policy_holds_and_says_so(
+def test_without_a_file_the_strictest_policy_applies_and_is_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
@@ -25,7 +25,7 @@ def test_without_a_file_the_strictest_policy_holds_and_says_so(
     assert policy.incoming.backbone is None
 
 
-def test_the_template_is_the_default_but_for_the_backbone() -> None:
+def test_the_template_equals_the_default_except_for_the_backbone() -> None:
     policy = load_policy(TEMPLATE)
     assert policy.incoming.backbone == "first"
     strict = policy.model_copy(update={"incoming": policy.incoming.model_copy(update={"backbone": None})})
@@ -39,7 +39,7 @@ def test_the_template_shows_every_rule() -> None:
             assert f"{name}:" in text, name
 
 
-def test_every_number_that_a_server_can_ask_for_has_a_range() -> None:
+def test_every_number_that_a_server_can_request_has_a_range() -> None:
     numbers = {name for name, value in TrainingSettings() if isinstance(value, (int, float)) and value is not False}
     assert numbers == set(TrainingRanges.model_fields)
     training = TrainingSettings()
@@ -51,7 +51,7 @@ def test_every_metric_of_the_protocol_can_be_allowed() -> None:
     assert set(Policy().outgoing.metrics) == {*QUALITY_METRICS, "seconds"} == set(EVALUATE_METRICS)
 
 
-def test_all_problems_of_a_file_come_together(tmp_path: Path) -> None:
+def test_all_problems_of_a_file_are_reported_together(tmp_path: Path) -> None:
     path = tmp_path / "policy.yaml"
     path.write_text(
         "outgoing: {heads: true, digits: 99, tensors: [images, head.weight], metrics: [confusion]}\n"
@@ -74,13 +74,13 @@ def test_all_problems_of_a_file_come_together(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "[]", "schema: 2", "schema: 1\nschema: 1", "schema: 1\noutgoing: {head: maybe}"])
-def test_a_file_that_is_not_understood_permits_nothing(tmp_path: Path, text: str) -> None:
+def test_an_invalid_file_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "policy.yaml"
     path.write_text(text)
     with pytest.raises(InputRefusedError):
         load_policy(path)
 
 
-def test_every_rule_counts_in_the_digest() -> None:
+def test_a_changed_rule_changes_the_digest() -> None:
     looser = Policy.model_validate({"schema": 1, "outgoing": {"head": True}})
     assert looser.digest != Policy().digest == Policy.model_validate({"schema": 1}).digest

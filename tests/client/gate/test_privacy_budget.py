@@ -1,4 +1,4 @@
-"""The privacy budget: it lasts across runs, is written before it is spent, and a damaged one is not spent from."""
+"""Tests of the privacy budget: it spans runs, is written before it is spent, and is not used when it is damaged."""
 
 import itertools
 import json
@@ -76,7 +76,7 @@ def test_the_round_that_would_overspend_is_refused_and_costs_nothing(tmp_path: P
         charge(BudgetLedger(ledger.path), 1, run="run-b", epsilon=limit)
 
 
-def test_a_line_holds_what_the_round_was_accounted_by(tmp_path: Path) -> None:
+def test_a_line_holds_the_accounting_parameters_of_its_round(tmp_path: Path) -> None:
     line = json.loads(filled(tmp_path / BUDGET_FILE, 1).read_text())
     assert set(line) == {
         "schema", "sequence", "time", "run", "round", "mechanism", "noise_multiplier", "sampling_rate", "steps",
@@ -101,7 +101,7 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
-# Of the last line, which the tip holds whole.
+# Damage to the last line only: the tip has a copy of this line, so it can be restored.
 INTERRUPTED: dict[str, Callable[[bytes], bytes]] = {
     "a torn end": lambda content: content[:-20],
     "a missing end of line": lambda content: content[:-1],
@@ -113,7 +113,7 @@ INTERRUPTED: dict[str, Callable[[bytes], bytes]] = {
 
 
 @pytest.mark.parametrize("kind", INTERRUPTED)
-def test_a_round_whose_line_was_torn_counts_as_spent_at_what_it_cost(tmp_path: Path, kind: str) -> None:
+def test_a_round_with_a_partially_written_line_counts_as_spent_at_full_cost(tmp_path: Path, kind: str) -> None:
     path = filled(tmp_path / BUDGET_FILE)
     whole, three = path.read_bytes(), spent_epsilon([STEPS] * 3, DELTA)
     left = INTERRUPTED[kind](whole)
@@ -130,9 +130,7 @@ def test_a_round_whose_line_was_torn_counts_as_spent_at_what_it_cost(tmp_path: P
     assert len(BudgetLedger(path).charged) == 4
 
 
-def test_a_charge_that_is_cut_off_anywhere_is_spent_or_was_never_begun(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_charge_is_either_spent_or_never_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class KilledError(BaseException):
         pass
 
@@ -188,7 +186,7 @@ def test_a_damaged_or_missing_tip_fails_closed(tmp_path: Path, tip: bytes | None
         BudgetLedger(path)
 
 
-def test_a_removed_ledger_and_an_older_tip_are_noticed(tmp_path: Path) -> None:
+def test_a_removed_ledger_and_an_older_tip_are_detected(tmp_path: Path) -> None:
     path = filled(tmp_path / BUDGET_FILE, 2)
     tip = path.with_suffix(".tip").read_bytes()
     charge(BudgetLedger(path), 3)
@@ -202,7 +200,7 @@ def test_a_removed_ledger_and_an_older_tip_are_noticed(tmp_path: Path) -> None:
         BudgetLedger(path)
 
 
-def test_what_cannot_be_written_is_not_spent_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_charge_that_cannot_be_written_is_not_spent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ledger = BudgetLedger(filled(tmp_path / BUDGET_FILE))
     with monkeypatch.context() as patched:
         patched.setattr("client.gate.privacy_budget.os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "full")))
@@ -216,7 +214,7 @@ def test_what_cannot_be_written_is_not_spent_from(tmp_path: Path, monkeypatch: p
 
 
 class Private:
-    """A worker behind its gate, in a run that trains with privacy."""
+    """A worker with its gate, in a run that trains with differential privacy."""
 
     def __init__(self, kit: Path, experiment: Experiment, budget: dict[str, float] | None) -> None:
         self.kit, self.proposal, self.limit = kit, propose(experiment), budget
@@ -237,7 +235,7 @@ class Private:
         self.worker = Worker(self.settings, self.gate)
 
     def restart(self, **changes: dict[str, float] | None) -> None:
-        """Start the worker anew, with another budget if one is given."""
+        """Restart the worker, with another budget if one is given."""
         self.limit = changes.get("budget", self.limit)
         self.gate.close()
         self._open()
@@ -282,7 +280,7 @@ def refused_proposal(site: Private, run: str) -> str:
 NOISE = "training.privacy={clip: 1.0, noise_multiplier: 4.0}"
 
 
-def test_a_worker_spends_before_it_answers_and_stops_when_the_budget_is_gone(private: Callable[..., Private]) -> None:
+def test_a_worker_spends_before_it_answers_and_stops_when_the_budget_is_spent(private: Callable[..., Private]) -> None:
     site = private({"epsilon": 4.0, "delta": 1e-4}, NOISE)
     replies = [site.ask("run-a", 1)]
     while isinstance(replies[-1], RoundReply) and len(replies) < 29:
@@ -297,7 +295,7 @@ def test_a_worker_spends_before_it_answers_and_stops_when_the_budget_is_gone(pri
     assert spent_epsilon([*(line.spending for line in charged), charged[-1].spending], 1e-4) > 4.0
 
 
-def test_the_same_request_again_has_the_same_answer_and_costs_nothing_more(private: Callable[..., Private]) -> None:
+def test_a_repeated_request_has_the_same_answer_and_no_further_cost(private: Callable[..., Private]) -> None:
     site = private({"epsilon": 50.0}, NOISE)
     first, second = site.ask("run-a"), site.ask("run-a")
     assert isinstance(first, RoundReply)
@@ -306,7 +304,7 @@ def test_the_same_request_again_has_the_same_answer_and_costs_nothing_more(priva
     assert len(read_budget(site.budget)) == 1
 
 
-def test_with_a_budget_nothing_is_trained_or_told_without_noise(private: Callable[..., Private]) -> None:
+def test_with_a_budget_nothing_is_trained_or_reported_without_noise(private: Callable[..., Private]) -> None:
     site = private({"epsilon": 50.0}, NOISE)
     plain = json.dumps(json.loads(site.proposal.training.model_dump_json()) | {"privacy": None})
     for changes in ({"settings": plain}, {"phase": "evaluate", "settings": ""}, {"wants_gradient": True}):
@@ -351,14 +349,14 @@ def test_with_a_budget_no_run_may_test_on_images_that_another_trained_on(
     site.gate.admit_proposal("run-c", site.proposal, b"frame")
 
 
-def test_a_proposal_that_came_to_nothing_pins_no_splits(private: Callable[..., Private]) -> None:
+def test_a_proposal_that_was_never_trained_pins_no_splits(private: Callable[..., Private]) -> None:
     site = private({"epsilon": 50.0}, NOISE)
     agreed = site.proposal
     site.gate.admit_proposal("run-x", agreed.model_copy(update={"seed": 7}), b"frame")
     assert isinstance(site.ask("run-a"), RoundReply)
 
 
-def test_a_run_agreed_on_before_the_budget_pins_its_splits_when_it_goes_on(private: Callable[..., Private]) -> None:
+def test_a_run_agreed_on_before_the_budget_pins_its_splits_when_it_continues(private: Callable[..., Private]) -> None:
     site = private(None, NOISE)
     assert isinstance(site.ask("run-a"), RoundReply)
     site.restart(budget={"epsilon": 50.0})
@@ -367,7 +365,7 @@ def test_a_run_agreed_on_before_the_budget_pins_its_splits_when_it_goes_on(priva
     assert refused_proposal(site, "run-b") == "the site's gate refuses it: outgoing.budget"
 
 
-def test_without_a_budget_the_cost_is_written_down_all_the_same(private: Callable[..., Private]) -> None:
+def test_without_a_budget_the_cost_is_still_recorded(private: Callable[..., Private]) -> None:
     site = private(None, NOISE)
     assert isinstance(site.ask("run-a"), RoundReply)
     assert len(read_budget(site.budget)) == 1
@@ -380,7 +378,9 @@ def test_neither_epsilon_nor_delta_nor_the_loss_is_in_the_reply(private: Callabl
     assert not {name for name in reply.metrics if "epsilon" in name or "delta" in name}
 
 
-def test_a_round_whose_line_a_power_cut_tore_is_spent_and_the_ledger_says_so(private: Callable[..., Private]) -> None:
+def test_a_round_with_a_line_lost_to_a_power_cut_is_spent_and_noted_in_the_ledger(
+    private: Callable[..., Private],
+) -> None:
     site = private({"epsilon": 50.0}, NOISE)
     assert isinstance(site.ask("run-a"), RoundReply)
     whole = site.budget.read_bytes()
@@ -397,9 +397,7 @@ def test_a_round_whose_line_a_power_cut_tore_is_spent_and_the_ledger_says_so(pri
 
 
 @pytest.mark.parametrize("left", ["nothing", "an older end"])
-def test_a_budget_that_was_taken_away_with_its_tip_is_missed_by_the_ledger(
-    private: Callable[..., Private], left: str
-) -> None:
+def test_the_ledger_reveals_a_budget_that_was_removed_with_its_tip(private: Callable[..., Private], left: str) -> None:
     site = private({"epsilon": 50.0}, NOISE)
     files = site.budget, site.budget.with_suffix(".tip")
     assert isinstance(site.ask("run-a"), RoundReply)
@@ -419,20 +417,20 @@ def test_a_budget_that_was_taken_away_with_its_tip_is_missed_by_the_ledger(
 
 
 def tear_line(site: Private) -> None:
-    """Leave the budget as a power cut does that comes before its line, and so before the ledger's note."""
+    """Simulate a power cut while the budget's line is written, and so before the ledger's note."""
     take_back_note(site)
     site.budget.write_bytes(site.budget.read_bytes()[:99])
 
 
 def take_back_note(site: Private) -> None:
-    """Leave the ledger as a kill does that comes between the budget's line and the ledger's note."""
+    """Simulate a kill between the budget's line and the ledger's note."""
     ledger = site.budget.with_name("ledger.jsonl")
     ledger.write_bytes(site.before[0])
     tip_path(ledger).write_bytes(site.before[1])
 
 
 def begin_anew(site: Private) -> None:
-    """Lose the ledger, and begin another."""
+    """Remove the ledger and begin a new one."""
     ledger = site.budget.with_name("ledger.jsonl")
     for file in (ledger, tip_path(ledger)):
         file.unlink()
@@ -440,7 +438,7 @@ def begin_anew(site: Private) -> None:
 
 
 @pytest.mark.parametrize("happened", [tear_line, take_back_note, begin_anew])
-def test_a_budget_is_missed_whatever_came_between_its_last_line_and_the_ledgers_note(
+def test_a_removed_budget_is_detected_after_any_interruption_before_the_ledgers_note(
     private: Callable[..., Private], happened: Callable[[Private], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     site = private({"epsilon": 50.0}, NOISE)
@@ -467,7 +465,7 @@ def test_a_budget_is_missed_whatever_came_between_its_last_line_and_the_ledgers_
             look(site.settings, site.kit)
 
 
-def test_a_gate_does_not_open_over_a_damaged_budget(private: Callable[..., Private]) -> None:
+def test_a_gate_does_not_open_with_a_damaged_budget(private: Callable[..., Private]) -> None:
     site = private({"epsilon": 50.0}, NOISE)
     assert isinstance(site.ask("run-a"), RoundReply)
     site.budget.write_bytes(site.budget.read_bytes().replace(b'"steps":', b'"steps":1'))

@@ -1,4 +1,4 @@
-"""Updates that leave under secure aggregation: judged before, once a round, in the ledger like all else."""
+"""Tests of updates under secure aggregation: checked before masking, sent once a round, recorded in the ledger."""
 
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,7 @@ def test_a_masked_round_passes_and_the_ledger_has_every_message(secure: Kit) -> 
     assert secure.is_sound()
 
 
-def test_an_update_in_clear_never_leaves_a_run_whose_updates_are_masked(secure: Kit) -> None:
+def test_a_plaintext_update_never_leaves_under_secure_aggregation(secure: Kit) -> None:
     gate = secure.open()
     secure.join(gate)
     asked = request()
@@ -73,7 +73,7 @@ def test_an_update_in_clear_never_leaves_a_run_whose_updates_are_masked(secure: 
 
 
 @pytest.mark.parametrize("restart", [False, True])
-def test_an_update_leaves_once_also_after_a_restart(secure: Kit, restart: bool) -> None:
+def test_an_update_leaves_only_once_also_after_a_restart(secure: Kit, restart: bool) -> None:
     gate = secure.open()
     secure.join(gate)
     train(secure, gate)
@@ -110,7 +110,7 @@ def test_no_stage_is_served_before_its_round_was_trained(secure: Kit) -> None:
     assert rules_of(lambda: admit(secure, gate, stage("advertisement"))) == ("protocol.replay",)
 
 
-def test_a_run_in_clear_serves_no_stage_and_can_be_refused_as_such(tmp_path: Path, micro: Any) -> None:
+def test_a_plaintext_run_serves_no_stage_and_can_be_refused_by_the_policy(tmp_path: Path, micro: Any) -> None:
     kit = Kit(tmp_path, propose(micro("data.classes=[a, b]")))
     gate = kit.open()
     kit.join(gate)
@@ -120,7 +120,7 @@ def test_a_run_in_clear_serves_no_stage_and_can_be_refused_as_such(tmp_path: Pat
     assert rules_of(lambda: kit.admit(strict, request(2))) == ("outgoing.secure_aggregation_only",)
 
 
-def test_a_masked_update_is_held_to_the_rules_of_one_in_clear(secure: Kit) -> None:
+def test_a_masked_update_must_follow_the_rules_for_plaintext_updates(secure: Kit) -> None:
     gate = secure.open()
     secure.join(gate)
     train(secure, gate)
@@ -135,7 +135,7 @@ def test_a_masked_update_is_held_to_the_rules_of_one_in_clear(secure: Kit) -> No
     np.testing.assert_allclose(clipping.mask(asked, INITIAL, far, COUNTS["train"], LAYOUT), INITIAL + 1, rtol=1e-6)
 
 
-def test_a_masked_input_that_was_not_judged_does_not_leave(secure: Kit) -> None:
+def test_a_masked_input_that_was_not_checked_does_not_leave(secure: Kit) -> None:
     gate = secure.open()
     secure.join(gate)
     train(secure, gate)
@@ -148,7 +148,7 @@ def test_a_masked_input_that_was_not_judged_does_not_leave(secure: Kit) -> None:
     assert rules_of(lambda: gate.release_stage(stage("masked input", 2), b"masked")) == ("protocol.stage",)
 
 
-def test_no_gradient_leaves_and_no_site_gets_a_term_of_its_own(secure: Kit) -> None:
+def test_no_gradient_leaves_and_no_site_gets_its_own_correction(secure: Kit) -> None:
     gate = secure.open(outgoing__gradient=True, incoming__correction=True)
     secure.join(gate)
     for asked in (request(wants_gradient=True), request(correction=INITIAL)):
@@ -181,12 +181,12 @@ def test_the_same_run_under_another_name_is_refused_once_an_update_left(secure: 
     propose_again(reopened, name="third", seed=1)
 
 
-def test_sums_of_fewer_sites_than_the_policy_asks_for_are_refused(secure: Kit) -> None:
+def test_sums_of_fewer_sites_than_the_policy_requires_are_refused(secure: Kit) -> None:
     gate = secure.open(outgoing__min_secure_aggregation_sites=4)
     assert rules_of(lambda: secure.join(gate)) == ("outgoing.min_secure_aggregation_sites",)
 
 
-def test_a_reply_of_few_images_does_not_leave_though_its_update_stays(secure: Kit) -> None:
+def test_a_reply_without_an_update_does_not_leave_if_it_covers_too_few_images(secure: Kit) -> None:
     asked = request()
     secure.join(secure.open())
     gate = secure.open(outgoing__min_training_images=1000)
@@ -196,7 +196,7 @@ def test_a_reply_of_few_images_does_not_leave_though_its_update_stays(secure: Ki
     )
 
 
-def test_a_stage_is_judged_by_the_policy_of_today(secure: Kit) -> None:
+def test_a_stage_is_checked_against_the_current_policy(secure: Kit) -> None:
     gate = secure.open()
     secure.join(gate)
     train(secure, gate)
@@ -204,7 +204,7 @@ def test_a_stage_is_judged_by_the_policy_of_today(secure: Kit) -> None:
     assert rules_of(lambda: admit(secure, stricter, stage("advertisement"))) == ("incoming.backbone",)
 
 
-def test_the_ledger_names_those_whose_updates_are_summed(secure: Kit) -> None:
+def test_the_ledger_names_the_sites_whose_updates_are_summed(secure: Kit) -> None:
     secure.join(secure.open())
     (proposed,) = [entry for entry in secure.entries() if entry.kind == "introduce"]
     assert proposed.about["masked among"] == "east, north, south"

@@ -1,4 +1,4 @@
-"""A ledger that is gone, emptied or cut together with its tip is missed by what the site's own state knows."""
+"""Tests of the evidence in the site's state: it reveals a ledger that was removed, emptied or cut with its tip."""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -41,7 +41,7 @@ def kit(tmp_path: Path, federation: Callable[..., Experiment]) -> Iterator[Kit]:
 
 
 def serve(kit: Kit) -> None:
-    """Let one round pass."""
+    """Pass one round through the gate."""
     gate = kit.open()
     kit.join(gate)
     asked = request(ROUND)
@@ -64,7 +64,7 @@ def keep_budget(state: Path, round_number: int) -> None:
     ledger.charge(RUN, round_number, cost, delta=1e-5, epsilon=None)
 
 
-# Each alone is to be enough: whoever removes a ledger may remove some of them.
+# Each one must be sufficient: an attacker who removes a ledger may remove some of the others.
 WITNESSES: dict[str, Callable[[Kit, Path], object]] = {
     "an agreement": lambda kit, state: registry(state).agree(RUN, kit.proposal),
     "a state": lambda kit, state: keep_state(state, ROUND),
@@ -81,7 +81,7 @@ GONE: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("gone", GONE)
 @pytest.mark.parametrize("witness", WITNESSES)
-def test_no_ledger_begins_in_silence_where_the_state_knows_of_one(kit: Kit, witness: str, gone: str) -> None:
+def test_a_missing_ledger_is_refused_if_the_state_has_evidence_of_it(kit: Kit, witness: str, gone: str) -> None:
     serve(kit)
     path = kit.settings.worker.state / LEDGER_FILE
     if witness != "the gate's prompts":
@@ -105,7 +105,7 @@ def test_a_site_without_any_state_begins_its_first_ledger_by_itself(kit: Kit) ->
 
 
 @pytest.mark.parametrize("keep", [keep_state, keep_budget])
-def test_an_end_that_was_cut_together_with_its_tip_is_missed(kit: Kit, keep: Callable[[Path, int], None]) -> None:
+def test_an_end_that_was_cut_together_with_its_tip_is_detected(kit: Kit, keep: Callable[[Path, int], None]) -> None:
     serve(kit)
     path = kit.settings.worker.state / LEDGER_FILE
     kept = path.read_bytes(), tip_path(path).read_bytes()
@@ -130,7 +130,7 @@ def begin(kit: Kit, reason: str) -> tuple[int, str]:
     return done.exit_code, " ".join(done.output.split())
 
 
-def test_a_person_begins_a_new_ledger_and_it_says_so_for_good(kit: Kit) -> None:
+def test_a_ledger_begun_by_a_person_records_this_permanently(kit: Kit) -> None:
     serve(kit)
     path = kit.settings.worker.state / LEDGER_FILE
     keep_state(path.parent, ROUND)
@@ -149,14 +149,14 @@ def test_a_person_begins_a_new_ledger_and_it_says_so_for_good(kit: Kit) -> None:
     assert kit.is_sound()
     sentences = verify_ledger(path)["sentences"]
     assert any('because "the disk failed"' in one and f"{RUN} to round {ROUND}" in one for one in sentences)
-    # What comes later must be in the new one all the same.
+    # Later rounds must still be in the new ledger.
     kit.close()
     keep_state(path.parent, ROUND + 1)
     with pytest.raises(InputRefusedError, match="ends before that"):
         open_gate(kit.settings, kit.folder)
 
 
-def test_of_two_who_begin_a_ledger_at_once_one_is_refused(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_two_ledgers_begun_at_once_one_is_refused(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
     find = begin_module.find_served
 
     def be_overtaken(*given: Any) -> dict[str, int]:
@@ -170,7 +170,7 @@ def test_of_two_who_begin_a_ledger_at_once_one_is_refused(kit: Kit, monkeypatch:
     assert [load_restart(entry)[0] for entry in kit.entries()] == ["the first"]
 
 
-def test_a_run_may_bear_the_name_of_a_states_file(kit: Kit) -> None:
+def test_a_run_may_have_the_name_of_a_state_file(kit: Kit) -> None:
     gate, name = kit.open(), "round-3"
     gate.admit_proposal(name, kit.proposal, encode_frame(Introduce(name, kit.proposal)))
     met = introduction(kit.proposal, run=name)
@@ -182,7 +182,7 @@ def test_a_run_may_bear_the_name_of_a_states_file(kit: Kit) -> None:
     check_gate(kit.settings, kit.folder)
 
 
-def test_the_last_round_of_every_run_is_found_whatever_else_lies_in_the_state(tmp_path: Path) -> None:
+def test_the_last_round_of_every_run_is_found_among_other_files_in_the_state(tmp_path: Path) -> None:
     assert find_served(tmp_path / "none", [], "north") == {}
     for name in (
         "run-b/local/round-0009.safetensors",

@@ -1,4 +1,4 @@
-"""The ledger, cut off at every write, sync and truncation: by a kill, a full disk or a power cut, and by a thief."""
+"""Tests of the ledger after an interruption at any write, sync or truncation (kill, full disk, power cut) or a cut."""
 
 import errno
 import itertools
@@ -25,7 +25,7 @@ TORN = "ledger.torn-*"
 
 
 class State(NamedTuple):
-    """Bytes of ledger and tip, None if there is no such file; names and bytes of torn lines that were set aside."""
+    """Bytes of ledger and tip (None for a missing file), and names and bytes of saved partially written lines."""
 
     ledger: bytes | None
     tip: bytes | None
@@ -33,19 +33,19 @@ class State(NamedTuple):
 
 
 class KilledError(BaseException):
-    """The process is no more: no handler of its own may see to anything."""
+    """Simulates a killed process: no error handler of the ledger catches it."""
 
 
 @dataclass
 class Disk:
-    """Stands for `os` in the ledger; event number `fails_at` fails, after `part` of its bytes if it writes.
+    """Replaces `os` in the ledger; event number `fails_at` fails, a write after the share `part` of its bytes.
 
     Attributes:
         fails_at: 1, 2, 3, …; 0 for never.
-        part: share of a write's bytes that is done before it fails.
+        part: share of the bytes that a write completes before it fails.
         full: fail once with ENOSPC, instead of killing the process.
-        synced: what of each file a power cut leaves at least.
-        named: files whose names it leaves.
+        synced: the content of each file that survives any power cut.
+        named: files whose names in the folder survive any power cut.
     """
 
     fails_at: int = 0
@@ -69,7 +69,7 @@ class Disk:
 
     def pwrite(self, handle: int, content: bytes, offset: int) -> int:
         fresh = os.fstat(handle).st_size == 0
-        # A sector that is there already is overwritten whole or not at all.
+        # An existing sector is overwritten completely or not at all.
         done = int(self.part * len(content)) if fresh else SECTOR * int(self.part)
         self._pass_event(lambda: os.pwrite(handle, content[:done], offset))
         return os.pwrite(handle, content, offset)
@@ -145,7 +145,7 @@ def put(path: Path, state: State) -> None:
 
 
 def mix_sectors(old: bytes, new: bytes) -> Iterator[bytes]:
-    """What there may be of a file that was written over: some sectors as they were, some as they were to be."""
+    """Yield possible contents of an overwritten file: some sectors are old and some are new."""
     size = max(len(old), len(new))
     for first, then, length in itertools.product((old, new), (old, new), {len(old), len(new)}):
         for end in range(SECTOR, size, SECTOR):
@@ -153,7 +153,7 @@ def mix_sectors(old: bytes, new: bytes) -> Iterator[bytes]:
 
 
 def after_power_cut(path: Path, disk: Disk) -> Iterator[State]:
-    """Every way in which what was not synced may have come to the disk, or not."""
+    """Yield the states that a power cut may leave: each unsynced change is on the disk, in part, or not at all."""
     ways = []
     state = read(path)
     for file, content in ((path, state.ledger), (tip_path(path), state.tip)):
@@ -178,7 +178,7 @@ def after_power_cut(path: Path, disk: Disk) -> Iterator[State]:
 
 
 def check(path: Path, state: State, confirmed: int, monkeypatch: pytest.MonkeyPatch) -> Examination:
-    """A crash is never tampering, loses nothing that was confirmed, and lets the ledger go on with it told."""
+    """Check that a crash is no tampering, loses no confirmed entry, and is recorded when the ledger continues."""
     put(path, state)
     content, tip, aside = state
     found = examine(content or b"", tip, KEY.public_key())
@@ -208,7 +208,7 @@ def check(path: Path, state: State, confirmed: int, monkeypatch: pytest.MonkeyPa
 
 @dataclass(frozen=True)
 class Begun:
-    """A ledger with its first entry, and as it went on with one more."""
+    """A ledger after its first entry, and the same ledger after one more."""
 
     first: bytes
     first_tip: bytes
@@ -238,7 +238,7 @@ NOTHING = State(None, None)
 
 @pytest.mark.parametrize("start", ["nothing", "begun"])
 @pytest.mark.parametrize("full", [False, True], ids=["killed", "full disk"])
-def test_a_ledger_cut_off_at_any_event_goes_on_and_is_never_called_altered(
+def test_a_ledger_interrupted_at_any_event_continues_and_is_never_reported_as_altered(
     tmp_path: Path, begun: Begun, start: str, full: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "state" / "ledger.jsonl"
@@ -254,7 +254,7 @@ def test_a_ledger_cut_off_at_any_event_goes_on_and_is_never_called_altered(
 
 
 @pytest.mark.parametrize("start", ["nothing", "begun", "torn", "torn late", "torn again"])
-def test_a_ledger_after_a_power_cut_at_any_event_goes_on_and_is_never_called_altered(
+def test_a_ledger_after_a_power_cut_at_any_event_continues_and_is_never_reported_as_altered(
     tmp_path: Path, begun: Begun, start: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "state" / "ledger.jsonl"
@@ -281,7 +281,7 @@ def test_a_ledger_after_a_power_cut_at_any_event_goes_on_and_is_never_called_alt
     assert len(seen) > 20
 
 
-def test_a_crash_while_the_ledger_takes_up_after_a_crash_is_no_tampering_either(
+def test_a_crash_during_the_recovery_from_a_crash_is_no_tampering(
     tmp_path: Path, begun: Begun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "state" / "ledger.jsonl"
@@ -301,7 +301,7 @@ def test_a_crash_while_the_ledger_takes_up_after_a_crash_is_no_tampering_either(
                 check(path, read(path), confirmed, monkeypatch)
 
 
-def test_no_cut_is_passed_over_in_silence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_cut_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "state" / "ledger.jsonl"
     for appends in (0, 1, 2):
         put(path, NOTHING)
@@ -313,16 +313,14 @@ def test_no_cut_is_passed_over_in_silence(tmp_path: Path, monkeypatch: pytest.Mo
                 found = examine(content[:length], left, KEY.public_key())
                 assert not found.sound
                 if found.unbegun:
-                    # Before the first message nothing can have been lost but the beginning itself.
+                    # Before the first message, only the opening entry can be lost.
                     assert left is not tip or appends == 0
                     (said,) = describe(found, "not checked")["verdict"]
                     assert "crash" in said
                     assert "emptied" in said
 
 
-def test_an_emptied_ledger_is_told_from_a_crash_by_its_tip_or_by_an_end_that_was_noted(
-    tmp_path: Path, begun: Begun
-) -> None:
+def test_an_emptied_ledger_differs_from_a_crash_by_its_tip_or_a_recorded_end(tmp_path: Path, begun: Begun) -> None:
     path = tmp_path / "ledger.jsonl"
     put(path, begun.whole)
     end = verify_ledger(path)["end"]
@@ -333,7 +331,7 @@ def test_an_emptied_ledger_is_told_from_a_crash_by_its_tip_or_by_an_end_that_was
     assert verify_ledger(path, seen=end)["status"] == "altered"
 
 
-def test_a_last_line_cut_short_is_told_as_a_crash_or_a_cut(tmp_path: Path, begun: Begun) -> None:
+def test_a_partial_last_line_is_reported_as_a_crash_or_a_cut(tmp_path: Path, begun: Begun) -> None:
     path = tmp_path / "ledger.jsonl"
     put(path, begun.whole)
     ledger = Ledger(path, KEY, site="north")
@@ -346,7 +344,7 @@ def test_a_last_line_cut_short_is_told_as_a_crash_or_a_cut(tmp_path: Path, begun
     assert verify_ledger(path, seen="3:" + "0" * 64)["status"] == "altered"
 
 
-def test_where_an_entry_cannot_be_taken_back_nothing_is_written_behind_it(
+def test_nothing_is_written_after_an_entry_that_cannot_be_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Failing(Disk):

@@ -1,4 +1,4 @@
-"""The ledger: on the disk before anything happens, one writer, and what interruptions leave behind."""
+"""Tests of the ledger: an entry is on the disk before its message passes, one writer, recorded interruptions."""
 
 import os
 import subprocess
@@ -36,7 +36,7 @@ def sound(path: Path) -> bool:
     return examine(path.read_bytes(), tip_path(path).read_bytes(), KEY.public_key(), every_signature=True).sound
 
 
-def test_a_report_counts_what_a_sound_ledger_says_passed_in_its_run(tmp_path: Path) -> None:
+def test_a_report_counts_the_messages_that_a_sound_ledger_records_for_its_run(tmp_path: Path) -> None:
     path = tmp_path / "ledger.jsonl"
     assert read_ledger_passages(path, KEY.public_key(), "a") == ()
     ledger = Ledger(path, KEY, site="north")
@@ -54,7 +54,7 @@ def test_a_report_counts_what_a_sound_ledger_says_passed_in_its_run(tmp_path: Pa
     assert read_ledger_passages(path, KEY.public_key(), "a") == ()
 
 
-def test_a_ledger_goes_on_where_it_ended(path: Path) -> None:
+def test_a_ledger_continues_where_it_ended(path: Path) -> None:
     write(path, 2)
     write(path, 3)
     ledger = Ledger(path, KEY, site="north")
@@ -64,7 +64,7 @@ def test_a_ledger_goes_on_where_it_ended(path: Path) -> None:
     assert sound(path)
 
 
-def test_only_the_worker_may_read_it(path: Path) -> None:
+def test_only_the_worker_may_read_the_ledger(path: Path) -> None:
     write(path)
     assert {file.stat().st_mode & 0o777 for file in (path, tip_path(path))} == {0o600}
     assert path.parent.stat().st_mode & 0o777 == 0o700
@@ -80,7 +80,7 @@ def test_there_is_one_writer(path: Path) -> None:
     assert sound(path)
 
 
-def test_a_closed_ledger_takes_nothing(path: Path) -> None:
+def test_a_closed_ledger_accepts_no_entry(path: Path) -> None:
     ledger = Ledger(path, KEY, site="north")
     ledger.close()
     assert ledger.closed
@@ -109,7 +109,7 @@ def test_a_ledger_that_is_not_sound_is_not_written_to(path: Path, spoil: str) ->
 
 
 @pytest.mark.parametrize("torn", [1, 30, 500])
-def test_a_line_torn_by_an_interruption_is_taken_back_and_told(path: Path, torn: int) -> None:
+def test_a_partially_written_line_is_removed_and_recorded(path: Path, torn: int) -> None:
     write(path)
     content, tip = path.read_bytes(), tip_path(path).read_bytes()
     write(path, 1)
@@ -124,7 +124,7 @@ def test_a_line_torn_by_an_interruption_is_taken_back_and_told(path: Path, torn:
     assert sound(path)
 
 
-def test_an_entry_whose_tip_was_never_written_is_kept_and_told(path: Path) -> None:
+def test_an_entry_whose_tip_was_never_written_is_kept_and_recorded(path: Path) -> None:
     write(path)
     tip = tip_path(path).read_bytes()
     write(path, 1)
@@ -134,7 +134,7 @@ def test_an_entry_whose_tip_was_never_written_is_kept_and_told(path: Path) -> No
     assert sound(path)
 
 
-def test_a_full_disk_leaves_no_half_line(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_no_partial_line(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ledger = Ledger(path, KEY, site="north")
     whole_write = os.write
     monkeypatch.setattr(ledger_module.os, "write", lambda handle, content: whole_write(handle, content[:50]))
@@ -146,7 +146,7 @@ def test_a_full_disk_leaves_no_half_line(path: Path, monkeypatch: pytest.MonkeyP
     assert sound(path)
 
 
-def test_a_writer_killed_at_any_moment_leaves_a_ledger_that_goes_on(path: Path, tmp_path: Path) -> None:
+def test_a_writer_killed_at_any_moment_leaves_a_ledger_that_continues(path: Path, tmp_path: Path) -> None:
     key = tmp_path / "site.key"
     key.write_bytes(
         KEY.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())

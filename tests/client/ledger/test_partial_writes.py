@@ -1,4 +1,4 @@
-"""A last line that an interruption tore is set aside and told; the same done to a line that was whole is tampering."""
+"""Tests of partially written lines: a last one is saved and recorded, and a cut of a confirmed line is tampering."""
 
 import hashlib
 from dataclasses import dataclass
@@ -57,7 +57,7 @@ def look(content: bytes, tip: bytes) -> Examination:
 
 @st.composite
 def tears(draw: st.DrawFn, line: bytes) -> bytes:
-    """Draw what may be left of a line: its beginning, with zeros in it, and zeros after it."""
+    """Draw the possible remains of a line: its beginning, with zeros in it and zeros after it."""
     torn = bytearray(line[: draw(st.integers(0, len(line)))])
     for _ in range(draw(st.integers(0, 2))):
         start = draw(st.integers(0, len(torn)))
@@ -68,7 +68,7 @@ def tears(draw: st.DrawFn, line: bytes) -> bytes:
 
 @CHEAP
 @given(data=st.data())
-def test_a_torn_last_line_is_kept_named_by_the_next_entry_and_the_site_goes_on(
+def test_a_partial_last_line_is_kept_and_named_by_the_next_entry_and_the_site_continues(
     written: Written, tmp_path: Path, data: st.DataObject
 ) -> None:
     torn = data.draw(tears(written.last))
@@ -90,7 +90,7 @@ def test_a_torn_last_line_is_kept_named_by_the_next_entry_and_the_site_goes_on(
 
 @CHEAP
 @given(data=st.data())
-def test_the_same_damage_to_a_line_that_the_tip_names_is_tampering_and_located(
+def test_the_same_damage_to_a_line_that_the_tip_confirms_is_located_tampering(
     written: Written, tmp_path: Path, data: st.DataObject
 ) -> None:
     torn = data.draw(tears(written.last))
@@ -107,7 +107,7 @@ def test_the_same_damage_to_a_line_that_the_tip_names_is_tampering_and_located(
 
 @CHEAP
 @given(data=st.data())
-def test_zeros_before_the_last_line_are_tampering_whatever_the_tip(written: Written, data: st.DataObject) -> None:
+def test_zeros_before_the_last_line_are_tampering_for_any_tip(written: Written, data: st.DataObject) -> None:
     first = written.before.index(b"\n")
     start = data.draw(st.integers(0, first - 1))
     end = data.draw(st.integers(start + 1, first))
@@ -116,18 +116,18 @@ def test_zeros_before_the_last_line_are_tampering_whatever_the_tip(written: Writ
         assert (1, "altered") in {(f.line, f.kind) for f in look(spoiled + written.last, tip).findings}
 
 
-def test_two_torn_lines_are_one_too_many(written: Written) -> None:
+def test_two_partial_lines_are_tampering(written: Written) -> None:
     torn = bytes(9) + written.last[9:]
     assert not look(written.before + torn + torn, written.earlier_tip).sound
 
 
-def test_a_line_of_another_ledger_or_place_is_not_torn_but_added(written: Written) -> None:
+def test_a_line_of_another_ledger_or_place_is_reported_as_added(written: Written) -> None:
     for line in (b'{"schema":1,"ledger":"other', written.before[:40].replace(b"1", b"2", 1), written.last[1:90]):
         kinds = {finding.kind for finding in look(written.before + line, written.earlier_tip).findings}
         assert kinds == {"added"}
 
 
-def test_a_thief_who_kept_an_older_tip_leaves_what_he_tore_and_an_end_that_was_noted_convicts_him(
+def test_a_cut_hidden_by_an_older_tip_leaves_the_cut_line_and_is_revealed_by_a_recorded_end(
     written: Written, tmp_path: Path
 ) -> None:
     path = place(tmp_path, written.before + written.last, written.tip)
@@ -143,7 +143,7 @@ def test_a_thief_who_kept_an_older_tip_leaves_what_he_tore_and_an_end_that_was_n
     assert verify_ledger(path, seen=end)["status"] == "altered"
 
 
-def test_a_torn_line_that_is_gone_or_altered_is_told(written: Written, tmp_path: Path) -> None:
+def test_a_kept_partial_line_that_is_missing_or_altered_is_reported(written: Written, tmp_path: Path) -> None:
     path = place(tmp_path, written.before + written.last[:99], written.earlier_tip)
     Ledger(path, KEY, site="north").close()
     (kept,) = tmp_path.glob("ledger.torn-*")
@@ -172,7 +172,7 @@ DIGEST = hashlib.sha256(PLANTED).hexdigest()[:12]
         (f"2-{hashlib.sha256(b'').hexdigest()[:12]}", b""),
     ],
 )
-def test_what_does_not_fit_the_ledger_is_no_torn_line_and_keeps_nothing_from_opening(
+def test_files_that_do_not_belong_to_the_ledger_are_ignored_and_the_ledger_opens(
     tmp_path: Path, rest: str, content: bytes | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "ledger.jsonl"
@@ -193,7 +193,7 @@ def test_what_does_not_fit_the_ledger_is_no_torn_line_and_keeps_nothing_from_ope
 
 
 @given(line=st.binary(max_size=30).filter(lambda line: b"\n" not in line), zeros=st.integers(0, 9))
-def test_whole_lines_without_zeros_are_never_torn(line: bytes, zeros: int) -> None:
+def test_whole_lines_without_zeros_are_never_taken_for_partial(line: bytes, zeros: int) -> None:
     lines, tail = split_lines(line + b"\n" + bytes(zeros))
     assert b"\n".join([*lines, tail]) == line + b"\n" + bytes(zeros)
     assert (lines == [line]) == (b"\0" not in line)
@@ -201,7 +201,7 @@ def test_whole_lines_without_zeros_are_never_torn(line: bytes, zeros: int) -> No
 
 @pytest.mark.parametrize("file", ["../../etc/passwd", "/etc/passwd", "", ".", ".."])
 @pytest.mark.parametrize("size", ["1", "-1", "many"])
-def test_a_ledger_of_another_cannot_name_files_elsewhere(
+def test_a_foreign_ledger_cannot_name_files_outside_its_folder(
     written: Written, tmp_path: Path, file: str, size: str
 ) -> None:
     path = place(tmp_path, b"", b"")
@@ -213,6 +213,6 @@ def test_a_ledger_of_another_cannot_name_files_elsewhere(
     assert (report["status"], report["torn_lines_lost"]) == ("sound", [])
 
 
-def test_only_zeros_may_stand_in_the_place_of_what_was_written() -> None:
+def test_only_zeros_may_replace_written_bytes() -> None:
     assert all(is_torn(found, b"abcd") for found in (b"", b"ab", b"\0b", b"a\0c", b"abcd", bytes(9), b"ab" + bytes(9)))
     assert not any(is_torn(found, b"abcd") for found in (b"b", b"abcde", b"a\0d", b"abcd\0e"))

@@ -1,4 +1,4 @@
-"""What examining a ledger finds: every kind of tampering, on its line; and what an interruption leaves is none."""
+"""Tests of examining a ledger: every kind of tampering is found on its line, and an interruption is no tampering."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +18,7 @@ ENTRIES = 8
 
 
 def write_ledger(folder: Path, entries: int = ENTRIES, key: ec.EllipticCurvePrivateKey = KEY) -> tuple[bytes, bytes]:
-    """Return a ledger of so many lines, and its tip."""
+    """Return a ledger with `entries` lines, and its tip."""
     path = folder / "ledger.jsonl"
     ledger = Ledger(path, key, site="north")
     for number in range(1, entries):
@@ -58,7 +58,7 @@ def found(content: bytes, tip: bytes | None, **options: object) -> set[tuple[int
 
 
 def rechain(entries: list[Entry], start: int, key: ec.EllipticCurvePrivateKey) -> tuple[list[bytes], bytes]:
-    """Write the lines from a place on anew under a key, as its holder could, and their tip."""
+    """Rewrite and sign the entries from index `start` on, as the key's holder could; return all lines and the tip."""
     lines = [entry.line for entry in entries[:start]]
     for entry in entries[start:]:
         changes = {"previous": hash_line(lines[-1]) if lines else FIRST, "key": fingerprint(key.public_key())}
@@ -93,23 +93,23 @@ def test_no_bit_can_be_flipped_unnoticed(whole: tuple[bytes, bytes], data: st.Da
     result = examine(bytes(flipped), tip, KEY.public_key())
     line = content[:place].count(b"\n") + 1
     assert not result.sound
-    # A flipped line end joins two lines into one, or makes two of one.
+    # A flip can remove a line end, which joins two lines, or create one, which splits a line.
     assert any(finding.line in (line, line + 1) for finding in result.findings)
 
 
 @pytest.mark.parametrize("number", [2, 5, 7])
-def test_a_dropped_entry_is_missed_where_it_was(whole: tuple[bytes, bytes], number: int) -> None:
+def test_a_dropped_entry_is_found_at_its_line(whole: tuple[bytes, bytes], number: int) -> None:
     lines = whole[0].splitlines()
     del lines[number - 1]
     assert found(join(lines), whole[1]) == {(number, "missing")}
 
 
-def test_a_dropped_beginning_is_missed(whole: tuple[bytes, bytes]) -> None:
+def test_a_dropped_beginning_is_found(whole: tuple[bytes, bytes]) -> None:
     assert found(join(whole[0].splitlines()[2:]), whole[1]) == {(1, "missing")}
 
 
 @pytest.mark.parametrize("number", [1, 5, ENTRIES])
-def test_an_entry_added_is_found_on_its_line(whole: tuple[bytes, bytes], number: int) -> None:
+def test_an_added_entry_is_found_on_its_line(whole: tuple[bytes, bytes], number: int) -> None:
     lines = whole[0].splitlines()
     lines.insert(number, lines[1])
     expected = {(number + 1, "added")} if number > 1 else {(3, "added")}
@@ -153,7 +153,7 @@ def test_a_foreign_signature_is_found_on_its_line(whole: tuple[bytes, bytes], na
 
 
 @pytest.mark.parametrize("signature", ["", "AAAA", "no base64!", "é"])
-def test_what_is_no_signature_is_found_on_its_line(whole: tuple[bytes, bytes], signature: str) -> None:
+def test_an_invalid_signature_is_found_on_its_line(whole: tuple[bytes, bytes], signature: str) -> None:
     lines = whole[0].splitlines()
     lines[3] = entries_of(whole[0])[3].model_copy(update={"signature": signature}).line
     examined = examine(join(lines), whole[1], KEY.public_key(), every_signature=True)
@@ -166,7 +166,7 @@ def test_a_key_changed_midway_is_found_from_there_on(whole: tuple[bytes, bytes])
     assert (4, "foreign key") not in found(join(lines), tip)
 
 
-def test_a_ledger_written_anew_with_another_key_is_found_by_the_sites_certificate_alone(tmp_path: Path) -> None:
+def test_a_ledger_rewritten_with_another_key_is_found_only_by_the_sites_certificate(tmp_path: Path) -> None:
     content, tip = write_ledger(tmp_path, key=FOREIGN)
     assert examine(content, tip).sound
     assert (1, "foreign key") in found(content, tip)
@@ -193,7 +193,7 @@ def test_two_ledgers_of_one_site_spliced_are_found_where_they_meet(whole: tuple[
     assert min(line for line, _ in found(join(lines), tip)) == 5
 
 
-def test_the_keys_holder_cannot_go_behind_an_end_that_was_noted(whole: tuple[bytes, bytes]) -> None:
+def test_the_keys_holder_cannot_rewrite_entries_before_a_recorded_end(whole: tuple[bytes, bytes]) -> None:
     entries = entries_of(whole[0])
     seen = Seen(6, hash_line(entries[5].line))
     assert examine(*whole, seen=seen).sound
@@ -215,13 +215,13 @@ def test_the_keys_holder_cannot_go_behind_an_end_that_was_noted(whole: tuple[byt
         lambda tip: tip.replace(b'"sequence":8', b'"sequence":7'),
     ],
 )
-def test_a_tip_that_is_gone_or_altered_is_found(
+def test_a_tip_that_is_missing_or_altered_is_found(
     whole: tuple[bytes, bytes], spoil: Callable[[bytes], bytes | None]
 ) -> None:
     assert found(whole[0], spoil(whole[1])) == {(ENTRIES + 1, "tip")}
 
 
-def test_what_an_interruption_leaves_is_no_tampering(whole: tuple[bytes, bytes]) -> None:
+def test_the_traces_of_an_interruption_are_no_tampering(whole: tuple[bytes, bytes]) -> None:
     lines = whole[0].splitlines()
     earlier = rechain(entries_of(whole[0])[:-1], ENTRIES - 1, KEY)[1]
     for torn in (1, 40, 700):
@@ -231,11 +231,11 @@ def test_what_an_interruption_leaves_is_no_tampering(whole: tuple[bytes, bytes])
     assert (result.sound, result.torn, result.unconfirmed) == (True, 0, 1)
 
 
-def test_bytes_that_are_no_beginning_of_an_entry_are_no_interruption(whole: tuple[bytes, bytes]) -> None:
+def test_bytes_that_do_not_begin_an_entry_are_reported_as_added(whole: tuple[bytes, bytes]) -> None:
     assert found(whole[0] + b'{"schema":1,"ledger":"other', whole[1]) == {(ENTRIES + 1, "added")}
 
 
-def test_an_entry_after_the_tip_must_be_the_sites(whole: tuple[bytes, bytes]) -> None:
+def test_an_entry_after_the_tip_must_be_signed_by_the_site(whole: tuple[bytes, bytes]) -> None:
     lines = whole[0].splitlines()
     earlier = rechain(entries_of(whole[0])[:-1], ENTRIES - 1, KEY)[1]
     lines[-1] = sign_entry(entries_of(whole[0])[-1], FOREIGN).line
@@ -243,6 +243,6 @@ def test_an_entry_after_the_tip_must_be_the_sites(whole: tuple[bytes, bytes]) ->
 
 
 @given(content=st.binary(max_size=300), tip=st.one_of(st.none(), st.binary(max_size=300)))
-def test_nothing_that_is_no_ledger_is_sound_and_nothing_raises(content: bytes, tip: bytes | None) -> None:
+def test_arbitrary_bytes_are_never_a_sound_ledger_and_raise_no_error(content: bytes, tip: bytes | None) -> None:
     result: Examination = examine(content, tip)
     assert not result.sound

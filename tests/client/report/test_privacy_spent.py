@@ -1,4 +1,4 @@
-"""What a report says of ε: the accountant's number for the rounds that were trained, on the site's own page."""
+"""Tests of ε in reports: the accountant's value for the trained rounds, on the site's own page."""
 
 import json
 from collections.abc import Callable
@@ -19,7 +19,7 @@ STEPS = GaussianSteps(1.5, 0.2, 4)
 COST = RoundCost("poisson-subsampled gaussian", STEPS, clip=1.0, delta=1e-5)
 
 
-def test_a_run_costs_its_own_rounds_and_the_site_all_of_them(tmp_path: Path) -> None:
+def test_epsilon_is_reported_for_one_run_and_for_all_runs_of_the_site(tmp_path: Path) -> None:
     ledger = BudgetLedger(tmp_path / "budget.jsonl")
     for run, number in (("a", 1), ("b", 1), ("b", 2)):
         ledger.charge(run, number, COST, delta=1e-5, epsilon=None)
@@ -31,7 +31,7 @@ def test_a_run_costs_its_own_rounds_and_the_site_all_of_them(tmp_path: Path) -> 
     assert describe_charges(ledger.charged, "c", silent=False) is None
 
 
-def test_a_simulations_page_says_what_its_noise_promises(micro: Micro, tmp_path: Path) -> None:
+def test_a_simulations_page_states_its_privacy_guarantee(micro: Micro, tmp_path: Path) -> None:
     experiment = micro("training.privacy={clip: 1.0, noise_multiplier: 1.0}", "evaluation.baselines=[]")
     simulate(experiment, tmp_path / "private", Silent())
     simulate(micro("evaluation.baselines=[]"), tmp_path / "plain", Silent())

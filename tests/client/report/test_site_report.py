@@ -1,4 +1,4 @@
-"""A site's own report: the simulation's numbers from what the worker kept, resumable, private, and refused by name."""
+"""Tests of a site's own report: it has the simulation's numbers, is resumable and private, and names refused input."""
 
 import csv
 import dataclasses
@@ -50,7 +50,7 @@ PERSONAL = ("personalisation.fine_tune_epochs=1", "personalisation.interpolate=t
 
 
 class BehindWorker:
-    """What a ClientApp asks in place of a Site; every message goes through the worker as a frame."""
+    """Replaces the Site of a ClientApp; every message goes through the worker as a frame."""
 
     def __init__(self, worker: Worker, layout: PayloadLayout) -> None:
         self._worker, self.layout = worker, layout
@@ -109,7 +109,7 @@ def snapshot(kit: Path, *left_out: str) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def taken_part(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, Path]:
-    """A kit after a federation of three workers, the run's name, and the folder of the same run simulated."""
+    """A kit after a federation of three workers, the run's name, and the folder of the same run in simulation."""
     folder = tmp_path_factory.mktemp("federation")
     experiment = load(folder, *PERSONAL, "data.test_shots=1")
     kits = {site: make_kit(folder / "kits", site) for site in SITES}
@@ -126,7 +126,7 @@ def kit(taken_part: tuple[Path, str, Path], tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def reported(taken_part: tuple[Path, str, Path]) -> dict[str, Any]:
-    """The report at the kit itself, after a check of what making it left as it was."""
+    """The report made in the original kit, after a check that the kit's other files are unchanged."""
     kit, run, _ = taken_part
     before = snapshot(kit)
     umask = os.umask(0)
@@ -167,7 +167,7 @@ def test_the_report_has_the_simulations_numbers_for_every_setting(
     assert (reported["run"], reported["round"], reported["rounds"]) == (run, 2, 2)
 
 
-def test_the_rounds_and_what_left_are_what_the_worker_saw(
+def test_rounds_and_traffic_are_those_that_the_worker_recorded(
     taken_part: tuple[Path, str, Path], reported: dict[str, Any]
 ) -> None:
     own, theirs = (
@@ -178,7 +178,7 @@ def test_the_rounds_and_what_left_are_what_the_worker_saw(
     assert curves[0] == curves[1]
     traffic = own["traffic"]
     assert (traffic["counted_by"], theirs["traffic"]["counted_by"]) == ("worker", "server")
-    # Proposal, two rounds, and the evaluation that ends the run.
+    # The answers to the proposal, to two rounds, and to the final evaluation.
     assert traffic["messages_from_site"] == 4
     assert 4 * traffic["numbers_per_update"] < traffic["largest_update"] < 4 * traffic["numbers_per_update"] + 2000
     assert sum(row["bytes_from_site"] for row in own["learning"]) < traffic["bytes_from_site"]
@@ -188,7 +188,7 @@ def test_the_rounds_and_what_left_are_what_the_worker_saw(
     assert "<strong>After round" not in page
 
 
-def test_everything_in_the_report_is_its_owners_alone(reported: dict[str, Any]) -> None:
+def test_only_the_owner_may_read_the_report(reported: dict[str, Any]) -> None:
     folder = Path(reported["folder"])
     modes = {path: stat.S_IMODE(path.stat().st_mode) for path in (folder.parent, folder, *folder.rglob("*"))}
     assert all(mode == (0o700 if path.is_dir() else 0o600) for path, mode in modes.items()), modes
@@ -198,7 +198,7 @@ def test_everything_in_the_report_is_its_owners_alone(reported: dict[str, Any]) 
     assert all(Path(path).is_file() for path in reported["files"])
 
 
-def test_the_folder_is_a_run_folder_that_a_bundle_can_be_made_of(reported: dict[str, Any], tmp_path: Path) -> None:
+def test_a_bundle_can_be_made_from_the_report_folder(reported: dict[str, Any], tmp_path: Path) -> None:
     folder = Path(reported["folder"])
     run = read_run(folder)
     assert tuple(run.sites) == (SITE,)
@@ -206,7 +206,7 @@ def test_the_folder_is_a_run_folder_that_a_bundle_can_be_made_of(reported: dict[
     assert (bundle.description.site, bundle.description.rounds) == (SITE, 2)
 
 
-def test_a_killed_report_goes_on_and_a_second_one_trains_nothing_and_keeps_what_people_put_there(
+def test_a_killed_report_resumes_and_a_second_one_trains_nothing_and_keeps_added_files(
     kit: Path, reported: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("reports", f"state/{reported['run']}/local"):
@@ -238,8 +238,8 @@ def test_a_killed_report_goes_on_and_a_second_one_trains_nothing_and_keeps_what_
     assert [path.name for path in (kit / "reports").iterdir()] == [made.name]
 
 
-def test_a_run_that_ended_early_is_reported_as_the_simulation_does_and_its_states_stay(tmp_path: Path) -> None:
-    """The site has trained one round more than the prompts know of, and is not told that this was the end."""
+def test_a_run_that_ended_early_is_reported_as_in_the_simulation_and_its_states_are_kept(tmp_path: Path) -> None:
+    """The site has trained one round that the final prompts do not contain, and gets no message about the end."""
     experiment = load(tmp_path, "federation.target_auc=0.01", *PERSONAL)
     kits = {site: make_kit(tmp_path / "kits", site) for site in SITES}
     plan = federate(experiment, kits)
@@ -255,7 +255,7 @@ def test_a_run_that_ended_early_is_reported_as_the_simulation_does_and_its_state
     assert "was trained for all 2 rounds" in page
 
 
-def test_a_run_whose_first_round_goes_on_is_refused_and_a_busy_worker_is_told_of(
+def test_a_run_in_its_first_round_is_refused_and_a_busy_worker_is_reported(
     kit: Path, taken_part: tuple[Path, str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = taken_part[1]
@@ -279,7 +279,7 @@ def test_a_run_whose_first_round_goes_on_is_refused_and_a_busy_worker_is_told_of
     assert "not sent any prompts" in refused(kit)
 
 
-def test_a_site_that_took_part_in_nothing_is_refused_and_nothing_is_made(tmp_path: Path) -> None:
+def test_a_site_without_a_run_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
     kit = make_kit(tmp_path, SITE)
     assert "no run yet" in refused(kit)
     (kit / "state").mkdir()
@@ -294,14 +294,16 @@ def test_a_run_without_prompts_of_a_finished_round_is_refused(kit: Path, taken_p
     assert "not sent any prompts" in refused(kit)
 
 
-def test_runs_are_named_where_several_are_meant_or_none(kit: Path, taken_part: tuple[Path, str, Path]) -> None:
+def test_an_ambiguous_or_unknown_run_is_refused_with_the_names_of_the_runs(
+    kit: Path, taken_part: tuple[Path, str, Path]
+) -> None:
     run = taken_part[1]
     shutil.copytree(kit / "state" / run, kit / "state" / f"{run}-b")
     several = refused(kit, run=run[:4])
     assert "could be" in several
     assert f"{run}-b" in several
     assert run in refused(kit, run="other")
-    # The copy's content is of the first run.
+    # The copy still contains the files of the first run.
     assert "altered" in refused(kit, run=f"{run}-b")
 
 
@@ -337,7 +339,7 @@ def test_damaged_files_are_refused_by_name(kit: Path, taken_part: tuple[Path, st
     assert "is trained again" in refused(kit)
 
 
-def test_a_folder_of_something_else_is_refused(kit: Path, tmp_path: Path) -> None:
+def test_a_folder_with_other_content_is_refused(kit: Path, tmp_path: Path) -> None:
     out = tmp_path / "mine"
     out.mkdir()
     (out / "thesis.txt").write_text("")
@@ -352,7 +354,7 @@ def test_two_reports_at_once_are_refused(kit: Path, taken_part: tuple[Path, str,
         assert "another report" in refused(kit)
 
 
-def test_lines_of_the_record_that_were_cut_are_counted_and_the_rest_is_read(tmp_path: Path) -> None:
+def test_partially_written_lines_of_the_record_are_counted_and_the_rest_is_read(tmp_path: Path) -> None:
     record = RunRecord(tmp_path, run="a", site="b")
     first = Answer("train", 10, 20, 1, "train", 4, {"loss": float("nan")})
     record.note(first)
@@ -368,7 +370,7 @@ def test_lines_of_the_record_that_were_cut_are_counted_and_the_rest_is_read(tmp_
     [{"round": "7"}, {"round": True}, {"kind": "rumour"}, {"bytes_in": None}, {"metrics": {"loss": "low"}},
      {"metrics": [1]}, {"schema": 2}, {"more": 1}],
 )  # fmt: skip
-def test_a_line_of_the_record_that_is_no_answer_is_counted(changes: dict[str, Any], tmp_path: Path) -> None:
+def test_an_invalid_line_of_the_record_is_counted(changes: dict[str, Any], tmp_path: Path) -> None:
     record, path = RunRecord(tmp_path, run="a", site="b"), tmp_path / "answers.jsonl"
     record.note(Answer("train", 10, 20, 1, "train", 4, {"loss": 0.5}))
     line = json.loads(path.read_text())
@@ -377,7 +379,7 @@ def test_a_line_of_the_record_that_is_no_answer_is_counted(changes: dict[str, An
     assert record.read_answers() == ((), 2)
 
 
-def test_the_command_prints_the_verdict_and_one_document_for_machines(kit: Path, reported: dict[str, Any]) -> None:
+def test_the_command_prints_the_verdict_or_one_json_document(kit: Path, reported: dict[str, Any]) -> None:
     runner = CliRunner()
     said = runner.invoke(app, ["site", "report", str(kit), "--no-gallery"])
     assert said.exit_code == 0, said.output

@@ -1,3 +1,5 @@
+"""Tests of a site as a MONAI client algorithm."""
+
 from collections.abc import Callable
 
 import numpy as np
@@ -29,7 +31,7 @@ def weights(federation: VirtualFederation) -> ExchangeObject:
     return ExchangeObject(weights=plan.layout.unflatten(plan.initial))
 
 
-def test_training_through_monai_is_training_through_the_site(federation: VirtualFederation) -> None:
+def test_training_through_monai_equals_training_through_the_site(federation: VirtualFederation) -> None:
     algo, site = make(federation)
     assert isinstance(algo, ClientAlgo)
     algo.initialize({ExtraItems.CLIENT_NAME: "site-1"})
@@ -66,7 +68,7 @@ def test_another_client_and_a_round_too_many_are_refused(federation: VirtualFede
         algo.train(weights(federation))
 
 
-def test_a_site_that_hides_its_updates_is_refused(micro: Callable[..., Experiment]) -> None:
+def test_a_site_with_noise_or_secure_aggregation_is_refused(micro: Callable[..., Experiment]) -> None:
     noisy = micro("federation.site_privacy={noise: local, clip: 1, noise_multiplier: 1}")
     masked = micro("federation.secure_aggregation={}", "federation.norm_bound=null")
     for experiment, field in ((noisy, "site_privacy"), (masked, "secure_aggregation")):

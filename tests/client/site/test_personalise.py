@@ -1,4 +1,4 @@
-"""What a site makes of the federated model for itself: each way against its definition."""
+"""Tests of personalisation at a site: each method is checked against its definition."""
 
 import dataclasses
 import json
@@ -38,12 +38,12 @@ def trained_sinks(micro: Micro, ditto: float | None) -> tuple[Plan, Site]:
     return plan, site
 
 
-def test_ditto_leaves_the_federated_round_as_it_is(micro: Micro) -> None:
+def test_ditto_does_not_change_the_federated_round(micro: Micro) -> None:
     plain, with_ditto = (trained_sinks(micro, ditto)[1] for ditto in (None, 0.1))
     assert np.array_equal(plain.own_payload(), with_ditto.own_payload())
 
 
-def test_a_strong_ditto_stays_at_the_global_prompts_and_a_weak_one_goes_its_way(micro: Micro) -> None:
+def test_a_strong_ditto_stays_near_the_global_prompts_and_a_weak_one_moves_away(micro: Micro) -> None:
     distances = []
     for strength in (0.1, 0.01, 1e-6):
         plan, site = trained_sinks(micro, strength)
@@ -52,11 +52,11 @@ def test_a_strong_ditto_stays_at_the_global_prompts_and_a_weak_one_goes_its_way(
     assert distances[0] < distances[1] < distances[2]
 
 
-def test_a_site_without_ditto_says_so(micro: Micro) -> None:
+def test_a_site_without_ditto_loads_no_ditto_model(micro: Micro) -> None:
     assert not load_ditto(trained_sinks(micro, None)[1])
 
 
-def test_ditto_goes_on_where_its_last_round_ended(micro: Micro) -> None:
+def test_ditto_continues_where_its_last_round_ended(micro: Micro) -> None:
     federation = prepare_federation(micro("personalisation.ditto=0.1"))
     plan, site = federation.plan(), make_site(federation)
     site.train(request_of(plan, 1))
@@ -77,11 +77,11 @@ def test_fine_tuning_is_local_training_from_the_federated_model(micro: Micro) ->
     fine_tune(site, plan.initial, federation.experiment.training, epochs=2, seed=0)
     assert not np.array_equal(site.model.head.weight.detach().numpy(), before)
     assert not np.array_equal(site.export(), plan.initial)
-    # Nothing of it is kept: the next federated round starts where it would have.
+    # Fine-tuning is not saved: the next federated round starts from the same state as without it.
     assert np.array_equal(site.state.tensors["model/head.weight"], before)
 
 
-def test_a_model_held_for_now_is_missed_when_another_site_took_its_place(micro: Micro) -> None:
+def test_a_temporary_model_cannot_be_used_after_another_site_took_its_place(micro: Micro) -> None:
     federation = prepare_federation(micro())
     plan, site = federation.plan(), make_site(federation)
     fine_tune(site, plan.initial, federation.experiment.training, epochs=1, seed=0)
@@ -90,7 +90,7 @@ def test_a_model_held_for_now_is_missed_when_another_site_took_its_place(micro: 
         site.assess(site.data.test)
 
 
-def test_interpolation_takes_the_share_with_the_least_validation_loss(micro: Micro) -> None:
+def test_interpolation_takes_the_share_with_the_lowest_validation_loss(micro: Micro) -> None:
     federation = prepare_federation(micro("training.prompt_lr=1.0", "federation.rounds=1"))
     plan, site = federation.plan(), make_site(federation)
     site.train(request_of(plan))
@@ -123,7 +123,7 @@ def test_sites_that_share_a_model_train_as_if_each_had_its_own(micro: Micro) -> 
             assert np.array_equal(alone.train(request_of(plan, number)).payload, replies[number - 1][index])
 
 
-def test_a_round_that_is_asked_for_again_comes_out_the_same(micro: Micro) -> None:
+def test_a_repeated_round_gives_the_same_payload(micro: Micro) -> None:
     federation = prepare_federation(micro("federation.rounds=3"))
     plan, site = federation.plan(), make_site(federation)
     payloads = {number: site.train(request_of(plan, number)).payload for number in (1, 2, 3)}
@@ -132,7 +132,7 @@ def test_a_round_that_is_asked_for_again_comes_out_the_same(micro: Micro) -> Non
         assert np.array_equal(site.train(request_of(plan, number)).payload, payloads[number])
 
 
-def test_after_an_early_stop_a_site_goes_back_to_what_belongs_to_the_prompts(micro: Micro) -> None:
+def test_after_an_early_stop_a_site_returns_to_the_state_that_fits_the_prompts(micro: Micro) -> None:
     federation = prepare_federation(micro("federation.rounds=3"))
     plan, site = federation.plan(), make_site(federation)
     site.train(request_of(plan, 1))
@@ -143,7 +143,7 @@ def test_after_an_early_stop_a_site_goes_back_to_what_belongs_to_the_prompts(mic
     assert torch.equal(site.model.head.weight, head)
 
 
-def test_fedreps_order_trains_the_head_alone_and_then_the_prompts_alone(micro: Micro) -> None:
+def test_fedreps_order_trains_only_the_head_and_then_only_the_prompts(micro: Micro) -> None:
     federation = prepare_federation(micro("model.tokens=1"))
     site, settings = make_site(federation), TrainingSettings(epochs=1, head_first_epochs=2, batch_size=4)
     moved: list[set[str]] = []
@@ -172,7 +172,7 @@ def test_fedreps_order_trains_the_head_alone_and_then_the_prompts_alone(micro: M
     assert any("prompts" in name for names in moved for name in names)
 
 
-def test_a_site_answers_with_its_gradient_where_it_is_asked_to(micro: Micro) -> None:
+def test_a_site_returns_its_gradient_when_it_is_requested(micro: Micro) -> None:
     federation = prepare_federation(micro("model.tokens=1", "federation.share=prompts+head"))
     plan, site = federation.plan(), make_site(federation)
     wanted = dataclasses.replace(request_of(plan), wants_gradient=True)
@@ -189,7 +189,7 @@ def test_a_site_answers_with_its_gradient_where_it_is_asked_to(micro: Micro) -> 
     assert (loss(0.02) - loss(-0.02)) / 0.04 == pytest.approx(float(gradient @ direction), rel=0.05, abs=2e-4)
 
 
-def test_a_correction_pulls_the_payload_against_it(micro: Micro) -> None:
+def test_a_correction_moves_the_payload_in_the_opposite_direction(micro: Micro) -> None:
     federation = prepare_federation(micro())
     plan, site = federation.plan(), make_site(federation)
     plain_sgd = json.dumps({**json.loads(plan.training), "optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.0})
@@ -202,7 +202,7 @@ def test_a_correction_pulls_the_payload_against_it(micro: Micro) -> None:
     assert cosine < -0.95
 
 
-def test_a_diverging_ditto_leaves_the_federated_round_alone(micro: Micro) -> None:
+def test_a_diverging_ditto_does_not_change_the_federated_round(micro: Micro) -> None:
     wild = prepare_federation(micro("personalisation.ditto=1e30", "training.optimizer=sgd", "training.epochs=3"))
     plain = prepare_federation(micro("training.optimizer=sgd", "training.epochs=3"))
     plan = plain.plan()

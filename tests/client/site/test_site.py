@@ -1,4 +1,4 @@
-"""A site: what it answers, what it refuses, and what never leaves it."""
+"""Tests of a site: its answers, its refusals, and the values that never leave it."""
 
 import dataclasses
 import json
@@ -67,7 +67,7 @@ def test_training_again_from_the_same_state_gives_the_same_payload(
     assert np.array_equal(*replies)
 
 
-def test_adopting_a_payload_keeps_the_shape_of_the_own_columns(plan_and_site: tuple[Plan, Site]) -> None:
+def test_adopting_a_payload_keeps_the_shape_of_the_sites_own_columns(plan_and_site: tuple[Plan, Site]) -> None:
     plan, site = plan_and_site
     site.fit(json_settings(plan), 1, 1)
     shape = site.model.prompts - site.model.prompts[..., :1]
@@ -84,7 +84,9 @@ def json_settings(plan: Plan):
 
 
 @pytest.mark.parametrize("field", ["run", "backbone_digest", "layout_hash", "code", "protocol"])
-def test_a_request_of_another_world_is_refused_with_both_sides(plan_and_site: tuple[Plan, Site], field: str) -> None:
+def test_a_request_with_a_foreign_header_is_refused_with_both_values(
+    plan_and_site: tuple[Plan, Site], field: str
+) -> None:
     plan, site = plan_and_site
     header = plan.header(1)
     other = dataclasses.replace(header, **{field: 99 if field == "protocol" else "other"})
@@ -140,7 +142,7 @@ def context() -> Context:
     return Context(run_id=1, node_id=7, node_config={"site": "site-1"}, state=RecordDict(), run_config={})
 
 
-def test_a_refusal_travels_as_its_sentence_and_a_failure_as_no_detail(plan_and_site: tuple[Plan, Site]) -> None:
+def test_a_refusal_is_sent_with_its_reason_and_a_failure_without_details(plan_and_site: tuple[Plan, Site]) -> None:
     plan, site = plan_and_site
     other = dataclasses.replace(plan.header(1), backbone_digest="poisoned")
     refused = create_client_app(lambda _: site)(as_message(train_request(plan, header=other)), context())

@@ -1,4 +1,4 @@
-"""What a site remembers: the same for every kind of store."""
+"""Tests of a site's saved state: every kind of store behaves the same."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -49,12 +49,12 @@ def state(round_number: int, trained: int | None = None) -> SiteState:
     return SiteState(round_number, trained or round_number, tensors, '{"epochs": 1}')
 
 
-def test_a_new_store_starts_at_the_start(store: StateStore) -> None:
+def test_a_new_store_has_no_state(store: StateStore) -> None:
     assert store.latest() is None
     assert store.latest(before=1) is None
 
 
-def test_a_state_comes_back_as_it_was(store: StateStore) -> None:
+def test_a_loaded_state_equals_the_saved_state(store: StateStore) -> None:
     store.save(state(4, trained=2))
     held = store.latest()
     assert held is not None
@@ -77,7 +77,7 @@ def test_a_repeated_round_starts_from_the_state_before_it(store: StateStore) -> 
     assert latest.round == 3
 
 
-def test_a_run_that_goes_another_way_forgets_the_old_one(store: StateStore) -> None:
+def test_a_repeated_round_replaces_the_later_states(store: StateStore) -> None:
     for round_number in (1, 2, 3):
         store.save(state(round_number))
     store.save(state(2))
@@ -86,7 +86,7 @@ def test_a_run_that_goes_another_way_forgets_the_old_one(store: StateStore) -> N
     assert store.latest().round == 1  # type: ignore[union-attr]
 
 
-def test_the_last_states_are_kept_and_older_ones_are_missed_by_name(store: StateStore) -> None:
+def test_the_last_states_are_kept_and_a_request_for_an_older_one_fails(store: StateStore) -> None:
     for round_number in range(1, 8):
         store.save(state(round_number))
     oldest = 8 - KEPT_STATES
@@ -95,12 +95,12 @@ def test_the_last_states_are_kept_and_older_ones_are_missed_by_name(store: State
         store.latest(before=oldest)
 
 
-def test_a_site_that_was_never_drawn_before_starts_at_the_start(store: StateStore) -> None:
+def test_a_site_that_was_never_selected_before_has_no_earlier_state(store: StateStore) -> None:
     store.save(state(5, trained=1))
     assert store.latest(before=5) is None
 
 
-def test_a_state_that_is_cut_altered_or_anothers_is_refused(tmp_path: Path) -> None:
+def test_a_state_that_is_cut_altered_or_foreign_is_refused(tmp_path: Path) -> None:
     folder = StateFolder(tmp_path, run="r", site="a")
     folder.save(state(1))
     (path,) = tmp_path.glob("*.safetensors")
@@ -116,7 +116,9 @@ def test_a_state_that_is_cut_altered_or_anothers_is_refused(tmp_path: Path) -> N
 
 
 @given(position=st.integers(0, 10**6), flip=st.integers(1, 255))
-def test_no_flipped_byte_goes_unnoticed(tmp_path_factory: pytest.TempPathFactory, position: int, flip: int) -> None:
+def test_every_flipped_byte_that_changes_the_state_is_detected(
+    tmp_path_factory: pytest.TempPathFactory, position: int, flip: int
+) -> None:
     path = tmp_path_factory.getbasetemp() / "flipped"
     folder = StateFolder(path, run="r", site="a")
     folder.save(state(1))
@@ -128,14 +130,14 @@ def test_no_flipped_byte_goes_unnoticed(tmp_path_factory: pytest.TempPathFactory
         held = folder.latest()
     except DamagedCheckpointError:
         return
-    # Space and other whitespace in the JSON header carry no meaning.
+    # Whitespace in the JSON header carries no meaning, so a flip there may stay undetected.
     assert held is not None
     assert np.array_equal(held.tensors["model/prompts"], state(1).tensors["model/prompts"])
     assert (held.round, held.trained, held.settings) == (1, 1, '{"epochs": 1}')
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-def test_training_goes_on_from_a_restored_state_as_if_nothing_had_happened(optimizer: str) -> None:
+def test_training_from_a_restored_state_equals_uninterrupted_training(optimizer: str) -> None:
     settings = TrainingSettings(optimizer=optimizer, prompt_lr=0.1)
     images = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
@@ -182,7 +184,7 @@ def test_a_state_of_another_model_is_refused() -> None:
     ids=lambda settings: settings[0],
 )
 @pytest.mark.parametrize("kind", STORES)
-def test_a_site_that_is_put_away_after_each_round_trains_on_bit_for_bit(
+def test_a_site_recreated_for_each_round_trains_bit_for_bit_the_same(
     micro: Callable[..., Experiment], settings: tuple[str, ...], kind: str, tmp_path: Path
 ) -> None:
     federation = prepare_federation(micro(*settings))

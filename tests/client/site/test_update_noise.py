@@ -1,4 +1,4 @@
-"""A site whose whole update is covered by noise: what leaves, what stays, and what it is charged."""
+"""Tests of noise on a site's whole update: the sent payload, the saved state, and the privacy cost."""
 
 import dataclasses
 import json
@@ -41,29 +41,29 @@ def test_a_site_adds_all_of_the_noise_or_its_share(source: str, shares: int, dev
     assert covered.dtype == np.float32
 
 
-def test_the_shares_of_the_fewest_sites_make_the_whole_noise() -> None:
+def test_the_shares_of_the_minimum_number_of_sites_make_the_whole_noise() -> None:
     cover = UpdateNoise(noise("distributed", 0.5), 3).cover
     total = sum(cover(WIDE, WIDE, shares=3).astype(np.float64) for _ in range(3))
     assert np.std(total) == pytest.approx(1.0, rel=6 / math.sqrt(2 * len(WIDE)))
 
 
-def test_an_outsized_update_is_clipped_before_the_noise() -> None:
+def test_a_norm_outlier_is_clipped_before_the_noise() -> None:
     quiet = UpdateNoise(noise("local", 0.5, noise_multiplier=1e-6), 3)
     covered = quiet.cover(WIDE, WIDE + 1, shares=1)
     assert np.linalg.norm(covered) == pytest.approx(0.5, rel=1e-3)
 
 
-def test_central_noise_is_left_to_the_server_which_clips_by_a_clip_of_its_own() -> None:
+def test_central_noise_and_its_clipping_are_left_to_the_server() -> None:
     np.testing.assert_array_equal(UpdateNoise(noise("central", 0.5), 3).cover(WIDE, WIDE + 1), WIDE + 1)
 
 
-def test_every_round_costs_what_the_runs_rounds_leave_of_its_epsilon() -> None:
+def test_all_rounds_of_a_run_together_cost_its_epsilon() -> None:
     private = noise("local", noise_multiplier=None, epsilon=4.0)
     cost = UpdateNoise(private, 7).plan(request())
     assert 3.9 < spent_epsilon([cost.spending] * 7, 1e-5) <= 4.0
 
 
-def test_the_noise_leaves_and_the_state_stays_as_it_is(site_of: SiteOf) -> None:
+def test_the_sent_payload_has_noise_and_the_state_has_none(site_of: SiteOf) -> None:
     plan, plain = site_of()
     noisy_plan, noisy = site_of(*clear_of_site())
     sent, covered = plain.train(request_of(plan)).payload, noisy.train(request_of(noisy_plan)).payload
@@ -86,7 +86,7 @@ def test_a_round_that_is_trained_again_has_other_noise_and_is_charged_again(site
 
 
 @pytest.mark.parametrize("metrics", [False, True])
-def test_loss_and_quality_leave_only_where_the_run_says_so(site_of: SiteOf, metrics: bool) -> None:
+def test_loss_and_quality_leave_only_if_the_run_allows_it(site_of: SiteOf, metrics: bool) -> None:
     plan, site = site_of(*clear_of_site(metrics=metrics))
     trained = site.train(request_of(plan))
     seen = RoundRequest(plan.header(1), "evaluate", plan.rounds, plan.initial, "validation")
@@ -106,7 +106,7 @@ def test_prompts_that_leave_no_room_for_the_noise_are_refused_before_it_is_drawn
 
 
 @pytest.mark.parametrize("head", ["trained", "lda"])
-def test_the_steps_told_are_those_of_any_images_of_that_number(site_of: SiteOf, head: str) -> None:
+def test_the_reported_steps_depend_only_on_the_number_of_images(site_of: SiteOf, head: str) -> None:
     plan, site = site_of(*clear_of_site(), f"training.head={head}")
     assert site.train(request_of(plan)).metrics["steps"] == plan.max_steps(len(site.data.train))
 
@@ -127,7 +127,7 @@ def propose_noise(kit: Kit, source: str = "local", **changes: object) -> Proposa
 
 
 @pytest.mark.parametrize("source", ["local", "distributed", "central"])
-def test_under_a_budget_only_noise_that_the_policy_believes_in_counts(kit: Kit, source: str) -> None:
+def test_with_a_budget_only_noise_that_the_policy_accepts_counts(kit: Kit, source: str) -> None:
     proposal = propose_noise(kit, source)
     believing = {"epsilon": 8.0, "noise": ["local", "distributed", "central"]}
     kit.join(kit.open(outgoing__budget=believing), proposal=proposal)
@@ -139,14 +139,14 @@ def test_under_a_budget_only_noise_that_the_policy_believes_in_counts(kit: Kit, 
 
 
 def test_a_clip_beyond_the_bound_on_updates_is_refused_before_anything_is_trained(kit: Kit) -> None:
-    """sinks (2, 3): a clip of 3 lets their root mean square be 1.22, and the policy allows 1."""
+    """A clip of 3 allows sinks of shape (2, 3) a root mean square of 1.22, and the policy allows 1."""
     gate = kit.open()
     assert rules_of(lambda: kit.join(gate, proposal=propose_noise(kit, clip=3.0))) == ("outgoing.update",)
     kit.join(kit.open(outgoing__update={"bound": 1.5}), proposal=propose_noise(kit, clip=3.0))
     assert rules_of(lambda: kit.admit(kit.open(), request())) == ("outgoing.update",)
 
 
-def test_noise_of_the_sites_own_is_neither_refused_nor_scaled_down(kit: Kit) -> None:
+def test_the_sites_own_noise_is_neither_refused_nor_scaled_down(kit: Kit) -> None:
     gate = kit.open(outgoing__update={"bound": 0.5, "above": "clip"})
     kit.join(gate, proposal=propose_noise(kit))
     kit.admit(gate, request())
@@ -156,14 +156,14 @@ def test_noise_of_the_sites_own_is_neither_refused_nor_scaled_down(kit: Kit) -> 
     np.testing.assert_array_equal(released.payload, far.payload)
 
 
-def test_under_a_budget_metrics_without_noise_are_refused(kit: Kit) -> None:
+def test_with_a_budget_metrics_without_noise_are_refused(kit: Kit) -> None:
     gate = kit.open(outgoing__budget={"epsilon": 8.0})
     proposal = propose_noise(kit, metrics=True)
     assert rules_of(lambda: kit.join(gate, proposal=proposal)) == ("outgoing.budget",)
     kit.join(kit.open(), proposal=proposal)
 
 
-def test_the_gate_holds_back_metrics_of_a_run_that_has_none_also_after_a_restart(kit: Kit) -> None:
+def test_the_gate_refuses_metrics_of_a_run_without_metrics_also_after_a_restart(kit: Kit) -> None:
     kit.join(kit.open(), proposal=propose_noise(kit))
     for asked in (request(), evaluation()):
         gate = kit.open()
@@ -177,7 +177,7 @@ def test_the_gate_holds_back_metrics_of_a_run_that_has_none_also_after_a_restart
     assert about["noise"] == "local noise on updates of length 1 at most, metrics withheld"
 
 
-def test_the_budget_keeps_what_each_noise_cost_and_refuses_what_would_overspend(kit: Kit) -> None:
+def test_the_budget_records_the_cost_of_the_noise_and_refuses_to_overspend(kit: Kit) -> None:
     gate = kit.open(outgoing__budget={"epsilon": 4.0})
     kit.join(gate, proposal=propose_noise(kit))
     plan = UpdateNoise(noise("local", noise_multiplier=3.0), 2).plan

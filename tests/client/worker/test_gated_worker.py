@@ -1,4 +1,4 @@
-"""A worker behind its gate, without a socket: whatever bytes it is sent, what comes back is what the policy allows."""
+"""Tests of a worker with its gate, without a socket: for any input bytes, the reply follows the policy."""
 
 import dataclasses
 import math
@@ -56,7 +56,7 @@ def gated(make_kit: Callable[..., Path], federation: Callable[..., Experiment]) 
 
 
 def join_run(kit: Path, proposal: Proposal) -> Gated:
-    """Start a worker in a kit, and have it agree to a run."""
+    """Start a worker in a kit and make it agree to a run."""
     (kit / "policy.yaml").write_text(yaml.safe_dump(POLICY))
     (kit / "keys").mkdir()
     key = ec.generate_private_key(ec.SECP384R1()).private_bytes(
@@ -72,7 +72,7 @@ def join_run(kit: Path, proposal: Proposal) -> Gated:
     return Gated(worker, gate, found.worker.state / LEDGER_FILE, proposal, met)
 
 
-def test_an_answer_with_noise_leaves_again_bit_for_bit_and_is_charged_once(
+def test_an_answer_with_noise_is_repeated_bit_for_bit_and_charged_once(
     make_kit: Callable[..., Path], federation: Callable[..., Experiment]
 ) -> None:
     private = "federation.site_privacy={noise: local, clip: 0.5, epsilon: 8.0}"
@@ -92,7 +92,7 @@ def test_an_answer_with_noise_leaves_again_bit_for_bit_and_is_charged_once(
     gated.gate.close()
 
 
-def test_shares_of_noise_that_fixed_point_would_swallow_are_refused_at_the_site(
+def test_shares_of_noise_below_the_fixed_point_resolution_are_refused_at_the_site(
     make_kit: Callable[..., Path], federation: Callable[..., Experiment]
 ) -> None:
     private = "{noise: distributed, clip: 1.0e-6, noise_multiplier: 2.0}"
@@ -127,7 +127,7 @@ CUTS = st.tuples(st.integers(0, 4000), st.integers(0, 255))
 
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(changes=REQUESTS, flips=st.one_of(st.just([]), st.lists(CUTS, min_size=1, max_size=3)))
-def test_whatever_the_app_asks_nothing_comes_back_but_what_the_policy_allows(
+def test_any_input_gets_only_a_reply_that_the_policy_allows(
     gated: Gated, changes: dict[str, Any], flips: list[tuple[int, int]]
 ) -> None:
     moved = gated.met.initial + np.float32(changes.pop("shift", 0.0))
@@ -152,7 +152,7 @@ def test_whatever_the_app_asks_nothing_comes_back_but_what_the_policy_allows(
         assert all(math.isnan(value) or value == round(value, 3) for value in answer.metrics.values())
 
 
-def test_after_all_that_the_ledger_is_whole_and_the_run_goes_on(gated: Gated) -> None:
+def test_after_refused_requests_the_ledger_is_sound_and_the_run_continues(gated: Gated) -> None:
     for content in (b"", b"junk", encode_frame(gated.request(wants_gradient=True))):
         assert isinstance(decode_frame(gated.worker.answer(content)), Refusal)
     reply = decode_frame(gated.worker.answer(encode_frame(gated.request())))

@@ -1,4 +1,4 @@
-"""The worker without its socket: one run at a time, agreements and states that last, and what it declines."""
+"""Tests of the worker without its socket: one run at a time, persistent agreements and states, and refusals."""
 
 import dataclasses
 import errno
@@ -69,7 +69,7 @@ def refusal(answer: Frame) -> str:
     return answer.reason
 
 
-def test_a_run_from_proposal_to_reply_passes_the_door_message_by_message(
+def test_a_run_from_proposal_to_reply_passes_the_gate_message_by_message(
     settings: SiteSettings, proposal: Proposal
 ) -> None:
     gate = PassThroughGate()
@@ -84,7 +84,7 @@ def test_a_run_from_proposal_to_reply_passes_the_door_message_by_message(
     assert gate.refusals == []
 
 
-def test_backbone_images_and_model_stay_from_run_to_run(settings: SiteSettings, proposal: Proposal) -> None:
+def test_backbone_images_and_model_are_reused_across_runs(settings: SiteSettings, proposal: Proposal) -> None:
     clock = Clock()
     worker = Worker(settings, PassThroughGate(), clock=clock)
     introduce(worker, proposal)
@@ -101,7 +101,7 @@ def test_backbone_images_and_model_stay_from_run_to_run(settings: SiteSettings, 
     assert warm._slot.value is not before[2]
 
 
-def test_a_worker_that_was_killed_goes_on_without_being_asked_anew(settings: SiteSettings, proposal: Proposal) -> None:
+def test_a_killed_worker_continues_without_a_new_proposal(settings: SiteSettings, proposal: Proposal) -> None:
     first = Worker(settings, PassThroughGate())
     met = introduce(first, proposal)
     one = train_request(met, proposal)
@@ -128,7 +128,7 @@ def test_the_same_request_is_answered_with_the_same_bytes_and_without_training(
     assert worker.answer(request) == first
 
 
-def test_a_second_run_is_refused_with_the_name_of_the_first_until_that_is_silent(
+def test_a_second_run_is_refused_until_the_first_is_silent_for_ten_minutes(
     settings: SiteSettings, proposal: Proposal
 ) -> None:
     clock = Clock()
@@ -171,7 +171,7 @@ def test_status_is_answered_and_another_run_refused_while_the_site_trains(
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
-def test_a_full_disk_is_said_loses_nothing_and_the_next_attempt_works(
+def test_a_full_disk_is_reported_loses_nothing_and_the_next_attempt_works(
     settings: SiteSettings, proposal: Proposal, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     worker = Worker(settings, PassThroughGate())
@@ -200,7 +200,7 @@ def test_a_full_disk_is_said_loses_nothing_and_the_next_attempt_works(
     assert isinstance(ask(worker, second), RoundReply)
 
 
-def test_a_full_disk_at_the_proposal_leaves_no_half_agreement(
+def test_a_full_disk_at_the_proposal_leaves_no_partial_agreement(
     settings: SiteSettings, proposal: Proposal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker = Worker(settings, PassThroughGate())
@@ -211,7 +211,7 @@ def test_a_full_disk_at_the_proposal_leaves_no_half_agreement(
     introduce(worker, proposal)
 
 
-def test_exceptions_keep_their_texts_at_the_site(
+def test_exception_texts_do_not_leave_the_site(
     settings: SiteSettings, proposal: Proposal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate = PassThroughGate()
@@ -240,7 +240,7 @@ def test_settings_that_do_not_fit_are_named_without_their_values(settings: SiteS
         (2, {"proximal_mu": 0.5}, "proximal_mu differ"),
     ],
 )
-def test_what_is_asked_for_is_what_was_agreed_on(
+def test_a_request_must_match_the_agreed_settings(
     settings: SiteSettings, proposal: Proposal, rounds: int, training: dict[str, Any], says: str
 ) -> None:
     worker = Worker(settings, PassThroughGate())
@@ -249,7 +249,7 @@ def test_what_is_asked_for_is_what_was_agreed_on(
     assert says in refusal(ask(worker, train_request(met, proposal, rounds=rounds, settings=asked)))
 
 
-def test_what_the_agreed_strategy_does_not_do_is_not_done(settings: SiteSettings, proposal: Proposal) -> None:
+def test_a_request_beyond_the_agreed_strategy_is_refused(settings: SiteSettings, proposal: Proposal) -> None:
     worker = Worker(settings, PassThroughGate())
     met = introduce(worker, proposal)
     asked = train_request(met, proposal)
@@ -267,12 +267,12 @@ def test_a_run_that_was_never_proposed_is_refused(settings: SiteSettings, propos
 
 
 @pytest.mark.parametrize("run", ["..", "../run", "", "a/b", "run-a\n", "\0", "x" * 65])
-def test_a_name_that_leads_elsewhere_is_refused(settings: SiteSettings, proposal: Proposal, run: str) -> None:
+def test_an_invalid_run_name_is_refused(settings: SiteSettings, proposal: Proposal, run: str) -> None:
     assert refusal(ask(Worker(settings, PassThroughGate()), Introduce(run, proposal)))
     assert not list(settings.worker.state.iterdir())
 
 
-def test_one_name_is_one_agreement(settings: SiteSettings, proposal: Proposal) -> None:
+def test_a_run_name_has_exactly_one_agreement(settings: SiteSettings, proposal: Proposal) -> None:
     registry = RunRegistry(settings.worker.state, "site-1")
     registry.agree("run-a", proposal)
     registry.agree("run-a", proposal)
@@ -285,13 +285,13 @@ def test_one_name_is_one_agreement(settings: SiteSettings, proposal: Proposal) -
         registry.find("run-a")
 
 
-# What asked for the status while the one socket told both sides.
+# The status request from before the status had its own socket; the worker must refuse it.
 STATUS_HEAD = b'{"kind":"status","arrays":{}}'
 ASKS_STATUS = struct.pack("<4sIQ", b"EPT1", len(STATUS_HEAD), 0) + STATUS_HEAD
 
 
 @pytest.mark.parametrize("answer", [Refusal("no"), b"no frame", b"", ASKS_STATUS])
-def test_what_is_no_question_is_refused_and_recorded(settings: SiteSettings, answer: Any) -> None:
+def test_a_frame_that_is_no_request_is_refused_and_recorded(settings: SiteSettings, answer: Any) -> None:
     gate = PassThroughGate()
     worker = Worker(settings, gate)
     content = answer if isinstance(answer, bytes) else encode_frame(answer)
@@ -299,7 +299,9 @@ def test_what_is_no_question_is_refused_and_recorded(settings: SiteSettings, ans
     assert len(gate.refusals) == 1
 
 
-def test_a_closed_door_is_told_and_what_it_declined_holds_nothing(settings: SiteSettings, proposal: Proposal) -> None:
+def test_a_refusal_by_the_gate_is_returned_and_the_refused_run_is_not_kept(
+    settings: SiteSettings, proposal: Proposal
+) -> None:
     class ClosedGate(PassThroughGate):
         def admit_proposal(self, run: str, proposal: Proposal, frame: bytes) -> None:
             raise MessageRefusedError("policy.yaml allows 3 rounds")
@@ -311,7 +313,7 @@ def test_a_closed_door_is_told_and_what_it_declined_holds_nothing(settings: Site
     assert (worker.status().run, worker.status().runs) == (None, ())
 
 
-def test_one_site_is_one_site(make_kit: Callable[..., Path], proposal: Proposal) -> None:
+def test_a_worker_serves_exactly_one_site(make_kit: Callable[..., Path], proposal: Proposal) -> None:
     data = {"source": "phantoms", "phantom_sites": 2, "patients_per_class": 8}
     settings = load_site_settings(make_kit(data=data) / "site.yaml")
     assert "data.sites" in refusal(ask(Worker(settings, PassThroughGate()), Introduce("run-a", proposal)))
@@ -322,9 +324,7 @@ def test_nothing_is_loaded_before_the_first_proposal(settings: SiteSettings) -> 
     assert (warm.backbone_digest, warm.training_images) == (None, None)
 
 
-def test_a_run_that_is_over_or_came_to_nothing_keeps_no_other_waiting(
-    settings: SiteSettings, proposal: Proposal
-) -> None:
+def test_a_finished_or_failed_run_does_not_block_another(settings: SiteSettings, proposal: Proposal) -> None:
     worker = Worker(settings, PassThroughGate())
     greedy = proposal.model_copy(update={"data": proposal.data.model_copy(update={"shots": 5000})})
     assert isinstance(ask(worker, Introduce("run-0", greedy)), Refusal)
