@@ -62,7 +62,7 @@ def test_commands_are_found_wherever_a_header_quotes_them() -> None:
     assert all(found.values())
     assert found["demo"] == ["ept-fed simulate configs/demo.yaml"]
     assert [command.split("'")[1] for command in found["ablations"]] == ["length *", "depth *", "embedding *", "sink *"]
-    assert found["prompts_alone"][1].endswith("--method '12 sites, *' --seeds 5 --set benchmark.fold=test")
+    assert found["prompts_only"][1].endswith("--method '12 sites, *' --seeds 5 --set benchmark.fold=test")
 
 
 @pytest.mark.usefixtures("_files_are_elsewhere")

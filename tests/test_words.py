@@ -96,9 +96,9 @@ def test_headings_use_the_fields_words(page: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
 def test_shipped_settings_use_the_fields_words(path: Path) -> None:
-    # The values and the names of rows; "prompts alone" names the study of configs/prompts_alone.yaml.
+    # The values and the names of rows; "prompts alone" names the study of configs/prompts_only.yaml.
     lines = [line.split("#")[0] for line in path.read_text().splitlines()]
-    assert find_former("\n".join(lines).replace("prompts_alone", "")) == []
+    assert find_former("\n".join(lines).replace("prompts_only", "")) == []
 
 
 def test_names_of_the_code_use_the_fields_words() -> None:

@@ -84,7 +84,7 @@ METHODS: dict[str, MethodInfo] = {
         "Zu et al. 2024, arXiv 2407.01003",
         "Prompt columns beside the attention logits, and optionally context tokens.",
         "On HAM10000 with three seeds, prompts with personalised heads were not shown to be better than local models. "
-        "On blood cells, prompts with tokens and training.head=fixed+lda were better. See docs/prompts-alone.md.",
+        "On blood cells, prompts with tokens and training.head=fixed+lda were better. See docs/prompts-only.md.",
         ("sinks", "prompts", "tokens"),
     ),
     "linear": MethodInfo(

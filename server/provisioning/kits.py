@@ -65,7 +65,7 @@ def render_site_kit(
         "ept-fed-worker.service": KitFile(render("site/ept-fed-worker.service.j2", words).encode()),
         "ept-fed-supernode.service": KitFile(render("site/ept-fed-supernode.service.j2", words).encode()),
     }
-    return _seal(files, private)
+    return _add_checksums(files, private)
 
 
 def render_server_kit(
@@ -105,7 +105,7 @@ def render_server_kit(
     }
     admitted = {name: issued for name, issued in sites.items() if not issued.revoked}
     files |= {f"nodes/{name}.pub": KitFile(f"{issued.node} {name}\n".encode()) for name, issued in admitted.items()}
-    return _seal(files, private)
+    return _add_checksums(files, private)
 
 
 def zip_kit(files: Mapping[str, KitFile]) -> bytes:
@@ -131,9 +131,9 @@ def _folder(name: str) -> str:
     return f"{name.rsplit('/', 1)[0]}/"
 
 
-def _seal(files: Mapping[str, KitFile], private: Mapping[str, bytes]) -> dict[str, KitFile]:
-    sealed = {**files, CHECKSUMS: KitFile(serialize_checksums(files))}
-    return sealed | {name: KitFile(content, 0o600) for name, content in private.items()}
+def _add_checksums(files: Mapping[str, KitFile], private: Mapping[str, bytes]) -> dict[str, KitFile]:
+    whole = {**files, CHECKSUMS: KitFile(serialize_checksums(files))}
+    return whole | {name: KitFile(content, 0o600) for name, content in private.items()}
 
 
 def _serialize_sites(federation: Federation, sites: Mapping[str, Issued]) -> bytes:

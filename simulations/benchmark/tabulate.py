@@ -40,7 +40,7 @@ PAGES = (
     Path("README.md"),
     *(
         Path("docs") / f"{page}.md"
-        for page in ("benchmark", "differential-privacy", "prompts-alone", "recipes", "shared-heads")
+        for page in ("benchmark", "differential-privacy", "prompts-only", "recipes", "shared-heads")
     ),
 )
 

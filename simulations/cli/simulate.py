@@ -37,7 +37,7 @@ def simulate(
         bool, typer.Option("--json", help="Print the report as one JSON document and nothing else.")
     ] = False,
 ) -> None:
-    """Tune prompts across virtual sites in one process, and compare with every site alone.
+    """Tune prompts across virtual sites in one process, and compare with local models.
 
     The run folder holds the resolved settings, a line per round, the prompts after each round, each site's predictions
     and the report. Exit code 0: done; 1: no round could be averaged; 2: something has to be corrected first.

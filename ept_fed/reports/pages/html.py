@@ -140,8 +140,8 @@ def page_environment() -> Environment:
     environment.globals |= {
         "metric_words": METRIC_WORDS,
         "verdict_words": VERDICT_WORDS,
-        "fewest": MIN_GROUPS,
-        "fewest_cases": MIN_CASES,
+        "min_groups": MIN_GROUPS,
+        "min_cases": MIN_CASES,
         "least_count": LEAST_COUNT,
         "color": lambda setting: setting_style(setting)[0],
         "dashes": lambda setting: " ".join(f"{2 * part:g}" for part in setting_style(setting)[1] or ()),
