@@ -1,1 +1,1 @@
-"""Virtual sites in one process, for research, tests and benchmarks."""
+"""Simulations of a federation with virtual sites in one process, for research, tests and benchmarks."""

@@ -1,1 +1,1 @@
-"""`ept-fed audit attack`: a finished run's updates computed again and attacked."""
+"""`ept-fed audit attack`: recompute and attack the updates of a finished run."""

@@ -1,8 +1,8 @@
-"""Positive controls: cases in which an attack must succeed if it works at all, so that "nothing was found" means more.
+"""Positive controls: cases in which a working attack must succeed, so that a negative result elsewhere has a meaning.
 
-Membership: a head that was fitted to the members alone until it knows them, and the bare gradient of the batch of eight
-that an image was in. Inversion: the same search on the gradient of a linear model of the pixels, and on that of the
-ViT's patch embedding and positions, from which the image can also be solved for. A site sends none of these.
+Membership: a head that was fitted only to the members until it memorised them, and the bare gradient of the batch of
+eight that contains an image. Inversion: the same search on the gradient of a linear model of the pixels, and on that of
+the ViT's patch embedding and positions, from which the image can also be solved for. A site sends none of these.
 """
 
 from collections.abc import Callable
@@ -47,19 +47,19 @@ _PATCHES, _POSITIONS = "vit.patch_embed.proj.weight", "vit.pos_embed"
 def control_membership(
     model: PromptedViT, played: PlayedRound, candidates: Candidates, view: View, *, seed: int
 ) -> list[AttackRow]:
-    """Return a row for either score, where the members leave as much of a trace as they can.
+    """Return a row for each score, in a case where the members leave the strongest trace.
 
     Args:
-        model: computes; its own tensors stay as they are.
-        played: the round whose prompts are looked at, before it.
-        candidates: members and others.
-        view: what the run sends.
+        model: used for the computation; its own tensors do not change.
+        played: the round; its tensors before training are used.
+        candidates: members and non-members.
+        view: the view that the run sends.
         seed: of batches and resamples.
     """
     state = {name: tensor.to(model.device) for name, tensor in played.before.items()}
     gradients = candidate_gradients(model, state, candidates, [view])[view.name]
     scores = {
-        "AUC, loss drop": ("a head fitted to the members alone", _fit_head(model, state, candidates)),
+        "AUC, loss drop": ("a head fitted only to the members", _fit_head(model, state, candidates)),
         "AUC, cosine": (
             f"{view.name}: bare gradient of a batch of {_BATCH}",
             _score_partitions(gradients, candidates.member, numpy_generator(seed, played.site, "batches")),
@@ -88,14 +88,14 @@ def control_inversion(
     seed: int,
     on_step: Callable[[], None] = lambda: None,
 ) -> list[AttackRow]:
-    """Return the rows of the search where it must succeed, where it should, and of the exact solution of the latter.
+    """Return the rows of a search that must succeed, of one that should, and of the exact solution of the second.
 
     Args:
-        model: computes; its own tensors stay as they are.
-        played: the round whose prompts are looked at, before it.
+        model: used for the computation; its own tensors do not change.
+        played: the round; its tensors before training are used.
         target: batches of one image.
-        spec: of the images.
-        steps: of either search.
+        spec: input specification of the images.
+        steps: number of steps of each search.
         seed: of the linear model and the starting points.
         on_step: called after every step.
     """
@@ -136,12 +136,12 @@ def control_inversion(
 
 
 def _score_partitions(gradients: Array, member: Array, rng: np.random.Generator) -> Array:
-    """Return (n, partitions) scores: who shares a batch with whom is chance, which the interval would not know."""
+    """Return (n, partitions) scores over random partitions into batches, so that the interval covers this chance."""
     return np.stack([score_batches(gradients, member, _BATCH, rng) for _ in range(_PARTITIONS)], axis=1)
 
 
 def _fit_head(model: PromptedViT, state: dict[str, Tensor], candidates: Candidates) -> Array:
-    """Return (n,) falls of the loss from the round's head to one that was fitted to the members alone."""
+    """Return (n,) decreases of the loss from the round's head to a head that was fitted only to the members."""
     features, labels = _compute_features(model, state, candidates)
     member = torch.from_numpy(candidates.member)
     weight = torch.zeros_like(state["head.weight"], device="cpu", requires_grad=True)
@@ -163,7 +163,7 @@ def _fit_head(model: PromptedViT, state: dict[str, Tensor], candidates: Candidat
 
 
 class _Features(nn.Module):
-    """What the head of a model sees."""
+    """A module that returns the features before the head of a model."""
 
     def __init__(self, model: PromptedViT) -> None:
         super().__init__()
@@ -175,7 +175,7 @@ class _Features(nn.Module):
 
 @torch.no_grad()
 def _compute_features(model: PromptedViT, state: dict[str, Tensor], candidates: Candidates) -> tuple[Tensor, Tensor]:
-    """Return features (n, D) of the candidates under the round's prompts, and labels."""
+    """Return features (n, D) of the candidates with the round's prompts, and their labels."""
     values = {f"model.{name}": tensor for name, tensor in parameters_of(state).items()}
     model.eval()
     parts = [
@@ -187,12 +187,12 @@ def _compute_features(model: PromptedViT, state: dict[str, Tensor], candidates: 
 
 
 def _draw_linear(images: Tensor, classes: int, seed: int) -> tuple[nn.Module, dict[str, Tensor]]:
-    """Return a linear model of the pixels, and its weights, of the scale that keeps logits near one, beside images."""
+    """Return a linear model of the pixels and its weights, scaled to keep logits near one, on the images' device."""
     pixels = images[0, 0].numel()
     model = nn.Sequential(nn.Flatten(), skip_init(nn.Linear, pixels, classes, device=images.device))
     generator = torch.Generator().manual_seed(derive_seed(seed, "linear model"))
     drawn = {
-        # Drawn on the CPU: the same numbers whatever device computes.
+        # Drawn on the CPU, so that the numbers do not depend on the device.
         name: (torch.randn(tensor.shape, generator=generator) / pixels**0.5).to(images.device)
         for name, tensor in model.named_parameters()
     }

@@ -1,7 +1,7 @@
-"""A server that plants prompts so that what comes back tells more: sinks that let one token alone attend.
+"""An attack by the server: crafted prompts that make updates leak more, with sinks that let only one token attend.
 
-Every other token's sink is so high that its attention output vanishes. It is a simple attack, the same for every image;
-PromptMIA (arXiv 2601.06641) crafts prompts for one target image, which this does not try.
+The sink of every other token is so high that its attention output vanishes. The attack is simple and the same for every
+image. PromptMIA (arXiv 2601.06641) crafts prompts for one target image, which this module does not try.
 """
 
 import numpy as np
@@ -19,7 +19,7 @@ _HEIGHT = 10.0
 
 
 def craft_prompts(payload: Vector, layout: PayloadLayout) -> Vector:
-    """Return a payload whose sinks are 10 for every token but the first (cls), and -10 for that, in every layer."""
+    """Return a payload whose sinks, in every layer, are -10 for the first token (cls) and 10 for all others."""
     tensors = layout.unflatten(payload)
     if "sinks" in tensors:
         tensors["sinks"] = _dominated(tensors["sinks"].shape)
@@ -30,19 +30,19 @@ def craft_prompts(payload: Vector, layout: PayloadLayout) -> Vector:
 
 
 def shorten_step(latest: Vector, crafted: Vector, layout: PayloadLayout, bound: float) -> Vector:
-    """Return the crafted payload if it lies within the bound of the latest one, else as far towards it as that allows.
+    """Return the crafted payload, or the farthest point towards it that is within the bound of the latest payload.
 
     The bound is a root mean square over the numbers of each tensor, as in `incoming.prompt_change`.
     """
     moved = max(measure_change(crafted, latest, layout).values())
     if moved <= bound:
         return crafted
-    # A little less than the bound: rounding to float32 must not carry it over.
+    # Slightly less than the bound, so that rounding to float32 cannot exceed it.
     return np.asarray(latest + (crafted - latest) * np.float32(bound / moved * (1 - 1e-5)), dtype=np.float32)
 
 
 def ask_gate(policy: Policy, latest: Vector, payload: Vector, layout: PayloadLayout, round_number: int) -> str | None:
-    """Return the sentence with which the site's gate refuses prompts after the latest ones; None if they pass."""
+    """Return the reason why the site's gate refuses prompts after the latest ones; None if it accepts them."""
     header = Header("", round_number, "", "")
     request = RoundRequest(header, "train", round_number, payload, "train")
     broken = check_change(policy, request, latest, layout, KnownRun(""), "")

@@ -1,4 +1,4 @@
-"""Update inversion against one round of one site, for every view of what it sends."""
+"""Inversion attack on the update of one site in one round, for every view of the update."""
 
 import io
 from collections.abc import Callable, Sequence
@@ -35,20 +35,20 @@ __all__ = [
     "search_images",
 ]
 
-# Batch size, and how many batches: ten patients are the fewest for an interval, and every further image costs.
+# Batch size and number of batches: an interval requires at least ten patients, and every further image costs time.
 BATCHES = ((1, 10), (8, 1))
 _MAX_AVERAGED = 200
 _START_NOISE = 0.1
-# Sign steps cannot go further than rate times steps: fewer steps need longer ones.
+# Sign steps cannot move farther than rate times steps, so fewer steps require a higher rate.
 _REACH, _LEAST_RATE = 4.0, 0.05
 
 
 @dataclass(frozen=True)
 class Target:
-    """Batches of one size that the attacker is to find.
+    """Batches of one size that the attacker has to find.
 
     Attributes:
-        images: (G, B, 3, H, W) as the model sees them.
+        images: (G, B, 3, H, W) as the model receives them.
         labels: (G, B), or (G, B, C) for multi-label.
         groups: (G·B,) patients.
         guess: (3, H, W), mean of the site's other images.
@@ -64,7 +64,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Kind:
-    """What was attacked, as its rows say it: fields as in `AttackRow`."""
+    """The target of an attack, as in its rows: fields as in `AttackRow`."""
 
     part: str
     site: str
@@ -74,7 +74,7 @@ class Kind:
 
 
 def choose_targets(data: SiteData, seed: int) -> list[Target]:
-    """Draw training images for every batch size; fewer batches where the site has too few images."""
+    """Draw training images for every batch size, with fewer batches if the site has too few images."""
     rest = pool((data.validation, data.test))
     few = numpy_generator(seed, data.name, "mean image").permutation(len(rest))[:_MAX_AVERAGED]
     total, count = torch.zeros(()), 0
@@ -112,15 +112,15 @@ def attack_inversion(
     sent: tuple[str, ...] = (),
     on_step: Callable[[], None] = lambda: None,
 ) -> tuple[list[AttackRow], Array]:
-    """Return the rows of PSNR and SSIM of one view, and what was reconstructed, (G·B, 3, H, W) in [0, 1].
+    """Return the rows of PSNR and SSIM of one view, and the reconstructed images (G·B, 3, H, W) in [0, 1].
 
     Args:
-        model: computes; its own tensors stay as they are.
+        model: used for the computation; its own tensors do not change.
         played: the round; the attacked update starts from the tensors before it.
-        target: what to find.
-        view: what the attacker sees.
-        spec: of the images.
-        steps: of the search.
+        target: the images to find.
+        view: the part of the update that the attacker sees.
+        spec: input specification of the images.
+        steps: number of steps of the search.
         seed: of the start and the noise.
         sent: tensors that the run sends.
         on_step: called after every step.
@@ -153,7 +153,7 @@ def search_images(
     seed: int,
     on_step: Callable[[], None] = lambda: None,
 ) -> Tensor:
-    """Return the images (G, B, 3, H, W), in the units of the target's, that explain observed gradients (G, n) best.
+    """Return the images (G, B, 3, H, W) that best explain observed gradients (G, n), in the units of the target's.
 
     Arguments as in `attack_inversion` and `match_gradients`; the search starts near the target's mean image.
     """
@@ -179,9 +179,9 @@ def score_images(
 
     Args:
         found: (G, B, 3, H, W), in the units of the target's.
-        target: what was to be found.
-        spec: of the images.
-        kind: what the rows say besides.
+        target: the images to find.
+        spec: input specification of the images.
+        kind: the other fields of the rows.
         seed: of the resamples.
     """
     mean, std = (torch.tensor(values)[:, None, None] for values in (spec.mean, spec.std))
@@ -220,7 +220,7 @@ def draw_pictures(target: Target, found: Sequence[Array], spec: InputSpec) -> by
 def _observe(
     model: PromptedViT, values: dict[str, Tensor], target: Target, view: View, generator: torch.Generator
 ) -> Tensor:
-    """Return (G, n): what the view shows of each batch's gradient, noise included."""
+    """Return (G, n): the part of each batch's gradient that the view shows, including noise."""
     device = model.device
     images, labels = target.images.to(device), target.labels.to(device)
     found = batch_gradients(model, values, images, labels, LOSSES[target.task])

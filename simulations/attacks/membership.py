@@ -1,4 +1,4 @@
-"""Membership inference against one round of one site, for every view of what it sends."""
+"""Membership inference on the update of one site in one round, for every view of the update."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,12 +37,12 @@ _AT_ONCE = 16
 
 @dataclass(frozen=True)
 class Candidates:
-    """Images of one site, some trained on.
+    """Images of one site, some of which it trained on.
 
     Attributes:
-        images: of the site, all splits.
-        chosen: indices of the candidates in them.
-        member: (n,) bool.
+        images: all images of the site, from all splits.
+        chosen: indices of the n candidates in `images`.
+        member: (n,) bool, true for the training images.
         groups: (n,) patients.
     """
 
@@ -53,7 +53,7 @@ class Candidates:
 
 
 def choose_candidates(data: SiteData, seed: int) -> Candidates:
-    """Draw as many of the site's other images as it trained on, of the same classes where an image has one."""
+    """Draw equally many training and other images of the site, equally many of each class for single-label tasks."""
     images = pool(data.parts())
     trained = len(data.train)
     single = images.task == "single_label"
@@ -76,18 +76,18 @@ def attack_membership(
     sent: tuple[str, ...] = (),
     on_image: Callable[[int], None] = lambda _count: None,
 ) -> list[AttackRow]:
-    """Return two rows per view: the AUC by the fall of the loss, and by the cosine with the gradient.
+    """Return two rows per view: the AUC by the decrease of the loss, and by the cosine with the gradient.
 
     Args:
-        model: computes; its own tensors stay as they are.
+        model: used for the computation; its own tensors do not change.
         played: the round.
-        candidates: members of this site's training set, or of another's, for a control.
-        views: what the attacker sees.
+        candidates: images of this site, or of another site for a control.
+        views: the parts of the update that the attacker may see.
         seed: of noise and resamples.
-        part: of the rows.
-        prompts: of the rows.
+        part: field of the rows.
+        prompts: field of the rows.
         sent: tensors that the run sends.
-        on_image: told how many images are done with.
+        on_image: called with the number of images that were just processed.
     """
     before = _on(model, played.before)
     losses_before = _losses(model, before, candidates)
@@ -122,7 +122,7 @@ def parameters_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _move(state: Mapping[str, Tensor], update: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a state with an update on it; moved sinks unfold into the state's own columns."""
+    """Return a state plus an update; updated sinks are unfolded into the state's own columns."""
     moved = dict(state)
     for name, change in update.items():
         if name == "sinks":
@@ -135,7 +135,7 @@ def _move(state: Mapping[str, Tensor], update: Mapping[str, Tensor]) -> dict[str
 
 @torch.no_grad()
 def _losses(model: PromptedViT, state: Mapping[str, Tensor], candidates: Candidates) -> Array:
-    """Return (n,) losses of the candidates under trained tensors."""
+    """Return (n,) losses of the candidates with the given trained tensors."""
     model.eval()
     values = []
     for images, labels in candidates.images.batches(_AT_ONCE, order=candidates.chosen):
@@ -145,7 +145,7 @@ def _losses(model: PromptedViT, state: Mapping[str, Tensor], candidates: Candida
 
 
 def measure_losses(logits: Tensor, labels: Tensor, task: str) -> Array:
-    """Return (n,) losses of n images by themselves, from logits (n, C)."""
+    """Return the (n,) separate losses of n images from logits (n, C)."""
     if task == "single_label":
         losses = F.cross_entropy(logits, labels, reduction="none")
     else:
@@ -160,7 +160,7 @@ def candidate_gradients(
     views: Sequence[View],
     on_image: Callable[[int], None] = lambda _count: None,
 ) -> dict[str, Array]:
-    """Return (n, d) gradients of each candidate's own loss by the name of the view."""
+    """Return (n, d) gradients of each candidate's own loss, by the name of the view."""
     model.eval()
     loss, values = LOSSES[candidates.images.task], parameters_of(state)
     found: dict[str, list[Array]] = {view.name: [] for view in views}

@@ -1,4 +1,4 @@
-"""What a self-attack found: rows that people, spreadsheets and machines read, kept as attack.json and attack.csv."""
+"""Results of a self-attack: rows for people, spreadsheets and programs, written to attack.json and attack.csv."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -15,36 +15,38 @@ PARTS = ("membership", "control", "known membership", "crafted", "inversion", "k
 
 ASSUMPTIONS = {
     "membership": (
-        "The attacker holds the frozen backbone, the prompts before the round, this site's own update (no secure "
-        "aggregation), each candidate image with its label, and the head with which the site began the round: in the "
-        "first round anybody can derive that head from the run's seed, later it is a gift to the attacker. Members are "
-        "the site's training images, the others its validation and test images, equally many of each class."
+        "The attacker has the frozen backbone, the prompts before the round, this site's own update (no secure "
+        "aggregation), each candidate image with its label, and the head with which the site began the round. In the "
+        "first round anybody can derive that head from the run's seed; in later rounds it is an extra advantage for "
+        "the attacker. Members are the site's training images; the others are its validation and test images, equally "
+        "many of each class."
     ),
     "inversion": (
-        "The strongest case for the attacker: the update is one step of plain SGD over the batch, without "
-        "augmentation, so it is the gradient; labels, head, backbone and the prompts before are known, and so is the "
-        "mean of the site's other images, from which the search starts. An update of many steps of AdamW over "
-        "augmented images, as the run really made, is another problem, which was not tried; the default policy refuses "
-        "updates from fewer than ten images. A search of few steps that ends farther from the images than their mean "
-        "shows a weak search, not a safe update."
+        "The best case for the attacker: the update is one step of plain SGD over the batch, without augmentation, so "
+        "it is the gradient. The attacker knows labels, head, backbone, the prompts before the round, and the mean of "
+        "the site's other images, from which the search starts. A real update of the run consists of many steps of "
+        "AdamW over augmented images. This is a different problem, which was not tried. The default policy refuses "
+        "updates from fewer than ten images. If a search of few steps ends farther from the images than their mean, "
+        "the search is weak; this does not show that the update is safe."
     ),
     "crafted": (
-        "The server replaces the prompts of the round by sinks that let one token alone attend, and scores members "
-        "by what comes back. With the gate on it goes as far towards them in one round as the policy's "
-        "incoming.prompt_change lets it; with the gate off, all the way."
+        "The server replaces the prompts of the round by sinks that let only one token attend, and scores members by "
+        "the update that it receives. With the gate on, it moves towards these sinks in one round as far as the "
+        "policy's incoming.prompt_change allows; with the gate off, it sends them as they are."
     ),
     "control": (
-        "Another site's update of the same round, which trained on none of these images, scores them: what is not 0.5 "
-        "here comes from the images, not from having been trained on."
+        "The images are scored by another site's update of the same round, which was trained on none of them. A value "
+        "other than 0.5 here comes from the images, not from training on them."
     ),
     "known membership": (
-        "No site sends these: a head that was fitted to the members alone until it knows them, and the bare gradient "
-        "of a batch of eight that the image was in. A score that does not tell members from others here does not work."
+        "No site sends these: a head that was fitted only to the members until it memorised them, and the bare "
+        "gradient of a batch of eight that contains the image. A score that does not separate members from others here "
+        "does not work."
     ),
     "known inversion": (
         "No site sends these either: the gradients of a linear model of the pixels, and of the ViT's patch embedding "
-        "and positions, determine an image. The last row solves for it instead of searching. A search that misses the "
-        "image where it is determined shows nothing where it misses it elsewhere."
+        "and positions, determine an image. The last row solves for it instead of searching. If a search does not find "
+        "the image here, its failures elsewhere show nothing."
     ),
     "all": (
         "One run, one seed, few images, and attacks from the literature that were not adapted to these prompts: a "
@@ -59,11 +61,11 @@ class AttackRow:
 
     Attributes:
         part: one of `PARTS`.
-        site: whose update it was.
-        round: which round's.
-        prompts: what the server sent: "the run's own" or crafted.
-        payload: what of the update the attacker sees.
-        sent: whether that is what this run really sends.
+        site: site whose update was attacked.
+        round: round of the update.
+        prompts: prompts that the server sent: "the run's own" or crafted.
+        payload: part of the update that the attacker sees.
+        sent: whether this run really sends this part.
         measure: "AUC, loss drop", "AUC, cosine", "PSNR" or "SSIM".
         batch: images behind the update, for inversion; 0 otherwise.
         images: candidates, or images reconstructed.
@@ -93,7 +95,7 @@ class AttackRow:
 
 
 def write_attack(folder: Path, document: Mapping[str, Any], rows: Sequence[AttackRow]) -> dict[str, Any]:
-    """Write attack.json and attack.csv into a run folder, and return what attack.json holds."""
+    """Write attack.json and attack.csv into a run folder, and return the content of attack.json."""
     found = {"schema": ATTACK_SCHEMA, "assumptions": ASSUMPTIONS, **document, "rows": [asdict(row) for row in rows]}
     write_json(folder / "attack.json", found)
     write_csv(folder / "attack.csv", [asdict(row) for row in rows], [field.name for field in fields(AttackRow)])

@@ -1,8 +1,8 @@
-"""Replay: what a site sent in each round of a finished run, computed again.
+"""Replay of a finished run: recompute what a site sent in each round.
 
 A run folder keeps the global prompts after each round, not what each site sent. Every random choice of a round
 derives from (seed, site, round), so a site that gets the same prompts trains to the same payload, bit for bit, on the
-machine and with the thread count of the run. The recorded training loss of each round says whether it did.
+machine and with the thread count of the run. The recorded training loss of each round shows whether it did.
 """
 
 import json
@@ -27,30 +27,30 @@ from simulations.engine.virtual_sites import VirtualFederation
 
 __all__ = ["PARAMETERS", "PlayedRound", "Replay", "check_replayable", "read_prompts"]
 
-# Names under which trained tensors travel, and those of the model's parameters.
+# Names of the trained tensors in a payload, with the names of the model's parameters.
 PARAMETERS = {
     "prompts": "embedded.prompts",
     "tokens": "embedded.tokens",
     "head.weight": "head.weight",
     "head.bias": "head.bias",
 }
-# Their corrections come from the server's memory, which a finished run does not keep.
+# Strategies whose corrections come from server state that a finished run does not keep.
 _CORRECTING = ("scaffold", "feddyn")
 _FAR_OFF = 0.01
 
 
 @dataclass(frozen=True)
 class PlayedRound:
-    """One round at one site.
+    """A replayed round of one site.
 
     Attributes:
         site: its name.
         round: from 1.
-        before: the site's trained tensors with the received payload in them, by names of `PARAMETERS`.
+        before: the site's trained tensors, including the received payload, by names of `PARAMETERS`.
         after: the same after training.
-        payload: what the site sends.
-        difference: of its training loss from the recorded one, relative; 0 if bit for bit the same, NaN if the run
-            recorded none, or if the prompts were not those of the run.
+        payload: the payload that the site sends.
+        difference: relative difference of its training loss from the recorded one; 0 if equal bit for bit, NaN if the
+            run recorded none or if the prompts were not those of the run.
     """
 
     site: str
@@ -62,19 +62,19 @@ class PlayedRound:
 
 
 def check_replayable(federation: VirtualFederation) -> list[Problem]:
-    """Return what of a run's settings keeps its updates from being computed again or looked at."""
+    """Return a problem for each setting of a run because of which its updates cannot be recomputed or attacked."""
     experiment, found = federation.experiment, []
     if experiment.model.method != "ept" or experiment.model.embedding != "concat":
-        fix = "the attack knows prompts that fold; attack a run of method ept with embedding concat"
+        fix = "the attack supports only prompts that fold; attack a run of method ept with embedding concat"
         found.append(Problem("model.method", f"{experiment.model.method} ({experiment.model.embedding})", fix))
     if experiment.federation.strategy in _CORRECTING:
-        fix = "what its server adds to each site's loss is not kept in the run folder; attack a run of fedavg"
+        fix = "the run folder lacks the server's corrections of each site's loss; attack a run of fedavg"
         found.append(Problem("federation.strategy", experiment.federation.strategy, fix))
     if experiment.shared_statistics is not None:
-        fix = "class statistics are no update of something trained, and are not attacked here; see docs/privacy.md"
+        fix = "class statistics are not a training update, and are not attacked here; see docs/privacy.md"
         found.append(Problem("federation.statistics", experiment.shared_statistics, fix))
     if experiment.federation.site_privacy is not None:
-        fix = "its noise was drawn once and nobody can draw it again; attack the run without it to see what it hides"
+        fix = "its noise cannot be drawn again; attack the run without it to see what the noise hides"
         found.append(Problem("federation.site_privacy", "on", fix))
     return found
 
@@ -83,7 +83,7 @@ def read_prompts(folder: Path, plan: Plan, round_number: int) -> Vector:
     """Return the global payload after a round.
 
     Raises:
-        InputRefusedError: for a file that is missing, damaged or another run's.
+        InputRefusedError: for a file that is missing, damaged or of another run.
     """
     path = folder / "prompts" / f"round-{round_number:03d}.safetensors"
     try:
@@ -105,24 +105,24 @@ class Replay:
     """One site of a finished run, trained again round by round."""
 
     def __init__(self, federation: VirtualFederation, run: RunResult, site: str) -> None:
-        """Set the site up as the run began."""
+        """Set up the site as at the start of the run."""
         self._plan, self._run = federation.plan(), run
         self._site: Site = federation.create_site(federation.data.sites[site])
         self.site = site
 
     def asked_in(self, round_number: int) -> bool:
-        """Tell whether the run asked this site to train in a round."""
+        """Return whether the run selected this site to train in a round."""
         return self.site in self._run.rounds[round_number - 1].asked
 
     def play(self, round_number: int, prompts: Vector | None = None) -> PlayedRound:
-        """Train a round; every earlier round that asked this site must have been played.
+        """Train a round; every earlier round that selected this site must have been played before.
 
         Args:
-            round_number: from 1. It may be played again: it starts from the state before it each time.
-            prompts: sent instead of the run's own.
+            round_number: from 1. A round may be played again; it always starts from the state before it.
+            prompts: used instead of the run's own.
 
         Raises:
-            InputRefusedError: if the run's own prompts cannot be read, or the site trains to something else entirely.
+            InputRefusedError: if the run's own prompts cannot be read, or if the training loss is clearly different.
             TrainingDivergedError: see `Site.train`.
         """
         plan, own = self._plan, prompts is None

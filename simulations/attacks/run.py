@@ -1,4 +1,4 @@
-"""`ept-fed audit attack`: a finished run's updates computed again, and attacked as whoever runs the server could."""
+"""`ept-fed audit attack`: recompute the updates of a finished run, and attack them as the server's operator could."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -28,7 +28,7 @@ from simulations.engine.virtual_sites import VirtualFederation
 
 __all__ = ["attack_run"]
 
-# What is being done, and the share of all work that is done with.
+# Receives the current activity and the share of all work that is done.
 Watch = Callable[[str, float], None]
 
 
@@ -44,19 +44,19 @@ def attack_run(
     policy: Path | None = None,
     images: bool = False,
 ) -> dict[str, Any]:
-    """Attack a run, write attack.json and attack.csv into its folder, and return what attack.json holds.
+    """Attack a run, write attack.json and attack.csv into its folder, and return the content of attack.json.
 
     Args:
         folder: of a finished run.
-        watch: told what is done.
-        rounds: whose updates are attacked; none: the first and the last. Inversion and crafted prompts take the first
-            of them only.
-        sites: whose updates; none: the first site.
-        steps: of every inversion.
+        watch: receives the progress.
+        rounds: rounds whose updates are attacked; if empty, the first and the last. Inversion and crafted prompts use
+            only the first of them.
+        sites: sites whose updates are attacked; if empty, the first site.
+        steps: number of steps of every inversion.
         seed: of candidates, noise and starting points.
         noise: Gaussian noise of one view, in root mean squares of the update.
         policy: a policy.yaml; None for the default rules.
-        images: also write attack-<site>-<batch>.png, which shows patients' images.
+        images: also write attack-<site>-batch-<size>.png, which shows patients' images.
 
     Raises:
         InputRefusedError: with every problem of the folder, its images and weights, and the arguments.
@@ -65,7 +65,7 @@ def attack_run(
     rules = load_policy(_existing(policy)) if policy is not None else Policy()
     run = read_run(folder)
     if run.report["status"] != "done":
-        raise InputRefusedError([Problem("RUN", str(folder), "no round of it averaged anything; attack another run")])
+        raise InputRefusedError([Problem("RUN", str(folder), "none of its rounds averaged anything; name another run")])
     watch("loading backbone and images", 0.0)
     federation = reopen_run(run)
     wanted = _choose(run, federation, rounds, sites)
@@ -87,13 +87,13 @@ def attack_run(
         "notes": attack.notes,
         "seconds": round(time.perf_counter() - started, 1),
     }
-    # The crafted prompts of a round are played before its own; a reader wants the plain attack first.
+    # The crafted prompts of a round are played before its own, but the plain attack comes first in the report.
     ordered = sorted(attack.rows, key=lambda row: PARTS.index(row.part))
     return {**write_attack(folder, document, ordered), "folder": str(folder)}
 
 
 def _existing(policy: Path) -> Path:
-    # `load_policy` takes the strictest rules where there is no file; somebody who names one means it.
+    # `load_policy` uses the strictest rules if there is no file, but a file that the user names must exist.
     if not policy.is_file():
         raise InputRefusedError([Problem("--policy", str(policy), "is not a file; name a site's policy.yaml")])
     return policy
@@ -115,12 +115,12 @@ def _choose(
     for site in (sites or there[:1]) if not problems else ():
         trained = [record.round for record in run.rounds if site in record.asked]
         problems += [
-            Problem("--rounds", number, f"{site} was not asked to train in it; it was in {trained}")
+            Problem("--rounds", number, f"{site} was not selected to train in it; it was in {trained}")
             for number in rounds
             if number not in trained
         ]
         if not trained:
-            problems.append(Problem("--sites", site, "was never asked to train; name another"))
+            problems.append(Problem("--sites", site, "was never selected to train; name another"))
             continue
         found[site] = tuple(sorted(set(rounds or (trained[0], trained[-1]))))
     if problems:
@@ -129,7 +129,7 @@ def _choose(
 
 
 class _Work:
-    """Counts passes over images, which is what takes the time."""
+    """Counts passes over images, which take most of the time."""
 
     def __init__(self, watch: Watch, total: float) -> None:
         self._watch, self._total, self._done = watch, total, 0.0
@@ -141,7 +141,7 @@ class _Work:
 
 @dataclass
 class _Attack:
-    """One run's attack, and what it found so far."""
+    """The attack on one run, with its results so far."""
 
     run: RunResult
     federation: VirtualFederation
@@ -158,7 +158,7 @@ class _Attack:
         self.gate: list[dict[str, Any]] = []
         self.notes: list[str] = []
         self.sent = tuple(name for name, _ in self.plan.layout.shapes)
-        # A model beside the slot's: the sites take turns in that one.
+        # A second model, because the sites use the slot's model in turn.
         self.model = self._create_model()
         names = ("prompts", *(("tokens",) if self.model.tokens is not None else ()), "head.weight", "head.bias")
         self.views = list_views(names, self.noise)
@@ -166,7 +166,7 @@ class _Attack:
             self.views.append(View(f"as sent: {' + '.join(self.sent)}", self.sent))
 
     def weigh(self, site: str, numbers: Sequence[int]) -> float:
-        """Return how many passes over images attacking a site takes, roughly."""
+        """Return the approximate number of passes over images that the attack on a site takes."""
         training = len(self.federation.data.sites[site].train) * self.federation.experiment.training.epochs
         inverted = sum(size * count for size, count in BATCHES)
         played = training * (numbers[-1] + 2 + numbers[0])
@@ -175,11 +175,11 @@ class _Attack:
         return played + 2 * training * (len(numbers) + 3) + 3 * searched * self.steps
 
     def attack_site(self, site: str, numbers: Sequence[int], work: _Work) -> None:
-        """Play a site's rounds up to the last wanted one and attack the wanted ones."""
+        """Play a site's rounds up to the last requested one, and attack the requested ones."""
         replay = Replay(self.federation, self.run, site)
         candidates = choose_candidates(self.federation.data.sites[site], self.seed)
         if not candidates.chosen:
-            self.notes.append(f"{site}: its training images share no class with the others; membership means nothing")
+            self.notes.append(f"{site}: its training images share no class with the others; membership is not measured")
         for number in range(1, numbers[-1] + 1):
             if not replay.asked_in(number):
                 continue
@@ -201,7 +201,7 @@ class _Attack:
         if played.difference > 0:
             self.notes.append(
                 f"the training loss of {replay.site} in round {number} differs from the recorded one by "
-                f"{played.difference:.1e}: another machine or thread count, so the update is like the one sent, not it"
+                f"{played.difference:.1e}: another machine or thread count, so the update only resembles the one sent"
             )
         work.note(f"{replay.site}: round {number} again", len(self.federation.data.sites[replay.site].train))
         return played
@@ -213,7 +213,7 @@ class _Attack:
         )  # fmt: skip
 
     def _control(self, site: str, number: int, candidates: Candidates, work: _Work) -> None:
-        """Score the same candidates by the update of a site that trained on none of them: near 0.5, or it is biased."""
+        """Score the same candidates by the update of a site that trained on none of them; far from 0.5 means bias."""
         others = [name for name in self.federation.data.sites if name != site]
         other = next((Replay(self.federation, self.run, name) for name in others), None)
         if other is None or not other.asked_in(number):
@@ -229,7 +229,7 @@ class _Attack:
 
     def _attack_with_crafted_prompts(self, replay: Replay, number: int, candidates: Candidates, work: _Work) -> None:
         bound = self.policy.incoming.prompt_change
-        # What the gate compares with: the prompts of the round before, or the site's own start.
+        # The gate compares with the prompts of the previous round, or with the site's own start.
         latest = read_prompts(self.run.folder, self.plan, max(number - 2, 0))
         layout = self.plan.layout
         crafted = craft_prompts(read_prompts(self.run.folder, self.plan, number - 1), layout)

@@ -1,1 +1,1 @@
-"""`ept-fed benchmark`: a grid of cells, each trained once, and its tables and pictures."""
+"""`ept-fed benchmark`: a grid of cells, each trained once, and its tables and charts."""

@@ -1,4 +1,4 @@
-"""One cell of a benchmark: trained once, and told as its line of cells.jsonl."""
+"""Train one cell of a benchmark and return its line of cells.jsonl."""
 
 import logging
 import shutil
@@ -30,12 +30,12 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a cell.
+    """Result of training a cell.
 
     Attributes:
         line: its line of cells.jsonl; None if it was not trained.
-        refusal: why not; empty if it was.
-        seconds: that it took, loading of images and backbone included.
+        refusal: reason why it was not trained; empty if it was.
+        seconds: duration, including the loading of images and backbone.
     """
 
     line: dict[str, Any] | None
@@ -44,21 +44,21 @@ class Outcome:
 
 
 class _Notes(Silent):
-    """Passes on a cell's notes, with its title, and nothing else."""
+    """Forwards only a cell's notes, each with the cell's title in front."""
 
     def __init__(self, title: str, progress: Progress) -> None:
         self._title, self._progress = title, progress
 
     def on_note(self, sentence: str) -> None:
-        """Pass the note on."""
+        """Forward the note."""
         self._progress.on_note(f"{self._title}: {sentence}")
 
 
 class CellTrainer:
-    """Trains one cell after the other, and holds the images and the backbone of the last for those that share them."""
+    """Trains one cell after another; keeps the last cell's images and backbone for cells that share them."""
 
     def __init__(self, scratch: Path, analysis: AnalysisFolder) -> None:
-        """Take a folder of its own for what a running cell writes, and the one that features are kept in."""
+        """Set a folder that only the running cell writes to, and the folder in which features are stored."""
         self._scratch, self._analysis = scratch, analysis
         self._held: dict[str, VirtualFederation] = {}
 
@@ -75,16 +75,16 @@ class CellTrainer:
         return replace(self._held[sources], experiment=cell.experiment)
 
     def release(self) -> None:
-        """Hold nothing any more."""
+        """Release the images and the backbone."""
         self._held.clear()
 
     def train(self, cell: Cell, progress: Progress, *, look: bool) -> Outcome:
-        """Train a cell; what stands in its way is told, as the other cells are worth having.
+        """Train a cell; a failure is reported in the outcome and not raised, so that the other cells still run.
 
         Args:
-            cell: whose sites train.
-            progress: told the notes of its data, which cells of the same data repeat, and the cell's own.
-            look: also keep its features.
+            cell: to train.
+            progress: receives the notes of the cell and of its data; cells of the same data repeat the latter.
+            look: also store its features.
         """
         started = time.perf_counter()
         line, refusal = None, ""
@@ -94,17 +94,17 @@ class CellTrainer:
                 progress.on_note(note)
             line = self._run(cell, federation, progress, look=look)
         except InputRefusedError as refused:
-            # Whether images suffice may depend on how a later seed splits them.
+            # Whether there are enough images may depend on the split, and so on the seed.
             refusal = str(refused)
-        except Exception as error:  # noqa: BLE001 - one method's fault must not take the others' cells away
+        except Exception as error:  # noqa: BLE001 - an error of one method must not lose the cells of others
             _log.exception("%s", cell.title)
             refusal = f"{type(error).__name__}: {error}"
         return Outcome(line, refusal, time.perf_counter() - started)
 
     def _run(self, cell: Cell, federation: VirtualFederation, progress: Progress, *, look: bool) -> dict[str, Any]:
-        """Return a cell's line: who it is, and each site's numbers on its own images.
+        """Return a cell's line: its identity, and each site's metrics on its own images.
 
-        Its features are kept first, if they are asked for: a cell without them would be trained again.
+        If requested, its features are stored first, because a finished cell without them would be trained again.
         """
         started = time.perf_counter()
         shutil.rmtree(self._scratch, ignore_errors=True)
@@ -139,7 +139,7 @@ class CellTrainer:
 def _train(
     cell: Cell, federation: VirtualFederation, scratch: RunFolder, notes: Progress
 ) -> tuple[Callable[[str], Site] | None, int]:
-    """Return how to get each site's trained model (None if nothing was averaged), and the bytes it sends per round."""
+    """Return a loader of each site's trained model (None if nothing was averaged), and a site's bytes per round."""
     if cell.setting == "local":
         return train_local(federation, scratch, notes).__getitem__, 0
     if cell.setting == "centralised":
@@ -166,7 +166,7 @@ def _train(
 
 
 def _unwatched(data: SiteData, plan: Plan) -> SiteData:
-    """Return a site whose validation images are not assessed round by round, unless an early stop waits for them."""
+    """Return a site's data without validation images, so that rounds are faster, unless early stopping needs them."""
     if plan.patience is not None or plan.target_auc is not None:
         return data
     return replace(data, validation=data.validation.without_images())

@@ -1,4 +1,4 @@
-"""The picture of a benchmark: accuracy against what a site sends per round."""
+"""The chart of a benchmark: accuracy against the bytes that a site sends per round."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -28,9 +28,9 @@ def draw_benchmark(summary: Sequence[Mapping[str, Any]], metric: str = "accuracy
 
 @styled
 def plot_benchmark(summary: Sequence[Mapping[str, Any]], metric: str = "accuracy") -> Figure:
-    """Draw one point per federated method and shots, bytes on a logarithmic axis; shots side by side.
+    """Draw one point per federated method, with bytes on a logarithmic axis and one panel per number of shots.
 
-    Bars are one standard deviation over seeds. Settings that send nothing are broken lines.
+    Bars are one standard deviation over seeds. Settings that send nothing are horizontal broken lines.
 
     Args:
         summary: as `ept_fed.evaluation.benchmark.summarise` returns it.
@@ -65,7 +65,7 @@ def plot_benchmark(summary: Sequence[Mapping[str, Any]], metric: str = "accuracy
 
 
 def pick_colours(count: int) -> list[tuple[float, float, float, float]]:
-    """Return as many different colours, neighbours as far apart as a list of names allows."""
+    """Return `count` different colours, from a palette of clearly distinct colours if it has enough."""
     for name in ("tab10", "tab20"):
         if count <= mpl.colormaps[name].N:
             return [mpl.colormaps[name](place) for place in range(count)]

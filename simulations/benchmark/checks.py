@@ -1,4 +1,4 @@
-"""Before the first cell of a benchmark: that each can be trained, and that they belong to those of the folder."""
+"""Checks before the first cell of a benchmark: each cell can be trained and fits the results in the folder."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
@@ -15,12 +15,15 @@ __all__ = ["check_cells", "check_sources"]
 
 
 def check_cells(cells: Sequence[Cell], trainer: CellTrainer, unseen: Collection[str]) -> None:
-    """Put every method around the backbone once, before the first cell trains.
+    """Check that every method can be applied to the backbone, before the first cell trains.
 
-    `unseen` are the keys of the cells whose features will be looked at.
+    Args:
+        cells: to train.
+        trainer: prepares their federations.
+        unseen: keys of the cells whose features will be recorded.
 
     Raises:
-        InputRefusedError: with what stands in the way of any cell.
+        InputRefusedError: with the problems of all cells.
     """
     problems: dict[str, Problem] = {}
     tried: set[str] = set()
@@ -45,14 +48,14 @@ def check_cells(cells: Sequence[Cell], trainer: CellTrainer, unseen: Collection[
 def check_sources(
     cells: Sequence[Cell], missing: Sequence[Cell], finished: Mapping[str, Any], trainer: CellTrainer, out: Path
 ) -> None:
-    """Refuse to add cells to those of another backbone, or of other images.
+    """Refuse to add cells to results of another backbone or of other images.
 
-    Where weights and images lie is no part of a cell's key, so what they hold is compared: the weights of each backbone
-    that is added to, and for one finished cell, of the grid if there is one, which images each site has in which split,
-    and their labels, though not their pixels.
+    The paths of weights and images are not part of a cell's key, so their contents are compared. Weights are compared
+    for every backbone that gets new cells. Images are compared for one finished cell, if possible one of this grid: the
+    images of each site and split, and their labels, but not their pixels.
 
     Raises:
-        InputRefusedError: with what differs.
+        InputRefusedError: with the differences.
     """
     if not missing or not finished:
         return
@@ -64,7 +67,7 @@ def check_sources(
         federation = trainer.prepare(cell)
         backbones[describe_sources(cell.experiment)["model"]] = name_backbone(federation)
         if line["data"] != federation.data.digest:
-            fix = f"has other images, sites or labels than those that {out} has results of; name another --out"
+            fix = f"has other images, sites or labels than the results in {out}; name another --out"
             problems.append(Problem("data.root", experiment.data.root, fix))
     used = {line["sources"]["model"] for line in finished.values()}
     for cell in missing:
@@ -76,7 +79,7 @@ def check_sources(
         for line in finished.values()
         if line["backbone"] != backbones.get(line["sources"]["model"], line["backbone"])
     }
-    # Weights that were drawn and weights that are read make one key too.
+    # Random weights and weights from a file also lead to the same key.
     others |= {
         finished[cell.key]["backbone"]
         for cell in cells
@@ -95,7 +98,8 @@ def _find_example(
 ) -> tuple[Cell, Mapping[str, Any]] | None:
     """Return a finished cell of this grid and its line.
 
-    If there is none, the images of another grid's are drawn as they were then, from where they lie now.
+    If there is none, return a finished cell of another grid. Its images are drawn again as for that cell, but from the
+    current paths.
     """
     for cell in cells:
         if cell.key in finished:

@@ -1,11 +1,11 @@
-"""The folder of a benchmark: one line per finished cell, and the table and picture that are made from them.
+"""The folder of a benchmark: one line per finished cell, and the tables and the chart that are made from them.
 
-config.yaml        the resolved settings; a grid that grows may use the folder on, other settings may not
-cells.jsonl        one line per finished cell, by the key of its settings
-lock               held by the process that trains; a second one is refused. The system takes it back from the dead
-unfinished/        what the running cells write; removed when the last ends, and when the first begins
+config.yaml        the resolved settings; the folder accepts a larger grid, but no other settings
+cells.jsonl        one line per finished cell, identified by the key of its settings
+lock               held by the process that trains, so that a second one is refused; the system frees it at its end
+unfinished/        files of the running cells; removed before the first cell and after the last
 results.csv        one row per cell and site
-gains.csv          per site, federated minus local of the same method; if the grid has `local`
+gains.csv          per site, federated minus local of the same method; only if the grid has `local`
 summary.csv        mean and standard deviation over seeds, and the paired difference from the reference
 accuracy.png       accuracy against bytes per round
 """
@@ -27,7 +27,7 @@ from ept_fed.storage.files import append_json_line, dump_json, write_bytes, writ
 
 __all__ = ["BenchmarkFolder"]
 
-# What says whether a cell may be joined by others.
+# Fields that are required to check whether new cells fit the finished ones.
 _NEEDED = frozenset({"key", "backbone", "data", "sources"})
 
 
@@ -35,24 +35,24 @@ class BenchmarkFolder:
     """Opens and fills one benchmark's folder."""
 
     def __init__(self, path: Path) -> None:
-        """Take a path; nothing is written before `open`."""
+        """Set the path; nothing is written before `open`."""
         self.path = path
 
     @property
     def unfinished(self) -> Path:
-        """Where running cells may write."""
+        """The folder for files of running cells."""
         return self.path / "unfinished"
 
     def check(self, experiment: Experiment) -> list[Problem]:
-        """Return a problem for each setting that is not as in the folder, or one if something else is there.
+        """Return a problem for each setting that differs from the folder's, or one if the folder holds something else.
 
-        A folder that another process is training in is another problem.
+        Another problem is added if another process is training in the folder.
         """
         return self._check_lock() + self._compare(experiment)
 
     @contextlib.contextmanager
     def open(self, experiment: Experiment) -> Iterator[dict[str, dict[str, Any]]]:
-        """Make the folder, or take it up again, keep others out of it meanwhile, and yield the finished cells.
+        """Create or reopen the folder, keep it locked, and yield the finished cells.
 
         Raises:
             InputRefusedError: if it holds the results of other settings, is in use, or cannot be written.
@@ -66,12 +66,12 @@ class BenchmarkFolder:
                 lock = os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
                 stack.callback(os.close, lock)
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                # Another process may have come and gone since the first look.
+                # Another process may have used the folder since the first check.
                 if problems := self._compare(experiment):
                     raise InputRefusedError(problems)
                 cells = self.read_cells()
                 write_text(self.path / "config.yaml", experiment.to_yaml())
-                # Without a last line that was cut off while it was written: the next would be glued to it.
+                # Without a partially written last line, to which the next line would be appended.
                 write_text(self.path / "cells.jsonl", "".join(dump_json(cell) + "\n" for cell in cells.values()))
             except BlockingIOError as error:
                 raise InputRefusedError([self._in_use()]) from error
@@ -81,10 +81,10 @@ class BenchmarkFolder:
             yield cells
 
     def read_cells(self) -> dict[str, dict[str, Any]]:
-        """Return the finished cells by key, without a line that was cut off at the end.
+        """Return the finished cells by key, without a partially written last line.
 
         Raises:
-            InputRefusedError: if a line before it is damaged.
+            InputRefusedError: if any other line is damaged.
         """
         path = self.path / "cells.jsonl"
         lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
@@ -103,7 +103,7 @@ class BenchmarkFolder:
         append_json_line(self.path / "cells.jsonl", cell)
 
     def clear_unfinished(self) -> None:
-        """Remove what cells left behind."""
+        """Remove the files of unfinished cells."""
         shutil.rmtree(self.unfinished, ignore_errors=True)
 
     def write_tables(
@@ -113,7 +113,7 @@ class BenchmarkFolder:
         gains: Sequence[Mapping[str, Any]],
         picture: bytes,
     ) -> None:
-        """Write results.csv, summary.csv, gains.csv and accuracy.png anew; without rows there is no gains.csv."""
+        """Rewrite results.csv, summary.csv, gains.csv and accuracy.png; without gains, gains.csv is removed."""
         write_csv(self.path / "results.csv", rows, list(rows[0]))
         write_csv(self.path / "summary.csv", summary, list(summary[0]))
         if gains:
@@ -127,7 +127,7 @@ class BenchmarkFolder:
         return self.path / "lock"
 
     def _compare(self, experiment: Experiment) -> list[Problem]:
-        # A name that begins with a dot is what a kill left of a file that was being written.
+        # A name that begins with a dot is a temporary file of an interrupted write.
         held = {path.name for path in self.path.iterdir() if path.name[0] != "."} if self.path.is_dir() else set()
         if not self.path.exists() or (self.path.is_dir() and held <= {"lock"}):
             return []
@@ -143,12 +143,12 @@ class BenchmarkFolder:
         ]
 
     def _check_lock(self) -> list[Problem]:
-        """Return a problem if another process holds the lock; nothing is made."""
+        """Return a problem if another process holds the lock; no file is created."""
         with contextlib.ExitStack() as stack:
             try:
                 lock = os.open(self._lock, os.O_RDONLY | os.O_CLOEXEC)
             except OSError:
-                # What cannot be read cannot be written either, and `open` says so.
+                # The lock does not exist yet, or is not readable; `open` reports the latter.
                 return []
             stack.callback(os.close, lock)
             try:

@@ -1,4 +1,4 @@
-"""From an experiment with a `benchmark` section to the cells of its grid."""
+"""Expand the `benchmark` section of an experiment into the cells of its grid."""
 
 import difflib
 import fnmatch
@@ -19,28 +19,29 @@ from ept_fed.validation.load_experiment import override_experiment
 
 __all__ = ["check_names", "expand_patterns", "list_cells", "tell_of_row"]
 
-# What a variant cannot say, because its cell would be that of the row without it.
+# Settings that a variant cannot change: with them its cell would be the same as without them.
 _NOT_A_ROWS_OWN = {
-    "name": "a row is called what its variant is; leave it out",
+    "name": "a row has the name of its variant; leave it out",
     "about": "a row has no description; leave it out",
     "seed": "every row has the grid's seeds; set benchmark.seeds",
-    "federation.share": "the grid's settings say what is shared; set benchmark.settings",
-    "personalisation": "a cell ends before sites make its model their own; compare that with ept-fed simulate",
-    "evaluation": "every row is measured alike; set it for the whole experiment",
+    "federation.share": "the grid's settings define what is shared; set benchmark.settings",
+    "personalisation": "a cell ends before personalisation; compare that with ept-fed simulate",
+    "evaluation": "every row is measured in the same way; set it for the whole experiment",
     "benchmark": "a row has no grid of its own; set it in the experiment's section",
 }
 
 
 def list_cells(experiment: Experiment) -> tuple[Cell, ...]:
-    """Return the cells in the order in which they run: what shares its images stands together.
+    """Return the cells in the order in which they run; cells that share images are adjacent.
 
-    A method that has nothing to send without its head has no cell in a setting of prompts alone. One whose head is
-    common, trained before the prompts are, or computed from statistics that cannot be shared as the run averages, has
-    none in a setting that shares it. What two shots of the grid come to for a variant with its own is listed once.
+    A method that has nothing to send without its head has no cell in a prompts-only setting. A method has no cell in a
+    setting that shares the head if its head is fixed, is trained before the prompts, or is computed from statistics
+    that the run's averaging cannot share. If a variant sets its own shots, its cells are listed once and not for each
+    of the grid's shots.
 
     Raises:
-        InputRefusedError: with the problems of the grid, and of every cell's own settings, each told once; also if no
-            method has a cell in any setting.
+        InputRefusedError: with the problems of the grid and of every cell's own settings, each reported once; also if
+            no method has a cell in any setting.
     """
     grid = experiment.benchmark
     methods = expand_patterns(grid.methods, grid)
@@ -69,19 +70,19 @@ def list_cells(experiment: Experiment) -> tuple[Cell, ...]:
 
 
 def expand_patterns(given: Iterable[str], grid: BenchmarkSettings) -> list[str]:
-    """Return the rows by name; what no row has stays as it is, to be refused."""
+    """Return the rows by name; a name or pattern without a row is kept, so that it can be refused."""
     known = _list_known(grid)
     return [name for one in given for name in ([one] if one in known else fnmatch.filter(known, one)) or [one]]
 
 
 def tell_of_row(method: str, refusal: InputRefusedError) -> dict[str, Problem]:
-    """Return a row's problems under its name, by what they say: told of many cells, each is still one."""
+    """Return a row's problems under its name, keyed by their text, so that many cells report each only once."""
     told = [Problem(f"benchmark: {method}: {one.field}", one.value, one.fix) for one in refusal.problems]
     return {str(problem): problem for problem in told}
 
 
 def check_names(field: str, names: Iterable[str], grid: BenchmarkSettings) -> list[Problem]:
-    """Return a problem for each name that no row can have; `field` is what asked for it."""
+    """Return a problem for each name that no row can have; `field` is the setting or option with the names."""
     known = _list_known(grid)
     found = []
     for name in names:
@@ -114,13 +115,13 @@ def _list_settings(
         or head in FIXED_HEADS
         or (head == "lda" and bool(check_statistics(changed.federation)))
     )
-    # Alone nothing is sent; the head is named so that methods without other tensors have a payload to adopt.
+    # Local cells send nothing; the head is included so that methods without other tensors have a payload to adopt.
     own_head = settled or head == "lda"
     alone = "prompts" if own_head and METHODS[model.method].sends_without_head else "prompts+head"
     if not any(change.startswith("federation.payload=") for change in own):
         folds = model.method == "ept" and model.embedding == "concat"
         changes.append(f"federation.payload={'folded' if folds else 'raw'}")
-    # A variant may be about other shots than the grid's: its cells are told by its own.
+    # A variant may set other shots than the grid; its cells are listed under its own.
     told = _count_shots(changed.data)
     cells = []
     for setting in experiment.benchmark.settings:
@@ -136,7 +137,7 @@ def _list_settings(
 
 
 def _draw_images(experiment: Experiment, shots: int | None, sampling: int | None) -> list[str]:
-    """Return the settings that say which images a cell trains on; MedFMC publishes its samplings as lists."""
+    """Return the settings that select a cell's training images; MedFMC publishes its samplings as lists."""
     if getattr(experiment.data, "sampling", None) is not None:
         published = {"sampling_shots": shots, "sampling": None if sampling is None else f"exp{sampling}"}
         return [f"data.{name}={value}" for name, value in published.items() if value is not None]
@@ -151,7 +152,7 @@ def _count_shots(data: DataSettings) -> int | None:
 
 
 def _choose_method(method: str) -> list[str]:
-    """Return the settings that put a method into an experiment that was written for another."""
+    """Return the settings that change an experiment to the given method."""
     if method == "ept":
         return ["model.method=ept", "model.method_options={}"]
     defaults = ModelSettings().model_dump(mode="json", include=set(EPT_SETTINGS))
@@ -185,7 +186,7 @@ def _check_grid(grid: BenchmarkSettings, methods: Sequence[str]) -> list[Problem
 
 
 def _check_variants(grid: BenchmarkSettings) -> list[Problem]:
-    """Return a problem for each setting of a variant that would leave its row a copy of another."""
+    """Return a problem for each setting of a variant that would make its row a copy of another."""
     fixes = dict(_NOT_A_ROWS_OWN)
     if grid.samplings:
         fixes["data.seed"] = "every row has the grid's samplings; set benchmark.samplings"
@@ -199,9 +200,9 @@ def _check_variants(grid: BenchmarkSettings) -> list[Problem]:
 
 
 def _check_places(cells: Iterable[Cell]) -> list[Problem]:
-    """Return a problem for each row that differs from another in nothing but where files lie or what computes.
+    """Return a problem for each row that differs from another only in file paths or the computing device.
 
-    These are no part of a cell, so both rows would have the numbers of one training.
+    These settings are not part of a cell, so both rows would have the numbers of one training.
     """
     held: dict[str, tuple[str, dict[str, Any]]] = {}
     found: dict[str, Problem] = {}
@@ -210,16 +211,16 @@ def _check_places(cells: Iterable[Cell]) -> list[Problem]:
         other, theirs = held.setdefault(cell.key, (cell.method, local))
         for field in sorted(local.keys() | theirs.keys()):
             if local.get(field) != theirs.get(field):
-                fix = f"{other} has {theirs.get(field)} and is the same cell, as this is no part of one; compare them"
-                told = Problem(f"benchmark: {cell.method}: {field}", local.get(field), f"{fix} in folders of their own")
+                fix = f"{other} has {theirs.get(field)} and is the same cell, as this is not part of one; compare them"
+                told = Problem(f"benchmark: {cell.method}: {field}", local.get(field), f"{fix} in separate folders")
                 found.setdefault(told.field, told)
     return list(found.values())
 
 
 def _check_shots(experiment: Experiment) -> list[Problem]:
-    """MedFMC's published lists have the shots that they have."""
+    """Return a problem if all images are requested from MedFMC's published lists, whose shots are fixed."""
     sampling = getattr(experiment.data, "sampling", None)
     if None in experiment.benchmark.shots and sampling is not None:
-        fix = f"a published list ({sampling}) has so many images per class; leave null out"
+        fix = f"a published list ({sampling}) has a fixed number of images per class; leave null out"
         return [Problem("benchmark.shots", None, fix)]
     return []

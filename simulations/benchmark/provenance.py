@@ -1,4 +1,4 @@
-"""Where a cell's numbers come from: its backbone, its images, and what they are computed with."""
+"""Provenance of a cell's numbers: its backbone, its images, and the software and hardware that computed them."""
 
 import json
 import platform
@@ -21,22 +21,22 @@ _PROCESSORS = Path("/proc/cpuinfo")
 
 
 def name_sources(cell: Cell) -> str:
-    """Return what cells that share images and backbone have in common."""
+    """Return a name that is equal for cells that share images and backbone."""
     own = cell.experiment
     model = own.model.model_dump(mode="json", include={"backbone", "weights", "image_size", "device"})
     return json.dumps([own.seed, own.data.model_dump(mode="json"), model])
 
 
 def name_backbone(federation: VirtualFederation) -> str:
-    """Return what tells backbones of equal settings apart; random weights are drawn from the cell's own seed."""
+    """Return a name that distinguishes backbones of equal settings; random weights are drawn from the cell's seed."""
     return f"backbone {federation.backbone.digest}" if federation.experiment.model.weights else "random weights"
 
 
 def describe_sources(experiment: Experiment) -> dict[str, Any]:
-    """Return by which settings a cell's backbone and images are chosen, beside where they lie.
+    """Return the settings that select a cell's backbone and images, without their paths.
 
     Returns:
-        `model`, in words, and `data`, with the seed that images are drawn by.
+        `model` as text, and `data` with the seed of the image sampling.
     """
     model, data = experiment.model, experiment.data
     weights = "random" if model.weights is None else "given"
@@ -47,7 +47,7 @@ def describe_sources(experiment: Experiment) -> dict[str, Any]:
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
-    """Return what a cell's numbers depend on beside its settings."""
+    """Return the software versions and the hardware that influence a cell's numbers besides its settings."""
     processor = platform.processor() or platform.machine()
     if device.type == "cuda":
         processor = torch.cuda.get_device_name(device)

@@ -1,4 +1,4 @@
-"""`ept-fed benchmark`: methods × shots × samplings × seeds × settings, each cell trained once, some at a time."""
+"""`ept-fed benchmark`: methods × shots × samplings × seeds × settings; each cell is trained once, some in parallel."""
 
 import contextlib
 import logging
@@ -31,13 +31,13 @@ _UNDEFINED = float("nan")
 
 
 class _Once(Silent):
-    """Passes on each note when it first comes: cells of the same data say the same of it, in every process."""
+    """Forwards each note only once, because cells of the same data repeat its notes in every process."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress, self._said = progress, set[str]()
 
     def on_note(self, sentence: str) -> None:
-        """Pass the note on, unless it was said before."""
+        """Forward the note, unless it was forwarded before."""
         if sentence not in self._said:
             self._said.add(sentence)
             self._progress.on_note(sentence)
@@ -53,22 +53,22 @@ def benchmark(
     analyse: bool = False,
     jobs: int = 1,
 ) -> Mapping[str, Any]:
-    """Train what the folder still lacks of what is asked for, and write the tables of the whole grid.
+    """Train the requested cells that the folder lacks, and write the tables of the whole grid.
 
     Args:
         experiment: validated settings; `benchmark` is the grid.
-        out: new, or the folder of an earlier benchmark with the same settings, which goes on where that stopped.
-        progress: told each cell as it ends, and the time left.
+        out: a new folder, or the folder of an earlier benchmark with the same settings, which is continued.
+        progress: receives a note when each cell ends, with the remaining time.
         methods: rows to train now, by name or pattern, in the grid or not; empty trains the grid's.
-        settings: to train now, in the grid or not; empty trains the grid's.
-        analyse: also look at the features of one cell per method asked for, see `choose_analysed`. A finished cell
-            whose features were not kept is trained again for them.
-        jobs: cells that train at a time, each in a process with its share of this one's threads, and with images and
-            backbone of its own; 1 trains in this process. Equal threads per cell give equal numbers.
+        settings: settings to train now, in the grid or not; empty trains the grid's.
+        analyse: also analyse the features of one cell per requested method, see `choose_analysed`. A finished cell
+            whose features were not stored is trained again for this.
+        jobs: number of cells that train in parallel, each in a process with its share of this one's threads and with
+            its own copy of images and backbone; 1 trains in this process. Equal threads per cell give equal numbers.
 
     Returns:
-        Of what was asked for: `status` ("failed" if any cell averaged nothing or was not trained), `cells`, `trained`
-        (in this call), `analysis` (the page, or None). Of all finished cells of the grid: `summary`. And `folder`.
+        Of the requested cells: `status` ("failed" if any cell averaged nothing or was not trained), `cells`, `trained`
+        (in this call), `analysis` (the page, or None). Of all finished cells of the grid: `summary`. Also `folder`.
 
     Raises:
         InputRefusedError: with every problem of grid, data, models and folder, before the first cell.
@@ -83,7 +83,7 @@ def benchmark(
     if problems:
         raise InputRefusedError(problems)
     experiment = settle_precision(request.experiment)
-    # Each by its own settings, as a variant may have another device.
+    # The precision depends on the cell, as a variant may have another device.
     cells, asked = ([_settle(cell) for cell in some] for some in (request.cells, request.asked))
     finished = folder.read_cells()
     analysis = AnalysisFolder(out)
@@ -110,7 +110,7 @@ def benchmark(
             if rows:
                 folder.write_tables(rows, summary, compare_with_local(rows), draw_benchmark(summary))
         if not rows:
-            fix = "no cell could be trained; the notes above say why"
+            fix = "no cell could be trained; see the notes above"
             raise InputRefusedError([Problem("benchmark", len(asked), fix)])
         page = _write_analysis(analysis, analysed, unlike, request, finished, progress) if analyse else None
     failed = any(cell.key not in finished or finished[cell.key]["status"] == "failed" for cell in asked)
@@ -129,9 +129,9 @@ def _settle(cell: Cell) -> Cell:
 
 
 def _list_missing(cells: Sequence[Cell], finished: Mapping[str, Any], unseen: Collection[str]) -> list[Cell]:
-    """Return the cells to train; two rows with the same settings are one training.
+    """Return the cells to train; rows with the same settings share one training.
 
-    A finished cell is trained again if its features are asked for and were not kept, unless it averaged nothing.
+    A finished cell is trained again if its features are requested but were not stored, unless it averaged nothing.
     """
     again = {key for key in unseen if key in finished and finished[key]["status"] != "failed"}
     missing = {cell.key: cell for cell in cells if cell.key not in finished or cell.key in again}
@@ -147,14 +147,14 @@ def _train(
     progress: Progress,
     jobs: int,
 ) -> int:
-    """Train the cells, here or in processes of their own, and write the lines of those that were not finished.
+    """Train the cells, in this process or in others, and write the lines of those that were not finished before.
 
     Returns:
-        How many were trained to their end.
+        Number of cells that were trained to the end.
     """
     progress, trained = _Once(progress), 0
     processes = min(jobs, len(cells))
-    # By what was asked for, not by what is left to do: a cell comes out the same whenever it is trained.
+    # From `jobs`, not from the number of remaining cells, so that a cell gives the same numbers whenever it is trained.
     threads = max(1, torch.get_num_threads() // jobs)
     torch.set_num_threads(threads)
     workers, busy = None, 0.0
@@ -188,12 +188,12 @@ def _write_analysis(
     finished: Mapping[str, Any],
     progress: Progress,
 ) -> str | None:
-    """Write the analysis, pass its notes on, and return its page; None if no cell has features."""
+    """Write the analysis, forward its notes, and return its page; None if no cell has features."""
     for method, keys in unlike.items():
         why = f"has other images than {cells[0].method} ({', '.join(keys)})"
         progress.on_note(f"analysis: {method} {why}, and is not analysed")
     if not any(analysis.holds(cell.key) for cell in cells):
-        progress.on_note("analysis: no cell's features were kept; the notes above say why")
+        progress.on_note("analysis: no cell's features were stored; see the notes above")
         return None
     absent = [method for method in request.methods if method not in {*unlike, *(cell.method for cell in cells)}]
     for note in analysis.write_page(request.experiment.name, cells, finished, absent):
@@ -202,7 +202,7 @@ def _write_analysis(
 
 
 def _list_rows(cells: Sequence[Cell], finished: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return results.csv: one row per cell of the grid and site."""
+    """Return the rows of results.csv: one per cell of the grid and site."""
     rows = []
     for cell in cells:
         line = finished[cell.key]
@@ -237,7 +237,7 @@ def _tell(line: Mapping[str, Any]) -> str:
 
 
 def _estimate(seconds: float, remaining: int, processes: int) -> float:
-    """Return the seconds that the remaining cells take; one has just ended, the other processes are half through."""
+    """Return the estimated seconds for the remaining cells; a cell has just ended, the other processes are halfway."""
     running = min(processes - 1, remaining)
     return seconds * (remaining - running / 2) / max(1, min(processes, remaining))
 

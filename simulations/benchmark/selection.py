@@ -1,4 +1,4 @@
-"""What of a benchmark's grid is trained now, and what of that `--analyse` looks at."""
+"""Selection of the cells of a benchmark that are trained now, and of those that `--analyse` looks at."""
 
 import difflib
 from collections.abc import Sequence
@@ -15,19 +15,19 @@ from simulations.benchmark.grid import check_names, expand_patterns, list_cells
 __all__ = ["Request", "choose_analysed", "find_unlike", "resolve_request"]
 
 _PREFERRED = "federated+head"
-# What says which images are trained on, and nothing about those that are looked at.
+# Settings that affect only the training images, not the images that are analysed.
 _OF_TRAINING = ("shots", "sampling", "sampling_shots", "scarce_classes", "augmentation")
 
 
 @dataclass(frozen=True)
 class Request:
-    """A grid, and the part of it that is asked for now.
+    """A grid, and the part of it that is requested now.
 
     Attributes:
-        experiment: with the grid that the tables are of: the experiment's, and what is asked for beside it.
-        cells: of that grid.
-        asked: those of them that are asked for; at least one.
-        methods: the rows that are asked for, by name; not every one needs to have a cell.
+        experiment: with the grid of the tables, which is the original grid and the requested rows and settings.
+        cells: all cells of that grid.
+        asked: the requested cells; at least one.
+        methods: names of the requested rows; a row may have no cell.
     """
 
     experiment: Experiment
@@ -37,15 +37,15 @@ class Request:
 
 
 def resolve_request(experiment: Experiment, methods: Sequence[str], settings: Sequence[str]) -> Request:
-    """Find the cells that are asked for.
+    """Find the requested cells.
 
     Args:
-        experiment: `benchmark` is the grid.
-        methods: rows by name or pattern; those that the grid lacks join it. Empty asks for the grid's.
-        settings: as well.
+        experiment: its `benchmark` is the grid.
+        methods: rows by name or pattern; those that the grid lacks are added to it. Empty requests the grid's.
+        settings: settings by name, treated in the same way.
 
     Raises:
-        InputRefusedError: for unknown names, with the problems of the grid, or if nothing that is asked for has a cell.
+        InputRefusedError: for unknown names, with the problems of the grid, or if the request matches no cell.
     """
     grid = experiment.benchmark
     rows = expand_patterns(grid.methods, grid)
@@ -76,12 +76,12 @@ def resolve_request(experiment: Experiment, methods: Sequence[str], settings: Se
 def choose_analysed(asked: Sequence[Cell], settings: Sequence[str]) -> tuple[Cell, ...]:
     """Return the cells whose features `--analyse` looks at, one per method: its first shots, sampling and seed.
 
-    The setting is "federated+head" if a cell has it, else the first of `settings` that one has; a method without a cell
-    there is left out.
+    The setting is "federated+head" if any cell has it, else the first of `settings` that a cell has. A method without a
+    cell in this setting is left out.
 
     Args:
-        asked: at least one, in the order of the grid.
-        settings: the grid's, in its order.
+        asked: the requested cells; at least one, in the order of the grid.
+        settings: those of the grid, in its order.
     """
     held = {cell.setting for cell in asked}
     setting = _PREFERRED if _PREFERRED in held else next(setting for setting in settings if setting in held)
@@ -94,7 +94,7 @@ def choose_analysed(asked: Sequence[Cell], settings: Sequence[str]) -> tuple[Cel
 
 
 def find_unlike(cells: Sequence[Cell]) -> dict[str, list[str]]:
-    """Return, by method, in which settings its cell looks at other images than the first of the cells."""
+    """Return, by method, the settings that make its cell analyse other images than the first cell."""
     told = {cell.method: _describe_images(cell) for cell in cells}
     first = next(iter(told.values()), {})
     unlike = {

@@ -2,10 +2,14 @@
 
     python -m simulations.benchmark.tabulate results/ham10000.csv
 
-Every number of those tables comes from here. A page takes a table where it has the line `<!-- ham10000:methods -->`, or
-`accuracy`, `sites`, `gains` or `paired` in place of `methods`; `<!-- ham10000:sites of ept, "12 sites, sinks" -->`
-keeps to some methods, in their order; a name with a comma stands in quotation marks. What stands between such a line
-and the next `<!-- end -->` is replaced. `--check` writes nothing, and fails if a page is not as it would be.
+Every number in those tables comes from this module. A page gets a table at a line such as `<!-- ham10000:methods -->`;
+the other tables are `accuracy`, `sites`, `gains` and `paired`. The following line selects some methods, in this order;
+a name with a comma must be in quotation marks:
+
+    <!-- ham10000:sites of ept, "12 sites, sinks" -->
+
+The text between such a line and the next `<!-- end -->` is replaced. `--check` writes nothing, and fails if a page
+would change.
 """
 
 import csv
@@ -56,7 +60,7 @@ def read_results(path: Path) -> list[dict[str, Any]]:
 
 
 def tabulate_methods(rows: Sequence[Mapping[str, Any]], metric: str = "auc") -> str:
-    """Return a table with a line per method and shots: bytes per round beside each way of working together."""
+    """Return a table with a line per method and shots, and a column per setting with its bytes per round."""
     found = {
         (row["method"], row["shots"], row["setting"]): row
         for row in summarise(rows, str(rows[0]["method"]))
@@ -110,7 +114,7 @@ def tabulate_gains(rows: Sequence[Mapping[str, Any]], metric: str = "auc") -> st
 
 
 def tabulate_paired(rows: Sequence[Mapping[str, Any]], metric: str = "auc") -> str:
-    """Return a table with a line per method and shots: what it has more than the first method, paired run by run."""
+    """Return a table with a line per method and shots: the difference from the first method, paired run by run."""
     reference = str(rows[0]["method"])
     settings = [setting for setting in SETTINGS if any(row["setting"] == setting for row in rows)]
     found = {
@@ -119,7 +123,7 @@ def tabulate_paired(rows: Sequence[Mapping[str, Any]], metric: str = "auc") -> s
         if row["metric"] == metric and row["pairs"] and row["method"] != reference
     }
     lines = [
-        f"| less {reference} | {' | '.join(SETTINGS[setting].heading for setting in settings)} |",
+        f"| minus {reference} | {' | '.join(SETTINGS[setting].heading for setting in settings)} |",
         f"|---|{'---|' * len(settings)}",
     ]
     for method, shots in dict.fromkeys(key[:2] for key in found):
@@ -140,10 +144,10 @@ _END = "<!-- end -->"
 
 
 def fill_page(text: str, name: str, rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return a page with every table of a benchmark that it has marks for.
+    """Return a page with all tables of a benchmark for which it has marks.
 
     Raises:
-        ValueError: for a mark without an end, of a table that there is not, or of a method without results.
+        ValueError: for a mark without an end, for an unknown table, or for a method without results.
     """
     parts, place = [], 0
     for mark in _MARK.finditer(text):
@@ -166,7 +170,7 @@ def _choose_rows(rows: Sequence[Mapping[str, Any]], methods: str | None, told: s
     try:
         (names,) = csv.reader([methods], skipinitialspace=True, strict=True)
     except csv.Error as error:
-        raise ValueError(f"{told}: names are parted as in CSV, but there is: {error}") from error
+        raise ValueError(f"{told}: names are separated as in CSV, but reading them fails: {error}") from error
     chosen = []
     for method in names:
         found = [row for row in rows if row["method"] == method]
@@ -177,7 +181,9 @@ def _choose_rows(rows: Sequence[Mapping[str, Any]], methods: str | None, told: s
 
 
 def main(
-    results: Annotated[Path, typer.Argument(help="results.csv of a benchmark, under the name that marks begin with.")],
+    results: Annotated[
+        Path, typer.Argument(help="results.csv of a benchmark; marks begin with the name of this file.")
+    ],
     check: Annotated[bool, typer.Option(help="Write nothing; fail if a page would change.")] = False,
     picture: Annotated[Path | None, typer.Option(help="Also draw accuracy against bytes, as PNG.")] = None,
 ) -> None:

@@ -1,7 +1,8 @@
-"""Processes that train a benchmark's cells side by side; their parent hands the cells out and keeps what comes back.
+"""Processes that train a benchmark's cells in parallel; their parent distributes the cells and collects the outcomes.
 
-`concurrent.futures` would hand any cell to any process, so that each loads every seed's images; it gives up all
-processes when one dies, and before Python 3.14 it cannot end them in the middle of a cell. Here each has its own pipe.
+`concurrent.futures` does not fit. It would give any cell to any process, so that each loads every seed's images. It
+gives up all processes when one dies, and before Python 3.14 it cannot end them during a cell. Here each process has its
+own pipe.
 """
 
 import contextlib
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Self
 from ept_fed.config.benchmark_cell import Cell
 from ept_fed.progress import Progress, Silent
 
-# A worker watches for its parent's end before it spends seconds on importing torch.
+# Importing torch takes seconds, and a worker must start to watch its parent before that.
 if TYPE_CHECKING:
     from simulations.benchmark.cell import Outcome
 
@@ -29,10 +30,10 @@ __all__ = ["CellQueue", "CellWorkers"]
 
 
 class CellQueue:
-    """Cells that wait, in groups that share images and backbone: who holds a group's images gets its next cell."""
+    """Waiting cells, in groups that share images and backbone; the worker with a group's images gets its next cell."""
 
     def __init__(self, cells: Iterable[tuple[str, Cell]]) -> None:
-        """Take the cells in their order, each with the name of its group: of what it shares with others."""
+        """Add the cells in their order, each with the name of its group."""
         self._waiting: dict[str, list[Cell]] = {}
         for name, cell in cells:
             self._waiting.setdefault(name, []).append(cell)
@@ -41,12 +42,12 @@ class CellQueue:
         return sum(map(len, self._waiting.values()))
 
     def take(self, held: str | None, others: Collection[str]) -> tuple[str, Cell] | None:
-        """Return the next cell for a worker, with the name of its group; None if none waits.
+        """Return the next cell for a worker, with the name of its group; None if no cell waits.
 
         Args:
             held: the group whose images the worker holds.
-            others: the groups that other workers hold. The first that nobody holds comes next; where there is none,
-                the one with most cells left is worth a second loading of its images.
+            others: groups whose images other workers hold. The first group that no worker holds comes next. If there
+                is none, the images of the group with most remaining cells are loaded once more.
         """
         if not self._waiting:
             return None
@@ -64,31 +65,31 @@ class CellQueue:
 
 
 class CellWorkers:
-    """The processes, from `__enter__` to `__exit__`, which ends them wherever they are.
+    """The worker processes, from `__enter__` to `__exit__`, which ends them even during a cell.
 
-    A process that dies takes the cell that it was training with it, and is not replaced: what killed it (as a rule,
-    want of memory) would kill the next. The others go on with its share.
+    If a process dies, the cell that it was training is lost. The process is not replaced, because the cause (usually a
+    lack of memory) would also end the next one. The other processes train the remaining cells.
     """
 
     def __init__(self, jobs: int, threads: int, out: Path, scratch: Path) -> None:
-        """Say how many processes compute on how many threads each; nothing is started yet.
+        """Set the number of processes and their threads; nothing is started yet.
 
         Args:
-            jobs: processes.
-            threads: of each.
+            jobs: number of processes.
+            threads: number of threads per process.
             out: the benchmark's folder, for the features of analysed cells.
-            scratch: each process makes a folder of its own in it.
+            scratch: folder in which each process creates its own folder.
         """
         self._jobs, self._threads, self._out, self._scratch = jobs, threads, out, scratch
         self._processes: dict[Connection, BaseProcess] = {}
 
     @property
     def alive(self) -> int:
-        """How many processes have not died."""
+        """Number of processes that have not died."""
         return len(self._processes)
 
     def __enter__(self) -> Self:
-        # Not forked: a copy of a process that has used threads, or a GPU, may wait for ever.
+        # Not forked: a copy of a process that has used threads or a GPU may deadlock.
         context = multiprocessing.get_context("spawn")
         try:
             with _deaf_children():
@@ -98,7 +99,7 @@ class CellWorkers:
                     process = context.Process(target=_serve, args=arguments, name=f"benchmark {number}", daemon=True)
                     process.start()
                     self._processes[ours] = process
-                    # The pipe must end when the process does.
+                    # The pipe must close when the process ends.
                     theirs.close()
         except BaseException:
             self._end()
@@ -113,12 +114,12 @@ class CellWorkers:
     def train(
         self, cells: Iterable[Cell], looks: Collection[str], progress: Progress
     ) -> Iterator[tuple[Cell, "Outcome"]]:
-        """Yield each cell with its outcome as it ends; a worker has its next cell by then.
+        """Yield each cell with its outcome when it ends; its worker has the next cell by then.
 
         Args:
-            cells: what to train.
-            looks: keys of the cells whose features are kept.
-            progress: told the cells' notes.
+            cells: to train.
+            looks: keys of the cells whose features are stored.
+            progress: receives the cells' notes.
         """
         from simulations.benchmark.cell import Outcome
         from simulations.benchmark.provenance import name_sources
@@ -131,7 +132,7 @@ class CellWorkers:
             taken = queue.take(held.get(worker), {group for other, group in held.items() if other is not worker})
             if taken is not None:
                 held[worker], running[worker] = taken
-                # A worker that has died is noticed where its answer is awaited.
+                # A dead worker is detected below, where its answer is received.
                 with contextlib.suppress(OSError):
                     worker.send((running[worker], running[worker].key in looks))
 
@@ -153,16 +154,16 @@ class CellWorkers:
                 hand_out(worker)
                 yield cell, told
         if queue:
-            progress.on_note(f"{len(queue)} cells were not begun, because no process is left; the same command goes on")
+            progress.on_note(f"{len(queue)} cells were not started, as no process is left; repeat the command")
 
     def _bury(self, worker: Connection) -> str:
-        """Forget a process that died, and return what is known about it."""
+        """Remove a process that died, and return a sentence about the cause."""
         process = self._processes.pop(worker)
         worker.close()
         process.join()
         code = process.exitcode or 0
         ended = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        return f"its process {ended}; if memory was short, take fewer --jobs; the same command trains it"
+        return f"its process {ended}; if memory was low, use fewer --jobs; repeat the command to train it"
 
     def _end(self) -> None:
         for process in self._processes.values():
@@ -175,8 +176,8 @@ class CellWorkers:
 
 @contextlib.contextmanager
 def _deaf_children() -> Iterator[None]:
-    """Start processes that Ctrl-C, which reaches every process of a terminal, leaves to their parent to end."""
-    # It unblocks the signal when it first runs, which would be when the first process starts.
+    """Start processes that ignore Ctrl-C, which reaches every process of a terminal; their parent ends them."""
+    # The tracker unblocks the signal when it starts, and without this line it would start with the first process.
     resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -197,7 +198,7 @@ class _Relay(Silent):
 
 
 def _serve(parent: Connection, threads: int, out: Path, scratch: Path) -> None:
-    """Train what comes through the pipe until nobody is at its other end."""
+    """Train the cells that arrive through the pipe until its other end is closed."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
     import torch
@@ -219,7 +220,7 @@ def _serve(parent: Connection, threads: int, out: Path, scratch: Path) -> None:
 
 
 def _end_with_parent() -> None:
-    """End this process, in the middle of a cell or not, when its parent is gone, killed or not."""
+    """End this process, even during a cell, as soon as its parent has ended for any reason."""
     process = multiprocessing.parent_process()
     if process is not None:
         process.join()

@@ -1,1 +1,1 @@
-"""The commands `ept-fed simulate`, `benchmark`, `doctor rehearse` and `audit attack`."""
+"""The commands `ept-fed simulate`, `benchmark`, `report`, `doctor rehearse` and `audit attack`."""

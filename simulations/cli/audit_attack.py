@@ -1,4 +1,4 @@
-"""`ept-fed audit attack`: what a site's own updates give away, measured on a run of its own."""
+"""`ept-fed audit attack`: measure what a site's own updates leak, on a run of its own."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,10 +17,10 @@ ATTACK_EXAMPLES = (
     "  ept-fed audit attack runs/mine --sites north --rounds 1,8 --policy policy.yaml --steps 100"
 )
 _TITLES = {
-    "membership": "Who was trained on? AUC of members against other images; 0.5 is guessing",
+    "membership": "Which images were trained on? AUC of members against other images; 0.5 is guessing",
     "control": "The same images scored by the update of a site that trained on none of them",
-    "known membership": "Do these scores work? The same images where members leave all the trace they can",
-    "crafted": "Who was trained on, if the server plants prompts",
+    "known membership": "Do these scores work? The same images in a case where members leave the strongest trace",
+    "crafted": "Which images were trained on, if the server crafts prompts?",
     "inversion": "What did the images look like? Reconstructions against the true ones",
     "known inversion": "Does this search work? Reconstructions where the gradient determines the image",
 }
@@ -30,30 +30,32 @@ _INVERTED = ("inversion", "known inversion")
 def attack(
     run: Annotated[Path, typer.Argument(help="The folder of a finished run of `ept-fed simulate`.", metavar="RUN")],
     rounds: Annotated[
-        str, typer.Option(help="Whose updates, comma-separated; the first and the last if empty.", metavar="N,N")
+        str, typer.Option(help="Rounds to attack, comma-separated; if empty, the first and the last.", metavar="N,N")
     ] = "",
-    sites: Annotated[list[str] | None, typer.Option(help="Whose updates; repeatable; the first site if none.")] = None,
-    steps: Annotated[int, typer.Option(min=1, max=100_000, help="Of every reconstruction.")] = 16,
-    seed: Annotated[int, typer.Option(min=0, help="Of candidates, noise and starting points.")] = 0,
+    sites: Annotated[
+        list[str] | None, typer.Option(help="Site to attack; repeatable. Default: the first site.")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, max=100_000, help="Steps of every reconstruction.")] = 16,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of candidates, noise and starting points.")] = 0,
     noise: Annotated[
         float, typer.Option(min=0.0, max=1000.0, help="Gaussian noise of one row, in root mean squares of the update.")
     ] = 1.0,
     policy: Annotated[
-        Path | None, typer.Option(help="The site's policy.yaml, for its bound on prompts; else the default.")
+        Path | None, typer.Option(help="The site's policy.yaml with its bound on prompts. Default: the default rules.")
     ] = None,
     images: Annotated[
         bool, typer.Option("--images", help="Also write pictures of true and reconstructed images: patients' data.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
 ) -> None:
-    """Attack what a site's updates tell: membership, reconstruction, crafted prompts with the gate on and off.
+    """Attack a site's updates: membership, reconstruction, and crafted prompts with the gate on and off.
 
-    The updates are computed again from the run's settings, images and prompts. Writes attack.json and attack.csv into
-    the run folder. Exit code 0: measured, whatever came out; 2: something has to be corrected first.
+    The updates are recomputed from the run's settings, images and prompts. Writes attack.json and attack.csv into the
+    run folder. Exit code 0: measured, with any result; 2: something has to be corrected first.
     """
     with exit_on_refusal(as_json=as_json):
         numbers = _parse_rounds(rounds)
-        from simulations.attacks.run import attack_run  # torch: after the options are sound
+        from simulations.attacks.run import attack_run  # imports torch, so after the checks
 
         with _progress(shown=not as_json) as watch:
             report = attack_run(
@@ -87,7 +89,7 @@ def _parse_rounds(text: str) -> tuple[int, ...]:
 
 @contextmanager
 def _progress(*, shown: bool) -> Iterator[Any]:
-    """Yield a watcher of (what, share of the work that is done), on stderr."""
+    """Yield a function of (activity, share of the work that is done) that shows both on stderr."""
     if not shown:
         yield lambda _what, _share: None
         return
@@ -113,7 +115,7 @@ def _print_report(report: Mapping[str, Any]) -> None:
         table = Table(title=title)
         inverted = part in _INVERTED
         table.add_column("site, round", overflow="fold")
-        table.add_column("what is seen (* is sent)" if part != "crafted" else "prompts", overflow="fold")
+        table.add_column("seen by the attacker (* is sent)" if part != "crafted" else "prompts", overflow="fold")
         measures = list(dict.fromkeys(row["measure"] for row in rows))
         headings = (["images"] if not inverted else ["batch"]) + measures
         for heading in headings:
@@ -123,11 +125,11 @@ def _print_report(report: Mapping[str, Any]) -> None:
         console.print(table)
     for entry in report["gate"]:
         refused = entry["refused"]
-        said = f"refuses them: {refused}" if refused else "lets them pass"
+        said = f"refuses them: {refused}" if refused else "accepts them"
         console.print(f"Crafted prompts at {entry['site']}, round {entry['round']}: the gate {said}.", markup=False)
     exact = sum(entry["difference"] == 0 for entry in report["replayed"])
     console.print(
-        f"{exact} of {len(report['replayed'])} rounds trained again to the recorded loss, bit for bit.", markup=False
+        f"{exact} of {len(report['replayed'])} replayed rounds have the recorded loss, bit for bit.", markup=False
     )
     for note in report["notes"]:
         console.print(f"note: {note}", style="yellow", markup=False, highlight=False)
@@ -136,7 +138,7 @@ def _print_report(report: Mapping[str, Any]) -> None:
         if part in found or part == "all":
             console.print(f"\nAssumed ({part}): {sentence}", markup=False, highlight=False)
     console.print(
-        f"\n{report['seconds']:.0f} s. {report['folder']}/attack.json and attack.csv hold every number.",
+        f"\n{report['seconds']:.0f} s. {report['folder']}/attack.json and attack.csv contain every number.",
         markup=False,
         highlight=False,
     )

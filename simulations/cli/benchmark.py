@@ -1,4 +1,4 @@
-"""`ept-fed benchmark`: methods against each other, under each way of working together."""
+"""`ept-fed benchmark`: compare methods with each other, each in local, federated and centralised settings."""
 
 import json
 import math
@@ -38,29 +38,29 @@ def benchmark(
         ),
     ] = None,
     shots: Annotated[list[int] | None, typer.Option("--shots", help="Images per class and site; repeatable.")] = None,
-    seeds: Annotated[int | None, typer.Option(min=1, help="Seeds from 0 to one less than this.")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Number of seeds, counted from 0.")] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the results; goes on where it stopped. Default: benchmarks/<name>.")
+        Path | None, typer.Option(help="Results; an earlier benchmark there is continued. Default: benchmarks/<name>.")
     ] = None,
     analyse: Annotated[
         bool, typer.Option("--analyse", help="Also compare each method's features before and after tuning.")
     ] = False,
     jobs: Annotated[
-        int, typer.Option(min=1, help="Cells that train at a time, each in a process with its share of the cores.")
+        int, typer.Option(min=1, help="Cells that train in parallel, each in a process with its share of the cores.")
     ] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as one JSON document only.")] = False,
 ) -> None:
-    """Train methods × shots × samplings × seeds × settings cell by cell, on every site's own test images.
+    """Train methods × shots × samplings × seeds × settings cell by cell, and test them on every site's own images.
 
-    A finished cell is one line of cells.jsonl and is never trained again: the same command goes on where it was
-    stopped, and a larger grid adds to it. --method and --setting train a part of the grid, or add to it; the tables
-    hold what is finished of all of it. --shots and --seeds are the grid's own: with fewer, the tables hold fewer.
-    results.csv has a row per cell and site, summary.csv the means, gains.csv federated minus local at each site,
-    accuracy.png the picture. --analyse looks at the features of each method's first shots, sampling and seed, in
-    setting federated+head or else the first; a finished cell is trained again for it once. Its page, analysis.html,
-    holds images. --jobs trains cells side by side; each process has images and backbone of its own in memory. A folder
-    takes one benchmark at a time. Exit code 0: done; 1: a cell averaged nothing, or could not be trained; 2: something
-    has to be corrected first.
+    A finished cell is one line of cells.jsonl and is not trained again. The same command continues where it was
+    stopped, and a larger grid adds cells. --method and --setting train a part of the grid, or add to it; the tables
+    contain all finished cells of the whole grid. --shots and --seeds replace those of the grid: with fewer of them, the
+    tables contain fewer cells. results.csv has a row per cell and site, summary.csv the means, gains.csv federated
+    minus local at each site, and accuracy.png is the chart. --analyse examines the features of each method's first
+    shots, sampling and seed, in setting federated+head if a cell has it, else in the first setting; for this, a
+    finished cell is trained once more. Its page, analysis.html, contains images. --jobs trains cells in parallel; each
+    process has its own copy of images and backbone in memory. Only one benchmark can use a folder at a time. Exit code
+    0: done; 1: a cell averaged nothing, or could not be trained; 2: something has to be corrected first.
     """
     with exit_on_refusal(as_json=as_json):
         from ept_fed.progress import Silent
@@ -76,7 +76,7 @@ def benchmark(
             def on_note(self, sentence: str) -> None:
                 typer.echo(sentence, err=as_json)
 
-        from simulations.benchmark.run import benchmark as run_benchmark  # torch: after the settings are sound
+        from simulations.benchmark.run import benchmark as run_benchmark  # imports torch, so after the checks
 
         report = run_benchmark(
             experiment, folder, Notes(), methods=methods or (), settings=settings or (), analyse=analyse, jobs=jobs
@@ -87,10 +87,10 @@ def benchmark(
             from rich.console import Console
 
             Console().print(_tabulate(report["summary"], experiment.benchmark.reference))
-            typer.echo(f"{report['trained']} of {report['cells']} cells asked for were trained now.")
-            typer.echo(f"Open {folder}/accuracy.png; the numbers are in summary.csv and results.csv beside it.")
+            typer.echo(f"{report['trained']} of {report['cells']} cells of this request were trained now.")
+            typer.echo(f"Open {folder}/accuracy.png; the numbers are in summary.csv and results.csv next to it.")
             if report["analysis"] is not None:
-                typer.echo(f"What tuning did to the features: {report['analysis']}; it holds images, keep it here.")
+                typer.echo(f"Effect of tuning on the features: {report['analysis']}; it contains images, keep it here.")
     raise typer.Exit(DONE if report["status"] == "done" else FAILED)
 
 

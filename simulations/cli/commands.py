@@ -1,4 +1,4 @@
-"""What simulations add to `ept-fed`: `simulate`, `benchmark`, `report`, `doctor rehearse` and `audit attack`."""
+"""The simulation commands of `ept-fed`: `simulate`, `benchmark`, `report`, `doctor rehearse` and `audit attack`."""
 
 import typer
 
@@ -11,7 +11,7 @@ __all__ = ["add_commands"]
 
 
 def add_commands(app: typer.Typer) -> None:
-    """Add the commands of their own, and those in the groups `doctor` and `audit`."""
+    """Add the top-level commands, and those in the groups `doctor` and `audit`."""
     app.command(epilog=simulate.EXAMPLES, rich_help_panel=ONE_MACHINE)(simulate.simulate)
     app.command(epilog=benchmark.EXAMPLES, rich_help_panel=ONE_MACHINE)(benchmark.benchmark)
     app.command(epilog=report.EXAMPLES, rich_help_panel=ONE_MACHINE)(report.report)

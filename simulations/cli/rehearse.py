@@ -1,4 +1,4 @@
-"""`ept-fed doctor rehearse`: a whole deployment on this machine, to see that it works before hospitals are asked."""
+"""`ept-fed doctor rehearse`: run a whole deployment on this machine, before hospitals are involved."""
 
 from typing import Annotated
 
@@ -12,14 +12,14 @@ EXAMPLES = "Examples:\n\n  ept-fed doctor rehearse\n\n  ept-fed doctor rehearse 
 
 
 def rehearse(
-    sites: Annotated[int, typer.Option(min=2, max=3, help="How many hospitals.")] = 2,
-    keep: Annotated[bool, typer.Option("--keep", help="Leave kits, logs and the run in their folder.")] = False,
+    sites: Annotated[int, typer.Option(min=2, max=3, help="Number of hospitals.")] = 2,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the folder with kits, logs and the run.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
 ) -> None:
     """Rehearse a deployment on this machine: kits, server behind its proxy, sites, and a federation of two rounds.
 
-    Images are generated and the backbone is a toy; authority, TLS, node keys, nginx, SuperLink, SuperNodes, workers and
-    their gates are the real ones. No process is left behind. Exit code 0: it works here; 1: it does not; 2: something
+    Images are generated and the backbone is tiny; authority, TLS, node keys, nginx, SuperLink, SuperNodes, workers and
+    their gates are the real ones. All processes are ended. Exit code 0: it works here; 1: it does not; 2: something
     is not installed.
     """
     from ept_fed.storage.files import dump_json
@@ -32,7 +32,7 @@ def rehearse(
     else:
         for line in found["rounds"]:
             typer.echo(f"round {line['round']}: {line['seconds']:.1f} s, averaged {', '.join(line['aggregated'])}")
-        typer.echo(found["problem"] or "it works on this machine; no process is left")
+        typer.echo(found["problem"] or "it works on this machine; all processes have ended")
         if found["folder"]:
             typer.echo(f"Folder: {found['folder']}")
     raise typer.Exit(FAILED if found["problem"] else DONE)

@@ -1,4 +1,4 @@
-"""`ept-fed report`: from a finished run to pages for every site and for the consortium."""
+"""`ept-fed report`: write the pages of a finished run for every site and for the consortium."""
 
 import json
 from enum import StrEnum
@@ -37,25 +37,25 @@ def report(
     run: Annotated[Path, typer.Argument(help="Run folder, as written by `ept-fed simulate`.", metavar="RUN")],
     kind: Annotated[
         _Format,
-        typer.Option("--format", help="html, pdf: pages; json, csv: each site's numbers; or a tracker for its rounds."),
+        typer.Option("--format", help="html, pdf: pages; json, csv: each site's numbers; a tracker: the rounds."),
     ] = _Format.html,
     site: Annotated[str | None, typer.Option(help="Only this site. Default: all, and the federation's page.")] = None,
     sensitivity: Annotated[
-        float, typer.Option(min=0.01, max=1.0, help="What the operating points aim at on validation images.")
+        float, typer.Option(min=0.01, max=1.0, help="Target sensitivity of the operating points, on validation images.")
     ] = 0.9,
     gallery: Annotated[
-        bool, typer.Option("--gallery", help="Read images and weights again, for pictures of the surest errors.")
+        bool, typer.Option("--gallery", help="Read images and weights again, to show the most confident errors.")
     ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print files and verdicts as one JSON document and nothing else.")
     ] = False,
 ) -> None:
-    """Say for each site whether joining helped: federated against local only, on its own test patients.
+    """Report for each site whether joining helped: federated against local only, on its own test patients.
 
     Writes sites/<site>/{report.html,report.json,shared.json}, and report.html for the consortium, into the run folder.
-    With --gallery, sites' pages get the pictures that `ept-fed simulate` put there, from where config.yaml says that
-    images and weights lie. --format tensorboard or mlflow writes what `ept-fed simulate --track` would have written.
-    Exit code 0: done; 1: no browser to print a PDF with; 2: the run folder is broken, with every problem listed.
+    With --gallery, sites' pages get the pictures that `ept-fed simulate` put there; images and weights are read from
+    the paths in config.yaml. --format tensorboard or mlflow writes the same as `ept-fed simulate --track`. Exit code 0:
+    done; 1: no browser to print a PDF; 2: the run folder is damaged, and every problem is listed.
     """
     with exit_on_refusal(as_json=as_json):
         _check_options(kind, site=site, gallery=gallery)
@@ -94,15 +94,15 @@ def _check_options(kind: _Format, *, site: str | None, gallery: bool) -> None:
 
     found = []
     if gallery and kind not in _PAGES:
-        found.append(Problem("--gallery", kind.value, "only pages hold pictures; take --format html or pdf"))
+        found.append(Problem("--gallery", kind.value, "only pages contain pictures; use --format html or pdf"))
     if site is not None and kind in _TRACKERS:
-        found.append(Problem("--site", site, f"{kind.value} gets whole runs; leave it out"))
+        found.append(Problem("--site", site, f"{kind.value} receives whole runs; leave it out"))
     if found:
         raise InputRefusedError(found)
 
 
 def _load_gallery(run: Path) -> "dict[str, list[GalleryItem]]":
-    from simulations.engine.gallery import load_gallery  # torch: only where pictures are wanted
+    from simulations.engine.gallery import load_gallery  # imports torch: only for pictures
 
     return load_gallery(run)
 

@@ -21,14 +21,14 @@ EXAMPLES = (
 def simulate(
     config: Annotated[
         Path | None,
-        typer.Argument(help="Experiment in YAML; copy one from configs/ and edit it. Without one: the offline demo."),
+        typer.Argument(help="Experiment in YAML; copy one from configs/ and edit it. Default: the offline demo."),
     ] = None,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one setting; repeatable.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; must be new. Default: runs/<name>-<time>.")] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with a killed run in --out; without CONFIG, with its own settings.")
+        bool, typer.Option("--resume", help="Continue the interrupted run in --out; without CONFIG, with its settings.")
     ] = False,
     track: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Also write rounds for tensorboard or mlflow; repeatable.")
@@ -37,7 +37,7 @@ def simulate(
         bool, typer.Option("--json", help="Print the report as one JSON document and nothing else.")
     ] = False,
 ) -> None:
-    """Tune prompts across virtual sites in one process, and compare with local models.
+    """Tune prompts across virtual sites in one process, and compare with local training at every site.
 
     The run folder holds the resolved settings, a line per round, the prompts after each round, each site's predictions
     and the report. Exit code 0: done; 1: no round could be averaged; 2: something has to be corrected first.
@@ -49,12 +49,12 @@ def simulate(
         from ept_fed.validation.load_experiment import load_experiment
 
         if resume and out is None:
-            raise InputRefusedError([Problem("--resume", "", "needs --out with the folder of the run to go on with")])
+            raise InputRefusedError([Problem("--resume", "", "needs --out with the folder of the run to continue")])
         if resume and out is not None:
             RunFolder(out).require_version()
         source = config or (out / "config.yaml" if resume and out is not None else DEMO_CONFIG)
         experiment = load_experiment(source, overrides or [])
-        from simulations.engine.simulate import simulate as run_simulation  # torch: after the settings are sound
+        from simulations.engine.simulate import simulate as run_simulation  # imports torch, so after the checks
 
         folder = out or Path("runs") / f"{experiment.name}-{datetime.now():%Y%m%d-%H%M%S}"
         if as_json:

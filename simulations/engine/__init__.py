@@ -1,1 +1,1 @@
-"""Virtual sites in one process: rounds over LocalGrid, baselines, comparison, resume."""
+"""The simulation engine: rounds over LocalGrid, baselines, comparison and resume, all in one process."""

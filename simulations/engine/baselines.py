@@ -1,4 +1,4 @@
-"""What a federation is measured against: every site alone, and all images in one place."""
+"""The baselines of a federation: local training at each site, and centralised training on all images."""
 
 from collections.abc import Mapping
 
@@ -16,7 +16,7 @@ __all__ = ["make_heads", "train_centralised", "train_centralised_prompts", "trai
 
 
 def train_local(federation: VirtualFederation, folder: RunFolder, progress: Progress) -> Mapping[str, Site]:
-    """Train every site alone, see `train_locally`; what an earlier process left in the folder is not trained again."""
+    """Train every site locally, see `train_locally`; rounds that an earlier process saved in the folder are skipped."""
     sites = {
         name: federation.create_site(data, federation.keep_states(folder, "local", name))
         for name, data in federation.data.sites.items()
@@ -26,8 +26,11 @@ def train_local(federation: VirtualFederation, folder: RunFolder, progress: Prog
 
 
 def train_centralised(federation: VirtualFederation, folder: RunFolder, progress: Progress) -> Site:
-    """Train one model on all sites' training images pooled, as a reference: one head, and S times the
-    steps per round, so neither a bound nor a like-for-like comparison."""
+    """Train one centralised model on the training images of all S sites, as a reference.
+
+    It has one head and takes S times the steps per round. It is therefore neither an upper bound nor a like-for-like
+    comparison.
+    """
     states = federation.keep_states(folder, "centralised", CENTRALISED_SITE)
     site = federation.create_site(federation.centralised(), states)
     _train({CENTRALISED_SITE: site}, "centralised", federation, federation.experiment.training, progress)
@@ -37,10 +40,10 @@ def train_centralised(federation: VirtualFederation, folder: RunFolder, progress
 def train_centralised_prompts(
     federation: VirtualFederation, folder: RunFolder, progress: Progress
 ) -> Mapping[str, Site]:
-    """Give every site the prompts of `train_centralised`, to make a head of its own for them, see `make_heads`.
+    """Give every site the prompts of `train_centralised` and make a personalised head at each site, see `make_heads`.
 
-    What prompts alone could carry if nobody had to average them, though no bound: averaging may also keep prompts from
-    overfitting. Needs `federation.share` prompts; the pooled head stays behind.
+    This measures what prompts can transfer without the loss from averaging. It is no upper bound, because averaging may
+    also keep prompts from overfitting. Requires `federation.share` prompts; the centralised head is discarded.
     """
     prompts = train_centralised(federation, folder, progress).own_payload()
     return make_heads(federation, prompts, folder, progress, stage="centralised-prompts")
@@ -49,16 +52,17 @@ def train_centralised_prompts(
 def make_heads(
     federation: VirtualFederation, prompts: Vector, folder: RunFolder, progress: Progress, *, stage: str
 ) -> Mapping[str, Site]:
-    """Return sites that hold prompts still and make a head of their own for them, from their own images.
+    """Return sites with frozen prompts, each with a personalised head that is made from its own images.
 
-    It is trained as often as in `train_local` (the same rounds, order, crops and start), computed, or common.
+    The head is trained, computed or fixed, depending on `training.head`. A trained head gets the same rounds, order,
+    crops and start as in `train_local`.
 
     Args:
-        federation: whose `federation.share` is prompts.
-        prompts: a payload.
-        folder: where the sites' states are kept.
-        progress: told each site's rounds.
-        stage: what this is called there, and in the folder.
+        federation: must have `federation.share` set to prompts.
+        prompts: payload that holds the prompts.
+        folder: run folder in which the sites' states are kept.
+        progress: receives each site's rounds.
+        stage: name of this stage, in `progress` and in the folder.
     """
     sites = {
         name: federation.create_site(data, federation.keep_states(folder, stage, name))

@@ -1,7 +1,7 @@
-"""Throwaway certificates for a simulation: an authority that lives as long as the process, and a key per site.
+"""Temporary certificates for a simulation: an authority that exists as long as the process, and a key per site.
 
-They authenticate nobody. A simulation with secure aggregation does with them what hospitals do with their kits, so that
-what it measures, and what it sends, is the same.
+They authenticate nobody. A simulation with secure aggregation uses them as hospitals use their kits, so that its
+measurements and its messages are the same as in a deployment.
 """
 
 import tempfile

@@ -1,4 +1,4 @@
-"""The settings that a federation is measured against, each assessed on every site's own images."""
+"""Comparison of a federation with its baselines, each assessed on every site's own images."""
 
 from collections.abc import Callable, Mapping
 
@@ -16,14 +16,14 @@ from simulations.engine.virtual_sites import VirtualFederation
 
 __all__ = ["LoaderBySite", "compare_settings", "prepare_settings"]
 
-# Brings one site's model under a setting into the slot, ready to be assessed.
+# Loads the model of one site under a setting into the slot, ready to be assessed.
 LoaderBySite = Callable[[str], Site]
 
 
 def prepare_settings(
     federation: VirtualFederation, sites: Mapping[str, Site], payload: Vector, folder: RunFolder, progress: Progress
 ) -> dict[str, LoaderBySite]:
-    """Train the baselines, and return how to get every setting's model of a site, in the order of the table."""
+    """Train the baselines; return a function per setting that loads a site's model, in the order of the table."""
     experiment = federation.experiment
     settings: dict[str, LoaderBySite] = {}
     if "local" in experiment.evaluation.baselines:

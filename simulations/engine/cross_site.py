@@ -1,4 +1,4 @@
-"""Each site's local model on every other site's test images: what a model is worth away from home."""
+"""Cross-site assessment: each site's local model on the test images of every site."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,15 +13,15 @@ __all__ = ["assess_cross_site"]
 
 
 def assess_cross_site(sites: Mapping[str, SiteData], load: Callable[[str], Site]) -> list[dict[str, Any]]:
-    """Return one row per model, site tested on and class, S² passes over test images in all.
+    """Return one row per model, tested site and class; this takes S² passes over test images for S sites.
 
     Args:
-        sites: all data, by name.
-        recall: brings a site's local model, its own head included, into the slot.
+        sites: data of all sites, by name.
+        load: loads a site's local model, its own head included, into the slot.
 
     Returns:
-        rows for `write_cross_site`; the AUC is one class against the rest, NaN if the test images are all of the class
-        or none is.
+        Rows for `write_cross_site`. The AUC is one class against the rest; it is NaN if all or none of the test
+        images are of the class.
     """
     rows = []
     for name, own in sites.items():
@@ -45,7 +45,7 @@ def assess_cross_site(sites: Mapping[str, SiteData], load: Callable[[str], Site]
 
 
 def _hot(images: CachedDataset) -> Array:
-    """Return (n, C) bool: which classes each image has."""
+    """Return (n, C) bool: the classes of each image."""
     hot = np.zeros((len(images), len(images.classes)), dtype=bool)
     for place, record in enumerate(images.records):
         hot[place, list(record.labels)] = True

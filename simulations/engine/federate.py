@@ -1,4 +1,4 @@
-"""The federated part of a simulation: rounds over LocalGrid into a run folder, from the start or from a checkpoint."""
+"""The federated part of a simulation: rounds over LocalGrid, written to a run folder, new or resumed."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -33,10 +33,16 @@ _log = logging.getLogger(__name__)
 
 
 def find_checkpoint(plan: Plan, data: str, sites: Mapping[str, Site], folder: RunFolder) -> Checkpoint | None:
-    """Return where a killed run of this plan stood, None if it had not finished a round; `data` is the images' digest.
+    """Return the latest checkpoint of an interrupted run of this plan, or None if it had not finished a round.
+
+    Args:
+        plan: of the run.
+        data: digest of the images.
+        sites: by name; their states must be as recent as the checkpoint.
+        folder: of the interrupted run.
 
     Raises:
-        InputRefusedError: for a damaged checkpoint, one of another run, or sites whose state is older than it.
+        InputRefusedError: for a damaged checkpoint, a checkpoint of another run, or sites whose state is older than it.
     """
     checkpoint = CheckpointFolder(folder.checkpoints, plan, data).load(folder.read_rounds())
     if checkpoint is None:
@@ -71,7 +77,7 @@ def federate(
     resume: Checkpoint | None,
     track: Callable[[RoundRecord], None] | None = None,
 ) -> FederationResult:
-    """Run the plan's rounds, each written into the folder as it ends, and handed to `track` as it was written."""
+    """Run the plan's rounds; write each to the folder when it ends, and pass the same record to `track`."""
     results: list[FederationResult] = []
 
     def find_site(context: Context) -> Site:
@@ -97,7 +103,7 @@ def federate(
 
 
 def _certify(plan: Plan, finished: int) -> tuple[x509.Certificate | None, SecureSums | None]:
-    """Return what secure aggregation needs on both sides; the rounds that are finished are never summed again."""
+    """Return what secure aggregation needs at server and sites; finished rounds are never summed again."""
     if not plan.secure_sites:
         return None, None
     authority, credentials = certify_sites(plan.secure_sites)
@@ -108,13 +114,13 @@ def _certify(plan: Plan, finished: int) -> tuple[x509.Certificate | None, Secure
 
 _WITHOUT = {
     "train": "trained nothing in",
-    "secure aggregation": "did not stay to the end of",
+    "secure aggregation": "did not complete the secure aggregation of",
     "evaluate": "did not evaluate",
 }
 
 
 class _Recorder(RunRecorder):
-    """Also passes the round's numbers on to the display and to the trackers."""
+    """Records rounds, and also passes their numbers to the display and to the trackers."""
 
     def __init__(
         self, plan: Plan, folder: RunFolder, progress: Progress, track: Callable[[RoundRecord], None] | None

@@ -1,4 +1,4 @@
-"""The pictures of a simulation's most confident errors, with what each site's prompts did to their patches."""
+"""Pictures of a simulation's most confident errors, with the effect of each site's prompts on their patches."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ __all__ = ["collect_gallery", "load_gallery"]
 
 
 def load_gallery(out: Path) -> dict[str, list[GalleryItem]]:
-    """Return what `collect_gallery` does for an earlier run, from where its config.yaml says images and weights lie.
+    """Return the result of `collect_gallery` for an earlier run, with images and weights from the paths in config.yaml.
 
     Raises:
         InputRefusedError: if they cannot be read, or are not those of the run.
@@ -25,7 +25,7 @@ def load_gallery(out: Path) -> dict[str, list[GalleryItem]]:
 
 
 def collect_gallery(out: Path, federation: VirtualFederation) -> dict[str, list[GalleryItem]]:
-    """Return each site's most confident errors with their pictures, see `collect_errors`; none for multi-label."""
+    """Return each site's most confident errors with pictures, see `collect_errors`; nothing for multi-label tasks."""
     if federation.data.task == "multi_label":
         return {}
     run = read_run(out)

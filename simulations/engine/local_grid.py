@@ -1,4 +1,4 @@
-"""An in-process Flower Grid: the same ServerApp and ClientApp as in deployment, one Python call, no ports, no Ray."""
+"""An in-process Flower Grid that runs the ServerApp and ClientApp of a deployment without ports and without Ray."""
 
 import logging
 import uuid
@@ -22,11 +22,11 @@ _log = logging.getLogger(__name__)
 
 
 class LocalGrid(Grid):
-    """Hands each message to a ClientApp in this process, in the order in which messages were sent.
+    """Passes each message to a ClientApp in this process, in the order in which messages were sent.
 
-    Replies are made one at a time, when the caller asks for the next, so a caller that shows progress sees each site as
-    it finishes. Messages are serialised and read back in both directions, as on a wire: neither side can change what
-    the other holds.
+    Each reply is computed only when the caller requests it, so a caller that shows progress sees each site as it
+    finishes. Messages are serialised and parsed in both directions, as on a network, so neither side can change
+    objects of the other.
     """
 
     def __init__(self, client_app: ClientApp, sites: Sequence[str], *, run_id: int = 1) -> None:
@@ -42,7 +42,7 @@ class LocalGrid(Grid):
         self._run: Any = None
 
     def set_run(self, run: Any) -> None:
-        """Remember the run, as the interface asks."""
+        """Keep the run, as the interface requires."""
         self._run = run
 
     @property
@@ -80,14 +80,14 @@ class LocalGrid(Grid):
         return identifiers
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
-        """Yield the reply to each pushed message, running its site now."""
+        """Yield the reply to each pushed message; its site runs only now."""
         for identifier in message_ids:
             message = self._pending.pop(identifier, None)
             if message is not None:
                 yield self._answer(message)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
-        """Send messages and yield their replies; a site in this process cannot be late, so `timeout` has no effect."""
+        """Send messages and yield their replies; `timeout` has no effect, as a site in this process cannot be late."""
         del timeout
         return self.pull_messages(self.push_messages(messages))
 
@@ -103,6 +103,6 @@ class LocalGrid(Grid):
 
 
 def run_locally(server_app: ServerApp, client_app: ClientApp, sites: Sequence[str]) -> None:
-    """Run a ServerApp against a ClientApp that stands for all `sites`, in this process."""
+    """Run a ServerApp in this process, with one ClientApp that acts for all `sites`."""
     grid = LocalGrid(client_app, sites)
     server_app(grid, Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config={}))

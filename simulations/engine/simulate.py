@@ -1,4 +1,4 @@
-"""`ept-fed simulate`: one federation over virtual sites in this process, its baselines, and the comparison."""
+"""`ept-fed simulate`: a federation of virtual sites in this process, its baselines, and their comparison."""
 
 import logging
 import time
@@ -40,18 +40,18 @@ def simulate(
 
     Args:
         experiment: validated settings.
-        out: run folder; must not hold anything yet. It is created only once everything that can be refused was checked.
-        progress: told what happens.
-        resume: go on with a run of the same settings that was killed in `out`; a finished one is only reported.
-        track: names of `ept_fed.tracking.registry.WRITERS` that get each round's numbers too.
+        out: run folder; must be empty or absent. It is created only after all checks have passed.
+        progress: receives the events of the run.
+        resume: continue an interrupted run of the same settings in `out`; of a finished run, only return the report.
+        track: names of `ept_fed.tracking.registry.WRITERS` that also receive each round's numbers.
 
     Returns:
-        the content of report.json; `status` is "failed" if no round averaged anything.
+        The content of report.json; `status` is "failed" if no round averaged anything.
 
     Raises:
         InputRefusedError: with every problem of data, model and folder.
     """
-    # Flower logs each phase at INFO; the run's own display says the same in the consortium's words.
+    # Flower logs each phase at INFO; the run's own display already shows the same.
     logging.getLogger("flwr").setLevel(logging.WARNING)
     started = time.perf_counter()
     folder = RunFolder(out)
@@ -74,7 +74,7 @@ def simulate(
         folder.create(experiment.to_yaml())
     folder.write_partition(federation.data.partition)
     with log_to_file(out / "run.log"), Tracker(track, out, progress.on_note) as tracker:
-        # As in `federate`: the last record of a checkpoint still lacks its evaluation and comes again.
+        # As in `federate`: the last record of a checkpoint still lacks its evaluation and is written again.
         entered = folder.read_rounds()[: len(checkpoint.records) - 1] if checkpoint else []
         tracker.start(TrackedRun(experiment.name, plan.run, describe_settings(experiment)), entered)
         report, rows = _run(federation, plan, sites, folder, progress, checkpoint, tracker)
@@ -86,7 +86,7 @@ def simulate(
             write_reports(out, gallery=collect_gallery(out, federation))
             folder.drop_states()
         except InputRefusedError as refusal:
-            # The run itself is done and on disk; its pages must not make it look as if nothing had started.
+            # The run itself is done and on disk, so a problem with its pages must not look like a refused run.
             progress.on_note(f"no report pages: {refusal}")
     return {**report, "rows": rows, "folder": str(out)}
 
@@ -141,7 +141,7 @@ def _run(
 
 
 def _prepare(experiment: Experiment, problems: list[Problem]) -> VirtualFederation:
-    """Load data and model; raise their problems together with those already found."""
+    """Load data and model, and raise their problems together with those already found."""
     try:
         federation = prepare_federation(experiment)
     except InputRefusedError as refusal:

@@ -1,4 +1,4 @@
-"""Virtual sites: real data split as in life, and one frozen backbone in memory for all of them."""
+"""Virtual sites: data that is split as across real hospitals, and one frozen backbone in memory for all sites."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,20 +24,20 @@ from ept_fed.validation.experiment import check_sites
 
 __all__ = ["CENTRALISED_SITE", "VirtualFederation", "prepare_federation"]
 
-# Seeds derive from this name: another one would change the results of every centralised baseline.
+# Seeds derive from this name; another name would change the results of every centralised baseline.
 CENTRALISED_SITE = "all sites pooled"
 _FALLBACK_SPEC = InputSpec(size=32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), interpolation="bilinear")
 
 
 @dataclass(frozen=True)
 class VirtualFederation:
-    """Everything a simulation needs, checked and loaded.
+    """The loaded and checked inputs of a simulation.
 
     Attributes:
         experiment: the settings.
         backbone: shared by every model that `create_site` makes.
         data: each site's splits.
-        device: where models live.
+        device: on which all models are.
     """
 
     experiment: Experiment
@@ -47,19 +47,19 @@ class VirtualFederation:
 
     @cached_property
     def slot(self) -> ModelSlot:
-        """The one model in memory, in which all sites take turns; it holds the run's start."""
+        """The only model in memory, which all sites use in turn; it also keeps the run's start."""
         return ModelSlot(self._create_model())
 
     def create_site(self, data: SiteData, states: StateStore | None = None) -> Site:
-        """Return a site that starts, or goes on, from its states; None keeps them in memory."""
+        """Return a site that starts or continues from `states`; with None, its states are kept in memory."""
         return create_site(self.experiment, data, self.slot, run=self.experiment.run_id, states=states)
 
     def keep_states(self, folder: RunFolder, setting: str, site: str) -> StateFolder:
-        """Return where a site of a setting (federated, local, centralised, …) keeps its states in a run folder."""
+        """Return the store in a run folder for a site's states under a setting (federated, local, centralised, …)."""
         return StateFolder(folder.states(setting, site), run=self.experiment.run_id, site=site)
 
     def centralised(self) -> SiteData:
-        """Return all sites' splits as one site's: what a central collection of the images would allow."""
+        """Return the splits of all sites as those of one site, for centralised training."""
         sites = self.data.sites.values()
         return SiteData(
             name=CENTRALISED_SITE,
@@ -71,7 +71,7 @@ class VirtualFederation:
         )
 
     def plan(self) -> Plan:
-        """Return what the server needs, with the initial payload that every site starts from."""
+        """Return the plan for the server, with the initial payload that every site starts from."""
         federation = self.experiment.federation
         model = self._create_model()
         layout = payload_layout(
@@ -95,7 +95,7 @@ class VirtualFederation:
 
 
 def prepare_federation(experiment: Experiment) -> VirtualFederation:
-    """Load backbone and data, and find out everything that stands in the way before anything is written.
+    """Load backbone and data, and find every problem before anything is written.
 
     Raises:
         InputRefusedError: with the problems of model and data together.

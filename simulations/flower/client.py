@@ -1,8 +1,8 @@
 """The ClientApp of `flwr run`: virtual sites under Flower's own runtimes.
 
-A node stands for the site that its node config names as `site`, or, under Flower's simulation, for the one at place
-`partition-id` in the experiment. Every message may reach another process, so what a site remembers goes into Flower's
-`context.state`, which never leaves the node.
+A node represents the site that its node config names as `site`. Under Flower's simulation, it represents the site with
+index `partition-id` in the experiment. Each message may reach another process, so the state of a site is kept in
+Flower's `context.state`, which never leaves the node.
 """
 
 import functools
@@ -28,18 +28,18 @@ app = ClientApp()
 
 @app.query()
 def introduce(message: Message, context: Context) -> Message:
-    """Answer who this node is, and with which plan; exception texts stay in this node's log."""
+    """Reply with this node's site and plan; exception texts stay in this node's log."""
     try:
         federation = _federation(context)
         introduction = Introduction(_site_name(context, tuple(federation.data.sites)), federation.plan())
         return encode_introduction(introduction, message)
     except InputRefusedError as refusal:
-        _log.error("cannot stand for a site: %s", refusal)
+        _log.error("cannot represent a site: %s", refusal)
         fields = ", ".join(problem.field for problem in refusal.problems)
         return Message(Error(code=SITE_REFUSED, reason=f"refused settings: {fields}"), reply_to=message)
-    except Exception:  # noqa: BLE001 - whatever it is, its text must not leave the node
-        _log.exception("cannot stand for a site")
-        return Message(Error(code=SITE_FAILED, reason="the node's own log says why"), reply_to=message)
+    except Exception:  # noqa: BLE001 - the text of an exception must not leave the node
+        _log.exception("cannot represent a site")
+        return Message(Error(code=SITE_FAILED, reason="see the node's own log"), reply_to=message)
 
 
 @app.train()
@@ -55,7 +55,7 @@ def evaluate(message: Message, context: Context) -> Message:
 
 
 def _answer(message: Message, context: Context) -> Message:
-    """Let the site answer as it would anywhere else; its states go into the node's context for the next message."""
+    """Return the site's reply; its states are kept in the node's context for the next message."""
 
     def find_site(context: Context) -> Site:
         federation = _federation(context)
@@ -67,7 +67,7 @@ def _answer(message: Message, context: Context) -> Message:
 
 
 def _site_name(context: Context, sites: tuple[str, ...]) -> str:
-    """Return the site that this node stands for.
+    """Return the name of the site that this node represents.
 
     Raises:
         InputRefusedError: if the node config names none of the experiment's sites.
@@ -90,5 +90,5 @@ def _federation(context: Context) -> VirtualFederation:
 
 @functools.lru_cache(maxsize=1)
 def _prepare(experiment: str, overrides: str) -> VirtualFederation:
-    """Load backbone and data once per process: Ray's workers serve many messages."""
+    """Load backbone and data once per process, because Ray's workers serve many messages."""
     return prepare_federation(read_experiment({"experiment": experiment, "set": overrides}))

@@ -1,8 +1,8 @@
-"""How a virtual site introduces itself to the server: its name, and the plan it would follow.
+"""The introduction of a virtual site to the server: its name, and the plan that it would follow.
 
-Flower's simulation and an insecure SuperLink know nodes by random numbers only, and the server holds no backbone. So it
-asks. A name told this way is the node's own word: fine for virtual sites on one's own machines, and never good enough
-for hospitals, whose names are registered with their keys.
+Flower's simulation and an insecure SuperLink identify nodes only by random numbers, and the server has no backbone. The
+server therefore requests an introduction. The name in it is not authenticated. This is sufficient for virtual sites on
+one's own machines, but never for hospitals, whose names are registered with their keys.
 """
 
 from dataclasses import dataclass
@@ -21,24 +21,24 @@ __all__ = ["Introduction", "decode_introduction", "encode_introduction"]
 
 @dataclass(frozen=True)
 class Introduction:
-    """Which site a node stands for, and the plan that its copy of the experiment and the backbone lead to."""
+    """The site that a node represents, and the plan that its copy of the experiment and the backbone lead to."""
 
     site: str
     plan: Plan
 
 
 def encode_introduction(introduction: Introduction, question: Message) -> Message:
-    """Return an introduction as the answer to the server's question."""
+    """Return an introduction as the reply to the server's request."""
     plan = introduction.plan
     frame = encode_frame(PlanIntroduction(introduction.site, plan_to_json(plan), plan.initial))
     return Message(encode_frame_record(frame), reply_to=question)
 
 
 def decode_introduction(message: Message) -> Introduction:
-    """Read an introduction at the server.
+    """Parse an introduction at the server.
 
     Raises:
-        MessageRefusedError, PayloadMismatchError: for an error reply, or anything that is no introduction.
+        MessageRefusedError, PayloadMismatchError: for an error reply, or a message that is no introduction.
     """
     frame = decode_frame(read_frame_record(message))
     if not isinstance(frame, PlanIntroduction):

@@ -1,4 +1,4 @@
-"""A Grid whose nodes have names: those they give when asked. For Flower's simulation and an insecure loopback."""
+"""A Grid that gets the names of nodes from their introductions, for Flower's simulation and an insecure loopback."""
 
 import logging
 import time
@@ -20,24 +20,24 @@ _log = logging.getLogger("flwr.ept_fed")  # shown by `flwr log`
 
 
 class IntroductionError(RuntimeError):
-    """Nodes that cannot make up one federation; the text says which, and what to correct."""
+    """Nodes that cannot form one federation; the message names them and the correction."""
 
 
 class NamedGrid(PollingGrid):
-    """Passes everything on to another Grid, but knows its nodes by the names of their sites."""
+    """Forwards everything to another Grid, but identifies its nodes by the names of their sites."""
 
     def __init__(self, grid: Grid, *, deadline: float) -> None:
-        """Wrap a Grid; `deadline` is the seconds that nodes have to turn up and to introduce themselves."""
+        """Wrap a Grid; `deadline` is the time in seconds for nodes to come online and to introduce themselves."""
         super().__init__(grid)
         self._deadline = deadline
         self._introduced: dict[int, Introduction] = {}
         self._misfits: set[int] = set()
 
     def agree_on_plan(self) -> Plan:
-        """Return the one plan that all nodes make, once at least one is online.
+        """Return the plan on which all nodes agree, once at least one node is online.
 
         Raises:
-            IntroductionError: if none is in time, or one does not fit the others.
+            IntroductionError: if no node is online in time, or if one does not fit the others.
         """
         end = time.monotonic() + self._deadline
         while not self._meet_nodes():
@@ -47,9 +47,9 @@ class NamedGrid(PollingGrid):
         return next(iter(self._introduced.values())).plan
 
     def get_nodes(self) -> list[NodeInfo]:
-        """Return the nodes that are online, by name; new ones are asked to introduce themselves first.
+        """Return the nodes that are online, by name; new nodes have to introduce themselves first.
 
-        One that cannot, or that does not fit the others, is logged and left out: the run goes on without it.
+        A node that cannot, or that does not fit the others, is logged and left out; the run continues without it.
         """
         try:
             return self._meet_nodes()
@@ -86,7 +86,7 @@ class NamedGrid(PollingGrid):
     def _check(self, node: int, new: Introduction) -> None:
         for other, known in self._introduced.items():
             if known.site == new.site:
-                raise IntroductionError(f"nodes {other} and {node} both stand for '{new.site}'; give each its own site")
+                raise IntroductionError(f"nodes {other} and {node} both represent '{new.site}'; give each its own site")
             differing = plan_differences(known.plan, new.plan)
             if differing:
                 raise IntroductionError(

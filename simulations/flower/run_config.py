@@ -1,4 +1,4 @@
-"""The experiment that a Flower run names in its run config: `experiment` and `set`."""
+"""Load the experiment of a Flower run from its run config: `experiment` and `set`."""
 
 import shlex
 from collections.abc import Mapping
@@ -17,11 +17,11 @@ _APP = Path(__file__).resolve().parents[2]
 def read_experiment(run_config: Mapping[str, Any]) -> Experiment:
     """Load `experiment`, a YAML file, with the space-separated `key.path=value` overrides in `set`.
 
-    A relative path starts at the app, that is at the bundle or the checkout: the working directory of a Flower process
-    is wherever somebody started the SuperLink.
+    A relative path starts at the app, that is at the bundle or the checkout, because the working directory of a Flower
+    process depends on where the SuperLink was started.
 
     Raises:
-        InputRefusedError: with everything that is wrong.
+        InputRefusedError: with every problem of both.
     """
     name, overrides = str(run_config["experiment"]), str(run_config["set"])
     try:
@@ -30,6 +30,6 @@ def read_experiment(run_config: Mapping[str, Any]) -> Experiment:
         raise InputRefusedError([Problem("set", overrides, f"has an open quote ({error}); close it")]) from error
     experiment = load_experiment(_APP / name, words)
     if experiment.federation.secure_aggregation is not None:
-        fix = "needs certified sites, and those of flwr run have no names; use ept-fed simulate, or ept-fed server run"
+        fix = "needs certified sites, which flwr run does not have; use ept-fed simulate, or ept-fed server run"
         raise InputRefusedError([Problem("federation.secure_aggregation", "on", fix)])
     return experiment

@@ -1,6 +1,6 @@
 """The ServerApp of `flwr run`: virtual sites under Flower's own runtimes.
 
-It needs no backbone and loads no torch: the nodes, which have one, make the plan, and must agree on it.
+The server needs no backbone and does not load torch. The nodes have the backbone, make the plan, and must agree on it.
 """
 
 import logging
@@ -24,11 +24,11 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run the experiment that the run config names into its run folder.
+    """Run the experiment of the run config and write its run folder.
 
     Raises:
         InputRefusedError: for a refused experiment or folder.
-        IntroductionError: if the nodes do not make up one federation.
+        IntroductionError: if the nodes do not form one federation.
         NothingAveragedError: if no round averaged anything, so that Flower reports the run as failed.
     """
     experiment = read_experiment(context.run_config)
@@ -39,10 +39,10 @@ def main(grid: Grid, context: Context) -> None:
     named = NamedGrid(grid, deadline=experiment.federation.deadline)
     plan = named.agree_on_plan()
     if plan.run != experiment.run_id:
-        raise IntroductionError("the nodes run another experiment than the server was given; give all the same file")
+        raise IntroductionError("the nodes run another experiment than the server; give all of them the same file")
     folder.write_prompts(plan, 0, plan.initial)
     results: list[FederationResult] = []
     create_server_app(plan, RunRecorder(plan, folder, _log), results.append)(named, context)
     (result,) = results
     if not result.aggregated_anything:
-        raise NothingAveragedError(f"no round averaged anything; {folder.path / 'rounds.jsonl'} says why")
+        raise NothingAveragedError(f"no round averaged anything; see {folder.path / 'rounds.jsonl'}")

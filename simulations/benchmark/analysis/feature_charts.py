@@ -1,4 +1,4 @@
-"""Features before and after tuning as pictures, like Fig. 2 of Zu et al. 2024."""
+"""Figures of the features before and after tuning, like Fig. 2 of Zu et al. 2024."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -15,8 +15,8 @@ from simulations.benchmark.analysis.feature_record import MOMENTS, FeatureRecord
 
 __all__ = ["PANEL_MEASURES", "draw_features", "draw_overview"]
 
-# Measure, title with which way is better, and the least width of its axis, so that hardly any change looks like that.
-# All are free of scale, so that methods compare.
+# Measure, title with the better direction, and the minimum width of its axis, so that a tiny change also looks tiny.
+# No measure depends on the scale of the features, so that methods can be compared.
 PANEL_MEASURES = (
     ("relative_intra_class_distance", "Intra-class distance,\nshare of all (lower: tighter)", 0.1),
     ("fisher_ratio", "Fisher ratio\n(higher: further apart)", 0.1),
@@ -32,9 +32,9 @@ _BLUE, _GREY, _FAINT = "#0072B2", "#52606d", "#d9dee4"
 def draw_features(record: FeatureRecord) -> bytes:
     """Draw a method's features before (left) and after (right), as PNG.
 
-    From above: density of each class on the first principal component of all images; of each class around its centre
-    on its own first component; the t-SNE map. Both densities are in units of the root of the trace of the covariance
-    of all images, so that before and after, and methods, share their axes.
+    From top to bottom: density of each class on the first principal component of all images; density of each class
+    around its centre on its own first component; t-SNE map. Both densities are in units of the root of the trace of
+    the covariance of all images, so that before and after, and all methods, have comparable axes.
     """
     figure = Figure(figsize=(9.0, 9.4), layout="constrained")
     panels = figure.subplots(3, 2, height_ratios=(1, 1, 1.9))
@@ -62,7 +62,7 @@ def draw_features(record: FeatureRecord) -> bytes:
 
 @styled
 def draw_overview(measures: Mapping[str, Mapping[Moment, Mapping[str, float]]]) -> bytes:
-    """Draw each method's measures over all sites' images, ring before and dot after tuning, as PNG.
+    """Draw each method's measures over all sites' images, a ring before and a dot after tuning, as PNG.
 
     Args:
         measures: value of each of `PANEL_MEASURES` by method and moment.
@@ -99,7 +99,7 @@ def _draw_pooled_axis(axis: Axes, record: FeatureRecord, moment: Moment, present
         return
     direction, share = find_axis(X)
     projected = X @ direction
-    # The sign of a component means nothing; the commonest class lies left in both columns.
+    # The sign of a component is arbitrary; the most common class is placed left in both columns.
     common = np.bincount(record.labels).argmax()
     projected *= -1 if projected[record.labels == common].mean() > 0 else 1
     for c in present:
@@ -115,7 +115,7 @@ def _draw_own_axes(axis: Axes, record: FeatureRecord, moment: Moment, present: S
     for c in present:
         own = X[record.labels == c]
         projected = (own - own.mean(axis=0)) @ find_axis(own)[0]
-        # Nor here: the longer tail lies right.
+        # The sign is arbitrary here too; the longer tail is placed right.
         _draw_density(axis, projected if (projected**3).sum() >= 0 else -projected, c)
     axis.set_title("each class around its centre, on its own first component", fontsize=9)
 
@@ -129,7 +129,7 @@ def _draw_map(axis: Axes, record: FeatureRecord, moment: Moment, present: Sequen
         _say(axis, "no t-SNE map: features are too few, not finite, or all the same")
         return
     labels = record.labels[record.drawn]
-    # Rare classes lie on top of common ones, larger and stronger, or nobody would find them.
+    # Rare classes are drawn on top of common ones, larger and more opaque, so that they are visible.
     for c in sorted(present, key=lambda c: -int((labels == c).sum())):
         colour, _, marker = class_style(c)
         own = placed[labels == c]
@@ -141,7 +141,7 @@ def _draw_map(axis: Axes, record: FeatureRecord, moment: Moment, present: Sequen
 
 
 def _standardise(features: Array) -> tuple[Array, float]:
-    """Return centred features over the root of the trace of their covariance, and that root; 0 where there is none."""
+    """Return centred features divided by the root of the trace of their covariance, and that root; 0 if undefined."""
     X = np.asarray(features, dtype=np.float64)
     if len(X) == 0 or not np.isfinite(X).all() or not np.ptp(X, axis=0).any():
         return X, 0.0
@@ -151,7 +151,7 @@ def _standardise(features: Array) -> tuple[Array, float]:
 
 
 def _draw_density(axis: Axes, values: Array, c: int) -> None:
-    """Draw a Gaussian kernel density (Scott's width), or ticks where there are too few images for one."""
+    """Draw a Gaussian kernel density (Scott's bandwidth), or ticks if there are too few images."""
     from scipy.stats import gaussian_kde
 
     colour, dashes, _ = class_style(c)

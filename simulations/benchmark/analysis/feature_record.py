@@ -1,7 +1,7 @@
-"""One cell's features before and after tuning, as a file from which every number and figure is made again.
+"""The file of one cell's features before and after tuning, from which every number and figure can be made again.
 
-analysis/<key>.safetensors holds tensors and a sealed description. Features describe images and the file holds a few of
-the images themselves: it stays where the images are.
+analysis/<key>.safetensors holds tensors and a description, both checksummed. Features describe images, and the file
+also contains a few of the images. It must therefore stay where the images are.
 """
 
 from collections.abc import Iterator, Mapping
@@ -22,10 +22,10 @@ _SCHEMA = 1
 
 @dataclass(frozen=True)
 class ScalingExamples:
-    """What the prompts of Embedded Prompt Tuning did to the patches of k images.
+    """Effect of the prompts of Embedded Prompt Tuning on the patches of k images.
 
     Attributes:
-        images: (k, H, W, 3) uint8, as the model sees them.
+        images: (k, H, W, 3) uint8, as the model receives them.
         labels: (k,) class indices.
         factors: (k, rows, columns) float32 at each moment, see `ept_fed.models.scaling_map`.
     """
@@ -37,19 +37,19 @@ class ScalingExamples:
 
 @dataclass(frozen=True)
 class FeatureRecord:
-    """What the analysis of one cell rests on: n images of all its sites.
+    """The data for the analysis of one cell: n images of all its sites.
 
     Attributes:
-        key: the cell's.
-        setting: the cell's.
-        classes: names.
-        sites: names.
+        key: of the cell.
+        setting: of the cell.
+        classes: names of the classes.
+        sites: names of the sites.
         numbers: the tuned model's metrics at each site, as in the cell's line of cells.jsonl.
         labels: (n,) class indices.
         places: (n,) indices of `sites`.
         features: (n, D) float32 at each moment.
         drawn: (m,) indices of the images on the maps.
-        maps: (m, 2) float32 t-SNE map at each moment, None where there is none.
+        maps: (m, 2) float32 t-SNE map at each moment, None if there is none.
         scaling: None for methods that scale nothing.
     """
 

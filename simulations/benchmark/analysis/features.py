@@ -1,4 +1,4 @@
-"""A cell's features before and after tuning, from its models: what `ept-fed benchmark --analyse` keeps of them."""
+"""Compute a cell's features before and after tuning from its models, for `ept-fed benchmark --analyse`."""
 
 import io
 import json
@@ -30,18 +30,18 @@ _MAX_CLASSES = 8
 
 
 def count_fold(cell: Cell, data: SiteData) -> CachedDataset:
-    """Return the images of a site that the cell's numbers are measured on."""
+    """Return the images of a site on which the cell's metrics are measured."""
     return {"test": data.test, "validation": data.validation}[cell.fold]
 
 
 def record_features(
     cell: Cell, federation: VirtualFederation, trained: Callable[[str], Site], numbers: object
 ) -> FeatureRecord:
-    """Put every site's images through the start and through the tuned model.
+    """Return the features of every site's images, from the start and from the tuned model.
 
     Args:
-        cell: whose models these are.
-        federation: its sites and its start.
+        cell: to which the models belong.
+        federation: with the cell's sites and start.
         trained: returns a site with its tuned model.
         numbers: the tuned model's metrics at each site.
     """
@@ -55,7 +55,7 @@ def record_features(
     features, factors = {}, {}
     for moment in MOMENTS:
         features[moment], factors[moment] = _look(federation, data, models[moment], chosen)
-    # One seed for every method: equal features, such as those of methods that start alike, give equal maps.
+    # One seed for all methods, so that equal features, such as those of methods with the same start, give equal maps.
     seed = derive_seed(cell.seed, "t-SNE") % 2**32
     n = len(labels)
     drawn = np.arange(n)
@@ -87,7 +87,7 @@ def _look(
 ) -> tuple[Array, Array]:
     """Return the features (n, D) of all sites' images, and the factors (k, rows, columns) of the chosen ones.
 
-    Where the method scales nothing, or in a way that has no map, k is zero.
+    k is zero if the method scales nothing, or if it scales in a way that has no map.
     """
     experiment = federation.experiment
     batch_size = experiment.evaluation.batch_size
@@ -106,7 +106,7 @@ def _look(
 
 
 def _choose_examples(labels: Array, seed: int) -> Array:
-    """Return ascending indices of a few images of each class, of the commonest classes where there are many."""
+    """Return ascending indices of a few images per class, only of the most common classes if there are many."""
     present, counts = np.unique(labels, return_counts=True)
     common = present[np.argsort(-counts, kind="stable")][:_MAX_CLASSES]
     rng = numpy_generator(seed, "analysis", "examples")
@@ -118,7 +118,7 @@ def _choose_examples(labels: Array, seed: int) -> Array:
 
 
 def _decode(data: dict[str, CachedDataset], chosen: Array) -> Array:
-    """Return the chosen images of all sites' together as pixels (k, H, W, 3) uint8."""
+    """Return the chosen ones of all sites' images as pixels (k, H, W, 3) uint8."""
     owners = [(images, index) for images in data.values() for index in range(len(images))]
     pictures = []
     for place in chosen:

@@ -1,11 +1,11 @@
-"""What `ept-fed benchmark --analyse` adds to a benchmark's folder; see `simulations.benchmark.folder`.
+"""The files that `ept-fed benchmark --analyse` adds to a benchmark's folder; see `simulations.benchmark.folder`.
 
 analysis/<key>.safetensors       a cell's features before and after tuning, and a few images
 analysis/features/<method>.png   a method's classes before and after
-analysis/scaling/<method>.png    what the prompts do to the patches of those images
+analysis/scaling/<method>.png    effect of the prompts on the patches of those images
 analysis/overview.png            all methods
 analysis.csv                     every measure, by method, moment, site and class
-analysis.html                    all of it on one page, which holds images of the sites
+analysis.html                    all of this on one page, which contains images of the sites
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,42 +27,43 @@ __all__ = ["AnalysisFolder"]
 
 
 class AnalysisFolder:
-    """Keeps the features of a benchmark's cells, and makes tables, figures and page of them."""
+    """Stores the features of a benchmark's cells, and makes tables, figures and the page from them."""
 
     def __init__(self, path: Path) -> None:
-        """Take the benchmark's folder."""
+        """Set the benchmark's folder."""
         self.path = path
 
     @property
     def page(self) -> Path:
-        """The page that a person opens."""
+        """Path of the HTML page."""
         return self.path / "analysis.html"
 
     def holds(self, key: str) -> bool:
-        """Tell whether a cell's features are there."""
+        """Return whether a cell's features are stored."""
         return self._locate(key).exists()
 
     def check(self, cells: Iterable[Cell]) -> list[Problem]:
-        """Return a problem for each of these cells whose features are there but damaged."""
+        """Return a problem for each of these cells whose features are stored but damaged."""
         return self._read(cell.key for cell in cells)[1]
 
     def write(self, record: FeatureRecord) -> None:
-        """Keep a cell's features."""
+        """Store a cell's features."""
         write_record(self._locate(record.key), record)
 
     def write_page(
         self, name: str, cells: Sequence[Cell], finished: Mapping[str, Mapping[str, Any]], left_out: Sequence[str]
     ) -> list[str]:
-        """Write table, figures and page of the cells whose features are there.
+        """Write table, figures and page of the cells whose features are stored.
 
         Args:
-            name: the experiment's.
+            name: of the experiment.
             cells: one per method, all of the same shots, seed and setting; at least one.
             finished: the benchmark's lines by key.
             left_out: methods of the grid without a cell in this setting.
 
         Returns:
-            sentences about what was not analysed, could not be measured, or did not come out as before.
+            Sentences about methods that were not analysed, measures that are undefined, and models that differ from
+            those of the benchmark.
 
         Raises:
             InputRefusedError: for damaged features, with every file.
@@ -79,7 +80,7 @@ class AnalysisFolder:
         for cell in cells:
             record = records.get(cell.key)
             if record is None or cell.key not in finished:
-                notes.append(f"{cell.title}: not analysed, because no model came out of its training")
+                notes.append(f"{cell.title}: not analysed, because its training produced no model")
                 continue
             notes += _compare(cell, record, finished[cell.key])
             own = _measure(cell, record, said)
@@ -122,7 +123,7 @@ class AnalysisFolder:
 
 
 def _measure(cell: Cell, record: FeatureRecord, said: dict[str, list[tuple[str, str]]]) -> list[dict[str, Any]]:
-    """Return a cell's rows of analysis.csv, and put what could not be measured into `said`."""
+    """Return a cell's rows of analysis.csv, and add notes about undefined measures to `said`."""
     rows = []
     about = {
         "method": cell.method,
@@ -141,13 +142,13 @@ def _measure(cell: Cell, record: FeatureRecord, said: dict[str, list[tuple[str, 
 
 
 def _compare(cell: Cell, record: FeatureRecord, line: Mapping[str, Any]) -> list[str]:
-    """Return a sentence if the model that was analysed is not the one whose numbers the benchmark shows."""
+    """Return a sentence if the analysed model has other metrics than the cell's line in the benchmark."""
     if record.numbers == line["sites"]:
         return []
     aucs = [(record.numbers[site]["auc"], numbers["auc"]) for site, numbers in line["sites"].items()]
     known = [abs(ours - theirs) for ours, theirs in aucs if ours is not None and theirs is not None]
     apart = f"{max(known):.2g}" if known else "undefined"
     return [
-        f"{cell.title}: trained for the analysis it does not have the numbers of cells.jsonl (AUC differs by up to "
+        f"{cell.title}: the model of the analysis does not have the numbers of cells.jsonl (AUC differs by up to "
         f"{apart}), so the figures show another model than the tables"
     ]

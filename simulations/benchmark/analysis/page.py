@@ -1,4 +1,4 @@
-"""The page of `ept-fed benchmark --analyse`: what tuning did to the features, in one file that loads nothing."""
+"""The page of `ept-fed benchmark --analyse`: the effect of tuning on the features, in one self-contained file."""
 
 import base64
 import math
@@ -13,7 +13,7 @@ from simulations.benchmark.analysis.feature_record import FeatureRecord, Moment
 
 __all__ = ["AnalysedMethod", "render_analysis"]
 
-# Measure and heading; those of `PANEL_MEASURES`, and the one that has units.
+# Measure and heading: the measures of `PANEL_MEASURES`, and the one that has units.
 COLUMNS = (
     ("intra_class_distance", "intra-class distance"),
     ("relative_intra_class_distance", "… as share of all"),
@@ -29,7 +29,7 @@ class AnalysedMethod:
 
     Attributes:
         method: its name.
-        rows: its part of analysis.csv.
+        rows: its rows of analysis.csv.
         figure: PNG.
         scaling: PNG, None for methods that scale nothing.
     """
@@ -40,7 +40,7 @@ class AnalysedMethod:
     scaling: bytes | None
 
     def values(self, moment: Moment, site: str, label: str) -> dict[str, float]:
-        """Return its measures by name."""
+        """Return the method's measures by name."""
         wanted = (moment, site, label)
         return {r["measure"]: r["value"] for r in self.rows if (r["when"], r["site"], r["class"]) == wanted}
 
@@ -57,12 +57,12 @@ def render_analysis(
     overview: bytes,
     notes: Sequence[str],
 ) -> str:
-    """Return the page.
+    """Return the page as HTML.
 
     Args:
-        name: the experiment's.
-        cell: for shots, seed, setting and fold, which are the same for all methods.
-        record: for classes, sites and numbers of images, which are the same too.
+        name: of the experiment.
+        cell: provides shots, seed, setting and fold, which are the same for all methods.
+        record: provides classes, sites and numbers of images, which are also the same.
         methods: at least one.
         overview: PNG.
         notes: sentences.
@@ -102,7 +102,7 @@ def _embed(png: bytes) -> str:
 
 
 def _describe(one: AnalysedMethod) -> str:
-    """Return what the figure of a method shows, for who cannot see it."""
+    """Return the alternative text of a method's figure."""
     tight, clear = (one.pair(ALL_SITES, ALL_CLASSES, m) for m in ("relative_intra_class_distance", "silhouette"))
     return (
         f"{one.method}: densities of the classes along the first principal component, and t-SNE map of the images, "
@@ -112,7 +112,7 @@ def _describe(one: AnalysedMethod) -> str:
 
 def _describe_overview(methods: Sequence[AnalysedMethod]) -> str:
     told = [f"{one.method} {_tell(one.pair(ALL_SITES, ALL_CLASSES, 'silhouette'))}" for one in methods]
-    return f"Four measures of each method before and after tuning; the tables hold them. Silhouette: {'; '.join(told)}."
+    return f"Four measures of each method before and after tuning, as in the tables. Silhouette: {'; '.join(told)}."
 
 
 def _tell(pair: tuple[float, float]) -> str:

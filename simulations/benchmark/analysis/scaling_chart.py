@@ -1,4 +1,4 @@
-"""Example images of each class with what the prompts did to their patches, before and after tuning."""
+"""Example images of each class with the effect of the prompts on their patches, before and after tuning."""
 
 import io
 
@@ -14,10 +14,10 @@ __all__ = ["draw_scaling"]
 
 @styled
 def draw_scaling(examples: ScalingExamples, classes: tuple[str, ...]) -> bytes:
-    """Draw a column per class and, for each of its images, rows of image, factors before and factors after, as PNG.
+    """Draw a column per class and three rows per image (image, factors before, factors after), as PNG.
 
-    One cividis scale, which reads the same with and without colour vision, for all maps: dark patches keep little of
-    their attention's output, bright ones more.
+    All maps share one cividis scale, which is readable with and without colour vision. Dark patches keep little of
+    their attention's output, bright patches keep more.
     """
     present = [int(c) for c in np.unique(examples.labels)]
     each = max(int((examples.labels == c).sum()) for c in present)

@@ -86,7 +86,7 @@ def test_only_what_stands_between_the_marks_is_replaced() -> None:
 
 def test_a_mark_that_names_methods_has_them_in_its_order() -> None:
     filled = fill_page("<!-- a:paired of vpt, ept -->\n<!-- end -->\n", "a", ROWS)
-    assert filled.splitlines()[1:-1] == ["| less vpt | local only |", "|---|---|", "| ept, 5 shots | −0.250 |"]
+    assert filled.splitlines()[1:-1] == ["| minus vpt | local only |", "|---|---|", "| ept, 5 shots | −0.250 |"]
 
 
 def test_a_name_with_a_comma_is_quoted() -> None:
@@ -102,7 +102,7 @@ def test_a_name_with_a_comma_is_quoted() -> None:
         ("<!-- a:methods -->\n<!-- b:methods -->\n<!-- end -->\n", "a:methods --> has no"),
         ("<!-- a:means -->\n<!-- end -->\n", "is none of methods, accuracy, sites"),
         ("<!-- a:methods of ept, vptt -->\n<!-- end -->\n", "no results of 'vptt'"),
-        ('<!-- a:methods of "12 sites, ept -->\n<!-- end -->\n', "names are parted as in CSV"),
+        ('<!-- a:methods of "12 sites, ept -->\n<!-- end -->\n', "names are separated as in CSV"),
     ],
 )
 def test_a_mark_that_cannot_be_filled_is_refused(page: str, said: str) -> None:

@@ -149,7 +149,7 @@ def test_when_every_process_is_dead_the_rest_is_said_to_wait(micro: Micro, tmp_p
             process.kill()
         ((cell, outcome),) = workers.train(cells, (), watcher)
         assert (cell, outcome.line, workers.alive) == (cells[0], None, 0)
-    assert watcher.notes == ["5 cells were not begun, because no process is left; the same command goes on"]
+    assert watcher.notes == ["5 cells were not started, as no process is left; repeat the command"]
 
 
 def test_a_folder_that_a_killed_benchmark_left_with_its_lock_only_is_taken_up(micro: Micro, tmp_path: Path) -> None:

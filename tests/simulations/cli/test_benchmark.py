@@ -22,7 +22,7 @@ def test_a_grid_prints_cells_and_table_and_goes_on_where_it_stopped(micro_file: 
     assert done.returncode == 0, done.stderr
     for said in ("1/2 ept, 2 shots, seed 0, federated+head: AUC", "about 0:00 left", "Δ ept", "2 of 2 cells"):
         assert said in done.stdout
-    assert "What tuning did to the features: results/analysis.html" in done.stdout
+    assert "Effect of tuning on the features: results/analysis.html" in done.stdout
     again = run(str(micro_file), *SMALL, *one_round, "--out", "results", "--json", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     report = json.loads(again.stdout)

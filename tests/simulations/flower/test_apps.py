@@ -111,7 +111,7 @@ def test_sites_that_sleep_between_messages_give_the_same_prompts(
         (partitions(3), "did not introduce itself .*partition-id"),
         ([{"site": "nowhere"}], "did not introduce itself .*site"),
         ([{}], "did not introduce itself"),
-        ([{"site": "site-1"}, {"partition-id": 0}], "nodes 1 and 2 both stand for 'site-1'"),
+        ([{"site": "site-1"}, {"partition-id": 0}], "nodes 1 and 2 both represent 'site-1'"),
     ],
 )
 def test_nodes_that_make_no_federation_end_the_run(

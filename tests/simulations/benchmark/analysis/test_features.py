@@ -166,7 +166,7 @@ def test_methods_without_a_cell_and_cells_without_a_model_are_said(
     monkeypatch.setattr(simulations.benchmark.cell, "_train", lambda *_arguments: (None, 12))
     report = benchmark(micro(*GRID), tmp_path / "failed", notes, analyse=True)
     assert (report["status"], report["analysis"]) == ("failed", None)
-    assert "analysis: no cell's features were kept; the notes above say why" in notes.notes
+    assert "analysis: no cell's features were stored; see the notes above" in notes.notes
     assert benchmark(micro(*GRID), tmp_path / "failed", notes, analyse=True)["trained"] == 0
 
 
