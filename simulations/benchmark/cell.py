@@ -108,22 +108,22 @@ class CellTrainer:
         """
         started = time.perf_counter()
         shutil.rmtree(self._scratch, ignore_errors=True)
-        recall, sent = _train(cell, federation, RunFolder(self._scratch), _Notes(cell.title, progress))
+        load, sent = _train(cell, federation, RunFolder(self._scratch), _Notes(cell.title, progress))
         sites = {}
         for name, data in federation.data.sites.items():
             metrics = dict.fromkeys(METRICS, float("nan"))
             images = count_fold(cell, data)
-            if recall is not None:
-                _, assessed = recall(name).assess(images)
+            if load is not None:
+                _, assessed = load(name).assess(images)
                 metrics = {metric: assessed[metric] for metric in METRICS}
             sites[name] = {"images": len(images), **metrics}
         seconds = round(time.perf_counter() - started, 1)
-        if look and recall is not None:
-            self._analysis.write(record_features(cell, federation, recall, sites))
+        if look and load is not None:
+            self._analysis.write(record_features(cell, federation, load, sites))
         shutil.rmtree(self._scratch, ignore_errors=True)
         return {
             "key": cell.key,
-            "status": "failed" if recall is None else "done",
+            "status": "failed" if load is None else "done",
             "method": cell.experiment.model.method,
             "title": cell.title,
             "backbone": name_backbone(federation),
