@@ -1,4 +1,4 @@
-"""One finished run of a micro federation, its backbone's weights, and its test images as files."""
+"""Fixtures: a finished run of a micro federation, its backbone's weights, and its test images as files."""
 
 import json
 import shutil
@@ -53,7 +53,7 @@ class FinishedRun:
 
 @pytest.fixture(scope="package")
 def make_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., FinishedRun]:
-    """Simulate with overrides and export the first site."""
+    """Return a function that simulates a run with overrides and exports the first site's bundle."""
 
     def make(*overrides: str) -> FinishedRun:
         home = tmp_path_factory.mktemp("finished")
@@ -61,7 +61,7 @@ def make_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Finished
         experiment = load_experiment(home / "micro.yaml", overrides)
         simulate(experiment, home / "run", Silent())
         federation = prepare_federation(experiment)
-        # As drawn, before the position embedding is resized to image_size: that is what the digest covers.
+        # The digest covers the weights as drawn, before the position embedding is resized to image_size.
         drawn = create_backbone("test_vit", weights=None, image_size=None, seed=derive_seed(0, "backbone"))
         save_file(frozen_tensors(drawn.vit), home / "backbone.safetensors")
         test = federation.data.sites[SITE].test
@@ -88,7 +88,7 @@ def bundle_copy(finished: FinishedRun, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def resign(bundle_copy: Path) -> Callable[..., Path]:
-    """Change bundle.json and sign the result soundly, as only the key's owner could."""
+    """Return a function that changes bundle.json and signs the result validly with a new key."""
 
     def apply(**changes: Any) -> Path:
         document = json.loads((bundle_copy / DESCRIPTION).read_text()) | changes

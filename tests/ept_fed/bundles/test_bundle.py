@@ -23,7 +23,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in FILES}
 
 
-def test_a_bundle_holds_what_the_site_released(finished: Any) -> None:
+def test_a_bundle_contains_the_released_tensors_and_their_description(finished: Any) -> None:
     bundle = read_bundle(finished.bundle, read_public_key(public_key_path(finished.key)))
     released = load_file(finished.folder / "sites" / "site-1" / "model.safetensors")
     report = json.loads((finished.folder / "report.json").read_text())
@@ -55,7 +55,7 @@ def test_one_changed_byte_anywhere_is_refused(finished: Any, name: str, where: f
 
 
 @pytest.mark.parametrize("name", [DESCRIPTION, SIGNATURE])
-def test_no_byte_of_the_readable_files_is_left_unchecked(finished: Any, name: str) -> None:
+def test_every_byte_of_the_json_files_is_checked(finished: Any, name: str) -> None:
     files = contents(finished.bundle)
     for position in range(len(files[name])):
         changed = bytearray(files[name])
@@ -81,7 +81,7 @@ def test_missing_files_are_named_together(bundle_copy: Path) -> None:
     assert [problem.field for problem in refusal.value.problems] == [f"BUNDLE/{MODEL}", f"BUNDLE/{SIGNATURE}"]
 
 
-def test_what_is_no_bundle_is_refused(tmp_path: Path, bundle_copy: Path) -> None:
+def test_a_path_that_is_not_a_bundle_is_refused(tmp_path: Path, bundle_copy: Path) -> None:
     for path in (tmp_path / "nowhere", bundle_copy / MODEL):
         with pytest.raises(InputRefusedError, match="is not a folder"):
             read_bundle(path)
@@ -91,7 +91,7 @@ def test_what_is_no_bundle_is_refused(tmp_path: Path, bundle_copy: Path) -> None
 
 
 @pytest.mark.parametrize("swapped", FILES)
-def test_files_of_two_bundles_do_not_mix(finished: Any, bundle_copy: Path, tmp_path: Path, swapped: str) -> None:
+def test_files_of_two_bundles_cannot_be_mixed(finished: Any, bundle_copy: Path, tmp_path: Path, swapped: str) -> None:
     other = prepare_bundle(finished.folder, "site-2", out=tmp_path / "other", key=finished.key)
     other.write()
     shutil.copy(other.folder / swapped, bundle_copy / swapped)
@@ -99,8 +99,8 @@ def test_files_of_two_bundles_do_not_mix(finished: Any, bundle_copy: Path, tmp_p
         read_bundle(bundle_copy)
 
 
-def test_a_forged_bundle_passes_only_where_no_key_is_named(finished: Any, resign: Callable[..., Path]) -> None:
-    """The limit of a signature, in a test: it shows damage to everyone, and a forger only to who pins the key."""
+def test_a_forged_bundle_is_accepted_only_without_a_trusted_key(finished: Any, resign: Callable[..., Path]) -> None:
+    """A signature reveals damage to every reader, but a forgery only to a reader who names a trusted key."""
     forged = resign(temperature=1.0)
     assert not read_bundle(forged).trusted
     with pytest.raises(InputRefusedError, match="--trust"):
@@ -129,7 +129,7 @@ def test_a_forged_bundle_passes_only_where_no_key_is_named(finished: Any, resign
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_a_signed_but_unfit_description_is_refused(
+def test_a_signed_but_invalid_description_is_refused(
     resign: Callable[..., Path], changes: dict[str, Any], named: str
 ) -> None:
     with pytest.raises(InputRefusedError) as refusal:
@@ -137,7 +137,7 @@ def test_a_signed_but_unfit_description_is_refused(
     assert named in str(refusal.value)
 
 
-def test_every_problem_of_a_description_is_told_at_once(resign: Callable[..., Path]) -> None:
+def test_all_problems_of_a_description_are_reported_together(resign: Callable[..., Path]) -> None:
     with pytest.raises(InputRefusedError) as refusal:
         read_bundle(resign(temperature=-1.0, task="other", plugin="x"))
     assert len(refusal.value.problems) == 3
@@ -153,7 +153,7 @@ def test_every_problem_of_a_description_is_told_at_once(resign: Callable[..., Pa
         ({"a": np.zeros((2, 2), np.float32), "b": np.zeros(1, np.float32)}, "is not in bundle.json"),
     ],
 )
-def test_tensors_are_exactly_those_described(tensors: dict[str, np.ndarray], reason: str) -> None:
+def test_tensors_must_match_their_description(tensors: dict[str, np.ndarray], reason: str) -> None:
     with pytest.raises(InputRefusedError, match=reason):
         check_tensors(save(tensors), {"a": (2, 2)})
 

@@ -19,7 +19,7 @@ from simulations.engine.simulate import simulate
 
 @pytest.fixture
 def run(finished: Any, tmp_path: Path) -> Path:
-    """A copy of the run to damage, without the first export's traces."""
+    """A copy of the run that a test may damage, without the files of the first export."""
     copy = Path(shutil.copytree(finished.folder, tmp_path / "run"))
     shutil.rmtree(copy / "sites" / "site-1" / "bundle")
     for key in copy.glob("sites/site-1/*.pem"):
@@ -43,7 +43,7 @@ def test_the_first_export_makes_a_key_and_the_second_uses_it(run: Path, tmp_path
     assert sorted(path.name for path in first.folder.iterdir()) == sorted([DESCRIPTION, MODEL, SIGNATURE])
 
 
-def test_nothing_is_written_before_write_nor_left_when_the_disk_refuses(run: Path, tmp_path: Path) -> None:
+def test_nothing_is_written_before_write_or_left_after_a_failed_write(run: Path, tmp_path: Path) -> None:
     before = sorted(run.rglob("*"))
     prepared = prepare_bundle(run, "site-1")
     assert sorted(run.rglob("*")) == before
@@ -55,14 +55,14 @@ def test_nothing_is_written_before_write_nor_left_when_the_disk_refuses(run: Pat
     assert not list(run.rglob(".*"))
 
 
-def test_a_site_that_is_not_there_is_answered_with_those_that_are(run: Path) -> None:
+def test_an_unknown_site_is_refused_with_the_known_sites(run: Path) -> None:
     with pytest.raises(InputRefusedError, match="models of: site-1, site-2"):
         prepare_bundle(run, "site-7")
     with pytest.raises(InputRefusedError, match="models of"):
         prepare_bundle(run, "../site-1")
 
 
-def test_all_problems_are_told_at_once(run: Path, tmp_path: Path) -> None:
+def test_all_problems_are_reported_together(run: Path, tmp_path: Path) -> None:
     with pytest.raises(InputRefusedError) as refusal:
         prepare_bundle(run, "site-7", out=run, key=tmp_path / "no-key.pem")
     assert [problem.field for problem in refusal.value.problems] == ["--out", "--site", "--key"]
@@ -105,7 +105,7 @@ def poison(run: Path) -> None:
         (poison, "finite"),
     ],
 )
-def test_a_damaged_run_is_refused_and_nothing_is_made(run: Path, damage: Callable[[Path], None], named: str) -> None:
+def test_a_damaged_run_is_refused_and_nothing_is_created(run: Path, damage: Callable[[Path], None], named: str) -> None:
     damage(run)
     with pytest.raises(InputRefusedError) as refusal:
         prepare_bundle(run, "site-1")
@@ -114,7 +114,7 @@ def test_a_damaged_run_is_refused_and_nothing_is_made(run: Path, damage: Callabl
     assert not (run / "sites" / "site-1" / "bundle").exists()
 
 
-def test_a_key_of_ones_own_is_used_where_it_lies(run: Path, tmp_path: Path) -> None:
+def test_a_given_key_is_used_and_not_copied_into_the_run(run: Path, tmp_path: Path) -> None:
     write_key(tmp_path / "mine.pem", ec.generate_private_key(ec.SECP384R1()))
     prepared = prepare_bundle(run, "site-1", key=tmp_path / "mine.pem")
     prepared.write()

@@ -46,7 +46,7 @@ def pixels(batch: int) -> torch.Tensor:
     return torch.randint(0, 256, (batch, 3, 64, 64), generator=torch.Generator().manual_seed(batch)).float()
 
 
-def test_a_bundle_predicts_what_the_site_did_itself(any_run: Any) -> None:
+def test_a_bundle_predicts_the_same_as_the_site(any_run: Any) -> None:
     bundle = read_bundle(any_run.bundle)
     model = load_model(bundle, weights=str(any_run.weights))
     own = site_probabilities(any_run)
@@ -63,7 +63,7 @@ def test_a_bundle_predicts_what_the_site_did_itself(any_run: Any) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning")
-def test_torchscript_computes_the_same_for_any_batch(any_run: Any) -> None:
+def test_torchscript_matches_the_model_for_any_batch_size(any_run: Any) -> None:
     bundle = read_bundle(any_run.bundle)
     model = load_model(bundle, weights=str(any_run.weights), device="cpu")
     extra = {"bundle.json": ""}
@@ -77,7 +77,7 @@ def test_torchscript_computes_the_same_for_any_batch(any_run: Any) -> None:
 
 
 @pytest.mark.skipif(not has_onnx, reason="needs onnx, onnxscript and onnxruntime, which are not installed")
-def test_onnx_computes_the_same_for_any_batch(any_run: Any) -> None:
+def test_onnx_matches_the_model_for_any_batch_size(any_run: Any) -> None:
     import onnxruntime
 
     bundle = read_bundle(any_run.bundle)
@@ -95,12 +95,12 @@ def test_onnx_computes_the_same_for_any_batch(any_run: Any) -> None:
 
 
 @pytest.mark.skipif(has_onnx, reason="onnx is installed")
-def test_onnx_without_its_packages_is_refused_with_the_command_that_helps(tmp_path: Path) -> None:
+def test_onnx_without_its_packages_is_refused_with_the_install_command(tmp_path: Path) -> None:
     (problem,) = check_targets(None, tmp_path / "model.onnx")
     assert "pip install 'ept-fed[onnx]'" in problem.fix
 
 
-def test_export_targets_in_use_are_refused(tmp_path: Path) -> None:
+def test_existing_export_targets_are_refused(tmp_path: Path) -> None:
     (tmp_path / "model.pt").write_bytes(b"keep me")
     (problem,) = check_targets(tmp_path / "model.pt", None)
     assert (problem.field, "already exists" in problem.fix) == ("--torchscript", True)
@@ -116,7 +116,7 @@ def test_another_backbone_is_refused_with_both_digests(finished: Any, tmp_path: 
     assert bundle.description.backbone.digest in str(refusal.value)
 
 
-def test_one_changed_weight_is_another_backbone(finished: Any, tmp_path: Path) -> None:
+def test_one_changed_weight_makes_another_backbone(finished: Any, tmp_path: Path) -> None:
     content = bytearray(finished.weights.read_bytes())
     content[-2] ^= 1
     (tmp_path / "changed.safetensors").write_bytes(content)
@@ -124,14 +124,14 @@ def test_one_changed_weight_is_another_backbone(finished: Any, tmp_path: Path) -
         load_model(read_bundle(finished.bundle), weights=str(tmp_path / "changed.safetensors"))
 
 
-def test_a_backbone_is_never_fetched_or_guessed_unasked(finished: Any, tmp_path: Path) -> None:
+def test_a_backbone_is_never_downloaded_or_guessed(finished: Any, tmp_path: Path) -> None:
     with pytest.raises(InputRefusedError, match="--weights"):
         load_model(read_bundle(finished.bundle), weights=None)
     with pytest.raises(InputRefusedError, match="weights"):
         load_model(read_bundle(finished.bundle), weights=str(tmp_path / "missing.safetensors"))
 
 
-def test_cuda_is_refused_where_there_is_none(finished: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cuda_is_refused_on_a_machine_without_it(finished: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(InputRefusedError, match="--device"):
         load_model(read_bundle(finished.bundle), weights=str(finished.weights), device="cuda")

@@ -32,7 +32,7 @@ def draw(*shape: int, kind: type = np.uint8) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Good and bad files side by side."""
+    """A folder with readable and unreadable image files."""
     folder = tmp_path_factory.mktemp("mixed")
     Image.fromarray(draw(80, 90, 3)).save(folder / "a-good.png")
     Image.fromarray(draw(80, 90, kind=np.uint16)).save(folder / "b-sixteen-bit.png")
@@ -46,7 +46,7 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_bad_images_are_named_with_the_reason_and_the_others_predicted(
+def test_unreadable_images_are_named_with_the_reason_and_the_others_predicted(
     mixed: Path, model: CalibratedModel, bundle: Bundle
 ) -> None:
     rows = predict_images(model, bundle.description, find_images([mixed, mixed / "missing.png"]), batch_size=2)
@@ -66,7 +66,7 @@ def test_bad_images_are_named_with_the_reason_and_the_others_predicted(
             assert row.predicted == (bundle.description.classes[int(np.argmax(row.probabilities))],)
 
 
-def test_the_batch_size_changes_nothing(mixed: Path, model: CalibratedModel, bundle: Bundle) -> None:
+def test_predictions_do_not_depend_on_the_batch_size(mixed: Path, model: CalibratedModel, bundle: Bundle) -> None:
     images = find_images([mixed])
     one, many = (predict_images(model, bundle.description, images, batch_size=size) for size in (1, 32))
     for left, right in zip(one, many, strict=True):
@@ -118,13 +118,13 @@ def test_folders_are_searched_in_order_and_each_file_is_taken_once(tmp_path: Pat
     assert all(image.reason is None for image in found)
 
 
-def test_a_folder_without_images_is_told_not_skipped(tmp_path: Path) -> None:
+def test_a_folder_without_images_is_reported(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (image,) = find_images([tmp_path / "empty"])
     assert "contains no file with the suffix of an image" in str(image.reason)
 
 
-def test_a_name_that_is_no_utf8_can_be_written(tmp_path: Path, model: CalibratedModel, bundle: Bundle) -> None:
+def test_a_file_name_that_is_not_utf8_can_be_written(tmp_path: Path, model: CalibratedModel, bundle: Bundle) -> None:
     odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png"))
     Image.fromarray(draw(64, 64, 3)).save(odd)
     rows = predict_images(model, bundle.description, find_images([tmp_path]))
@@ -133,7 +133,7 @@ def test_a_name_that_is_no_utf8_can_be_written(tmp_path: Path, model: Calibrated
     assert "caf\\xe9.png" in (tmp_path / "out.csv").read_text()
 
 
-def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
+def test_a_folder_is_refused_as_an_image(tmp_path: Path) -> None:
     from ept_fed.data.decoding.image_file import UnreadableImageError
 
     with pytest.raises(UnreadableImageError, match="is not a file"):

@@ -1,4 +1,4 @@
-"""The display: whatever a site is called, and a clock that can be trusted."""
+"""The terminal display: site names are shown as plain text, and the remaining time is estimated correctly."""
 
 import io
 from collections.abc import Callable
@@ -36,7 +36,9 @@ def report(site: str, auc: float) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("site", ["[/b]", "[red]", "a" * 60, "Klinik [Nord]"])
-def test_a_sites_name_is_text_and_never_markup(site: str, console: Console, micro: Callable[..., Experiment]) -> None:
+def test_a_site_name_is_shown_as_text_and_never_as_markup(
+    site: str, console: Console, micro: Callable[..., Experiment]
+) -> None:
     with LiveDisplay(micro(), console) as shown:
         shown.on_stage("federated", (site,), 2)
         shown.on_site(1, site, {"loss": 1.0})

@@ -1,4 +1,4 @@
-"""`ept-fed doctor data` as a person types it: exit codes 0, 2 and 3, tables, JSON and the picture."""
+"""`ept-fed doctor data` run as a process: exit codes 0, 2 and 3, tables, JSON and the picture."""
 
 import io
 import json
@@ -20,7 +20,7 @@ def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def hospital(tmp_path: Path) -> Path:
-    """Images of two sites and two classes in folders, and an experiment whose weights are nowhere."""
+    """Images of two sites and two classes in folders, and an experiment whose weights do not exist."""
     for number in range(40):
         folder = tmp_path / "images" / ("north", "south")[number % 2] / ("benign", "[malignant]")[number // 2 % 2]
         folder.mkdir(parents=True, exist_ok=True)
@@ -57,7 +57,7 @@ def test_faults_exit_with_3_and_are_named(hospital: Path) -> None:
     assert json.loads(as_json.stdout)["status"] == "faults"
 
 
-def test_settings_that_cannot_be_exit_with_2(hospital: Path) -> None:
+def test_invalid_settings_exit_with_2(hospital: Path) -> None:
     settings = ("--set", "data.partition={kind: dirichlet, sites: 90, alpha: -1}", "--set", "data.images=nowhere")
     done = run("own.yaml", *settings, cwd=hospital)
     assert done.returncode == 2

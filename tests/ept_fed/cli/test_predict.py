@@ -1,4 +1,4 @@
-"""`ept-fed export` and `ept-fed predict`: once as processes of their own, and each refusal inside this one."""
+"""`ept-fed export` and `ept-fed predict`: once as separate processes, and each refusal within the test process."""
 
 import csv
 import json
@@ -59,7 +59,7 @@ class Workplace:
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
-    """A finished run with one bundle, its backbone, two images, and a text that is called an image."""
+    """A finished run with one bundle, its backbone, two images, and a text file with an image's name."""
     folder = tmp_path_factory.mktemp("workplace")
     (folder / "micro.yaml").write_text(yaml.safe_dump(SETTINGS))
     simulated = call("simulate", folder / "micro.yaml", "--out", folder / "run", "--json")
@@ -82,7 +82,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     )
 
 
-def test_export_then_predict_as_a_person_types_them(workplace: Workplace) -> None:
+def test_export_and_predict_work_as_separate_processes(workplace: Workplace) -> None:
     whole = ("--torchscript", "whole.pt", "--weights", "backbone.safetensors")
     exported = run("export", "run", "--site", "site-1", *whole, cwd=workplace.folder)
     assert exported.returncode == 0, exported.stderr
@@ -115,7 +115,7 @@ def test_export_as_json_is_one_document_that_names_every_file(workplace: Workpla
     assert all(Path(report[key]).exists() for key in ("bundle", "key", "public_key"))
 
 
-def test_export_refusals_come_together_and_exit_with_2(workplace: Workplace) -> None:
+def test_export_refusals_are_reported_together_and_exit_with_2(workplace: Workplace) -> None:
     arguments = ("export", workplace.run, "--site", "nowhere", "--out", workplace.run, "--key", "none.pem")
     refused = call(*arguments)
     assert refused.exit_code == 2
@@ -125,7 +125,7 @@ def test_export_refusals_come_together_and_exit_with_2(workplace: Workplace) -> 
     assert {problem["field"] for problem in json.loads(as_json.stdout)["problems"]} == {"--out", "--site", "--key"}
 
 
-def test_a_whole_model_without_its_backbone_leaves_nothing_behind(workplace: Workplace, tmp_path: Path) -> None:
+def test_a_torchscript_export_without_a_backbone_leaves_no_files(workplace: Workplace, tmp_path: Path) -> None:
     target, out = tmp_path / "whole.pt", tmp_path / "bundle"
     refused = call("export", workplace.run, "--site", "site-2", "--out", out, "--torchscript", target)
     assert refused.exit_code == 2
@@ -147,7 +147,7 @@ def test_unreadable_images_exit_with_1_and_the_others_are_predicted(workplace: W
         assert [row["status"] for row in csv.DictReader(file)].count("predicted") == 2
 
 
-def test_json_is_one_document_and_writes_no_csv_unasked(
+def test_json_is_one_document_and_writes_no_csv_by_default(
     workplace: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -161,7 +161,7 @@ def test_json_is_one_document_and_writes_no_csv_unasked(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_csv_in_use_is_refused_before_any_work(workplace: Workplace, tmp_path: Path) -> None:
+def test_an_existing_csv_is_refused_before_any_work(workplace: Workplace, tmp_path: Path) -> None:
     (tmp_path / "mine.csv").write_text("keep me")
     refused = call("predict", workplace.bundle, workplace.images, "--out", tmp_path / "mine.csv")
     assert refused.exit_code == 2

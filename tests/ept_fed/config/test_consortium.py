@@ -1,4 +1,4 @@
-"""federation.yaml: what is wrong is told together, and what is right is safe as a file name and in a certificate."""
+"""federation.yaml: all problems are reported together, and accepted names are safe in file names and certificates."""
 
 import re
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -28,20 +28,20 @@ def refusals(tmp_path: Path, document: Any) -> dict[str, str]:
     return {problem.field: problem.fix for problem in refused.value.problems}
 
 
-def test_the_shipped_example_says_its_command_and_loads() -> None:
+def test_the_shipped_example_states_its_command_and_loads() -> None:
     path = ROOT / "configs" / "federation.yaml"
     assert path.read_text().startswith("# ept-fed provision configs/federation.yaml --out kits\n")
     federation = load_federation(path)
     assert [site.name for site in federation.sites] == ["north", "south", "west"]
 
 
-def test_defaults_are_said_in_the_docs(tmp_path: Path) -> None:
+def test_the_documented_defaults_apply(tmp_path: Path) -> None:
     federation = load(tmp_path, GOOD)
     assert (federation.server.port, federation.certificate_days, federation.authority_days) == (8443, 365, 3650)
     assert [site.keys for site in federation.sites] == ["consortium", "consortium"]
 
 
-def test_all_problems_are_told_together(tmp_path: Path) -> None:
+def test_all_problems_are_reported_together(tmp_path: Path) -> None:
     told = refusals(
         tmp_path,
         {
@@ -77,18 +77,18 @@ def test_all_problems_are_told_together(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("document", ["", "- a", "name: [", "name: a\nname: b", "1: a"])
-def test_what_is_no_mapping_is_refused(tmp_path: Path, document: str) -> None:
+def test_a_file_that_is_not_a_mapping_is_refused(tmp_path: Path, document: str) -> None:
     assert set(refusals(tmp_path, document)) == {"federation"}
 
 
 @pytest.mark.parametrize("missing", ["name", "server", "sites"])
-def test_what_is_required_is_named(tmp_path: Path, missing: str) -> None:
+def test_missing_required_fields_are_named(tmp_path: Path, missing: str) -> None:
     assert refusals(tmp_path, {key: value for key, value in GOOD.items() if key != missing})[missing].startswith(
         "is req"
     )
 
 
-def test_certificates_do_not_outlive_their_authority(tmp_path: Path) -> None:
+def test_certificates_expire_no_later_than_their_authority(tmp_path: Path) -> None:
     told = refusals(tmp_path, {**GOOD, "authority_days": 100})
     assert "a certificate may not outlive the one that signed it" in told["certificate_days"]
 
@@ -107,7 +107,7 @@ def test_an_accepted_name_is_one_safe_file_name_on_every_system(name: str) -> No
 
 
 @given(st.from_regex(r"\A[a-z0-9][a-z0-9_-]{0,39}\Z"))
-def test_a_name_of_these_letters_is_accepted_unless_it_is_a_device(name: str) -> None:
+def test_a_name_of_allowed_characters_is_accepted_unless_windows_reserves_it(name: str) -> None:
     if not PureWindowsPath(name).is_reserved():
         try:
             assert FederationSite(name=name).name == name
@@ -156,7 +156,7 @@ def test_other_hosts_are_refused(host: str) -> None:
 
 
 @pytest.mark.parametrize("location", ["48.2,16.4", "-90,180", "0,0"])
-def test_locations_are_what_flower_takes(location: str) -> None:
+def test_accepted_locations_are_valid_for_flower(location: str) -> None:
     from flwr.supercore.utils import validate_node_location
 
     validate_node_location(location)

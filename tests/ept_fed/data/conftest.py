@@ -13,7 +13,7 @@ from ept_fed.data.records.records import ImageRecord
 
 @pytest.fixture
 def make_records() -> Callable[..., list[ImageRecord]]:
-    """Records from (group, label, site, split) rows, with unique image names."""
+    """Return a function that makes records with unique image names from (group, label, site, split) rows."""
 
     def make(rows: Sequence[tuple[str, int, str, str | None]]) -> list[ImageRecord]:
         return [
@@ -36,7 +36,10 @@ def encode_image() -> Callable[..., bytes]:
 
 @pytest.fixture
 def write_hospital(tmp_path: Path, encode_image: Callable[..., bytes]) -> Callable[..., ManifestSettings]:
-    """A manifest of two sites, two classes and twelve patients each with two images, and its settings."""
+    """Return a function that writes a manifest and its images, and returns the settings.
+
+    Two sites and two classes; twelve patients in each combination; two images per patient.
+    """
 
     def write(**settings: object) -> ManifestSettings:
         (tmp_path / "images").mkdir()
@@ -61,7 +64,10 @@ def write_hospital(tmp_path: Path, encode_image: Callable[..., bytes]) -> Callab
 
 @pytest.fixture
 def encode_dicom() -> Callable[..., bytes]:
-    """Return a file of these pixels; keywords set or, with None, delete attributes."""
+    """Return a function that encodes pixels as a DICOM file.
+
+    A keyword sets an attribute; the value None deletes it.
+    """
 
     def build(pixels: np.ndarray, syntax: str = "1.2.840.10008.1.2.1", **attributes: Any) -> bytes:
         from pydicom.dataset import FileDataset, FileMetaDataset

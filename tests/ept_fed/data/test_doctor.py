@@ -1,4 +1,4 @@
-"""The doctor finds what was planted, and nothing else."""
+"""The data doctor finds each planted fault and nothing else."""
 
 import csv
 from collections.abc import Callable
@@ -29,7 +29,7 @@ def edit(settings: ManifestSettings, change: Callable[[list[dict[str, str]]], ob
 
 
 def write_split(write_hospital: Write) -> ManifestSettings:
-    """The hospital with patients 40 to 47 for testing, all others for training."""
+    """Write the hospital with patients 40 to 47 in the test split and all others in the training split."""
     settings = write_hospital(columns=ManifestColumns(group="patient", split="set"), validation_fraction=0.0)
     edit(settings, lambda rows: [row.update(set="test" if "p4" in row["image"] else "train") for row in rows])
     return settings
@@ -79,7 +79,7 @@ def test_equal_images_are_found_within_and_across(write_hospital: Write, twin: s
     assert same.kind == kind
 
 
-def test_equal_images_across_splits_with_different_labels(write_hospital: Write) -> None:
+def test_equal_images_across_splits_with_different_labels_are_found(write_hospital: Write) -> None:
     settings = write_split(write_hospital)
     copy(settings, "p00-0.png", "p41-1.png")
     found = examine_data(settings, seed=0)
@@ -90,7 +90,7 @@ def test_equal_images_across_splits_with_different_labels(write_hospital: Write)
     assert found.to_json()["duplicates"][0]["across"] == "splits"
 
 
-def test_one_picture_in_two_formats_is_one_picture(write_hospital: Write) -> None:
+def test_one_picture_in_two_formats_is_a_duplicate(write_hospital: Write) -> None:
     from PIL import Image
 
     settings = write_hospital()
@@ -101,7 +101,7 @@ def test_one_picture_in_two_formats_is_one_picture(write_hospital: Write) -> Non
     assert dict(found.modes) == {"PNG RGB": 95, "BMP RGB": 1}
 
 
-def test_groups_that_straddle_a_split_are_found_before_anything_is_dealt(write_hospital: Write) -> None:
+def test_groups_that_straddle_a_split_are_found_before_partitioning(write_hospital: Write) -> None:
     settings = write_split(write_hospital)
     edit(settings, lambda rows: rows[0].update(set="test"))
     found = examine_data(settings, seed=0)
@@ -110,7 +110,7 @@ def test_groups_that_straddle_a_split_are_found_before_anything_is_dealt(write_h
     assert (group, images, across) == ("x/patient-0", 2, ("test", "train"))
 
 
-def test_groups_at_two_sites_are_told_but_are_no_fault(write_hospital: Write) -> None:
+def test_groups_at_two_sites_are_reported_but_are_not_a_fault(write_hospital: Write) -> None:
     settings = write_hospital(columns=ManifestColumns(group="patient", group_scope="everywhere"))
     edit(settings, lambda rows: rows[0].update(site="y"))
     found = examine_data(settings, seed=0)
@@ -126,7 +126,7 @@ def test_a_site_that_a_run_would_refuse_is_named(write_hospital: Write) -> None:
     assert {line.split()[0] for line in found.refusals} == {"x", "y"}
 
 
-def test_virtual_sites_are_examined_as_a_run_would_deal_them() -> None:
+def test_virtual_sites_are_examined_as_a_run_would_partition_them() -> None:
     settings = PhantomSettings(phantom_sites=2, patients_per_class=6, partition=IIDPartition(sites=3))
     found = examine_data(settings, seed=0)
     assert {row["site"] for row in found.by_split} == {"site-1", "site-2", "site-3"}
@@ -141,7 +141,7 @@ def test_a_source_that_cannot_be_listed_is_refused(write_hospital: Write) -> Non
 
 @pytest.mark.shared
 @pytest.mark.skipif(not SHARED.exists(), reason="../shared with HAM10000 is not here")
-def test_ham10000_is_what_its_readme_says() -> None:
+def test_ham10000_matches_its_readme() -> None:
     weights = "model.weights=null"
     experiment = load_experiment(ROOT / "configs" / "ham10000.yaml", [f"data.root={SHARED}", weights])
     found = examine_data(experiment.data, experiment.seed)
@@ -154,5 +154,5 @@ def test_ham10000_is_what_its_readme_says() -> None:
     assert found.unreadable == ()
     akiec = {row["site"] for row in found.by_class if row["class"] == "akiec" and row["images"]}
     assert akiec == {"rosendahl", "vidir_modern"}
-    # Two lesions of vienna_dias were filed twice under two names, at this size at least.
+    # Two lesions of vienna_dias appear twice under different names, at least at this image size.
     assert [same.kind for same in found.duplicates] == ["nothing", "nothing"]

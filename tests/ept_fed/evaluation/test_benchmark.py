@@ -1,4 +1,4 @@
-"""A benchmark's means, and what is paired run by run."""
+"""A benchmark's means, and its differences that are paired run by run."""
 
 import math
 from typing import Any
@@ -13,7 +13,7 @@ def row(method: str, seed: int, site: str, value: float, setting: str = "federat
     return {**run, "site": site, "bytes_per_round": 10, **dict.fromkeys(SUMMARY_METRICS, value)}
 
 
-def test_what_a_site_gains_is_measured_from_its_own_local_model_run_by_run() -> None:
+def test_a_sites_gain_is_measured_against_its_own_local_model_run_by_run() -> None:
     rows = [row("ept", seed, "a", 0.5 + seed / 10, "local") for seed in (0, 1, 2)]
     rows += [row("ept", seed, "a", 0.5 + seed / 10 + gain) for seed, gain in ((0, 0.1), (1, 0.2), (2, 0.3), (3, 0.9))]
     rows += [row("ept", 0, "b", float("nan"), "local"), row("ept", 0, "b", 0.5), row("vpt", 0, "a", 0.9)]

@@ -20,7 +20,7 @@ def weights_themselves(weights: Array) -> Array:
 
 @settings(max_examples=25)
 @given(codes=st.lists(st.integers(0, 5), min_size=1, max_size=30), seed=st.integers(0, 1000))
-def test_groups_are_drawn_whole_and_as_many_as_there_are(codes: list[int], seed: int) -> None:
+def test_groups_are_drawn_whole_and_their_number_is_kept(codes: list[int], seed: int) -> None:
     names = [f"patient {code}" for code in codes]
     drawn = resample(weights_themselves, names, np.random.default_rng(seed), 50)
     assert drawn.shape == (50, len(codes))
@@ -39,7 +39,7 @@ def test_the_same_seed_draws_the_same_patients() -> None:
 
 
 def test_intervals_of_a_paired_auc_difference_cover_the_truth() -> None:
-    """200 sites of 60 patients, two images each that share the patient's difficulty; 95 % nominal."""
+    """200 sites of 60 patients; a patient's two images share one difficulty; the nominal coverage is 95 %."""
     truth, covered = paired_difference(np.random.default_rng(0), patients=20_000, draws=0)[0], []
     for seed in range(200):
         value, draws = paired_difference(np.random.default_rng(seed + 1), patients=60, draws=400)
@@ -49,7 +49,10 @@ def test_intervals_of_a_paired_auc_difference_cover_the_truth() -> None:
 
 
 def paired_difference(rng: np.random.Generator, *, patients: int, draws: int) -> tuple[float, Array]:
-    """Two models on the same patients, classes of unequal size, the second one better."""
+    """Return the AUC difference of two models on the same patients, and its resamples.
+
+    The classes have unequal sizes, and the second model is better.
+    """
     labels = np.repeat(rng.choice(3, patients, p=[0.6, 0.25, 0.15]), 2)
     shared = np.repeat(rng.normal(size=(patients, 3)), 2, axis=0) + 0.5 * rng.normal(size=(2 * patients, 3))
     hot = np.arange(3)[None, :] == labels[:, None]
@@ -76,7 +79,7 @@ def test_a_better_difference_never_gets_a_worse_verdict(seed: int, center: float
     assert ORDER[after.verdict] >= ORDER[before.verdict]
 
 
-def test_a_loss_that_falls_has_helped() -> None:
+def test_a_lower_loss_counts_as_helped() -> None:
     draws = np.linspace(-0.3, -0.1, 100)
     assert assess_difference(-0.2, draws, 50, higher_is_better=False).verdict == "helped"
     assert assess_difference(-0.2, draws, 50).verdict == "harmed"
@@ -89,11 +92,11 @@ def test_needed_patients_follow_the_square_root_law() -> None:
 
 
 @pytest.mark.parametrize("center", [0.0, 0.001])
-def test_no_number_of_patients_is_named_where_it_means_nothing(center: float) -> None:
+def test_a_meaningless_number_of_needed_patients_is_not_reported(center: float) -> None:
     assert assess_difference(center, np.random.default_rng(0).normal(center, 0.1, 1000), 100).groups_needed is None
 
 
-def test_a_clear_verdict_needs_nobody_else() -> None:
+def test_a_clear_verdict_needs_no_more_patients() -> None:
     assert assess_difference(0.5, np.full(100, 0.5), 100).groups_needed is None
 
 
@@ -112,7 +115,7 @@ def test_equal_models_make_no_difference() -> None:
         (0.5, np.zeros(0), 100),
     ],
 )
-def test_without_a_basis_there_is_no_interval_and_no_verdict(value: float, draws: Array, groups: int) -> None:
+def test_without_enough_data_there_is_no_interval_and_no_verdict(value: float, draws: Array, groups: int) -> None:
     interval, gap = summarise(value, draws, groups), assess_difference(value, draws, groups)
     assert math.isnan(interval.low)
     assert math.isnan(interval.high)
@@ -121,7 +124,7 @@ def test_without_a_basis_there_is_no_interval_and_no_verdict(value: float, draws
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
-def test_a_share_of_all_or_none_is_not_certain(share: float) -> None:
+def test_a_share_of_zero_or_one_has_the_exact_interval(share: float) -> None:
     interval = summarise_share(share, np.full(100, share), 20)
     exact = binomtest(int(20 * share), 20).proportion_ci(0.95, method="exact")
     assert (interval.low, interval.high) == pytest.approx((exact.low, exact.high))

@@ -42,11 +42,11 @@ def test_a_handful_of_right_predictions_does_not_make_a_site_overconfident(n: in
     assert 0.35 < fit_temperature(labels, scores, "single_label") < 1.0
 
 
-def test_scores_that_are_no_numbers_leave_the_temperature_at_one() -> None:
+def test_nan_scores_leave_the_temperature_at_one() -> None:
     assert fit_temperature(np.array([0]), np.full((1, 3), np.nan), "single_label") == 1.0
 
 
-def test_fitting_does_not_make_the_likelihood_worse_where_there_is_data() -> None:
+def test_fitting_does_not_worsen_the_likelihood() -> None:
     rng = np.random.default_rng(3)
     scores = rng.dirichlet([0.2] * 3, 300)
     labels = rng.integers(0, 3, 300)
@@ -56,7 +56,7 @@ def test_fitting_does_not_make_the_likelihood_worse_where_there_is_data() -> Non
     assert after["loss"] <= before + 1e-6
 
 
-def test_without_images_nothing_is_changed() -> None:
+def test_without_images_the_temperature_is_one() -> None:
     assert fit_temperature(np.zeros(0, int), np.zeros((0, 3)), "single_label") == 1.0
 
 

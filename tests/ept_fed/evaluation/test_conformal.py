@@ -13,7 +13,7 @@ def draw_images(rng: np.random.Generator, n: int, mix: list[float]) -> tuple[Arr
     return labels, np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
 
 
-def test_every_class_is_covered_as_promised_although_the_mix_differs() -> None:
+def test_every_class_has_its_nominal_coverage_when_the_class_mix_differs() -> None:
     rng, coverages = np.random.default_rng(0), []
     for _ in range(100):
         validation, test = draw_images(rng, 90, [1 / 3] * 3), draw_images(rng, 400, [0.8, 0.15, 0.05])
@@ -44,13 +44,13 @@ def test_a_class_without_threshold_is_in_every_set_and_named() -> None:
     assert math.isnan(result.class_coverage[1])
 
 
-def test_the_rank_is_the_corrected_one() -> None:
+def test_the_threshold_has_the_corrected_rank() -> None:
     scores = np.linspace(0.1, 1, 19)[:, None]
     (threshold,) = class_thresholds(np.zeros(19, int), scores, alpha=0.1)
     assert threshold == pytest.approx(1 - scores[::-1][17, 0])
 
 
-def test_without_test_images_nothing_is_claimed() -> None:
+def test_without_test_images_the_result_is_undefined() -> None:
     result = assess_sets(np.zeros(0, int), np.zeros((0, 2), bool), np.zeros(2))
     assert math.isnan(result.coverage)
     assert math.isnan(result.mean_size)

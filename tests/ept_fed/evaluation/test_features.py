@@ -1,4 +1,4 @@
-"""Measures of features against closed forms, numpy and scikit-learn, and what must not change them."""
+"""Feature measures against closed forms, numpy and scikit-learn, and their invariances."""
 
 import math
 
@@ -40,7 +40,7 @@ def clouds(seed: int, counts: tuple[int, ...] = (9, 5, 13), D: int = 4) -> tuple
     ], labels
 
 
-def test_points_on_a_line_have_the_measures_of_pen_and_paper() -> None:
+def test_points_on_a_line_have_the_hand_computed_measures() -> None:
     features = np.array([[0.0, 1], [2, 1], [10, 1], [14, 1]])
     found = measure(features, np.array([0, 0, 1, 1]), ("a", "b"))
     within, between = (1 + 4) / 2, (1 - 12) ** 2 / 4
@@ -54,7 +54,7 @@ def test_points_on_a_line_have_the_measures_of_pen_and_paper() -> None:
 
 
 @given(seed=st.integers(0, 10**6))
-def test_traces_are_those_of_numpy_and_of_discriminant_analysis_with_equal_priors(seed: int) -> None:
+def test_traces_equal_those_of_numpy_and_of_lda_with_equal_priors(seed: int) -> None:
     features, labels = clouds(seed)
     found = measure(features, labels)
     for c, name in enumerate(CLASSES):
@@ -77,7 +77,7 @@ def test_with_equally_many_images_total_and_silhouette_are_those_of_all_images()
 
 @given(seed=st.integers(0, 10**6), scale=st.floats(1e-3, 1e3))
 @settings(max_examples=40)
-def test_rotating_and_moving_changes_nothing_and_scaling_only_what_has_units(seed: int, scale: float) -> None:
+def test_rotation_and_shift_change_nothing_and_scaling_only_measures_with_units(seed: int, scale: float) -> None:
     features, labels = clouds(seed)
     rng = np.random.default_rng(seed)
     rotation, _ = np.linalg.qr(rng.normal(size=(4, 4)))
@@ -91,7 +91,7 @@ def test_rotating_and_moving_changes_nothing_and_scaling_only_what_has_units(see
 
 
 @given(seed=st.integers(0, 10**6), factor=st.floats(0.1, 0.9))
-def test_tightening_classes_around_their_centres_moves_every_measure_the_way_it_says(seed: int, factor: float) -> None:
+def test_tightening_classes_around_their_centres_changes_every_measure_as_defined(seed: int, factor: float) -> None:
     features, labels = clouds(seed)
     centres = np.stack([features[labels == c].mean(axis=0) for c in range(3)])[labels]
     loose, tight = measure(features, labels), measure(centres + factor * (features - centres), labels)
@@ -111,7 +111,7 @@ def test_a_rare_class_counts_as_much_as_a_common_one() -> None:
         assert after["", name] == pytest.approx(before["", name]), name
 
 
-def test_classes_of_one_image_or_none_are_left_out_and_said() -> None:
+def test_classes_of_one_image_or_none_are_left_out_and_reported() -> None:
     features, labels = clouds(5, (9, 5))
     alone = measure(features, labels, ("a", "b"))
     found = measure(np.concatenate([features, [[50.0] * 4]]), np.append(labels, 2))
@@ -142,7 +142,9 @@ def test_with_one_class_there_is_a_spread_but_no_separation() -> None:
     ],
     ids=["constant", "ones", "not finite", "one each", "none"],
 )
-def test_what_cannot_be_measured_is_undefined_and_said(features: Array, labels: list[int], said: str) -> None:
+def test_features_that_cannot_be_measured_are_undefined_and_reported(
+    features: Array, labels: list[int], said: str
+) -> None:
     y = np.array(labels, dtype=np.int64)
     assert all(math.isnan(value) for value in measure(features, y).values())
     assert said in notes(features, y)
@@ -171,14 +173,14 @@ def test_the_axis_is_the_covariances_first_eigenvector(seed: int) -> None:
     np.testing.assert_allclose(axis, find_axis(3 * features + 1)[0], atol=1e-9)
 
 
-def test_features_without_variance_have_an_axis_that_holds_nothing() -> None:
+def test_features_without_variance_have_an_axis_with_an_undefined_share() -> None:
     axis, share = find_axis(np.full((7, 3), 0.1))
     assert np.linalg.norm(axis) == 1
     assert math.isnan(share)
 
 
 @pytest.mark.parametrize("n", [4, 5, 40])
-def test_a_map_of_few_images_is_drawn_and_is_the_same_again(n: int) -> None:
+def test_a_map_of_few_images_is_computed_and_repeats_exactly(n: int) -> None:
     features, _ = clouds(0, (n,))
     placed = embed_tsne(features, 7)
     assert placed is not None
@@ -187,7 +189,7 @@ def test_a_map_of_few_images_is_drawn_and_is_the_same_again(n: int) -> None:
     np.testing.assert_array_equal(placed, embed_tsne(features, 7))
 
 
-def test_there_is_no_map_of_too_few_same_or_unbounded_features() -> None:
+def test_too_few_equal_or_infinite_features_have_no_map() -> None:
     assert embed_tsne(np.eye(3), 0) is None
     assert embed_tsne(np.ones((9, 3)), 0) is None
     assert embed_tsne(np.full((9, 3), np.inf), 0) is None

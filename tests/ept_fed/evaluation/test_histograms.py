@@ -1,4 +1,4 @@
-"""Pooled numbers from histograms: always within their stated bounds of the exact ones."""
+"""Metrics pooled from histograms differ from the exact ones by at most their stated bounds."""
 
 import itertools
 
@@ -53,7 +53,7 @@ sites_drawn = st.lists(st.integers(LEAST_COUNT, 80), min_size=1, max_size=5)
     seed=st.integers(0, 2**16),
     task=st.sampled_from(["single_label", "multi_label"]),
 )
-def test_pooled_numbers_lie_within_their_bounds(
+def test_pooled_metrics_are_within_their_bounds(
     sizes: list[int], C: int, sharpness: float, seed: int, task: str
 ) -> None:
     parts = [draw_site(seed + place, n, C, sharpness, task) for place, n in enumerate(sizes)]

@@ -14,7 +14,7 @@ def draw(n: int, C: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return rng.integers(0, C, n), scores / scores.sum(1, keepdims=True)
 
 
-def test_the_keys_are_those_that_travel() -> None:
+def test_the_metric_names_are_those_of_the_protocol() -> None:
     for task, labels in (("single_label", np.array([0, 1])), ("multi_label", np.eye(2))):
         metrics = classification_metrics(labels, np.full((2, 2), 0.5), task)
         assert set(metrics) == set(EVALUATE_METRICS) - {"seconds"}
@@ -36,7 +36,7 @@ def test_absent_classes_are_left_out_and_counted() -> None:
         assert wide[key] == pytest.approx(narrow[key])
 
 
-def test_what_is_undefined_is_nan() -> None:
+def test_undefined_metrics_are_nan() -> None:
     one_class = classification_metrics(np.zeros(5, int), np.full((5, 3), 1 / 3), "single_label")
     assert np.isnan(one_class["auc"])
     assert one_class["classes_present"] == 1
@@ -81,7 +81,7 @@ def test_balanced_accuracy_is_the_mean_recall_of_the_classes_present() -> None:
     assert classification_metrics(labels, scores, "single_label")["balanced_accuracy"] == pytest.approx((2 / 3 + 1) / 2)
 
 
-def test_multi_label_metrics_on_a_case_worked_by_hand() -> None:
+def test_multi_label_metrics_equal_a_hand_computed_case() -> None:
     labels = np.array([[1, 0, 0], [1, 1, 0], [0, 1, 0], [0, 0, 0]])
     scores = np.array([[0.9, 0.2, 0.1], [0.4, 0.8, 0.1], [0.6, 0.7, 0.1], [0.1, 0.1, 0.1]])
     metrics = classification_metrics(labels, scores, "multi_label")

@@ -29,7 +29,7 @@ def test_the_threshold_is_the_highest_that_reaches_the_target(scores: list[float
 
 @settings(max_examples=60)
 @given(seed=st.integers(0, 10**6), n=st.integers(2, 150), ties=st.booleans())
-def test_the_curve_has_the_area_it_claims_and_only_rises(seed: int, n: int, ties: bool) -> None:
+def test_the_curve_has_the_stated_area_and_never_falls(seed: int, n: int, ties: bool) -> None:
     rng = np.random.default_rng(seed)
     truth, scores = rng.random(n) < 0.3, rng.random(n)
     scores = np.round(scores, 1) if ties else scores
@@ -51,7 +51,7 @@ def test_a_long_curve_is_thinned_and_stays_close() -> None:
     assert auc(points[:, 0], points[:, 1]) == pytest.approx(roc_auc_score(truth, scores), abs=2e-3)
 
 
-def test_the_matrix_is_scikit_learns() -> None:
+def test_the_confusion_matrix_equals_scikit_learns() -> None:
     rng = np.random.default_rng(0)
     labels, predicted = rng.integers(0, 3, 50), rng.integers(0, 4, 50)
     expected = confusion_matrix(labels, predicted, labels=range(5))

@@ -28,7 +28,10 @@ cases = given(n=st.integers(20, 300), C=st.integers(2, 7), seed=st.integers(0, 2
 
 
 def draw(n: int, C: int, seed: int, *, ties: bool, multi_label: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Every class has an image with and one without it; ties: probabilities in steps of a tenth before scaling."""
+    """Draw labels and probabilities; every class has at least one image with it and one without it.
+
+    With `ties`, the probabilities are in steps of a tenth before scaling.
+    """
     rng = np.random.default_rng(seed)
     scores = rng.random((n, C))
     scores = np.round(scores, 1) + 0.05 if ties else scores
@@ -43,7 +46,7 @@ def draw(n: int, C: int, seed: int, *, ties: bool, multi_label: bool = False) ->
 
 @settings(max_examples=60, deadline=None)
 @cases
-def test_single_label_metrics_are_scikit_learns(n: int, C: int, seed: int, ties: bool) -> None:
+def test_single_label_metrics_equal_scikit_learns(n: int, C: int, seed: int, ties: bool) -> None:
     labels, scores = draw(n, C, seed, ties=ties)
     hot, top = np.eye(C)[labels], scores.argmax(1)
     want = {
@@ -62,7 +65,7 @@ def test_single_label_metrics_are_scikit_learns(n: int, C: int, seed: int, ties:
 
 @settings(max_examples=40, deadline=None)
 @cases
-def test_multi_label_metrics_are_scikit_learns(n: int, C: int, seed: int, ties: bool) -> None:
+def test_multi_label_metrics_equal_scikit_learns(n: int, C: int, seed: int, ties: bool) -> None:
     labels, scores = draw(n, C, seed, ties=ties, multi_label=True)
     have = classification_metrics(labels, scores, "multi_label")
     assert have["auc"] == pytest.approx(roc_auc_score(labels, scores, average="macro"), abs=1e-9)
@@ -76,9 +79,7 @@ def test_multi_label_metrics_are_scikit_learns(n: int, C: int, seed: int, ties: 
 
 @settings(max_examples=40, deadline=None)
 @cases
-def test_what_the_bootstrap_computes_on_a_resample_is_scikit_learns_with_weights(
-    n: int, C: int, seed: int, ties: bool
-) -> None:
+def test_bootstrap_metrics_equal_scikit_learns_with_sample_weights(n: int, C: int, seed: int, ties: bool) -> None:
     labels, scores = draw(n, C, seed, ties=ties)
     weights = np.random.default_rng(seed + 1).integers(1, 4, n).astype(float)
     sample = Sample.of(labels, scores, "single_label")
@@ -101,7 +102,7 @@ def test_what_the_bootstrap_computes_on_a_resample_is_scikit_learns_with_weights
 
 @settings(max_examples=40, deadline=None)
 @cases
-def test_single_label_metrics_are_torchmetrics(n: int, C: int, seed: int, ties: bool) -> None:
+def test_single_label_metrics_equal_torchmetrics(n: int, C: int, seed: int, ties: bool) -> None:
     theirs = pytest.importorskip("torchmetrics.functional.classification", reason="needs the dev extra's torchmetrics")
     labels, scores = draw(n, C, seed, ties=ties)
     target, preds = torch.from_numpy(labels), torch.from_numpy(scores)
@@ -122,7 +123,7 @@ def test_single_label_metrics_are_torchmetrics(n: int, C: int, seed: int, ties: 
 
 @settings(max_examples=25, deadline=None)
 @cases
-def test_multi_label_metrics_are_torchmetrics(n: int, C: int, seed: int, ties: bool) -> None:
+def test_multi_label_metrics_equal_torchmetrics(n: int, C: int, seed: int, ties: bool) -> None:
     theirs = pytest.importorskip("torchmetrics.functional.classification", reason="needs the dev extra's torchmetrics")
     labels, scores = draw(n, C, seed, ties=ties, multi_label=True)
     target, preds = torch.from_numpy(labels), torch.from_numpy(scores)
@@ -136,7 +137,7 @@ def test_multi_label_metrics_are_torchmetrics(n: int, C: int, seed: int, ties: b
 
 @contextmanager
 def in_float64() -> Iterator[None]:
-    """torchmetrics turns its counts into float32 and is then right to 1e-7 only; in here, into float64."""
+    """Make torchmetrics convert its counts to float64; its float32 is only exact to 1e-7."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:

@@ -6,19 +6,19 @@ from hypothesis import strategies as st
 from ept_fed.evaluation.subgroups import MIN_CASES, UNSTATED, band_values, choose_hidden
 
 
-def test_ages_come_in_decades_and_words_stay() -> None:
+def test_ages_are_grouped_by_decade_and_words_are_kept() -> None:
     ages = [str(float(age)) for age in range(15, 90, 5)]
     assert set(band_values(ages)) == {f"{ten}–{ten + 9}" for ten in range(10, 90, 10)}
     assert band_values(["male", "", "female"]) == ("male", UNSTATED, "female")
     assert band_values(["1.5", "3", "1.5"]) == ("1.5", "3", "1.5")
 
 
-def test_one_word_among_numbers_leaves_the_column_as_it_is() -> None:
+def test_a_column_with_one_word_among_numbers_is_unchanged() -> None:
     values = [*map(str, range(20)), "unknown"]
     assert band_values(values) == tuple(values)
 
 
-def test_bands_of_small_numbers_say_where_they_end() -> None:
+def test_bands_of_small_numbers_state_their_limits() -> None:
     bands = band_values([str(tenth / 10) for tenth in range(12)])
     assert bands[0] == "0 to below 0.1"
     assert bands[3] == "0.3 to below 0.4"
@@ -32,7 +32,7 @@ def test_bands_are_few_and_keep_the_order_of_the_numbers(numbers: list[int], par
     assert len(set(bands)) == changes + 1 <= 17
 
 
-def test_a_single_small_cell_takes_the_next_smallest_with_it() -> None:
+def test_a_single_small_cell_hides_the_next_smallest_too() -> None:
     assert choose_hidden({"male": 40, "female": 30, "unknown": 3}) == {"unknown", "female"}
     assert choose_hidden({"male": 40, "female": 30}) == frozenset()
     assert choose_hidden({"a": 40, "b": 6, "c": 5}) == {"b", "c"}
@@ -41,7 +41,7 @@ def test_a_single_small_cell_takes_the_next_smallest_with_it() -> None:
 
 
 @given(st.dictionaries(st.text(max_size=3), st.integers(0, 60), max_size=8))
-def test_what_is_hidden_cannot_be_derived_from_the_total(cases: dict[str, int]) -> None:
+def test_hidden_counts_cannot_be_derived_from_the_total(cases: dict[str, int]) -> None:
     hidden = choose_hidden(cases)
     assert all(name in hidden for name, count in cases.items() if 0 < count < MIN_CASES)
     filled = [name for name, count in cases.items() if count]

@@ -1,4 +1,4 @@
-"""The metrics of many resamples at once are scikit-learn's on the resampled rows."""
+"""Metrics computed for many resamples at once equal scikit-learn's metrics on the resampled rows."""
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ def draw_case(seed: int, n: int, task: str, *, ties: bool = False) -> tuple[Arra
 
 @settings(max_examples=60)
 @given(seed=st.integers(0, 10**6), n=st.integers(1, 60), task=TASKS, ties=st.booleans())
-def test_counted_once_they_are_the_metrics_of_the_table(seed: int, n: int, task: str, ties: bool) -> None:
+def test_with_unit_weights_they_equal_the_ordinary_metrics(seed: int, n: int, task: str, ties: bool) -> None:
     labels, scores = draw_case(seed, n, task, ties=ties)
     sample, expected = Sample.of(labels, scores, task), classification_metrics(labels, scores, task)
     auc, precision = class_averages(measure(class_ranks(sample), n))
@@ -44,7 +44,7 @@ def test_counted_once_they_are_the_metrics_of_the_table(seed: int, n: int, task:
 
 @settings(max_examples=60)
 @given(seed=st.integers(0, 10**6), n=st.integers(2, 50), ties=st.booleans())
-def test_a_resample_scores_as_its_rows_would(seed: int, n: int, ties: bool) -> None:
+def test_a_resample_has_the_metrics_of_its_rows(seed: int, n: int, ties: bool) -> None:
     labels, scores = draw_case(seed, n, "single_label", ties=ties)
     rows = np.random.default_rng(seed + 1).integers(0, n, n)
     weights = np.bincount(rows, minlength=n).astype(float)[None]
@@ -64,7 +64,7 @@ def test_a_resample_scores_as_its_rows_would(seed: int, n: int, ties: bool) -> N
             assert np.isnan(rated[0, c])
 
 
-def test_brier_is_scikit_learns_for_two_classes() -> None:
+def test_brier_equals_scikit_learns_for_two_classes() -> None:
     labels, scores = draw_case(0, 50, "single_label")
     two = scores[:, :2] / scores[:, :2].sum(1, keepdims=True)
     truth = (labels > 1).astype(int)
@@ -76,7 +76,7 @@ def test_equal_scores_rank_at_one_half() -> None:
     assert measure(class_ranks(sample), 3)[0].tolist() == [0.5, 0.5]
 
 
-def test_an_average_counts_what_is_defined_only() -> None:
+def test_an_average_includes_only_defined_values() -> None:
     assert class_averages(np.array([[1.0, np.nan, 0.5]])).tolist() == [0.75]
     assert np.isnan(class_averages(np.full((1, 3), np.nan))).all()
 

@@ -1,4 +1,4 @@
-"""Protocol values through Flower messages: what is sound passes unchanged, what is not is refused by name."""
+"""Protocol values in Flower messages: valid ones pass unchanged, invalid ones are refused with the reason."""
 
 import dataclasses
 import math
@@ -90,7 +90,7 @@ def test_an_undefined_metric_arrives_as_nan_and_not_as_absent() -> None:
 
 
 @pytest.mark.parametrize("length", [16, 999, 1000, 1001, 3500])
-def test_a_frame_of_any_length_is_one_record_for_every_so_many_bytes(
+def test_a_frame_of_any_length_is_split_into_records_of_fixed_size(
     monkeypatch: pytest.MonkeyPatch, length: int
 ) -> None:
     monkeypatch.setattr(records, "PART_BYTES", 1000)
@@ -101,7 +101,7 @@ def test_a_frame_of_any_length_is_one_record_for_every_so_many_bytes(
 
 
 def test_equal_records_under_many_names_are_refused_before_they_are_joined(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Flower sends equal records once, so this message is a thousandth of what it would be."""
+    """Flower sends equal records once, so this message is a thousand times smaller than its content."""
     monkeypatch.setattr(records, "PART_BYTES", 1000)
     frame = make_prefix(0, 999_984) + bytes(984)
     content = RecordDict({str(number): ConfigRecord({"frame": frame}) for number in range(1000)})
@@ -115,7 +115,7 @@ def test_equal_records_under_many_names_are_refused_before_they_are_joined(monke
             read_frame_record(Message(content, reply_to=request_message()))
 
 
-def test_parts_that_are_cut_elsewhere_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parts_of_other_sizes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(records, "PART_BYTES", 20)
     frame = make_prefix(0, 24) + bytes(24)
     for parts in ((frame[:10], frame[10:]), (frame[:20], frame[20:], b""), (frame[:19], frame[19:])):
@@ -124,7 +124,7 @@ def test_parts_that_are_cut_elsewhere_are_refused(monkeypatch: pytest.MonkeyPatc
             read_frame_record(Message(content, reply_to=request_message()))
 
 
-def test_records_are_put_together_by_number_and_not_by_the_order_in_which_they_come(
+def test_records_are_joined_by_number_and_not_by_order(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(records, "PART_BYTES", 20)
@@ -147,7 +147,7 @@ def test_bytes_are_counted_as_flowers_transport_pushes_them(twice: bool) -> None
     assert count_bytes(copy) == count_bytes(message)
 
 
-def test_a_copy_over_the_wire_shares_nothing() -> None:
+def test_a_copy_over_the_wire_shares_no_data() -> None:
     message = request_message()
     received = copy_over_wire(message)
     received.content["0"]["frame"] = b"other"
@@ -155,14 +155,14 @@ def test_a_copy_over_the_wire_shares_nothing() -> None:
 
 
 @pytest.mark.parametrize("kind", ["request", "reply"])
-def test_a_message_is_three_objects_for_flower_to_push_each_by_a_request_of_its_own(kind: str) -> None:
-    """The message, its content, and one record: the fewest that Flower's transport can carry."""
+def test_a_message_is_three_flower_objects(kind: str) -> None:
+    """Flower pushes each object by its own request; the message, its content and one record are the minimum."""
     message = request_message() if kind == "request" else encode_reply(REPLY, request_message())
     assert [type(part) for part in get_all_nested_objects(message).values()] == [ConfigRecord, RecordDict, Message]
 
 
 @pytest.mark.parametrize("floats", [1, 780, 2364, 236_400])
-def test_the_envelope_stays_below_two_kilobytes_whatever_the_payload(floats: int) -> None:
+def test_the_envelope_stays_below_two_kilobytes_for_any_payload(floats: int) -> None:
     layout = PayloadLayout((("sinks", (1, floats)),))
     header = Header(run="0" * 16, round=999, backbone_digest="0" * 64, layout_hash=layout.hash)
     metrics = dict.fromkeys(TRAIN_METRICS, 1 / 3)
@@ -197,7 +197,7 @@ def test_records_that_are_not_those_of_one_frame_are_refused(content: RecordDict
 
 
 def altered(change: Callable[[dict[str, Any]], Any], body: bytes | None = None) -> bytes:
-    """Spell the sound reply with another head, and other arrays."""
+    """Serialize the valid reply with another head, and with other arrays if `body` is given."""
     document, arrays = open_frame(encode_frame(REPLY))
     change(document)
     return frame_of(document, arrays if body is None else body)
@@ -249,7 +249,7 @@ def test_a_malformed_reply_is_refused(frame: bytes) -> None:
 
 
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Header)])
-def test_a_header_that_differs_is_refused_with_both_sides(field: str) -> None:
+def test_a_header_that_differs_is_refused_with_both_values(field: str) -> None:
     value = getattr(HEADER, field)
     other = dataclasses.replace(HEADER, **{field: value + (1 if isinstance(value, int) else "x")})
     message = encode_reply(dataclasses.replace(REPLY, header=other), request_message())
@@ -257,7 +257,7 @@ def test_a_header_that_differs_is_refused_with_both_sides(field: str) -> None:
         decode(message)
 
 
-def test_an_error_reply_is_refused_with_what_may_be_said() -> None:
+def test_an_error_reply_is_refused_and_leaks_no_private_text() -> None:
     for code, said in ((SITE_REFUSED, "refused: bad\x1b[31m"), (SITE_FAILED, "own log"), (13, "13")):
         message = Message(Error(code=code, reason="bad\x1b[31m/data/patient_007.dcm"), reply_to=request_message())
         with pytest.raises(MessageRefusedError) as refusal:
@@ -272,8 +272,8 @@ def test_an_error_reply_is_refused_with_what_may_be_said() -> None:
 
 @settings(max_examples=300)
 @given(position=st.integers(0, 10_000), byte=st.integers(0, 255), cut=st.integers(0, 40))
-def test_no_altered_reply_passes_as_something_it_is_not(position: int, byte: int, cut: int) -> None:
-    """Flip one byte or cut the end: either we refuse it, or a finite vector of the right size comes out."""
+def test_an_altered_reply_is_refused_or_still_valid(position: int, byte: int, cut: int) -> None:
+    """Change one byte or cut the end: the reply is refused, or it gives a finite vector of the right size."""
     frame = bytearray(encode_frame(REPLY))
     frame[position % len(frame)] = byte
     try:
@@ -330,19 +330,19 @@ def test_a_proposal_and_its_answer_pass_unchanged() -> None:
 
 
 @pytest.mark.parametrize("frame", [b"", encode_frame(Refusal("no")), encode_frame(INTRODUCTION)[:-1]])
-def test_what_does_not_answer_a_proposal_is_refused(frame: bytes) -> None:
+def test_a_frame_that_does_not_answer_the_proposal_is_refused(frame: bytes) -> None:
     with pytest.raises(MessageRefusedError):
         decode_introduction(introduction_message(frame), "r", PROPOSAL)
 
 
-def test_an_error_is_no_introduction() -> None:
+def test_an_error_is_not_accepted_as_an_introduction() -> None:
     question = Message(encode_proposal("r", PROPOSAL), 7, "query")
     with pytest.raises(MessageRefusedError, match="the site refused: busy"):
         decode_introduction(Message(Error(code=SITE_REFUSED, reason="busy"), reply_to=question), "r", PROPOSAL)
 
 
 @pytest.mark.parametrize(("code", "said"), [(3, "did not answer in time"), (5, "went offline"), (77, "error 77: odd")])
-def test_errors_of_superlink_are_told_in_the_consortiums_words(code: int, said: str) -> None:
+def test_superlink_errors_are_reported_in_the_consortiums_terms(code: int, said: str) -> None:
     question = Message(RecordDict(), 1, "query")
     with pytest.raises(MessageRefusedError, match=said):
         read_frame_record(Message(Error(code=code, reason="odd"), reply_to=question))

@@ -1,4 +1,4 @@
-"""Every method around one backbone that is small enough for a test."""
+"""Every method with one backbone that is small enough for tests."""
 
 import torch
 from timm.models.vision_transformer import VisionTransformer

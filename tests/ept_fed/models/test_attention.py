@@ -38,7 +38,7 @@ def relative_error(have: Tensor, want: Tensor) -> float:
 
 
 def errors_against_paper(inputs: list[Tensor], grad: Tensor, backend: str) -> list[float]:
-    """Relative errors of the output and the gradients of q, k, v and P, against the formula in float64."""
+    """Return the relative errors of the output and the gradients of q, k, v and P, against the formula in float64."""
     mine = [x.clone().requires_grad_() for x in inputs]
     exact = [x.double().requires_grad_() for x in inputs]
     out = prompted_attention(*mine[:3], fold(mine[3]), backend=backend)
@@ -79,7 +79,7 @@ def test_extreme_sinks_and_logits_stay_exact_and_finite(sink: float, scale: floa
     column = torch.full((N, 1), sink)
     out_error, *gradient_errors = errors_against_paper([q * scale, k, v, column], grad, "auto")
     assert out_error <= 1e-5
-    # A gradient whose exact value underflows to zero has no relative error; it is then NaN here, and zero below.
+    # A gradient whose exact value underflows to zero has no relative error: the error is NaN, the gradient is zero.
     assert all(error <= 1e-3 or math.isnan(error) for error in gradient_errors)
     inputs = [x.clone().requires_grad_() for x in (q * scale, k, v, column[:, 0])]
     out = prompted_attention(*inputs)
@@ -99,7 +99,7 @@ def test_queries_with_the_strides_of_a_qkv_projection_give_the_same_numbers() ->
     assert max(errors_against_paper(strided, grad.transpose(1, 2).contiguous().transpose(1, 2), "auto")) <= 1e-6
 
 
-def test_only_the_asked_gradients_are_computed() -> None:
+def test_only_the_requested_gradients_are_computed() -> None:
     (q, k, v, P), grad = draw((N,), 5, torch.float32)
     sink = fold(P).requires_grad_()
     (alone,) = torch.autograd.grad(prompted_attention(q, k, v, sink), sink, grad)
@@ -118,7 +118,7 @@ def test_the_portable_path_can_be_differentiated_twice() -> None:
     assert second.abs().sum() > 0
 
 
-def test_inputs_are_left_as_they_were() -> None:
+def test_inputs_are_not_modified() -> None:
     inputs, _ = draw((N,), 5, torch.float32)
     before = [x.clone() for x in inputs]
     prompted_attention(*inputs[:3], fold(inputs[3]))
@@ -159,7 +159,7 @@ def test_inputs_that_do_not_fit_each_other_are_refused() -> None:
 def test_cuda_kernels_accept_these_calls(
     dtype: torch.dtype, capability: tuple[int, int], name: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Shapes and signatures only, by tracing without a GPU; the numbers need one (next test)."""
+    """Check only shapes and signatures by tracing, which needs no GPU; the next test checks the numbers on a GPU."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     with FakeTensorMode():
         q, k, v, grad = (torch.empty(B, H, N, 64, device="cuda", dtype=dtype) for _ in range(4))

@@ -1,4 +1,4 @@
-"""Every method of the registry keeps the interface's promises."""
+"""Every method of the registry fulfils the contract of the interface."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -38,11 +38,11 @@ pytestmark = pytest.mark.usefixtures("undrawn")
 CLASS_NAMES = [f"class {index}" for index in range(CLASSES)]
 COMPARATORS = [name for name in METHODS if name != "ept"]
 
-# Of the micro ViT: patches and cls token, the MLP's width, and the numbers of a block, in the order of its layers.
+# Sizes of the micro ViT: patches and cls token, the MLP's width, and the parameters of a block in layer order.
 TOKENS, HIDDEN, HEAD = (SIZE // PATCH) ** 2 + 1, 4 * WIDTH, CLASSES * (WIDTH + 1)
 NORM, ATTENTION, MLP = 2 * WIDTH, 4 * WIDTH * (WIDTH + 1), HIDDEN * (WIDTH + 1) + WIDTH * (HIDDEN + 1)
 BLOCK = NORM + ATTENTION + NORM + MLP
-# What each method sends without the head: its formula, with the settings of tests/ept_fed/models/micro_methods.py.
+# How many numbers each method sends without the head, for the settings of tests/ept_fed/models/micro_methods.py.
 NUMBERS = {
     "ept": DEPTH * ((TOKENS + 1) + WIDTH),  # a sink per token, and one context token
     "linear": 0,
@@ -82,7 +82,7 @@ def test_exactly_the_methods_tensors_and_the_head_are_trained(name: str) -> None
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_training_leaves_the_shared_backbone_and_its_other_users_alone(name: str) -> None:
+def test_training_does_not_change_the_shared_backbone_or_its_other_users(name: str) -> None:
     backbone = micro_backbone()
     trained, bystander = build(name, backbone), build(name, backbone)
     plain, seen = backbone.vit(images()), bystander.eval()(images())
@@ -107,7 +107,7 @@ def test_equal_seeds_give_equal_models_and_the_global_generator_is_left_alone(na
 
 @pytest.mark.parametrize("share", ["prompts", "prompts+head"])
 @pytest.mark.parametrize("name", METHODS)
-def test_what_is_sent_arrives(name: str, share: str) -> None:
+def test_the_receiver_gets_the_payload_that_was_sent(name: str, share: str) -> None:
     if share == "prompts" and not METHODS[name].sends_without_head:
         pytest.skip("nothing to send")
     backbone = micro_backbone()
@@ -124,7 +124,7 @@ def test_what_is_sent_arrives(name: str, share: str) -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_what_is_sent_is_as_many_bytes_as_the_method_needs(name: str) -> None:
+def test_the_payload_has_as_many_bytes_as_the_method_needs(name: str) -> None:
     model = build(name)
     for share, head in (("prompts", 0), ("prompts+head", HEAD)):
         sent = model.payload_tensors(share=share, payload=payload_of(name))
@@ -135,7 +135,7 @@ def test_what_is_sent_is_as_many_bytes_as_the_method_needs(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_exactly_what_the_catalogue_names_is_sent(name: str) -> None:
+def test_exactly_the_tensors_of_the_catalogue_are_sent(name: str) -> None:
     model, info = build(name), METHODS[name]
     forms = ("folded", "raw") if name == "ept" else ("raw",)
     sent = {key for form in forms for key in model.payload_tensors(share="prompts", payload=form)}
@@ -149,13 +149,13 @@ def test_exactly_what_the_catalogue_names_is_sent(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", COMPARATORS)
-def test_a_comparator_asked_to_fold_refuses(name: str) -> None:
+def test_a_comparator_refuses_to_fold(name: str) -> None:
     with pytest.raises(ValueError, match="nothing to fold"):
         build(name).payload_tensors(share="prompts+head", payload="folded")
 
 
 @pytest.mark.parametrize("name", COMPARATORS)
-def test_unfit_payloads_are_refused(name: str) -> None:
+def test_payloads_that_do_not_fit_are_refused(name: str) -> None:
     model = build(name)
     with pytest.raises(KeyError):
         model.load_payload({"sinks": torch.zeros(1, 1)})
@@ -163,7 +163,7 @@ def test_unfit_payloads_are_refused(name: str) -> None:
         model.load_payload({"head.bias": torch.zeros(CLASSES + 1)})
 
 
-def test_methods_do_not_mix_and_layouts_know_their_method() -> None:
+def test_payloads_of_different_methods_cannot_be_mixed() -> None:
     assert may_travel("backbone.blocks.0.attn.qkv.weight")
     assert not may_travel("blocks.0.attn.qkv.weight")
     assert not may_travel("backbone.../../x y")
@@ -180,7 +180,9 @@ def test_methods_do_not_mix_and_layouts_know_their_method() -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_methods_federate_and_send_what_they_say(name: str, micro: Callable[..., Experiment], tmp_path: Path) -> None:
+def test_methods_federate_and_send_their_declared_tensors(
+    name: str, micro: Callable[..., Experiment], tmp_path: Path
+) -> None:
     share = "prompts" if METHODS[name].sends_without_head else "prompts+head"
     experiment = micro(
         f"model.method={name}", f"federation.payload={payload_of(name)}", f"federation.share={share}",
@@ -211,7 +213,7 @@ def test_methods_federate_and_send_what_they_say(name: str, micro: Callable[...,
         ),
     ],
 )
-def test_settings_that_cannot_be_are_refused_once(
+def test_invalid_settings_are_refused_once(
     overrides: tuple[str, ...], field: str, said: str, micro: Callable[..., Experiment]
 ) -> None:
     with pytest.raises(InputRefusedError) as refusal:
@@ -237,7 +239,9 @@ def test_a_method_that_cannot_run_on_the_backbone_is_refused(
     assert [problem.field for problem in refusal.value.problems] == [field]
 
 
-def test_such_a_refusal_comes_before_the_run_starts(micro: Callable[..., Experiment], tmp_path: Path) -> None:
+def test_an_unsuitable_method_is_refused_before_the_run_starts(
+    micro: Callable[..., Experiment], tmp_path: Path
+) -> None:
     experiment = micro("model.method=vp", "federation.payload=raw", "model.method_options={pad: 32}")
     with pytest.raises(InputRefusedError, match="covers the whole image"):
         simulate(experiment, tmp_path / "run", Silent())
@@ -256,7 +260,7 @@ def test_such_a_refusal_comes_before_the_run_starts(micro: Callable[..., Experim
     ids=str,
 )
 @pytest.mark.parametrize("name", METHODS)
-def test_methods_train_in_every_kind_of_backbone_that_is_supported(name: str, options: dict[str, object]) -> None:
+def test_methods_train_in_every_supported_kind_of_backbone(name: str, options: dict[str, object]) -> None:
     backbone = micro_backbone(**options)
     model = build(name, backbone)
     step(model, 2)

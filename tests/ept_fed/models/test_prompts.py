@@ -24,7 +24,7 @@ def test_unfolding_keeps_the_shape_of_the_columns() -> None:
     torch.testing.assert_close(moved - moved[..., :1], P - P[..., :1])
 
 
-def test_unfolding_to_ones_own_fold_changes_nothing_beyond_rounding() -> None:
+def test_unfolding_to_the_own_fold_changes_nothing_beyond_rounding() -> None:
     P = torch.randn(2, 9, 5, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(unfold(P, fold(P)), P)
 
@@ -47,7 +47,7 @@ def test_every_init_is_seeded_and_starts_the_sink_near_log_m(init: str) -> None:
     assert abs(float(fold(first).mean()) - math.log(100)) < 0.01
 
 
-def test_inits_have_the_spread_they_promise() -> None:
+def test_inits_have_the_stated_spread() -> None:
     drawn = {init: init_prompts((4, 100, 100), init, torch.Generator().manual_seed(0)) for init in INITS}
     assert float(drawn["normal"].std()) == pytest.approx(0.02, rel=0.02)
     assert float(drawn["uniform"].abs().max()) <= 0.08
@@ -56,7 +56,7 @@ def test_inits_have_the_spread_they_promise() -> None:
     assert float(drawn["kaiming"].std()) == pytest.approx(math.sqrt(2 / 10_000), rel=0.02)
 
 
-def test_context_tokens_have_sinks_of_their_own() -> None:
+def test_context_tokens_have_their_own_sinks() -> None:
     prompts = EmbeddedPrompts(layers=3, tokens=10, length=5, embed_dim=8, context=2, init="normal", seed=0)
     assert prompts.prompts.shape == (3, 12, 5)
     assert prompts.tokens is not None

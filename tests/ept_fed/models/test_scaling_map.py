@@ -1,4 +1,4 @@
-"""The scaling map against the definition, and what it is drawn as."""
+"""The scaling map against its definition, and its drawing."""
 
 import io
 
@@ -12,7 +12,7 @@ from ept_fed.models.scaling_map import scaling_factors, scaling_map
 from ept_fed.reports.charts.scaling_map import draw_beside
 
 
-def test_factors_are_what_a_softmax_with_dropped_columns_leaves() -> None:
+def test_factors_equal_the_weight_left_by_a_softmax_with_dropped_columns() -> None:
     torch.manual_seed(0)
     logits, P = torch.randn(2, 3, 5, 7, dtype=torch.float64), torch.randn(5, 4, dtype=torch.float64)
     columns = P.expand(2, 3, 5, 4)
@@ -33,19 +33,19 @@ def test_without_prompts_nothing_is_scaled(model: PromptedViT) -> None:
     assert torch.equal(factors, torch.ones_like(factors))
 
 
-def test_a_stronger_prompt_at_one_patch_darkens_that_patch_alone(model: PromptedViT) -> None:
+def test_a_stronger_prompt_at_one_patch_darkens_only_that_patch(model: PromptedViT) -> None:
     images = torch.randn(1, 3, 64, 64)
     before = scaling_map(model, images)[0]
     rows, columns = before.shape
     with torch.no_grad():
-        model.prompts[-1, -rows * columns + 5] += 3.0  # in the last layer, so that no later layer sees the change
+        model.prompts[-1, -rows * columns + 5] += 3.0  # in the last layer, so that the change reaches no later layer
     change = (scaling_map(model, images)[0] - before).flatten()
     assert change[5] < -0.01
     assert change.abs().argmax() == 5
     assert torch.allclose(change[torch.arange(rows * columns) != 5], torch.zeros(()), atol=1e-6)
 
 
-def test_hooks_are_gone_afterwards(model: PromptedViT) -> None:
+def test_hooks_are_removed_afterwards(model: PromptedViT) -> None:
     scaling_map(model, torch.randn(1, 3, 64, 64))
     assert not any(block.attn.qkv._forward_hooks for block in model.vit.blocks)
 
@@ -56,7 +56,7 @@ def test_embeddings_without_a_fold_have_no_map() -> None:
         scaling_map(other, torch.randn(1, 3, 64, 64))
 
 
-def test_the_map_is_drawn_beside_the_picture_bright_where_most_is_left() -> None:
+def test_the_map_is_drawn_beside_the_picture_and_is_brighter_for_larger_factors() -> None:
     content = io.BytesIO()
     Image.new("RGB", (40, 40), (200, 10, 10)).save(content, "PNG")
     drawn = draw_beside(content.getvalue(), np.array([[0.1, 0.9], [0.5, 0.5]]))

@@ -1,4 +1,4 @@
-"""PromptedViT over micro ViTs that exist only for these tests."""
+"""PromptedViT with micro ViTs that exist only for these tests."""
 
 from collections.abc import Callable
 
@@ -48,7 +48,7 @@ def images(batch: int = 4, size: int = SIZE) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
-def test_prompts_that_weigh_nothing_leave_the_backbone_as_it_was(options: dict[str, object]) -> None:
+def test_prompts_of_zero_weight_do_not_change_the_output_of_the_backbone(options: dict[str, object]) -> None:
     backbone = micro_backbone(**options)
     model = PromptedViT(backbone, num_classes=CLASSES, prompt_length=2)
     with torch.no_grad():
@@ -81,7 +81,7 @@ def test_prompts_act_in_the_named_layers_only(layers: object, expected: tuple[in
     assert (model.prompts.grad.flatten(1).abs().sum(1) > 0).all()
 
 
-def test_a_shallow_prompt_is_the_deep_one_whose_other_layers_weigh_nothing() -> None:
+def test_a_shallow_prompt_equals_a_deep_one_with_zero_weight_in_the_other_layers() -> None:
     backbone = micro_backbone()
     shallow = PromptedViT(backbone, num_classes=CLASSES, prompt_length=3, prompt_layers="shallow")
     deep = PromptedViT(backbone, num_classes=CLASSES, prompt_length=3)
@@ -92,7 +92,7 @@ def test_a_shallow_prompt_is_the_deep_one_whose_other_layers_weigh_nothing() -> 
 
 
 def test_context_tokens_are_replaced_layer_by_layer() -> None:
-    """Each layer's token reaches the logits through that layer alone: changing one changes them, and all train."""
+    """Each layer's token reaches the logits only through that layer: a change of one changes them, and all train."""
     model = PromptedViT(micro_backbone(), num_classes=CLASSES, prompt_length=3, tokens=2)
     model(images()).sum().backward()
     assert (model.tokens.grad.flatten(1).abs().sum(1) > 0).all()
@@ -116,7 +116,7 @@ def test_the_backbone_never_changes_and_never_gets_a_gradient() -> None:
     assert trainable == {"embedded.prompts", "embedded.tokens", "head.weight", "head.bias"}
 
 
-def test_training_mode_does_not_wake_the_backbones_dropout() -> None:
+def test_training_mode_does_not_enable_the_backbones_dropout() -> None:
     backbone = micro_backbone(drop_path_rate=0.5, proj_drop_rate=0.5, pos_drop_rate=0.5)
     model = PromptedViT(backbone, num_classes=CLASSES, prompt_length=3).train()
     assert torch.equal(model(images()), model(images()))
@@ -132,14 +132,14 @@ def test_every_embedding_trains_its_prompts(embedding: str) -> None:
 
 
 @pytest.mark.parametrize("embedding", sorted(set(EMBEDDINGS) - {"concat"}))
-def test_zero_prompts_of_add_and_multiply_leave_the_attention_as_it_was(embedding: str) -> None:
+def test_zero_prompts_of_add_and_multiply_do_not_change_the_attention(embedding: str) -> None:
     backbone = micro_backbone()
     model = PromptedViT(backbone, num_classes=CLASSES, prompt_length=1 + NUM_PATCHES, embedding=embedding, init="zero")
     same = torch.allclose(model.forward_features(images()), backbone.vit(images()), atol=1e-5)
     assert same == (embedding in {"add", "multiply"})
 
 
-def test_multiply_concat_is_the_papers_formula() -> None:
+def test_multiply_concat_follows_the_papers_formula() -> None:
     q, k, v = (torch.randn(2, 3, 9, 4, generator=torch.Generator().manual_seed(s)).double() for s in range(3))
     P = torch.randn(9, 5, generator=torch.Generator().manual_seed(4)).double()
     A = (q @ k.transpose(-2, -1)) / 2
@@ -161,7 +161,7 @@ def test_add_and_multiply_change_the_logits_by_query_and_key(
 
 
 @pytest.mark.parametrize("embedding", sorted(set(EMBEDDINGS) - FOLDABLE))
-def test_folding_is_refused_with_the_reason_where_it_would_be_wrong(embedding: str) -> None:
+def test_folding_that_would_be_wrong_is_refused_with_the_reason(embedding: str) -> None:
     model = PromptedViT(micro_backbone(), num_classes=CLASSES, prompt_length=1 + NUM_PATCHES, embedding=embedding)
     with pytest.raises(ValueError, match="cannot be folded: "):
         model.fold()
@@ -170,7 +170,7 @@ def test_folding_is_refused_with_the_reason_where_it_would_be_wrong(embedding: s
     assert set(model.payload_tensors(share="prompts", payload="raw")) == {"prompts"}
 
 
-def test_add_needs_a_square_prompt_and_says_which_length() -> None:
+def test_add_needs_a_square_prompt_and_states_the_length() -> None:
     with pytest.raises(InputRefusedError, match=f"set prompt_length to {1 + NUM_PATCHES}"):
         PromptedViT(micro_backbone(), num_classes=CLASSES, prompt_length=100, embedding="add")
 
@@ -178,7 +178,7 @@ def test_add_needs_a_square_prompt_and_says_which_length() -> None:
 @pytest.mark.parametrize("payload", ["folded", "raw"])
 @pytest.mark.parametrize("share", ["prompts", "prompts+head"])
 @pytest.mark.parametrize("tokens", [0, 2])
-def test_a_payload_carries_what_it_says_and_nothing_else(payload: str, share: str, tokens: int) -> None:
+def test_a_payload_contains_exactly_its_declared_tensors(payload: str, share: str, tokens: int) -> None:
     backbone = micro_backbone()
     sender, receiver = (
         PromptedViT(backbone, num_classes=CLASSES, prompt_length=7, tokens=tokens, seed=seed) for seed in (1, 2)
@@ -197,7 +197,7 @@ def test_a_payload_carries_what_it_says_and_nothing_else(payload: str, share: st
     assert vector.size == layout.size == sinks + L * tokens * D + head
 
 
-def test_the_layouts_hash_knows_layers_embedding_and_shared_classes() -> None:
+def test_the_layout_hash_depends_on_layers_embedding_and_shared_classes() -> None:
     backbone = micro_backbone()
 
     def digest(share: str = "prompts", classes: str = "abcde", **options: object) -> str:
@@ -246,7 +246,7 @@ def test_timm_families_work_at_another_image_size(name: str) -> None:
 
 @pytest.mark.parametrize("weights", [None, "pretrained"])
 @pytest.mark.parametrize("name", ["resnet18", "swin_tiny_patch4_window7_224", "eva02_tiny_patch14_224"])
-def test_other_architectures_are_refused_with_what_is_supported_before_any_download(
+def test_other_architectures_are_refused_with_the_supported_ones_before_any_download(
     name: str, weights: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(timm.models._builder, "load_pretrained", lambda *_a, **_k: pytest.fail("was downloaded"))
@@ -254,7 +254,7 @@ def test_other_architectures_are_refused_with_what_is_supported_before_any_downl
         create_backbone(name, weights=weights, image_size=None, seed=0)
 
 
-def test_an_unknown_name_is_refused_with_near_ones() -> None:
+def test_an_unknown_name_is_refused_with_similar_names() -> None:
     with pytest.raises(InputRefusedError, match="vit_tiny_patch16_224"):
         create_backbone("vit_tiny_patch16_225", weights=None, image_size=None, seed=0)
 
@@ -273,7 +273,7 @@ def test_local_weights_load_without_pickle_and_keep_their_digest(tmp_path, suffi
     assert loaded.num_tokens != source.num_tokens
 
 
-def test_weights_are_refused_one_by_one(tmp_path) -> None:
+def test_each_kind_of_invalid_weights_is_refused(tmp_path) -> None:
     state = frozen_tensors(timm.create_model("test_vit", num_classes=0))
 
     def refuse(content: dict[str, torch.Tensor], match: str) -> None:
@@ -302,6 +302,6 @@ def test_a_pickle_with_code_is_refused_and_not_run(tmp_path, capsys) -> None:
     assert "executed" not in capsys.readouterr().out
 
 
-def test_an_image_size_that_patches_do_not_divide_is_refused_with_near_ones() -> None:
+def test_an_image_size_that_patches_do_not_divide_is_refused_with_the_nearest_sizes() -> None:
     with pytest.raises(InputRefusedError, match="use 96 or 112"):
         create_backbone("test_vit", weights=None, image_size=100, seed=0)

@@ -23,7 +23,7 @@ KEY = ec.generate_private_key(ec.SECP384R1())
 PEM, PKCS8 = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
 
 
-def test_a_new_key_is_its_owners_alone_and_never_replaces_another(tmp_path: Path) -> None:
+def test_a_new_key_is_readable_only_by_its_owner_and_never_replaces_another(tmp_path: Path) -> None:
     path = tmp_path / "site" / "signing-key.pem"
     write_key(path, KEY)
     assert path.stat().st_mode & 0o777 == 0o600
@@ -35,7 +35,7 @@ def test_a_new_key_is_its_owners_alone_and_never_replaces_another(tmp_path: Path
     assert fingerprint(read_private_key(path, "--key").public_key()) == fingerprint(KEY.public_key())
 
 
-def test_a_key_that_others_may_read_is_refused_with_the_command_that_helps(tmp_path: Path) -> None:
+def test_a_key_that_others_may_read_is_refused_with_the_chmod_command(tmp_path: Path) -> None:
     path = tmp_path / "key.pem"
     write_key(path, KEY)
     path.chmod(0o640)
@@ -55,7 +55,7 @@ def test_a_key_that_others_may_read_is_refused_with_the_command_that_helps(tmp_p
     ],
     ids=["empty", "text", "P-256", "Ed25519", "encrypted", "public"],
 )
-def test_other_keys_are_refused(content: bytes, tmp_path: Path) -> None:
+def test_keys_of_other_kinds_are_refused(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "key.pem"
     path.write_bytes(content)
     path.chmod(0o600)
@@ -73,7 +73,7 @@ def test_a_private_key_given_as_the_key_to_trust_is_refused(tmp_path: Path) -> N
 
 @settings(max_examples=30)
 @given(content=st.binary(max_size=200), other=st.binary(max_size=200))
-def test_a_signature_fits_its_own_content_and_no_other(content: bytes, other: bytes) -> None:
+def test_a_signature_is_valid_only_for_its_own_content(content: bytes, other: bytes) -> None:
     signature = sign(content, KEY)
     assert signature == sign(content, KEY)
     assert verify(content, signature, KEY.public_key()) == fingerprint(KEY.public_key())
@@ -126,6 +126,6 @@ def test_a_signature_file_of_another_form_is_refused(changes: dict[str, object])
         b"[" * 100_000,
     ],
 )
-def test_only_the_canonical_spelling_is_read(content: bytes) -> None:
+def test_only_the_canonical_serialization_is_read(content: bytes) -> None:
     with pytest.raises(InputRefusedError, match="unaltered copy"):
         parse_canonical("file.json", content)

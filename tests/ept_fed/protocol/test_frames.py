@@ -1,4 +1,4 @@
-"""Frames: one spelling per value, one reading per bytes, and any other bytes refused in one way."""
+"""Frames: each value has one serialization, and all other bytes are refused with one kind of error."""
 
 import math
 from collections.abc import Callable
@@ -59,7 +59,7 @@ def test_a_frame_comes_back_bit_for_bit(frame: Frame) -> None:
 
 
 @given(st.binary(max_size=200))
-def test_any_bytes_are_refused_in_one_way(content: bytes) -> None:
+def test_arbitrary_bytes_are_refused_with_one_kind_of_error(content: bytes) -> None:
     with pytest.raises(MessageRefusedError):
         decode_frame(content)
 
@@ -72,7 +72,7 @@ JSON = st.recursive(
 
 
 @given(st.data())
-def test_a_frame_altered_anywhere_is_read_as_its_value_or_refused(data: st.DataObject) -> None:
+def test_an_altered_frame_is_refused_or_serializes_to_the_same_bytes(data: st.DataObject) -> None:
     content = bytearray(encode_frame(data.draw(st.sampled_from(FRAMES))))
     place = data.draw(st.integers(0, len(content) - 1))
     content[place : place + data.draw(st.integers(0, 3))] = data.draw(st.binary(max_size=3))
@@ -80,7 +80,7 @@ def test_a_frame_altered_anywhere_is_read_as_its_value_or_refused(data: st.DataO
 
 
 @given(st.data())
-def test_a_head_with_any_field_replaced_is_read_as_its_value_or_refused(data: st.DataObject) -> None:
+def test_a_head_with_any_field_replaced_is_refused_or_serializes_to_the_same_bytes(data: st.DataObject) -> None:
     frame = encode_frame(data.draw(st.sampled_from(FRAMES)))
     head = head_of(frame)
     node, key = head, data.draw(st.sampled_from(sorted(head)))
@@ -92,7 +92,7 @@ def test_a_head_with_any_field_replaced_is_read_as_its_value_or_refused(data: st
     try:
         read_or_refuse(frame_of(head, frame[PREFIX_BYTES + length :]))
     except UnicodeEncodeError:
-        return  # hypothesis drew half a character, which no bytes spell
+        return  # hypothesis drew a lone surrogate, which UTF-8 cannot encode
 
 
 def read_or_refuse(content: bytes) -> None:
@@ -126,7 +126,7 @@ def set_field(name: str, value: Any) -> Callable[[dict[str, Any]], None]:
         lambda head: head["header"].__setitem__("extra", 1),
     ],
 )
-def test_a_head_that_is_not_exact_is_refused(change: Callable[[dict[str, Any]], None]) -> None:
+def test_a_head_with_wrong_missing_or_extra_fields_is_refused(change: Callable[[dict[str, Any]], None]) -> None:
     frame = encode_frame(FRAMES[2])
     head = head_of(frame)
     change(head)
@@ -134,7 +134,7 @@ def test_a_head_that_is_not_exact_is_refused(change: Callable[[dict[str, Any]], 
         decode_frame(frame_of(head, PAYLOAD.tobytes()))
 
 
-def test_a_key_given_twice_is_refused() -> None:
+def test_a_duplicate_key_is_refused() -> None:
     head = b'{"kind":"refusal","arrays":{},"reason":"a","reason":"b","failed":false}'
     with pytest.raises(MessageRefusedError, match="not serialized"):
         decode_frame(_PREFIX.pack(_MAGIC, len(head), 0) + head)
@@ -158,12 +158,12 @@ def test_an_infinite_number_cannot_be_sent() -> None:
 
 
 @pytest.mark.parametrize("frame", FRAMES, ids=kind_of)
-def test_a_refusal_is_told_from_every_other_kind_without_being_read(frame: Frame) -> None:
+def test_a_refusal_is_recognised_without_being_decoded(frame: Frame) -> None:
     assert is_refusal(encode_frame(frame)) == isinstance(frame, Refusal)
 
 
 @pytest.mark.parametrize("cut", [0, 3, PREFIX_BYTES, -1])
-def test_what_is_not_one_whole_frame_is_told_by_its_length(cut: int) -> None:
+def test_a_cut_or_extended_frame_is_refused_by_its_length(cut: int) -> None:
     frame = encode_frame(FRAMES[0])
     assert PREFIX_BYTES + sum(read_lengths(frame)) == len(frame)
     for content in (frame[:cut], frame + b"x"):

@@ -94,6 +94,6 @@ def test_tensors_that_do_not_match_the_layout_are_refused(change) -> None:
         (("sinks", (-1, 3)),),
     ],
 )
-def test_a_layout_that_makes_no_sense_is_refused(shapes) -> None:
+def test_an_invalid_layout_is_refused(shapes) -> None:
     with pytest.raises(PayloadMismatchError):
         PayloadLayout(shapes)

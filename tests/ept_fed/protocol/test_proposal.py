@@ -1,4 +1,4 @@
-"""A proposal: the consortium's part of an experiment, and what answers it."""
+"""A proposal, the consortium's part of an experiment, and the introductions that answer it."""
 
 import dataclasses
 from collections.abc import Callable
@@ -23,21 +23,23 @@ def introduce(answered: Proposal, **changes: Any) -> SiteIntroduction:
     return dataclasses.replace(whole, **changes)
 
 
-def test_a_proposal_holds_nothing_of_a_machine(micro: Callable[..., Experiment]) -> None:
+def test_a_proposal_contains_no_settings_of_a_machine(micro: Callable[..., Experiment]) -> None:
     proposal = propose(micro(CLASSES)).model_dump()
     assert not set(proposal["data"]) & (LOCAL_SETTINGS["data"] | {"source", "partition"})
     assert not set(proposal["model"]) & LOCAL_SETTINGS["model"]
     assert not {"about", "evaluation", "benchmark"} & set(proposal)
 
 
-def test_machines_do_not_change_the_digest_and_the_consortiums_settings_do(micro: Callable[..., Experiment]) -> None:
+def test_the_digest_depends_on_the_consortiums_settings_and_not_on_the_machine(
+    micro: Callable[..., Experiment],
+) -> None:
     digest = propose(micro(CLASSES)).digest
     assert propose(micro(CLASSES, "model.device=cpu", "data.root=elsewhere")).digest == digest
     for other in ("seed=1", "data.shots=1", "training.epochs=2", "federation.rounds=3", "model.tokens=1"):
         assert propose(micro(CLASSES, other)).digest != digest
 
 
-def test_classes_have_to_be_named(micro: Callable[..., Experiment]) -> None:
+def test_class_names_are_required(micro: Callable[..., Experiment]) -> None:
     with pytest.raises(InputRefusedError, match=r"data\.classes"):
         propose(micro())
 
@@ -49,7 +51,7 @@ def test_unknown_keys_are_refused(micro: Callable[..., Experiment]) -> None:
             Proposal.model_validate({**document, section: {**document[section], "root": "/", "weights": "/"}})
 
 
-def test_an_introduction_that_answers_is_accepted(micro: Callable[..., Experiment]) -> None:
+def test_a_matching_introduction_is_accepted(micro: Callable[..., Experiment]) -> None:
     proposal = propose(micro(CLASSES))
     introduce(proposal).check("run", proposal)
 
@@ -58,7 +60,9 @@ def test_an_introduction_that_answers_is_accepted(micro: Callable[..., Experimen
     "change",
     [{"run": "other"}, {"proposal": "other"}, {"code": "0"}, {"protocol": 0}, {"examples": 0}, {"examples": 10**10}],
 )
-def test_an_introduction_to_something_else_is_refused(micro: Callable[..., Experiment], change: dict[str, Any]) -> None:
+def test_an_introduction_that_does_not_match_is_refused(
+    micro: Callable[..., Experiment], change: dict[str, Any]
+) -> None:
     proposal = propose(micro(CLASSES))
     with pytest.raises(MessageRefusedError):
         introduce(proposal, **change).check("run", proposal)

@@ -1,4 +1,4 @@
-"""A run folder made up in milliseconds, with whatever is odd about it."""
+"""Synthetic run folders, made in milliseconds, with the unusual properties that a test needs."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -25,7 +25,10 @@ def list_rows(
     split: str = "test",
     multi_label: bool = False,
 ) -> list[dict[str, Any]]:
-    """Two images per patient; a setting's gain is how far the true class stands out. `patients`: by class."""
+    """Return rows of predictions, with two images per patient.
+
+    `patients` is the number by class. A setting's gain is the advantage of the true class in the logits.
+    """
     rows = []
     labels = np.repeat(np.arange(len(classes)), patients)
     hardness = rng.normal(size=(2 * len(labels), len(classes)))

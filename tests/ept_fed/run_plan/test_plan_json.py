@@ -1,4 +1,4 @@
-"""A plan survives its way through JSON; anything else is refused by name."""
+"""A plan is read back from JSON unchanged; anything else is refused with the field's name."""
 
 import dataclasses
 import json
@@ -56,7 +56,7 @@ def test_each_changed_field_is_named() -> None:
         ({"extra": 1}, "extra"),
     ],
 )
-def test_what_is_no_plan_is_refused_by_name(change: dict[str, object], named: str) -> None:
+def test_an_invalid_plan_is_refused_with_the_fields_name(change: dict[str, object], named: str) -> None:
     with pytest.raises(MessageRefusedError, match=named):
         plan_from_json(json.dumps(json.loads(plan_to_json(PLAN)) | change), PLAN.initial)
 

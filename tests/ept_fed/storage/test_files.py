@@ -32,7 +32,7 @@ def test_lines_are_appended_one_by_one(tmp_path: Path) -> None:
     assert [json.loads(line)["round"] for line in lines] == [0, 1, 2]
 
 
-def test_a_line_that_was_cut_short_takes_no_other_with_it(tmp_path: Path) -> None:
+def test_a_partially_written_line_does_not_damage_the_next_one(tmp_path: Path) -> None:
     path = tmp_path / "rounds.jsonl"
     append_json_line(path, {"round": 1})
     path.write_bytes(path.read_bytes() + b'{"rou')
@@ -58,7 +58,7 @@ def test_a_sites_folder_stays_inside_the_run(site: str) -> None:
     assert folder.resolve().parent == Path("/run/sites")
 
 
-def test_plain_site_names_are_kept_and_different_sites_stay_apart() -> None:
+def test_plain_site_names_are_kept_and_different_sites_have_different_folders() -> None:
     assert site_folder("vidir_modern") == "vidir_modern"
     assert site_folder("Klinik 2") == "Klinik 2"
     assert len({site_folder(name) for name in ("a/b", "a%2Fb", "a b", "a.b", "..", "%2E%2E")}) == 6

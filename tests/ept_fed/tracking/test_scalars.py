@@ -1,4 +1,4 @@
-"""What trackers are told: finite numbers under names that every viewer takes, and nothing of one machine."""
+"""Trackers receive finite numbers under names that every viewer accepts, and no settings of a machine."""
 
 import math
 import re
@@ -22,13 +22,13 @@ def record_of(sites: int) -> RoundRecord:
 
 
 @given(first=NAMES, second=NAMES)
-def test_names_are_plain_and_stay_apart(first: str, second: str) -> None:
+def test_names_are_plain_and_stay_distinct(first: str, second: str) -> None:
     assert re.fullmatch(r"[A-Za-z0-9_.-]{1,89}", plain_name(first))
     assert plain_name(first).strip(".")
     assert (plain_name(first) == plain_name(second)) == (first == second)
 
 
-def test_a_round_is_sums_medians_and_every_site() -> None:
+def test_a_round_has_sums_medians_and_the_values_of_every_site() -> None:
     numbers = list_round(record_of(3))
     assert numbers["round/seconds"] == 2
     assert (numbers["round/refused"], numbers["round/averaged"], numbers["refused/site-0"]) == (1, 2, 1)
@@ -37,7 +37,7 @@ def test_a_round_is_sums_medians_and_every_site() -> None:
 
 
 @pytest.mark.parametrize("missing", [math.nan, math.inf])
-def test_what_was_not_measured_is_left_out(missing: float) -> None:
+def test_values_that_were_not_measured_are_left_out(missing: float) -> None:
     record = record_of(2)
     record.sites["site-0"] = SiteExchange(train={"loss": missing})
     numbers = list_round(record)
@@ -46,7 +46,7 @@ def test_what_was_not_measured_is_left_out(missing: float) -> None:
     assert not [name for name in numbers if name.startswith(("auc/", "median/auc"))]
 
 
-def test_a_thousand_sites_are_no_thousand_curves() -> None:
+def test_a_thousand_sites_do_not_make_a_thousand_curves() -> None:
     assert len(list_round(record_of(MAX_SITES + 1))) < 10
     rows = [{"site": f"site-{number}", "federated_auc": 0.5} for number in range(MAX_SITES + 1)]
     assert list(list_result([*rows, {"site": "mean over sites", "federated_auc": 0.5}])) == [
@@ -60,7 +60,7 @@ def test_the_table_has_every_row_and_escapes_names() -> None:
     assert tabulate([]) == "No round was averaged."
 
 
-def test_settings_of_one_machine_are_not_told() -> None:
+def test_settings_of_a_machine_are_not_tracked() -> None:
     data = {"source": "folder", "root": "secret-place", "classes": ["a", "b"]}
     settings = {"about": "secret-words", "data": data, "model": {"weights": "secret.pth", "device": "cpu"}}
     told = describe_settings(Experiment.model_validate(settings))

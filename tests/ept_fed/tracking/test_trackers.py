@@ -1,4 +1,4 @@
-"""Every tracker of the catalogue: the run's numbers once each, however often it was stopped or written again."""
+"""Every tracker of the catalogue has each number of a run once, even if the run was resumed or tracked again."""
 
 import json
 import os
@@ -72,7 +72,7 @@ class StopInRound3(Silent):
 
 @pytest.fixture(scope="module")
 def offline() -> Iterator[None]:
-    """No socket may be connected, and no setting of whoever runs the tests counts."""
+    """Forbid socket connections, and ignore the user's own tracker settings."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         patch.setattr(socket.socket, "connect", lambda *_: pytest.fail("a tracker called out"))
@@ -81,7 +81,7 @@ def offline() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def resumed(tmp_path_factory: pytest.TempPathFactory, offline: None) -> Path:
-    """A run that was killed in its last round and went on, tracked by all."""
+    """A run that was killed in its last round and resumed, with all trackers."""
     experiment, out = Experiment.model_validate(SETTINGS), tmp_path_factory.mktemp("tracked") / "run"
     with pytest.raises(KeyboardInterrupt):
         simulate(experiment, out, StopInRound3(), track=list(WRITERS))
@@ -94,10 +94,10 @@ def test_every_tracker_has_a_reader_here() -> None:
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_each_number_of_each_round_is_there_once(resumed: Path, name: str) -> None:
+def test_each_number_of_each_round_is_tracked_once(resumed: Path, name: str) -> None:
     records = RunFolder(resumed).read_rounds()
     wanted = {(key, record.round): value for record in records for key, value in list_round(record).items()}
-    # A round that was run again took other seconds; everything else comes out the same.
+    # A repeated round takes a different time; all other values are the same.
     found, _ = READERS[name](resumed)
     assert set(found.values()) == {1}
     held = {(tag, step): value for tag, step, value in found}
@@ -110,7 +110,7 @@ def test_each_number_of_each_round_is_there_once(resumed: Path, name: str) -> No
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_no_image_no_path_and_no_machine_is_named(resumed: Path, name: str) -> None:
+def test_no_image_path_or_machine_name_is_tracked(resumed: Path, name: str) -> None:
     _, told = READERS[name](resumed)
     lines = (resumed / "sites" / "site-1" / "predictions.csv").read_text().splitlines()[1:]
     for forbidden in (*(line.split(",")[1] for line in lines), str(resumed), socket.gethostname(), "words of mine"):
@@ -120,14 +120,14 @@ def test_no_image_no_path_and_no_machine_is_named(resumed: Path, name: str) -> N
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_a_finished_run_can_be_entered_again(resumed: Path, name: str) -> None:
+def test_a_finished_run_can_be_tracked_again(resumed: Path, name: str) -> None:
     before, _ = READERS[name](resumed)
     done = CliRunner().invoke(app, ["report", str(resumed), "--format", name])
     assert done.exit_code == 0, done.output
     assert READERS[name](resumed)[0] == before
 
 
-def test_mlflow_writes_where_its_own_setting_says(
+def test_mlflow_writes_to_the_place_of_its_own_setting(
     resumed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
@@ -156,7 +156,7 @@ def test_an_unknown_tracker_is_refused_with_the_known_ones(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("failing", ["open", "write_round", "write_result", "close"])
-def test_a_store_that_fails_is_left_out_and_the_others_go_on(
+def test_a_failing_store_is_left_out_and_the_others_continue(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
 ) -> None:
     class Store:

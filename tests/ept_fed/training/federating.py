@@ -1,4 +1,4 @@
-"""A micro federation, trained over LocalGrid: what tests of heads look at."""
+"""A micro federation trained over LocalGrid, for the tests of heads."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""In use the head is the common one and a share of the site's own LDA head; prompts never train under the share."""
+"""The head in use is the fixed head plus a share of the site's LDA head; prompts train with only the fixed head."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -35,7 +35,7 @@ def head_of(site: Site) -> tuple[np.ndarray, np.ndarray]:
 
 
 def expected_head(site: Site, start: dict[str, np.ndarray], evidence: float) -> tuple[np.ndarray, np.ndarray]:
-    """The fixed head and the share of what `head: lda` would compute for the prompts at hand."""
+    """Return the fixed head plus the share of the head that `head: lda` computes for the current prompts."""
     assert site.head_fit is not None
     replace(site.head_fit, fixed=None).apply(site.model, site.data.train)
     weight, bias = head_of(site)
@@ -46,7 +46,7 @@ def expected_head(site: Site, start: dict[str, np.ndarray], evidence: float) -> 
 
 
 @given(images=st.floats(0, 1e6), evidence=st.floats(0.01, 100), seed=st.integers(0, 99))
-def test_the_own_share_grows_with_the_images_from_none_to_all(images: float, evidence: float, seed: int) -> None:
+def test_the_lda_share_grows_from_zero_to_one_with_the_images(images: float, evidence: float, seed: int) -> None:
     rng = np.random.default_rng(seed)
     weight, bias, own, offset = rng.normal(size=(3, 4)), rng.normal(size=3), rng.normal(size=(3, 4)), rng.normal(size=3)
     fixed = FixedHead(weight, bias, evidence)
@@ -59,7 +59,7 @@ def test_the_own_share_grows_with_the_images_from_none_to_all(images: float, evi
     assert np.linalg.norm(fewer) < np.linalg.norm(more) < np.linalg.norm(own)
 
 
-def test_prompts_train_as_under_the_common_head_alone(micro: Micro, tmp_path: Path) -> None:
+def test_prompts_train_as_with_only_the_fixed_head(micro: Micro, tmp_path: Path) -> None:
     _, fixed = train_federation(prepare_federation(micro(*FIXED)), tmp_path / "fixed")
     _, both = train_federation(prepare_federation(micro(*BOTH)), tmp_path / "both")
     assert np.array_equal(fixed, both)
@@ -72,7 +72,7 @@ def test_prompts_train_as_under_the_common_head_alone(micro: Micro, tmp_path: Pa
 
 
 @pytest.mark.parametrize("evidence", [0.5, 4.0])
-def test_in_use_each_site_adds_its_own_share(micro: Micro, tmp_path: Path, evidence: float) -> None:
+def test_each_site_in_use_adds_its_own_lda_share(micro: Micro, tmp_path: Path, evidence: float) -> None:
     federation = prepare_federation(micro(*BOTH, f"training.head_evidence={evidence}"))
     sites, payload = train_federation(federation, tmp_path)
     heads = []
@@ -84,7 +84,7 @@ def test_in_use_each_site_adds_its_own_share(micro: Micro, tmp_path: Path, evide
     assert not np.allclose(heads[0][0], heads[1][0])
 
 
-def test_labels_that_occur_together_count_by_class_too(micro: Micro) -> None:
+def test_multi_label_images_count_by_class(micro: Micro) -> None:
     federation = prepare_federation(micro(*BOTH))
     site = federation.create_site(next(iter(federation.data.sites.values())))
     site.adopt(site.initial())
@@ -102,7 +102,7 @@ def test_labels_that_occur_together_count_by_class_too(micro: Micro) -> None:
     np.testing.assert_array_equal(head_of(site)[0], federation.slot.start["model/head.weight"])
 
 
-def test_a_site_alone_ends_with_its_share_and_goes_on_from_the_common_head(micro: Micro, tmp_path: Path) -> None:
+def test_a_local_model_ends_with_its_lda_share_and_resumes_from_the_fixed_head(micro: Micro, tmp_path: Path) -> None:
     federation = prepare_federation(micro(*BOTH))
     whole = train_local(federation, RunFolder(tmp_path / "whole"), Silent())
     for name, data in federation.data.sites.items():
@@ -115,7 +115,7 @@ def test_a_site_alone_ends_with_its_share_and_goes_on_from_the_common_head(micro
             np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_fine_tuned_prompts_train_under_the_common_head_and_get_a_share_of_their_own(micro: Micro) -> None:
+def test_fine_tuned_prompts_train_with_the_fixed_head_and_get_their_own_lda_share(micro: Micro) -> None:
     tuned = {}
     for settings in (FIXED, BOTH):
         federation = prepare_federation(micro(*settings))
@@ -136,7 +136,7 @@ def test_a_request_for_another_kind_of_head_is_refused(micro: Micro) -> None:
             site.train(request)
 
 
-def test_a_benchmark_has_no_cell_that_would_share_it(micro: Micro) -> None:
+def test_a_benchmark_has_no_cell_that_shares_the_head(micro: Micro) -> None:
     grid = "benchmark={methods: [both], reference: both, seeds: [0], variants: {both: [training.head=fixed+lda]}}"
     cells = list_cells(micro(grid))
     assert {cell.setting for cell in cells} == {"local", "federated", "centralised"}
@@ -152,13 +152,13 @@ def test_a_benchmark_has_no_cell_that_would_share_it(micro: Micro) -> None:
         (("training.head_evidence=0",), "training.head_evidence"),
     ],
 )
-def test_what_does_not_go_with_it_is_refused(overrides: tuple[str, ...], field: str, micro: Micro) -> None:
+def test_settings_that_do_not_fit_together_are_refused(overrides: tuple[str, ...], field: str, micro: Micro) -> None:
     with pytest.raises(InputRefusedError) as refusal:
         micro(*BOTH, *overrides)
     assert field in {problem.field for problem in refusal.value.problems}
 
 
-def test_the_head_of_a_pooled_model_is_of_all_images(micro: Micro) -> None:
+def test_the_head_of_a_centralised_model_is_computed_from_all_images(micro: Micro) -> None:
     federation = prepare_federation(micro(*BOTH))
     pooled = federation.create_site(federation.centralised())
     pooled.fit(federation.experiment.training, 1, 1)

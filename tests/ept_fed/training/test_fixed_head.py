@@ -1,4 +1,4 @@
-"""A head that every site draws from the run's seed: prompts learn for it, and whoever has them has the whole model."""
+"""The fixed head: every site draws it from the run's seed, so that the prompts determine the whole model."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +22,7 @@ PRIVATE = ("training.privacy={clip: 1.0, noise_multiplier: 1.0}", "model.method=
 
 
 @pytest.mark.parametrize("private", [(), PRIVATE], ids=["", "private"])
-def test_no_site_moves_a_common_head_and_all_classify_alike(
+def test_no_site_changes_the_fixed_head_and_all_classify_alike(
     micro: Micro, tmp_path: Path, private: tuple[str, ...]
 ) -> None:
     federation = prepare_federation(micro(*FIXED, *private))
@@ -39,14 +39,14 @@ def test_no_site_moves_a_common_head_and_all_classify_alike(
         np.testing.assert_allclose(other, told[0], atol=1e-6)
 
 
-def test_prompts_learn_beside_it_as_beside_a_head_whose_rate_is_zero(micro: Micro, tmp_path: Path) -> None:
+def test_prompts_train_as_with_a_head_of_learning_rate_zero(micro: Micro, tmp_path: Path) -> None:
     _, fixed = train_federation(prepare_federation(micro(*FIXED)), tmp_path / "fixed")
     still = micro(*FIXED[1:], "training.head_lr=0")
     _, held = train_federation(prepare_federation(still), tmp_path / "held")
     np.testing.assert_allclose(fixed, held, atol=1e-6)
 
 
-def test_pooled_prompts_are_judged_under_it_too(micro: Micro, tmp_path: Path) -> None:
+def test_centralised_prompts_use_the_fixed_head_too(micro: Micro, tmp_path: Path) -> None:
     federation = prepare_federation(micro(*FIXED))
     sites = train_centralised_prompts(federation, RunFolder(tmp_path), Silent())
     weights = []
@@ -55,7 +55,7 @@ def test_pooled_prompts_are_judged_under_it_too(micro: Micro, tmp_path: Path) ->
     assert all(torch.equal(weights[0], other) for other in weights)
 
 
-def test_a_benchmark_has_no_cell_that_would_share_it(micro: Micro) -> None:
+def test_a_benchmark_has_no_cell_that_shares_the_head(micro: Micro) -> None:
     grid = "benchmark={methods: [common], reference: common, seeds: [0], variants: {common: [training.head=fixed]}}"
     cells = list_cells(micro(grid))
     assert {cell.setting for cell in cells} == {"local", "federated", "centralised"}
@@ -70,7 +70,9 @@ def test_a_benchmark_has_no_cell_that_would_share_it(micro: Micro) -> None:
         (("model.method=linear", "model.tokens=0", "federation.payload=raw"), "training.head"),
     ],
 )
-def test_what_does_not_go_with_a_common_head_is_refused(overrides: tuple[str, ...], field: str, micro: Micro) -> None:
+def test_settings_that_do_not_fit_a_fixed_head_are_refused(
+    overrides: tuple[str, ...], field: str, micro: Micro
+) -> None:
     with pytest.raises(InputRefusedError) as refusal:
         micro(*FIXED, *overrides)
     assert field in {problem.field for problem in refusal.value.problems}

@@ -1,4 +1,4 @@
-"""Every image's own gradient: that of a backward pass of its own, and clipped so that no image counts for more."""
+"""Gradients per image: they equal those of separate backward passes, and clipping bounds every image's influence."""
 
 import dataclasses
 
@@ -29,7 +29,7 @@ def draw(batch: int, task: str, dtype: torch.dtype = torch.float64) -> tuple[Ten
 
 
 def one_by_one(model: PromptedViT, images: Tensor, labels: Tensor, task: str) -> list[list[Tensor]]:
-    """Gradients of every trained parameter for every image, by a backward pass each through the model itself."""
+    """Return the gradients of every trained parameter for every image, with one backward pass per image."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return [
         list(torch.autograd.grad(LOSSES[task](model(images[i : i + 1]), labels[i : i + 1]), parameters))
@@ -44,7 +44,7 @@ def laid_down(model: PromptedViT, sums: dict[str, Tensor]) -> list[Tensor]:
 
 
 def only(found: ImageGradients, i: int) -> ImageGradients:
-    """The gradients of image i alone, as a batch of one."""
+    """Return only the gradients of image i, as a batch of one."""
     part = slice(i, i + 1)
     return ImageGradients(
         found.sinks[:, part],
@@ -58,7 +58,9 @@ def only(found: ImageGradients, i: int) -> ImageGradients:
 @pytest.mark.parametrize("tokens", [0, 2])
 @pytest.mark.parametrize("head", [True, False])
 @pytest.mark.parametrize("batch", [1, 2, 5])
-def test_they_are_those_of_backward_passes_one_by_one(task: str, tokens: int, head: bool, batch: int) -> None:
+def test_image_gradients_equal_those_of_separate_backward_passes(
+    task: str, tokens: int, head: bool, batch: int
+) -> None:
     model = create(tokens, head)
     images, labels = draw(batch, task)
     found = find_image_gradients(model, images, labels, IMAGE_LOSSES[task])
@@ -70,7 +72,7 @@ def test_they_are_those_of_backward_passes_one_by_one(task: str, tokens: int, he
 
 
 @pytest.mark.parametrize("tokens", [0, 1])
-def test_in_float32_the_fast_attention_gives_the_same(tokens: int) -> None:
+def test_the_fast_attention_in_float32_gives_the_same_gradients(tokens: int) -> None:
     model = create(tokens, True, torch.float32)
     images, labels = draw(4, "single_label", torch.float32)
     found = find_image_gradients(model, images, labels, IMAGE_LOSSES["single_label"])
@@ -82,7 +84,7 @@ def test_in_float32_the_fast_attention_gives_the_same(tokens: int) -> None:
 
 
 @pytest.mark.parametrize("tokens", [0, 2])
-def test_an_image_has_the_length_of_all_its_tensors_together_and_is_clipped_to_it(tokens: int) -> None:
+def test_the_norm_of_an_image_covers_all_its_tensors_and_is_clipped(tokens: int) -> None:
     model = create(tokens, True)
     images, labels = draw(4, "single_label")
     found = find_image_gradients(model, images, labels, IMAGE_LOSSES["single_label"])
@@ -99,7 +101,7 @@ def test_an_image_has_the_length_of_all_its_tensors_together_and_is_clipped_to_i
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("where", ["sinks", "tokens", "logits", "features"])
-def test_an_image_whose_gradient_is_no_number_is_left_out_and_counted(bad: float, where: str) -> None:
+def test_an_image_whose_gradient_is_not_finite_is_left_out_and_counted(bad: float, where: str) -> None:
     model = create(1, True)
     images, labels = draw(3, "single_label")
     found = find_image_gradients(model, images, labels, IMAGE_LOSSES["single_label"])
@@ -113,7 +115,7 @@ def test_an_image_whose_gradient_is_no_number_is_left_out_and_counted(bad: float
         torch.testing.assert_close(tensor, others[0][name] + others[1][name])
 
 
-def test_a_damaged_image_leaves_the_others_alone() -> None:
+def test_a_damaged_image_does_not_change_the_others() -> None:
     model = create(1, True, torch.float32)
     images, labels = draw(3, "single_label", torch.float32)
     images[1, 0, 0, 0] = torch.nan
@@ -130,7 +132,7 @@ def test_a_gradient_of_zero_stays_zero() -> None:
     assert all(tensor.abs().max() == 0 for tensor in sums.values())
 
 
-def test_losses_image_by_image_have_the_mean_of_the_batch() -> None:
+def test_the_mean_of_the_losses_per_image_is_the_loss_of_the_batch() -> None:
     for task, loss in LOSSES.items():
         _, labels = draw(5, task)
         logits = torch.randn(5, CLASSES, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

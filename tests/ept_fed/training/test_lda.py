@@ -1,4 +1,4 @@
-"""The head in closed form: the textbook's analysis, and always that of the prompts at hand."""
+"""The LDA head: it follows the closed form of the textbook, and is always computed for the current prompts."""
 
 from collections.abc import Callable
 from typing import Any
@@ -49,7 +49,7 @@ def draw(seed: int, classes: int, each: int, width: int) -> tuple[np.ndarray, np
     width=st.integers(1, 12),
     shrinkage=st.floats(0.05, 1.0),
 )
-def test_the_discriminant_is_that_of_scikit_learn(
+def test_the_lda_head_equals_that_of_scikit_learn(
     seed: int, classes: int, each: int, width: int, shrinkage: float
 ) -> None:
     x, y = draw(seed, classes, each, width)
@@ -63,14 +63,14 @@ def test_the_discriminant_is_that_of_scikit_learn(
 
 
 @given(seed=st.integers(0, 999), scale=st.floats(1e-3, 1e3))
-def test_neither_the_scale_of_the_features_nor_their_place_matters(seed: int, scale: float) -> None:
+def test_scaling_and_shifting_the_features_does_not_change_the_logits(seed: int, scale: float) -> None:
     x, y = draw(seed, 3, 5, 4)
     moved = scale * (x + 7)
     logits = [a @ w.T + b for a in (x, moved) for w, b in [fit_lda(a, y, classes=3, shrinkage=0.3)]]
     np.testing.assert_allclose(*logits, rtol=1e-5, atol=1e-6)
 
 
-def test_an_absent_class_lies_below_the_present_ones_and_changes_none_of_them() -> None:
+def test_an_absent_class_has_a_low_logit_and_does_not_change_the_present_ones() -> None:
     x, y = draw(0, 3, 6, 5)
     weight, bias = fit_lda(x, y, classes=3, shrinkage=0.3)
     wider, offsets = fit_lda(x, np.where(y == 2, 3, y), classes=4, shrinkage=0.3)
@@ -79,7 +79,7 @@ def test_an_absent_class_lies_below_the_present_ones_and_changes_none_of_them() 
     assert offsets[2] < np.median(x @ weight.T + bias)
 
 
-def test_labels_that_occur_together_are_told_apart_one_by_one() -> None:
+def test_labels_that_occur_together_are_separated_one_by_one() -> None:
     rng = np.random.default_rng(0)
     y = (rng.random((60, 3)) < 0.4).astype(float)
     y[:, 2] = 0
@@ -91,13 +91,13 @@ def test_labels_that_occur_together_are_told_apart_one_by_one() -> None:
     assert (logits[:, 2] < 0).all()
 
 
-def test_a_label_that_every_image_carries_is_expected_of_the_next_one_too() -> None:
+def test_a_label_of_every_image_is_predicted_for_the_next_image_too() -> None:
     weight, bias = fit_lda(np.eye(4), np.ones((4, 1)), classes=1, shrinkage=0.3)
     assert not weight.any()
     assert bias[0] > 0
 
 
-def test_one_image_per_class_without_any_spread_still_gives_numbers() -> None:
+def test_one_image_per_class_without_any_spread_gives_finite_numbers() -> None:
     weight, bias = fit_lda(np.eye(3), np.arange(3), classes=3, shrinkage=0.3)
     assert np.isfinite(weight).all()
     assert (np.eye(3) @ weight.T + bias).argmax(1).tolist() == [0, 1, 2]
@@ -116,7 +116,7 @@ def test_one_image_per_class_without_any_spread_still_gives_numbers() -> None:
         (np.ones((2, 3)), np.arange(2), 0.0),
     ],
 )
-def test_what_cannot_be_analysed_is_refused(x: np.ndarray, y: np.ndarray, shrinkage: float) -> None:
+def test_inputs_that_cannot_be_analysed_are_refused(x: np.ndarray, y: np.ndarray, shrinkage: float) -> None:
     with pytest.raises(ValueError, match=r"fit together|shrinkage|finite"):
         fit_lda(x, y, classes=2, shrinkage=shrinkage)
 
@@ -139,7 +139,7 @@ def refitted(site: Site) -> torch.Tensor:
     return head_of(site)
 
 
-def test_the_head_fits_whatever_prompts_the_site_has(federation: VirtualFederation) -> None:
+def test_the_head_is_computed_for_the_current_prompts_of_the_site(federation: VirtualFederation) -> None:
     site, plan = make_site(federation), federation.plan()
     heads = []
     for payload in (plan.initial, plan.initial + 1):
@@ -153,7 +153,7 @@ def test_the_head_fits_whatever_prompts_the_site_has(federation: VirtualFederati
     labels=st.lists(st.integers(0, 4), min_size=1, max_size=30).map(np.array),
     seed=st.integers(0, 99),
 )
-def test_halves_hold_half_of_every_class_and_share_only_classes_of_one_image(labels: np.ndarray, seed: int) -> None:
+def test_halves_have_half_of_every_class_and_share_only_classes_of_one_image(labels: np.ndarray, seed: int) -> None:
     first, second = halve(labels, np.random.default_rng(seed))
     assert sorted({*first, *second}) == list(range(len(labels)))
     for label in np.unique(labels):
@@ -163,7 +163,7 @@ def test_halves_hold_half_of_every_class_and_share_only_classes_of_one_image(lab
         assert abs(counts[0] - counts[1]) <= 1
 
 
-def test_prompts_train_on_images_that_the_head_beside_them_never_saw(
+def test_prompts_train_on_images_that_their_head_was_not_computed_from(
     federation: VirtualFederation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     site, training = make_site(federation), federation.experiment.training
@@ -195,7 +195,7 @@ def test_prompts_train_on_images_that_the_head_beside_them_never_saw(
     assert outcome.steps <= federation.plan().max_steps(len(site.data.train)) * 2
 
 
-def test_a_round_moves_the_prompts(federation: VirtualFederation) -> None:
+def test_a_round_changes_the_prompts(federation: VirtualFederation) -> None:
     site, plan = make_site(federation), federation.plan()
     header = Header(plan.run, 1, plan.backbone_digest, plan.layout.hash)
     reply = site.train(RoundRequest(header, "train", plan.rounds, plan.initial, "train", plan.training))
@@ -204,7 +204,7 @@ def test_a_round_moves_the_prompts(federation: VirtualFederation) -> None:
     assert reply.metrics["steps"] <= plan.max_steps(reply.examples)
 
 
-def test_prompts_that_lead_to_no_numbers_end_the_round_by_name(
+def test_prompts_with_features_that_are_not_finite_end_the_round_as_diverged(
     federation: VirtualFederation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     site, payload = make_site(federation), federation.plan().initial
@@ -223,20 +223,20 @@ def test_a_round_without_a_way_to_compute_the_head_is_refused(federation: Virtua
         )
 
 
-def test_a_site_alone_ends_with_the_head_of_its_last_prompts(federation: VirtualFederation, tmp_path: object) -> None:
+def test_a_local_model_ends_with_the_head_of_its_last_prompts(federation: VirtualFederation, tmp_path: object) -> None:
     for site in train_local(federation, RunFolder(tmp_path), Silent()).values():  # type: ignore[arg-type]
         held = head_of(site)
         assert torch.equal(held, refitted(site))
 
 
-def test_fine_tuned_prompts_get_a_head_of_their_own(federation: VirtualFederation) -> None:
+def test_fine_tuned_prompts_get_their_own_head(federation: VirtualFederation) -> None:
     site, plan = make_site(federation), federation.plan()
     fine_tune(site, plan.initial, federation.experiment.training, epochs=1, seed=0)
     held = head_of(site)
     assert torch.equal(held, refitted(site))
 
 
-def test_a_request_that_changes_how_the_head_is_made_is_refused(federation: VirtualFederation, micro: Micro) -> None:
+def test_a_request_for_another_kind_of_head_is_refused(federation: VirtualFederation, micro: Micro) -> None:
     site, plan = make_site(federation), federation.plan()
     header = Header(plan.run, 1, plan.backbone_digest, plan.layout.hash)
     trained = micro().training.model_dump_json()
@@ -253,7 +253,7 @@ def test_a_request_that_changes_how_the_head_is_made_is_refused(federation: Virt
         (("training.head_shrinkage=0",), "training.head_shrinkage"),
     ],
 )
-def test_what_does_not_go_with_a_computed_head_is_refused(overrides: tuple[str, ...], field: str, micro: Micro) -> None:
+def test_settings_that_do_not_fit_an_lda_head_are_refused(overrides: tuple[str, ...], field: str, micro: Micro) -> None:
     with pytest.raises(InputRefusedError) as refusal:
         micro(LDA, *overrides)
     assert field in {problem.field for problem in refusal.value.problems}

@@ -1,4 +1,4 @@
-"""bfloat16 only where it is asked for, or where there are instructions for it: emulated it is many times as slow."""
+"""bfloat16 is used only on request or with hardware instructions for it, because emulation is many times slower."""
 
 from collections.abc import Callable
 
@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
         ("float32", {"amx_bf16": True}, False),
     ],
 )
-def test_a_processor_computes_in_what_it_is_fast_in(
+def test_a_cpu_uses_bfloat16_only_on_request_or_if_it_is_fast(
     precision: str, capabilities: dict[str, bool], expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
@@ -35,19 +35,21 @@ def test_a_processor_computes_in_what_it_is_fast_in(
 
 @pytest.mark.parametrize("precision", ["auto", "fast"])
 @pytest.mark.parametrize("has", [True, False])
-def test_a_gpu_does_so_too(precision: str, has: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_uses_bfloat16_if_it_has_instructions_for_it(
+    precision: str, has: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has)
     assert use_bfloat16(precision, torch.device("cuda")) is has
 
 
-def test_the_names_are_those_that_torch_gives() -> None:
+def test_the_capability_names_are_those_of_torch() -> None:
     capabilities = torch.cpu.get_capabilities()
     wanted = {"x86_64": {"amx_bf16", "avx512_bf16"}, "arm64": {"bf16"}}.get(capabilities["architecture"], set())
     assert wanted <= set(capabilities)
 
 
 @pytest.mark.parametrize("able", [False, True])
-def test_auto_and_fast_are_what_they_come_to_on_this_machine(
+def test_auto_and_fast_become_the_precision_used_on_this_machine(
     able: bool, micro: Micro, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": able})
@@ -59,7 +61,7 @@ def test_auto_and_fast_are_what_they_come_to_on_this_machine(
     assert settled["bfloat16"] == told["bfloat16"]
 
 
-def test_a_precision_of_a_device_that_is_not_there_is_refused(micro: Micro, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_precision_for_a_missing_device_is_refused(micro: Micro, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(InputRefusedError, match="torch finds no CUDA device"):
         settle_precision(micro("model.device=cuda"))

@@ -1,4 +1,4 @@
-"""Private training: noise of the stated size, no image above the clip, nothing from a seed, and nothing falls over."""
+"""Private training: noise of the stated size, no image above the clip, no draw from a seed, and no crash."""
 
 import json
 from collections.abc import Callable
@@ -29,7 +29,7 @@ def private(clip: float = 1.0, noise: float = 1.0) -> str:
 
 
 def never_drawn(size: int) -> bytes:
-    """Bytes of a source whose every draw is the largest: no image, and noise of 8.2 deviations."""
+    """Return the bytes of a source whose draws are all maximal: no image, and noise of 8.2 standard deviations."""
     return b"\xff" * size
 
 
@@ -63,7 +63,7 @@ def test_without_noise_a_step_of_sgd_is_no_longer_than_the_clip(
     assert 0 < sum(tensor.square().sum() for tensor in moved) ** 0.5 <= 0.01 * (1 + 1e-5)
 
 
-def test_a_private_round_never_comes_out_the_same_twice(site_of: Callable[..., tuple[Plan, Site]]) -> None:
+def test_a_private_round_never_gives_the_same_result_twice(site_of: Callable[..., tuple[Plan, Site]]) -> None:
     payloads = []
     for _ in range(2):
         plan, site = site_of(private())
@@ -114,7 +114,7 @@ def test_a_sample_of_one_and_one_larger_than_the_batch_are_trained_on(
     assert all(torch.isfinite(parameter).all() for parameter in site.model.parameters())
 
 
-def test_a_damaged_image_neither_ends_the_round_nor_gets_past_the_clip(
+def test_a_damaged_image_does_not_end_the_round_or_bypass_the_clip(
     site_of: Callable[..., tuple[Plan, Site]], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     plan, site = site_of(private())
@@ -138,7 +138,7 @@ def test_a_round_is_planned_before_it_begins() -> None:
 
 
 @pytest.mark.parametrize("images", [5, 63, 400])
-def test_all_rounds_together_keep_the_epsilon_asked_for(images: int) -> None:
+def test_all_rounds_together_meet_the_requested_epsilon(images: int) -> None:
     settings = TrainingSettings(privacy={"clip": 1.0, "epsilon": 3.0, "delta": 1e-4})
     plan = plan_private_round(settings, images, 6)
     assert 2.9 < spent_epsilon([plan] * 6, 1e-4) <= 3.0
@@ -153,7 +153,7 @@ def test_all_rounds_together_keep_the_epsilon_asked_for(images: int) -> None:
         ({"head_first_epochs": 1}, "training.head_first_epochs"),
     ],
 )
-def test_a_server_cannot_ask_for_less_in_a_single_round(
+def test_a_server_cannot_request_less_privacy_in_a_single_round(
     site_of: Callable[..., tuple[Plan, Site]], changes: dict[str, object], named: str
 ) -> None:
     plan, site = site_of(private())
@@ -168,7 +168,7 @@ def test_the_gradient_over_all_images_is_refused(site_of: Callable[..., tuple[Pl
         site.train(request_of(plan, wants_gradient=True))
 
 
-def test_what_refuses_the_charge_keeps_the_round_from_beginning(
+def test_a_refused_charge_prevents_the_round(
     site_of: Callable[..., tuple[Plan, Site]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan, site = site_of(private())

@@ -1,4 +1,4 @@
-"""Statistics that travel: sites that share them share the head that all their images together would give."""
+"""Shared statistics: sites that share them get the head that all their images together would give."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -31,7 +31,7 @@ KINDS: tuple[Statistics, ...] = ("means", "moments")
 
 
 def draw(seed: int, sites: int, classes: int, width: int, *, multi_label: bool) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Images of some sites: features (n, D) and labels, n and the classes that occur differing between sites."""
+    """Draw features (n, D) and labels for some sites; n and the classes that occur differ between sites."""
     rng = np.random.default_rng(seed)
     centres = rng.normal(size=(classes, width))
     drawn = []
@@ -46,7 +46,7 @@ def draw(seed: int, sites: int, classes: int, width: int, *, multi_label: bool) 
 def average(
     measured: list[ClassStatistics], weights: list[int], kind: Statistics, *, classes: int, width: int
 ) -> ClassStatistics:
-    """What a server makes of the sites' payloads, as a site reads it."""
+    """Return the server's average of the sites' payloads, as a site reads it."""
     shapes = shape_statistics(kind, classes=classes, width=width)
     layout = PayloadLayout(tuple(shapes.items()))
     vectors = [layout.flatten(pack_statistics(statistics, shapes)) for statistics in measured]
@@ -74,7 +74,7 @@ def test_the_head_of_shared_moments_is_that_of_all_images_together(
 
 
 @given(seed=st.integers(0, 999), classes=st.integers(2, 5), width=st.integers(2, 9))
-def test_shared_means_are_the_centres_that_the_own_images_spread_around(seed: int, classes: int, width: int) -> None:
+def test_shared_means_are_the_centres_of_the_sites_own_spread(seed: int, classes: int, width: int) -> None:
     drawn = draw(seed, 3, classes, width, multi_label=False)
     x, y = drawn[0]
     measured = [measure_statistics(x, y, classes=classes) for x, y in drawn]
@@ -85,7 +85,7 @@ def test_shared_means_are_the_centres_that_the_own_images_spread_around(seed: in
     centres = np.stack([everything[labels == c].mean(0) for c in present])
     around = x - centres[np.searchsorted(present, y)]
     within = around.T @ around / len(x)
-    # Where every image is its class's only one, there is no spread, and every direction counts alike.
+    # If every class has only one image, there is no spread, and all directions count equally.
     spread = np.trace(within) / width
     covariance = 0.7 * within + 0.3 * spread * np.eye(width) if spread > 1e-9 else np.eye(width)
     wanted = x @ np.linalg.solve(covariance, centres.T)
@@ -108,7 +108,7 @@ def test_a_class_that_only_the_site_itself_has_keeps_its_own_centre() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @given(seed=st.integers(0, 99), width=st.integers(1, 9))
-def test_what_is_packed_is_read_back(kind: Statistics, seed: int, width: int) -> None:
+def test_packed_statistics_are_read_back(kind: Statistics, seed: int, width: int) -> None:
     ((x, y),) = draw(seed, 1, 3, width, multi_label=False)
     measured = measure_statistics(x, y, classes=3)
     read = average([measured], [1], kind, classes=3, width=width)
@@ -116,7 +116,7 @@ def test_what_is_packed_is_read_back(kind: Statistics, seed: int, width: int) ->
         np.testing.assert_allclose(getattr(read, name), getattr(measured, name), rtol=1e-5, atol=1e-5)
 
 
-def test_before_anything_is_measured_there_is_nothing_to_read() -> None:
+def test_before_any_measurement_there_are_no_statistics() -> None:
     shapes = shape_statistics("moments", classes=2, width=3)
     assert unpack_statistics(pack_statistics(None, shapes)) is None
 
@@ -126,14 +126,14 @@ def test_before_anything_is_measured_there_is_nothing_to_read() -> None:
     [
         ("statistics.shares", 0, -0.1),
         ("statistics.shares", 0, 1.1),
-        ("statistics.shares", 0, 0.0),  # though there are sums of this class
+        ("statistics.shares", 0, 0.0),  # although the sums of this class are not zero
         ("statistics.shares", slice(None), 0.0),
         ("statistics.moments", 0, -1.0),
-        ("statistics.moments", 1, 9.0),  # no matrix of products: negative in another direction than an axis
+        ("statistics.moments", 1, 9.0),  # not a matrix of products: negative in a direction that is not an axis
         ("statistics.moments", slice(None), 0.0),
     ],
 )
-def test_statistics_that_no_images_could_have_are_refused(name: str, place: int | slice, value: float) -> None:
+def test_statistics_that_no_images_can_have_are_refused(name: str, place: int | slice, value: float) -> None:
     shapes = shape_statistics("moments", classes=2, width=3)
     tensors = pack_statistics(measure_statistics(np.eye(3)[:2], np.arange(2), classes=2), shapes)
     tensors[name][place] = value
@@ -197,7 +197,7 @@ def ask(site: Site, plan: object, number: int, payload: Vector) -> RoundReply:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_last_round_trains_nothing_and_measures_the_prompts_that_stay(micro: Micro, kind: Statistics) -> None:
+def test_the_last_round_trains_nothing_and_measures_the_final_prompts(micro: Micro, kind: Statistics) -> None:
     federation = prepare_federation(micro(*SHARED, "federation.rounds=2", f"federation.statistics={kind}"))
     plan = federation.plan()
     site = federation.create_site(next(iter(federation.data.sites.values())))
@@ -219,7 +219,7 @@ def test_the_last_round_trains_nothing_and_measures_the_prompts_that_stay(micro:
 
 
 @pytest.mark.parametrize("method", [STILL, LINEAR])
-def test_where_nothing_can_move_every_round_measures_and_a_site_alone_has_its_own_head(
+def test_without_trainable_tensors_every_round_measures_and_a_local_model_has_its_own_head(
     micro: Micro, method: tuple[str, ...]
 ) -> None:
     federation = prepare_federation(micro(*SHARED, *method, "federation.rounds=3"))
@@ -237,7 +237,7 @@ def test_where_nothing_can_move_every_round_measures_and_a_site_alone_has_its_ow
     assert torch.equal(held, alone.model.head.weight)
 
 
-def test_a_run_goes_on_from_a_round_that_only_measured(micro: Micro, tmp_path: Path) -> None:
+def test_a_run_resumes_after_a_round_that_only_measured(micro: Micro, tmp_path: Path) -> None:
     federation = prepare_federation(micro(*SHARED, *STILL, "federation.rounds=1"))
     sites, payload = run(federation, tmp_path)
     again, same = run(federation, tmp_path / "again")
@@ -264,7 +264,7 @@ def test_a_run_goes_on_from_a_round_that_only_measured(micro: Micro, tmp_path: P
         (("personalisation.interpolate=true",), "personalisation.interpolate"),
     ],
 )
-def test_what_does_not_go_with_shared_statistics_is_refused(
+def test_settings_that_do_not_fit_shared_statistics_are_refused(
     overrides: tuple[str, ...], field: str, micro: Micro
 ) -> None:
     with pytest.raises(InputRefusedError) as refusal:

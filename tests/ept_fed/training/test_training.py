@@ -21,7 +21,7 @@ def model() -> PromptedViT:
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-def test_prompts_tokens_and_head_have_rates_of_their_own(model: PromptedViT, optimizer: str) -> None:
+def test_prompts_tokens_and_head_have_their_own_learning_rates(model: PromptedViT, optimizer: str) -> None:
     settings = TrainingSettings(optimizer=optimizer, prompt_lr=0.3, token_lr=0.02, head_lr=0.001)
     built = build_optimizer(model, settings)
     rates = {group["name"]: group["lr"] for group in built.param_groups}
@@ -71,7 +71,7 @@ def test_losses_against_their_definition() -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-def test_momentum_is_kept_across_rounds_only_if_asked(micro: Callable[..., Experiment], optimizer: str) -> None:
+def test_momentum_is_kept_across_rounds_only_if_configured(micro: Callable[..., Experiment], optimizer: str) -> None:
     payloads = {}
     for state in ("keep", "reset"):
         experiment = micro(f"training.optimizer_state={state}", f"training.optimizer={optimizer}")
@@ -93,10 +93,10 @@ def test_a_rate_of_zero_freezes_its_group(micro: Callable[..., Experiment]) -> N
     assert changed == {"embedded.tokens", "head.weight", "head.bias"}
 
 
-def test_a_head_alone_trains_as_beside_prompts_without_a_rate(micro: Callable[..., Experiment]) -> None:
+def test_training_only_the_head_equals_training_with_a_prompt_rate_of_zero(micro: Callable[..., Experiment]) -> None:
     heads = []
     for method_lr in (0, 1e-3):
-        # ept has nothing that method_lr is for: only the first of the two says that nothing but the head has a rate.
+        # ept has no tensors for method_lr. The settings state that only the head is trained if method_lr is 0 as well.
         experiment = micro("training.prompt_lr=0", "training.token_lr=0", f"training.method_lr={method_lr}")
         site = (federation := prepare_federation(experiment)).create_site(federation.data.sites["site-1"])
         for number in (1, 2):

@@ -1,4 +1,4 @@
-"""Settings: everything wrong at once, nothing unknown accepted."""
+"""Settings: all problems are reported together, and unknown keys are refused."""
 
 from pathlib import Path
 
@@ -23,13 +23,13 @@ def write(tmp_path: Path, document: object) -> Path:
 
 
 def problems(path: Path, *overrides: str) -> dict[str, str]:
-    """Field -> fix of everything refused."""
+    """Return the fix of each refused field."""
     with pytest.raises(InputRefusedError) as refusal:
         load_experiment(path, overrides)
     return {problem.field: problem.fix for problem in refusal.value.problems}
 
 
-def test_all_problems_are_listed_at_once_with_field_value_and_fix(tmp_path: Path) -> None:
+def test_all_problems_are_reported_together_with_field_value_and_fix(tmp_path: Path) -> None:
     path = write(
         tmp_path,
         {
@@ -102,7 +102,7 @@ def test_all_problems_are_listed_at_once_with_field_value_and_fix(tmp_path: Path
         (("data.sites=[]",), "data.sites"),
     ],
 )
-def test_contradictions_are_refused(tmp_path: Path, overrides: tuple[str, ...], field: str) -> None:
+def test_settings_that_do_not_fit_together_are_refused(tmp_path: Path, overrides: tuple[str, ...], field: str) -> None:
     assert field in problems(write(tmp_path, PHANTOMS), *overrides)
 
 
@@ -123,7 +123,7 @@ def test_contradictions_are_refused(tmp_path: Path, overrides: tuple[str, ...], 
         (("model.image_size={",), "model.image_size"),
     ],
 )
-def test_values_that_cannot_be_are_refused(tmp_path: Path, overrides: tuple[str, ...], field: str) -> None:
+def test_invalid_values_are_refused(tmp_path: Path, overrides: tuple[str, ...], field: str) -> None:
     assert field in problems(write(tmp_path, {**PHANTOMS, "seed": 0}), *overrides)
 
 
@@ -140,21 +140,21 @@ def test_values_that_cannot_be_are_refused(tmp_path: Path, overrides: tuple[str,
     ],
     ids=["seed twice", "rounds twice", "a date as key", "a loop", "too deep", "no date", "no number"],
 )
-def test_yaml_that_contradicts_or_chases_itself_is_refused(tmp_path: Path, content: str) -> None:
+def test_yaml_with_duplicate_keys_loops_or_invalid_values_is_refused(tmp_path: Path, content: str) -> None:
     path = tmp_path / "experiment.yaml"
     path.write_text(content)
     with pytest.raises(InputRefusedError):
         load_experiment(path)
 
 
-def test_where_files_lie_is_not_part_of_the_run(tmp_path: Path) -> None:
+def test_file_locations_are_not_part_of_the_run_id(tmp_path: Path) -> None:
     path = write(tmp_path, PHANTOMS)
     same = {load_experiment(path, [change]).run_id for change in ("name=a", "data.root=/x", "model.device=cpu")}
     assert same == {load_experiment(path).run_id}
     assert load_experiment(path, ["training.head_lr=0.5"]).run_id not in same
 
 
-def test_a_run_keeps_its_name_where_a_later_version_has_one_more_setting_that_nobody_gave() -> None:
+def test_the_run_id_does_not_change_with_a_new_setting_that_is_not_given() -> None:
     class Later(Experiment):
         added: int | None = None
 
@@ -163,13 +163,13 @@ def test_a_run_keeps_its_name_where_a_later_version_has_one_more_setting_that_no
     assert Later.model_validate({**PHANTOMS, "added": 0}).run_id != now.run_id
 
 
-def test_a_null_that_stands_for_something_is_part_of_the_run(tmp_path: Path) -> None:
+def test_a_null_that_is_a_setting_is_part_of_the_run_id(tmp_path: Path) -> None:
     path = write(tmp_path, PHANTOMS)
     runs = {load_experiment(path, [f"data.validation_shots={shots}"]).run_id for shots in ("null", "10")}
     assert len(runs) == 2
 
 
-def test_how_sites_are_made_is_part_of_the_run(tmp_path: Path) -> None:
+def test_the_partition_is_part_of_the_run_id(tmp_path: Path) -> None:
     path = write(tmp_path, PHANTOMS)
     partitions = (
         "{kind: sites}",
@@ -184,7 +184,7 @@ def test_how_sites_are_made_is_part_of_the_run(tmp_path: Path) -> None:
     assert load_experiment(path).run_id in runs
 
 
-def test_a_check_of_the_data_alone_does_not_ask_for_weights(tmp_path: Path) -> None:
+def test_a_check_of_only_the_data_does_not_require_weights(tmp_path: Path) -> None:
     path = write(tmp_path, {**PHANTOMS, "model": {"weights": "/nowhere/w.safetensors"}})
     assert load_experiment(path, check=validate_data).model.weights == "/nowhere/w.safetensors"
     with pytest.raises(InputRefusedError):
@@ -200,18 +200,18 @@ def test_a_check_of_the_data_alone_does_not_ask_for_weights(tmp_path: Path) -> N
         ("data.phantom_site=2", "did you mean 'phantom_sites'?"),
     ],
 )
-def test_unknown_keys_are_held_against_the_section_that_was_chosen(tmp_path: Path, override: str, said: str) -> None:
+def test_unknown_keys_are_checked_against_the_selected_section(tmp_path: Path, override: str, said: str) -> None:
     assert any(said in fix for fix in problems(write(tmp_path, PHANTOMS), override).values())
 
 
 @pytest.mark.parametrize("content", ["", "[1, 2]", "data: [", "\x00", "just text"])
-def test_a_file_that_is_no_experiment_is_refused(tmp_path: Path, content: str) -> None:
+def test_a_file_that_is_not_an_experiment_is_refused(tmp_path: Path, content: str) -> None:
     path = tmp_path / "experiment.yaml"
     path.write_text(content)
     assert "config" in problems(path)
 
 
-def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     assert "config" in problems(tmp_path / "absent.yaml")
 
 
@@ -223,7 +223,7 @@ def test_resolved_settings_read_back_as_they_were(tmp_path: Path) -> None:
 
 @settings(max_examples=40)
 @given(first=st.integers(0, 5), second=st.integers(0, 5), rounds=st.sampled_from([1, 8]))
-def test_equal_settings_and_only_they_have_one_run_id(first: int, second: int, rounds: int) -> None:
+def test_run_ids_are_equal_exactly_for_equal_settings(first: int, second: int, rounds: int) -> None:
     runs = [
         Experiment.model_validate({**PHANTOMS, "seed": seed, "federation": {"rounds": rounds}})
         for seed in (first, second)

@@ -1,4 +1,4 @@
-"""site.yaml: what a site may say, and what it and a proposal make together."""
+"""site.yaml: the settings of a site, and the experiment that they form together with a proposal."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +28,7 @@ def refused(folder: Path, document: dict[str, Any]) -> dict[str, str]:
     return {problem.field: problem.fix for problem in refusal.value.problems}
 
 
-def test_paths_start_at_the_kit_and_nothing_has_to_exist(tmp_path: Path) -> None:
+def test_paths_are_relative_to_the_kit_and_need_not_exist(tmp_path: Path) -> None:
     settings = load(tmp_path, {"site": "north", "data": DATA, "model": {"weights": "vit.safetensors"}})
     assert settings.data.root == tmp_path / "images"
     assert settings.model.weights == str(tmp_path / "vit.safetensors")
@@ -38,20 +38,20 @@ def test_paths_start_at_the_kit_and_nothing_has_to_exist(tmp_path: Path) -> None
     assert [problem.field for problem in check_site(settings)] == ["model.weights", "data.root"]
 
 
-def test_absolute_paths_and_names_of_weights_stay(tmp_path: Path) -> None:
+def test_absolute_paths_and_names_of_weights_are_kept(tmp_path: Path) -> None:
     settings = load(tmp_path, {"site": "north", "data": {**DATA, "root": "/data"}, "model": {"weights": "pretrained"}})
     assert (settings.data.root, settings.model.weights) == (Path("/data"), "pretrained")
 
 
 @pytest.mark.parametrize("name", [*sorted(SharedDataSettings.model_fields), "partition"])
-def test_what_the_consortium_proposes_is_not_the_sites_to_set(tmp_path: Path, name: str) -> None:
+def test_a_site_cannot_set_what_the_consortium_proposes(tmp_path: Path, name: str) -> None:
     value = Experiment.model_validate({"data": {"source": "phantoms"}}).model_dump(mode="json")["data"][name]
     assert (
         "proposed by the consortium" in refused(tmp_path, {"site": "n", "data": {**DATA, name: value}})[f"data.{name}"]
     )
 
 
-def test_all_problems_come_together(tmp_path: Path) -> None:
+def test_all_problems_are_reported_together(tmp_path: Path) -> None:
     document = {
         "site": "../north",
         "data": {**DATA, "shots": 5, "levls": "class"},
@@ -81,7 +81,7 @@ def test_other_files_are_refused(tmp_path: Path, text: str) -> None:
         load_site_settings(tmp_path / "site.yaml")
 
 
-def test_a_socket_too_long_for_the_system_is_refused_in_words(tmp_path: Path) -> None:
+def test_a_socket_path_too_long_for_the_system_is_refused_with_advice(tmp_path: Path) -> None:
     found = refused(tmp_path, {"site": "n", "data": DATA, "worker": {"socket": "x" * 120}})
     assert "use a shorter path" in found["worker.socket"]
 
@@ -96,7 +96,7 @@ def test_a_proposal_and_a_site_make_the_experiment_they_came_from(
     assert joined.model.weights is None
 
 
-def test_a_list_without_a_column_of_sites_is_one_site(micro: Callable[..., Experiment], tmp_path: Path) -> None:
+def test_a_manifest_without_a_site_column_is_one_site(micro: Callable[..., Experiment], tmp_path: Path) -> None:
     (tmp_path / "manifest.csv").write_text("image,label\n")
     (tmp_path / "images").mkdir()
     data = {"source": "manifest", "columns": {"site": None}}
@@ -104,7 +104,7 @@ def test_a_list_without_a_column_of_sites_is_one_site(micro: Callable[..., Exper
     assert (joined.data.partition.kind, joined.data.partition.sites) == ("iid", 1)  # type: ignore[union-attr]
 
 
-def test_a_backbone_from_a_network_needs_the_sites_word(micro: Callable[..., Experiment], tmp_path: Path) -> None:
+def test_a_backbone_from_a_network_needs_the_sites_consent(micro: Callable[..., Experiment], tmp_path: Path) -> None:
     proposal = propose(micro("data.classes=[a, b]", "model.backbone=hf-hub:somebody/vit"))
     phantoms = {"source": "phantoms"}
     with pytest.raises(InputRefusedError, match="fetched from a network"):
@@ -112,7 +112,9 @@ def test_a_backbone_from_a_network_needs_the_sites_word(micro: Callable[..., Exp
     join_proposal(load(tmp_path, {"site": "n", "data": phantoms, "model": {"weights": "pretrained"}}), proposal)
 
 
-def test_contradictions_of_a_proposal_are_found_at_the_site(micro: Callable[..., Experiment], tmp_path: Path) -> None:
+def test_proposed_settings_that_do_not_fit_together_are_refused_at_the_site(
+    micro: Callable[..., Experiment], tmp_path: Path
+) -> None:
     proposal = propose(micro("data.classes=[a, b]"))
     crooked = proposal.model_copy(update={"training": proposal.training.model_copy(update={"proximal_mu": 1.0})})
     with pytest.raises(InputRefusedError, match=r"training\.proximal_mu"):

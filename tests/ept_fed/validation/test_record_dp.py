@@ -1,4 +1,4 @@
-"""training.privacy: what it needs, and what does not go with it."""
+"""training.privacy: the settings that it needs, and those that do not fit it."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,7 @@ from ept_fed.errors import InputRefusedError
 PRIVATE = "training.privacy={clip: 1.0, noise_multiplier: 1.0}"
 
 
-def test_training_is_not_private_unless_asked(micro: Callable[..., Experiment]) -> None:
+def test_training_is_not_private_unless_configured(micro: Callable[..., Experiment]) -> None:
     assert micro().training.privacy is None
     privacy = micro(PRIVATE).training.privacy
     assert privacy is not None
@@ -52,7 +52,7 @@ def test_impossible_numbers_are_refused_by_name(micro: Callable[..., Experiment]
         (("model.embedding=multiply_concat", "federation.payload=raw"), "model.embedding"),
     ],
 )
-def test_what_reads_images_beside_the_noise_is_refused_by_name(
+def test_settings_that_read_images_without_noise_are_refused_by_name(
     micro: Callable[..., Experiment], override: tuple[str, ...], field: str
 ) -> None:
     micro(*override)
@@ -61,7 +61,7 @@ def test_what_reads_images_beside_the_noise_is_refused_by_name(
     assert [problem.field for problem in refusal.value.problems] == [field]
 
 
-def test_all_that_does_not_fit_is_named_together(micro: Callable[..., Experiment]) -> None:
+def test_all_settings_that_do_not_fit_are_named_together(micro: Callable[..., Experiment]) -> None:
     with pytest.raises(InputRefusedError) as refusal:
         micro(PRIVATE, "training.head=lda", "training.class_balanced=true")
     assert {problem.field for problem in refusal.value.problems} == {"training.head", "training.class_balanced"}

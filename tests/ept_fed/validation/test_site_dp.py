@@ -1,4 +1,4 @@
-"""federation.site_privacy: what it needs, and what does not go with it."""
+"""federation.site_privacy: the settings that it needs, and those that do not fit it."""
 
 from collections.abc import Callable
 
@@ -28,7 +28,7 @@ def fields_of(refusal: pytest.ExceptionInfo[InputRefusedError]) -> set[str]:
     return {problem.field for problem in refusal.value.problems}
 
 
-def test_updates_leave_as_they_are_unless_asked(micro: Micro) -> None:
+def test_updates_have_no_noise_unless_configured(micro: Micro) -> None:
     assert micro().federation.site_privacy is None
     for given in ((LOCAL,), CENTRAL, DISTRIBUTED):
         assert micro(*given).federation.site_privacy is not None
@@ -73,7 +73,7 @@ def test_impossible_numbers_are_refused_by_name(micro: Micro, given: str, named:
         (DISTRIBUTED, "federation.weights=examples", "federation.weights"),
     ],
 )
-def test_what_the_noise_would_not_cover_is_refused_by_name(
+def test_settings_that_the_noise_does_not_cover_are_refused_by_name(
     micro: Micro, given: tuple[str, ...], override: str, field: str
 ) -> None:
     with pytest.raises(InputRefusedError) as refusal:
@@ -82,7 +82,7 @@ def test_what_the_noise_would_not_cover_is_refused_by_name(
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_strategies_that_see_more_than_the_mean_get_no_central_noise(micro: Micro, strategy: str) -> None:
+def test_strategies_that_need_more_than_the_mean_are_refused_with_central_noise(micro: Micro, strategy: str) -> None:
     def build() -> None:
         micro(*CENTRAL, f"federation.strategy={strategy}")
 
@@ -94,7 +94,7 @@ def test_strategies_that_see_more_than_the_mean_get_no_central_noise(micro: Micr
         assert "federation.strategy" in fields_of(refusal)
 
 
-def test_metrics_that_are_let_out_may_stop_a_run(micro: Micro) -> None:
+def test_released_metrics_may_stop_a_run(micro: Micro) -> None:
     spoken = LOCAL.replace("local,", "local, metrics: true,")
     assert micro(spoken, "federation.patience=2").federation.patience == 2
 
@@ -108,7 +108,7 @@ def test_metrics_that_are_let_out_may_stop_a_run(micro: Micro) -> None:
         (3.0, ["federation.site_privacy.clip"]),
     ],
 )
-def test_shares_that_fixed_point_would_swallow_or_cut_are_refused(clip: float, fields: list[str]) -> None:
+def test_noise_shares_that_fixed_point_cannot_represent_are_refused(clip: float, fields: list[str]) -> None:
     federation = FederationSettings.model_validate(
         {
             "secure_aggregation": {},

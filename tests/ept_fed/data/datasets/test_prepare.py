@@ -53,19 +53,19 @@ def test_summary_counts_images_and_groups(prepared: PreparedData) -> None:
     assert (test["images"], test["groups"]) == (4, 2)
 
 
-def test_one_site_alone_draws_what_it_draws_among_all(prepared: PreparedData) -> None:
+def test_a_single_site_draws_the_same_images_as_among_all_sites(prepared: PreparedData) -> None:
     alone = prepare_data(PHANTOMS.model_copy(update={"sites": ("site-2",)}), SPEC, seed=0)
     assert list(alone.sites) == ["site-2"]
     for split in ("train", "validation", "test"):
         assert getattr(alone.sites["site-2"], split).records == getattr(prepared.sites["site-2"], split).records
 
 
-def test_another_seed_prepares_otherwise(prepared: PreparedData) -> None:
+def test_another_seed_draws_other_images(prepared: PreparedData) -> None:
     other = prepare_data(PHANTOMS, SPEC, seed=1)
     assert other.sites["site-1"].train.records != prepared.sites["site-1"].train.records
 
 
-def test_a_split_seed_holds_the_test_images_still_while_the_shots_change() -> None:
+def test_a_split_seed_keeps_the_test_images_fixed_while_the_shots_change() -> None:
     held = PHANTOMS.model_copy(update={"split_seed": 0})
     first, second = (prepare_data(held, SPEC, seed=seed) for seed in (1, 2))
     for name, site in first.sites.items():
@@ -85,7 +85,7 @@ def test_batches_cover_all_images_in_order(prepared: PreparedData) -> None:
     assert batches[0][0].dtype == torch.float32
 
 
-def test_order_chooses_and_repeats(prepared: PreparedData) -> None:
+def test_order_selects_and_repeats_images(prepared: PreparedData) -> None:
     train = prepared.sites["site-1"].train
     chosen = _images(train, order=[3, 3, 0])
     assert torch.equal(chosen, _images(train)[[3, 3, 0]])
@@ -134,7 +134,7 @@ def test_pool_concatenates_without_copying(prepared: PreparedData) -> None:
     assert all(ours is theirs for ours, theirs in zip(pooled._images, parts[0]._images, strict=False))
 
 
-def test_pool_refuses_nothing_and_mixtures(prepared: PreparedData) -> None:
+def test_pool_refuses_empty_and_mixed_inputs(prepared: PreparedData) -> None:
     train = prepared.sites["site-1"].train
     other = CachedDataset([], [], classes=("a", "b"), task="single_label", pipelines=train._pipelines)
     for parts in ([], [train, other]):
@@ -176,7 +176,7 @@ def test_validation_may_be_empty(write_hospital: Write) -> None:
 
 
 @pytest.mark.parametrize("test_shots", [1, 3])
-def test_test_images_are_thinned_alike_whatever_sample_is_trained_on(write_hospital: Write, test_shots: int) -> None:
+def test_thinned_test_images_do_not_depend_on_the_training_sample(write_hospital: Write, test_shots: int) -> None:
     settings = write_hospital(test_fraction=0.4, split_seed=7)
     whole = prepare_data(settings, SPEC, seed=0)
     thin, other = (
@@ -194,7 +194,7 @@ def test_test_images_are_thinned_alike_whatever_sample_is_trained_on(write_hospi
     assert not any("is tested on" in note for note in whole.notes)
 
 
-def test_thinned_test_images_are_counted_without_those_that_cannot_be_read(write_hospital: Write) -> None:
+def test_the_count_of_thinned_test_images_excludes_unreadable_ones(write_hospital: Write) -> None:
     settings = write_hospital(test_fraction=0.4, test_shots=1, max_unreadable=0.9)
     (site, whole), *_ = prepare_data(settings, SPEC, seed=0).sites.items()
     lost = whole.test.records[0].image
@@ -204,7 +204,7 @@ def test_thinned_test_images_are_counted_without_those_that_cannot_be_read(write
     assert data.thinned[site].startswith(f"{site} is tested on {len(whole.test) - 1} of its ")
 
 
-def test_images_that_cannot_be_read_are_not_said_to_be_left_out_on_purpose(write_hospital: Write) -> None:
+def test_unreadable_images_are_not_reported_as_thinned(write_hospital: Write) -> None:
     settings = write_hospital(test_fraction=0.4, max_unreadable=0.9)
     (_, whole), *_ = prepare_data(settings, SPEC, seed=0).sites.items()
     (settings.root / "images" / whole.test.records[0].image).write_bytes(b"no image")
@@ -256,7 +256,7 @@ def test_many_unusable_images_are_counted(write_hospital: Write) -> None:
     assert "data.max_unreadable=" not in problem.fix
 
 
-def test_problems_of_all_kinds_come_at_once(write_hospital: Write) -> None:
+def test_problems_of_all_kinds_are_reported_together(write_hospital: Write) -> None:
     settings = write_hospital(shots=1000, test_fraction=0.0)
     for image in (settings.root / "images").iterdir():
         image.unlink()

@@ -51,7 +51,7 @@ def test_only_large_images_are_shrunk_before_caching(height: int, width: int, ke
 
 
 @pytest.mark.parametrize(("height", "width"), [(300, 300), (150, 400)])
-def test_crops_are_distributed_as_torchvisions(height: int, width: int) -> None:
+def test_crops_are_distributed_as_those_of_torchvision(height: int, width: int) -> None:
     crop = RandomResizedCropd("image", 32, (0.08, 1.0), "bicubic").set_random_state(state=_seeded(0))
     image = torch.zeros(3, height, width, dtype=torch.uint8)
     ours, theirs = [], []
@@ -77,7 +77,7 @@ def test_crop_that_never_fits_falls_back_to_the_centre(height: int, width: int, 
     assert crop.box == box
 
 
-def test_half_the_images_are_mirrored_exactly() -> None:
+def test_half_of_the_images_are_mirrored_without_other_changes() -> None:
     flip = RandomHorizontalFlipd("image").set_random_state(state=_seeded(0))
     image = torch.arange(12, dtype=torch.uint8).reshape(3, 2, 2)
     mirrored = 0
@@ -88,7 +88,7 @@ def test_half_the_images_are_mirrored_exactly() -> None:
     assert 200 < mirrored < 300
 
 
-def test_training_repeats_for_one_seed_and_touches_no_global_generator() -> None:
+def test_training_transforms_repeat_for_one_seed_and_use_no_global_generator() -> None:
     deterministic, random = build_training_transforms(SPEC, AugmentationSettings())
     item = deterministic({"image": PHOTO.copy()})
     before = np.random.get_state()[1].copy(), torch.get_rng_state()  # noqa: NPY002

@@ -1,4 +1,4 @@
-"""DICOM files made here; those that pydicom has to read are skipped where it is not installed (extra `dicom`)."""
+"""Decoding of DICOM files that the tests make; tests that need pydicom (extra `dicom`) are skipped without it."""
 
 import importlib.util
 import io
@@ -28,7 +28,7 @@ def gray(content: bytes) -> np.ndarray:
     return pixels[:, :, 0]
 
 
-def test_a_linear_window_is_the_standards() -> None:
+def test_a_linear_window_follows_the_standard() -> None:
     """PS3.3 C.11.2.1.2.1: centre 2048, width 4096 maps 0 to the minimum and 4095 to the maximum."""
     shown = apply_window(np.array([[-5.0, 0.0, 2047.5, 4095.0, 9999.0]]), 2048, 4096)
     np.testing.assert_allclose(shown, [[0, 0, 0.5, 1, 1]], atol=1e-12)
@@ -36,25 +36,25 @@ def test_a_linear_window_is_the_standards() -> None:
     np.testing.assert_allclose(threshold[:, [0, 2]], [[0, 1]])
 
 
-def test_exact_and_sigmoid_windows_are_the_standards() -> None:
+def test_exact_and_sigmoid_windows_follow_the_standard() -> None:
     values = np.array([[0.0, 50.0, 100.0]])
     np.testing.assert_allclose(apply_window(values, 50, 100, "LINEAR_EXACT"), [[0, 0.5, 1]])
     np.testing.assert_allclose(apply_window(values, 50, 100, "SIGMOID"), 1 / (1 + np.exp([[2.0, 0.0, -2.0]])))
 
 
 @pytest.mark.parametrize(("width", "function"), [(0.5, "LINEAR"), (0, "SIGMOID"), (-1, "LINEAR_EXACT"), (9, "CUBIC")])
-def test_a_window_without_meaning_is_refused(width: float, function: str) -> None:
+def test_an_invalid_window_is_refused(width: float, function: str) -> None:
     with pytest.raises(ValueError, match="window"):
         apply_window(np.zeros((1, 1)), 0, width, function)
 
 
-def test_dicom_is_told_by_its_mark() -> None:
+def test_dicom_is_recognised_by_its_magic_bytes() -> None:
     assert is_dicom(b"\0" * 128 + b"DICM")
     assert not is_dicom(b"DICM")
     assert not is_dicom(b"")
 
 
-def test_without_pydicom_the_sentence_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_pydicom_the_message_states_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pydicom", None)
     with pytest.raises(UnreadableImageError, match=r"pip install 'ept-fed\[dicom\]'"):
         read_dicom("x.dcm", b"\0" * 128 + b"DICM")
@@ -97,7 +97,7 @@ def test_signed_pixels_and_padding(encode_dicom: Callable[..., bytes]) -> None:
 
 
 @needs_pydicom
-def test_colour_stays_as_it_is(encode_dicom: Callable[..., bytes]) -> None:
+def test_colour_pixels_are_unchanged(encode_dicom: Callable[..., bytes]) -> None:
     colour = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     np.testing.assert_array_equal(read_dicom("x.dcm", encode_dicom(colour)), colour)
 
@@ -149,7 +149,7 @@ def test_a_jpeg_inside_is_decoded(encode_dicom: Callable[..., bytes]) -> None:
     ],
     ids=lambda value: ",".join(value) if isinstance(value, dict) else "",
 )
-def test_what_cannot_be_shown_is_refused_by_name(
+def test_images_that_cannot_be_shown_are_refused_with_the_reason(
     encode_dicom: Callable[..., bytes], changes: dict[str, Any], reason: str
 ) -> None:
     with pytest.raises(UnreadableImageError, match=reason) as refusal:
@@ -174,7 +174,7 @@ def test_a_compression_without_a_decoder_is_named(
 
 
 @needs_pydicom
-def test_damage_anywhere_is_refused_or_read_and_nothing_of_the_file_is_told(
+def test_a_damaged_file_is_read_or_refused_and_its_content_never_leaks(
     encode_dicom: Callable[..., bytes], caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
 ) -> None:
     content = encode_dicom(GRAY, WindowCenter=200, WindowWidth=300)

@@ -90,7 +90,7 @@ def test_damaged_file_is_unreadable_and_named(content: bytes) -> None:
     flips=st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), min_size=1, max_size=8),
     cut=st.integers(0, 30),
 )
-def test_damage_gives_pixels_or_one_kind_of_error(kind: str, flips: list[tuple[int, int]], cut: int) -> None:
+def test_a_damaged_file_gives_pixels_or_one_kind_of_error(kind: str, flips: list[tuple[int, int]], cut: int) -> None:
     content = bytearray(_encode(_RGB, kind))
     for position, value in flips:
         content[position % len(content)] = value

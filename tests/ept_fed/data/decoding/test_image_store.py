@@ -51,7 +51,7 @@ def test_unusable_key_raises_one_kind_of_error(path: Path, key: str) -> None:
 
 
 @pytest.mark.parametrize("key", OUTSIDE)
-def test_no_key_leaves_the_store(path: Path, key: str) -> None:
+def test_no_key_reaches_outside_the_store(path: Path, key: str) -> None:
     with pytest.raises(UnreadableImageError, match="outside the image store"):
         open_images(path).read(key)
 
@@ -71,7 +71,7 @@ def test_zip_with_a_damaged_member_is_unreadable(tmp_path: Path, encode_image: C
 
 
 @pytest.mark.parametrize("content", [b"not a zip", None])
-def test_neither_folder_nor_zip_is_refused(tmp_path: Path, content: bytes | None) -> None:
+def test_a_path_that_is_neither_folder_nor_zip_is_refused(tmp_path: Path, content: bytes | None) -> None:
     if content is not None:
         (tmp_path / "images.rar").write_bytes(content)
     with pytest.raises(InputRefusedError) as caught:
@@ -94,7 +94,7 @@ def test_array_rows_are_copies() -> None:
 
 
 @pytest.mark.parametrize("key", ["train/1", "train/-1", "train/x", "test/0", "train", ""])
-def test_array_keys_outside_are_missing(key: str) -> None:
+def test_array_keys_out_of_range_are_missing(key: str) -> None:
     store = ArrayImages({"train": np.zeros((1, 2, 2), np.uint8)})
     assert store.find_missing([key, "train/0"]) == [key]
     with pytest.raises(UnreadableImageError):

@@ -1,4 +1,4 @@
-"""A PACS export written here: DICOM files of several patients, and the CSV that labels them."""
+"""DICOM folders as a PACS exports them: files of several patients, and the CSV that labels them."""
 
 import importlib.util
 from collections.abc import Callable
@@ -23,7 +23,10 @@ PRIVATE = "1.3.46.670589.33.1.4.1"
 
 @pytest.fixture
 def export(tmp_path: Path, encode_dicom: Callable[..., bytes]) -> Callable[..., Path]:
-    """Write one file per call, returning its path below the folder; UIDs count up, two images per patient."""
+    """Return a function that writes one file per call and returns its path below the folder.
+
+    UIDs count up; each patient has two images.
+    """
     written: list[Path] = []
 
     def write(name: str | None = None, pixels: np.ndarray | None = None, **attributes: Any) -> Path:
@@ -70,7 +73,7 @@ def test_files_are_labelled_by_their_path_with_site_and_split(export: Callable[.
     assert settings.columns.image_is == "uid"
 
 
-def test_a_patient_never_appears_in_clear(export: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_patient_id_never_appears_in_plaintext(export: Callable[..., Path], tmp_path: Path) -> None:
     for _ in range(2):
         export(PatientID="Secret-0815")
     settings = label(tmp_path, ["1.2.826.0,a", "1.2.826.1,b"])
@@ -84,7 +87,7 @@ def test_a_patient_never_appears_in_clear(export: Callable[..., Path], tmp_path:
     assert "shorter than 16 bytes" in str(refuse(keyed)[0])
 
 
-def test_pixels_come_through_rescale_and_window(export: Callable[..., Path], tmp_path: Path) -> None:
+def test_pixels_are_rescaled_and_windowed(export: Callable[..., Path], tmp_path: Path) -> None:
     values = np.arange(48, dtype=np.uint16).reshape(6, 8) * 10
     window = {"RescaleSlope": 2, "RescaleIntercept": -100, "WindowCenter": 300, "WindowWidth": 200}
     for kind in ("MONOCHROME2", "MONOCHROME1"):
@@ -99,7 +102,7 @@ def test_pixels_come_through_rescale_and_window(export: Callable[..., Path], tmp
     assert modes == ["DICOM MONOCHROME2", "DICOM MONOCHROME1", "DICOM RGB"]
 
 
-def test_everything_that_does_not_match_is_refused_at_once(export: Callable[..., Path], tmp_path: Path) -> None:
+def test_all_mismatches_are_reported_together(export: Callable[..., Path], tmp_path: Path) -> None:
     for _ in range(3):
         export()
     export("twin.dcm", SOPInstanceUID="1.2.826.0")
@@ -144,14 +147,14 @@ def test_one_file_without_usable_pixels_stops_a_run_or_is_dropped(export: Callab
     assert "3 image(s) dropped" in "".join(data.notes)
 
 
-def test_what_is_no_image_may_go_without_a_row(export: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_file_without_an_image_needs_no_row(export: Callable[..., Path], tmp_path: Path) -> None:
     for _ in range(2):
         export()
     export("report.dcm", PixelData=None, PatientID=None)
     assert len(read_dicom_folder(label(tmp_path, ["1.2.826.0,a", "1.2.826.1,b"])).records) == 2
 
 
-def test_without_patients_images_may_stand_alone(export: Callable[..., Path], tmp_path: Path) -> None:
+def test_images_without_a_patient_may_each_form_a_group(export: Callable[..., Path], tmp_path: Path) -> None:
     for _ in range(2):
         export(PatientID=None)
     settings = label(tmp_path, ["1.2.826.0,a", "1.2.826.1,b"])

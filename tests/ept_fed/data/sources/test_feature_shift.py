@@ -1,4 +1,4 @@
-"""Feature shift: seeded by site and image, the same whenever read, and what its numbers say."""
+"""Feature shift: seeded by site and image, equal at every read, and as strong as its settings state."""
 
 from collections.abc import Callable
 
@@ -21,7 +21,7 @@ SPEC = InputSpec(16, (0.5,) * 3, (0.5,) * 3, "bilinear")
 
 
 def scan(profile: AcquisitionProfile, image: np.ndarray) -> np.ndarray:
-    """Pass (H, W) on 0–1 through a scanner, without noise."""
+    """Pass an image (H, W) with values in 0–1 through a scanner, without noise."""
     pixels = torch.from_numpy(np.repeat(image[None].astype(np.float32), 3, axis=0))
     return build_scanner(profile)({"image": pixels, "noise": torch.zeros_like(pixels)})["image"][0].numpy()
 
@@ -41,11 +41,11 @@ def test_a_plain_scanner_changes_nothing(image: np.ndarray) -> None:
     np.testing.assert_allclose(scan(PLAIN, image), image, atol=1e-5)
 
 
-def test_gain_and_gamma_are_the_formula(image: np.ndarray) -> None:
+def test_gain_and_gamma_follow_the_formula(image: np.ndarray) -> None:
     np.testing.assert_allclose(scan(vary(gain=0.8, gamma=1.3), image), 0.8 * image**1.3, atol=1e-5)
 
 
-def test_blur_is_a_gaussian_of_its_width_in_shares_of_the_image() -> None:
+def test_blur_is_a_gaussian_whose_width_is_a_fraction_of_the_image() -> None:
     point = np.zeros((41, 40))
     point[20, 20] = 1.0
     seen = scan(vary(blur=0.05), point)
@@ -54,7 +54,7 @@ def test_blur_is_a_gaussian_of_its_width_in_shares_of_the_image() -> None:
     assert abs(np.sqrt((seen.sum(axis=0) * offsets**2).sum()) - 2.0) < 0.05
 
 
-def test_a_wider_view_shows_more_and_smaller() -> None:
+def test_a_wider_field_of_view_shows_objects_smaller() -> None:
     disc = (np.hypot(*np.mgrid[-20:20, -20:20]) < 10).astype(float)
     areas = [scan(vary(field_of_view=view), disc).sum() for view in (0.8, 1.0, 1.25)]
     np.testing.assert_allclose(areas, disc.sum() / np.array([0.8, 1.0, 1.25]) ** 2, rtol=0.05)
@@ -76,7 +76,7 @@ def shifted(seed: int = 0, **settings: tuple[float, float]) -> ShiftedImages:
     return shift_features(ArrayImages(arrays), records, FeatureShiftSettings.model_validate(settings), seed)
 
 
-def test_reading_is_the_same_every_time_and_touches_no_global_generator() -> None:
+def test_reading_repeats_exactly_and_uses_no_global_generator() -> None:
     state = torch.random.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
     first = shifted().read("train/0")
     assert (first == shifted().read("train/0")).all()
@@ -96,7 +96,9 @@ def test_noise_has_its_std_and_differs_between_images() -> None:
     assert abs(np.corrcoef(first.ravel(), second.ravel())[0, 1]) < 0.05
 
 
-def test_it_goes_with_any_partition_and_reaches_the_cache(write_hospital: Callable[..., ManifestSettings]) -> None:
+def test_feature_shift_works_with_any_partition_and_reaches_the_cache(
+    write_hospital: Callable[..., ManifestSettings],
+) -> None:
     settings = write_hospital(validation_shots=None)
     label_skew = DirichletPartition(sites=2, alpha=5.0, feature_shift=SETTINGS)
     for partition in (SitesPartition(feature_shift=SETTINGS), label_skew):

@@ -13,7 +13,7 @@ from ept_fed.errors import InputRefusedError
 
 @pytest.fixture
 def place(tmp_path: Path) -> Callable[..., Path]:
-    """Put small images at the given names below tmp_path/images."""
+    """Return a function that writes small images with the given names below tmp_path/images."""
 
     def put(*names: str) -> Path:
         for name in names:
@@ -54,12 +54,12 @@ def test_a_patient_in_two_class_folders_is_one_group(place: Callable[..., Path])
     assert {record.group for record in catalog.records} == {"p1"}
 
 
-def test_without_groups_every_image_is_its_own(place: Callable[..., Path]) -> None:
+def test_without_groups_every_image_is_its_own_group(place: Callable[..., Path]) -> None:
     catalog = read_image_folder(ImageFolderSettings(root=place("a/1.png", "a/2.png", "b/1.png"), levels="class"))
     assert len({record.group for record in catalog.records}) == 3
 
 
-def test_a_zip_gives_what_its_folder_gives(place: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_zip_is_read_as_its_folder(place: Callable[..., Path], tmp_path: Path) -> None:
     root = place("north/a/1.png", "south/b/2.png")
     with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
         for path in sorted((root / "images").rglob("*.png")):
@@ -69,7 +69,7 @@ def test_a_zip_gives_what_its_folder_gives(place: Callable[..., Path], tmp_path:
     assert zipped.store.read("north/a/1.png").shape == (8, 8, 3)
 
 
-def test_one_folder_around_everything_is_passed_over(place: Callable[..., Path]) -> None:
+def test_a_single_outer_folder_is_skipped(place: Callable[..., Path]) -> None:
     root = place("archive/a/1.png", "archive/b/2.png")
     catalog = read_image_folder(ImageFolderSettings(root=root, levels="class"))
     assert (catalog.classes, [record.image for record in catalog.records]) == (
@@ -80,7 +80,7 @@ def test_one_folder_around_everything_is_passed_over(place: Callable[..., Path])
     assert "are not at class/IMAGE" in refuse(ImageFolderSettings(root=root, levels="class"))
 
 
-def test_files_that_are_no_images_are_left_alone(place: Callable[..., Path]) -> None:
+def test_files_that_are_not_images_are_ignored(place: Callable[..., Path]) -> None:
     root = place("x/a/1.png", "x/b/2.png", "x/a/notes.txt", "x/a/.hidden.png", "__MACOSX/x/1.png", "Thumbs.db")
     assert len(read_image_folder(ImageFolderSettings(root=root)).records) == 2
 

@@ -1,4 +1,4 @@
-"""The files of ISIC 2018's task 3, written here as the challenge publishes them."""
+"""ISIC 2018 task 3, with test files in the form that the challenge publishes."""
 
 import zipfile
 from collections.abc import Callable
@@ -17,7 +17,7 @@ HEADER = "image,MEL,NV,BCC,AKIEC,BKL,DF,VASC"
 
 @pytest.fixture
 def publish(tmp_path: Path) -> Callable[..., Path]:
-    """Write one part: ground truth, a lesion for each pair of images, and the images."""
+    """Return a function that writes one part: ground truth, a lesion for each pair of images, and the images."""
 
     def write(part: str = "Training", first: int = 24306, count: int = 14, *, folder: bool = True) -> Path:
         stem = f"ISIC2018_Task3_{part}"
@@ -56,7 +56,7 @@ def test_one_part_is_read_back_exactly(publish: Callable[..., Path]) -> None:
     assert catalog.store.read(first.image).shape == (9, 12, 3)
 
 
-def test_all_parts_are_splits_of_their_own(publish: Callable[..., Path]) -> None:
+def test_each_part_is_its_own_split(publish: Callable[..., Path]) -> None:
     publish()
     publish("Validation", 34321, 7, folder=False)
     root = publish("Test", 34524, 7)
@@ -75,7 +75,7 @@ def test_the_images_may_stay_in_their_zip(publish: Callable[..., Path]) -> None:
     assert catalog.store.find_missing([record.image for record in catalog.records]) == []
 
 
-def test_classes_may_be_ordered_and_columns_added(publish: Callable[..., Path]) -> None:
+def test_reordered_classes_and_extra_columns_are_accepted(publish: Callable[..., Path]) -> None:
     root = publish()
     path = root / "ISIC2018_Task3_Training_GroundTruth" / "ISIC2018_Task3_Training_GroundTruth.csv"
     lines = path.read_text().splitlines()
@@ -85,7 +85,7 @@ def test_classes_may_be_ordered_and_columns_added(publish: Callable[..., Path]) 
     assert classes[catalog.records[0].labels[0]] == "MEL"
 
 
-def test_everything_wrong_comes_at_once(publish: Callable[..., Path]) -> None:
+def test_all_problems_are_reported_together(publish: Callable[..., Path]) -> None:
     root = publish()
     path = root / "ISIC2018_Task3_Training_GroundTruth" / "ISIC2018_Task3_Training_GroundTruth.csv"
     path.write_text(path.read_text() + "ISIC_0099999,1,1,0,0,0,0,0\nISIC_0024306,1,0,0,0,0,0,0\n")
@@ -95,12 +95,12 @@ def test_everything_wrong_comes_at_once(publish: Callable[..., Path]) -> None:
     assert "ISIC_0099999" in found["data.images"]
 
 
-def test_files_that_are_not_there_are_named(tmp_path: Path) -> None:
+def test_missing_files_are_named(tmp_path: Path) -> None:
     found = refuse(ISIC2018Settings(root=tmp_path))
     assert "ISIC2018_Task3_Training_GroundTruth.csv" in found["data.parts"]
     assert "LesionGroupings.csv" in found["data.groupings"]
 
 
-def test_without_groupings_every_image_stands_alone(publish: Callable[..., Path]) -> None:
+def test_without_groupings_every_image_is_its_own_group(publish: Callable[..., Path]) -> None:
     catalog = read_isic2018(ISIC2018Settings(root=publish(), groupings=False))
     assert len({record.group for record in catalog.records}) == 14

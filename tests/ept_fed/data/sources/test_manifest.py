@@ -43,7 +43,7 @@ def test_rows_become_records(write: Read) -> None:
     )
 
 
-def test_without_groups_every_image_is_its_own(write: Read) -> None:
+def test_without_groups_every_image_is_its_own_group(write: Read) -> None:
     catalog = read_manifest(write("image,label,site\n1,a,x\n2,b,x\n"))
     assert [(record.group, record.split) for record in catalog.records] == [("1", None), ("2", None)]
 
@@ -71,7 +71,7 @@ def test_label_columns_follow_the_order_of_classes(write: Read) -> None:
     assert [record.labels for record in catalog.records] == [(1,), (0,)]
 
 
-def test_wanted_sites_do_not_change_what_is_read(write: Read) -> None:
+def test_all_rows_are_read_for_any_selection_of_sites(write: Read) -> None:
     text = "image,label,site\n1,a,x\n2,b,y\n"
     assert len(read_manifest(write(text, sites=("x",))).records) == 2
 
@@ -120,14 +120,14 @@ def test_unknown_split_is_refused(write: Read) -> None:
     assert (absent.field, absent.value) == ("data.images", ["1", "2", "3"])
 
 
-def test_a_name_at_two_sites_is_two_groups_unless_groups_are_everywhere(write: Read) -> None:
+def test_a_group_name_at_two_sites_is_two_groups_unless_its_scope_is_everywhere(write: Read) -> None:
     text = "image,label,site,who\n1,a,x,p\n2,b,y,p\n"
     for scope, groups in (("site", ["x/p", "y/p"]), ("everywhere", ["p", "p"])):
         catalog = read_manifest(write(text, columns=ManifestColumns(group="who", group_scope=scope)))
         assert [record.group for record in catalog.records] == groups
 
 
-def test_straddling_group_is_refused_alone_and_with_the_rest(write: Read) -> None:
+def test_a_straddling_group_is_refused_with_and_without_other_problems(write: Read) -> None:
     text = "image,label,site,split,who\n1,a,x,train,p\n2,b,x,test,p\n"
     columns = ManifestColumns(split="split", group="who")
     with pytest.raises(InputRefusedError, match="more than one split") as refusal:
@@ -156,17 +156,17 @@ def test_classes_that_differ_in_spelling_only_are_ambiguous(write: Read) -> None
     assert len(read_manifest(write(text, classes=("Nevus", "nevus", "mel"))).classes) == 3
 
 
-def test_a_near_miss_of_a_column_is_suggested(write: Read) -> None:
+def test_a_similar_column_name_is_suggested(write: Read) -> None:
     (problem,) = _refuse(write("image,Label,site\n1,a,x\n"))
     assert "did you mean 'Label'?" in problem.fix
 
 
-def test_missing_files_are_refused_together(tmp_path: Path) -> None:
+def test_missing_files_are_reported_together(tmp_path: Path) -> None:
     problems = _refuse(ManifestSettings(root=tmp_path))
     assert [problem.field for problem in problems] == ["data.images", "data.manifest"]
 
 
-def test_all_problems_come_at_once(write: Read) -> None:
+def test_all_problems_are_reported_together(write: Read) -> None:
     text = "image,label,site\n1,a,\n1,b,x\n3,,x\n,z,x\n"
     fields = [problem.field for problem in _refuse(write(text, classes=("a", "b"), sites=("q",)))]
     assert sorted(fields) == [

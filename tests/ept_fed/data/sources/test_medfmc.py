@@ -1,4 +1,4 @@
-"""Lists written here in the three formats of MedFMC, with the file names that the challenge really has."""
+"""MedFMC: test lists in the challenge's three formats, with real file names of the challenge."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +24,7 @@ CHEST_CODE = "1,0,0,0,1,0,0,0,0,0,0,0,0,0,0,0,0,0,1"
 
 @pytest.fixture
 def write(tmp_path: Path) -> Callable[..., MedFMCSettings]:
-    """Write lists by file name, and an image for every name in them."""
+    """Return a function that writes lists by file name, and an image for every name in them."""
 
     def build(lists: dict[str, str], *, absent: tuple[str, ...] = (), **settings: object) -> MedFMCSettings:
         (tmp_path / "images").mkdir(exist_ok=True)
@@ -64,7 +64,7 @@ def test_all_three_formats_parse(dataset: str, line: str, expected: ListedImage)
     st.lists(st.tuples(st.text("ab 01_-.", max_size=12), st.lists(st.booleans(), min_size=4, max_size=4)), max_size=8),
     st.sampled_from([" ", ","]),
 )
-def test_what_is_written_is_read_back_whatever_the_name(rows: list[tuple[str, list[bool]]], comma: str) -> None:
+def test_a_list_is_read_back_for_any_file_name(rows: list[tuple[str, list[bool]]], comma: str) -> None:
     named = {f"x{number}{name}y.png": flags for number, (name, flags) in enumerate(rows)}
     text = "".join(f"{name} {comma.join(str(int(flag)) for flag in flags)}\n" for name, flags in named.items())
     listed, problems = parse_list(text, MEDFMC_CLASSES["endo"], "list")
@@ -93,7 +93,7 @@ def test_any_text_is_read_or_refused(text: str) -> None:
         ("endo", "image.png 1 0 0 0\nimage.png 0 0 0 1", "different labels"),
     ],
 )
-def test_a_line_that_cannot_be_meant_is_refused(dataset: str, line: str, said: str) -> None:
+def test_an_invalid_line_is_refused(dataset: str, line: str, said: str) -> None:
     _, (problem,) = parse_list(line, MEDFMC_CLASSES[dataset], "data.train_list")
     assert said in problem.fix
     assert problem.field == "data.train_list"
@@ -125,7 +125,9 @@ def test_a_published_sampling_is_found_by_its_name(write: Callable[..., MedFMCSe
     assert splits == {ENDO.format(1): "train", ENDO.format(2): "validation", ENDO.format(3): "test"}
 
 
-def test_overlapping_lists_are_refused_unless_validation_gives_way(write: Callable[..., MedFMCSettings]) -> None:
+def test_overlapping_lists_are_refused_unless_validation_drops_the_overlap(
+    write: Callable[..., MedFMCSettings],
+) -> None:
     lists = {
         "colon_1-shot_train_exp1.txt": colon(range(2), 0),
         "colon_1-shot_val_exp1.txt": colon(range(1, 4), 0),
@@ -144,7 +146,7 @@ def test_overlapping_lists_are_refused_unless_validation_gives_way(write: Callab
     assert [record.image for record in kept if record.split == "validation"] == [COLON.format(2), COLON.format(3)]
 
 
-def test_a_pattern_finds_the_patient_and_straddling_is_refused(write: Callable[..., MedFMCSettings]) -> None:
+def test_a_pattern_finds_the_patient_and_a_straddling_patient_is_refused(write: Callable[..., MedFMCSettings]) -> None:
     lists = {"trainval.txt": colon(range(2), 0), "test_WithLabel.txt": colon(range(4, 6), 1)}
     settings = write(lists, group_pattern=r"^(\d{4}-\d{5})-")
     assert {record.group for record in read_medfmc(settings).records} == {"2019-07506"}
@@ -154,7 +156,7 @@ def test_a_pattern_finds_the_patient_and_straddling_is_refused(write: Callable[.
         read_medfmc(settings.model_copy(update={"group_pattern": "^(D.*?)_"}))
 
 
-def test_absent_images_are_named_with_everything_else(write: Callable[..., MedFMCSettings]) -> None:
+def test_absent_images_are_reported_with_all_other_problems(write: Callable[..., MedFMCSettings]) -> None:
     lists = {"trainval.txt": colon(range(3), 0) + "odd line\n", "test_WithLabel.txt": colon(range(9, 11), 1)}
     settings = write(lists, absent=(COLON.format(1), COLON.format(9)), classes=("positive", "bad"))
     with pytest.raises(InputRefusedError) as refusal:
@@ -174,7 +176,7 @@ def test_a_list_that_names_an_absent_image_stops_a_run(write: Callable[..., MedF
         prepare_data(settings, InputSpec(16, (0.5,) * 3, (0.5,) * 3, "bilinear"), seed=0)
 
 
-def test_a_list_that_is_not_there_or_empty_is_refused(write: Callable[..., MedFMCSettings]) -> None:
+def test_a_missing_or_empty_list_is_refused(write: Callable[..., MedFMCSettings]) -> None:
     with pytest.raises(InputRefusedError) as refusal:
         read_medfmc(write({"trainval.txt": "\n"}))
     assert [problem.field for problem in refusal.value.problems] == ["data.train_list", "data.test_list"]

@@ -77,7 +77,7 @@ def test_multi_hot_archive_needs_the_multi_label_task(write: Write) -> None:
     assert "data.task=multi_label" in _refuse(write(width=3))
 
 
-def test_multi_hot_labels_other_than_flags_are_refused(write: Write) -> None:
+def test_multi_hot_labels_other_than_0_and_1_are_refused(write: Write) -> None:
     assert "holds [5]" in _refuse(write({"val_labels": np.full((4, 3), 5)}, width=3, task="multi_label"))
 
 

@@ -54,13 +54,13 @@ def test_every_structure_draws_at_every_size(size: int) -> None:
         assert image.std() > 3
 
 
-def test_each_site_has_a_scanner_of_its_own() -> None:
+def test_each_site_has_its_own_scanner() -> None:
     assert derive_profile(0, "site-1") == derive_profile(0, "site-1")
     assert derive_profile(0, "site-1") != derive_profile(0, "site-2")
     assert derive_profile(0, "site-1") != derive_profile(1, "site-1")
 
 
-def test_classes_show_in_structure_and_not_in_intensity() -> None:
+def test_classes_differ_in_structure_and_not_in_intensity() -> None:
     catalog = generate_phantoms(PhantomSettings(phantom_sites=2, patients_per_class=40), seed=0)
     images = [catalog.store.read(record.image) for record in catalog.records]
     labels = [record.labels[0] for record in catalog.records]
@@ -98,7 +98,7 @@ def test_unsuitable_settings_are_refused_together() -> None:
     assert [problem.field for problem in caught.value.problems] == ["data.classes", "data.task"]
 
 
-def test_other_keys_are_missing() -> None:
+def test_unknown_keys_are_missing() -> None:
     store = generate_phantoms(SMALL, seed=0).store
     assert store.find_missing(["site-9/rings/000/0", "site-1/rings/000/0"]) == ["site-9/rings/000/0"]
     with pytest.raises(UnreadableImageError):

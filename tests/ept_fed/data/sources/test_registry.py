@@ -82,7 +82,7 @@ def settings(
     write_hospital: Callable[..., ManifestSettings],
     encode_dicom: Callable[..., bytes],
 ) -> DataSettings:
-    """Two sites of each source, written to disk; a new source needs an entry, so that the sweep covers it."""
+    """Settings of each source, with two sites written to disk; a new source needs an entry here to be tested."""
     return {
         "manifest": lambda: write_hospital(shots=2),
         "folder": lambda: _write_folder(tmp_path),

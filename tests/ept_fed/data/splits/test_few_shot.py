@@ -37,7 +37,7 @@ def test_samples_are_nested(records: list[ImageRecord], shots: int) -> None:
 
 
 @given(training_records(), st.integers(1, 8))
-def test_no_patient_gives_twice_before_all_gave_once(records: list[ImageRecord], shots: int) -> None:
+def test_no_patient_gives_a_second_image_before_all_gave_one(records: list[ImageRecord], shots: int) -> None:
     drawn = sample_shots(records, shots=shots, num_classes=CLASSES, seed=0).records
     for label in range(CLASSES):
         given_by = Counter(record.group for record in drawn if label in record.labels)
@@ -65,7 +65,7 @@ def test_rarest_class_draws_first_so_shared_images_count() -> None:
     assert _draw(both + common, 2) == {"both-0", "both-1"}
 
 
-def test_another_seed_draws_otherwise() -> None:
+def test_another_seed_draws_other_images() -> None:
     records = [ImageRecord(f"i{n}", (0,), "x", f"g{n}", "train") for n in range(60)]
     assert _draw(records, 5, seed=0) != _draw(records, 5, seed=1)
 

@@ -1,4 +1,4 @@
-"""Every partitioner, swept: nothing is lost, nothing appears twice, groups stay whole, the seed decides."""
+"""Every partitioner: no image is lost or duplicated, groups stay whole, and the seed determines the result."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -25,7 +25,7 @@ from ept_fed.errors import InputRefusedError
 
 MakeRecords = Callable[..., list[ImageRecord]]
 
-# Easy enough that most small data sets can be dealt; a new partitioner needs an entry.
+# These settings can partition most small data sets. A new partitioner needs an entry.
 EASY: dict[str, Callable[[int], VirtualPartition]] = {
     "iid": lambda sites: IIDPartition(sites=sites),
     "dirichlet": lambda sites: DirichletPartition(sites=sites, alpha=5.0, min_images=1),
@@ -40,7 +40,7 @@ def singles(count: int, classes: int = 10, split: str | None = None) -> list[Ima
 
 
 def tabulate(records: Sequence[ImageRecord], sites: int, classes: int = 10) -> np.ndarray:
-    """Return images (S, C)."""
+    """Return the number of images per site and class (S, C)."""
     counts = Counter((record.site, record.labels[0]) for record in records)
     return np.array([[counts[site, label] for label in range(classes)] for site in name_sites(sites)])
 
@@ -60,7 +60,7 @@ def test_every_settings_class_has_a_partitioner() -> None:
     seed=st.integers(0, 5),
     split=st.booleans(),
 )
-def test_nothing_is_lost_and_groups_stay_whole(
+def test_no_image_is_lost_and_groups_stay_whole(
     kind: str, rows: list[tuple[int, list[int]]], sites: int, seed: int, split: bool
 ) -> None:
     records = [
@@ -84,14 +84,14 @@ def test_nothing_is_lost_and_groups_stay_whole(
 
 
 @pytest.mark.parametrize("kind", EVERY)
-def test_the_seed_decides(kind: str) -> None:
+def test_the_seed_determines_the_partition(kind: str) -> None:
     records, partition = singles(400), EASY[kind](5)
     assert partition_records(records, partition, 0) == partition_records(records, partition, 0)
     assert partition_records(records, partition, 0) != partition_records(records, partition, 1)
 
 
 @pytest.mark.parametrize("kind", EVERY)
-def test_a_site_is_skewed_alike_in_every_split(kind: str) -> None:
+def test_a_site_has_the_same_skew_in_every_split(kind: str) -> None:
     train, test = singles(4000, split="train"), singles(2000, split="test")
     dealt = partition_records([*train, *test], EASY[kind](5), seed=0)
     shares = [
@@ -101,7 +101,7 @@ def test_a_site_is_skewed_alike_in_every_split(kind: str) -> None:
     np.testing.assert_allclose(shares[0], shares[1], atol=0.02)
 
 
-def test_the_sites_of_the_source_stay_as_they_are() -> None:
+def test_the_sites_of_the_source_are_kept() -> None:
     records = singles(5)
     assert partition_records(records, SitesPartition(), 0) == tuple(records)
 
@@ -120,7 +120,7 @@ def test_shards_give_each_site_few_classes_and_equal_numbers() -> None:
     assert odd.sum() == 1007
 
 
-def test_quantity_sizes_are_log_normal_and_mixes_alike() -> None:
+def test_quantity_sizes_are_log_normal_and_class_mixes_are_equal() -> None:
     logs, records = [], singles(5000)
     for seed in range(40):
         partition = QuantityPartition(sites=20, sigma=0.7, min_images=1)
@@ -129,15 +129,17 @@ def test_quantity_sizes_are_log_normal_and_mixes_alike() -> None:
         logs += [np.log(sizes) - np.log(sizes).mean()]
         large = counts[sizes > 300] / sizes[sizes > 300, None]
         np.testing.assert_allclose(large, 0.1, atol=0.02)
-    # Centring 20 draws on their own mean takes a twentieth of the variance.
+    # Centring 20 draws on their own mean removes one twentieth of the variance.
     assert abs(np.std(logs) - 0.7 * np.sqrt(19 / 20)) < 0.04
     flat = tabulate(partition_records(singles(1000), QuantityPartition(sites=4, sigma=0.0), 0), 4)
     assert set(flat.sum(axis=1)) == {250}
 
 
 def deal_as_flwr_does(labels: np.ndarray, sites: int, alpha: float, *, balancing: bool, seed: int) -> np.ndarray:
-    """Images (S, C) of flwr-datasets 0.6.1's DirichletPartitioner with min_partition_size=0, restated from its source:
-    no dependency, and its arithmetic step by step."""
+    """Return the images (S, C) of flwr-datasets 0.6.1's DirichletPartitioner with min_partition_size=0.
+
+    This is its arithmetic step by step, restated from its source to avoid the dependency.
+    """
     rng = np.random.default_rng(seed)
     counts = np.zeros((sites, labels.max() + 1), dtype=int)
     for label in range(labels.max() + 1):
@@ -154,7 +156,7 @@ def deal_as_flwr_does(labels: np.ndarray, sites: int, alpha: float, *, balancing
 @pytest.mark.parametrize("alpha", [0.1, 1.0, 10.0])
 @pytest.mark.parametrize("balancing", [False, True])
 def test_dirichlet_agrees_with_flwr_datasets_in_distribution(alpha: float, balancing: bool) -> None:
-    """Two-sample Kolmogorov–Smirnov over the shares of each class and over the sizes of sites, 60 seeds each."""
+    """Two-sample Kolmogorov–Smirnov tests over the shares of each class and over the sizes of sites, 60 seeds each."""
     from scipy.stats import ks_2samp
 
     records, labels = singles(2000), np.arange(2000) % 10
@@ -179,8 +181,8 @@ def test_dirichlet_agrees_with_flwr_datasets_in_distribution(alpha: float, balan
 
 
 @pytest.mark.parametrize("balancing", [False, True])
-def test_dirichlet_agrees_with_flwr_datasets_itself(balancing: bool) -> None:
-    """The restatement above against the package, image for image, where it is installed."""
+def test_the_restated_dirichlet_equals_flwr_datasets(balancing: bool) -> None:
+    """Compare the restatement above with the package itself, image by image, if it is installed."""
     pytest.importorskip("flwr_datasets", reason="pip install flwr-datasets to compare with the package itself")
     import datasets
     from flwr_datasets.partitioner import DirichletPartitioner
@@ -221,7 +223,7 @@ def test_self_balancing_evens_the_sizes() -> None:
     assert spreads[True] < 0.7 * spreads[False]
 
 
-def test_a_site_left_short_is_named_with_advice() -> None:
+def test_a_site_with_too_few_images_is_named_with_advice() -> None:
     with pytest.raises(InputRefusedError) as refusal:
         partition_records(singles(100), DirichletPartition(sites=30, alpha=0.05), 0)
     (problem,) = refusal.value.problems
@@ -253,7 +255,7 @@ def test_unknown_sites_are_all_named(make_records: MakeRecords) -> None:
     assert [problem.value for problem in caught.value.problems] == ["y", "z"]
 
 
-def test_wanted_sites_are_kept(make_records: MakeRecords) -> None:
+def test_selected_sites_are_kept(make_records: MakeRecords) -> None:
     records = make_records([("g", 0, "x", None), ("h", 0, "y", None)])
     assert keep_sites(records, None) == tuple(records)
     assert keep_sites(records, ["y"]) == (records[1],)

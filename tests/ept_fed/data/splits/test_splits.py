@@ -62,7 +62,7 @@ def test_zero_fractions_train_on_everything(records: list[ImageRecord]) -> None:
     assert set(_split(records, 0.0, 0.0).values()) == {"train"}
 
 
-def test_another_seed_splits_otherwise(make_records: Callable[..., list[ImageRecord]]) -> None:
+def test_another_seed_gives_other_splits(make_records: Callable[..., list[ImageRecord]]) -> None:
     records = make_records([(f"g{number}", 0, "x", None) for number in range(50)])
     assert _split(records, seed=0) != _split(records, seed=1)
 
@@ -74,12 +74,12 @@ def test_another_sites_groups_change_nothing(make_records: Callable[..., list[Im
     assert _split(alone) == {record.image: together[record.image] for record in alone}
 
 
-def test_given_splits_stay(make_records: Callable[..., list[ImageRecord]]) -> None:
+def test_given_splits_are_kept(make_records: Callable[..., list[ImageRecord]]) -> None:
     records = make_records([(f"g{number}", 0, "x", SPLITS[number % 3]) for number in range(30)])
     assert assign_splits(records, test_fraction=0.5, validation_fraction=0.3, seed=0) == tuple(records)
 
 
-def test_missing_validation_is_carved_from_train_only(make_records: Callable[..., list[ImageRecord]]) -> None:
+def test_missing_validation_is_taken_from_train_only(make_records: Callable[..., list[ImageRecord]]) -> None:
     rows = [(f"g{number}", number % 2, "x", "test" if number < 20 else "train") for number in range(60)]
     records = make_records(rows)
     splits = _split(records, test=0.5, validation=0.25)
@@ -95,6 +95,6 @@ def test_unassigned_images_join_their_group(make_records: Callable[..., list[Ima
     assert list(_split(make_records(rows)).values()) == ["test", "test", "validation"]
 
 
-def test_group_in_two_given_splits_is_an_error(make_records: Callable[..., list[ImageRecord]]) -> None:
+def test_a_group_in_two_given_splits_is_refused(make_records: Callable[..., list[ImageRecord]]) -> None:
     with pytest.raises(ValueError, match="group 'g'"):
         _split(make_records([("g", 0, "x", "test"), ("g", 0, "x", "train")]))

@@ -1,4 +1,4 @@
-"""Each comparator's own mathematics."""
+"""The mathematics of each comparator."""
 
 import copy
 
@@ -14,14 +14,14 @@ STARTS_AS_BACKBONE = ["linear", "full", "partial_1", "bias", "lora", "adapter"]
 
 @pytest.mark.parametrize("name", STARTS_AS_BACKBONE)
 @pytest.mark.parametrize("options", [{}, {"init_values": 0.1, "reg_tokens": 2}, {"class_token": False}])
-def test_the_start_is_the_frozen_backbone(name: str, options: dict[str, object]) -> None:
+def test_an_untrained_comparator_equals_the_frozen_backbone(name: str, options: dict[str, object]) -> None:
     if options.get("class_token") is False:
         options = {**options, "global_pool": "avg"}
     backbone = micro_backbone(**options)
     torch.testing.assert_close(build(name, backbone).forward_features(images()), backbone.vit(images()))
 
 
-def test_lora_merged_computes_what_unmerged_does() -> None:
+def test_merged_lora_equals_unmerged_lora() -> None:
     model = build("lora", rank=4, alpha=2)
     step(model, 3)
     merged = functional_call(model.vit, model.merge(), (images(),))
@@ -36,7 +36,7 @@ def test_lora_merged_computes_what_unmerged_does() -> None:
 
 @pytest.mark.parametrize(("deep", "layers"), [(1, DEPTH), (0, 1)])
 @pytest.mark.parametrize("options", [{}, {"class_token": False, "global_pool": "avg"}, {"reg_tokens": 2}])
-def test_vpt_puts_its_tokens_into_every_block_and_takes_them_out(
+def test_vpt_adds_its_tokens_to_every_block_and_removes_them_after_the_last(
     options: dict[str, object], deep: int, layers: int
 ) -> None:
     backbone = micro_backbone(**options)
@@ -61,7 +61,7 @@ def test_vpt_is_the_backbone_on_a_sequence_with_the_tokens_in_it() -> None:
     torch.testing.assert_close(model.forward_features(images()), expected)
 
 
-def test_deep_vpt_gives_every_block_tokens_of_its_own() -> None:
+def test_deep_vpt_gives_every_block_its_own_tokens() -> None:
     model = build("vpt", tokens=2, deep=1)
     x = embed_images(model.vit, images())
     for tokens, block in zip(model.tokens, model.vit.blocks, strict=True):
@@ -71,7 +71,7 @@ def test_deep_vpt_gives_every_block_tokens_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("layer", range(DEPTH))
-def test_every_block_has_an_adapter_of_its_own(layer: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_block_has_its_own_adapter(layer: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model = build("adapter", reduction=4, scale=0.5)
     with torch.no_grad():
         model.down_bias[layer].fill_(1.0)
@@ -142,7 +142,7 @@ def test_mlp_3_is_three_layers() -> None:
     torch.testing.assert_close(model(images()), stack(model.vit(images())))
 
 
-def test_full_takes_the_step_that_torch_takes_on_a_copy() -> None:
+def test_full_takes_the_same_step_as_torch_on_a_copy() -> None:
     model = build("full")
     vit, head = copy.deepcopy(model.vit).requires_grad_(True), copy.deepcopy(model.head)
     groups = [{"params": list(vit.parameters())}, {"params": list(head.parameters())}]

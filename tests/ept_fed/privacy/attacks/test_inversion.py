@@ -1,4 +1,4 @@
-"""Update inversion: it finds the image where theory says it can be found, and improves its match step by step."""
+"""Update inversion recovers the image where theory predicts it, and its match is never worse than the start."""
 
 import numpy as np
 import pytest
@@ -15,9 +15,9 @@ BOUNDS = (torch.zeros(()), torch.ones(()))
 
 
 def linear_case(batches: int) -> tuple[Tensor, Tensor, object]:
-    """Images, the gradients of a linear model with a bias in them, and the function that makes those.
+    """Return images, the gradients of a linear model with a bias for them, and the function that computes gradients.
 
-    One image's gradient is (δ xᵀ, δ): it determines x, even up to a positive factor.
+    The gradient of one image is (δ xᵀ, δ). It determines x, even if it is known only up to a positive factor.
     """
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(batches, 1, *SHAPE, generator=generator)
@@ -34,13 +34,13 @@ def linear_case(batches: int) -> tuple[Tensor, Tensor, object]:
 def test_one_image_behind_a_linear_model_is_recovered_exactly() -> None:
     images, observed, gradients_of = linear_case(2)
     start = torch.full_like(images, 0.5)
-    # An update of plain SGD is a positive multiple of the descent direction: the length tells nothing more.
+    # An update of plain SGD is a positive multiple of the descent direction; its length has no more information.
     found = match_gradients(gradients_of, 0.01 * observed, start, BOUNDS, steps=160, rate=0.05, smoothness=0.0)
     for one, other in zip(found, images, strict=True):
         assert psnr(one[0].numpy(), other[0].numpy()) > 50
 
 
-def test_what_is_found_stays_in_range_and_never_matches_worse_than_the_start() -> None:
+def test_the_result_stays_in_range_and_never_matches_worse_than_the_start() -> None:
     images, observed, gradients_of = linear_case(3)
     start = torch.rand(images.shape, generator=torch.Generator().manual_seed(5))
     counted = []
@@ -60,7 +60,7 @@ def test_total_variation_is_zero_for_flat_images_only() -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_batch_in_another_order_is_put_back(seed: int) -> None:
+def test_a_permuted_batch_is_put_back_in_order(seed: int) -> None:
     rng = np.random.default_rng(seed)
     true = rng.random((6, *SHAPE))
     order = rng.permutation(6)

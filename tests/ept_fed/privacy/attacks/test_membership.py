@@ -1,4 +1,4 @@
-"""Membership scores: they tell members where they must, nothing where nothing is to be told, and less under noise."""
+"""Membership scores: they find members of an overfitted model, none in a random update, and fewer under noise."""
 
 import math
 
@@ -24,7 +24,7 @@ LOSS = LOSSES["single_label"]
 
 
 def overfitted() -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Images, labels, and a linear model before and after it learned the first half by heart; labels are coin flips."""
+    """Return images, random labels, and a linear model before and after it memorised the first half of the images."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(2 * N, FEATURES, generator=generator)
     labels = torch.randint(2, (2 * N,), generator=generator)
@@ -77,7 +77,7 @@ def test_members_of_an_overfitted_model_stand_out(score: str) -> None:
 
 
 @pytest.mark.parametrize("score", ["drop", "cosine"])
-def test_an_update_that_knows_no_image_tells_nobody(score: str) -> None:
+def test_a_random_update_reveals_no_member(score: str) -> None:
     generator = torch.Generator().manual_seed(7)
     random = {name: torch.randn(t.shape, generator=generator) for name, t in trained_update().items()}
     value, low, high = advantage(scores_of(random)[score])
@@ -86,7 +86,7 @@ def test_an_update_that_knows_no_image_tells_nobody(score: str) -> None:
 
 
 @pytest.mark.parametrize("score", ["drop", "cosine"])
-def test_noise_lowers_what_the_update_tells(score: str) -> None:
+def test_noise_lowers_the_advantage_of_the_attack(score: str) -> None:
     values = []
     for multiple in (0.0, 3.0, 30.0):
         noisy = add_noise(trained_update(), multiple, torch.Generator().manual_seed(1))
@@ -94,7 +94,7 @@ def test_noise_lowers_what_the_update_tells(score: str) -> None:
     assert values[0] > values[1] > values[2]
 
 
-def test_batch_gradients_are_those_of_each_batch_alone() -> None:
+def test_batch_gradients_equal_those_of_each_batch_computed_separately() -> None:
     images, labels, before, _ = overfitted()
     model = torch.nn.Linear(FEATURES, 2)
     model.load_state_dict(before)
@@ -106,7 +106,7 @@ def test_batch_gradients_are_those_of_each_batch_alone() -> None:
             torch.testing.assert_close(found[name][index], tensor)
 
 
-def test_an_update_of_zeros_points_nowhere() -> None:
+def test_a_zero_update_has_no_alignment() -> None:
     assert not score_alignment(np.ones((3, 4)), np.zeros(4)).any()
 
 
@@ -117,7 +117,7 @@ def test_the_interval_needs_ten_patients() -> None:
 
 
 @given(st.lists(st.integers(0, 3), max_size=30), st.lists(st.integers(0, 3), max_size=30), st.integers(0, 9))
-def test_candidates_have_the_same_classes_on_both_sides(members: list[int], others: list[int], seed: int) -> None:
+def test_members_and_other_candidates_have_equal_class_counts(members: list[int], others: list[int], seed: int) -> None:
     labels = np.array(members, dtype=int), np.array(others, dtype=int)
     chosen = match_classes(*labels, np.random.default_rng(seed))
     sides = [np.bincount(own[places], minlength=4) for own, places in zip(labels, chosen, strict=True)]
@@ -126,7 +126,7 @@ def test_candidates_have_the_same_classes_on_both_sides(members: list[int], othe
     assert all(len(set(places.tolist())) == len(places) for places in chosen)
 
 
-def test_a_sink_is_seen_as_the_fold_and_its_gradient_as_the_sum() -> None:
+def test_the_view_of_sinks_has_the_fold_and_the_sum_of_the_gradients() -> None:
     prompts = torch.randn(2, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     view = View("sinks", ("sinks",))
     seen = view.of_state({"prompts": prompts})["sinks"]
@@ -138,7 +138,7 @@ def test_a_sink_is_seen_as_the_fold_and_its_gradient_as_the_sum() -> None:
 
 
 @pytest.mark.parametrize("names", [("prompts",), ("prompts", "tokens")])
-def test_no_view_without_tokens_names_them(names: tuple[str, ...]) -> None:
+def test_views_contain_tokens_only_if_the_model_has_tokens(names: tuple[str, ...]) -> None:
     views = list_views((*names, "head.weight", "head.bias"), 2.0)
     assert any("tokens" in view.tensors for view in views) == ("tokens" in names)
     assert [view.noise for view in views if view.noise] == [2.0]
@@ -146,7 +146,7 @@ def test_no_view_without_tokens_names_them(names: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("members", [8, 20])
-def test_the_bare_gradient_of_a_batch_tells_who_was_in_it_where_images_differ(members: int) -> None:
+def test_the_plain_gradient_of_a_batch_reveals_its_members_where_images_differ(members: int) -> None:
     rng = np.random.default_rng(0)
     gradients, member = rng.normal(size=(40, 500)), np.arange(40) < members
     scores = score_batches(gradients, member, 8, rng)
@@ -154,7 +154,7 @@ def test_the_bare_gradient_of_a_batch_tells_who_was_in_it_where_images_differ(me
     assert np.abs(scores[~member]).max() < 0.2
 
 
-def test_of_several_scores_the_mean_auc_is_measured_over_the_same_resamples() -> None:
+def test_the_mean_auc_of_several_scores_uses_the_same_resamples() -> None:
     rng = np.random.default_rng(0)
     member, groups = np.arange(60) < 30, [str(index) for index in range(60)]
     scores = rng.normal(size=(60, 8)) + 0.5 * member[:, None]

@@ -1,4 +1,4 @@
-"""The image behind a patch embedding's gradient is solved for exactly, or refused where it is not determined."""
+"""Patch inversion: the image is recovered exactly from a patch embedding's gradient, or refused if not determined."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ def test_one_image_is_recovered_from_the_gradients_of_embedding_and_positions(se
     embedding = nn.Conv2d(3, DIMENSIONS, PATCH, PATCH)
     positions = torch.randn(SIDE * SIDE, DIMENSIONS, generator=generator, requires_grad=True)
     mixing = torch.randn(SIDE * SIDE * DIMENSIONS, generator=generator)
-    # Any loss behind the embedding will do: what it is cancels out.
+    # Any loss after the embedding works, because it cancels out.
     tokens = embedding(image).flatten(2).transpose(1, 2)[0] + positions
     loss = (tokens.tanh().flatten() * mixing).sum().square()
     weight, position = torch.autograd.grad(loss, [embedding.weight, positions])
@@ -26,6 +26,6 @@ def test_one_image_is_recovered_from_the_gradients_of_embedding_and_positions(se
 
 
 @pytest.mark.parametrize("shape", [(DIMENSIONS + 1, DIMENSIONS), (8, DIMENSIONS)])
-def test_what_is_not_determined_or_no_square_is_refused(shape: tuple[int, int]) -> None:
+def test_an_undetermined_or_non_square_image_is_refused(shape: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match="no unique solution"):
         solve_patches(np.zeros((DIMENSIONS, 3, PATCH, PATCH), dtype=np.float32), np.zeros(shape, dtype=np.float32))

@@ -1,4 +1,4 @@
-"""What noise costs, against two published implementations and a closed form."""
+"""The privacy cost of noise, against two published implementations and a closed form."""
 
 import math
 
@@ -25,7 +25,7 @@ MECHANISMS = [
 
 @pytest.mark.parametrize(("noise", "rate", "steps"), MECHANISMS)
 @pytest.mark.parametrize("delta", [1e-3, 1e-5])
-def test_epsilon_is_that_of_opacus(noise: float, rate: float, steps: int, delta: float) -> None:
+def test_epsilon_equals_that_of_opacus(noise: float, rate: float, steps: int, delta: float) -> None:
     divergence = compute_rdp(q=rate, noise_multiplier=noise, steps=steps, orders=WHOLE_ORDERS)
     theirs, _ = get_privacy_spent(orders=WHOLE_ORDERS, rdp=divergence, delta=delta)
     assert spent_epsilon([GaussianSteps(noise, rate, steps)], delta) == pytest.approx(theirs, abs=1e-3)
@@ -47,7 +47,7 @@ def test_epsilon_is_never_below_the_tighter_bound_and_near_it(noise: float, rate
 
 @given(noise=st.floats(0.5, 20), steps=st.integers(1, 200))
 @settings(max_examples=30)
-def test_without_sampling_the_exact_delta_at_epsilon_is_below_what_was_asked(noise: float, steps: int) -> None:
+def test_without_sampling_the_exact_delta_at_epsilon_is_below_the_requested_delta(noise: float, steps: int) -> None:
     """Balle and Wang 2018, Theorem 8: δ(ε) of a Gaussian mechanism of sensitivity √steps / σ."""
     delta, shift = 1e-5, math.sqrt(steps) / noise
     epsilon = spent_epsilon([GaussianSteps(noise, 1.0, steps)], delta)
@@ -68,13 +68,13 @@ def test_more_noise_or_fewer_steps_never_cost_more(noise: float, rate: float, st
 
 @pytest.mark.parametrize("epsilon", [0.1, 1.0, 8.0])
 @pytest.mark.parametrize("rate", [0.02, 0.3, 1.0])
-def test_the_noise_found_keeps_epsilon_and_a_little_less_does_not(epsilon: float, rate: float) -> None:
+def test_the_noise_found_meets_epsilon_and_slightly_less_noise_does_not(epsilon: float, rate: float) -> None:
     noise = find_noise_multiplier(epsilon, 1e-5, sampling_rate=rate, steps=64)
     assert spent_epsilon([GaussianSteps(noise, rate, 64)], 1e-5) <= epsilon
     assert spent_epsilon([GaussianSteps(0.999 * noise, rate, 64)], 1e-5) > epsilon
 
 
-def test_nothing_costs_nothing() -> None:
+def test_no_steps_have_no_privacy_cost() -> None:
     assert spent_epsilon([], 1e-5) == 0.0
     assert spent_epsilon([GaussianSteps(1.0, 0.1, 0)], 1e-5) == 0.0
 
@@ -85,7 +85,7 @@ def test_impossible_mechanisms_are_refused(numbers: tuple[float, float, int]) ->
         GaussianSteps(*numbers)
 
 
-def test_impossible_wishes_are_refused() -> None:
+def test_impossible_targets_are_refused() -> None:
     with pytest.raises(ValueError, match="delta"):
         spent_epsilon([], 1.0)
     with pytest.raises(ValueError, match="steps"):

@@ -1,4 +1,4 @@
-"""Secret draws: of the stated distribution, and of no seed."""
+"""Secret draws have the stated distribution and depend on no seed."""
 
 import math
 
@@ -21,7 +21,7 @@ def test_no_seed_gives_the_same_noise_twice() -> None:
     drawn = []
     for _ in range(2):
         torch.manual_seed(0)
-        np.random.seed(0)  # noqa: NPY002 - the very generator that noise must not come from
+        np.random.seed(0)  # noqa: NPY002 - noise must not come from this generator
         drawn.append(draw_normal(8))
     assert not np.array_equal(*drawn)
 
@@ -32,7 +32,7 @@ def test_the_most_extreme_bytes_give_finite_noise(byte: bytes) -> None:
 
 
 @pytest.mark.parametrize("rate", [0.01, 0.3, 1.0])
-def test_every_image_is_drawn_with_the_rate_and_apart_from_the_others(rate: float) -> None:
+def test_every_image_is_drawn_with_the_rate_and_independently_of_the_others(rate: float) -> None:
     times, count = 2000, 20
     drawn = np.zeros((times, count))
     for row in drawn:

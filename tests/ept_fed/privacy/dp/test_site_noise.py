@@ -1,4 +1,4 @@
-"""Noise on whole updates: how far a site can move a sum, what that costs, and a clip that follows the updates."""
+"""Noise on whole updates: a site's influence on the sum, the privacy cost, and the adaptive clip."""
 
 import math
 
@@ -35,14 +35,14 @@ def test_an_update_is_scaled_down_to_the_clip_and_keeps_its_direction(
 
 
 @given(VECTORS, VECTORS, VECTORS, CLIPS)
-def test_other_images_move_the_sum_by_twice_the_clip_at_most(
+def test_other_images_change_the_sum_by_at_most_twice_the_clip(
     received: np.ndarray, trained: np.ndarray, otherwise: np.ndarray, clip: float
 ) -> None:
     one, other = (clip_update(received, end, clip)[0] for end in (trained, otherwise))
     assert np.linalg.norm(one - other) <= 2 * clip * (1 + 1e-12)
 
 
-def test_an_update_of_nothing_stays_nothing_until_the_noise() -> None:
+def test_a_zero_update_stays_zero_until_noise_is_added() -> None:
     payload = np.ones(4, np.float32)
     clipped, length = clip_update(payload, payload, 0.5)
     assert length == 0.0
@@ -51,7 +51,7 @@ def test_an_update_of_nothing_stays_nothing_until_the_noise() -> None:
 
 
 @pytest.mark.parametrize("wild", [math.nan, math.inf])
-def test_numbers_that_no_clip_bounds_are_refused(wild: float) -> None:
+def test_numbers_that_cannot_be_clipped_are_refused(wild: float) -> None:
     with pytest.raises(ValueError, match="not finite"):
         clip_update(np.zeros(3, np.float32), np.array([0, wild, 0], np.float32), 1.0)
 
@@ -66,7 +66,7 @@ def test_the_noise_has_the_stated_variance() -> None:
 @pytest.mark.parametrize("noise", [2.0, 8.0, 40.0])
 @pytest.mark.parametrize("rounds", [1, 8, 100])
 def test_the_stated_epsilon_holds_by_the_exact_formula_and_is_not_far_above_it(noise: float, rounds: int) -> None:
-    """Balle and Wang 2018, Theorem 8; rounds of Gaussian noise compose to one of μ = √rounds · 2C / σC."""
+    """Balle and Wang 2018, Theorem 8; rounds of Gaussian noise compose to one with μ = √rounds · 2C / σC."""
     stated = spent_epsilon([cost_of_round(noise)] * rounds, 1e-5)
     mu = 2.0 * math.sqrt(rounds) / noise
 
@@ -78,20 +78,20 @@ def test_the_stated_epsilon_holds_by_the_exact_formula_and_is_not_far_above_it(n
 
 
 @given(st.floats(0.5, 50.0), st.integers(1, 60))
-def test_the_noise_for_an_epsilon_keeps_it_and_wastes_little(epsilon: float, rounds: int) -> None:
+def test_the_noise_for_an_epsilon_meets_it_closely(epsilon: float, rounds: int) -> None:
     noise = find_site_noise(None, epsilon, 1e-5, rounds=rounds)
     assert 0.97 * epsilon < spent_epsilon([cost_of_round(noise)] * rounds, 1e-5) <= epsilon
     assert find_site_noise(3.0, None, 1e-5, rounds=rounds) == 3.0
 
 
 @given(st.floats(0.3, 30.0), st.floats(0.51, 50.0))
-def test_noise_on_updates_and_on_their_count_cost_together_what_was_asked(noise: float, share: float) -> None:
+def test_noise_on_updates_and_on_their_count_together_have_the_requested_cost(noise: float, share: float) -> None:
     update_noise, count_noise = split_noise(noise, share * noise)
     separate = [GaussianSteps(update_noise, 1.0, 1), GaussianSteps(2.0 * count_noise, 1.0, 1)]
     assert spent_epsilon(separate, 1e-5) == pytest.approx(spent_epsilon([GaussianSteps(noise, 1.0, 1)], 1e-5), rel=1e-6)
 
 
-def test_a_count_that_alone_costs_more_is_refused() -> None:
+def test_a_count_that_costs_more_than_the_total_is_refused() -> None:
     with pytest.raises(ValueError, match="count_noise"):
         split_noise(1.0, 0.5)
     assert split_noise(1.0, None)[0] == pytest.approx(1.033, abs=1e-3)

@@ -1,4 +1,4 @@
-"""A consortium of twenty certified sites, and a session led to its end with whoever leaves on the way."""
+"""A consortium of twenty certified sites, and sessions that run to their end although sites drop out."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -78,7 +78,10 @@ class Consortium:
         down: Alter = _leave_alone,
         server: SecureAggregationServer | None = None,
     ) -> SecureMean:
-        """Lead a session; a site in `leaves` gives no answer from that stage on, `up` and `down` alter messages."""
+        """Run a session to its end.
+
+        A site in `leaves` gives no answer from that stage on. `up` and `down` alter messages.
+        """
         server = server or self.server(session)
         sites = self.sites = {name: self.site(session, name) for name in session.sites}
         gone = dict(leaves or {})

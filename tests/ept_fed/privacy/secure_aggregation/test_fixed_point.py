@@ -1,4 +1,4 @@
-"""Fixed-point sums: exact to half a step, with room for all sites, and nothing else let in."""
+"""Fixed-point sums are exact to half a step and have room for all sites; other inputs are refused."""
 
 import math
 
@@ -31,7 +31,7 @@ def test_the_sum_of_words_decodes_to_the_weighted_mean(
     expected = np.average(np.array(vectors, np.float64), axis=0, weights=weights)
     assert weight == sum(weights)
     assert mean.dtype == np.float32
-    # Half a step of rounding, and that of float32 at the end.
+    # The tolerance is half a step of rounding, plus the float32 rounding at the end.
     np.testing.assert_allclose(mean, expected, rtol=2.0**-23, atol=step / 2)
 
 
@@ -54,7 +54,7 @@ def test_a_number_that_cannot_be_summed_is_refused_without_quoting_it(value: flo
 
 
 @pytest.mark.parametrize("weight", [0, -1, 11, True, 1.0, np.int64(1)])
-def test_a_weight_that_is_none_is_refused(weight: object) -> None:
+def test_an_invalid_weight_is_refused(weight: object) -> None:
     with pytest.raises(PayloadMismatchError, match="from 1 to 10"):
         FixedPoint(sites=3, heaviest=10).encode(np.zeros(2, np.float32), weight)
 
@@ -87,6 +87,6 @@ def test_settings_without_room_for_the_sum_are_refused(change: dict[str, object]
 
 
 @pytest.mark.parametrize("words", [[0, 0], [0, 31], [31 << 30, 30], [(1 << 64) - (31 << 30), 30], [1 << 63, 30]])
-def test_a_sum_that_no_sites_can_have_is_refused(words: list[int]) -> None:
+def test_an_impossible_sum_is_refused(words: list[int]) -> None:
     with pytest.raises(PayloadMismatchError):
         FixedPoint(sites=3, heaviest=10).decode(np.array(words, np.uint64), 3)

@@ -1,4 +1,4 @@
-"""Masks: both sites of a pair make the same, their sum is zero, and every purpose has its own."""
+"""Masks: both sites of a pair derive the same mask, the masks sum to zero, and every purpose has its own key."""
 
 import secrets
 
@@ -27,7 +27,7 @@ def test_two_sites_agree_and_their_masks_cancel() -> None:
         assert not total.any()
 
 
-def test_each_purpose_has_a_key_of_its_own() -> None:
+def test_each_purpose_has_its_own_key() -> None:
     one, other = secrets.token_bytes(KEY_BYTES), public_bytes(secrets.token_bytes(KEY_BYTES))
     assert agree(one, other, b"x") != agree(one, other, b"y")
     assert derive_key(one, b"x") != derive_key(one, b"y")
@@ -40,7 +40,7 @@ def test_the_keystream_is_that_of_rfc_8439() -> None:
 
 
 @pytest.mark.parametrize("public", [bytes(32), (1).to_bytes(32, "little"), bytes(31)])
-def test_a_key_that_everybody_would_know_is_refused(public: bytes) -> None:
+def test_a_public_key_with_a_predictable_shared_secret_is_refused(public: bytes) -> None:
     with pytest.raises(MessageRefusedError, match="no site can have made"):
         agree(secrets.token_bytes(KEY_BYTES), public, b"")
 

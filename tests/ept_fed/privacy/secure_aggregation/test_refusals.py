@@ -1,4 +1,4 @@
-"""Whatever site, server or wire does wrong in a secure aggregation is refused by name, and reveals nothing."""
+"""Faults of a site, the server or the network in secure aggregation are refused with their source and leak nothing."""
 
 import contextlib
 import dataclasses
@@ -46,7 +46,7 @@ def test_a_share_that_fails_authentication_is_refused_by_name_and_the_round_goes
     assert found.mean.tolist() == [2.5] * session.size
 
 
-def test_one_wrong_share_is_survived_and_its_holder_named(consortium) -> None:
+def test_one_wrong_share_is_tolerated_and_its_holder_is_named(consortium) -> None:
     session = consortium.session(5)
     server = consortium.server(session)
     leaves = {E: Kind.MASKED_INPUT}
@@ -140,7 +140,7 @@ def test_a_certificate_that_has_ended_is_refused(consortium) -> None:
         early.server(session).take(A, sent)
 
 
-def test_bytes_in_the_place_of_a_certificate_are_refused(consortium) -> None:
+def test_a_certificate_that_cannot_be_read_is_refused(consortium) -> None:
     session = consortium.session(3)
     sent = decode_message(session, Kind.ADVERTISEMENT, consortium.site(session, A).advertise())[A]
     for content in (sent + b"\0", sent[:-1], sent[:192] + b"\0"):
@@ -148,7 +148,7 @@ def test_bytes_in_the_place_of_a_certificate_are_refused(consortium) -> None:
             consortium.server(session).take(A, encode_message(session, Kind.ADVERTISEMENT, {A: content}))
 
 
-def test_a_site_that_sends_two_different_commitments_is_out(consortium) -> None:
+def test_a_site_that_sends_two_different_commitments_is_excluded(consortium) -> None:
     session = consortium.session(4)
     server = consortium.server(session)
     first, second = (consortium.site(session, A).advertise() for _ in range(2))
@@ -167,8 +167,8 @@ def test_a_site_that_sends_two_different_commitments_is_out(consortium) -> None:
 
 
 @pytest.mark.parametrize("same_channel", [True, False])
-def test_two_commitments_told_to_two_sites_are_found(consortium, same_channel: bool) -> None:
-    """A site in league with the server signs two sets of keys, and the server tells each to other sites."""
+def test_different_commitments_sent_to_different_sites_are_detected(consortium, same_channel: bool) -> None:
+    """A site that colludes with the server signs two sets of keys; the server sends each to different sites."""
     session = consortium.session(3, threshold=3)
 
     def tell(content: bytes) -> bytes:
@@ -197,8 +197,8 @@ def test_two_commitments_told_to_two_sites_are_found(consortium, same_channel: b
     assert not any(stage == Kind.UNMASKING for stage, _ in consortium.seen)
 
 
-def test_survivors_told_differently_are_not_confirmed(consortium) -> None:
-    """A server that wants both shares of one site names it a survivor to some and a dropout to others."""
+def test_different_survivor_lists_are_not_confirmed(consortium) -> None:
+    """To get both kinds of shares of one site, a server reports it as survivor to some and as dropout to others."""
     session = consortium.session(4)
 
     def hide(content: bytes) -> bytes:
@@ -243,7 +243,7 @@ def test_a_site_reveals_nothing_on_confirmations_of_another_set(consortium) -> N
         (Kind.UNMASKING, Kind.CONFIRMATIONS, (A, B), "2 sites confirmed; 3 are needed"),
     ],
 )
-def test_a_site_itself_refuses_too_few_others(consortium, stage: Kind, kind: Kind, kept, why: str) -> None:
+def test_a_site_refuses_a_session_with_too_few_others(consortium, stage: Kind, kind: Kind, kept, why: str) -> None:
     session = consortium.session(4)
 
     def cut(content: bytes) -> bytes:
@@ -255,7 +255,7 @@ def test_a_site_itself_refuses_too_few_others(consortium, stage: Kind, kind: Kin
 
 
 def test_of_three_sites_all_must_give_an_input(consortium) -> None:
-    """A sum of two would tell each the other's."""
+    """A sum of two inputs would reveal each site's input to the other."""
     session = consortium.session(3, threshold=2)
     with pytest.raises(AggregationAbandonedError, match="2 sites gave their masked input; 3 are needed"):
         consortium.aggregate(session, inputs_of(session), {A: Kind.MASKED_INPUT})
@@ -298,7 +298,7 @@ def test_the_server_s_message_of_another_round_is_refused_at_every_stage(consort
 @settings(max_examples=20)
 @given(st.data())
 def test_an_altered_message_never_gives_a_wrong_mean(consortium, data: st.DataObject) -> None:
-    """Masked numbers apart, which a site may choose as it likes and the transport keeps from others."""
+    """Masked inputs are excluded: a site may choose them freely, and the transport keeps others from changing them."""
     session = consortium.session(4, size=1)
     stage = data.draw(st.sampled_from([stage for stage in consortium.stages if stage != Kind.MASKED_INPUT]))
 
@@ -314,7 +314,7 @@ def test_an_altered_message_never_gives_a_wrong_mean(consortium, data: st.DataOb
 
 
 @given(st.binary(max_size=300))
-def test_any_bytes_are_refused_in_one_way(consortium, content: bytes) -> None:
+def test_arbitrary_bytes_are_refused_with_one_kind_of_error(consortium, content: bytes) -> None:
     session = consortium.session(3)
     for kind in Kind:
         with pytest.raises(MessageRefusedError):
@@ -322,7 +322,7 @@ def test_any_bytes_are_refused_in_one_way(consortium, content: bytes) -> None:
 
 
 @given(st.data())
-def test_bytes_have_one_reading_and_a_value_one_spelling(consortium, data: st.DataObject) -> None:
+def test_a_value_has_exactly_one_serialization(consortium, data: st.DataObject) -> None:
     session = consortium.session(4)
     content = encode_message(session, Kind.UNMASKING, {name: bytes([place]) * 33 for place, name in enumerate((A, C))})
     place = data.draw(st.integers(0, len(content) - 1))
@@ -353,7 +353,7 @@ def test_stages_cannot_be_skipped_or_repeated(consortium) -> None:
     assert consortium.server(session).waiting == session.sites
 
 
-def test_an_answer_about_others_than_asked_is_refused(consortium) -> None:
+def test_an_answer_about_other_sites_than_requested_is_refused(consortium) -> None:
     session = consortium.session(4)
     foreign = consortium.site(session, B).advertise()
     with pytest.raises(MessageRefusedError, match=f"{A}: advertisement must be about {A}"):
@@ -369,8 +369,8 @@ def test_an_answer_about_others_than_asked_is_refused(consortium) -> None:
     assert server.refused[A] == f"{A}: shares must be about {B}, {C}, {D}, each once"
 
 
-def test_a_sum_that_no_inputs_can_have_is_abandoned(consortium) -> None:
-    """Random words instead of an input: caught by the bound on the sum, with a chance of 2^-50 to pass."""
+def test_an_impossible_sum_is_abandoned(consortium) -> None:
+    """Random words replace an input. The bound on the sum detects them; the chance to pass is 2^-50."""
     session = consortium.session(3)
     with pytest.raises(AggregationAbandonedError, match="the sum is impossible"):
         consortium.aggregate(
@@ -381,7 +381,7 @@ def test_a_sum_that_no_inputs_can_have_is_abandoned(consortium) -> None:
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 65.0])
-def test_numbers_that_cannot_be_summed_never_leave(consortium, value: float) -> None:
+def test_numbers_that_cannot_be_summed_never_leave_the_site(consortium, value: float) -> None:
     session = consortium.session(3)
     inputs = inputs_of(session) | {B: (np.full(session.size, value, np.float32), 1)}
     with pytest.raises(PayloadMismatchError):
@@ -389,14 +389,14 @@ def test_numbers_that_cannot_be_summed_never_leave(consortium, value: float) -> 
     assert (Kind.MASKED_INPUT, B) not in consortium.seen
 
 
-def test_a_vector_of_another_length_never_leaves(consortium) -> None:
+def test_a_vector_of_another_length_never_leaves_the_site(consortium) -> None:
     session = consortium.session(4)
     found = consortium.aggregate(session, inputs_of(session) | {A: (np.zeros(8, np.float32), 1)})
     assert found.sites == (B, C, D)
     assert consortium.declined == {A: "the session sums 7 numbers, not (8,)"}
 
 
-def test_a_site_takes_only_its_own_key_and_place(consortium) -> None:
+def test_a_site_accepts_only_its_own_key_and_sessions_that_include_it(consortium) -> None:
     session = consortium.session(3)
     with pytest.raises(InputRefusedError) as refusal:
         consortium.site(session, D, key=consortium.keys[A])
@@ -433,6 +433,6 @@ PARTS = st.lists(st.text(max_size=5) | st.integers() | st.binary(max_size=5), ma
 
 
 @given(PARTS, PARTS)
-def test_spellings_differ_where_parts_do(one: list, other: list) -> None:
+def test_serializations_differ_exactly_where_parts_differ(one: list, other: list) -> None:
     same = [(type(part), part) for part in one] == [(type(part), part) for part in other]
     assert (serialize(*one) == serialize(*other)) == same

@@ -1,4 +1,4 @@
-"""Shamir's sharing: enough shares give the secret, fewer leave every secret equally possible."""
+"""Shamir's secret sharing: enough shares give the secret, fewer leave every secret equally likely."""
 
 import itertools
 from collections import Counter
@@ -22,7 +22,7 @@ def test_any_threshold_of_shares_gives_the_secret(data: st.DataObject) -> None:
 
 @pytest.mark.parametrize(("threshold", "prime"), [(2, 7), (3, 7), (4, 5)])
 def test_fewer_shares_than_the_threshold_determine_nothing(threshold: int, prime: int) -> None:
-    """For every set of threshold - 1 points, each secret gives each view equally often: over all polynomials."""
+    """Over all polynomials, each secret gives each view of any threshold - 1 points equally often."""
     points = range(1, prime)
     for held in itertools.combinations(points, threshold - 1):
         views = []
@@ -39,7 +39,7 @@ def test_fewer_shares_than_the_threshold_determine_nothing(threshold: int, prime
         assert len(views[0]) == prime ** (threshold - 1)
 
 
-def test_coefficients_are_drawn_afresh_from_the_whole_field() -> None:
+def test_coefficients_are_drawn_anew_from_the_whole_field() -> None:
     asked = []
 
     def draw(below: int) -> int:
@@ -68,7 +68,7 @@ def test_a_wrong_share_gives_another_secret() -> None:
         ([(1, 5), (2, 6), (3, -1)], "field"),
     ],
 )
-def test_shares_that_belong_to_no_secret_are_refused(shares: list[tuple[int, int]], why: str) -> None:
+def test_shares_that_do_not_fit_together_are_refused(shares: list[tuple[int, int]], why: str) -> None:
     with pytest.raises(SharesRefusedError, match=why):
         join_secret(shares, 3, points=[1, 2, 3, 4])
 
@@ -77,13 +77,13 @@ def test_shares_that_belong_to_no_secret_are_refused(shares: list[tuple[int, int
     ("secret", "threshold", "points"),
     [(PRIME, 2, [1, 2]), (-1, 2, [1, 2]), (1, 3, [1, 2]), (1, 0, [1]), (1, 2, [1, 1]), (1, 2, [0, 1])],
 )
-def test_a_sharing_that_cannot_be_is_refused(secret: int, threshold: int, points: list[int]) -> None:
+def test_an_impossible_sharing_is_refused(secret: int, threshold: int, points: list[int]) -> None:
     with pytest.raises(SharesRefusedError):
         split_secret(secret, threshold, points)
 
 
 def test_the_modulus_is_prime() -> None:
-    """Miller–Rabin to forty bases."""
+    """Run the Miller–Rabin test with forty bases."""
     odd, twos = PRIME - 1, 0
     while odd % 2 == 0:
         odd, twos = odd // 2, twos + 1

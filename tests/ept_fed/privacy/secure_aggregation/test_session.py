@@ -1,4 +1,4 @@
-"""Secure aggregation: the sum is the plain one whoever leaves, and a single input looks like nothing."""
+"""Secure aggregation: the sum equals the plaintext sum for any dropout, and a single input looks random."""
 
 import itertools
 from collections.abc import Iterable
@@ -46,7 +46,7 @@ def is_survivable(session: AggregationSession, leaves: Iterable[Kind]) -> bool:
 
 
 def patterns(sites: tuple[str, ...], maximum: int, stages: tuple[Kind, ...]) -> Iterable[dict[str, Kind]]:
-    """Every way in which up to `most` sites leave, each before any of the stages."""
+    """Yield every way in which up to `maximum` sites leave, each before one of the stages."""
     for count in range(maximum + 1):
         for who in itertools.combinations(sites, count):
             for when in itertools.product(stages, repeat=count):
@@ -54,7 +54,7 @@ def patterns(sites: tuple[str, ...], maximum: int, stages: tuple[Kind, ...]) -> 
 
 
 @pytest.mark.parametrize(("sites", "threshold"), [(3, 2), (3, 3), (4, 3), (5, 4)])
-def test_the_sum_is_the_plain_one_for_every_pattern_of_dropout(consortium, sites: int, threshold: int) -> None:
+def test_the_sum_equals_the_plaintext_sum_for_every_pattern_of_dropout(consortium, sites: int, threshold: int) -> None:
     session = consortium.session(sites, threshold=threshold)
     survived = 0
     for leaves in patterns(session.sites, sites - threshold + 1, consortium.stages):
@@ -69,7 +69,7 @@ def test_the_sum_is_the_plain_one_for_every_pattern_of_dropout(consortium, sites
 
 @settings(max_examples=12)
 @given(st.data())
-def test_the_sum_is_the_plain_one_for_3_to_20_sites(consortium, data: st.DataObject) -> None:
+def test_the_sum_equals_the_plaintext_sum_for_3_to_20_sites(consortium, data: st.DataObject) -> None:
     sites = data.draw(st.integers(3, 20))
     threshold = data.draw(st.sampled_from([default_threshold(sites), sites // 2 + 1]))
     session = consortium.session(sites, threshold=threshold, size=data.draw(st.integers(1, 30)))
@@ -88,14 +88,14 @@ def test_words_of_32_bits_sum_as_well(consortium) -> None:
 
 
 def statistic(content: bytes) -> float:
-    """Pearson's chi-squared of a uniform byte, 255 degrees of freedom."""
+    """Return Pearson's chi-squared statistic against a uniform byte, with 255 degrees of freedom."""
     counts = np.bincount(np.frombuffer(content, np.uint8), minlength=256)
     expected = len(content) / 256
     return float(((counts - expected) ** 2 / expected).sum())
 
 
 def test_a_masked_input_is_indistinguishable_from_uniform_bytes(consortium) -> None:
-    """Four tests at 1e-8 each: a false alarm in 25 million runs. The same numbers without a mask fail by far."""
+    """Four tests at 1e-8 each give one false alarm in 25 million runs. The same numbers without a mask fail clearly."""
     session = consortium.session(3, size=2364)
     bound = chi2.isf(_FALSE_ALARM, 255)
     flat = {name: (np.zeros(session.size, np.float32), 1) for name in session.sites}
@@ -111,7 +111,7 @@ def test_a_masked_input_is_indistinguishable_from_uniform_bytes(consortium) -> N
 
 
 def test_pairwise_masks_hide_an_input_once_its_own_mask_is_known(consortium) -> None:
-    """As the server sees a survivor's after unmasking: two more tests at 1e-8."""
+    """After unmasking, the server sees a survivor's input in this form. Two more tests at 1e-8."""
     session = consortium.session(3, size=2364)
     consortium.aggregate(session, {name: (np.zeros(2364, np.float32), 1) for name in session.sites})
     stripped = []

@@ -33,7 +33,7 @@ def test_images_with_several_labels_or_none_count_once_per_split() -> None:
 
 
 @pytest.mark.parametrize(("sites", "classes"), [(1, 2), (4, 7), (1000, 10)])
-def test_any_number_of_sites_fits_a_picture(sites: int, classes: int) -> None:
+def test_any_number_of_sites_fits_into_the_picture(sites: int, classes: int) -> None:
     before = dict(mpl.rcParams)
     with Image.open(io.BytesIO(draw_partition(rows(sites, classes)))) as picture:
         assert picture.format == "PNG"

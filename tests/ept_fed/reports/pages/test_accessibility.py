@@ -1,6 +1,6 @@
-"""Pages under axe-core in headless Chromium: no serious fault, and nothing wider than the screen or the paper.
+"""Pages in headless Chromium: axe-core finds no serious fault, and nothing is wider than the screen or the paper.
 
-axe-core comes with the `dev` extra, inside axe-playwright-python; the browser is whichever is on PATH.
+axe-core is part of axe-playwright-python in the `dev` extra. The browser is taken from PATH.
 """
 
 import html
@@ -94,7 +94,7 @@ def analysis_page(micro: Callable[..., Experiment], tmp_path: Path) -> Path:
 
 
 def evaluate(browser: str, page: Path, script: str, *, width: int = 1280, library: str = "") -> Any:
-    """Return what a promise in the page resolves to; the page is shown in a frame of the given width."""
+    """Return the value of a promise in the page, which is shown in a frame of the given width."""
     text = re.sub(r"<meta http-equiv[^>]*>", "", page.read_text())
     ending = (
         f"<script>{library}</script><script>({script}).then(r => parent.postMessage(JSON.stringify(r), '*'))</script>"
@@ -120,7 +120,7 @@ def test_axe_finds_no_serious_fault(browser: str, axe: str, pages: list[Path]) -
             assert not find_faults(browser, axe, page, width), (page.name, width)
 
 
-def test_axe_would_find_one(browser: str, axe: str, tmp_path: Path) -> None:
+def test_axe_finds_a_planted_fault(browser: str, axe: str, tmp_path: Path) -> None:
     page = tmp_path / "bad.html"
     page.write_text("<html lang=en><title>bad</title><body><main><h1>bad</h1><img src='a.png'></main></body></html>")
     assert [fault[1] for fault in find_faults(browser, axe, page, 1280)] == ["image-alt"]
@@ -137,7 +137,7 @@ def find_faults(browser: str, axe: str, page: Path, width: int) -> list[Any]:
 
 @pytest.mark.parametrize("width", [390, 700, 1280], ids=["phone", "A4", "desktop"])
 def test_pages_are_no_wider_than_the_screen(browser: str, pages: list[Path], width: int) -> None:
-    """On a phone tables scroll within the page; on the desktop none has to."""
+    """On a phone, tables scroll within the page; on the desktop, no table needs to scroll."""
     script = (
         "Promise.resolve([document.documentElement.scrollWidth,"
         " [...document.querySelectorAll('.table')].filter(t => t.scrollWidth > t.clientWidth + 1).length])"

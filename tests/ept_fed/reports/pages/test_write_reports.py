@@ -1,4 +1,4 @@
-"""Reports of ordinary and of odd runs: verdict first, nothing undefined hidden, names escaped, nothing loaded."""
+"""Reports of ordinary and unusual runs: verdict first, undefined values stated, names escaped, nothing loaded."""
 
 import json
 import math
@@ -68,7 +68,7 @@ def test_the_verdict_comes_first(make_run: MakeRun, gains: dict[str, float], ver
     assert text.index(word) < text.index("How good are the models here?")
 
 
-def test_every_file_is_where_the_design_says_and_the_runs_own_stays(make_run: MakeRun) -> None:
+def test_every_file_is_in_its_place_and_the_runs_own_report_is_unchanged(make_run: MakeRun) -> None:
     folder = make_run()
     before = (folder / "report.json").read_bytes()
     written = {str(path.relative_to(folder)) for path in write_reports(folder)}
@@ -99,7 +99,7 @@ def test_pages_load_nothing_and_link_nowhere(make_run: MakeRun) -> None:
         assert {address[1:] for address in page.addresses if address.startswith("#")} <= set(page.ids)
 
 
-def test_names_are_text_wherever_they_appear(make_run: MakeRun) -> None:
+def test_names_are_escaped_everywhere(make_run: MakeRun) -> None:
     refused = [{"site": NASTY[0], "phase": "train", "reason": "<b>no</b>"}]
     folder = make_run(sites=NASTY, classes=NASTY, name=NASTY[0], notes=NASTY, refused=refused)
     for path in write_reports(folder):
@@ -130,7 +130,9 @@ def test_names_are_text_wherever_they_appear(make_run: MakeRun) -> None:
     ],
     ids=str,
 )
-def test_what_cannot_be_computed_is_said_in_words(make_run: MakeRun, options: dict[str, Any], said: str) -> None:
+def test_values_that_cannot_be_computed_are_explained_in_words(
+    make_run: MakeRun, options: dict[str, Any], said: str
+) -> None:
     if options.get("gains") == {}:
         options = options | {"patients": (0, 0, 0)}
     folder = make_run(sites=("north",), **options)
@@ -142,7 +144,7 @@ def test_what_cannot_be_computed_is_said_in_words(make_run: MakeRun, options: di
     assert "nan" not in re.findall(r"[a-z]+", text)
 
 
-def test_equal_probabilities_are_half_and_named(make_run: MakeRun) -> None:
+def test_equal_probabilities_have_an_auc_of_one_half_and_are_reported(make_run: MakeRun) -> None:
     folder = make_run(sites=("north",), patients=(10, 10, 10))
     path = folder / "sites" / "north" / "predictions.csv"
     header, *lines = path.read_text().splitlines()
@@ -154,7 +156,7 @@ def test_equal_probabilities_are_half_and_named(make_run: MakeRun) -> None:
     assert any("same probabilities" in sentence for sentence in document["limits"])
 
 
-def test_pictures_stay_on_their_own_sites_page(make_run: MakeRun) -> None:
+def test_pictures_are_only_on_their_own_sites_page(make_run: MakeRun) -> None:
     folder = make_run()
     write_reports(folder, gallery={"north": [GalleryItem("secret.png", PNG, "nv", "bcc", 0.9)]})
     assert "secret.png" in (folder / "sites" / "north" / "report.html").read_text()
@@ -163,7 +165,7 @@ def test_pictures_stay_on_their_own_sites_page(make_run: MakeRun) -> None:
             assert "secret.png" not in path.read_text()
 
 
-def test_the_surest_errors_come_first_and_are_errors(make_run: MakeRun) -> None:
+def test_the_gallery_has_only_errors_and_the_most_confident_first(make_run: MakeRun) -> None:
     run = read_run(make_run())
     found = most_confident_errors(run.sites["north"].test, run.report["classes"], 5)
     assert len(found) == 5
@@ -183,12 +185,12 @@ def test_temperature_and_sets_need_validation_images(make_run: MakeRun) -> None:
 
 
 def test_messages_are_counted_as_rounds_exchange_them(make_run: MakeRun) -> None:
-    """A reply a round, and the evaluation that ends the run."""
+    """One reply per round, and the evaluation that ends the run."""
     traffic = build_site_report(read_run(make_run(rounds=5)), "north", draws=50).traffic
     assert (traffic.messages_from_site, traffic.bytes_from_site) == (6, 10_000)
 
 
-def test_a_page_with_pictures_says_so_first_and_one_without_says_why(make_run: MakeRun) -> None:
+def test_a_page_states_first_that_it_has_pictures_or_states_why_it_has_none(make_run: MakeRun) -> None:
     folder = make_run(sites=("north",))
     page = folder / "sites" / "north" / "report.html"
 
@@ -203,7 +205,7 @@ def test_a_page_with_pictures_says_so_first_and_one_without_says_why(make_run: M
     assert "contains pictures" not in read()
 
 
-def test_what_rounds_to_zero_has_no_sign() -> None:
+def test_a_value_that_rounds_to_zero_has_no_sign() -> None:
     assert [signed(x) for x in (0.0004, -0.0004, -0.0006, 0.0, math.nan)] == ["0.000", "0.000", "−0.001", "0.000", "–"]
 
 
@@ -217,7 +219,7 @@ def test_a_thousand_sites_get_rows_but_no_pages_of_their_own(make_run: MakeRun) 
     assert page.parent.name == "site-7"
 
 
-def test_drawing_leaves_no_settings_behind(make_run: MakeRun) -> None:
+def test_drawing_does_not_change_the_matplotlib_settings(make_run: MakeRun) -> None:
     import matplotlib as mpl
 
     before = dict(mpl.rcParams)

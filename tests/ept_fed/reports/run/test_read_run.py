@@ -1,4 +1,4 @@
-"""What is broken about a run folder is refused, all at once and with its place."""
+"""Faults of a run folder are refused, all together and each with its place."""
 
 import json
 from collections.abc import Callable
@@ -52,7 +52,7 @@ def test_rows_of_another_order_give_the_same_tables(make_run: MakeRun) -> None:
         assert np.array_equal(scores, after.scores[setting])
 
 
-def test_everything_wrong_is_listed_at_once(make_run: MakeRun) -> None:
+def test_all_problems_are_reported_together(make_run: MakeRun) -> None:
     folder = make_run()
     (folder / "config.yaml").unlink()
     edit(folder / "rounds.jsonl", lambda text: text[:-20] + "\n")
@@ -92,13 +92,13 @@ def test_a_damaged_table_is_refused_with_its_reason(
     assert any(part in sentences for part in reason.split("|")), sentences
 
 
-def test_a_thousand_bad_lines_do_not_make_a_thousand_sentences(make_run: MakeRun) -> None:
+def test_a_thousand_bad_lines_give_a_short_message(make_run: MakeRun) -> None:
     folder = make_run()
     edit(predictions(folder), lambda text: text.replace(",nv,", ",unheard,"))
     assert refusal(folder).count("\n") <= 20
 
 
-def test_another_schema_is_refused_by_number(make_run: MakeRun) -> None:
+def test_another_schema_is_refused_with_its_number(make_run: MakeRun) -> None:
     folder = make_run()
     document = json.loads((folder / "report.json").read_text())
     (folder / "report.json").write_text(json.dumps(document | {"schema": 2}))
@@ -118,7 +118,7 @@ def test_another_schema_is_refused_by_number(make_run: MakeRun) -> None:
         ({"data": [7]}, "data.0"),
     ],
 )  # fmt: skip
-def test_a_report_of_other_kinds_is_refused_with_its_place(
+def test_a_report_with_wrong_types_is_refused_with_the_place(
     make_run: MakeRun, changes: dict[str, object], place: str
 ) -> None:
     folder = make_run()
@@ -132,7 +132,7 @@ def test_a_report_of_other_kinds_is_refused_with_its_place(
     [({"round": "1"}, "round"), ({"sites": {"north": {"examples": "1"}}}, "sites.north.examples"),
      ({"refused": [{}]}, "refused.0.site"), ({"aggregated": "north"}, "aggregated")],
 )  # fmt: skip
-def test_a_round_of_other_kinds_is_refused_with_its_line_and_place(
+def test_a_round_with_wrong_types_is_refused_with_line_and_place(
     make_run: MakeRun, changes: dict[str, object], place: str
 ) -> None:
     folder = make_run()
@@ -144,17 +144,17 @@ def test_a_round_of_other_kinds_is_refused_with_its_line_and_place(
     assert "rounds.jsonl line 3" in sentences
 
 
-def test_a_line_that_was_cut_off_while_it_was_written_is_left_out(make_run: MakeRun) -> None:
+def test_a_partially_written_line_is_left_out(make_run: MakeRun) -> None:
     folder = make_run()
     edit(folder / "rounds.jsonl", lambda text: text[:-20])
     assert len(read_run(folder).rounds) == len(RunFolder(folder).read_rounds()) == 1
 
 
-def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
+def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
     assert "is not a folder" in refusal(tmp_path / "absent")
 
 
-def test_without_groups_each_image_is_its_own_and_that_is_said(make_run: MakeRun) -> None:
+def test_without_groups_each_image_is_its_own_group_and_this_is_reported(make_run: MakeRun) -> None:
     folder = make_run(patients=(2, 2, 2))
     for patient in range(6):
         edit(predictions(folder), lambda text, patient=patient: text.replace(f",patient-{patient},", ",,"))

@@ -1,4 +1,4 @@
-"""From the sites' histograms to the consortium's page."""
+"""Pooled statistics, from the sites' histograms to the consortium's page."""
 
 import json
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from ept_fed.reports.run.read_run import read_run
 MakeRun = Callable[..., Path]
 
 
-def test_pooled_auc_is_that_of_all_sites_images_together(make_run: MakeRun) -> None:
+def test_the_pooled_auc_is_that_of_all_sites_images_together(make_run: MakeRun) -> None:
     run = read_run(make_run(patients=(30, 30, 30)))
     report = build_federation_report(run, build_reports(run))
     tests = [site.test for site in run.sites.values()]
@@ -29,7 +29,7 @@ def test_pooled_auc_is_that_of_all_sites_images_together(make_run: MakeRun) -> N
         assert row.auc.low <= np.mean(exact) <= row.auc.high
 
 
-def test_what_is_shared_is_counts_and_none_is_small(make_run: MakeRun) -> None:
+def test_only_counts_are_shared_and_none_is_small(make_run: MakeRun) -> None:
     folder = make_run(validation=(5, 5, 5))
     write_reports(folder)
     document = json.loads((folder / "sites" / "north" / "shared.json").read_text())

@@ -1,4 +1,4 @@
-"""Subgroups: from the manifest's columns to the site's own page, and no further."""
+"""Subgroups, from the manifest's columns to the site's own page; they appear nowhere else."""
 
 import json
 from collections.abc import Callable
