@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from client.gate.open import LEDGER_FILE, open_budget, open_ledger, read_ledger, read_site_key
+from client.gate.missing_ledger import find_served, record_anew, serialize_served
+from client.gate.open_gate import LEDGER_FILE, open_budget, open_ledger, read_ledger, read_site_key
 from client.gate.privacy_budget import BUDGET
-from client.gate.witnesses import find_served, record_anew, serialize_served
 from client.ledger.verify import examine
 from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.protocol.messages import clean_text

@@ -7,7 +7,7 @@ from typing import Any
 
 from cryptography import x509
 
-from client.gate.witnesses import load_restart, serialize_served
+from client.gate.missing_ledger import load_restart, serialize_served
 from client.ledger.entry import Entry
 from client.ledger.ledger import LEFT, tip_path
 from client.ledger.partial_writes import load_torn

@@ -141,7 +141,7 @@ def report(
     the meantime. The folder is a run folder: ept-fed report makes PDF or CSV from it, and ept-fed export makes a bundle
     for ept-fed predict. Exit code 0: done; 2: something has to be corrected first.
     """
-    from client.report.site_report import report_site
+    from client.report.make_report import report_site
     from ept_fed.storage.files import dump_json
 
     with exit_on_refusal(as_json=as_json):

@@ -16,7 +16,7 @@ from typing import Literal
 
 import ept_fed
 from client.deployment.service import describe_programs, find_service
-from client.gate.open import check_gate
+from client.gate.open_gate import check_gate
 from client.site.run_registry import RunRegistry
 from client.worker.unix_sockets import WorkerAwayError, ask_status
 from ept_fed.errors import InputRefusedError

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from client.app import SOCKET_KEY
-from client.gate.open import check_gate
+from client.gate.open_gate import check_gate
 from client.worker.unix_sockets import WorkerAwayError, WorkerStatus, ask_status
 from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.pki.kit_layout import read_identity

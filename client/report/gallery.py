@@ -8,8 +8,8 @@ from safetensors.torch import load_file
 from client.site.model_slot import ModelSlot
 from ept_fed.data.datasets.prepare import CachedDataset
 from ept_fed.models.embedding import FOLDABLE
+from ept_fed.models.prompted_vit import PromptedViT
 from ept_fed.models.scaling_map import scaling_map
-from ept_fed.models.vit import PromptedViT
 from ept_fed.reports.charts.scaling_map import draw_beside
 from ept_fed.reports.pages.gallery import GalleryItem, most_confident_errors
 from ept_fed.reports.run.read_predictions import PredictionTable

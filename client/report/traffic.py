@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from client.gate.open import read_ledger
+from client.gate.open_gate import read_ledger
 from client.ledger.verify import examine
 from client.site.run_record import Answer
 from ept_fed.reports.run.round_record import RoundRecord, SiteExchange

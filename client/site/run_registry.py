@@ -3,7 +3,7 @@
 state/<run>/proposal.json            the accepted proposal, with its digest
 state/<run>/round-0007.safetensors   the site's state after that round (`client.site.state_store`)
 state/<run>/received.safetensors, answers.jsonl   input of the site's own report (`client.site.run_record`)
-state/<run>/local/                   states of the local-only model in the site's report (`client.report.site_report`)
+state/<run>/local/                   states of the local-only model in the site's report (`client.report.make_report`)
 """
 
 import json

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from client.gate.open import read_site_key
+from client.gate.open_gate import read_site_key
 from client.site.secure_aggregation import Credentials
 from ept_fed.pki.certificates import parse_certificate
 

@@ -19,7 +19,7 @@ from threading import BoundedSemaphore, Thread
 from types import FrameType
 
 from client.gate.interface import GateInterface
-from client.gate.open import open_gate
+from client.gate.open_gate import open_gate
 from client.worker.credentials import read_credentials
 from client.worker.unix_sockets import receive_frame, serve_status, status_path
 from ept_fed.errors import InputRefusedError, Problem

@@ -31,7 +31,7 @@ from client.site.secure_aggregation import (
     plan_agreed_session,
 )
 from client.site.site import Site
-from client.worker.refusals import explain
+from client.worker.error_replies import explain
 from client.worker.site_cache import WarmSite
 from client.worker.unix_sockets import Activity, WorkerStatus
 from ept_fed.errors import InputRefusedError

@@ -9,7 +9,7 @@ from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.models.backbones import Backbone, create_backbone
 from ept_fed.models.demo_backbone import DEMO_BACKBONE
 from ept_fed.models.device import choose_device
-from ept_fed.models.vit import PromptedViT
+from ept_fed.models.prompted_vit import PromptedViT
 
 __all__ = ["CalibratedModel", "load_model"]
 

@@ -80,7 +80,7 @@ class MethodInfo:
 
 METHODS: dict[str, MethodInfo] = {
     "ept": MethodInfo(
-        "vit:PromptedViT",
+        "prompted_vit:PromptedViT",
         "Zu et al. 2024, arXiv 2407.01003",
         "Prompt columns beside the attention logits, and optionally context tokens.",
         "On HAM10000 with three seeds, prompts with personalised heads were not shown to be better than local models. "

@@ -3,9 +3,9 @@
 from ept_fed.models.attention import prompted_attention
 from ept_fed.models.backbones import Backbone, create_backbone, digest_tensors, frozen_tensors
 from ept_fed.models.factory import create_model, find_class
+from ept_fed.models.prompted_vit import PromptedViT
 from ept_fed.models.prompts import EmbeddedPrompts, fold, unfold
 from ept_fed.models.tuned_vit import TunedViT
-from ept_fed.models.vit import PromptedViT
 
 __all__ = [
     "Backbone",

@@ -6,8 +6,8 @@ from ept_fed.catalog.methods import METHODS
 from ept_fed.catalog.options import fill_options
 from ept_fed.config.experiment import ModelSettings
 from ept_fed.models.backbones import Backbone
+from ept_fed.models.prompted_vit import PromptedViT
 from ept_fed.models.tuned_vit import TunedViT
-from ept_fed.models.vit import PromptedViT
 
 __all__ = ["create_model", "find_class"]
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ept_fed.models.vit import PromptedViT
+from ept_fed.models.prompted_vit import PromptedViT
 
 __all__ = ["scaling_factors", "scaling_map"]
 

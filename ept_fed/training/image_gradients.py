@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ept_fed.models.vit import PromptedViT
+from ept_fed.models.prompted_vit import PromptedViT
 from ept_fed.training.losses import Loss
 
 __all__ = ["HEAD", "SINKS", "TOKENS", "ImageGradients", "find_image_gradients", "lay_down_gradients"]

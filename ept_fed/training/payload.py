@@ -9,8 +9,8 @@ import torch
 from ept_fed.catalog.methods import STATISTICS_TENSORS, Statistics
 from ept_fed.models.tuned_vit import TunedViT
 from ept_fed.protocol.layout import PayloadLayout, Vector
+from ept_fed.training.class_statistics import pack_statistics, shape_statistics, unpack_statistics
 from ept_fed.training.lda import ClassStatistics
-from ept_fed.training.shared_statistics import pack_statistics, shape_statistics, unpack_statistics
 
 __all__ = ["export_payload", "import_payload", "payload_layout", "read_statistics"]
 

@@ -27,8 +27,8 @@ from ept_fed.catalog.methods import FIXED_HEADS
 from ept_fed.config.experiment import TrainingSettings
 from ept_fed.data.datasets.prepare import CachedDataset
 from ept_fed.errors import InputRefusedError, Problem
+from ept_fed.models.prompted_vit import PromptedViT
 from ept_fed.models.tuned_vit import TunedViT
-from ept_fed.models.vit import PromptedViT
 from ept_fed.privacy.dp.accountant import GaussianSteps
 from ept_fed.privacy.dp.noise import Entropy, draw_normal, draw_poisson_sample
 from ept_fed.training.image_gradients import HEAD, SINKS, TOKENS, find_image_gradients, lay_down_gradients

@@ -15,7 +15,7 @@ from ept_fed.config.consortium import is_address
 from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.storage.files import write_text
 from server.deployment.server_kit import ServerKit
-from server.render import render
+from server.render_templates import render
 
 __all__ = ["PATHS", "end_proxy", "find_nginx", "nginx_command", "write_proxy_files"]
 

@@ -13,7 +13,7 @@ import ept_fed
 from ept_fed.config.consortium import Federation, is_address
 from ept_fed.pki.kit_layout import CHECKSUMS, KEYS_OF_SITE, KitFile, KitIdentity, serialize_checksums
 from server.provisioning.authority import Issued
-from server.render import render
+from server.render_templates import render
 
 __all__ = ["ServerCertificates", "render_server_kit", "render_site_kit", "zip_kit"]
 

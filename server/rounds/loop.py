@@ -29,8 +29,8 @@ from server.rounds.checkpoints import Checkpoint
 from server.rounds.exchange import Exchange
 from server.rounds.secure_aggregation import Collected, SecureExchange
 from server.rounds.wait_for_sites import wait_for_sites
+from server.strategies.aggregation_rules import AggregationError
 from server.strategies.base import Aggregator, Update
-from server.strategies.rules import AggregationError
 
 __all__ = ["FederationResult", "NothingAveragedError", "RoundObserver", "run_rounds"]
 

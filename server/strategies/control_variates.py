@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ept_fed.protocol.layout import Vector
+from server.strategies.aggregation_rules import control_mean, feddyn, feddyn_control, scaffold
 from server.strategies.base import Aggregator, Update, Weigh, count_examples, stack_payloads
-from server.strategies.rules import control_mean, feddyn, feddyn_control, scaffold
 
 __all__ = ["FedDyn", "Scaffold"]
 

@@ -15,10 +15,10 @@ from flwr.serverapp import strategy as flower
 from ept_fed.catalog.strategies import STRATEGIES
 from ept_fed.protocol.layout import Vector
 from ept_fed.run_plan.plan import Plan
+from server.strategies.aggregation_rules import fednova, geometric_median, log_mean_exp, site_weights
 from server.strategies.base import Aggregator, Update, count_examples, stack_payloads
 from server.strategies.central_dp import NoisyMean
 from server.strategies.control_variates import FedDyn, Scaffold
-from server.strategies.rules import fednova, geometric_median, log_mean_exp, site_weights
 
 __all__ = ["AGGREGATORS", "FlowerAggregator", "create_aggregator"]
 

@@ -16,7 +16,7 @@ from torch.nn.utils import skip_init
 
 from ept_fed.data.datasets.input_spec import InputSpec
 from ept_fed.evaluation.metrics import Array
-from ept_fed.models.vit import PromptedViT
+from ept_fed.models.prompted_vit import PromptedViT
 from ept_fed.privacy.attacks.batch_gradients import batch_gradients, differentiable_twice, flatten
 from ept_fed.privacy.attacks.membership import measure_advantage, score_batches, score_loss_drop
 from ept_fed.privacy.attacks.patch_inversion import solve_patches

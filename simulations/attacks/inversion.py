@@ -14,7 +14,7 @@ from ept_fed.data.datasets.prepare import SiteData, pool
 from ept_fed.evaluation.bootstrap import Interval, measure, resample, summarise
 from ept_fed.evaluation.image_similarity import psnr, ssim
 from ept_fed.evaluation.metrics import Array
-from ept_fed.models.vit import PromptedViT
+from ept_fed.models.prompted_vit import PromptedViT
 from ept_fed.privacy.attacks.batch_gradients import batch_gradients, differentiable_twice, flatten
 from ept_fed.privacy.attacks.inversion import align_images, match_gradients
 from ept_fed.privacy.attacks.views import View, add_noise

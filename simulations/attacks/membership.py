@@ -11,8 +11,8 @@ from torch.func import functional_call
 
 from ept_fed.data.datasets.prepare import CachedDataset, SiteData, pool
 from ept_fed.evaluation.metrics import Array
+from ept_fed.models.prompted_vit import PromptedViT
 from ept_fed.models.prompts import unfold
-from ept_fed.models.vit import PromptedViT
 from ept_fed.privacy.attacks.batch_gradients import batch_gradients, differentiable_twice, flatten
 from ept_fed.privacy.attacks.membership import match_classes, measure_advantage, score_alignment, score_loss_drop
 from ept_fed.privacy.attacks.views import View, add_noise

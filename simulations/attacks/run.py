@@ -10,7 +10,7 @@ from typing import Any
 from client.gate.incoming import measure_change
 from client.gate.policy import Policy, load_policy
 from ept_fed.errors import InputRefusedError, Problem
-from ept_fed.models.vit import PromptedViT
+from ept_fed.models.prompted_vit import PromptedViT
 from ept_fed.privacy.attacks.views import View, list_views
 from ept_fed.reports.run.read_run import RunResult, read_run
 from ept_fed.reports.run.run_folder import site_folder

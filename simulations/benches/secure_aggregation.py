@@ -22,7 +22,7 @@ from ept_fed.privacy.secure_aggregation.server import SecureAggregationServer
 from ept_fed.privacy.secure_aggregation.session import AggregationSession, default_threshold
 from ept_fed.privacy.secure_aggregation.site import SecureAggregationSite
 from ept_fed.protocol.layout import Vector
-from simulations.engine.certify import certify_sites
+from simulations.engine.throwaway_certificates import certify_sites
 
 _HEAVIEST = 100_000
 

@@ -18,7 +18,7 @@ from unittest import mock
 
 import yaml
 
-from client.gate.open import open_gate
+from client.gate.open_gate import open_gate
 from client.site.local_round import train_local_round
 from client.site.site import Charge, Site
 from client.worker.process import _accept, bind_socket

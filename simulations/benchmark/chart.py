@@ -33,7 +33,7 @@ def plot_benchmark(summary: Sequence[Mapping[str, Any]], metric: str = "accuracy
     Bars are one standard deviation over seeds. Settings that send nothing are horizontal broken lines.
 
     Args:
-        summary: as `ept_fed.evaluation.benchmark.summarise` returns it.
+        summary: as `ept_fed.evaluation.benchmark_summary.summarise` returns it.
         metric: one of its metrics.
     """
     rows = [row for row in summary if row["metric"] == metric and not np.isnan(row["mean"])]

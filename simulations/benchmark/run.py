@@ -13,7 +13,7 @@ import torch
 from ept_fed.config.benchmark_cell import Cell
 from ept_fed.config.experiment import Experiment
 from ept_fed.errors import InputRefusedError, Problem
-from ept_fed.evaluation.benchmark import compare_with_local, summarise
+from ept_fed.evaluation.benchmark_summary import compare_with_local, summarise
 from ept_fed.progress import Progress, Silent
 from ept_fed.reports.run.comparison import METRICS
 from ept_fed.training.precision import settle_precision

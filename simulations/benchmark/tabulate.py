@@ -24,7 +24,12 @@ from typing import Annotated, Any
 import typer
 
 from ept_fed.config.benchmark import SETTINGS
-from ept_fed.evaluation.benchmark import SUMMARY_METRICS, compare_means_with_local, compare_with_local, summarise
+from ept_fed.evaluation.benchmark_summary import (
+    SUMMARY_METRICS,
+    compare_means_with_local,
+    compare_with_local,
+    summarise,
+)
 from ept_fed.reports.pages.wording import signed
 from ept_fed.storage.files import write_bytes, write_text
 from simulations.benchmark.chart import draw_benchmark

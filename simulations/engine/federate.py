@@ -24,8 +24,8 @@ from server.app import create_server_app
 from server.rounds.checkpoints import Checkpoint, CheckpointFolder
 from server.rounds.loop import FederationResult
 from server.rounds.recorder import RunRecorder
-from simulations.engine.certify import certify_sites
 from simulations.engine.local_grid import run_locally
+from simulations.engine.throwaway_certificates import certify_sites
 
 __all__ = ["federate", "find_checkpoint"]
 

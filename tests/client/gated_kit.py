@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import HealthCheck, settings
 
 from client.gate.gate import Gate
-from client.gate.open import LEDGER_FILE, SITE_KEY, open_gate
+from client.gate.open_gate import LEDGER_FILE, SITE_KEY, open_gate
 from client.gate.policy import Policy
 from client.gate.privacy_budget import BudgetLedger
 from client.gate.run_history import PromptStore

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from client.gate.open import LEDGER_FILE, read_site_key
+from client.gate.open_gate import LEDGER_FILE, read_site_key
 from client.gate.privacy_budget import BUDGET_FILE, read_budget
 from client.ledger.ledger import tip_path
 from client.ledger.verify import examine

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from ept_fed.config.partition import FeatureShiftSettings
 from ept_fed.data.decoding.image_store import ImageStore
 from ept_fed.data.records.records import ImageRecord
-from ept_fed.data.sources.scanner import AcquisitionProfile
+from ept_fed.data.sources.simulated_scanner import AcquisitionProfile
 from ept_fed.seeds import numpy_generator
 
 __all__ = ["ExposureD", "FieldOfViewD", "ShiftedImages", "build_scanner", "draw_profile", "shift_features"]

@@ -23,7 +23,7 @@ from ept_fed.config.data import PhantomSettings
 from ept_fed.data.decoding.image_store import UnreadableImageError
 from ept_fed.data.records.records import Catalog, ImageRecord
 from ept_fed.data.sources.phantom_structures import STRUCTURES
-from ept_fed.data.sources.scanner import AcquisitionProfile
+from ept_fed.data.sources.simulated_scanner import AcquisitionProfile
 from ept_fed.data.splits.partition import name_sites
 from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.seeds import numpy_generator

@@ -14,8 +14,8 @@ from ept_fed.evaluation.features import embed_tsne
 from ept_fed.evaluation.metrics import Array
 from ept_fed.evaluation.prediction import extract_features
 from ept_fed.models.embedding import FOLDABLE
+from ept_fed.models.prompted_vit import PromptedViT
 from ept_fed.models.scaling_map import scaling_map
-from ept_fed.models.vit import PromptedViT
 from ept_fed.seeds import derive_seed, numpy_generator
 from ept_fed.storage.files import dump_json
 from ept_fed.training.precision import use_bfloat16

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from client.gate.gate import Gate
-from client.gate.open import LEDGER_FILE, SITE_KEY, check_gate, open_gate
+from client.gate.open_gate import LEDGER_FILE, SITE_KEY, check_gate, open_gate
 from client.ledger.ledger import tip_path
 from ept_fed.errors import InputRefusedError
 from ept_fed.protocol.frames import encode_frame

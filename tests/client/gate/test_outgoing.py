@@ -19,7 +19,7 @@ from ept_fed.protocol.messages import (
     MessageRefusedError,
 )
 from ept_fed.protocol.proposal import Proposal
-from ept_fed.training.shared_statistics import shape_statistics
+from ept_fed.training.class_statistics import shape_statistics
 from tests.client.gated_kit import (
     BACKBONE,
     COUNTS,

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from client.audit.begin_ledger import begin_ledger
 from client.audit.report import show_ledger, verify_ledger
 from client.gate.gate import Gate
-from client.gate.open import check_gate, open_gate
+from client.gate.open_gate import check_gate, open_gate
 from client.gate.privacy_budget import (
     BUDGET_FILE,
     BudgetBrokenError,

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from client.audit.report import verify_ledger
 from client.gate.gate import Gate
-from client.gate.open import LEDGER_FILE, open_gate
+from client.gate.open_gate import LEDGER_FILE, open_gate
 from client.gate.privacy_budget import BUDGET_FILE, read_budget
 from client.worker.worker import Worker
 from ept_fed.config.experiment import Experiment, TrainingSettings

@@ -20,8 +20,8 @@ from ept_fed.validation.experiment import check_sites
 from ept_fed.validation.secure_aggregation import validate_secure_aggregation
 from server.strategies.base import Update
 from server.strategies.registry import create_aggregator
-from simulations.engine.certify import certify_sites
 from simulations.engine.local_grid import LocalGrid
+from simulations.engine.throwaway_certificates import certify_sites
 from tests.server.adding_sites import EXAMPLES, LAYOUT, SITES, make_plan, mean_step, run, step_of
 from tests.server.secure_sites import Certified, Fault, make_secure_plan, run_secure
 

@@ -5,9 +5,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from server.strategies.aggregation_rules import control_mean, feddyn, feddyn_control, scaffold, weighted_mean
 from server.strategies.base import Aggregator, Update
 from server.strategies.control_variates import FedDyn, Scaffold
-from server.strategies.rules import control_mean, feddyn, feddyn_control, scaffold, weighted_mean
 
 RNG = np.random.default_rng(0)
 n, S = 6, 4

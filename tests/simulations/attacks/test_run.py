@@ -17,7 +17,7 @@ from client.site.site import Site
 from ept_fed.cli.main import app
 from ept_fed.config.experiment import Experiment
 from ept_fed.errors import InputRefusedError
-from ept_fed.models.vit import PromptedViT
+from ept_fed.models.prompted_vit import PromptedViT
 from ept_fed.privacy.attacks.views import View
 from ept_fed.progress import Silent
 from ept_fed.protocol.messages import RoundReply, RoundRequest

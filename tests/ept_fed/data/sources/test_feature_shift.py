@@ -13,7 +13,7 @@ from ept_fed.data.datasets.prepare import prepare_data
 from ept_fed.data.decoding.image_store import ArrayImages
 from ept_fed.data.records.records import ImageRecord
 from ept_fed.data.sources.feature_shift import ShiftedImages, build_scanner, draw_profile, shift_features
-from ept_fed.data.sources.scanner import AcquisitionProfile
+from ept_fed.data.sources.simulated_scanner import AcquisitionProfile
 
 PLAIN = AcquisitionProfile(gain=1.0, gamma=1.0, blur=0.0, noise=0.0, field_of_view=1.0)
 SETTINGS = FeatureShiftSettings()

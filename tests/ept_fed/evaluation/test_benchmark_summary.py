@@ -5,7 +5,12 @@ from typing import Any
 
 import pytest
 
-from ept_fed.evaluation.benchmark import SUMMARY_METRICS, compare_means_with_local, compare_with_local, summarise
+from ept_fed.evaluation.benchmark_summary import (
+    SUMMARY_METRICS,
+    compare_means_with_local,
+    compare_with_local,
+    summarise,
+)
 
 
 def row(method: str, seed: int, site: str, value: float, setting: str = "federated") -> dict[str, Any]:

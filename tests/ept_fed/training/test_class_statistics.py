@@ -17,8 +17,8 @@ from ept_fed.progress import Silent
 from ept_fed.protocol.layout import PayloadLayout, PayloadMismatchError, Vector
 from ept_fed.protocol.messages import Header, RoundReply, RoundRequest
 from ept_fed.reports.run.run_folder import RunFolder
+from ept_fed.training.class_statistics import pack_statistics, shape_statistics, unpack_statistics
 from ept_fed.training.lda import ClassStatistics, average_statistics, measure_statistics, solve_lda
-from ept_fed.training.shared_statistics import pack_statistics, shape_statistics, unpack_statistics
 from simulations.engine.federate import federate
 from simulations.engine.virtual_sites import VirtualFederation, prepare_federation
 

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from client.in_process_app import create_client_app
-from client.report.site_report import _lock, report_site
+from client.report.make_report import _lock, report_site
 from client.site.factory import load_backbone
 from client.site.run_record import Answer, RunRecord
 from client.site.site import Site
@@ -261,7 +261,7 @@ def test_a_run_in_its_first_round_is_refused_and_a_busy_worker_is_reported(
     run = taken_part[1]
     busy = dataclasses.replace(Worker(load_site_settings(kit / "site.yaml"), PassThroughGate()).status(), run=run)
     busy = dataclasses.replace(busy, activity="train", round=1)
-    monkeypatch.setattr("client.report.site_report.describe_site", lambda _: ({}, busy))
+    monkeypatch.setattr("client.report.make_report.describe_site", lambda _: ({}, busy))
     notes: list[str] = []
 
     class Notes(Silent):

@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 
 from client.audit import begin_ledger as begin_module
 from client.audit.report import verify_ledger
-from client.gate.open import LEDGER_FILE, check_gate, open_gate
+from client.gate.missing_ledger import find_served, load_restart, serialize_served
+from client.gate.open_gate import LEDGER_FILE, check_gate, open_gate
 from client.gate.privacy_budget import BUDGET_FILE, BudgetLedger
-from client.gate.witnesses import find_served, load_restart, serialize_served
 from client.ledger.ledger import tip_path
 from client.site.privacy_plan import RoundCost
 from client.site.run_record import Answer

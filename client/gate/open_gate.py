@@ -8,10 +8,10 @@ from types import MappingProxyType
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from client.gate.gate import Gate
+from client.gate.missing_ledger import find_missing, find_served, serialize_served
 from client.gate.policy import load_policy
 from client.gate.privacy_budget import BUDGET, BUDGET_FILE, UNSPENT, BudgetBrokenError, BudgetLedger
 from client.gate.run_history import PromptStore
-from client.gate.witnesses import find_missing, find_served, serialize_served
 from client.ledger.entry import Entry
 from client.ledger.ledger import Ledger, LedgerBrokenError, LedgerBusyError, Record, tip_path
 from client.ledger.verify import examine

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from ept_fed.protocol.layout import PayloadLayout
-from server.strategies.rules import (
+from server.strategies.aggregation_rules import (
     AggregationError,
     fednova,
     geometric_median,

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from client.deployment.service import describe_site
-from client.gate.open import LEDGER_FILE, read_site_key
+from client.gate.open_gate import LEDGER_FILE, read_site_key
 from client.gate.privacy_budget import BUDGET_FILE, BudgetBrokenError, Charged, read_budget
 from client.report.gallery import collect_errors
 from client.report.privacy_spent import describe_charges, is_silent
