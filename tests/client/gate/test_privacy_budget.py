@@ -393,7 +393,7 @@ def test_a_round_with_a_line_lost_to_a_power_cut_is_spent_and_noted_in_the_ledge
     assert isinstance(site.ask("run-a", 2), RoundReply)
     assert len(read_budget(site.budget)) == 2
     said = verify_ledger(site.budget.with_name("ledger.jsonl"))["sentences"]
-    assert any("interrupted while it wrote 1 time" in sentence for sentence in said)
+    assert any("interrupted 1 time during a write" in sentence for sentence in said)
 
 
 @pytest.mark.parametrize("left", ["nothing", "an older end"])

@@ -61,7 +61,7 @@ def test_a_gradient_comes_exactly_where_it_was_asked_for(asked: bool) -> None:
             admitted = admit("a", message, request(wants_gradient=asked), PLAN)
             assert (admitted.gradient is not None) == asked
         else:
-            with pytest.raises(MessageRefusedError, match="exactly"):
+            with pytest.raises(MessageRefusedError, match="if, and only if"):
                 admit("a", message, request(wants_gradient=asked), PLAN)
 
 
