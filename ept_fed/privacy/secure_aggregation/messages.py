@@ -18,7 +18,7 @@ __all__ = ["KEYS_BYTES", "MAX_CERTIFICATE_BYTES", "SIGNATURE_BYTES", "Kind", "de
 SIGNATURE_BYTES = 96  # two numbers of P-384
 KEYS_BYTES = 3 * KEY_BYTES  # two public keys and a commitment
 MAX_CERTIFICATE_BYTES = 4096
-_SEALED_BYTES = 2 * SHARE_BYTES + 16
+_ENCRYPTED_BYTES = 2 * SHARE_BYTES + 16
 _PREFIX = struct.Struct("<4sBB32sH")
 _ENTRY = struct.Struct("<HI")
 _MAGIC = b"EPTA"
@@ -88,8 +88,8 @@ def _sizes(session: AggregationSession, kind: Kind) -> tuple[int, int]:
     """Return the minimum and maximum bytes of an entry."""
     advertised = KEYS_BYTES + SIGNATURE_BYTES
     exact = {
-        Kind.SHARES: _SEALED_BYTES,
-        Kind.DELIVERY: _SEALED_BYTES,
+        Kind.SHARES: _ENCRYPTED_BYTES,
+        Kind.DELIVERY: _ENCRYPTED_BYTES,
         Kind.MASKED_INPUT: session.words * session.encoding.dtype.itemsize,
         Kind.SURVIVORS: 0,
         Kind.CONFIRMATION: SIGNATURE_BYTES,
