@@ -6,6 +6,7 @@ python docs/generate_reference.py [--check]
 import sys
 import types
 from collections.abc import Mapping
+from inspect import getdoc
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -89,12 +90,12 @@ def describe_configuration() -> str:
     shared = set(data_settings.DataSettings.model_fields)
     for source in _members(data_settings.AnyDataSettings):
         name = source.model_fields["source"].default
-        parts.append(f"\n### source: {name}\n\n{source.__doc__}\n\n{_table(source, skip=shared | {'source'})}")
+        parts.append(f"\n### source: {name}\n\n{getdoc(source)}\n\n{_table(source, skip=shared | {'source'})}")
         columns = source.model_fields.get("columns")
         if columns is not None:
             parts.append(f"\nColumns, under `data.columns`:\n\n{_table(type(columns.default))}")
     for name, model in _SECTIONS.items():
-        parts.append(f"\n## {name}\n\n{model.__doc__}\n\n{_table(model)}")
+        parts.append(f"\n## {name}\n\n{getdoc(model)}\n\n{_table(model)}")
     return "".join([*parts, *_describe_site_file(), *_describe_policy(), *_describe_federation()])
 
 
@@ -150,7 +151,7 @@ def _describe_partitions() -> list[str]:
     ]
     for kind in _members(partition_settings.AnyPartition):
         name, fields = kind.model_fields["kind"].default, set(kind.model_fields) - shared - {"kind"}
-        parts.append(f"\n`kind: {name}`: {kind.__doc__}\n")
+        parts.append(f"\n`kind: {name}`: {getdoc(kind)}\n")
         if fields:
             parts.append(f"\n{_table(kind, skip=shared | {'kind'})}")
     return parts

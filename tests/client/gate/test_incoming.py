@@ -7,6 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from client.gate.incoming import request_key
+from client.gate.run_history import RequestKey
 from client.gate.violations import PolicyViolationError
 from ept_fed.config.experiment import TrainingSettings
 from ept_fed.protocol.frames import encode_frame
@@ -242,18 +244,21 @@ ASKED = st.fixed_dictionaries(
 @given(sequence=st.lists(ASKED, min_size=1, max_size=4))
 def test_the_gate_accepts_only_requests_that_the_policy_allows(kit: Kit, sequence: list[dict[str, Any]]) -> None:
     gate, memory = fuzzed_gate(kit, STRICT)
-    highest = 0
+    accepted: dict[RequestKey, bytes] = {}
     for changes in sequence:
         asked = request(**changes)
+        key, frame = request_key(asked), encode_frame_or_none(asked)
         try:
-            kit.admit(gate, asked, frame=encode_frame_or_none(asked))
+            kit.admit(gate, asked, frame=frame)
         except MessageRefusedError as refusal:
             assert memory.decisions[-1] == ("in", "refused")
             assert str(refusal).startswith("the site's gate refuses it: ")
             continue
         assert memory.decisions[-1] == ("in", "passed")
-        assert asked.header.round >= highest or len(sequence) > 1
-        highest = max(highest, asked.header.round)
+        # A repetition bit for bit, or a new request for a round that is not over.
+        assert accepted.get(key, frame) == frame
+        assert key in accepted or key[0] >= max((number for number, *_ in accepted), default=0)
+        accepted[key] = frame
         assert asked.header == Header(RUN, asked.header.round, BACKBONE, LAYOUT.hash)
         assert 1 <= asked.header.round <= asked.rounds <= 200
         assert np.isfinite(asked.payload).all()

@@ -327,6 +327,7 @@ def test_other_images_or_weights_are_refused(kit: Path, section: str, change: di
     assert field in refused(kit)
 
 
+@pytest.mark.usefixtures("reported")
 def test_damaged_files_are_refused_by_name(kit: Path, taken_part: tuple[Path, str, Path]) -> None:
     state = kit / "state" / taken_part[1]
     received = state / "received.safetensors"

@@ -56,7 +56,7 @@ def test_centralised_prompts_use_the_fixed_head_too(micro: Micro, tmp_path: Path
 
 
 def test_a_benchmark_has_no_cell_that_shares_the_head(micro: Micro) -> None:
-    grid = "benchmark={methods: [common], reference: common, seeds: [0], variants: {common: [training.head=fixed]}}"
+    grid = "benchmark={methods: [fixed], reference: fixed, seeds: [0], variants: {fixed: [training.head=fixed]}}"
     cells = list_cells(micro(grid))
     assert {cell.setting for cell in cells} == {"local", "federated", "centralised"}
     assert {cell.experiment.federation.share for cell in cells} == {"prompts"}
