@@ -13,7 +13,7 @@ from flwr.clientapp import ClientApp
 
 from client.worker.unix_sockets import WorkerAwayError, ask_worker
 from ept_fed.flower.records import SITE_AWAY, SITE_FAILED, SITE_REFUSED, encode_frame_record, read_frame_record
-from ept_fed.protocol.framing import is_refusal, read_lengths
+from ept_fed.protocol.frame_prefix import is_refusal, read_lengths
 from ept_fed.protocol.messages import MessageRefusedError, clean_text
 
 __all__ = ["SOCKET_KEY", "app"]

@@ -16,7 +16,7 @@ from ept_fed.flower.records import SITE_FAILED, SITE_REFUSED, encode_frame_recor
 from ept_fed.protocol.frames import decode_frame, encode_frame
 from ept_fed.protocol.layout import PayloadMismatchError
 from ept_fed.protocol.messages import MessageRefusedError, Phase, clean_text
-from ept_fed.protocol.stages import StageRequest
+from ept_fed.protocol.stage_messages import StageRequest
 from ept_fed.training.loop import TrainingDivergedError
 
 __all__ = ["SecureSums", "create_client_app"]

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from ept_fed.protocol.framing import _MAGIC, _PREFIX, PREFIX_BYTES, read_prefix
+from ept_fed.protocol.frame_prefix import _MAGIC, _PREFIX, PREFIX_BYTES, read_prefix
 
 __all__ = ["frame_of", "head_of", "open_frame"]
 

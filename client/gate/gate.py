@@ -43,7 +43,7 @@ from ept_fed.protocol.frames import encode_frame
 from ept_fed.protocol.layout import PayloadLayout, Vector
 from ept_fed.protocol.messages import RoundReply, RoundRequest, Split, clean_text
 from ept_fed.protocol.proposal import Proposal, SiteIntroduction
-from ept_fed.protocol.stages import StageRequest
+from ept_fed.protocol.stage_messages import StageRequest
 
 __all__ = ["Gate"]
 

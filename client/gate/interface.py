@@ -7,7 +7,7 @@ from client.site.privacy_plan import RoundCost
 from ept_fed.protocol.layout import PayloadLayout, Vector
 from ept_fed.protocol.messages import RoundReply, RoundRequest, Split
 from ept_fed.protocol.proposal import Proposal, SiteIntroduction
-from ept_fed.protocol.stages import StageRequest
+from ept_fed.protocol.stage_messages import StageRequest
 
 __all__ = ["Direction", "GateInterface"]
 

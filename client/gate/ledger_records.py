@@ -9,7 +9,7 @@ from client.gate.privacy_budget import BUDGET
 from client.ledger.ledger import Record
 from ept_fed.protocol.layout import PayloadLayout
 from ept_fed.protocol.messages import RoundRequest, clean_text
-from ept_fed.protocol.stages import StageRequest
+from ept_fed.protocol.stage_messages import StageRequest
 
 __all__ = ["name_tensors", "record_charge", "record_release", "record_request", "record_stage"]
 

@@ -13,7 +13,7 @@ from typing import Self
 
 from client.ledger.entry import Entry
 from ept_fed.protocol.layout import PayloadLayout, Vector
-from ept_fed.protocol.stages import STAGES
+from ept_fed.protocol.stage_messages import STAGES
 from ept_fed.storage.checkpoint_file import DamagedCheckpointError, read_checksummed, serialize_checksummed
 
 __all__ = [

@@ -14,7 +14,7 @@ from client.gate.violations import PolicyViolation
 from ept_fed.protocol.layout import PayloadLayout, PayloadMismatchError, Vector
 from ept_fed.protocol.messages import RoundRequest
 from ept_fed.protocol.proposal import Proposal
-from ept_fed.protocol.stages import StageRequest
+from ept_fed.protocol.stage_messages import StageRequest
 
 __all__ = ["check_repetition", "check_secure_request", "check_stage", "check_update", "describe_secure_aggregation"]
 

@@ -18,7 +18,7 @@ from pydantic import TypeAdapter
 from ept_fed.config.base import Settings
 from ept_fed.protocol.layout import Vector
 from ept_fed.protocol.messages import Phase, RoundRequest
-from ept_fed.protocol.stages import Stage
+from ept_fed.protocol.stage_messages import Stage
 from ept_fed.storage.checkpoint_file import DamagedCheckpointError, read_checksummed, write_checksummed
 from ept_fed.storage.files import append_json_line
 

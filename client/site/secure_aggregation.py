@@ -15,7 +15,7 @@ from ept_fed.privacy.secure_aggregation.site import SecureAggregationSite
 from ept_fed.protocol.layout import PayloadLayout, Vector
 from ept_fed.protocol.messages import MessageRefusedError, RoundRequest
 from ept_fed.protocol.proposal import Proposal
-from ept_fed.protocol.stages import StageReply, StageRequest
+from ept_fed.protocol.stage_messages import StageReply, StageRequest
 
 __all__ = ["Credentials", "SecureRounds", "SumTerms", "answer_stage", "count_agreed_min_sites", "plan_agreed_session"]
 

@@ -21,7 +21,7 @@ from typing import Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from ept_fed.protocol.framing import PREFIX_BYTES, read_prefix
+from ept_fed.protocol.frame_prefix import PREFIX_BYTES, read_prefix
 
 __all__ = [
     "Activity",

@@ -47,7 +47,7 @@ from ept_fed.protocol.frames import (
 from ept_fed.protocol.layout import PayloadLayout, PayloadMismatchError, Vector
 from ept_fed.protocol.messages import SPLITS, MessageRefusedError, RoundReply, RoundRequest, Split
 from ept_fed.protocol.proposal import Proposal, SiteIntroduction
-from ept_fed.protocol.stages import StageReply, StageRequest
+from ept_fed.protocol.stage_messages import StageReply, StageRequest
 from ept_fed.validation.experiment import check_sites
 from ept_fed.validation.load_site import SiteSettings
 

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from ept_fed.evaluation.metrics import Array
-from ept_fed.evaluation.weighted import Metric
+from ept_fed.evaluation.weighted_metrics import Metric
 
 __all__ = [
     "DRAWS",

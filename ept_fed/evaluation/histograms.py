@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ept_fed.evaluation.metrics import Array
-from ept_fed.evaluation.weighted import Sample
+from ept_fed.evaluation.weighted_metrics import Sample
 
 __all__ = [
     "CALIBRATION_BINS",

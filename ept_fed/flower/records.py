@@ -8,7 +8,7 @@ A proxy accepts a request of this size, and a slow connection that breaks has to
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 
 import ept_fed
-from ept_fed.protocol.framing import PREFIX_BYTES, read_prefix
+from ept_fed.protocol.frame_prefix import PREFIX_BYTES, read_prefix
 from ept_fed.protocol.messages import MessageRefusedError, clean_text, require_type
 
 __all__ = ["PART_BYTES", "SITE_AWAY", "SITE_FAILED", "SITE_REFUSED", "encode_frame_record", "read_frame_record"]

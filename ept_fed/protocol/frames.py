@@ -1,6 +1,6 @@
 """Frames: the messages between server and site as bytes, end to end.
 
-A frame is a prefix (`ept_fed.protocol.framing`), a JSON head, and float32 arrays or plain bytes. Every value has
+A frame is a prefix (`ept_fed.protocol.frame_prefix`), a JSON head, and float32 arrays or plain bytes. Every value has
 exactly one form as bytes: a head that differs from the output of `encode_frame` is refused. So no key can be missing,
 extra or repeated, and no number can arrive as text. Nothing is unpickled.
 """
@@ -16,11 +16,11 @@ from typing import Any, TypeAlias, get_type_hints
 import numpy as np
 from pydantic import TypeAdapter
 
-from ept_fed.protocol.framing import PREFIX_BYTES, make_prefix, read_lengths
+from ept_fed.protocol.frame_prefix import PREFIX_BYTES, make_prefix, read_lengths
 from ept_fed.protocol.layout import Vector
 from ept_fed.protocol.messages import MessageRefusedError, RoundReply, RoundRequest
 from ept_fed.protocol.proposal import PlanIntroduction, Proposal, SiteIntroduction
-from ept_fed.protocol.stages import StageReply, StageRequest
+from ept_fed.protocol.stage_messages import StageReply, StageRequest
 
 __all__ = ["Frame", "Introduce", "Refusal", "decode_frame", "encode_frame", "kind_of"]
 

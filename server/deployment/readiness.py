@@ -13,9 +13,9 @@ from threading import Event
 
 from ept_fed.errors import InputRefusedError
 from ept_fed.storage.files import write_json
-from server.deployment.control import ControlError, open_control
 from server.deployment.registration import Registrations, register_sites
 from server.deployment.server_kit import ServerKit
+from server.deployment.superlink_control import ControlError, open_control
 
 __all__ = ["is_ready", "make_ready", "withdraw"]
 

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from server.deployment.control import Control, ControlDeclinedError, Node
 from server.deployment.server_kit import ServerKit
+from server.deployment.superlink_control import Control, ControlDeclinedError, Node
 
 __all__ = ["Registrations", "plan_registrations", "register_sites"]
 

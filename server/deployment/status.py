@@ -8,11 +8,11 @@ from typing import Any
 from ept_fed.errors import InputRefusedError
 from ept_fed.reports.run.round_record import RoundRecord
 from ept_fed.reports.run.run_folder import RunFolder
-from server.deployment.control import ControlError, Node, Run
 from server.deployment.run_state import read_json_file
 from server.deployment.server_kit import ServerKit, open_server_kit
 from server.deployment.service import ServerAwayError, find_server
 from server.deployment.submit import connect
+from server.deployment.superlink_control import ControlError, Node, Run
 
 __all__ = ["describe_run", "describe_server"]
 

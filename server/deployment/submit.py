@@ -18,12 +18,12 @@ from ept_fed.protocol.proposal import propose
 from ept_fed.reports.run.run_folder import RunFolder
 from ept_fed.validation.experiment import check_sites, validate_shared
 from ept_fed.validation.load_experiment import load_experiment
-from server.deployment.control import Control, ControlError, Run, open_control
 from server.deployment.flower_bundle import build_bundle
 from server.deployment.readiness import is_ready
 from server.deployment.run_state import RUN_KEY, read_json_file
 from server.deployment.server_kit import ServerKit, open_server_kit
 from server.deployment.service import ServerAwayError, find_superlink_port
+from server.deployment.superlink_control import Control, ControlError, Run, open_control
 
 __all__ = ["RunEnd", "connect", "end_run", "follow", "run_experiment"]
 

@@ -14,7 +14,7 @@ from ept_fed.protocol.layout import PayloadMismatchError, Vector
 from ept_fed.protocol.messages import MessageRefusedError, Phase, RoundReply, RoundRequest, clean_text
 from ept_fed.reports.run.round_record import Refusal
 from ept_fed.run_plan.plan import Plan
-from server.rounds.admission import Accepted, admit
+from server.rounds.reply_checks import Accepted, admit
 
 __all__ = ["Exchange", "Traffic", "find_sender"]
 

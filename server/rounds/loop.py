@@ -24,9 +24,9 @@ from ept_fed.protocol.messages import Phase, RoundReply
 from ept_fed.reports.run.round_record import Refusal, RoundRecord
 from ept_fed.run_plan.plan import Plan
 from ept_fed.seeds import numpy_generator
-from server.rounds.admission import Accepted, refuse_norm_outliers
 from server.rounds.checkpoints import Checkpoint
 from server.rounds.exchange import Exchange
+from server.rounds.reply_checks import Accepted, refuse_norm_outliers
 from server.rounds.secure_aggregation import Collected, SecureExchange
 from server.rounds.wait_for_sites import wait_for_sites
 from server.strategies.aggregation_rules import AggregationError

@@ -17,11 +17,11 @@ from ept_fed.privacy.secure_aggregation.session import AggregationAbandonedError
 from ept_fed.protocol.frames import decode_frame, encode_frame
 from ept_fed.protocol.layout import Vector
 from ept_fed.protocol.messages import MessageRefusedError, clean_text
-from ept_fed.protocol.stages import STAGES, Stage, StageReply, StageRequest
+from ept_fed.protocol.stage_messages import STAGES, Stage, StageReply, StageRequest
 from ept_fed.reports.run.round_record import Refusal
 from ept_fed.run_plan.plan import Plan
-from server.rounds.admission import Accepted
 from server.rounds.exchange import Traffic, find_sender
+from server.rounds.reply_checks import Accepted
 from server.strategies.base import Update
 
 __all__ = ["Collected", "SecureExchange"]

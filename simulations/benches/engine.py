@@ -17,7 +17,7 @@ from pathlib import Path
 
 from simulations.benches.noop_sites import LAYOUT, LOCAL, RUNTIME, client_app, name_sites, run_federation
 from simulations.benches.paired_timing import Timing, time_paired
-from simulations.deployment.loopback import Loopback
+from simulations.deployment.flower_processes import Loopback
 from simulations.engine.local_grid import LocalGrid
 
 FEW = 10

@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 from simulations.deployment.faults import FAULTS, Seen
-from simulations.deployment.rehearsal import Rehearsal, RehearsalError
+from simulations.deployment.loopback_deployment import Rehearsal, RehearsalError
 
 _SITES = 2
 

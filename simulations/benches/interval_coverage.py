@@ -14,7 +14,7 @@ import numpy as np
 
 from ept_fed.evaluation.bootstrap import measure, resample, summarise
 from ept_fed.evaluation.metrics import Array
-from ept_fed.evaluation.weighted import Metric, Sample, class_averages, class_ranks, image_means
+from ept_fed.evaluation.weighted_metrics import Metric, Sample, class_averages, class_ranks, image_means
 
 __all__ = ["QUANTITIES", "measure_coverage"]
 

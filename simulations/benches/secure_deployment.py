@@ -13,7 +13,7 @@ import statistics
 import time
 from dataclasses import dataclass
 
-from simulations.deployment.rehearsal import Rehearsal, RehearsalError
+from simulations.deployment.loopback_deployment import Rehearsal, RehearsalError
 from simulations.deployment.traffic import count_traffic, read_requests
 
 _SITES = 3

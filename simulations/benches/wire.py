@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from server.deployment.run_state import read_agreement
-from simulations.deployment.rehearsal import Rehearsal, RehearsalError
+from simulations.deployment.loopback_deployment import Rehearsal, RehearsalError
 from simulations.deployment.traffic import is_idle, kind_of, read_requests, sender_of
 
 _NAME = "wire"

@@ -24,7 +24,7 @@ from server.deployment.run_state import read_json_file
 from server.deployment.status import describe_server
 from server.deployment.submit import connect
 from server.provisioning.authority import Authority
-from simulations.deployment.rehearsal import Rehearsal, RehearsalError
+from simulations.deployment.loopback_deployment import Rehearsal, RehearsalError
 
 __all__ = ["FAULTS", "Fault", "Seen"]
 

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from simulations.deployment.rehearsal import Rehearsal, RehearsalError
+from simulations.deployment.loopback_deployment import Rehearsal, RehearsalError
 
 __all__ = ["rehearse"]
 

@@ -12,7 +12,7 @@ from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 
 from client.in_process_app import create_client_app
-from client.site.context_state_store import ContextStates
+from client.site.flower_state_store import ContextStates
 from client.site.site import Site
 from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.flower.records import SITE_FAILED, SITE_REFUSED

@@ -13,7 +13,7 @@ from client.worker.process import serve_site
 from ept_fed.protocol.layout import PayloadLayout, Vector
 from ept_fed.protocol.messages import RoundReply, RoundRequest, Split
 from ept_fed.protocol.proposal import Proposal, SiteIntroduction
-from ept_fed.protocol.stages import StageRequest
+from ept_fed.protocol.stage_messages import StageRequest
 from ept_fed.validation.load_site import SiteSettings
 
 

@@ -16,7 +16,7 @@ from ept_fed.progress import Silent
 from ept_fed.validation.load_experiment import load_experiment
 from server.deployment.service import find_superlink_port
 from server.deployment.status import describe_server
-from simulations.deployment.rehearsal import Rehearsal
+from simulations.deployment.loopback_deployment import Rehearsal
 from simulations.deployment.traffic import Counted, count_traffic, is_idle, kind_of, read_requests, sender_of
 from simulations.engine.simulate import simulate
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from simulations.deployment.faults import FAULTS
-from simulations.deployment.rehearsal import Rehearsal
+from simulations.deployment.loopback_deployment import Rehearsal
 
 pytestmark = pytest.mark.skipif(
     shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/sbin:/usr/bin:/usr/local/bin:/opt/homebrew/bin") is None,

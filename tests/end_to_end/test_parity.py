@@ -10,7 +10,7 @@ import pytest
 
 from ept_fed.config.experiment import Experiment
 from ept_fed.progress import Silent
-from simulations.deployment.loopback import Loopback, LoopbackError
+from simulations.deployment.flower_processes import Loopback, LoopbackError
 from simulations.engine.simulate import simulate
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -81,6 +81,6 @@ def test_a_superlink_that_does_not_start_is_reported_with_its_log(
     loopback: Loopback, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (loopback.folder / "earlier.log").write_text("the reason")
-    monkeypatch.setattr("simulations.deployment.loopback._is_healthy", lambda _address: False)
+    monkeypatch.setattr("simulations.deployment.flower_processes._is_healthy", lambda _address: False)
     with pytest.raises(LoopbackError, match=r"does not answer after 0 s[\s\S]*the reason"):
         loopback.start_superlink(limit=0)

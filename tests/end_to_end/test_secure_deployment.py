@@ -13,9 +13,9 @@ from client.gate.privacy_budget import BUDGET_FILE, read_budget
 from client.ledger.ledger import tip_path
 from client.ledger.verify import examine
 from ept_fed.progress import Silent
-from ept_fed.protocol.stages import STAGES
+from ept_fed.protocol.stage_messages import STAGES
 from ept_fed.validation.load_experiment import load_experiment
-from simulations.deployment.rehearsal import Rehearsal
+from simulations.deployment.loopback_deployment import Rehearsal
 from simulations.engine.simulate import simulate
 
 pytestmark = pytest.mark.skipif(

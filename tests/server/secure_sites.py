@@ -14,7 +14,7 @@ from ept_fed.privacy.secure_aggregation.round_session import weigh_site
 from ept_fed.protocol.frames import decode_frame, encode_frame
 from ept_fed.protocol.layout import Vector
 from ept_fed.protocol.messages import EVALUATE_METRICS, TRAIN_METRICS, RoundReply
-from ept_fed.protocol.stages import StageReply, StageRequest
+from ept_fed.protocol.stage_messages import StageReply, StageRequest
 from ept_fed.run_plan.plan import Plan
 from server.app import create_server_app
 from server.rounds.loop import FederationResult

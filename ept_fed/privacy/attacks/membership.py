@@ -12,7 +12,7 @@ import numpy as np
 
 from ept_fed.evaluation.bootstrap import Interval, measure, resample, summarise
 from ept_fed.evaluation.metrics import Array
-from ept_fed.evaluation.weighted import Sample, class_ranks
+from ept_fed.evaluation.weighted_metrics import Sample, class_ranks
 
 __all__ = ["match_classes", "measure_advantage", "score_alignment", "score_batches", "score_loss_drop"]
 

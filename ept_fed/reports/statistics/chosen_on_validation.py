@@ -9,7 +9,7 @@ from ept_fed.evaluation.calibration import apply_temperature, calibration_error,
 from ept_fed.evaluation.conformal import ConformalResult, assess_sets, class_thresholds, prediction_sets
 from ept_fed.evaluation.metrics import Array
 from ept_fed.evaluation.operating_point import choose_threshold
-from ept_fed.evaluation.weighted import Sample, image_means
+from ept_fed.evaluation.weighted_metrics import Sample, image_means
 from ept_fed.reports.run.read_predictions import PredictionTable
 
 __all__ = ["ALPHA", "Calibration", "assess_conformal", "calibrate", "choose_thresholds", "count_positives"]

@@ -19,7 +19,15 @@ from ept_fed.evaluation.calibration import ReliabilityBin, reliability_curve
 from ept_fed.evaluation.conformal import ConformalResult
 from ept_fed.evaluation.metrics import Array
 from ept_fed.evaluation.operating_point import confusion_matrix, roc_points
-from ept_fed.evaluation.weighted import Metric, Sample, class_averages, class_ranks, decisions, image_means, rates
+from ept_fed.evaluation.weighted_metrics import (
+    Metric,
+    Sample,
+    class_averages,
+    class_ranks,
+    decisions,
+    image_means,
+    rates,
+)
 from ept_fed.reports.run.read_predictions import SitePredictions
 from ept_fed.reports.statistics.chosen_on_validation import (
     Calibration,

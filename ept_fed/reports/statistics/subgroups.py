@@ -10,7 +10,7 @@ import numpy as np
 from ept_fed.evaluation.bootstrap import DRAWS, Interval, measure, resample, summarise
 from ept_fed.evaluation.metrics import Array
 from ept_fed.evaluation.subgroups import UNSTATED, band_values, choose_hidden
-from ept_fed.evaluation.weighted import Metric, Sample, class_averages, class_ranks, image_means
+from ept_fed.evaluation.weighted_metrics import Metric, Sample, class_averages, class_ranks, image_means
 from ept_fed.reports.run.read_predictions import PredictionTable
 
 __all__ = ["SUBGROUP_METRICS", "SUBGROUP_SETTINGS", "SubgroupCell", "SubgroupTable", "analyse_subgroups"]

@@ -11,7 +11,7 @@ from ept_fed.config.privacy import SecureAggregationSettings
 from ept_fed.protocol.frames import encode_frame
 from ept_fed.protocol.messages import Header
 from ept_fed.protocol.proposal import propose
-from ept_fed.protocol.stages import STAGES, StageReply, StageRequest
+from ept_fed.protocol.stage_messages import STAGES, StageReply, StageRequest
 from tests.client.gated_kit import BACKBONE, COUNTS, INITIAL, LAYOUT, RUN, WITH_TOKENS, Kit, answer, request, rules_of
 
 TRAINED = INITIAL + np.float32(0.5)

@@ -10,7 +10,7 @@ from flwr.app import RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client.site.context_state_store import ContextStates
+from client.site.flower_state_store import ContextStates
 from client.site.state_store import (
     KEPT_STATES,
     SiteState,

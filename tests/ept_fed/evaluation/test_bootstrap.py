@@ -9,7 +9,7 @@ from scipy.stats import binomtest
 
 from ept_fed.evaluation.bootstrap import MIN_GROUPS, assess_difference, resample, summarise, summarise_share
 from ept_fed.evaluation.metrics import Array
-from ept_fed.evaluation.weighted import Sample, class_averages, class_ranks
+from ept_fed.evaluation.weighted_metrics import Sample, class_averages, class_ranks
 
 ORDER = {"harmed": 0, "no clear difference": 1, "helped": 2}
 

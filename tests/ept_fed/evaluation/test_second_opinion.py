@@ -22,7 +22,7 @@ from sklearn.metrics import (
 from ept_fed.evaluation.calibration import brier_score
 from ept_fed.evaluation.metrics import classification_metrics
 from ept_fed.evaluation.operating_point import confusion_matrix
-from ept_fed.evaluation.weighted import Sample, class_averages, class_ranks, decisions, image_means, rates
+from ept_fed.evaluation.weighted_metrics import Sample, class_averages, class_ranks, decisions, image_means, rates
 
 cases = given(n=st.integers(20, 300), C=st.integers(2, 7), seed=st.integers(0, 2**32), ties=st.booleans())
 

@@ -29,8 +29,8 @@ from ept_fed.flower.records import (
     read_frame_record,
 )
 from ept_fed.flower.transport import copy_over_wire, count_bytes, set_task_identity
+from ept_fed.protocol.frame_prefix import PREFIX_BYTES, make_prefix
 from ept_fed.protocol.frames import Introduce, Refusal, decode_frame, encode_frame
-from ept_fed.protocol.framing import PREFIX_BYTES, make_prefix
 from ept_fed.protocol.layout import PayloadLayout, PayloadMismatchError
 from ept_fed.protocol.messages import (
     EVALUATE_METRICS,

@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ept_fed.config.experiment import Experiment
-from ept_fed.protocol.frames import Frame, Introduce, Refusal, decode_frame, encode_frame, kind_of
-from ept_fed.protocol.framing import (
+from ept_fed.protocol.frame_prefix import (
     _MAGIC,
     _PREFIX,
     MAX_ARRAY_BYTES,
@@ -22,6 +21,7 @@ from ept_fed.protocol.framing import (
     read_lengths,
     read_prefix,
 )
+from ept_fed.protocol.frames import Frame, Introduce, Refusal, decode_frame, encode_frame, kind_of
 from ept_fed.protocol.layout import PayloadLayout
 from ept_fed.protocol.messages import Header, MessageRefusedError, RoundReply, RoundRequest, metric_keys
 from ept_fed.protocol.proposal import PlanIntroduction, SiteIntroduction, propose

@@ -6,9 +6,9 @@ from typing import cast
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.deployment.control import Control, ControlDeclinedError, Node
 from server.deployment.registration import plan_registrations, register_sites
 from server.deployment.server_kit import ServerKit
+from server.deployment.superlink_control import Control, ControlDeclinedError, Node
 
 NAMES = ["north", "south", "west"]
 KEYS = [b"key-1", b"key-2", b"key-3", b"key-4"]

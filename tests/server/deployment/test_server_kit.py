@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from ept_fed.errors import InputRefusedError
-from server.deployment.control import Run
 from server.deployment.flower_bundle import build_bundle
 from server.deployment.proxy import PATHS, find_nginx, write_proxy_files
 from server.deployment.server_kit import open_server_kit
 from server.deployment.service import ServerAwayError, find_superlink_port, start_server, stop_server
 from server.deployment.status import describe_run, describe_server
 from server.deployment.submit import run_experiment
+from server.deployment.superlink_control import Run
 from server.provisioning.provision import provision, revoke
 from tests.conftest import MICRO
 

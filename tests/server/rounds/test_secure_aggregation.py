@@ -14,7 +14,7 @@ from ept_fed.errors import InputRefusedError
 from ept_fed.flower.messages import decode_request, encode_request
 from ept_fed.privacy.secure_aggregation.messages import Kind
 from ept_fed.protocol.messages import MessageRefusedError, RoundRequest
-from ept_fed.protocol.stages import STAGES, Stage, StageReply, StageRequest
+from ept_fed.protocol.stage_messages import STAGES, Stage, StageReply, StageRequest
 from ept_fed.run_plan.plan import Plan
 from ept_fed.validation.experiment import check_sites
 from ept_fed.validation.secure_aggregation import validate_secure_aggregation

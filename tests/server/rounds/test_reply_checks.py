@@ -15,7 +15,7 @@ from ept_fed.protocol.frames import encode_frame
 from ept_fed.protocol.layout import PayloadLayout, PayloadMismatchError
 from ept_fed.protocol.messages import TRAIN_METRICS, MessageRefusedError, RoundReply, RoundRequest
 from ept_fed.run_plan.plan import Plan
-from server.rounds.admission import admit, find_norm_outliers, refuse_norm_outliers
+from server.rounds.reply_checks import admit, find_norm_outliers, refuse_norm_outliers
 from tests.frames_by_hand import frame_of, open_frame
 
 LAYOUT = PayloadLayout((("sinks", (2, 3)),))

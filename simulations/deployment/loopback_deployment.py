@@ -28,7 +28,7 @@ from server.deployment.proxy import end_proxy, find_nginx
 from server.deployment.server_kit import ServerKit, open_server_kit
 from server.deployment.status import describe_server
 from server.provisioning.provision import provision
-from simulations.deployment.loopback import find_free_port
+from simulations.deployment.flower_processes import find_free_port
 
 __all__ = ["Rehearsal", "RehearsalError"]
 

@@ -9,7 +9,7 @@ from sklearn.metrics import average_precision_score, brier_score_loss, recall_sc
 from ept_fed.evaluation.bootstrap import measure
 from ept_fed.evaluation.calibration import brier_score
 from ept_fed.evaluation.metrics import Array, classification_metrics
-from ept_fed.evaluation.weighted import Sample, class_averages, class_ranks, decisions, image_means, rates
+from ept_fed.evaluation.weighted_metrics import Sample, class_averages, class_ranks, decisions, image_means, rates
 
 TASKS = st.sampled_from(["single_label", "multi_label"])
 
