@@ -37,8 +37,8 @@ class SecureSums:
     terms: SumTerms
 
 
-def create_client_app(find_site: Callable[[Context], Site], masked: SecureSums | None = None) -> ClientApp:
-    """Return a ClientApp whose train and evaluate are answered by `find_site(context)`, and stages by `masked`.
+def create_client_app(find_site: Callable[[Context], Site], sums: SecureSums | None = None) -> ClientApp:
+    """Return a ClientApp whose train and evaluate are answered by `find_site(context)`, and stages by `sums`.
 
     A declined request is answered with SITE_REFUSED and a sentence that states the reason. The sentence contains only
     versions, shapes and the loss. Any other failure is answered with SITE_FAILED and no detail: exception texts contain
@@ -50,10 +50,10 @@ def create_client_app(find_site: Callable[[Context], Site], masked: SecureSums |
         try:
             site = find_site(context)
             if phase == "stage":
-                return _answer_stage(message, site, masked)
+                return _answer_stage(message, site, sums)
             request = decode_request(message, phase, site.layout)
-            if masked is not None and phase == "train":
-                masked.find_rounds(site.name).begin(request)
+            if sums is not None and phase == "train":
+                sums.find_rounds(site.name).begin(request)
             reply = site.train(request) if phase == "train" else site.evaluate(request)
             return encode_reply(reply, message)
         except (MessageRefusedError, PayloadMismatchError, TrainingDivergedError, InputRefusedError) as refusal:
@@ -79,9 +79,9 @@ def create_client_app(find_site: Callable[[Context], Site], masked: SecureSums |
     return app
 
 
-def _answer_stage(message: Message, site: Site, masked: SecureSums | None) -> Message:
+def _answer_stage(message: Message, site: Site, sums: SecureSums | None) -> Message:
     request = decode_frame(read_frame_record(message))
-    if masked is None or not isinstance(request, StageRequest):
+    if sums is None or not isinstance(request, StageRequest):
         raise MessageRefusedError("this run has no secure aggregation")
-    reply = answer_stage(request, site, masked.find_rounds(site.name), masked.terms)
+    reply = answer_stage(request, site, sums.find_rounds(site.name), sums.terms)
     return Message(encode_frame_record(encode_frame(reply)), reply_to=message)

@@ -282,6 +282,10 @@ def test_a_running_server_has_no_torch_loaded() -> None:
     assert not loaded & HEAVY
 
 
+def test_a_worker_without_a_run_has_no_torch_loaded() -> None:
+    assert not loaded_after("import client.worker.process") & {*HEAVY, "scipy", "sklearn"}
+
+
 def test_the_command_line_starts_without_heavy_imports() -> None:
     loaded = loaded_after("import ept_fed.cli.main")
     assert {"typer", "server", "client", "simulations"} <= loaded

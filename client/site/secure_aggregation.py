@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from client.site.site import Site
 from ept_fed.privacy.secure_aggregation.messages import Kind
 from ept_fed.privacy.secure_aggregation.round_session import count_min_sites, digest_start, plan_session
 from ept_fed.privacy.secure_aggregation.session import AggregationSession
@@ -16,6 +16,9 @@ from ept_fed.protocol.layout import PayloadLayout, Vector
 from ept_fed.protocol.messages import MessageRefusedError, RoundRequest
 from ept_fed.protocol.proposal import Proposal
 from ept_fed.protocol.stage_messages import StageReply, StageRequest
+
+if TYPE_CHECKING:
+    from client.site.site import Site  # imports torch, which a worker needs only once a run is proposed
 
 __all__ = ["Credentials", "SecureRounds", "SumTerms", "answer_stage", "count_agreed_min_sites", "plan_agreed_session"]
 
@@ -140,7 +143,7 @@ class SumTerms:
 
 def answer_stage(
     request: StageRequest,
-    site: Site,
+    site: "Site",
     rounds: SecureRounds,
     terms: SumTerms,
     release: _Release = lambda _received, trained: trained,

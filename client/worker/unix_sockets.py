@@ -19,8 +19,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from pydantic import TypeAdapter, ValidationError
-
 from ept_fed.protocol.frame_prefix import PREFIX_BYTES, read_prefix
 
 __all__ = [
@@ -125,9 +123,6 @@ class WorkerStatus:
     training_images: int | None
 
 
-_STATUS: TypeAdapter[WorkerStatus] = TypeAdapter(WorkerStatus)
-
-
 def status_path(worker_socket: Path) -> Path:
     """Return the path of the status socket: run/worker.sock -> run/worker.sock.st."""
     return worker_socket.with_name(f"{worker_socket.name}.st")
@@ -157,6 +152,9 @@ def ask_status(worker_socket: Path, *, seconds: float) -> WorkerStatus:
         PermissionError: if this process does not run as the worker's user.
         WorkerAwayError: if there is no worker, or it has another version.
     """
+    # Slow to import, and the app that SuperNode starts for every message needs only the frames.
+    from pydantic import TypeAdapter, ValidationError
+
     content = bytearray()
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
@@ -164,7 +162,7 @@ def ask_status(worker_socket: Path, *, seconds: float) -> WorkerStatus:
             connection.connect(str(status_path(worker_socket)))
             while chunk := connection.recv(_CHUNK):
                 content += chunk
-        return _STATUS.validate_json(bytes(content))
+        return TypeAdapter(WorkerStatus).validate_json(bytes(content))
     except PermissionError:
         raise
     except (OSError, ValidationError) as error:

@@ -115,12 +115,11 @@ def _describe(model: type[BaseModel], raw: dict[str, Any], item: dict[str, Any])
     field = ".".join(str(part) for part in location) or "config"
     kind = item["type"]
     names = ".".join(part for part in location if isinstance(part, str))
-    renamed = describe_renamed_value(names, item["input"])
-    if kind == "extra_forbidden":
-        renamed = describe_renamed_key(names)
+    unknown = kind == "extra_forbidden"
+    renamed = describe_renamed_key(names) if unknown else describe_renamed_value(names, item["input"])
     if renamed is not None:
         return Problem(field, item["input"], renamed)
-    if kind == "extra_forbidden":
+    if unknown:
         known = _known_keys(model, location[:-1], raw)
         near = difflib.get_close_matches(str(location[-1]), known, n=1)
         hint = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(known)}"

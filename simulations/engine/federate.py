@@ -93,11 +93,11 @@ def federate(
         progress.on_note(f"resuming after round {finished + 1} of {plan.rounds}")
     recorder = _Recorder(plan, folder, progress, track)
     checkpoints = CheckpointFolder(folder.checkpoints, plan, data)
-    authority, masked = _certify(plan, resume.records[-1].round if resume else 0)
+    authority, sums = _certify(plan, resume.records[-1].round if resume else 0)
     server_app = create_server_app(
         plan, recorder, results.append, resume=resume, save=checkpoints.save, authority=authority
     )
-    run_locally(server_app, create_client_app(find_site, masked), tuple(sites))
+    run_locally(server_app, create_client_app(find_site, sums), tuple(sites))
     (result,) = results
     return result
 

@@ -15,7 +15,6 @@ from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import ndtri
 
 __all__ = ["Entropy", "draw_normal", "draw_poisson_sample"]
 
@@ -24,6 +23,8 @@ Entropy = Callable[[int], bytes]
 
 def draw_normal(count: int, *, entropy: Entropy = os.urandom) -> npt.NDArray[np.float64]:
     """Return `count` independent draws from the standard normal distribution; `entropy(n)` returns n random bytes."""
+    from scipy.special import ndtri  # slow to import; planning and verifying costs draw nothing
+
     normal: npt.NDArray[np.float64] = ndtri(_draw_uniform(count, entropy))
     return normal
 
