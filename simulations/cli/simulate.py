@@ -48,9 +48,9 @@ def simulate(
         from ept_fed.storage.files import dump_json
         from ept_fed.validation.load_experiment import load_experiment
 
-        if resume and out is None:
-            raise InputRefusedError([Problem("--resume", "", "needs --out with the folder of the run to continue")])
-        if resume and out is not None:
+        if resume:
+            if out is None:
+                raise InputRefusedError([Problem("--resume", "", "needs --out with the folder of the run to continue")])
             RunFolder(out).require_version()
         source = config or (out / "config.yaml" if resume and out is not None else DEMO_CONFIG)
         experiment = load_experiment(source, overrides or [])
