@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import hypothesis
 import pytest
 import torch
 import yaml
@@ -14,6 +13,8 @@ from ept_fed.config.experiment import Experiment
 from ept_fed.run_plan.plan import Plan
 from ept_fed.validation.load_experiment import load_experiment
 from simulations.engine.virtual_sites import prepare_federation
+
+pytest_plugins = ("tests.built_once", "tests.effort", "tests.needs", "tests.tiers")
 
 MICRO: dict[str, Any] = {
     "name": "micro",
@@ -29,11 +30,6 @@ MICRO: dict[str, Any] = {
     "training": {"batch_size": 4},
     "federation": {"rounds": 2},
 }
-
-
-# The tests do not measure speed, so a busy machine must not make them fail.
-hypothesis.settings.register_profile("ept_fed", deadline=None)
-hypothesis.settings.load_profile("ept_fed")
 
 
 @pytest.fixture(scope="session", autouse=True)
