@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test faults lint clean
+.PHONY: demo test quick faults coverage lint clean
 
 $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -19,13 +19,27 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# One thread each: with as many test processes as cores, more only wait for each other.
-test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal --durations=15
+# One thread each: with as many test processes as cores, more only wait for each other. A file's tests run in one process,
+# and those that take longest start first.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+PARALLEL := --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder --durations=10
 
-# What a deployment survives, with the minutes of waiting that it takes; the cheap ones are in `make test` too.
+test: lint
+	$(PYTEST) $(PARALLEL) -m "unit or integration"
+
+# What developers run all day: neither processes nor sockets.
+quick: $(READY)
+	$(PYTEST) $(PARALLEL) -m unit
+
+# What a deployment and a simulation survive, with the minutes of waiting and the many kills that it takes.
 faults: $(READY)
-	$(BIN)/python -m pytest -m "faults or not faults" tests/end_to_end/test_faults.py
+	$(PYTEST) -m faults
+
+# Lines and branches of the four packages that `make test` reaches, in all its processes.
+coverage: $(READY)
+	$(BIN)/coverage erase
+	$(PYTEST) $(PARALLEL) -m "unit or integration" --cov --cov-report=
+	$(BIN)/coverage report --skip-covered --sort=cover
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.*
