@@ -45,6 +45,13 @@ def test_a_unit_test_that_starts_a_process_or_opens_a_socket_fails(outcomes, act
     assert outcomes(where["other tier"])[0] == {"passed": 1}
 
 
+@pytest.mark.integration
+def test_what_a_module_does_on_its_import_is_not_the_tests_doing(outcomes, pytester: pytest.Pytester) -> None:  # type: ignore[no-untyped-def]
+    pytester.makepyfile(asks_the_system=START["a process"])
+    pytester.syspathinsert()
+    assert outcomes("def test_it(): import asks_the_system")[0] == {"passed": 1}
+
+
 def test_every_test_has_one_tier_and_those_of_integration_run_first(outcomes) -> None:  # type: ignore[no-untyped-def]
     text = "import pytest\ndef test_a(request): assert [m.name for m in request.node.iter_markers()] == ['unit']\n"
     found, said = outcomes(text + "@pytest.mark.integration\ndef test_b(): raise ValueError\ndef test_c(): pass")

@@ -31,8 +31,18 @@ _seen: list[str] | None = None
 
 
 def _listen(event: str, arguments: tuple[Any, ...]) -> None:
-    if _seen is not None and event in _EVENTS:
+    if _seen is not None and event in _EVENTS and not _is_import():
         _seen.append(f"{_EVENTS[event]}: {event}{str(arguments)[:200]}")
+
+
+def _is_import() -> bool:
+    """Whether a module is being imported; some ask the system about itself, which is not the test's doing."""
+    frame = sys._getframe()
+    while frame.f_back is not None:
+        frame = frame.f_back
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+    return False
 
 
 sys.addaudithook(_listen)
