@@ -1,8 +1,9 @@
-"""Shared fixtures: the settings of a federation that runs in a second or two."""
+"""Shared fixtures: the settings of a federation that runs in a second or two, and one finished run of it."""
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -10,9 +11,15 @@ import yaml
 
 from client.site.site import Site
 from ept_fed.config.experiment import Experiment
+from ept_fed.progress import Silent
 from ept_fed.run_plan.plan import Plan
 from ept_fed.validation.load_experiment import load_experiment
+from simulations.engine.simulate import simulate
 from simulations.engine.virtual_sites import prepare_federation
+
+if TYPE_CHECKING:
+    # pytest imports this module itself, as a plugin.
+    from tests.built_once import BuildOnce
 
 pytest_plugins = ("tests.built_once", "tests.effort", "tests.needs", "tests.tiers")
 
@@ -30,6 +37,15 @@ MICRO: dict[str, Any] = {
     "training": {"batch_size": 4},
     "federation": {"rounds": 2},
 }
+# The settings of `micro_run`: with a token, its prompts have both kinds of tensor.
+MICRO_RUN = ("model.tokens=1",)
+
+
+def leave_charts_out(patch: pytest.MonkeyPatch) -> None:
+    """Leave the charts out of a run: drawing takes longer than a micro run, and their own tests cover them."""
+    for chart in ("draw_confusion", "draw_learning", "draw_reliability", "draw_roc"):
+        patch.setattr(f"ept_fed.reports.pages.html.{chart}", lambda *_arguments, **_options: "")
+    patch.setattr("ept_fed.reports.charts.partition.draw_partition", lambda _rows: b"")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -58,11 +74,29 @@ def micro(micro_file: Path) -> Callable[..., Experiment]:
     return build
 
 
+@pytest.fixture(scope="session")
+def shared_micro(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Experiment]:
+    """Return what `micro` returns, for fixtures that several tests share."""
+    path = tmp_path_factory.mktemp("settings") / "micro.yaml"
+    path.write_text(yaml.safe_dump(MICRO))
+    return lambda *overrides: load_experiment(path, overrides)
+
+
+@pytest.fixture(scope="session")
+def micro_run(build_once: "BuildOnce", shared_micro: Callable[..., Experiment]) -> Path:
+    """Return the folder of a finished run of `MICRO` with `MICRO_RUN` and all charts, for reading only."""
+    return build_once("micro-run", lambda folder: simulate(shared_micro(*MICRO_RUN), folder / "run", Silent())) / "run"
+
+
+@pytest.fixture
+def micro_run_copy(micro_run: Path, tmp_path: Path) -> Path:
+    """Return a copy of the finished run, for a test to change."""
+    return Path(shutil.copytree(micro_run, tmp_path / "micro-run"))
+
+
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave the charts out of a run's pages: drawing takes longer than a micro run, and their own tests cover them."""
-    for chart in ("draw_confusion", "draw_learning", "draw_reliability", "draw_roc"):
-        monkeypatch.setattr(f"ept_fed.reports.pages.html.{chart}", lambda *_arguments, **_options: "")
+    leave_charts_out(monkeypatch)
 
 
 @pytest.fixture

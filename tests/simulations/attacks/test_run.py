@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 from typer.testing import CliRunner
 
 import simulations.attacks.inversion
@@ -22,7 +21,6 @@ from ept_fed.privacy.attacks.views import View
 from ept_fed.progress import Silent
 from ept_fed.protocol.messages import RoundReply, RoundRequest
 from ept_fed.reports.run.read_run import read_run
-from ept_fed.validation.load_experiment import load_experiment
 from simulations.attacks.controls import control_inversion, control_membership
 from simulations.attacks.crafted_prompts import ask_gate, craft_prompts, shorten_step
 from simulations.attacks.inversion import choose_targets
@@ -33,18 +31,16 @@ from simulations.attacks.run import attack_run
 from simulations.engine.reopen_run import reopen_run
 from simulations.engine.simulate import simulate
 from simulations.engine.virtual_sites import VirtualFederation, prepare_federation
-from tests.conftest import MICRO
+from tests.conftest import MICRO_RUN, leave_charts_out
 
 Sent = dict[tuple[str, int], np.ndarray]
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Sent]:
+def finished(shared_micro: Callable[..., Experiment], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Sent]:
     """Return a micro run, and the payload that each site sent in each round."""
     folder = tmp_path_factory.mktemp("attacked")
-    settings = {**MICRO, "model": {**MICRO["model"], "tokens": 1}, "evaluation": {"baselines": []}}
-    (folder / "micro.yaml").write_text(yaml.safe_dump(settings))
-    experiment: Experiment = load_experiment(folder / "micro.yaml", ())
+    experiment = shared_micro(*MICRO_RUN, "data.phantom_sites=2", "evaluation.baselines=[]")
     sent: Sent = {}
     train = Site.train
 
@@ -56,6 +52,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Sent]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Site, "train", spy)
+        leave_charts_out(patch)
         simulate(experiment, folder / "run", Silent())
     return folder / "run", sent
 
@@ -107,6 +104,7 @@ def test_the_gate_refuses_crafted_prompts_and_admits_the_shortened_step(finished
     assert ask_gate(Policy(), plan.initial, farther, plan.layout, 1) is not None
 
 
+@pytest.mark.integration
 @pytest.mark.usefixtures("two_images")
 def test_what_was_measured_is_written_with_its_assumptions_and_without_images(run: Path) -> None:
     shares: list[float] = []
@@ -134,6 +132,7 @@ def test_what_was_measured_is_written_with_its_assumptions_and_without_images(ru
     assert drops["raw prompts"] == pytest.approx(drops["sinks"], abs=0.02)
 
 
+@pytest.mark.integration
 @pytest.mark.usefixtures("two_images")
 def test_each_attack_succeeds_where_it_must(finished: tuple[Path, Sent]) -> None:
     result = read_run(finished[0])
@@ -156,6 +155,7 @@ def test_each_attack_succeeds_where_it_must(finished: tuple[Path, Sent]) -> None
     assert solved["SSIM"] > 0.999
 
 
+@pytest.mark.integration
 @pytest.mark.usefixtures("two_images")
 def test_the_command_prints_tables_and_asks_before_it_draws(run: Path) -> None:
     done = CliRunner().invoke(app, ["audit", "attack", str(run), "--rounds", "1", "--steps", "1", "--images"])

@@ -16,6 +16,7 @@ from simulations.engine.virtual_sites import VirtualFederation, prepare_federati
 
 Micro = Callable[..., Experiment]
 
+TWO_SITES = ("data.phantom_sites=2",)
 METHODS = {
     "sinks": (),
     "tokens": ("model.tokens=1",),
@@ -28,9 +29,10 @@ def heads(federation: VirtualFederation, sites: Any) -> dict[str, Any]:
     return {name: capture_model(sites[name].model)["model/head.weight"] for name in federation.data.sites}
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("method", METHODS)
 def test_sites_use_the_centralised_prompts_under_personalised_heads(method: str, micro: Micro, tmp_path: Path) -> None:
-    federation = prepare_federation(micro(*METHODS[method], "federation.rounds=3"))
+    federation = prepare_federation(micro(*METHODS[method], *TWO_SITES, "federation.rounds=3"))
     pooled = train_centralised(federation, RunFolder(tmp_path / "pooled"), Silent())
     untrained = federation.plan().initial
     prompts, pooled_head = pooled.own_payload(), capture_model(pooled.model)["model/head.weight"]
@@ -46,7 +48,7 @@ def test_sites_use_the_centralised_prompts_under_personalised_heads(method: str,
 
 def test_untrained_centralised_prompts_give_the_heads_of_local_models(micro: Micro, tmp_path: Path) -> None:
     still = ("training.prompt_lr=0", "training.token_lr=0", "training.method_lr=0", "model.tokens=1")
-    federation = prepare_federation(micro(*still))
+    federation = prepare_federation(micro(*still, *TWO_SITES))
     home = heads(federation, train_local(federation, RunFolder(tmp_path / "home"), Silent()))
     found = heads(federation, train_centralised_prompts(federation, RunFolder(tmp_path / "ceiling"), Silent()))
     for name, head in home.items():

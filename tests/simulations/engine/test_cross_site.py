@@ -15,8 +15,6 @@ from ept_fed.reports.run.cross_site import CROSS_SITE_FILE, read_cross_site, wri
 from ept_fed.reports.run.read_run import read_run
 from simulations.engine.simulate import simulate
 
-pytestmark = pytest.mark.usefixtures("undrawn")
-
 Micro = Callable[..., Experiment]
 CLASSES = ("a", "b")
 
@@ -37,9 +35,10 @@ def rows(undefined: tuple[str, str] | None = None, untrained: tuple[str, str] | 
     ]
 
 
+@pytest.mark.integration
 def test_the_diagonal_is_each_local_model_at_its_own_site(micro: Micro, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    simulate(micro("evaluation.cross_site=true"), out, Silent())
+    simulate(micro("evaluation.cross_site=true", "federation.rounds=1"), out, Silent())
     run = read_run(out)
     assert run.cross_site is not None
     assert run.cross_site.auc.shape == (3, 3)
@@ -55,10 +54,9 @@ def test_the_diagonal_is_each_local_model_at_its_own_site(micro: Micro, tmp_path
         assert len(list(csv.DictReader(file))) == 3 * 3 * len(run.report["classes"])
 
 
-def test_without_the_setting_there_is_no_matrix(micro: Micro, tmp_path: Path) -> None:
-    simulate(micro(), tmp_path / "run", Silent())
-    assert not (tmp_path / "run" / CROSS_SITE_FILE).exists()
-    assert "Local models at other sites" not in (tmp_path / "run" / "report.html").read_text()
+def test_without_the_setting_there_is_no_matrix(micro_run: Path) -> None:
+    assert not (micro_run / CROSS_SITE_FILE).exists()
+    assert "Local models at other sites" not in (micro_run / "report.html").read_text()
 
 
 def test_a_class_absent_where_a_model_is_tested_is_left_out_of_the_whole_column_and_counted(tmp_path: Path) -> None:

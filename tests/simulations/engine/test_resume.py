@@ -1,8 +1,10 @@
 """`--resume`: runs that it continues, runs that it refuses, and files that it does not change."""
 
+import csv
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,10 +22,17 @@ from ept_fed.storage.checkpoint_file import write_checksummed
 from server.rounds.checkpoints import Checkpoint, CheckpointFolder
 from simulations.engine import simulate as simulate_module
 from simulations.engine.simulate import simulate
-
-pytestmark = pytest.mark.usefixtures("undrawn")
+from tests.conftest import MICRO_RUN, leave_charts_out
 
 Micro = Callable[..., Experiment]
+# Two sites and no baselines, because these tests run many federations.
+SMALL = ("data.phantom_sites=2", "evaluation.baselines=[]")
+STAGES = (
+    SMALL[0],
+    "federation.rounds=3",
+    'evaluation.baselines=["local","centralised"]',
+    "federation.strategy=fedavgm",
+)
 
 
 class StopHere(Silent):
@@ -40,10 +49,10 @@ class StopHere(Silent):
             raise KeyboardInterrupt
 
 
-@pytest.fixture
-def stopped(micro: Micro, tmp_path: Path) -> tuple[Experiment, Path]:
+@pytest.fixture(scope="module")
+def killed(shared_micro: Micro, tmp_path_factory: pytest.TempPathFactory) -> tuple[Experiment, Path]:
     """Return a run that was killed after its sites had trained round 3 and before the server had saved that round."""
-    experiment, out = micro("federation.rounds=3"), tmp_path / "run"
+    experiment, out = shared_micro(*SMALL, "federation.rounds=3"), tmp_path_factory.mktemp("killed") / "run"
     save = CheckpointFolder.save
 
     def kill_before_the_third(folder: CheckpointFolder, checkpoint: Checkpoint) -> None:
@@ -57,42 +66,60 @@ def stopped(micro: Micro, tmp_path: Path) -> tuple[Experiment, Path]:
     return experiment, out
 
 
+@pytest.fixture
+def stopped(killed: tuple[Experiment, Path], tmp_path: Path) -> tuple[Experiment, Path]:
+    """Return the settings and a copy of the killed run."""
+    experiment, out = killed
+    return experiment, Path(shutil.copytree(out, tmp_path / "run"))
+
+
+@pytest.fixture(scope="module")
+def whole(shared_micro: Micro, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Mapping[str, Any]]:
+    """Return the folder and the report of a run of all stages that nothing stopped."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        leave_charts_out(patch)
+        return out, simulate(shared_micro(*STAGES), out, Silent())
+
+
 def test_a_run_that_was_never_started_starts(micro: Micro, tmp_path: Path) -> None:
-    assert simulate(micro(), tmp_path / "new", Silent(), resume=True)["status"] == "done"
+    out = tmp_path / "new"
+    assert simulate(micro(*SMALL, "federation.rounds=1"), out, Silent(), resume=True)["status"] == "done"
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("stop", [("federated", 1), ("federated", 3), ("local", 2), ("centralised", 1)])
-def test_whatever_stage_was_stopped_the_end_is_the_same(micro: Micro, tmp_path: Path, stop: tuple[str, int]) -> None:
-    experiment = micro(
-        "federation.rounds=3", 'evaluation.baselines=["local","centralised"]', "federation.strategy=fedavgm"
-    )
-    whole = simulate(experiment, tmp_path / "whole", Silent())
+def test_whatever_stage_was_stopped_the_end_is_the_same(
+    micro: Micro, tmp_path: Path, whole: tuple[Path, Mapping[str, Any]], stop: tuple[str, int]
+) -> None:
+    experiment, out = micro(*STAGES), tmp_path / "stopped"
     with pytest.raises(KeyboardInterrupt):
-        simulate(experiment, tmp_path / "stopped", StopHere(*stop))
-    resumed = simulate(experiment, tmp_path / "stopped", Silent(), resume=True)
+        simulate(experiment, out, StopHere(*stop))
+    resumed = simulate(experiment, out, Silent(), resume=True)
     # A reply contains the site's training time, whose number of digits changes the bytes.
-    ours, theirs = ([{**row, "bytes_from_site": 0} for row in run["rows"]] for run in (resumed, whole))
+    ours, theirs = ([{**row, "bytes_from_site": 0} for row in run["rows"]] for run in (resumed, whole[1]))
     assert ours == theirs
-    for path in (tmp_path / "whole" / "prompts").iterdir():
-        assert np.array_equal(
-            load_file(path)["sinks"], load_file(tmp_path / "stopped" / "prompts" / path.name)["sinks"]
-        )
+    files = sorted((whole[0] / "prompts").iterdir())
+    assert len(files) == 1 + 3
+    for path in files:
+        assert np.array_equal(load_file(path)["sinks"], load_file(out / "prompts" / path.name)["sinks"])
 
 
 def test_a_finished_run_is_reported_and_not_run_again(
-    micro: Micro, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    micro: Micro, micro_run_copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = simulate(micro(), tmp_path / "run", Silent())
-    assert not (tmp_path / "run" / "state").exists()
+    assert not (micro_run_copy / "state").exists()
     monkeypatch.setattr(simulate_module, "prepare_federation", lambda _: pytest.fail("the run is finished"))
-    again = simulate(micro(), tmp_path / "run", Silent(), resume=True)
-    assert again["rows"] == first["rows"]
+    again = simulate(micro(*MICRO_RUN), micro_run_copy, Silent(), resume=True)
+    with (micro_run_copy / "report.csv").open(newline="") as file:
+        written = list(csv.DictReader(file))
+    assert [{key: str(value) for key, value in row.items()} for row in again["rows"]] == written
     assert again["status"] == "done"
 
 
 def test_every_setting_that_differs_is_named_with_both_values(stopped: tuple[Experiment, Path], micro: Micro) -> None:
     _, out = stopped
-    other = micro("federation.rounds=4", "training.prompt_lr=0.7", "name=other", "model.device=cpu")
+    other = micro(*SMALL, "federation.rounds=4", "training.prompt_lr=0.7", "name=other", "model.device=cpu")
     with pytest.raises(InputRefusedError) as refusal:
         simulate(other, out, Silent(), resume=True)
     problems = {problem.field: str(problem) for problem in refusal.value.problems}
@@ -158,7 +185,7 @@ def test_a_line_that_is_no_record_is_refused(stopped: tuple[Experiment, Path]) -
 
 
 def test_a_baselines_damaged_state_is_refused(micro: Micro, tmp_path: Path) -> None:
-    experiment, out = micro(), tmp_path / "run"
+    experiment, out = micro(SMALL[0], "federation.rounds=1"), tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
         simulate(experiment, out, StopHere("local", 1))
     (path,) = (out / "state" / "local" / "site-1").iterdir()
@@ -171,7 +198,7 @@ def test_a_kill_before_the_settings_were_written_leaves_a_free_folder(micro: Mic
     out = tmp_path / "run"
     out.mkdir()
     (out / ".config.yaml.abcd1234").write_text("ha")
-    assert simulate(micro(), out, Silent(), resume=True)["status"] == "done"
+    assert simulate(micro(*SMALL, "federation.rounds=1"), out, Silent(), resume=True)["status"] == "done"
 
 
 def test_a_line_that_was_cut_off_is_written_again(stopped: tuple[Experiment, Path]) -> None:
@@ -193,12 +220,14 @@ def test_damaged_lines_within_the_rounds_are_refused(stopped: tuple[Experiment, 
     assert RunFolder(out).checkpoints.exists()
 
 
+@pytest.mark.integration
 def test_personal_models_are_settings_of_their_own(micro: Micro, tmp_path: Path) -> None:
     personal = {"ditto": 0.1, "fine_tune_epochs": 1, "interpolate": "true"}
-    experiment = micro(*(f"personalisation.{key}={value}" for key, value in personal.items()))
+    one_round = (SMALL[0], "federation.rounds=1")
+    experiment = micro(*one_round, *(f"personalisation.{key}={value}" for key, value in personal.items()))
     report = simulate(experiment, tmp_path / "run", Silent())
     assert report["settings"] == ["local", "federated", "fine-tuned", "interpolated", "ditto"]
-    plain = simulate(micro(), tmp_path / "plain", Silent())
+    plain = simulate(micro(*one_round), tmp_path / "plain", Silent())
     for row, without in zip(report["rows"], plain["rows"], strict=True):
         assert row["federated_loss"] == without["federated_loss"]
     losses = {setting: report["rows"][0][f"{setting}_loss"] for setting in report["settings"]}
@@ -206,11 +235,12 @@ def test_personal_models_are_settings_of_their_own(micro: Micro, tmp_path: Path)
     assert losses["ditto"] != losses["federated"]
 
 
+@pytest.mark.integration
 def test_an_early_stop_leaves_heads_of_the_same_round_as_the_prompts(micro: Micro, tmp_path: Path) -> None:
-    early = micro("federation.rounds=4", "federation.target_auc=0.01", "training.schedule=constant")
+    early = micro(*SMALL, "federation.rounds=4", "federation.target_auc=0.01", "training.schedule=constant")
     report = simulate(early, tmp_path / "early", Silent())
     assert report["ended"] == "target AUC reached in round 1"
-    one = simulate(micro("federation.rounds=1", "training.schedule=constant"), tmp_path / "one", Silent())
+    one = simulate(micro(*SMALL, "federation.rounds=1", "training.schedule=constant"), tmp_path / "one", Silent())
     assert [row["federated_loss"] for row in report["rows"]] == [row["federated_loss"] for row in one["rows"]]
 
 

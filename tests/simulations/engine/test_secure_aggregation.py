@@ -12,12 +12,11 @@ from ept_fed.config.experiment import Experiment
 from ept_fed.progress import Silent
 from simulations.engine.simulate import simulate
 
-pytestmark = pytest.mark.usefixtures("undrawn")
-
 MASKED = ("federation={rounds: 2, norm_bound: null, secure_aggregation: {}}", "evaluation.baselines=[]")
 CLEAR = ("federation={rounds: 2, norm_bound: null}", "evaluation.baselines=[]")
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("weights", ["examples", "uniform"])
 def test_secure_aggregation_changes_the_prompts_by_at_most_the_fixed_point_step(
     micro: Callable[..., Experiment], tmp_path: Path, weights: str
@@ -36,6 +35,6 @@ def test_secure_aggregation_changes_the_prompts_by_at_most_the_fixed_point_step(
 
 def test_private_training_works_under_secure_aggregation(micro: Callable[..., Experiment], tmp_path: Path) -> None:
     private = "training.privacy={clip: 1.0, noise_multiplier: 1.0}"
-    simulate(micro(*MASKED, private), tmp_path / "run", Silent())
+    simulate(micro(*MASKED, private, "federation.rounds=1"), tmp_path / "run", Silent())
     rounds = [json.loads(line) for line in (tmp_path / "run" / "rounds.jsonl").read_text().splitlines()]
     assert all(line["outcome"] == "aggregated" for line in rounds)

@@ -14,12 +14,14 @@ from ept_fed.errors import InputRefusedError
 from ept_fed.models import digest_tensors, frozen_tensors
 from ept_fed.progress import Silent
 from ept_fed.validation.load_experiment import load_experiment
+from simulations.engine import simulate as simulate_module
 from simulations.engine.simulate import simulate
-from simulations.engine.virtual_sites import prepare_federation
-
-pytestmark = pytest.mark.usefixtures("undrawn")
+from simulations.engine.virtual_sites import VirtualFederation, prepare_federation
+from tests.conftest import MICRO_RUN
 
 Micro = Callable[..., Experiment]
+# One round of two sites and no baselines, for what does not depend on more.
+SMALL = ("data.phantom_sites=2", "evaluation.baselines=[]", "federation.rounds=1")
 
 
 class Watcher(Silent):
@@ -38,6 +40,8 @@ class Watcher(Silent):
         self.rounds.append((self.stages[-1], round_number))
 
 
+@pytest.mark.integration
+@pytest.mark.usefixtures("drawn")
 def test_a_run_leaves_everything_it_promises(micro: Micro, tmp_path: Path) -> None:
     out, watcher = tmp_path / "run", Watcher()
     experiment = micro("model.tokens=1", "evaluation.baselines=[local, centralised]")
@@ -75,11 +79,11 @@ def test_a_run_leaves_everything_it_promises(micro: Micro, tmp_path: Path) -> No
     assert "attention kept:" in page
 
 
+@pytest.mark.integration
 def test_equal_seeds_give_equal_prompts_byte_for_byte_and_other_seeds_do_not(micro: Micro, tmp_path: Path) -> None:
-    last = "prompts/round-002.safetensors"
-    settings = ("model.tokens=1", "evaluation.baselines=[]")
+    last = "prompts/round-001.safetensors"
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        simulate(micro(*settings, f"seed={seed}"), tmp_path / name, Silent())
+        simulate(micro(*SMALL, "model.tokens=1", f"seed={seed}"), tmp_path / name, Silent())
     first, again, other = ((tmp_path / name / last).read_bytes() for name in "abc")
     assert first == again
     assert first != other
@@ -100,8 +104,8 @@ def test_nothing_travels_but_what_was_asked_for(
     micro: Micro, tmp_path: Path, settings: tuple[str, ...], names: set[str]
 ) -> None:
     out = tmp_path / "run"
-    report = simulate(micro("evaluation.baselines=[]", *settings), out, Silent())
-    tensors = load_file(out / "prompts" / "round-002.safetensors")
+    report = simulate(micro(*SMALL, *settings), out, Silent())
+    tensors = load_file(out / "prompts" / "round-001.safetensors")
     assert set(tensors) == names
     assert all(tensor.dtype == np.float32 for tensor in tensors.values())
     payload = sum(tensor.nbytes for tensor in tensors.values())
@@ -110,22 +114,21 @@ def test_nothing_travels_but_what_was_asked_for(
         assert payload < traffic["largest_update"] <= payload + 2000
 
 
-def test_the_payload_is_four_bytes_per_layer_and_token(micro: Micro, tmp_path: Path) -> None:
-    experiment = micro("evaluation.baselines=[]", "model.tokens=1")
-    federation = prepare_federation(experiment)
+def test_the_payload_is_four_bytes_per_layer_and_token(micro_run: Path, micro: Micro) -> None:
+    federation = prepare_federation(micro(*MICRO_RUN))
     L, N, D, T = (
         len(federation.backbone.vit.blocks),
         federation.backbone.num_tokens,
         federation.backbone.vit.embed_dim,
         1,
     )
-    report = simulate(experiment, tmp_path / "run", Silent())
+    report = json.loads((micro_run / "report.json").read_text())
     assert report["payload"]["bytes"] == 4 * L * N + 4 * L * T * (D + 1)
 
 
-def test_round_files_say_what_they_belong_to(micro: Micro, tmp_path: Path) -> None:
-    report = simulate(micro("evaluation.baselines=[]"), tmp_path / "run", Silent())
-    with safe_open(tmp_path / "run" / "prompts" / "round-001.safetensors", "numpy") as file:
+def test_round_files_say_what_they_belong_to(micro_run: Path) -> None:
+    report = json.loads((micro_run / "report.json").read_text())
+    with safe_open(micro_run / "prompts" / "round-001.safetensors", "numpy") as file:
         about = json.loads(file.metadata()["ept_fed"])
     assert about == {
         "schema": 1,
@@ -136,16 +139,27 @@ def test_round_files_say_what_they_belong_to(micro: Micro, tmp_path: Path) -> No
     }
 
 
-def test_the_federations_first_round_is_the_sites_own_first_round_averaged(micro: Micro, tmp_path: Path) -> None:
+def test_the_federations_first_round_is_the_sites_own_first_round_averaged(
+    micro: Micro, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Compare FedAvg by sample count with its definition, computed from sites that the test trains directly."""
-    experiment = micro("evaluation.baselines=[]", "federation.rounds=1", "model.tokens=1")
-    federation = prepare_federation(experiment)
+
+    def prepare_unequal(experiment: Experiment) -> VirtualFederation:
+        federation = prepare_federation(experiment)
+        train = federation.data.sites["site-2"].train
+        train.records, train.labels, train._images = train.records[:4], train.labels[:4], train._images[:4]
+        return federation
+
+    monkeypatch.setattr(simulate_module, "prepare_federation", prepare_unequal)
+    experiment = micro(*SMALL, "model.tokens=1")
+    federation = prepare_unequal(experiment)
     payloads, counts = [], []
     for data in federation.data.sites.values():
         site = federation.create_site(data)
         site.fit(experiment.training, 1, 1)
         payloads.append(site.export().astype(np.float64))
         counts.append(len(data.train))
+    assert counts == [10, 4]
     simulate(experiment, tmp_path / "run", Silent())
     tensors = load_file(tmp_path / "run" / "prompts" / "round-001.safetensors")
     have = np.concatenate([tensors["sinks"].ravel(), tensors["tokens"].ravel()])
@@ -197,9 +211,9 @@ def test_a_folder_in_use_is_refused_before_any_work(micro: Micro, tmp_path: Path
 
 def test_training_lowers_the_loss(micro: Micro, tmp_path: Path) -> None:
     watcher = Watcher()
-    experiment = micro("federation.rounds=6", "evaluation.baselines=[]", "training.head_lr=0.02", "data.shots=4")
+    experiment = micro(*SMALL[:2], "federation.rounds=4", "training.head_lr=0.02", "data.shots=4")
     simulate(experiment, tmp_path / "run", watcher)
-    assert np.mean(watcher.losses[-3:]) < np.mean(watcher.losses[:3])
+    assert np.mean(watcher.losses[-2:]) < np.mean(watcher.losses[:2])
 
 
 def test_a_run_in_which_every_site_diverges_is_failed_and_says_why(micro: Micro, tmp_path: Path) -> None:

@@ -16,8 +16,6 @@ from server.strategies.central_dp import NoisyMean
 from simulations.engine.simulate import simulate
 from tests.simulations.engine.test_resume import StopHere
 
-pytestmark = pytest.mark.usefixtures("undrawn")
-
 SETTINGS = {
     "local": "{rounds: 2, norm_bound: null, weights: uniform}",
     "distributed": "{rounds: 2, norm_bound: null, weights: uniform, secure_aggregation: {}}",
@@ -35,17 +33,20 @@ def of(source: str, noise: float, clip: float = 20.0) -> tuple[str, ...]:
     return f"federation={SETTINGS[source]}", f"federation.site_privacy={private}", "evaluation.baselines=[]"
 
 
-@pytest.mark.parametrize("source", SETTINGS)
-def test_noise_that_is_next_to_none_changes_next_to_nothing(
-    micro: Callable[..., Experiment], tmp_path: Path, source: str
-) -> None:
-    simulate(micro(*of(source, 6e-6)), tmp_path / "noisy", Silent())
-    simulate(micro(f"federation={SETTINGS['local']}", "evaluation.baselines=[]"), tmp_path / "clear", Silent())
-    noisy, clear = (load_file(tmp_path / name / "prompts" / "round-002.safetensors") for name in ("noisy", "clear"))
-    for name, values in clear.items():
-        np.testing.assert_allclose(noisy[name], values, atol=2e-3)
+@pytest.mark.integration
+def test_noise_that_is_next_to_none_changes_next_to_nothing(micro: Callable[..., Experiment], tmp_path: Path) -> None:
+    def run(name: str, *settings: str) -> dict[str, np.ndarray]:
+        simulate(micro(*settings), tmp_path / name, Silent())
+        return load_file(tmp_path / name / "prompts" / "round-002.safetensors")
+
+    clear = run("clear", f"federation={SETTINGS['local']}", "evaluation.baselines=[]")
+    for source in SETTINGS:
+        noisy = run(source, *of(source, 6e-6))
+        for name, values in clear.items():
+            np.testing.assert_allclose(noisy[name], values, atol=2e-3, err_msg=source)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("source", SETTINGS)
 def test_the_page_says_who_added_the_noise_and_what_it_promises(
     micro: Callable[..., Experiment], tmp_path: Path, source: str
@@ -74,6 +75,7 @@ def test_the_page_says_who_added_the_noise_and_what_it_promises(
     assert site["statistics"], "what the site measures itself is not held back from its own page"
 
 
+@pytest.mark.integration
 def test_a_clip_that_follows_the_updates_goes_on_where_a_killed_run_left_it(
     micro: Callable[..., Experiment], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
