@@ -30,6 +30,7 @@ def test_a_refused_reply_spoils_the_measurement() -> None:
         run_federation(LocalGrid(broken, ["site-0000"]), ["site-0000"], rounds=1)
 
 
+@pytest.mark.integration
 def test_the_benchmark_loads_no_torch() -> None:
     code = "import sys, simulations.benches.engine; print([m for m in ('torch', 'timm', 'monai') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)

@@ -1,6 +1,7 @@
 """Cells are added only to cells with the same arithmetic, backbones and images."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,13 @@ from simulations.benchmark.run import benchmark
 from tests.simulations.benchmark.test_run import refusals, relabelled
 
 Micro = Callable[..., Experiment]
-SMALL = ("federation.rounds=1", "benchmark.seeds=[0]", "benchmark.methods=[ept]", "benchmark.settings=[local]")
+SMALL = (
+    "federation.rounds=1",
+    "data.phantom_sites=2",
+    "benchmark.seeds=[0]",
+    "benchmark.methods=[ept]",
+    "benchmark.settings=[local]",
+)
 BOTH = "benchmark.settings=[local, federated+head]"
 
 
@@ -43,6 +50,19 @@ def weights(tmp_path: Path) -> Callable[[str, int], Path]:
     return write
 
 
+@pytest.fixture(scope="module")
+def one_cell(shared_micro: Micro, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a finished benchmark of `SMALL`, for reading only."""
+    out = tmp_path_factory.mktemp("one-cell") / "results"
+    benchmark(shared_micro(*SMALL), out, Silent())
+    return out
+
+
+@pytest.fixture
+def one_cell_copy(one_cell: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(one_cell, tmp_path / "results"))
+
+
 def test_machines_that_fast_means_other_numbers_on_do_not_share_cells(
     micro: Micro, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -57,16 +77,15 @@ def test_machines_that_fast_means_other_numbers_on_do_not_share_cells(
     rows = (
         "benchmark={methods: [ept, fast], seeds: [0], settings: [local], variants: {fast: [training.precision=fast]}}"
     )
-    varied = micro(SMALL[0], cpu, "training.precision=float32", rows)
+    varied = micro(*SMALL[:2], cpu, "training.precision=float32", rows)
     assert benchmark(varied, out, Silent())["trained"] == 1
     compute_in_bfloat16(monkeypatch, able=False)
     assert benchmark(varied, out, Silent())["trained"] == 0
     assert len(lines(out)) == 2
 
 
-def test_a_line_says_what_it_was_computed_with(micro: Micro, tmp_path: Path) -> None:
-    benchmark(micro(*SMALL), tmp_path / "results", Silent())
-    ((with_, sources),) = ((line["computed_with"], line["sources"]) for line in lines(tmp_path / "results"))
+def test_a_line_says_what_it_was_computed_with(one_cell: Path) -> None:
+    ((with_, sources),) = ((line["computed_with"], line["sources"]) for line in lines(one_cell))
     versions = {"ept_fed": ept_fed.__version__, "torch": torch.__version__, "timm": timm.__version__}
     assert versions.items() <= with_.items()
     assert with_["processor"]
@@ -76,6 +95,7 @@ def test_a_line_says_what_it_was_computed_with(micro: Micro, tmp_path: Path) -> 
     assert "root" not in sources["data"]
 
 
+@pytest.mark.integration
 def test_a_grid_of_two_backbones_goes_on_and_each_is_held_against_its_own(
     micro: Micro, tmp_path: Path, weights: Callable[[str, int], Path]
 ) -> None:
@@ -84,12 +104,12 @@ def test_a_grid_of_two_backbones_goes_on_and_each_is_held_against_its_own(
         "benchmark={methods: [one, two], seeds: [0], settings: [local], reference: one, variants: {"
         f"one: [model.backbone=test_vit, model.weights={one}], two: [model.backbone=test_vit2, model.weights={two}]}}}}"
     )
-    assert benchmark(micro(SMALL[0], rows), out, Silent())["trained"] == 2
+    assert benchmark(micro(*SMALL[:2], rows), out, Silent())["trained"] == 2
     assert len({line["backbone"] for line in lines(out)}) == 2
-    report = benchmark(micro(SMALL[0], rows, BOTH), out, Silent(), methods=["two"])
+    report = benchmark(micro(*SMALL[:2], rows, BOTH), out, Silent(), methods=["two"])
     assert (report["status"], report["trained"]) == ("done", 1)
     weights("test_vit2", 3)
-    more = micro(SMALL[0], rows, "benchmark.settings=[local, federated+head, federated]")
+    more = micro(*SMALL[:2], rows, "benchmark.settings=[local, federated+head, federated]")
     before = (out / "cells.jsonl").read_bytes()
     assert set(refusals(lambda: benchmark(more, out, Silent(), methods=["two"]))) == {"model.weights"}
     assert (out / "cells.jsonl").read_bytes() == before
@@ -97,12 +117,10 @@ def test_a_grid_of_two_backbones_goes_on_and_each_is_held_against_its_own(
 
 
 def test_weights_that_are_given_are_not_added_to_those_that_were_drawn(
-    micro: Micro, tmp_path: Path, weights: Callable[[str, int], Path]
+    micro: Micro, one_cell: Path, weights: Callable[[str, int], Path]
 ) -> None:
-    out = tmp_path / "results"
-    benchmark(micro(*SMALL), out, Silent())
     given = micro(*SMALL[:-1], BOTH, f"model.weights={weights('test_vit', 1)}")
-    refused = refusals(lambda: benchmark(given, out, Silent()))
+    refused = refusals(lambda: benchmark(given, one_cell, Silent()))
     assert set(refused) == {"model.weights"}
     assert "has results of random weights" in refused["model.weights"]
 
@@ -117,10 +135,9 @@ def test_weights_that_are_given_are_not_added_to_those_that_were_drawn(
     ],
 )
 def test_images_of_another_place_are_not_mixed_with_those_of_the_folder(
-    grown: tuple[str, ...], micro: Micro, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    grown: tuple[str, ...], micro: Micro, one_cell_copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out = tmp_path / "results"
-    benchmark(micro(*SMALL), out, Silent())
+    out = one_cell_copy
     before = (out / "cells.jsonl").read_bytes()
     with monkeypatch.context() as patch:
         patch.setattr(simulations.benchmark.cell, "prepare_federation", relabelled)

@@ -24,8 +24,6 @@ from simulations.flower.server import app as server_app
 # Grid.get_nodes returns this type, which flwr 1.41 exports nowhere else.
 from flwr.proto.node_pb2 import NodeInfo  # isort: skip
 
-pytestmark = pytest.mark.usefixtures("undrawn")
-
 ROOT = Path(__file__).resolve().parents[3]
 SETTINGS = ("data.phantom_sites=2", "model.tokens=1", "evaluation.baselines=[]", "federation.deadline=1.0")
 
@@ -80,28 +78,31 @@ def partitions(count: int) -> list[dict[str, Any]]:
     return [{"partition-id": number, "num-partitions": count} for number in range(count)]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
-    ("nodes", "settings"),
+    ("orders", "settings"),
     [
-        (partitions(2), ()),
-        ([{"site": "site-2"}, {"site": "site-1"}], ()),
-        (partitions(2), ("federation.strategy=fedprox", "federation.share=prompts+head", "training.optimizer=sgd")),
+        ((partitions(2), [{"site": "site-2"}, {"site": "site-1"}]), ()),
+        (
+            (partitions(2),),
+            ("federation.strategy=fedprox", "federation.share=prompts+head", "training.optimizer=sgd"),
+        ),
     ],
-    ids=["partition-id", "site, other order", "fedprox"],
+    ids=["partition-id and site, other order", "fedprox"],
 )
 def test_sites_that_sleep_between_messages_give_the_same_prompts(
     micro: Callable[..., Experiment],
     micro_file: Path,
     tmp_path: Path,
-    nodes: list[dict[str, Any]],
+    orders: Sequence[list[dict[str, Any]]],
     settings: tuple[str, ...],
 ) -> None:
     simulate(micro(*SETTINGS, *settings), tmp_path / "local", Silent())
-    run(micro_file, tmp_path / "flower", nodes, *settings)
-    for number in (0, 1, 2):
-        name = f"prompts/round-{number:03d}.safetensors"
-        assert (tmp_path / "flower" / name).read_bytes() == (tmp_path / "local" / name).read_bytes()
-    assert (tmp_path / "flower" / "config.yaml").read_bytes() == (tmp_path / "local" / "config.yaml").read_bytes()
+    for number, nodes in enumerate(orders):
+        out = tmp_path / f"flower-{number}"
+        run(micro_file, out, nodes, *settings)
+        for name in (*(f"prompts/round-{number:03d}.safetensors" for number in (0, 1, 2)), "config.yaml"):
+            assert (out / name).read_bytes() == (tmp_path / "local" / name).read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -159,6 +160,7 @@ def test_an_open_quote_in_overrides_is_refused() -> None:
         read_experiment({"experiment": "configs/demo.yaml", "set": "name='a"})
 
 
+@pytest.mark.integration
 def test_the_server_app_loads_no_torch() -> None:
     code = (
         "import sys, simulations.flower.server as _; print([m for m in ('torch', 'timm', 'monai') if m in sys.modules])"

@@ -18,9 +18,10 @@ def test_prompts_that_nothing_moved_tell_what_the_start_tells(micro: Callable[..
     assert change.low <= 0.5 <= change.high
 
 
+@pytest.mark.integration
 def test_images_that_were_learned_by_heart_are_told_from_others(
     micro: Callable[..., Experiment], tmp_path: Path
 ) -> None:
-    learned = ("training.head_lr=0.1", "training.epochs=40")
+    learned = ("training.head_lr=0.1", "training.epochs=20", "data.phantom_sites=2")
     _, (own, *_) = probe(prepare_federation(micro(*learned)), tmp_path)
     assert own.low > 0.6

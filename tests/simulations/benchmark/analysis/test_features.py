@@ -27,6 +27,7 @@ from simulations.engine.virtual_sites import prepare_federation
 Micro = Callable[..., Experiment]
 GRID = (
     "federation.rounds=1",
+    "data.phantom_sites=2",
     "benchmark.seeds=[0]",
     "benchmark.settings=[federated+head]",
     "benchmark.methods=[ept, vpt]",
@@ -54,13 +55,17 @@ def records(out: Path) -> dict[str, FeatureRecord]:
     return {methods[path.stem]: read_record(path) for path in (out / "analysis").glob("*.safetensors")}
 
 
+@pytest.fixture(scope="module")
+def made(shared_micro: Micro, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of an analysed grid, with all charts, for reading only."""
+    out = tmp_path_factory.mktemp("analysed") / "results"
+    report = benchmark(shared_micro(*GRID), out, Silent(), analyse=True)
+    assert (report["status"], report["trained"], report["analysis"]) == ("done", 2, str(out / "analysis.html"))
+    return out
+
+
 @pytest.fixture
-def analysed(micro: Micro, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a copy of the folder of an analysed grid; the grid is run only once for all tests."""
-    made = tmp_path_factory.getbasetemp() / "analysed"
-    if not made.exists():
-        report = benchmark(micro(*GRID), made, Silent(), analyse=True)
-        assert (report["status"], report["trained"], report["analysis"]) == ("done", 2, str(made / "analysis.html"))
+def analysed(made: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(made, tmp_path / "results"))
 
 
@@ -97,6 +102,7 @@ def test_before_is_the_start_and_after_is_the_model_whose_numbers_are_in_the_tab
         assert record.numbers == {line["key"]: line["sites"] for line in lines}[cell.key]
 
 
+@pytest.mark.integration
 def test_looking_changes_no_number_and_a_finished_cell_is_trained_again_for_it_once(
     analysed: Path, micro: Micro, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -155,10 +161,11 @@ def test_the_page_loads_nothing_and_says_that_it_holds_images(analysed: Path) ->
     assert not (analysed / "analysis" / "scaling" / "vpt.png").exists()
 
 
+@pytest.mark.integration
 def test_methods_without_a_cell_and_cells_without_a_model_are_said(
     micro: Micro, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = (*GRID[:2], "benchmark.methods=[ept, linear]", "benchmark.settings=[federated, local]")
+    settings = (*GRID[:3], "benchmark.methods=[ept, linear]", "benchmark.settings=[federated, local]")
     notes = Notes()
     benchmark(micro(*settings), tmp_path / "results", notes, analyse=True)
     assert "analysis: linear has no cell in setting federated, and is not analysed" in notes.notes
@@ -170,6 +177,7 @@ def test_methods_without_a_cell_and_cells_without_a_model_are_said(
     assert benchmark(micro(*GRID), tmp_path / "failed", notes, analyse=True)["trained"] == 0
 
 
+@pytest.mark.integration
 def test_rows_named_by_a_pattern_are_analysed_and_those_with_other_images_are_said(
     micro: Micro, tmp_path: Path
 ) -> None:
@@ -178,7 +186,7 @@ def test_rows_named_by_a_pattern_are_analysed_and_those_with_other_images_are_sa
     )
     grid = f"benchmark={{methods: ['row *'], seeds: [0], settings: [local], reference: row plain, variants: {rows}}}"
     notes = Notes()
-    report = benchmark(micro(GRID[0], grid), tmp_path / "results", notes, methods=["row *"], analyse=True)
+    report = benchmark(micro(*GRID[:2], grid), tmp_path / "results", notes, methods=["row *"], analyse=True)
     assert report["analysis"] is not None
     assert [note for note in notes.notes if "not analysed" in note] == [
         "analysis: row other has other images than row plain (data.test_fraction), and is not analysed"
@@ -193,7 +201,7 @@ def test_rows_named_by_a_pattern_are_analysed_and_those_with_other_images_are_sa
 def test_sites_without_an_image_to_look_at_are_said(micro: Micro, tmp_path: Path) -> None:
     nothing = ("data.validation_shots=null", "data.validation_fraction=0", "benchmark.fold=validation")
     notes = Notes()
-    report = benchmark(micro(*GRID[:3], *nothing, "benchmark.methods=[ept]"), tmp_path / "none", notes, analyse=True)
+    report = benchmark(micro(*GRID[:4], *nothing, "benchmark.methods=[ept]"), tmp_path / "none", notes, analyse=True)
     assert report["status"] == "done"
     assert any("no class has two images: nothing is measured" in note for note in notes.notes)
     assert all(math.isnan(float(row["value"])) for row in table(tmp_path / "none" / "analysis.csv"))
