@@ -8,38 +8,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from cryptography.hazmat.primitives.asymmetric import ec
 from PIL import Image
 from safetensors.torch import save_file
 
 from ept_fed.bundles.bundle import DESCRIPTION, SIGNATURE
 from ept_fed.bundles.export import prepare_bundle
+from ept_fed.config.experiment import Experiment
 from ept_fed.models import create_backbone, frozen_tensors
 from ept_fed.pki.signing import sign
 from ept_fed.progress import Silent
 from ept_fed.seeds import derive_seed
 from ept_fed.storage.canonical_json import serialize_canonical
-from ept_fed.validation.load_experiment import load_experiment
 from simulations.engine.simulate import simulate
 from simulations.engine.virtual_sites import prepare_federation
+from tests.built_once import BuildOnce
+from tests.conftest import MICRO_RUN, leave_charts_out
 
 SITE = "site-1"
-SETTINGS: dict[str, Any] = {
-    "name": "micro",
-    "data": {
-        "source": "phantoms",
-        "phantom_sites": 2,
-        "patients_per_class": 8,
-        "shots": 2,
-        "validation_shots": 2,
-        "validation_fraction": 0.2,
-    },
-    "model": {"backbone": "test_vit", "image_size": 64, "prompt_length": 3, "tokens": 1},
-    "training": {"batch_size": 4, "head_lr": 0.02},
-    "federation": {"rounds": 2},
-    "evaluation": {"baselines": []},
-}
+SMALL = (*MICRO_RUN, "data.phantom_sites=2", "federation.rounds=1", "evaluation.baselines=[]")
 
 
 @dataclass(frozen=True)
@@ -51,34 +38,52 @@ class FinishedRun:
     key: Path
 
 
-@pytest.fixture(scope="package")
-def make_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., FinishedRun]:
-    """Return a function that simulates a run with overrides and exports the first site's bundle."""
+def export_first(home: Path, experiment: Experiment) -> None:
+    """Export the bundle of the first site of the run in `home`, and write its backbone and its test images."""
+    federation = prepare_federation(experiment)
+    # The digest covers the weights as drawn, before the position embedding is resized to image_size.
+    drawn = create_backbone("test_vit", weights=None, image_size=None, seed=derive_seed(0, "backbone"))
+    save_file(frozen_tensors(drawn.vit), home / "backbone.safetensors")
+    test = federation.data.sites[SITE].test
+    for record, pixels in zip(test.records, test._images, strict=True):
+        path = home / "images" / f"{record.image}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(path)
+    prepare_bundle(home / "run", SITE).write()
 
-    def make(*overrides: str) -> FinishedRun:
-        home = tmp_path_factory.mktemp("finished")
-        (home / "micro.yaml").write_text(yaml.safe_dump(SETTINGS))
-        experiment = load_experiment(home / "micro.yaml", overrides)
-        simulate(experiment, home / "run", Silent())
-        federation = prepare_federation(experiment)
-        # The digest covers the weights as drawn, before the position embedding is resized to image_size.
-        drawn = create_backbone("test_vit", weights=None, image_size=None, seed=derive_seed(0, "backbone"))
-        save_file(frozen_tensors(drawn.vit), home / "backbone.safetensors")
-        test = federation.data.sites[SITE].test
-        for record, pixels in zip(test.records, test._images, strict=True):
-            path = home / "images" / f"{record.image}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(path)
-        prepared = prepare_bundle(home / "run", SITE)
-        prepared.write()
-        return FinishedRun(home / "run", home / "backbone.safetensors", home / "images", prepared.folder, prepared.key)
+
+def find_exported(home: Path) -> FinishedRun:
+    folder = home / "run" / "sites" / SITE
+    weights, images = home / "backbone.safetensors", home / "images"
+    return FinishedRun(home / "run", weights, images, folder / "bundle", folder / "signing-key.pem")
+
+
+@pytest.fixture(scope="session")
+def finished(build_once: BuildOnce, micro_run: Path, shared_micro: Callable[..., Experiment]) -> FinishedRun:
+    """Return `micro_run` with the bundle of its first site, for reading only."""
+
+    def build(home: Path) -> None:
+        shutil.copytree(micro_run, home / "run")
+        export_first(home, shared_micro(*MICRO_RUN))
+
+    return find_exported(build_once("bundle", build))
+
+
+@pytest.fixture(scope="session")
+def make_run(build_once: BuildOnce, shared_micro: Callable[..., Experiment]) -> Callable[..., FinishedRun]:
+    """Return a function that simulates one round of two sites with overrides, and exports the first site's bundle."""
+
+    def make(name: str, *overrides: str) -> FinishedRun:
+        def build(home: Path) -> None:
+            experiment = shared_micro(*SMALL, *overrides)
+            with pytest.MonkeyPatch.context() as patch:
+                leave_charts_out(patch)
+                simulate(experiment, home / "run", Silent())
+            export_first(home, experiment)
+
+        return find_exported(build_once(f"bundle-{name}", build))
 
     return make
-
-
-@pytest.fixture(scope="package")
-def finished(make_run: Callable[..., FinishedRun]) -> FinishedRun:
-    return make_run()
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save
 
@@ -14,9 +14,9 @@ from ept_fed.bundles.bundle import DESCRIPTION, MODEL, SIGNATURE, check_tensors,
 from ept_fed.bundles.export import prepare_bundle
 from ept_fed.errors import InputRefusedError
 from ept_fed.pki.signing import public_key_path, read_public_key
+from tests.effort import examples
 
 FILES = (DESCRIPTION, MODEL, SIGNATURE)
-many = settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -44,7 +44,7 @@ def test_equal_runs_and_keys_give_equal_bundles(finished: Any, tmp_path: Path) -
     assert contents(again.folder) == contents(finished.bundle)
 
 
-@many
+@examples(40)
 @given(name=st.sampled_from(FILES), where=st.floats(0, 1, exclude_max=True), mask=st.integers(1, 255))
 def test_one_changed_byte_anywhere_is_refused(finished: Any, name: str, where: float, mask: int) -> None:
     files = contents(finished.bundle)
@@ -64,7 +64,7 @@ def test_every_byte_of_the_json_files_is_checked(finished: Any, name: str) -> No
             open_bundle(files | {name: bytes(changed)}, None)
 
 
-@many
+@examples(40)
 @given(name=st.sampled_from(FILES), share=st.floats(0, 1, exclude_max=True))
 def test_a_truncated_or_extended_file_is_refused(finished: Any, name: str, share: float) -> None:
     files = contents(finished.bundle)

@@ -15,6 +15,9 @@ from ept_fed.errors import InputRefusedError
 from ept_fed.pki.signing import write_key
 from ept_fed.progress import Silent
 from simulations.engine.simulate import simulate
+from tests.ept_fed.bundles.conftest import SMALL
+
+SITES = ("site-1", "site-2", "site-3")
 
 
 @pytest.fixture
@@ -98,7 +101,7 @@ def poison(run: Path) -> None:
         (fail, "ended as 'failed'"),
         (rename, "from another run"),
         (lambda run: model_of(run, "site-1").unlink(), "models of: site-2"),
-        (lambda run: [model_of(run, name).unlink() for name in ("site-1", "site-2")], "no site of this run"),
+        (lambda run: [model_of(run, name).unlink() for name in SITES], "no site of this run"),
         (lambda run: shutil.copy(model_of(run, "site-2"), model_of(run, "site-1")), "from another run"),
         (lambda run: model_of(run, "site-1").write_bytes(b"garbage"), "is not a safetensors file"),
         (strip, "has no valid metadata"),
@@ -121,11 +124,9 @@ def test_a_given_key_is_used_and_not_copied_into_the_run(run: Path, tmp_path: Pa
     assert not list(run.glob("sites/site-1/*.pem"))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_model_of_another_method_is_not_exported(micro: Callable[..., Experiment], tmp_path: Path) -> None:
-    experiment = micro(
-        "model.method=lora", "federation.payload=raw", "federation.rounds=1", "evaluation.baselines=[]"
-    )  # fmt: skip
-    simulate(experiment, tmp_path / "run", Silent())
+    simulate(micro(*SMALL, "model.tokens=0", "model.method=lora", "federation.payload=raw"), tmp_path / "run", Silent())
     with pytest.raises(InputRefusedError) as refusal:
         prepare_bundle(tmp_path / "run", "site-1")
     assert [problem.field for problem in refusal.value.problems] == ["model.method"]

@@ -18,12 +18,11 @@ from ept_fed.bundles.predict import predict_images
 from ept_fed.errors import InputRefusedError
 from ept_fed.evaluation.calibration import apply_temperature
 from ept_fed.models import create_backbone, frozen_tensors
-from ept_fed.models.demo_backbone import DEMO_BACKBONE, DEMO_WEIGHTS
+from ept_fed.models.demo_backbone import DEMO_BACKBONE
 
-has_onnx = all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime"))
-
-PAYLOADS = {
-    "folded": (),
+# The overrides of a run; None is the run that other tests use.
+PAYLOADS: dict[str, tuple[str, ...] | None] = {
+    "folded": None,
     "raw": ("federation.payload=raw",),
     "multiply_concat": ("federation.payload=raw", "model.embedding=multiply_concat"),
     "add": ("federation.payload=raw", "model.embedding=add", "model.prompt_length=18"),
@@ -32,8 +31,9 @@ PAYLOADS = {
 
 
 @pytest.fixture(scope="module", params=PAYLOADS)
-def any_run(request: pytest.FixtureRequest, make_run: Callable[..., Any]) -> Any:
-    return make_run(*PAYLOADS[request.param])
+def any_run(request: pytest.FixtureRequest, finished: Any, make_run: Callable[..., Any]) -> Any:
+    overrides = PAYLOADS[request.param]
+    return finished if overrides is None else make_run(request.param, *overrides)
 
 
 def site_probabilities(run: Any) -> dict[str, list[float]]:
@@ -76,7 +76,7 @@ def test_torchscript_matches_the_model_for_any_batch_size(any_run: Any) -> None:
     assert extra["bundle.json"] == (any_run.bundle / "bundle.json").read_bytes()
 
 
-@pytest.mark.skipif(not has_onnx, reason="needs onnx, onnxscript and onnxruntime, which are not installed")
+@pytest.mark.integration
 def test_onnx_matches_the_model_for_any_batch_size(any_run: Any) -> None:
     import onnxruntime
 
@@ -94,10 +94,12 @@ def test_onnx_matches_the_model_for_any_batch_size(any_run: Any) -> None:
             np.testing.assert_allclose(have, want.numpy(), rtol=0, atol=1e-5)
 
 
-@pytest.mark.skipif(has_onnx, reason="onnx is installed")
-def test_onnx_without_its_packages_is_refused_with_the_install_command(tmp_path: Path) -> None:
+def test_onnx_without_its_packages_is_refused_with_the_install_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
     (problem,) = check_targets(None, tmp_path / "model.onnx")
-    assert "pip install 'ept-fed[onnx]'" in problem.fix
+    assert problem.fix == "needs onnx and onnxscript, which are not installed; run: pip install 'ept-fed[onnx]'"
 
 
 def test_existing_export_targets_are_refused(tmp_path: Path) -> None:
@@ -163,9 +165,9 @@ def test_multi_label_probabilities_are_independent_sigmoids(finished: Any, resig
     assert row.predicted == chosen
 
 
-@pytest.mark.skipif(not DEMO_WEIGHTS.is_file(), reason="the demo backbone is not there")
+@pytest.mark.integration
 def test_the_demo_backbone_needs_no_weights_file(make_run: Callable[..., Any]) -> None:
-    run = make_run(f"model.backbone={DEMO_BACKBONE}", "model.weights=pretrained", "federation.rounds=1")
+    run = make_run("demo", f"model.backbone={DEMO_BACKBONE}", "model.weights=pretrained")
     bundle = read_bundle(run.bundle)
     assert isinstance(load_model(bundle, weights=None), CalibratedModel)
     assert bundle.description.backbone.name == DEMO_BACKBONE

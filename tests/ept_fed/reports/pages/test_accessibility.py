@@ -7,7 +7,8 @@ import html
 import json
 import re
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,12 @@ import pytest
 
 from ept_fed.config.experiment import Experiment
 from ept_fed.reports.pages.gallery import GalleryItem
-from ept_fed.reports.pages.pdf import NoBrowserError, find_browser
+from ept_fed.reports.pages.pdf import find_browser
 from ept_fed.reports.pages.write_reports import write_reports
 from simulations.benchmark.analysis.feature_record import MOMENTS, FeatureRecord, ScalingExamples
 from simulations.benchmark.analysis.folder import AnalysisFolder
 from simulations.benchmark.grid import list_cells
+from tests.needs import BROWSER
 
 MakeRun = Callable[..., Path]
 SETTINGS = {"local": 0.5, "federated": 2.0, "fine-tuned": 2.1, "interpolated": 1.9, "ditto": 1.0, "centralised": 2.5}
@@ -31,14 +33,7 @@ PIXEL = bytes.fromhex(
 )
 
 
-@pytest.fixture(scope="module")
-def browser() -> str:
-    try:
-        return find_browser()
-    except NoBrowserError:
-        pytest.skip(
-            "no browser: pages are shown to nobody here, so nothing was checked; put Chromium or Chrome on PATH"
-        )
+pytestmark = [pytest.mark.integration, BROWSER.mark]
 
 
 @pytest.fixture(scope="module")
@@ -93,65 +88,89 @@ def analysis_page(micro: Callable[..., Experiment], tmp_path: Path) -> Path:
     return folder.page
 
 
-def evaluate(browser: str, page: Path, script: str, *, width: int = 1280, library: str = "") -> Any:
-    """Return the value of a promise in the page, which is shown in a frame of the given width."""
-    text = re.sub(r"<meta http-equiv[^>]*>", "", page.read_text())
-    ending = (
-        f"<script>{library}</script><script>({script}).then(r => parent.postMessage(JSON.stringify(r), '*'))</script>"
+@dataclass(frozen=True)
+class Shown:
+    """What was measured on a page in a frame of a given width.
+
+    Attributes:
+        wide: width of the page's content, in pixels.
+        scrolling: number of tables that scroll within the page.
+        faults: serious and critical faults that axe-core finds: impact, rule, and the elements.
+    """
+
+    wide: int
+    scrolling: int
+    faults: list[list[Any]]
+
+
+def show(axe: str, pages: Iterable[Path], widths: Sequence[int]) -> dict[tuple[str, int], Shown]:
+    """Return what is measured on every page at every width; one browser shows them all, each in a frame."""
+    places = [(page, width) for page in pages for width in widths]
+    # The widths are measured before axe-core runs.
+    script = (
+        "(async () => { const wide = document.documentElement.scrollWidth;"
+        " const tables = [...document.querySelectorAll('.table')].filter(t => t.scrollWidth > t.clientWidth + 1);"
+        " const found = await axe.run(document, {resultTypes: ['violations']});"
+        " return [wide, tables.length,"
+        " found.violations.map(v => [v.impact, v.id, v.nodes.map(n => n.html.slice(0, 90))])] })()"
     )
-    frame = html.escape(text.replace("</body>", f"{ending}</body>"))
-    host = page.with_name("framed.html")
+    frames = []
+    for number, (page, width) in enumerate(places):
+        text = re.sub(r"<meta http-equiv[^>]*>", "", page.read_text())
+        told = f"{script}.then(found => parent.postMessage(JSON.stringify([{number}, found]), '*'))"
+        framed = html.escape(text.replace("</body>", f"<script>{axe}</script><script>{told}</script></body>"))
+        frames.append(f'<iframe style="width:{width}px;height:900px;border:0" srcdoc="{framed}"></iframe>')
+    host = places[0][0].with_name("framed.html")
     host.write_text(
-        "<!doctype html><title>test</title>"
-        "<script>onmessage = event => document.title = encodeURIComponent(event.data)</script>"
-        f'<iframe style="width:{width}px;height:900px;border:0" srcdoc="{frame}"></iframe>'
+        "<!doctype html><title>test</title><script>const found = []; onmessage = event => {"
+        f"found.push(JSON.parse(event.data)); if (found.length === {len(places)})"
+        " document.title = encodeURIComponent(JSON.stringify(found)) }</script>" + "".join(frames)
     )
     flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=30000", "--dump-dom"]
-    profile = f"--user-data-dir={page.parent / 'profile'}"
-    done = subprocess.run([browser, *flags, profile, host.as_uri()], capture_output=True, timeout=120, check=True)
+    profile = f"--user-data-dir={host.parent / 'profile'}"
+    done = subprocess.run(
+        [find_browser(), *flags, profile, host.as_uri()], capture_output=True, timeout=240, check=True
+    )
     title = re.search(rb"<title>(.*?)</title>", done.stdout)
     assert title is not None
-    return json.loads(unquote(html.unescape(title.group(1).decode())))
+    shown = {}
+    for number, (wide, scrolling, faults) in json.loads(unquote(html.unescape(title.group(1).decode()))):
+        page, width = places[number]
+        serious = [fault for fault in faults if fault[0] in ("serious", "critical")]
+        shown[str(page), width] = Shown(wide, scrolling, serious)
+    return shown
 
 
-def test_axe_finds_no_serious_fault(browser: str, axe: str, pages: list[Path]) -> None:
-    for page in pages:
-        for width in (390, 1280):
-            assert not find_faults(browser, axe, page, width), (page.name, width)
-
-
-def test_axe_finds_a_planted_fault(browser: str, axe: str, tmp_path: Path) -> None:
+def test_axe_finds_a_planted_fault(axe: str, tmp_path: Path) -> None:
     page = tmp_path / "bad.html"
     page.write_text("<html lang=en><title>bad</title><body><main><h1>bad</h1><img src='a.png'></main></body></html>")
-    assert [fault[1] for fault in find_faults(browser, axe, page, 1280)] == ["image-alt"]
+    (shown,) = show(axe, [page], [1280]).values()
+    assert [fault[1] for fault in shown.faults] == ["image-alt"]
 
 
-def find_faults(browser: str, axe: str, page: Path, width: int) -> list[Any]:
-    script = (
-        "axe.run(document, {resultTypes: ['violations']})"
-        ".then(r => r.violations.map(v => [v.impact, v.id, v.nodes.map(n => n.html.slice(0, 90))]))"
+def test_a_page_that_is_too_wide_and_a_table_that_scrolls_are_seen(axe: str, tmp_path: Path) -> None:
+    page = tmp_path / "wide.html"
+    page.write_text(
+        "<html lang=en><title>wide</title><body><main><h1>wide</h1><div style='width:600px'>a</div>"
+        "<div class=table style='width:100px;overflow:auto'><div style='width:200px'>b</div></div></main></body></html>"
     )
-    found = evaluate(browser, page, script, width=width, library=axe)
-    return [fault for fault in found if fault[0] in ("serious", "critical")]
+    (shown,) = show(axe, [page], [390]).values()
+    assert shown.wide >= 600
+    assert shown.scrolling == 1
 
 
-@pytest.mark.parametrize("width", [390, 700, 1280], ids=["phone", "A4", "desktop"])
-def test_pages_are_no_wider_than_the_screen(browser: str, pages: list[Path], width: int) -> None:
+def test_pages_are_no_wider_than_the_screen_and_axe_finds_no_serious_fault(axe: str, pages: list[Path]) -> None:
     """On a phone, tables scroll within the page; on the desktop, no table needs to scroll."""
-    script = (
-        "Promise.resolve([document.documentElement.scrollWidth,"
-        " [...document.querySelectorAll('.table')].filter(t => t.scrollWidth > t.clientWidth + 1).length])"
-    )
-    for page in pages:
-        wide, scrolling = evaluate(browser, page, script, width=width)
-        assert wide <= width, page
-        assert width < 1280 or scrolling == 0, page
+    phone, paper, desktop = 390, 700, 1280
+    found = show(axe, pages, (phone, paper, desktop))
+    assert len(found) == 3 * len(pages)
+    for (page, width), shown in found.items():
+        assert shown.wide <= width, (page, width)
+        assert width < desktop or shown.scrolling == 0, page
+        assert not shown.faults, (page, width)
 
 
-def test_the_analysis_is_no_wider_than_the_screen_and_axe_finds_no_serious_fault(
-    browser: str, axe: str, analysis_page: Path
-) -> None:
-    for width in (390, 1280):
-        wide = evaluate(browser, analysis_page, "Promise.resolve(document.documentElement.scrollWidth)", width=width)
-        assert wide <= width
-        assert not find_faults(browser, axe, analysis_page, width)
+def test_the_analysis_is_no_wider_than_the_screen_and_axe_finds_no_serious_fault(axe: str, analysis_page: Path) -> None:
+    for (_, width), shown in show(axe, [analysis_page], (390, 1280)).items():
+        assert shown.wide <= width
+        assert not shown.faults

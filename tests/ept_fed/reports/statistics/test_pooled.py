@@ -5,12 +5,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 from sklearn.metrics import roc_auc_score
 
 from ept_fed.evaluation.histograms import LEAST_COUNT
 from ept_fed.reports.pages.federation_report import build_federation_report
 from ept_fed.reports.pages.write_reports import build_reports, write_reports
 from ept_fed.reports.run.read_run import read_run
+
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 MakeRun = Callable[..., Path]
 

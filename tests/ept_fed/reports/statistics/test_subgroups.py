@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from ept_fed.data.records.records import ImageRecord
 from ept_fed.evaluation.metrics import classification_metrics
@@ -13,6 +14,8 @@ from ept_fed.reports.pages.site_report import build_site_report
 from ept_fed.reports.pages.write_reports import write_reports
 from ept_fed.reports.run.predictions import list_predictions, list_subgroups
 from ept_fed.reports.run.read_run import read_run
+
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 MakeRun = Callable[..., Path]
 SUBGROUPS = {"sex": lambda patient: ("female", "male")[patient % 2], "age": lambda patient: str(20 + patient)}
