@@ -3,13 +3,14 @@ import time
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from ept_fed.evaluation.bootstrap import MIN_GROUPS, assess_difference, resample, summarise, summarise_share
 from ept_fed.evaluation.metrics import Array
 from ept_fed.evaluation.weighted_metrics import Sample, class_averages, class_ranks
+from tests.effort import examples
 
 ORDER = {"harmed": 0, "no clear difference": 1, "helped": 2}
 
@@ -18,7 +19,7 @@ def weights_themselves(weights: Array) -> Array:
     return weights
 
 
-@settings(max_examples=25)
+@examples(10)
 @given(codes=st.lists(st.integers(0, 5), min_size=1, max_size=30), seed=st.integers(0, 1000))
 def test_groups_are_drawn_whole_and_their_number_is_kept(codes: list[int], seed: int) -> None:
     names = [f"patient {code}" for code in codes]
@@ -69,7 +70,7 @@ def paired_difference(rng: np.random.Generator, *, patients: int, draws: int) ->
     return value, resample(difference, groups, rng, draws) if draws else np.zeros(0)
 
 
-@settings(max_examples=100)
+@examples(25)
 @given(seed=st.integers(0, 10**6), center=st.floats(-1, 1), step=st.floats(0, 1), higher=st.booleans())
 def test_a_better_difference_never_gets_a_worse_verdict(seed: int, center: float, step: float, higher: bool) -> None:
     draws = np.random.default_rng(seed).normal(center, 0.3, 200)

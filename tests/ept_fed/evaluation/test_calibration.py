@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ept_fed.evaluation.calibration import apply_temperature, fit_temperature
 from ept_fed.evaluation.metrics import classification_metrics
+from tests.effort import examples
 
 LOGITS = np.random.default_rng(0).normal(0, 2, (4000, 3))
 TRUE = np.exp(LOGITS) / np.exp(LOGITS).sum(1, keepdims=True)
@@ -24,7 +25,7 @@ def test_multi_label_distortion_is_found() -> None:
     assert fit_temperature(hot, distorted, "multi_label") == pytest.approx(2.0, rel=0.08)
 
 
-@settings(max_examples=30)
+@examples(10)
 @given(temperature=st.floats(0.05, 20), task=st.sampled_from(["single_label", "multi_label"]))
 def test_a_temperature_changes_confidence_but_never_a_rank(temperature: float, task: str) -> None:
     calibrated = apply_temperature(TRUE[:50], temperature, task)

@@ -4,13 +4,14 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.metrics import silhouette_score
 
 from ept_fed.evaluation.features import CLASS_MEASURES, MEASURES, embed_tsne, find_axis, measure_features
 from ept_fed.evaluation.metrics import Array
+from tests.effort import examples
 
 CLASSES = ("a", "b", "c")
 SCALE_FREE = (
@@ -76,7 +77,7 @@ def test_with_equally_many_images_total_and_silhouette_are_those_of_all_images()
 
 
 @given(seed=st.integers(0, 10**6), scale=st.floats(1e-3, 1e3))
-@settings(max_examples=40)
+@examples(10)
 def test_rotation_and_shift_change_nothing_and_scaling_only_measures_with_units(seed: int, scale: float) -> None:
     features, labels = clouds(seed)
     rng = np.random.default_rng(seed)

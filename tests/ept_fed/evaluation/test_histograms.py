@@ -3,7 +3,7 @@
 import itertools
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
@@ -16,6 +16,7 @@ from ept_fed.evaluation.histograms import (
     pool_auc,
     pool_calibration_error,
 )
+from tests.effort import examples
 
 Part = tuple[np.ndarray, np.ndarray]
 
@@ -45,7 +46,7 @@ def exact_calibration_error(labels: np.ndarray, scores: np.ndarray, task: str) -
 sites_drawn = st.lists(st.integers(LEAST_COUNT, 80), min_size=1, max_size=5)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(15)
 @given(
     sizes=sites_drawn,
     C=st.integers(2, 5),
@@ -73,7 +74,7 @@ def test_pooled_metrics_are_within_their_bounds(
     assert error.low - 1e-12 <= exact_calibration_error(labels, scores, task) <= error.high + 1e-12
 
 
-@settings(max_examples=40, deadline=None)
+@examples(10)
 @given(n=st.integers(0, 200), sharpness=st.floats(0.1, 8), seed=st.integers(0, 2**16), least=st.integers(1, 20))
 def test_no_bin_is_smaller_than_the_least_count_and_nothing_is_counted_twice(
     n: int, sharpness: float, seed: int, least: int

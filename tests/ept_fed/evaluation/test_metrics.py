@@ -1,11 +1,12 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 from ept_fed.evaluation.metrics import classification_metrics
 from ept_fed.protocol.messages import EVALUATE_METRICS
+from tests.effort import examples
 
 
 def draw(n: int, C: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -45,7 +46,7 @@ def test_undefined_metrics_are_nan() -> None:
     assert all(np.isnan(value) for value in nothing.values())
 
 
-@settings(max_examples=50)
+@examples(12)
 @given(n=st.integers(1, 40), C=st.integers(2, 6), seed=st.integers(0, 2**16))
 def test_defined_metrics_stay_in_their_range(n: int, C: int, seed: int) -> None:
     labels, scores = draw(n, C, seed)
@@ -55,7 +56,7 @@ def test_defined_metrics_stay_in_their_range(n: int, C: int, seed: int) -> None:
     assert metrics["loss"] >= 0
 
 
-@settings(max_examples=30)
+@examples(10)
 @given(seed=st.integers(0, 2**16))
 def test_the_order_of_images_does_not_matter(seed: int) -> None:
     labels, scores = draw(30, 3, seed)

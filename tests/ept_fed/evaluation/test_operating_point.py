@@ -2,15 +2,16 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import auc, confusion_matrix, roc_auc_score
 
 from ept_fed.evaluation import operating_point
 from ept_fed.evaluation.operating_point import choose_threshold, roc_points
+from tests.effort import examples
 
 
-@settings(max_examples=80)
+@examples(20)
 @given(
     scores=st.lists(st.sampled_from(np.linspace(0, 1, 11).tolist()), min_size=1, max_size=40),
     seed=st.integers(0, 1000),
@@ -27,7 +28,7 @@ def test_the_threshold_is_the_highest_that_reaches_the_target(scores: list[float
     assert (values[truth] > threshold).mean() < target
 
 
-@settings(max_examples=60)
+@examples(15)
 @given(seed=st.integers(0, 10**6), n=st.integers(2, 150), ties=st.booleans())
 def test_the_curve_has_the_stated_area_and_never_falls(seed: int, n: int, ties: bool) -> None:
     rng = np.random.default_rng(seed)

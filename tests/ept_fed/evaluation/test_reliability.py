@@ -2,13 +2,14 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ept_fed.evaluation.calibration import brier_score, calibration_error, reliability_curve
+from tests.effort import examples
 
 
-@settings(max_examples=50)
+@examples(12)
 @given(seed=st.integers(0, 10**6), n=st.integers(1, 80), task=st.sampled_from(["single_label", "multi_label"]))
 def test_every_prediction_is_in_one_bin_for_any_order_of_rows(seed: int, n: int, task: str) -> None:
     rng = np.random.default_rng(seed)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import (
     accuracy_score,
@@ -23,6 +23,7 @@ from ept_fed.evaluation.calibration import brier_score
 from ept_fed.evaluation.metrics import classification_metrics
 from ept_fed.evaluation.operating_point import confusion_matrix
 from ept_fed.evaluation.weighted_metrics import Sample, class_averages, class_ranks, decisions, image_means, rates
+from tests.effort import examples
 
 cases = given(n=st.integers(20, 300), C=st.integers(2, 7), seed=st.integers(0, 2**32), ties=st.booleans())
 
@@ -44,7 +45,7 @@ def draw(n: int, C: int, seed: int, *, ties: bool, multi_label: bool = False) ->
     return labels, scores / scores.sum(1, keepdims=True)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(15)
 @cases
 def test_single_label_metrics_equal_scikit_learns(n: int, C: int, seed: int, ties: bool) -> None:
     labels, scores = draw(n, C, seed, ties=ties)
@@ -63,7 +64,7 @@ def test_single_label_metrics_equal_scikit_learns(n: int, C: int, seed: int, tie
     assert brier_score(labels, scores, "single_label") == pytest.approx(brier, abs=1e-9)
 
 
-@settings(max_examples=40, deadline=None)
+@examples(10)
 @cases
 def test_multi_label_metrics_equal_scikit_learns(n: int, C: int, seed: int, ties: bool) -> None:
     labels, scores = draw(n, C, seed, ties=ties, multi_label=True)
@@ -77,7 +78,7 @@ def test_multi_label_metrics_equal_scikit_learns(n: int, C: int, seed: int, ties
     assert brier_score(labels, scores, "multi_label") == pytest.approx(np.mean(brier), abs=1e-9)
 
 
-@settings(max_examples=40, deadline=None)
+@examples(10)
 @cases
 def test_bootstrap_metrics_equal_scikit_learns_with_sample_weights(n: int, C: int, seed: int, ties: bool) -> None:
     labels, scores = draw(n, C, seed, ties=ties)
@@ -100,10 +101,11 @@ def test_bootstrap_metrics_equal_scikit_learns_with_sample_weights(n: int, C: in
     )
 
 
-@settings(max_examples=40, deadline=None)
+@examples(10)
 @cases
 def test_single_label_metrics_equal_torchmetrics(n: int, C: int, seed: int, ties: bool) -> None:
-    theirs = pytest.importorskip("torchmetrics.functional.classification", reason="needs the dev extra's torchmetrics")
+    from torchmetrics.functional import classification as theirs
+
     labels, scores = draw(n, C, seed, ties=ties)
     target, preds = torch.from_numpy(labels), torch.from_numpy(scores)
     have = classification_metrics(labels, scores, "single_label")
@@ -121,10 +123,11 @@ def test_single_label_metrics_equal_torchmetrics(n: int, C: int, seed: int, ties
     assert np.array_equal(confusion_matrix(labels, scores.argmax(1), C), confusion.numpy())
 
 
-@settings(max_examples=25, deadline=None)
+@examples(10)
 @cases
 def test_multi_label_metrics_equal_torchmetrics(n: int, C: int, seed: int, ties: bool) -> None:
-    theirs = pytest.importorskip("torchmetrics.functional.classification", reason="needs the dev extra's torchmetrics")
+    from torchmetrics.functional import classification as theirs
+
     labels, scores = draw(n, C, seed, ties=ties, multi_label=True)
     target, preds = torch.from_numpy(labels), torch.from_numpy(scores)
     have = classification_metrics(labels, scores, "multi_label")

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, brier_score_loss, recall_score, roc_auc_score
 
@@ -10,6 +10,7 @@ from ept_fed.evaluation.bootstrap import measure
 from ept_fed.evaluation.calibration import brier_score
 from ept_fed.evaluation.metrics import Array, classification_metrics
 from ept_fed.evaluation.weighted_metrics import Sample, class_averages, class_ranks, decisions, image_means, rates
+from tests.effort import examples
 
 TASKS = st.sampled_from(["single_label", "multi_label"])
 
@@ -27,7 +28,7 @@ def draw_case(seed: int, n: int, task: str, *, ties: bool = False) -> tuple[Arra
     return labels, scores
 
 
-@settings(max_examples=60)
+@examples(15)
 @given(seed=st.integers(0, 10**6), n=st.integers(1, 60), task=TASKS, ties=st.booleans())
 def test_with_unit_weights_they_equal_the_ordinary_metrics(seed: int, n: int, task: str, ties: bool) -> None:
     labels, scores = draw_case(seed, n, task, ties=ties)
@@ -42,7 +43,7 @@ def test_with_unit_weights_they_equal_the_ordinary_metrics(seed: int, n: int, ta
     np.testing.assert_allclose(brier, brier_score(labels, scores, task), atol=1e-12)
 
 
-@settings(max_examples=60)
+@examples(15)
 @given(seed=st.integers(0, 10**6), n=st.integers(2, 50), ties=st.booleans())
 def test_a_resample_has_the_metrics_of_its_rows(seed: int, n: int, ties: bool) -> None:
     labels, scores = draw_case(seed, n, "single_label", ties=ties)

@@ -4,13 +4,15 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ept_fed.models import fold, prompted_attention
 from ept_fed.models.attention import find_kernel
+from tests.effort import examples
+from tests.needs import GPU
 
 B, H, N, d = 3, 4, 37, 16
 PROMPT_SHAPES = {"(N,)": (N,), "(B, N)": (B, N), "(B, H, N)": (B, H, N)}
@@ -72,7 +74,7 @@ def test_bfloat16_is_as_exact_as_its_format(M: int, backend: str) -> None:
     assert max(errors_against_paper(inputs, grad, backend)) <= 1.5e-2
 
 
-@settings(max_examples=30)
+@examples(10)
 @given(sink=st.floats(-60, 60), scale=st.floats(0.01, 30), seed=st.integers(0, 2**16))
 def test_extreme_sinks_and_logits_stay_exact_and_finite(sink: float, scale: float, seed: int) -> None:
     (q, k, v, _), grad = draw((N,), 1, torch.float32, seed)
@@ -174,7 +176,7 @@ def test_cuda_kernels_accept_these_calls(
         assert [g.shape for g in kernel.backward(grad, q, k, v, out, lse, extras)] == [q.shape] * 3
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@GPU.mark
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 2e-6), (torch.bfloat16, 3e-2), (torch.float16, 3e-3)])
 @pytest.mark.parametrize("shape", PROMPT_SHAPES.values(), ids=PROMPT_SHAPES)
 def test_cuda_equals_the_papers_formula(dtype: torch.dtype, bound: float, shape: tuple[int, ...]) -> None:

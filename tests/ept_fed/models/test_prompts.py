@@ -2,14 +2,15 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ept_fed.models import EmbeddedPrompts, fold, unfold
 from ept_fed.models.prompts import INITS, init_prompts
+from tests.effort import examples
 
 
-@settings(max_examples=50)
+@examples(12)
 @given(M=st.integers(1, 120), scale=st.floats(0, 5), target=st.floats(-30, 30), seed=st.integers(0, 2**16))
 def test_unfolding_then_folding_gives_the_received_sink(M: int, scale: float, target: float, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)

@@ -5,12 +5,13 @@ import math
 import pytest
 from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent, SelfComposedDpEvent
 from dp_accounting.pld import PLDAccountant
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from opacus.accountants.analysis.rdp import compute_rdp, get_privacy_spent
 from scipy.stats import norm
 
 from ept_fed.privacy.dp.accountant import GaussianSteps, find_noise_multiplier, spent_epsilon
+from tests.effort import examples
 
 WHOLE_ORDERS = [*range(2, 129), 160, 192, 256, 384, 512, 768, 1024]
 MECHANISMS = [
@@ -46,7 +47,7 @@ def test_epsilon_is_never_below_the_tighter_bound_and_near_it(noise: float, rate
 
 
 @given(noise=st.floats(0.5, 20), steps=st.integers(1, 200))
-@settings(max_examples=30)
+@examples(10)
 def test_without_sampling_the_exact_delta_at_epsilon_is_below_the_requested_delta(noise: float, steps: int) -> None:
     """Balle and Wang 2018, Theorem 8: δ(ε) of a Gaussian mechanism of sensitivity √steps / σ."""
     delta, shift = 1e-5, math.sqrt(steps) / noise
@@ -57,7 +58,7 @@ def test_without_sampling_the_exact_delta_at_epsilon_is_below_the_requested_delt
 
 
 @given(noise=st.floats(0.3, 10), rate=st.floats(0.01, 1.0), steps=st.integers(1, 300))
-@settings(max_examples=25)
+@examples(10)
 def test_more_noise_or_fewer_steps_never_cost_more(noise: float, rate: float, steps: int) -> None:
     epsilon = spent_epsilon([GaussianSteps(noise, rate, steps)], 1e-5)
     assert spent_epsilon([GaussianSteps(1.5 * noise, rate, steps)], 1e-5) <= epsilon

@@ -7,7 +7,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ept_fed.errors import InputRefusedError
@@ -20,6 +20,7 @@ from ept_fed.privacy.secure_aggregation.session import AggregationAbandonedError
 from ept_fed.protocol.layout import PayloadMismatchError
 from ept_fed.protocol.messages import MessageRefusedError
 from server.provisioning.authority import Authority
+from tests.effort import examples
 
 A, B, C, D, E = (f"site-{number:02d}" for number in range(5))
 
@@ -295,7 +296,7 @@ def test_the_server_s_message_of_another_round_is_refused_at_every_stage(consort
         assert _ELSEWHERE in consortium.declined[B]
 
 
-@settings(max_examples=20)
+@examples(10)
 @given(st.data())
 def test_an_altered_message_never_gives_a_wrong_mean(consortium, data: st.DataObject) -> None:
     """Masked inputs are excluded: a site may choose them freely, and the transport keeps others from changing them."""

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chi2
 
@@ -14,6 +14,7 @@ from ept_fed.privacy.secure_aggregation.masks import derive_key, expand_mask
 from ept_fed.privacy.secure_aggregation.messages import Kind, decode_message
 from ept_fed.privacy.secure_aggregation.session import AggregationAbandonedError, AggregationSession, default_threshold
 from ept_fed.protocol.messages import MessageRefusedError
+from tests.effort import examples
 
 _BEFORE_THE_SUM = (Kind.ADVERTISEMENT, Kind.SHARES, Kind.MASKED_INPUT)
 _FALSE_ALARM = 1e-8
@@ -67,7 +68,7 @@ def test_the_sum_equals_the_plaintext_sum_for_every_pattern_of_dropout(consortiu
     assert survived >= 1 + sites * len(consortium.stages) * (sites > max(3, threshold))
 
 
-@settings(max_examples=12)
+@examples(10)
 @given(st.data())
 def test_the_sum_equals_the_plaintext_sum_for_3_to_20_sites(consortium, data: st.DataObject) -> None:
     sites = data.draw(st.integers(3, 20))
