@@ -101,10 +101,10 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def site_of(micro: Callable[..., Experiment]) -> Callable[..., tuple[Plan, Site]]:
-    """Return the plan and the first site of a micro experiment with overrides."""
+    """Return the plan and the first of two sites of a micro experiment with overrides."""
 
     def build(*overrides: str) -> tuple[Plan, Site]:
-        federation = prepare_federation(micro("model.device=cpu", *overrides))
+        federation = prepare_federation(micro("model.device=cpu", "data.phantom_sites=2", *overrides))
         return federation.plan(), federation.create_site(federation.data.sites["site-1"])
 
     return build

@@ -184,6 +184,7 @@ def test_payloads_of_different_methods_cannot_be_mixed() -> None:
     assert len(layouts) == 2
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", METHODS)
 def test_methods_federate_and_send_their_declared_tensors(
     name: str, micro: Callable[..., Experiment], tmp_path: Path

@@ -23,10 +23,10 @@ from simulations.engine.federate import federate
 from simulations.engine.virtual_sites import VirtualFederation, prepare_federation
 
 Micro = Callable[..., Experiment]
-SHARED = ("training.head=lda", "federation.share=prompts+head", "federation.statistics=moments")
+SHARED = ("training.head=lda", "federation.share=prompts+head", "federation.statistics=moments", "data.phantom_sites=2")
 STILL = ("training.prompt_lr=0", "training.token_lr=0")
 LINEAR = ("model.method=linear", "federation.payload=raw")
-MASKED = ("federation.secure_aggregation={}", "federation.norm_bound=null")
+MASKED = ("federation.secure_aggregation={}", "federation.norm_bound=null", "data.phantom_sites=3")
 KINDS: tuple[Statistics, ...] = ("means", "moments")
 
 

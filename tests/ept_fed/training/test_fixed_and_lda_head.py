@@ -25,7 +25,7 @@ from simulations.engine.virtual_sites import prepare_federation
 from tests.ept_fed.training.federating import train_federation
 
 Micro = Callable[..., Experiment]
-BOTH = ("training.head=fixed+lda", "model.tokens=1", "federation.rounds=2")
+BOTH = ("training.head=fixed+lda", "model.tokens=1", "federation.rounds=2", "data.phantom_sites=2")
 FIXED = ("training.head=fixed", *BOTH[1:])
 
 
@@ -59,6 +59,7 @@ def test_the_lda_share_grows_from_zero_to_one_with_the_images(images: float, evi
     assert np.linalg.norm(fewer) < np.linalg.norm(more) < np.linalg.norm(own)
 
 
+@pytest.mark.integration
 def test_prompts_train_as_with_only_the_fixed_head(micro: Micro, tmp_path: Path) -> None:
     _, fixed = train_federation(prepare_federation(micro(*FIXED)), tmp_path / "fixed")
     _, both = train_federation(prepare_federation(micro(*BOTH)), tmp_path / "both")

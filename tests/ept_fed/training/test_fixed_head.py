@@ -17,7 +17,7 @@ from simulations.engine.virtual_sites import prepare_federation
 from tests.ept_fed.training.federating import train_federation
 
 Micro = Callable[..., Experiment]
-FIXED = ("training.head=fixed", "model.tokens=1", "federation.rounds=2")
+FIXED = ("training.head=fixed", "model.tokens=1", "federation.rounds=2", "data.phantom_sites=2")
 PRIVATE = ("training.privacy={clip: 1.0, noise_multiplier: 1.0}", "model.method=ept")
 
 

@@ -123,7 +123,7 @@ def test_inputs_that_cannot_be_analysed_are_refused(x: np.ndarray, y: np.ndarray
 
 @pytest.fixture
 def federation(micro: Micro) -> VirtualFederation:
-    return prepare_federation(micro(LDA, "model.tokens=1"))
+    return prepare_federation(micro(LDA, "model.tokens=1", "data.phantom_sites=2"))
 
 
 def make_site(federation: VirtualFederation) -> Site:

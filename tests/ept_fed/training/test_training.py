@@ -74,7 +74,9 @@ def test_losses_against_their_definition() -> None:
 def test_momentum_is_kept_across_rounds_only_if_configured(micro: Callable[..., Experiment], optimizer: str) -> None:
     payloads = {}
     for state in ("keep", "reset"):
-        experiment = micro(f"training.optimizer_state={state}", f"training.optimizer={optimizer}")
+        experiment = micro(
+            "data.phantom_sites=2", f"training.optimizer_state={state}", f"training.optimizer={optimizer}"
+        )
         federation = prepare_federation(experiment)
         site = federation.create_site(federation.data.sites["site-1"])
         for number in (1, 2):
@@ -84,7 +86,7 @@ def test_momentum_is_kept_across_rounds_only_if_configured(micro: Callable[..., 
 
 
 def test_a_rate_of_zero_freezes_its_group(micro: Callable[..., Experiment]) -> None:
-    experiment = micro("training.prompt_lr=0", "model.tokens=1")
+    experiment = micro("data.phantom_sites=2", "training.prompt_lr=0", "model.tokens=1")
     federation = prepare_federation(experiment)
     site = federation.create_site(federation.data.sites["site-1"])
     before = {name: parameter.clone() for name, parameter in site.model.named_parameters()}
@@ -109,7 +111,7 @@ def test_training_only_the_head_equals_training_with_a_prompt_rate_of_zero(micro
 def test_bfloat16_training_follows_float32(micro: Callable[..., Experiment]) -> None:
     losses = []
     for precision in ("float32", "bfloat16"):
-        experiment = micro(f"training.precision={precision}")
+        experiment = micro("data.phantom_sites=2", f"training.precision={precision}")
         federation = prepare_federation(experiment)
         site = federation.create_site(federation.data.sites["site-1"])
         losses.append(site.fit(experiment.training, 1, 1).loss)

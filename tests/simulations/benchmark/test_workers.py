@@ -108,8 +108,8 @@ def test_a_folder_takes_one_benchmark_and_its_end_leaves_no_process_and_every_fi
 ) -> None:
     out, mark = tmp_path / "results", f"{os.getpid()}-{ended.name}"
     # The work takes minutes, so that the refusal comes long before the last cell, even on a busy machine.
-    longer = (*GRID, "federation.rounds=5")
-    many = (*longer, f"benchmark.seeds={list(range(40))}")
+    longer = (*GRID, "federation.rounds=20")
+    many = (*longer, f"benchmark.seeds={list(range(12))}")
     grid = [f"--set={setting}" for setting in many]
     command = [sys.executable, "-m", "ept_fed.cli", "benchmark", str(micro_file), *grid, f"--out={out}", "--jobs=2"]
     another = micro(*longer, "benchmark.seeds=[0]")
@@ -138,7 +138,7 @@ def test_a_folder_takes_one_benchmark_and_its_end_leaves_no_process_and_every_fi
         process.wait()
     with BenchmarkFolder(out).open(micro(*many)) as finished:
         assert set(finished) == {line["key"] for line in lines(out)}
-    assert 1 <= len(finished) < 80
+    assert 1 <= len(finished) < 24
 
 
 @pytest.mark.integration

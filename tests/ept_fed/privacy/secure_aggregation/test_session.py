@@ -68,7 +68,7 @@ def test_the_sum_equals_the_plaintext_sum_for_every_pattern_of_dropout(consortiu
     assert survived >= 1 + sites * len(consortium.stages) * (sites > max(3, threshold))
 
 
-@examples(10)
+@examples(4)
 @given(st.data())
 def test_the_sum_equals_the_plaintext_sum_for_3_to_20_sites(consortium, data: st.DataObject) -> None:
     sites = data.draw(st.integers(3, 20))
