@@ -1,4 +1,7 @@
-"""Runs and benchmarks leave their charts out, except for tests that use `drawn` because they look at pictures."""
+"""Runs and benchmarks leave their charts out, except for tests that use `drawn` because they look at pictures.
+
+The tests of the commands compare whole pages, so their charts are drawn.
+"""
 
 import pytest
 
@@ -17,7 +20,7 @@ def drawn() -> None:
 
 @pytest.fixture(autouse=True)
 def _undrawn_by_default(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if "drawn" in request.fixturenames:
+    if "drawn" in request.fixturenames or request.path.parent.name == "cli":
         return
     request.getfixturevalue("undrawn")
     for chart in CHARTS:
