@@ -1,9 +1,7 @@
-"""`ept-fed doctor data` run as a process: exit codes 0, 2 and 3, tables, JSON and the picture."""
+"""`ept-fed doctor data`: exit codes 0, 2 and 3, tables, JSON and the picture; clean data are for the true process."""
 
 import io
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,16 +9,13 @@ import pytest
 import yaml
 from PIL import Image
 
-COMMAND = [sys.executable, "-m", "ept_fed.cli", "doctor", "data"]
-
-
-def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, cwd=cwd, check=False)
+from tests.command_line import call, start
 
 
 @pytest.fixture
-def hospital(tmp_path: Path) -> Path:
-    """Images of two sites and two classes in folders, and an experiment whose weights do not exist."""
+def hospital(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the working folder: images of two sites and two classes, and an experiment whose weights do not exist."""
+    monkeypatch.chdir(tmp_path)
     for number in range(40):
         folder = tmp_path / "images" / ("north", "south")[number % 2] / ("benign", "[malignant]")[number // 2 % 2]
         folder.mkdir(parents=True, exist_ok=True)
@@ -31,8 +26,9 @@ def hospital(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.integration
 def test_clean_data_exit_with_0_and_need_no_weights(hospital: Path) -> None:
-    done = run("own.yaml", "--json", "out/data.json", "--plot", "out/partition.png", cwd=hospital)
+    done = start("doctor", "data", "own.yaml", "--json", "out/data.json", "--plot", "out/partition.png", cwd=hospital)
     assert done.returncode == 0, done.stdout + done.stderr
     for word in ("north", "south", "[malignant]", "40 images of 40 groups", "9 × 8 (40)", "PNG RGB (40)", "clean"):
         assert word in done.stdout
@@ -46,32 +42,33 @@ def test_faults_exit_with_3_and_are_named(hospital: Path) -> None:
     north = hospital / "images" / "north" / "benign"
     (north / "00.png").write_bytes(b"broken")
     (hospital / "images" / "south" / "benign" / "01.png").write_bytes((north / "04.png").read_bytes())
-    done = run("own.yaml", cwd=hospital)
-    assert done.returncode == 3
+    done = call("doctor", "data", "own.yaml")
+    assert done.exit_code == 3
     assert "1 unreadable image(s):" in done.stdout
     assert "north/benign/00.png (north) is not an image" in done.stdout
     assert "north/benign/04.png = south/benign/01.png" in done.stdout
     assert "faults found" in done.stdout
-    as_json = run("own.yaml", "--json", "-", cwd=hospital)
-    assert as_json.returncode == 3
+    as_json = call("doctor", "data", "own.yaml", "--json", "-")
+    assert as_json.exit_code == 3
     assert json.loads(as_json.stdout)["status"] == "faults"
 
 
-def test_invalid_settings_exit_with_2(hospital: Path) -> None:
+@pytest.mark.usefixtures("hospital")
+def test_invalid_settings_exit_with_2() -> None:
     settings = ("--set", "data.partition={kind: dirichlet, sites: 90, alpha: -1}", "--set", "data.images=nowhere")
-    done = run("own.yaml", *settings, cwd=hospital)
-    assert done.returncode == 2
+    done = call("doctor", "data", "own.yaml", *settings)
+    assert done.exit_code == 2
     assert "data.partition.alpha = -1" in done.stderr
     assert "data.images" in done.stderr
-    more = run("own.yaml", "--set", "data.partition={kind: iid, sites: 90}", "--json", "-", cwd=hospital)
-    assert more.returncode == 2
+    more = call("doctor", "data", "own.yaml", "--set", "data.partition={kind: iid, sites: 90}", "--json", "-")
+    assert more.exit_code == 2
     assert json.loads(more.stdout)["problems"][0]["field"] == "data.partition.sites"
-    empty = run("own.yaml", "--set", "data.partition={kind: dirichlet, sites: 9, alpha: 0.01}", cwd=hospital)
-    assert empty.returncode == 2
+    empty = call("doctor", "data", "own.yaml", "--set", "data.partition={kind: dirichlet, sites: 9, alpha: 0.01}")
+    assert empty.exit_code == 2
     assert "site-" in empty.stderr
     assert "raise data.partition.alpha" in empty.stderr
 
 
-def test_help_ends_with_two_examples(tmp_path: Path) -> None:
-    shown = run("--help", cwd=tmp_path)
+def test_help_ends_with_two_examples() -> None:
+    shown = call("doctor", "data", "--help")
     assert shown.stdout[shown.stdout.index("Examples:") :].count("ept-fed doctor data") == 2

@@ -2,9 +2,6 @@
 
 import csv
 import json
-import os
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,14 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from click.testing import Result
 from PIL import Image
 from safetensors.torch import save_file
-from typer.testing import CliRunner
 
-from ept_fed.cli.main import app
 from ept_fed.models import create_backbone, frozen_tensors
 from ept_fed.seeds import derive_seed
+from tests.command_line import call, start
+from tests.conftest import leave_charts_out
 
 SETTINGS: dict[str, Any] = {
     "name": "micro",
@@ -37,16 +33,6 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def call(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-def run(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-    command = [sys.executable, "-m", "ept_fed.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False, env=environment)
-
-
 @dataclass(frozen=True)
 class Workplace:
     folder: Path
@@ -62,7 +48,9 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     """A finished run with one bundle, its backbone, two images, and a text file with an image's name."""
     folder = tmp_path_factory.mktemp("workplace")
     (folder / "micro.yaml").write_text(yaml.safe_dump(SETTINGS))
-    simulated = call("simulate", folder / "micro.yaml", "--out", folder / "run", "--json")
+    with pytest.MonkeyPatch.context() as patch:
+        leave_charts_out(patch)
+        simulated = call("simulate", folder / "micro.yaml", "--out", folder / "run", "--json")
     assert simulated.exit_code == 0, simulated.output
     backbone = create_backbone("test_vit", weights=None, image_size=None, seed=derive_seed(0, "backbone"))
     save_file(frozen_tensors(backbone.vit), folder / "backbone.safetensors")
@@ -82,9 +70,10 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     )
 
 
+@pytest.mark.integration
 def test_export_and_predict_work_as_separate_processes(workplace: Workplace) -> None:
     whole = ("--torchscript", "whole.pt", "--weights", "backbone.safetensors")
-    exported = run("export", "run", "--site", "site-1", *whole, cwd=workplace.folder)
+    exported = start("export", "run", "--site", "site-1", *whole, cwd=workplace.folder)
     assert exported.returncode == 0, exported.stderr
     assert exported.stderr == ""
     home = "run/sites/site-1"
@@ -94,7 +83,7 @@ def test_export_and_predict_work_as_separate_processes(workplace: Workplace) -> 
     assert (workplace.folder / "whole.pt").is_file()
 
     trusted = ("--weights", "backbone.safetensors", "--trust", f"{home}/signing-key.pub.pem")
-    done = run("predict", f"{home}/bundle", "images", *trusted, cwd=workplace.folder)
+    done = start("predict", f"{home}/bundle", "images", *trusted, cwd=workplace.folder)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "2 of 2 images predicted: predictions.csv\n"
     assert done.stderr == ""

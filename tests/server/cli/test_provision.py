@@ -1,29 +1,21 @@
-"""`ept-fed provision` and `ept-fed doctor kit` on the command line."""
+"""`ept-fed provision` and `ept-fed doctor kit` on the command line; one test starts the true process."""
 
 import json
-import subprocess
-import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from click.testing import Result
-from typer.testing import CliRunner
 
-from ept_fed.cli.main import app
 from server.provisioning.provision import provision
+from tests.command_line import call, start
 
 ROOT = Path(__file__).resolve().parents[3]
 EXAMPLE = ROOT / "configs" / "federation.yaml"
 
 
-def call(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
+@pytest.mark.integration
 def test_a_process_of_its_own_makes_the_kits(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "ept_fed.cli", "provision", EXAMPLE, "--out", "kits"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = start("provision", EXAMPLE, "--out", "kits", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     for word in ("north", "kits/sites/south.zip", "waits for its request", "files written", "kits/authority stays"):
         assert word in done.stdout

@@ -1,17 +1,23 @@
-"""`ept-fed report` on the command line."""
+"""`ept-fed report` on the command line; `test_json_is_one_document_and_nothing_else` starts the true process."""
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from ept_fed.cli.main import app
 from ept_fed.config.experiment import Experiment
 from ept_fed.progress import Silent
+from tests.command_line import call, start
+from tests.conftest import leave_charts_out
 
-RUNNER = CliRunner()
+
+@pytest.fixture(scope="module", autouse=True)
+def _undrawn() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        leave_charts_out(patch)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -30,15 +36,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_it_says_for_each_site_whether_joining_helped(folder: Path) -> None:
-    done = RUNNER.invoke(app, ["report", str(folder)])
+    done = call("report", folder)
     assert done.exit_code == 0, done.output
     assert "site-1: " in done.stdout
     assert "site-2: " in done.stdout
     assert (folder / "report.html").exists()
 
 
+@pytest.mark.integration
 def test_json_is_one_document_and_nothing_else(folder: Path) -> None:
-    done = RUNNER.invoke(app, ["report", str(folder), "--json", "--format", "json"])
+    done = start("report", folder, "--json", "--format", "json", cwd=folder)
+    assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     assert document["status"] == "done"
     assert set(document["verdicts"]) == {"site-1", "site-2"}
@@ -47,7 +55,7 @@ def test_json_is_one_document_and_nothing_else(folder: Path) -> None:
 
 def test_numbers_are_the_runs_own(folder: Path) -> None:
     """AUC and loss equal those in the run's report.json, up to the digits of predictions.csv; bytes are exact."""
-    assert RUNNER.invoke(app, ["report", str(folder), "--format", "json"]).exit_code == 0
+    assert call("report", folder, "--format", "json").exit_code == 0
     summary = json.loads((folder / "report.json").read_text())
     for site, metrics in summary["test"]["federated"].items():
         report = json.loads((folder / "sites" / site / "report.json").read_text())
@@ -61,7 +69,7 @@ def test_numbers_are_the_runs_own(folder: Path) -> None:
 def test_the_gallery_of_an_earlier_run_is_the_one_it_made_itself(folder: Path) -> None:
     page = folder / "sites" / "site-1" / "report.html"
     page.unlink()
-    done = RUNNER.invoke(app, ["report", str(folder), "--site", "site-1", "--gallery"])
+    done = call("report", folder, "--site", "site-1", "--gallery")
     assert done.exit_code == 0, done.output
     assert "data:image/png;base64," in page.read_text()
     assert page.read_bytes() == (folder / "page-of-site-1.html").read_bytes()
@@ -77,7 +85,7 @@ def test_other_images_or_weights_make_no_gallery(folder: Path, setting: str, oth
     try:
         assert setting in held
         config.write_text(held.replace(setting, other))
-        refused = RUNNER.invoke(app, ["report", str(folder), "--gallery"])
+        refused = call("report", folder, "--gallery")
     finally:
         config.write_text(held)
     assert refused.exit_code == 2
@@ -85,26 +93,26 @@ def test_other_images_or_weights_make_no_gallery(folder: Path, setting: str, oth
 
 
 def test_csv_has_a_row_for_every_number(folder: Path) -> None:
-    assert RUNNER.invoke(app, ["report", str(folder), "--format", "csv", "--site", "site-1"]).exit_code == 0
+    assert call("report", folder, "--format", "csv", "--site", "site-1").exit_code == 0
     lines = (folder / "sites" / "site-1" / "report.csv").read_text().splitlines()
     assert lines[0] == "site,class,metric,setting,value,low,high,verdict"
     assert any(line.startswith("site-1,,auc,federated - local,") for line in lines)
 
 
 def test_an_unknown_site_is_refused_with_the_known_ones(folder: Path) -> None:
-    refused = RUNNER.invoke(app, ["report", str(folder), "--site", "nowhere"])
+    refused = call("report", folder, "--site", "nowhere")
     assert refused.exit_code == 2
     assert "site-1, site-2" in refused.stderr
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
-    refused = RUNNER.invoke(app, ["report", str(tmp_path), "--json"])
+    refused = call("report", tmp_path, "--json")
     assert refused.exit_code == 2
     assert json.loads(refused.stdout)["status"] == "refused"
 
 
 def test_without_a_browser_a_pdf_is_one_sentence(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
-    failed = RUNNER.invoke(app, ["report", str(folder), "--format", "pdf"])
+    failed = call("report", folder, "--format", "pdf")
     assert failed.exit_code == 1
     assert "PDF needs Chromium" in failed.stderr
