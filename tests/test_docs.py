@@ -1,9 +1,8 @@
 """The documentation: generated pages are current, links lead somewhere, and every command in it runs."""
 
-import os
 import re
+import runpy
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,10 +12,11 @@ import yaml
 from PIL import Image
 
 from ept_fed.config.experiment import Experiment
+from tests.command_line import call
+from tests.needs import REAL_DATA, SHARED
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-SHARED = ROOT.parent / "shared"
 FASTER = {
     "simulate": [
         "--set=federation.rounds=1",
@@ -25,6 +25,7 @@ FASTER = {
         "--set=data.test_fraction=0.1",
         "--set=data.test_shots=4",
         "--set=evaluation.baselines=[local]",
+        "--set=model.prompt_length=4",
     ]
 }
 
@@ -43,10 +44,12 @@ def headings(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", re.sub(r"\]\([^)]*\)", "]", title)).lower().replace(" ", "-") for title in found}
 
 
-def test_the_reference_pages_are_what_the_code_says() -> None:
-    checked = [sys.executable, "docs/generate_reference.py", "--check"]
-    done = subprocess.run(checked, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+def test_the_reference_pages_are_what_the_code_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    monkeypatch.setattr(sys, "argv", ["generate_reference.py", "--check"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "docs" / "generate_reference.py"), run_name="__main__")
+    assert ended.value.code == 0
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -73,27 +76,39 @@ def test_files_named_in_prose_exist(page: Path) -> None:
         assert (ROOT / name).exists(), f"{page.name} names {name}"
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=lambda page: page.name)
-def test_every_command_runs_in_the_order_of_its_page(page: Path, tmp_path: Path) -> None:
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images of two hospitals and two classes, for the pages about one's own images."""
+    folder = tmp_path_factory.mktemp("own") / "images"
     rng = np.random.default_rng(0)
     for hospital in ("north", "south"):
         for label in ("benign", "malignant"):
+            (folder / hospital / label).mkdir(parents=True)
             for number in range(12):
-                path = tmp_path / "images" / hospital / label / f"{number}.png"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
+                pixels = rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / hospital / label / f"{number}.png")
+    return folder
+
+
+@pytest.mark.integration
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=lambda page: page.name)
+def test_every_command_runs_in_the_order_of_its_page(
+    page: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All commands run in this process; the tests of each verb start it as a process of its own."""
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    (tmp_path / "images").symlink_to(images)
+    monkeypatch.chdir(tmp_path)
     ran = 0
     for words in commands(page):
         if "data.root=DIR" in words:
-            if not SHARED.exists():
+            if not REAL_DATA.is_here():
                 continue
             weights = next((SHARED / "weights").glob("*.safetensors"))
             places = {"data.root=DIR": f"data.root={SHARED / 'data'}", "model.weights=FILE": f"model.weights={weights}"}
             words = [places.get(word, word) for word in words]  # noqa: PLW2901
-        command = [sys.executable, "-m", "ept_fed.cli", *words, *FASTER.get(words[0], [])]
-        environment = {**os.environ, "OMP_NUM_THREADS": "2"}
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, env=environment)
-        assert done.returncode == 0, f"{' '.join(words)}\n{done.stdout}\n{done.stderr}"
+        done = call(*words, *FASTER.get(words[0], []))
+        assert done.exit_code == 0, f"{' '.join(words)}\n{done.stdout}\n{done.stderr}"
         ran += 1
     assert ran
