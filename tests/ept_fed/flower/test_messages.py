@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, no_object_id_recompute
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ept_fed.config.experiment import Experiment
@@ -41,6 +41,7 @@ from ept_fed.protocol.messages import (
     RoundRequest,
 )
 from ept_fed.protocol.proposal import SiteIntroduction, propose
+from tests.effort import examples
 from tests.frames_by_hand import frame_of, open_frame
 
 LAYOUT = PayloadLayout((("sinks", (3, 5)),))
@@ -270,7 +271,7 @@ def test_an_error_reply_is_refused_and_leaks_no_private_text() -> None:
     assert "patient" not in str(refusal.value)
 
 
-@settings(max_examples=300)
+@examples(75)
 @given(position=st.integers(0, 10_000), byte=st.integers(0, 255), cut=st.integers(0, 40))
 def test_an_altered_reply_is_refused_or_still_valid(position: int, byte: int, cut: int) -> None:
     """Change one byte or cut the end: the reply is refused, or it gives a finite vector of the right size."""

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ept_fed.errors import InputRefusedError
@@ -18,6 +18,7 @@ from ept_fed.pki.signing import (
     write_key,
 )
 from ept_fed.storage.canonical_json import parse_canonical, serialize_canonical
+from tests.effort import examples
 
 KEY = ec.generate_private_key(ec.SECP384R1())
 PEM, PKCS8 = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
@@ -71,7 +72,7 @@ def test_a_private_key_given_as_the_key_to_trust_is_refused(tmp_path: Path) -> N
         read_public_key(tmp_path / "nothing.pem")
 
 
-@settings(max_examples=30)
+@examples(10)
 @given(content=st.binary(max_size=200), other=st.binary(max_size=200))
 def test_a_signature_is_valid_only_for_its_own_content(content: bytes, other: bytes) -> None:
     signature = sign(content, KEY)

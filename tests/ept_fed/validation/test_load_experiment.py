@@ -4,13 +4,14 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ept_fed.config.experiment import Experiment
 from ept_fed.errors import InputRefusedError
 from ept_fed.validation.data import validate_data
 from ept_fed.validation.load_experiment import load_experiment
+from tests.effort import examples
 
 ROOT = Path(__file__).resolve().parents[3]
 PHANTOMS = {"data": {"source": "phantoms"}}
@@ -221,7 +222,7 @@ def test_resolved_settings_read_back_as_they_were(tmp_path: Path) -> None:
     assert load_experiment(tmp_path / "resolved.yaml") == experiment
 
 
-@settings(max_examples=40)
+@examples(10)
 @given(first=st.integers(0, 5), second=st.integers(0, 5), rounds=st.sampled_from([1, 8]))
 def test_run_ids_are_equal_exactly_for_equal_settings(first: int, second: int, rounds: int) -> None:
     runs = [

@@ -2,11 +2,12 @@ import io
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 from ept_fed.data.decoding.image_file import MAX_SIDE, UnreadableImageError, decode_image
+from tests.effort import examples
 
 
 def _encode(picture: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -84,7 +85,7 @@ def test_damaged_file_is_unreadable_and_named(content: bytes) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@settings(max_examples=150)
+@examples(40)
 @given(
     kind=st.sampled_from(["PNG", "JPEG", "TIFF", "GIF", "BMP", "WEBP"]),
     flips=st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), min_size=1, max_size=8),
