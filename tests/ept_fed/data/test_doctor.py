@@ -11,9 +11,9 @@ from ept_fed.config.partition import FeatureShiftSettings, IIDPartition
 from ept_fed.data.doctor import examine_data
 from ept_fed.errors import InputRefusedError
 from ept_fed.validation.load_experiment import load_experiment
+from tests.needs import REAL_DATA, SHARED
 
 ROOT = Path(__file__).resolve().parents[3]
-SHARED = ROOT.parent / "shared" / "data"
 Write = Callable[..., ManifestSettings]
 
 
@@ -140,10 +140,11 @@ def test_a_source_that_cannot_be_listed_is_refused(write_hospital: Write) -> Non
 
 
 @pytest.mark.shared
-@pytest.mark.skipif(not SHARED.exists(), reason="../shared with HAM10000 is not here")
+@pytest.mark.integration
+@REAL_DATA.mark
 def test_ham10000_matches_its_readme() -> None:
     weights = "model.weights=null"
-    experiment = load_experiment(ROOT / "configs" / "ham10000.yaml", [f"data.root={SHARED}", weights])
+    experiment = load_experiment(ROOT / "configs" / "ham10000.yaml", [f"data.root={SHARED / 'data'}", weights])
     found = examine_data(experiment.data, experiment.seed)
     sites: dict[str, int] = {}
     for row in found.by_split:

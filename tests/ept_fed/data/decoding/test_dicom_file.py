@@ -1,6 +1,5 @@
 """Decoding of DICOM files that the tests make; tests that need pydicom (extra `dicom`) are skipped without it."""
 
-import importlib.util
 import io
 import sys
 from collections.abc import Callable
@@ -13,10 +12,8 @@ from PIL import Image
 
 from ept_fed.data.decoding.dicom_file import apply_window, is_dicom, read_dicom
 from ept_fed.data.decoding.image_file import UnreadableImageError
+from tests.needs import PYDICOM
 
-needs_pydicom = pytest.mark.skipif(
-    importlib.util.find_spec("pydicom") is None, reason="needs pydicom: pip install 'ept-fed[dicom]'"
-)
 GRAY = np.arange(48, dtype=np.uint16).reshape(6, 8) * 10
 
 
@@ -60,13 +57,13 @@ def test_without_pydicom_the_message_states_what_to_install(monkeypatch: pytest.
         read_dicom("x.dcm", b"\0" * 128 + b"DICM")
 
 
-@needs_pydicom
+@PYDICOM.mark
 def test_without_a_window_grayscale_spans_from_minimum_to_maximum(encode_dicom: Callable[..., bytes]) -> None:
     np.testing.assert_array_equal(gray(encode_dicom(GRAY)), np.round(GRAY / GRAY.max() * 255))
     assert (gray(encode_dicom(np.full((4, 4), 7, np.uint16))) == 0).all()
 
 
-@needs_pydicom
+@PYDICOM.mark
 def test_rescale_comes_before_the_window(encode_dicom: Callable[..., bytes]) -> None:
     hounsfield = GRAY * 2.0 - 100.0
     content = encode_dicom(GRAY, RescaleSlope=2, RescaleIntercept=-100, WindowCenter=300, WindowWidth=200)
@@ -75,7 +72,7 @@ def test_rescale_comes_before_the_window(encode_dicom: Callable[..., bytes]) -> 
     np.testing.assert_array_equal(gray(content), gray(several))
 
 
-@needs_pydicom
+@PYDICOM.mark
 def test_monochrome1_is_monochrome2_inverted(encode_dicom: Callable[..., bytes]) -> None:
     for window in ({}, {"WindowCenter": 200, "WindowWidth": 300}):
         upright = gray(encode_dicom(GRAY, **window)).astype(int)
@@ -83,7 +80,7 @@ def test_monochrome1_is_monochrome2_inverted(encode_dicom: Callable[..., bytes])
         assert abs(upright + inverted - 255).max() <= 1
 
 
-@needs_pydicom
+@PYDICOM.mark
 def test_signed_pixels_and_padding(encode_dicom: Callable[..., bytes]) -> None:
     signed = GRAY.astype(np.int16) - 200
     np.testing.assert_array_equal(gray(encode_dicom(signed)), gray(encode_dicom(GRAY)))
@@ -96,13 +93,13 @@ def test_signed_pixels_and_padding(encode_dicom: Callable[..., bytes]) -> None:
     assert len(np.unique(shown)) == 44
 
 
-@needs_pydicom
+@PYDICOM.mark
 def test_colour_pixels_are_unchanged(encode_dicom: Callable[..., bytes]) -> None:
     colour = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     np.testing.assert_array_equal(read_dicom("x.dcm", encode_dicom(colour)), colour)
 
 
-@needs_pydicom
+@PYDICOM.mark
 def test_ybr_becomes_rgb(encode_dicom: Callable[..., bytes]) -> None:
     colour = np.zeros((8, 8, 3), np.uint8) + np.array([200, 40, 90], np.uint8)
     ybr = np.array(Image.fromarray(colour).convert("YCbCr"))
@@ -110,7 +107,7 @@ def test_ybr_becomes_rgb(encode_dicom: Callable[..., bytes]) -> None:
     assert abs(shown.astype(int) - colour).max() <= 2
 
 
-@needs_pydicom
+@PYDICOM.mark
 def test_a_palette_becomes_rgb(encode_dicom: Callable[..., bytes]) -> None:
     indices = np.array([[0, 1], [2, 3]], np.uint8)
     tables = {
@@ -122,7 +119,7 @@ def test_a_palette_becomes_rgb(encode_dicom: Callable[..., bytes]) -> None:
     np.testing.assert_array_equal(shown[1, 1], [0x33, 0x66, 0x99])
 
 
-@needs_pydicom
+@PYDICOM.mark
 def test_a_jpeg_inside_is_decoded(encode_dicom: Callable[..., bytes]) -> None:
     from pydicom.encaps import encapsulate
 
@@ -134,7 +131,7 @@ def test_a_jpeg_inside_is_decoded(encode_dicom: Callable[..., bytes]) -> None:
     assert abs(gray(content) - expected).max() <= 8
 
 
-@needs_pydicom
+@PYDICOM.mark
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
@@ -158,7 +155,7 @@ def test_images_that_cannot_be_shown_are_refused_with_the_reason(
     assert "Secret" not in str(refusal.value)
 
 
-@needs_pydicom
+@PYDICOM.mark
 @pytest.mark.parametrize(
     ("syntax", "name"), [("1.2.840.10008.1.2.4.80", "JPEG-LS"), ("1.2.840.10008.1.2.4.100", "MPEG2")]
 )
@@ -173,7 +170,7 @@ def test_a_compression_without_a_decoder_is_named(
         read_dicom("x.dcm", content)
 
 
-@needs_pydicom
+@PYDICOM.mark
 def test_a_damaged_file_is_read_or_refused_and_its_content_never_leaks(
     encode_dicom: Callable[..., bytes], caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
 ) -> None:
@@ -191,7 +188,7 @@ def test_a_damaged_file_is_read_or_refused_and_its_content_never_leaks(
     assert not list(recwarn)
 
 
-@needs_pydicom
+@PYDICOM.mark
 def test_prediction_reads_dicom_by_content_and_by_name(encode_dicom: Callable[..., bytes], tmp_path: Path) -> None:
     from ept_fed.bundles.predict import read_image
 

@@ -1,6 +1,5 @@
 """DICOM folders as a PACS exports them: files of several patients, and the CSV that labels them."""
 
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,9 @@ from ept_fed.data.datasets.prepare import prepare_data
 from ept_fed.data.decoding.dicom_file import apply_window
 from ept_fed.data.sources.dicom_folder import hash_patient, read_dicom_folder
 from ept_fed.errors import InputRefusedError, Problem
+from tests.needs import PYDICOM
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("pydicom") is None, reason="needs pydicom: pip install 'ept-fed[dicom]'"
-)
+pytestmark = PYDICOM.mark
 PRIVATE = "1.3.46.670589.33.1.4.1"
 
 

@@ -22,6 +22,9 @@ from ept_fed.config.partition import IIDPartition
 from ept_fed.data.datasets.input_spec import InputSpec
 from ept_fed.data.datasets.prepare import prepare_data
 from ept_fed.data.sources.registry import SOURCES, open_catalog
+from tests.needs import PYDICOM
+
+EACH_SOURCE = [pytest.param(name, marks=PYDICOM.mark if name == "dicom" else ()) for name in sorted(SOURCES)]
 
 
 def _write_image(path: Path, number: int) -> None:
@@ -63,7 +66,6 @@ def _write_isic2018(root: Path) -> DataSettings:
 
 
 def _write_dicom(root: Path, encode_dicom: Callable[..., bytes]) -> DataSettings:
-    pytest.importorskip("pydicom", reason="needs pydicom: pip install 'ept-fed[dicom]'")
     rows = ["SOPInstanceUID,label,site"]
     (root / "images").mkdir()
     for number in range(48):
@@ -99,7 +101,7 @@ def test_every_settings_class_has_a_source() -> None:
     assert {member.model_fields["source"].default for member in get_args(union)} == set(SOURCES)
 
 
-@pytest.mark.parametrize("settings", sorted(SOURCES), indirect=True)
+@pytest.mark.parametrize("settings", EACH_SOURCE, indirect=True)
 def test_every_source_lists_readable_images_with_valid_labels(settings: ManifestSettings) -> None:
     catalog = open_catalog(settings, seed=0)
     images = [record.image for record in catalog.records]
@@ -112,7 +114,7 @@ def test_every_source_lists_readable_images_with_valid_labels(settings: Manifest
     assert open_catalog(settings, seed=0).records == catalog.records
 
 
-@pytest.mark.parametrize("settings", sorted(SOURCES), indirect=True)
+@pytest.mark.parametrize("settings", EACH_SOURCE, indirect=True)
 def test_every_source_prepares_two_sites(settings: ManifestSettings) -> None:
     data = prepare_data(settings, InputSpec(16, (0.5,) * 3, (0.5,) * 3, "bilinear"), seed=0)
     assert len(data.sites) == 2
