@@ -4,7 +4,8 @@ import ast
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Set
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -130,7 +131,8 @@ def allowed(folder: str) -> set[str]:
     }
 
 
-def imports(text: str) -> set[str]:
+@cache
+def imports(text: str) -> frozenset[str]:
     """Return the dotted names that a file imports, also inside functions; relative imports are refused."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(text)):
@@ -139,9 +141,10 @@ def imports(text: str) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "relative import"
             found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
+    return frozenset(found)
 
 
+@cache
 def file_of(imported: str) -> str | None:
     """Return our file behind a dotted name, which may end in a name inside the file."""
     parts = imported.split(".")
@@ -153,9 +156,10 @@ def file_of(imported: str) -> str | None:
     return None
 
 
-def reached(text: str) -> set[str]:
+@cache
+def reached(text: str) -> frozenset[str]:
     """Return our files that a text imports."""
-    return {name for name in map(file_of, imports(text)) if name is not None}
+    return frozenset(name for name in map(file_of, imports(text)) if name is not None)
 
 
 def find_violations(name: str, text: str) -> list[str]:
@@ -192,7 +196,7 @@ def _parents(name: str) -> Iterator[str]:
         yield name
 
 
-def find_cycle(arrows: dict[str, set[str]]) -> list[str]:
+def find_cycle(arrows: Mapping[str, Set[str]]) -> list[str]:
     """Return the nodes of one cycle, or none."""
     left = {node: set(others) - {node} for node, others in arrows.items()}
     while left:

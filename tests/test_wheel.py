@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.integration
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("ept_fed", "server", "client", "simulations", "configs")
 FROM_A_CHECKOUT = ("simulations/benches/", "simulations/probes/", "simulations/pretraining/")
