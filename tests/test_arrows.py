@@ -110,6 +110,20 @@ WITH_FLWR = (
     *("simulations/engine", "simulations/flower", "simulations/benches"),
 )
 MAX_FILES = 20
+# What starts without HEAVY, also through packages that are not ours: its imports, what they load for certain, and what
+# else they must not load. The first have to do without the most, because one interpreter runs them all in this order.
+STARTS: dict[str, tuple[str, set[str], set[str]]] = {
+    "command line": (
+        "import ept_fed.cli.main",
+        {"typer", *PACKAGES},
+        {"flwr", "numpy", "pydantic", "scipy", "sklearn"},
+    ),
+    "worker without a run": ("import client.worker.process", {"numpy"}, {"scipy", "sklearn"}),
+    "trackers": ("import ept_fed.tracking.tracker, ept_fed.tracking.tensorboard_events", {"tensorboard"}, set()),
+    "tracker of MLflow": ("import ept_fed.tracking.mlflow_store", {"mlflow"}, set()),
+    "list of images": ("import ept_fed.data.sources.registry", {"PIL"}, set()),
+    "server": ("import server.app, server.rounds.loop, server.strategies.registry", {"flwr"}, set()),
+}
 
 
 def sources() -> dict[str, str]:
@@ -274,26 +288,21 @@ def test_tests_mirror_the_tree() -> None:
         assert folder in (".", "end_to_end", *ARROWS), path
 
 
-def loaded_after(statement: str) -> set[str]:
-    code = f"import sys\n{statement}\nprint(' '.join({{m.split('.')[0] for m in sys.modules}}))"
+@pytest.fixture(scope="module")
+def loaded() -> dict[str, set[str]]:
+    """For each of STARTS, the packages that are loaded after it and those before it, in one interpreter."""
+    show = "print(*{name.partition('.')[0] for name in sys.modules})"
+    code = "\n".join(["import sys", *(f"{statement}; {show}" for statement, *_ in STARTS.values())])
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-    return set(done.stdout.split())
+    return {name: set(line.split()) for name, line in zip(STARTS, done.stdout.splitlines(), strict=True)}
 
 
-def test_a_running_server_has_no_torch_loaded() -> None:
-    loaded = loaded_after("import server.app, server.rounds.loop, server.strategies.registry")
-    assert "flwr" in loaded
-    assert not loaded & HEAVY
-
-
-def test_a_worker_without_a_run_has_no_torch_loaded() -> None:
-    assert not loaded_after("import client.worker.process") & {*HEAVY, "scipy", "sklearn"}
-
-
-def test_the_command_line_starts_without_heavy_imports() -> None:
-    loaded = loaded_after("import ept_fed.cli.main")
-    assert {"typer", "server", "client", "simulations"} <= loaded
-    assert not loaded & {*HEAVY, "flwr", "numpy", "pydantic", "sklearn"}
+@pytest.mark.integration
+@pytest.mark.parametrize("start", STARTS)
+def test_a_start_loads_no_heavy_package(start: str, loaded: dict[str, set[str]]) -> None:
+    _, used, unused = STARTS[start]
+    assert used <= loaded[start]
+    assert not loaded[start] & {*HEAVY, *unused}
 
 
 def test_no_module_is_named_after_nothing() -> None:

@@ -3,17 +3,13 @@
 import json
 import os
 import socket
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
-from ept_fed.cli.main import app
 from ept_fed.config.experiment import Experiment
 from ept_fed.errors import InputRefusedError
 from ept_fed.progress import Silent
@@ -25,6 +21,8 @@ from ept_fed.tracking.scalars import list_round
 from ept_fed.tracking.tracker import Tracker
 from ept_fed.tracking.writer import TrackedRun
 from simulations.engine.simulate import simulate
+from tests.command_line import call
+from tests.conftest import leave_charts_out
 
 Points = Counter[tuple[str, int, float]]
 SETTINGS: dict[str, Any] = {
@@ -72,8 +70,9 @@ class StopInRound3(Silent):
 
 @pytest.fixture(scope="module")
 def offline() -> Iterator[None]:
-    """Forbid socket connections, and ignore the user's own tracker settings."""
+    """Forbid socket connections, ignore the user's own tracker settings, and draw no charts."""
     with pytest.MonkeyPatch.context() as patch:
+        leave_charts_out(patch)
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         patch.setattr(socket.socket, "connect", lambda *_: pytest.fail("a tracker called out"))
         yield
@@ -93,6 +92,7 @@ def test_every_tracker_has_a_reader_here() -> None:
     assert set(READERS) == set(WRITERS)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", WRITERS)
 def test_each_number_of_each_round_is_tracked_once(resumed: Path, name: str) -> None:
     records = RunFolder(resumed).read_rounds()
@@ -109,6 +109,7 @@ def test_each_number_of_each_round_is_tracked_once(resumed: Path, name: str) -> 
     assert held["test/federated_auc/site-1", 3] == pytest.approx(row["auc"], abs=1e-4)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", WRITERS)
 def test_no_image_path_or_machine_name_is_tracked(resumed: Path, name: str) -> None:
     _, told = READERS[name](resumed)
@@ -119,14 +120,16 @@ def test_no_image_path_or_machine_name_is_tracked(resumed: Path, name: str) -> N
     assert "federation.rounds" in told
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", WRITERS)
 def test_a_finished_run_can_be_tracked_again(resumed: Path, name: str) -> None:
     before, _ = READERS[name](resumed)
-    done = CliRunner().invoke(app, ["report", str(resumed), "--format", name])
+    done = call("report", resumed, "--format", name)
     assert done.exit_code == 0, done.output
     assert READERS[name](resumed)[0] == before
 
 
+@pytest.mark.integration
 def test_mlflow_writes_to_the_place_of_its_own_setting(
     resumed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -134,7 +137,7 @@ def test_mlflow_writes_to_the_place_of_its_own_setting(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "elsewhere").as_uri())
     note = resumed / "tracking" / "mlflow-run.txt"
     held = note.read_text()
-    assert CliRunner().invoke(app, ["report", str(resumed), "--format", "mlflow"]).exit_code == 0
+    assert call("report", resumed, "--format", "mlflow").exit_code == 0
     assert read_mlflow(resumed)[0]
     note.write_text(held)
 
@@ -149,8 +152,8 @@ def test_a_missing_package_is_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
-def test_an_unknown_tracker_is_refused_with_the_known_ones(tmp_path: Path) -> None:
-    refused = CliRunner().invoke(app, ["simulate", "--track", "wandb", "--out", str(tmp_path / "run")])
+def test_an_unknown_tracker_is_refused_with_the_known_ones(micro_file: Path, tmp_path: Path) -> None:
+    refused = call("simulate", micro_file, "--track", "wandb", "--out", tmp_path / "run")
     assert refused.exit_code == 2
     assert "tensorboard, mlflow" in refused.stderr
 
@@ -192,14 +195,7 @@ def test_a_failing_store_is_left_out_and_the_others_continue(
     assert sound.calls == {"write_round": 2, "write_result": 1, "close": 1}
 
 
-@pytest.mark.parametrize("module", ["tracker", "tensorboard_events", "mlflow_store"])
-def test_no_tracker_loads_torch(module: str) -> None:
-    code = f"import sys, ept_fed.tracking.{module}; print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
-
-
 @pytest.mark.parametrize("arguments", [("--format", "mlflow", "--site", "site-1"), ("--format", "csv", "--gallery")])
 def test_options_that_would_be_ignored_are_refused(tmp_path: Path, arguments: tuple[str, ...]) -> None:
-    refused = CliRunner().invoke(app, ["report", str(tmp_path), *arguments])
+    refused = call("report", tmp_path, *arguments)
     assert refused.exit_code == 2

@@ -1,6 +1,3 @@
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 from scipy.ndimage import gaussian_laplace
@@ -61,7 +58,7 @@ def test_each_site_has_its_own_scanner() -> None:
 
 
 def test_classes_differ_in_structure_and_not_in_intensity() -> None:
-    catalog = generate_phantoms(PhantomSettings(phantom_sites=2, patients_per_class=40), seed=0)
+    catalog = generate_phantoms(PhantomSettings(phantom_sites=2, patients_per_class=20), seed=0)
     images = [catalog.store.read(record.image) for record in catalog.records]
     labels = [record.labels[0] for record in catalog.records]
     groups = [record.group for record in catalog.records]
@@ -103,9 +100,3 @@ def test_unknown_keys_are_missing() -> None:
     assert store.find_missing(["site-9/rings/000/0", "site-1/rings/000/0"]) == ["site-9/rings/000/0"]
     with pytest.raises(UnreadableImageError):
         store.read("site-9/rings/000/0")
-
-
-def test_listing_data_loads_neither_torch_nor_monai() -> None:
-    code = "import sys, ept_fed.data.sources.registry; print(*({'torch', 'monai', 'torchvision'} & set(sys.modules)))"
-    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert shown.stdout.strip() == ""
