@@ -1,4 +1,7 @@
-"""Tests of `ept-fed audit`: sentences for a sound ledger, line and kind of each finding otherwise, and exit codes."""
+"""Tests of `ept-fed audit`: sentences for a sound ledger, line and kind of each finding otherwise, and exit codes.
+
+A sound ledger is verified by the true process.
+"""
 
 import json
 import shutil
@@ -8,13 +11,12 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 from cryptography.hazmat.primitives.asymmetric import ec
-from typer.testing import CliRunner
 
 from client.ledger.entry import FIRST
 from client.ledger.ledger import Ledger, Record, tip_path
-from ept_fed.cli.main import app
 from ept_fed.pki.keys import serialize_openssh_public
 from server.provisioning.authority import Authority
+from tests.command_line import call, start
 
 KEY = ec.generate_private_key(ec.SECP384R1())
 SINKS = (("sinks", (12, 197)),)
@@ -68,12 +70,13 @@ def kit(made: Path, tmp_path: Path) -> Path:
 
 
 def run(*words: object) -> Result:
-    return CliRunner().invoke(app, ["audit", *map(str, words)])
+    return call("audit", *words)
 
 
+@pytest.mark.integration
 def test_a_sound_ledger_is_summarised_in_sentences(kit: Path) -> None:
-    done = run("verify", kit / "ledger.jsonl", "--certificate", kit / "site.crt", "--ca", kit / "ca.crt")
-    assert done.exit_code == 0, done.output
+    done = start("audit", "verify", "ledger.jsonl", "--certificate", "site.crt", "--ca", "ca.crt", cwd=kit)
+    assert done.returncode == 0, done.stdout + done.stderr
     for sentence in (
         "the site north sent 3 messages of 30,100 bytes in total, and received 3 messages of 20,900 bytes.",
         "2 answers to training, 10,100 bytes each: sinks 12×197 and the numbers loss, steps.",
@@ -82,7 +85,7 @@ def test_a_sound_ledger_is_summarised_in_sentences(kit: Path) -> None:
         "The site scaled 1 update down to the policy's bound before sending.",
         "its 8 entries form an unbroken chain, and the end is signed with the key of the certificate of north.",
     ):
-        assert sentence in done.output
+        assert sentence in done.stdout
 
 
 def test_without_a_certificate_the_owner_of_the_key_is_reported_as_unchecked(kit: Path) -> None:

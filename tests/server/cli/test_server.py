@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 import yaml
 from rich.console import Console
-from typer.testing import CliRunner
 
-from ept_fed.cli.main import app
 from server.cli.run_display import RunDisplay, draw_server
 from server.provisioning.provision import provision
+from tests.command_line import call
 
 SITE = {"round": 2, "loss": 0.5, "auc": None, "bytes_sent": 9000, "bytes_received": 8000, "refusals": 1}
 DOCUMENT: dict[str, Any] = {
@@ -51,7 +50,7 @@ def kit(tmp_path: Path) -> Path:
 
 
 def ask(*words: str) -> tuple[int, str]:
-    done = CliRunner().invoke(app, ["server", *words])
+    done = call("server", *words)
     return done.exit_code, done.output
 
 
