@@ -14,8 +14,6 @@ import torch
 from click.testing import Result
 from typer.testing import CliRunner
 
-# Commands import MONAI late, and it asks for IPv6 and starts `uname` when imported; here, no test is blamed for that.
-import ept_fed.data.datasets.transforms  # noqa: F401
 from ept_fed.cli.main import app
 
 
