@@ -21,8 +21,6 @@ import yaml
 from ept_fed.pki.keys import new_key, serialize_openssh_private
 from ept_fed.services.supervisor import child_environment
 from server.deployment.run_state import read_json_file
-from server.deployment.status import describe_server
-from server.deployment.submit import connect
 from server.provisioning.authority import Authority
 from simulations.deployment.loopback_deployment import Rehearsal, RehearsalError
 
@@ -108,17 +106,7 @@ def _wait_for_training(rehearsal: Rehearsal, run: str) -> None:
 
 def _end(rehearsal: Rehearsal, folder: Path) -> str:
     """Wait for the end of a run, and return its status."""
-
-    def over() -> bool:
-        return describe_server(rehearsal.server.folder)["run"]["phase"] in ("done", "failed", "stopped")
-
-    def let_go() -> bool:
-        with connect(rehearsal.server) as control:
-            return all(run.ended for run in control.runs())
-
-    rehearsal.wait_for(over, f"{folder.name} to end", every=0.5, limit=400)
-    # The result is written shortly before Flower accepts another run.
-    rehearsal.wait_for(let_go, f"Flower to finish {folder.name}", every=0.5)
+    rehearsal.wait_until_ended(limit=400)
     return str(read_json_file(folder, "result.json").get("status", "failed"))
 
 

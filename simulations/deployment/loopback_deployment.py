@@ -27,6 +27,7 @@ from ept_fed.services.supervisor import child_environment
 from server.deployment.proxy import end_proxy, find_nginx
 from server.deployment.server_kit import ServerKit, open_server_kit
 from server.deployment.status import describe_server
+from server.deployment.submit import connect
 from server.provisioning.provision import provision
 from simulations.deployment.flower_processes import find_free_port
 
@@ -176,11 +177,20 @@ class Rehearsal:
             sites = describe_server(self.server.folder)["sites"]
             return all(sites[name]["status"] == "online" for name in names)
 
-        self.wait_for(online, f"{', '.join(names)} to be online", every=0.5)
+        self.wait_for(online, f"{', '.join(names)} to be online", every=0.2)
 
     def run(self, experiment: Path, *options: str) -> tuple[int, str]:
         """Run `ept-fed server run` to its end, and return the exit code and the output."""
         return self.ask("server", "run", str(experiment), "--kit", str(self.server.folder), *options)
+
+    def wait_until_ended(self, *, limit: float = _LIMIT) -> None:
+        """Wait until every run has ended, which is shortly after its result is written; then another one may start."""
+
+        def ended() -> bool:
+            with connect(self.server) as control:
+                return all(run.ended for run in control.runs())
+
+        self.wait_for(ended, "the run to end", every=0.2, limit=limit)
 
     def ask(self, *words: str, **environment: str) -> tuple[int, str]:
         """Run a command of ept-fed to its end, and return the exit code and the output, errors included.
