@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck
 
 from client.gate.gate import Gate
 from client.gate.open_gate import LEDGER_FILE, SITE_KEY, open_gate
@@ -31,6 +31,7 @@ from ept_fed.protocol.messages import (
 )
 from ept_fed.protocol.proposal import Proposal, SiteIntroduction
 from ept_fed.validation.load_site import SiteSettings
+from tests.effort import examples
 
 RUN, BACKBONE = "run-a", "ab" * 32
 LAYOUT = PayloadLayout((("sinks", (2, 3)),), ("embedding concat", "layer 0", "layer 1"))
@@ -157,4 +158,4 @@ def fuzzed_gate(kit: Kit, policy: Policy) -> tuple[Gate, Memory]:
 
 
 STRICT = Policy.model_validate({"schema": 1, "incoming": {"backbone": "first"}})
-FUZZED = settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FUZZED = examples(50, suppress=(HealthCheck.function_scoped_fixture,))

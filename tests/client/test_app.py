@@ -24,6 +24,7 @@ def answer(kind: str, records: RecordDict, tmp_path: Path, **config: Any) -> Any
     return app(Message(records, 1, kind), context)
 
 
+@pytest.mark.integration
 def test_it_loads_neither_torch_nor_monai() -> None:
     code = "import client.app, sys; print(' '.join(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
@@ -50,6 +51,7 @@ def test_input_that_is_no_request_is_refused_without_the_worker(kind: str, recor
     assert answer(kind, records, tmp_path).error.code == SITE_REFUSED
 
 
+@pytest.mark.integration
 def test_a_missing_worker_is_reported_without_its_path(tmp_path: Path, proposal_record: RecordDict) -> None:
     reply = answer("query", proposal_record, tmp_path)
     assert reply.error.code == SITE_AWAY

@@ -33,6 +33,8 @@ from simulations.engine.local_grid import LocalGrid
 from simulations.engine.virtual_sites import prepare_federation
 from tests.conftest import MICRO
 
+pytestmark = pytest.mark.integration
+
 ROOT = Path(__file__).resolve().parents[2]
 SITE = "site-1"
 LIMIT = 120.0

@@ -8,14 +8,15 @@ import pytest
 from ept_fed.progress import Silent
 from ept_fed.validation.load_experiment import load_experiment
 from simulations.engine.simulate import simulate
+from tests.needs import REAL_DATA, SHARED
 
 ROOT = Path(__file__).resolve().parents[2]
-SHARED = ROOT.parent / "shared"
 WEIGHTS = SHARED / "weights" / "dinov2_vits14_518_fp16.safetensors"
 
 
+@pytest.mark.integration
 @pytest.mark.shared
-@pytest.mark.skipif(not WEIGHTS.exists(), reason="../shared with HAM10000 and the ViT-S/14 is not here")
+@REAL_DATA.mark
 def test_four_real_sites_federate_on_real_images(tmp_path: Path) -> None:
     overrides = [
         f"data.root={SHARED / 'data'}",

@@ -17,8 +17,7 @@ from ept_fed.progress import Silent
 from ept_fed.validation.load_experiment import load_experiment
 from tests.conftest import MICRO
 
-KILLS = 20
-ROUNDS = 12
+pytestmark = pytest.mark.integration
 
 
 def run_simulation(config: Path, out: Path) -> None:
@@ -40,10 +39,9 @@ def forkserver() -> multiprocessing.context.ForkServerContext:
     return context
 
 
-@pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("kill") / "micro.yaml"
-    federation = {"rounds": ROUNDS, "strategy": "fedadam", "sites_per_round": 2}
+def write_experiment(folder: Path, rounds: int) -> Path:
+    path = folder / "micro.yaml"
+    federation = {"rounds": rounds, "strategy": "fedadam", "sites_per_round": 2}
     path.write_text(yaml.safe_dump({**MICRO, "federation": federation, "personalisation": {"ditto": 0.1}}))
     return path
 
@@ -52,24 +50,28 @@ def prompts_of(out: Path) -> dict[str, np.ndarray]:
     return {path.name: load_file(path)["sinks"] for path in sorted((out / "prompts").iterdir())}
 
 
-def test_twenty_kills_at_random_moments_change_no_bit(
-    forkserver: multiprocessing.context.ForkServerContext, config: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("kills", "rounds", "stages"), [(4, 6, 2), pytest.param(20, 12, 3, marks=pytest.mark.faults)], ids=["4", "20"]
+)
+def test_kills_at_random_moments_change_no_bit(
+    forkserver: multiprocessing.context.ForkServerContext, tmp_path: Path, kills: int, rounds: int, stages: int
 ) -> None:
+    config = write_experiment(tmp_path, rounds)
     whole = forkserver.Process(target=run_simulation, args=(config, tmp_path / "whole"))
     whole.start()
     whole.join(300)
     assert whole.exitcode == 0
     expected = prompts_of(tmp_path / "whole")
-    assert len(expected) == ROUNDS + 1
-    rng, kills, runs = np.random.default_rng(0), 0, 0
+    assert len(expected) == rounds + 1
+    rng, done, runs = np.random.default_rng(0), 0, 0
     seen_rounds: set[int] = set()
-    while kills < KILLS:
+    while done < kills:
         out = tmp_path / f"run-{runs}"
         runs += 1
         while True:
             process = forkserver.Process(target=run_simulation, args=(config, out))
             process.start()
-            if kills < KILLS:
+            if done < kills:
                 wait_for_writes(process, out, int(rng.integers(1, 40)))
                 time.sleep(rng.uniform(0, 0.03))
             else:
@@ -79,15 +81,15 @@ def test_twenty_kills_at_random_moments_change_no_bit(
                 break
             os.kill(process.pid, signal.SIGKILL)
             process.join(60)
-            kills += 1
+            done += 1
             seen_rounds.add(len(list(out.glob("checkpoints/*.safetensors"))))
         assert all(np.array_equal(expected[name], prompts) for name, prompts in prompts_of(out).items())
         assert list(prompts_of(out)) == list(expected)
         assert tables_of(out) == tables_of(tmp_path / "whole")
         lines = [json.loads(line) for line in (out / "rounds.jsonl").read_text().splitlines()]
-        assert [line["round"] for line in lines] == list(range(1, ROUNDS + 1))
+        assert [line["round"] for line in lines] == list(range(1, rounds + 1))
         assert not [path for path in out.rglob(".*") if path.is_file()]
-    assert len(seen_rounds) > 2, f"all kills were in rounds {seen_rounds}"
+    assert len(seen_rounds) >= stages, f"all kills were in rounds {seen_rounds}"
 
 
 def wait_for_writes(process: multiprocessing.process.BaseProcess, out: Path, count: int) -> None:

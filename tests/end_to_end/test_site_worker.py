@@ -23,9 +23,11 @@ from flwr.app import Context, Error, Message, RecordDict
 
 from client.app import app as forwarder
 from client.in_process_app import create_client_app
+from client.worker.process import bind_socket
 from client.worker.unix_sockets import WorkerAwayError, WorkerStatus, ask_status, ask_worker, status_path
 from ept_fed.config.experiment import Experiment
 from ept_fed.data.sources.phantom_structures import STRUCTURES
+from ept_fed.errors import InputRefusedError
 from ept_fed.flower.messages import decode_introduction, encode_proposal, encode_request
 from ept_fed.flower.records import SITE_AWAY, SITE_REFUSED
 from ept_fed.flower.transport import set_task_identity
@@ -34,12 +36,16 @@ from ept_fed.protocol.messages import Header, RoundReply, RoundRequest
 from ept_fed.protocol.proposal import Proposal, SiteIntroduction, propose
 from ept_fed.run_plan.plan import Plan
 from ept_fed.validation.load_experiment import load_experiment
+from ept_fed.validation.load_site import load_site_settings
 from server.app import create_server_app
 from server.rounds.loop import FederationResult
 from simulations.benches.noop_sites import _Silent
 from simulations.engine.local_grid import LocalGrid
 from simulations.engine.virtual_sites import prepare_federation
 from tests.conftest import MICRO
+from tests.needs import ROOT as ROOT_USER
+
+pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).resolve().parents[2]
 SITE = "site-1"
@@ -163,7 +169,7 @@ def test_only_the_owner_may_use_the_socket(worker: Process) -> None:
     assert stat.S_IMODE((worker.kit / "state").stat().st_mode) == 0o700
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
+@ROOT_USER.mark
 def test_another_user_can_neither_connect_nor_read_the_images(worker: Process, tmp_path: Path) -> None:
     images = worker.kit / "images"
     images.mkdir(mode=0o700, exist_ok=True)
@@ -187,7 +193,7 @@ for act in (lambda: socket.socket(socket.AF_UNIX).connect({str(worker.socket)!r}
     assert done.stdout.split() == ["refused"] * 4
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
+@ROOT_USER.mark
 def test_supernodes_user_reaches_the_worker_but_not_its_status() -> None:
     group = grp.getgrgid(65534)
     # Outside pytest's own folder, which no other user may enter.
@@ -221,15 +227,8 @@ except PermissionError:
 
 
 def test_a_second_worker_never_takes_the_socket_of_a_running_one(worker: Process) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    code = (
-        "import sys; from pathlib import Path; from client.worker.process import bind_socket; "
-        "from ept_fed.validation.load_site import load_site_settings; "
-        "bind_socket(load_site_settings(Path(sys.argv[1])))"
-    )
-    command = [sys.executable, "-c", code, str(worker.kit / "site.yaml")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert "another worker is running" in done.stderr
+    with pytest.raises(InputRefusedError, match="another worker is running"):
+        bind_socket(load_site_settings(worker.kit / "site.yaml"))
     assert worker.is_there()
 
 
@@ -246,57 +245,51 @@ def test_bytes_that_are_no_frame_are_refused_and_the_worker_keeps_running(worker
 
 
 def test_a_worker_killed_during_training_restarts_and_gives_the_same_reply(
-    experiment: Experiment, tmp_path: Path
+    worker: Process, experiment: Experiment
 ) -> None:
     training = experiment.training.model_copy(update={"epochs": 60})
     federation = experiment.federation.model_copy(update={"rounds": 4})
     proposal = propose(experiment.model_copy(update={"training": training, "federation": federation}))
-    process = Process(make_kit(tmp_path / "kit"))
-    try:
-        met = process.ask(Introduce("run-a", proposal))
-        assert isinstance(met, SiteIntroduction), met
-        short = request(met, proposal, 1)
-        first = process.ask(short)
-        assert isinstance(first, RoundReply)
-        # A client that disconnects does not stop the training, and gets its answer when it asks again.
-        with socket.socket(socket.AF_UNIX) as connection:
-            connection.connect(str(process.socket))
-            connection.sendall(encode_frame(request(met, proposal, 2)))
-            wait_for(lambda: activity(process) == "train")
-        whole = process.ask(request(met, proposal, 2))
-        assert isinstance(whole, RoundReply)
+    met = worker.ask(Introduce("run-a", proposal))
+    assert isinstance(met, SiteIntroduction), met
+    short = request(met, proposal, 1)
+    first = worker.ask(short)
+    assert isinstance(first, RoundReply)
+    # A client that disconnects does not stop the training, and gets its answer when it asks again.
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(str(worker.socket))
+        connection.sendall(encode_frame(request(met, proposal, 2)))
+        wait_for(lambda: activity(worker) == "train")
+    whole = worker.ask(request(met, proposal, 2))
+    assert isinstance(whole, RoundReply)
 
-        lost: list[Exception] = []
+    lost: list[Exception] = []
 
-        def train_for_long() -> None:
-            try:
-                process.ask(request(met, proposal, 3))
-            except WorkerAwayError as away:
-                lost.append(away)
+    def train_for_long() -> None:
+        try:
+            worker.ask(request(met, proposal, 3))
+        except WorkerAwayError as away:
+            lost.append(away)
 
-        thread = threading.Thread(target=train_for_long)
-        thread.start()
-        wait_for(lambda: activity(process) == "train")
-        busy = process.ask(Introduce("run-b", proposal))
-        assert isinstance(busy, Refusal)
-        assert "serves another run" in busy.reason
-        process.end(signal.SIGKILL)
-        thread.join(LIMIT)
-        assert len(lost) == 1
-        assert process.socket.exists()
+    thread = threading.Thread(target=train_for_long)
+    thread.start()
+    wait_for(lambda: activity(worker) == "train")
+    busy = worker.ask(Introduce("run-b", proposal))
+    assert isinstance(busy, Refusal)
+    assert "serves another run" in busy.reason
+    worker.end(signal.SIGKILL)
+    thread.join(LIMIT)
+    assert len(lost) == 1
+    assert worker.socket.exists()
 
-        away = forwarder(message(met), node(process.socket))
-        assert away.error == Error(SITE_AWAY, "the site's worker does not answer; the site has to start it")
-        process.start()
-        again = process.ask(request(met, proposal, 2))
-        assert isinstance(again, RoundReply)
-        assert np.array_equal(again.payload, whole.payload)
-        wrong = forwarder(message(met), node(process.socket))
-        assert wrong.error.code == SITE_REFUSED
-        assert process.end() == 0
-        assert not process.socket.exists()
-    finally:
-        process.process.kill()
+    away = forwarder(message(met), node(worker.socket))
+    assert away.error == Error(SITE_AWAY, "the site's worker does not answer; the site has to start it")
+    worker.start()
+    again = worker.ask(request(met, proposal, 2))
+    assert isinstance(again, RoundReply)
+    assert np.array_equal(again.payload, whole.payload)
+    wrong = forwarder(message(met), node(worker.socket))
+    assert wrong.error.code == SITE_REFUSED
 
 
 def activity(process: Process) -> str:

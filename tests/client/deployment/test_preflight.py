@@ -22,6 +22,8 @@ from ept_fed.pki.kit_layout import read_identity
 from ept_fed.validation.load_site import load_site_settings
 from server.provisioning.provision import provision
 
+pytestmark = pytest.mark.integration
+
 NOW = datetime.now(UTC)
 
 

@@ -78,6 +78,7 @@ def supervisor(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
         end_marked(_MARK, f"{tmp_path.resolve()}:node")
 
 
+@pytest.mark.integration
 def test_a_program_that_is_killed_is_started_again_and_stop_leaves_no_orphan(
     supervisor: subprocess.Popen[bytes], tmp_path: Path
 ) -> None:
@@ -93,6 +94,7 @@ def test_a_program_that_is_killed_is_started_again_and_stop_leaves_no_orphan(
     assert find_service(tmp_path) == {}
 
 
+@pytest.mark.integration
 def test_the_next_service_ends_the_processes_of_a_killed_one(
     supervisor: subprocess.Popen[bytes], tmp_path: Path
 ) -> None:
@@ -113,6 +115,7 @@ def test_the_next_service_ends_the_processes_of_a_killed_one(
     assert find_marked(_MARK, mark) == []
 
 
+@pytest.mark.integration
 def test_a_worker_ends_with_the_process_that_started_it() -> None:
     worker = (
         "import os, socket; from client.worker.process import _wait; pair = socket.socketpair();"
@@ -141,6 +144,7 @@ def test_a_worker_whose_ledger_is_closed_ends() -> None:
     _wait(ours, os.getppid(), EndedGate())
 
 
+@pytest.mark.integration
 def test_a_program_that_cannot_be_started_is_reported_and_tried_again(tmp_path: Path) -> None:
     said: list[str] = []
 
@@ -163,6 +167,7 @@ def test_a_program_whose_log_cannot_be_written_ends_the_service(tmp_path: Path) 
     assert "its log cannot be written" in said[0]
 
 
+@pytest.mark.integration
 def test_a_temporary_error_does_not_stop_the_socket_from_accepting() -> None:
     class Tired(socket.socket):
         failures = 1
@@ -262,6 +267,7 @@ def test_a_socket_in_a_folder_open_to_others_is_refused_and_the_folder_left_alon
     assert stat.S_IMODE((kit / "run").stat().st_mode) == 0o755
 
 
+@pytest.mark.integration
 def test_a_group_may_connect_if_the_site_sets_it(make_kit: Callable[..., Path]) -> None:
     import grp
 

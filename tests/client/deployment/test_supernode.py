@@ -27,6 +27,8 @@ from client.deployment import supernode
 from client.deployment.supernode import MultiplexedFleetClient
 from ept_fed.pki.keys import new_key, serialize_pkcs8
 
+pytestmark = pytest.mark.integration
+
 ROOT = Path(__file__).resolve().parents[3]
 LIMIT = 20.0
 

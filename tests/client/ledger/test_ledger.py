@@ -146,6 +146,7 @@ def test_a_full_disk_leaves_no_partial_line(path: Path, monkeypatch: pytest.Monk
     assert sound(path)
 
 
+@pytest.mark.integration
 def test_a_writer_killed_at_any_moment_leaves_a_ledger_that_continues(path: Path, tmp_path: Path) -> None:
     key = tmp_path / "site.key"
     key.write_bytes(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from client.audit.report import verify_ledger
@@ -15,10 +15,11 @@ from client.ledger.entry import FIRST
 from client.ledger.ledger import Ledger, LedgerBrokenError, Record, tip_path
 from client.ledger.partial_writes import load_torn
 from client.ledger.verify import Examination, examine
+from tests.effort import examples
 
 KEY = ec.generate_private_key(ec.SECP384R1())
 MESSAGE = Record("out", "train", "passed", run="run", round=1, bytes=100, sha256=FIRST)
-CHEAP = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+CHEAP = examples(15, suppress=(HealthCheck.function_scoped_fixture,))
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,8 @@ from simulations.engine.virtual_sites import prepare_federation
 from tests.client.pass_through_gate import PassThroughGate
 from tests.conftest import MICRO
 
+pytestmark = pytest.mark.integration
+
 SITE = "site-1"
 SITES = ("site-1", "site-2", "site-3")
 PERSONAL = ("personalisation.fine_tune_epochs=1", "personalisation.interpolate=true", "personalisation.ditto=0.1")

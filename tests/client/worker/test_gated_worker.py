@@ -11,7 +11,7 @@ import pytest
 import yaml
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from client.audit.report import verify_ledger
@@ -24,6 +24,7 @@ from ept_fed.protocol.frames import Introduce, Refusal, decode_frame, encode_fra
 from ept_fed.protocol.messages import SPLITS, Header, MessageRefusedError, RoundReply, RoundRequest
 from ept_fed.protocol.proposal import Proposal, SiteIntroduction, propose
 from ept_fed.validation.load_site import load_site_settings
+from tests.effort import examples
 
 POLICY = {
     "schema": 1,
@@ -125,7 +126,7 @@ REQUESTS = st.fixed_dictionaries(
 CUTS = st.tuples(st.integers(0, 4000), st.integers(0, 255))
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(40, suppress=(HealthCheck.function_scoped_fixture,))
 @given(changes=REQUESTS, flips=st.one_of(st.just([]), st.lists(CUTS, min_size=1, max_size=3)))
 def test_any_input_gets_only_a_reply_that_the_policy_allows(
     gated: Gated, changes: dict[str, Any], flips: list[tuple[int, int]]

@@ -17,6 +17,7 @@ from server.deployment.submit import run_experiment
 from server.deployment.superlink_control import Run
 from server.provisioning.provision import provision, revoke
 from tests.conftest import MICRO
+from tests.needs import NGINX
 
 
 def refusal(act) -> str:  # type: ignore[no-untyped-def]
@@ -88,11 +89,10 @@ def test_only_listed_paths_are_in_the_proxys_files(server: Path) -> None:
     assert all(path in caddy for path in PATHS)
 
 
+@pytest.mark.integration
+@NGINX.mark
 def test_nginx_accepts_the_configuration(server: Path) -> None:
-    try:
-        nginx = find_nginx()
-    except InputRefusedError:
-        pytest.skip("nginx is not installed: apt install nginx-light")
+    nginx = find_nginx()
     kit = open_server_kit(server)
     kit.make_state()
     (kit.state / "logs" / "proxy").mkdir(parents=True)

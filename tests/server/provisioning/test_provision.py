@@ -26,6 +26,7 @@ from ept_fed.pki.check_kit import examine_kit
 from ept_fed.pki.keys import new_key, serialize_pkcs8
 from ept_fed.pki.kit_layout import read_identity
 from server.provisioning.provision import provision, renew_server, renew_site, revoke
+from tests.needs import OPENSSL, SYSTEMD, UNZIP
 
 Snapshot = Callable[[Path], dict[str, tuple[str, int]]]
 
@@ -148,7 +149,8 @@ def test_renewing_a_site_keeps_its_keys_and_touches_no_other(kits: Path, now: da
     assert new.not_valid_after_utc == later + timedelta(days=365)
 
 
-@pytest.mark.skipif(shutil.which("unzip") is None, reason="needs unzip")
+@pytest.mark.integration
+@UNZIP.mark
 def test_the_readmes_command_lays_a_renewed_kit_over_an_edited_one(kits: Path, now: datetime, tmp_path: Path) -> None:
     site, archive = tmp_path / "hospital", kits / "sites" / "north.zip"
     subprocess.run(["unzip", "-q", archive, "-d", site], check=True)
@@ -336,7 +338,8 @@ def test_every_certificate_verifies_for_its_purpose_only(kits: Path, now: dateti
     assert all(len(serial) == 40 and int(serial, 16) >= 2**64 for serial in serials)
 
 
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl")
+@pytest.mark.integration
+@OPENSSL.mark
 def test_openssl_agrees_about_the_chain(kits: Path) -> None:
     for path in (*kits.glob("sites/*/tls/site.crt"), *(kits / "server" / "tls" / f"{n}.crt" for n in _SERVER)):
         at = str(int(certificate(path).not_valid_before_utc.timestamp()) + 3600)
@@ -350,6 +353,7 @@ def test_openssl_agrees_about_the_chain(kits: Path) -> None:
 _SERVER = ("proxy", "superlink")
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", _SERVER)
 def test_a_tls_handshake_succeeds_with_the_kits_files_and_with_nothing_else(
     name: str, federation_file: Path, tmp_path: Path
@@ -403,6 +407,7 @@ def test_flowers_own_loaders_take_the_node_keys(kits: Path) -> None:
     assert sites(kits)["north"]["node"] in (kits / "server" / "nodes" / "north.pub").read_text()
 
 
+@pytest.mark.integration
 def test_the_start_scripts_start_one_process_each_from_their_own_kit(kits: Path, tmp_path: Path) -> None:
     """The scripts run unchanged; only `ept-fed` is replaced by a script that records its arguments."""
     stand_in = tmp_path / "bin" / "ept-fed"
@@ -432,6 +437,7 @@ _SWITCHES = {
 }
 
 
+@pytest.mark.integration
 def test_every_start_script_sets_every_switch_and_is_a_shell_script(kits: Path) -> None:
     scripts = [*kits.glob("sites/*/*.sh"), *kits.glob("server/*.sh")]
     assert len(scripts) == 5
@@ -441,7 +447,8 @@ def test_every_start_script_sets_every_switch_and_is_a_shell_script(kits: Path) 
         assert all(f"export {name}={value}\n" in text for name, value in _SWITCHES.items())
 
 
-@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
+@pytest.mark.integration
+@SYSTEMD.mark
 def test_systemd_finds_nothing_wrong_with_the_units(kits: Path) -> None:
     units = [*kits.glob("sites/north/*.service"), *kits.glob("server/*.service")]
     assert len(units) == 3
@@ -463,6 +470,7 @@ def test_every_unit_is_hardened_and_the_two_processes_of_a_site_are_two_users(ki
     assert "PrivateNetwork=yes" in units["ept-fed-worker"]
 
 
+@pytest.mark.integration
 def test_checksums_pass_where_they_are_checked_by_hand(kits: Path) -> None:
     for kit in (kits / "server", kits / "sites" / "north"):
         lines = (kit / "SHA256SUMS").read_text().splitlines()

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ept_fed.flower.messages import encode_reply, encode_request
@@ -16,6 +16,7 @@ from ept_fed.protocol.layout import PayloadLayout, PayloadMismatchError
 from ept_fed.protocol.messages import TRAIN_METRICS, MessageRefusedError, RoundReply, RoundRequest
 from ept_fed.run_plan.plan import Plan
 from server.rounds.reply_checks import admit, find_norm_outliers, refuse_norm_outliers
+from tests.effort import examples
 from tests.frames_by_hand import frame_of, open_frame
 
 LAYOUT = PayloadLayout((("sinks", (2, 3)),))
@@ -90,7 +91,7 @@ NAMES = st.sampled_from(
 )
 
 
-@settings(max_examples=400)
+@examples(100)
 @given(data=st.data())
 def test_whatever_is_altered_in_a_reply_it_is_refused_and_nothing_else_raises(data: st.DataObject) -> None:
     asked = request(wants_gradient=data.draw(st.booleans()))
@@ -125,7 +126,7 @@ def test_whatever_is_altered_in_a_reply_it_is_refused_and_nothing_else_raises(da
     assert encode_frame(admitted) == frame
 
 
-@settings(max_examples=200)
+@examples(50)
 @given(data=st.data())
 def test_whatever_records_surround_a_reply_it_is_refused_and_nothing_else_raises(data: st.DataObject) -> None:
     frame = encode_frame(reply())

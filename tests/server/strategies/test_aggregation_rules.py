@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -15,6 +15,7 @@ from server.strategies.aggregation_rules import (
     site_weights,
     weighted_mean,
 )
+from tests.effort import examples
 
 LAYOUT = PayloadLayout((("sinks", (2, 3)), ("tokens", (1, 1, 4))))
 n = LAYOUT.size
@@ -72,7 +73,7 @@ def test_log_mean_exp_is_the_sink_of_all_columns_together() -> None:
     np.testing.assert_allclose(result[6:], payloads[:, 6:].mean(0), rtol=1e-5)
 
 
-@settings(max_examples=50)
+@examples(12)
 @given(seed=st.integers(0, 2**16), shift=st.floats(-500, 500))
 def test_log_mean_exp_lies_between_mean_and_maximum_and_never_overflows(seed: int, shift: float) -> None:
     payloads, weights = draw(4, seed)
@@ -94,7 +95,7 @@ def test_the_geometric_median_ignores_a_minority_however_far_it_lies() -> None:
     assert np.linalg.norm(weighted_mean(attacked, uniform) - payloads[3:].mean(0)) > 1e5
 
 
-@settings(max_examples=30)
+@examples(10)
 @given(seed=st.integers(0, 2**16), sites=st.integers(1, 7))
 def test_no_nearby_point_beats_the_geometric_median(seed: int, sites: int) -> None:
     payloads, weights = draw(sites, seed)
@@ -124,7 +125,7 @@ def test_fednova_undoes_the_pull_of_many_steps() -> None:
     assert fednova(x, payloads, uniform, steps) == pytest.approx(np.zeros(n))
 
 
-@settings(max_examples=30)
+@examples(10)
 @given(seed=st.integers(0, 2**16))
 def test_identical_sites_leave_every_rule_at_their_payload(seed: int) -> None:
     payload = draw(1, seed)[0][0]
