@@ -8,15 +8,18 @@ state/<run>/local/                   states of the local-only model in the site'
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import TypeAdapter, ValidationError
 
 from client.site.run_record import RunRecord
-from client.site.state_store import StateFolder
 from ept_fed.config.base import Name
 from ept_fed.protocol.messages import MessageRefusedError
 from ept_fed.protocol.proposal import Proposal
 from ept_fed.storage.files import write_json
+
+if TYPE_CHECKING:
+    from client.site.state_store import StateFolder
 
 __all__ = ["RunRegistry"]
 
@@ -76,8 +79,11 @@ class RunRegistry:
             path, {"schema": 1, "run": run, "digest": proposal.digest, "proposal": proposal.model_dump(mode="json")}
         )
 
-    def states(self, run: str) -> StateFolder:
+    def states(self, run: str) -> "StateFolder":
         """Return the store of the site's states in a run."""
+        # Imported here because it loads torch, which takes seconds, and `ept-fed site check` needs only the names.
+        from client.site.state_store import StateFolder
+
         return StateFolder(self._path(run), run=run, site=self._site)
 
     def record(self, run: str) -> RunRecord:
