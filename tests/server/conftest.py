@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import shutil
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -54,10 +55,18 @@ def federation_file(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def provisioned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("provisioned")
+    (folder / "federation.yaml").write_text(yaml.safe_dump(FEDERATION))
+    provision(folder / "federation.yaml", folder / "kits", now=NOW)
+    return folder / "kits"
+
+
 @pytest.fixture
-def kits(federation_file: Path, tmp_path: Path) -> Path:
-    provision(federation_file, tmp_path / "kits", now=NOW)
-    return tmp_path / "kits"
+def kits(provisioned: Path, tmp_path: Path) -> Path:
+    """Return a copy of provisioned kits, because making the keys takes longer than most tests."""
+    return Path(shutil.copytree(provisioned, tmp_path / "kits"))
 
 
 @pytest.fixture

@@ -139,8 +139,9 @@ def put(path: Path, state: State) -> None:
     for name, content in state.torn:
         (path.parent / name).write_bytes(content)
     for file, content in ((path, state.ledger), (tip_path(path), state.tip)):
-        file.unlink(missing_ok=True)
-        if content is not None:
+        if content is None:
+            file.unlink(missing_ok=True)
+        else:
             file.write_bytes(content)
 
 

@@ -31,10 +31,12 @@ def test_epsilon_is_reported_for_one_run_and_for_all_runs_of_the_site(tmp_path: 
     assert describe_charges(ledger.charged, "c", silent=False) is None
 
 
+@pytest.mark.integration
+@pytest.mark.usefixtures("undrawn")
 def test_a_simulations_page_states_its_privacy_guarantee(micro: Micro, tmp_path: Path) -> None:
     experiment = micro("training.privacy={clip: 1.0, noise_multiplier: 1.0}", "evaluation.baselines=[]")
     simulate(experiment, tmp_path / "private", Silent())
-    simulate(micro("evaluation.baselines=[]"), tmp_path / "plain", Silent())
+    simulate(micro("evaluation.baselines=[]", "federation.rounds=1"), tmp_path / "plain", Silent())
     site = json.loads((tmp_path / "private/sites/site-1/report.json").read_text())
     images = sum(row["images"] for row in site["data"] if row["split"] == "train")
     assert site["privacy"] == describe_private_rounds(experiment, images, 2)
