@@ -281,7 +281,7 @@ NOISE = "training.privacy={clip: 1.0, noise_multiplier: 4.0}"
 
 
 def test_a_worker_spends_before_it_answers_and_stops_when_the_budget_is_spent(private: Callable[..., Private]) -> None:
-    site = private({"epsilon": 4.0, "delta": 1e-4}, NOISE)
+    site = private({"epsilon": 2.0, "delta": 1e-4}, NOISE)
     replies = [site.ask("run-a", 1)]
     while isinstance(replies[-1], RoundReply) and len(replies) < 29:
         replies.append(site.ask("run-a", len(replies) + 1))
@@ -291,8 +291,8 @@ def test_a_worker_spends_before_it_answers_and_stops_when_the_budget_is_spent(pr
     assert last.reason == "the site's gate refuses it: outgoing.budget"
     charged = read_budget(site.budget)
     assert len(charged) == len(answered)
-    assert charged[-1].epsilon <= 4.0
-    assert spent_epsilon([*(line.spending for line in charged), charged[-1].spending], 1e-4) > 4.0
+    assert charged[-1].epsilon <= 2.0
+    assert spent_epsilon([*(line.spending for line in charged), charged[-1].spending], 1e-4) > 2.0
 
 
 def test_a_repeated_request_has_the_same_answer_and_no_further_cost(private: Callable[..., Private]) -> None:
