@@ -17,8 +17,6 @@ from ept_fed.progress import Silent
 from ept_fed.validation.load_experiment import load_experiment
 from tests.conftest import MICRO
 
-pytestmark = pytest.mark.integration
-
 
 def run_simulation(config: Path, out: Path) -> None:
     """Do what `ept-fed simulate CONFIG --out OUT --resume` does, without its display, in a process to be killed."""
@@ -51,7 +49,11 @@ def prompts_of(out: Path) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize(
-    ("kills", "rounds", "stages"), [(4, 6, 2), pytest.param(20, 12, 3, marks=pytest.mark.faults)], ids=["4", "20"]
+    ("kills", "rounds", "stages"),
+    [
+        pytest.param(4, 6, 2, marks=pytest.mark.integration, id="4 kills"),
+        pytest.param(20, 12, 3, marks=pytest.mark.faults, id="20 kills"),
+    ],
 )
 def test_kills_at_random_moments_change_no_bit(
     forkserver: multiprocessing.context.ForkServerContext, tmp_path: Path, kills: int, rounds: int, stages: int
