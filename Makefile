@@ -19,26 +19,31 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# Nearly every test writes files, so they are in memory where it has room. The files of failed tests are kept there.
+FILES := $(shell test "$$(df -Pk /dev/shm 2>/dev/null | awk 'END {print $$4}')" -gt 4000000 && echo /dev/shm || echo /tmp)
 # One thread each: with as many test processes as cores, more only wait for each other. A file's tests run in one process,
 # and those that take longest start first.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 PARALLEL := --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder --durations=10
+define PYTEST
+folder=$$(mktemp -d -p $(FILES) ept-XXXX) && \
+	OMP_NUM_THREADS=1 TMPDIR=$$folder $(BIN)/python -m pytest --basetemp=$$folder/t $(1) && rm -r $$folder
+endef
 
 test: lint
-	$(PYTEST) $(PARALLEL) -m "unit or integration"
+	$(call PYTEST,$(PARALLEL) -m "unit or integration")
 
 # What developers run all day: neither processes nor sockets.
 quick: $(READY)
-	$(PYTEST) $(PARALLEL) -m unit
+	$(call PYTEST,$(PARALLEL) -m unit)
 
 # What a deployment and a simulation survive, with the minutes of waiting and the many kills that it takes.
 faults: $(READY)
-	$(PYTEST) -m faults
+	$(call PYTEST,-m faults)
 
 # Lines and branches of the four packages that `make test` reaches, in all its processes.
 coverage: $(READY)
 	$(BIN)/coverage erase
-	$(PYTEST) $(PARALLEL) -m "unit or integration" --cov --cov-report=
+	$(call PYTEST,$(PARALLEL) -m "unit or integration" --cov --cov-report=)
 	$(BIN)/coverage report --skip-covered --sort=cover
 
 clean:

@@ -5,12 +5,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
 
 from client.site.site import Site
 from ept_fed.config.experiment import Experiment
+from ept_fed.data.sources.phantoms import PhantomImages
 from ept_fed.progress import Silent
 from ept_fed.run_plan.plan import Plan
 from ept_fed.validation.load_experiment import load_experiment
@@ -39,6 +41,25 @@ MICRO: dict[str, Any] = {
 }
 # The settings of `micro_run`: with a token, its prompts have both kinds of tensor.
 MICRO_RUN = ("model.tokens=1",)
+
+
+draw_phantom = PhantomImages.read
+_drawn: dict[tuple[int, int, str], np.ndarray] = {}
+
+
+def _draw_once(images: PhantomImages, image: str) -> np.ndarray:
+    key = (images._seed, images._size, image)
+    if key not in _drawn:
+        _drawn[key] = draw_phantom(images, image)
+    return _drawn[key].copy()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _phantoms_once() -> Iterator[None]:
+    """Draw each image once: drawing takes most of a federation's start, and depends on seed, size and name only."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PhantomImages, "read", _draw_once)
+        yield
 
 
 def leave_charts_out(patch: pytest.MonkeyPatch) -> None:

@@ -4,33 +4,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import yaml
 from flwr.app import RecordDict
 
 from ept_fed.config.experiment import Experiment
 from ept_fed.data.sources.phantom_structures import STRUCTURES
-from ept_fed.data.sources.phantoms import PhantomImages
 from ept_fed.flower.messages import encode_proposal
 from ept_fed.protocol.proposal import propose
 from tests.client.gated_kit import Kit
-
-_draw = PhantomImages.read
-_drawn: dict[tuple[int, int, str], np.ndarray] = {}
-
-
-def _draw_once(images: PhantomImages, image: str) -> np.ndarray:
-    key = (images._seed, images._size, image)
-    if key not in _drawn:
-        _drawn[key] = _draw(images, image)
-    return _drawn[key].copy()
-
-
-@pytest.fixture(autouse=True)
-def _phantoms_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Draw each image once: drawing takes most of a site's start, and depends on seed, size and name only."""
-    monkeypatch.setattr(PhantomImages, "read", _draw_once)
 
 
 @pytest.fixture

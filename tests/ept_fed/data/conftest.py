@@ -9,6 +9,14 @@ from PIL import Image
 
 from ept_fed.config.data import ManifestColumns, ManifestSettings
 from ept_fed.data.records.records import ImageRecord
+from ept_fed.data.sources.phantoms import PhantomImages
+from tests.conftest import draw_phantom
+
+
+@pytest.fixture(autouse=True)
+def _phantoms_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw phantoms as the program does, and not once for all tests."""
+    monkeypatch.setattr(PhantomImages, "read", draw_phantom)
 
 
 @pytest.fixture
