@@ -1,5 +1,6 @@
 """Tests of incoming messages at the gate: only requests that the policy allows, in order, and within its bounds."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -66,6 +67,19 @@ def test_a_proposal_beyond_the_policy_is_refused_by_rule(kit: Kit, change: dict[
     wanted = Proposal.model_validate(document)
     assert rules_of(lambda: gate.admit_proposal(RUN, wanted, b"frame")) == (rule,)
     assert (kit.entries()[-1].decision, kit.entries()[-1].rule) == ("refused", rule)
+
+
+def test_both_ends_of_every_range_are_allowed_and_an_internet_backbone_if_its_digest_is_pinned(kit: Kit) -> None:
+    ranges = STRICT.incoming.training
+    for end in (0, 1):
+        document = kit.proposal.model_dump(mode="json")
+        document["model"] |= {"tokens": (0, 20)[end], "initial_sink": (0.0, 8.0)[end], "prompt_length": (1, 1000)[end]}
+        document["model"] |= {"image_size": (32, 640)[end], "backbone": "hf-hub:someone/vit"}
+        document["federation"] |= {"rounds": (1, 200)[end]}
+        document["personalisation"] |= {"fine_tune_epochs": (1, 50)[end]}
+        document["training"] |= {"epochs": int(ranges.epochs[end]), "batch_size": int(ranges.batch_size[end])}
+        wanted = Proposal.model_validate(document)
+        kit.open(incoming__backbone=[BACKBONE]).admit_proposal(f"run-{end}", wanted, b"frame")
 
 
 def test_all_rules_that_a_proposal_violates_are_named_together_and_no_value_leaves(kit: Kit) -> None:
@@ -145,6 +159,9 @@ def test_a_run_name_must_not_be_a_path(kit: Kit, name: str) -> None:
         (request(wants_gradient=True), "outgoing.gradient"),
         (evaluation(split="train"), "incoming.splits"),
         (evaluation(wants_gradient=True), "protocol.request"),
+        (evaluation(correction=np.ones(6, np.float32)), "protocol.request"),
+        (dataclasses.replace(evaluation(), settings=TrainingSettings().model_dump_json()), "protocol.request"),
+        (request(correction=np.full(6, np.inf, np.float32)), ("protocol.correction", "incoming.correction")),
         (request(header=Header("other", 1, BACKBONE, LAYOUT.hash)), "protocol.run"),
         (request(header=Header(RUN, 1, "cd" * 32, LAYOUT.hash)), "protocol.backbone"),
         (request(header=Header(RUN, 1, BACKBONE, WITH_HEAD.hash)), "protocol.layout"),
@@ -153,12 +170,12 @@ def test_a_run_name_must_not_be_a_path(kit: Kit, name: str) -> None:
     ],
 )
 def test_a_request_beyond_the_policy_is_refused_by_rule_and_the_site_continues(
-    kit: Kit, asked: RoundRequest, rule: str
+    kit: Kit, asked: RoundRequest, rule: str | tuple[str, ...]
 ) -> None:
-    gate = kit.open()
+    gate, rules = kit.open(), (rule,) if isinstance(rule, str) else rule
     kit.join(gate)
-    assert rules_of(lambda: kit.admit(gate, asked, frame=b"frame")) == (rule,)
-    assert (kit.entries()[-1].decision, kit.entries()[-1].rule) == ("refused", rule)
+    assert rules_of(lambda: kit.admit(gate, asked, frame=b"frame")) == rules
+    assert (kit.entries()[-1].decision, kit.entries()[-1].rule) == ("refused", ", ".join(rules))
     kit.admit(gate, request())
 
 
@@ -186,6 +203,33 @@ def test_prompts_may_move_by_the_bound_for_any_claimed_round(kit: Kit, restart: 
     far = request(5, payload=INITIAL + np.float32(2.0))
     assert rules_of(lambda: kit.admit(gate, far)) == ("incoming.prompt_change",)
     kit.admit(gate, request(5, payload=INITIAL + np.float32(1.8)))
+
+
+def test_prompts_are_compared_with_those_accepted_last_whichever_message_brought_them(kit: Kit) -> None:
+    gate = kit.open()
+    kit.join(gate)
+    start, step = np.zeros(6, np.float32), np.ones(6, np.float32)
+    for asked in (
+        request(1, payload=start),
+        evaluation(1, payload=start + step),
+        request(2, payload=start + 2 * step),
+        evaluation(2, "test", payload=start + 3 * step),
+    ):
+        kit.admit(gate, asked)
+    # A lost answer is requested again: prompts of old may be far, and do not become the last ones.
+    kit.admit(gate, request(1, payload=start))
+    kit.join(gate)
+    assert rules_of(lambda: kit.admit(gate, request(3, payload=start + step))) == ("incoming.prompt_change",)
+    kit.admit(gate, request(3, payload=start + 4 * step))
+
+
+def test_what_a_policy_allows_besides_is_accepted_and_a_received_correction_is_in_the_ledger(kit: Kit) -> None:
+    gate = kit.open(incoming__correction=True, incoming__splits=["train"], outgoing__gradient=True)
+    kit.join(gate)
+    kit.admit(gate, request(correction=INITIAL, wants_gradient=True))
+    assert kit.entries()[-1].tensors == (*LAYOUT.shapes, ("correction/sinks", (2, 3)))
+    kit.admit(gate, evaluation(split="train"))
+    assert kit.entries()[-1].tensors == LAYOUT.shapes
 
 
 @pytest.mark.parametrize(("name", "numbers"), [("sinks", slice(0, 6)), ("tokens", slice(6, None))])

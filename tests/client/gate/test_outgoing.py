@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ept_fed.catalog.methods import METHODS
+from ept_fed.config.experiment import TrainingSettings
 from ept_fed.protocol.frames import encode_frame
 from ept_fed.protocol.layout import PayloadLayout
 from ept_fed.protocol.messages import (
@@ -54,6 +55,7 @@ from tests.client.gated_kit import (
         ({"run": "other"}, "protocol.run"),
         ({"proposal": "00" * 32}, "protocol.run"),
         ({"code": "0"}, "protocol.version"),
+        ({"protocol": 0}, "protocol.version"),
     ],
 )
 def test_an_introduction_outside_the_policy_does_not_leave(kit: Kit, change: dict[str, Any], rule: str) -> None:
@@ -62,6 +64,26 @@ def test_an_introduction_outside_the_policy_does_not_leave(kit: Kit, change: dic
     met = dataclasses.replace(introduction(kit.proposal), **change)
     assert rules_of(lambda: gate.release_introduction(RUN, met, b"frame", counts=COUNTS)) == (rule,)
     assert rules_of(lambda: kit.admit(gate, request())) == ("protocol.run",)
+
+
+def test_an_introduction_leaves_only_if_its_run_was_proposed_to_this_gate(kit: Kit) -> None:
+    met = introduction(kit.proposal)
+    for joined in (False, True):
+        if joined:
+            kit.join(kit.open())
+        gate = kit.open()
+        assert rules_of(lambda: gate.release_introduction(RUN, met, b"frame", counts=COUNTS)) == ("protocol.run",)  # noqa: B023
+
+
+@pytest.mark.parametrize("change", [{"backbone_digest": "cd" * 32}, {"layout": WITH_TOKENS}])
+def test_a_site_introduces_itself_again_only_with_the_same_backbone_and_layout(kit: Kit, change: dict[str, Any]) -> None:
+    gate = kit.open(incoming__backbone=[BACKBONE, "cd" * 32])
+    kit.join(gate)
+    layout = change.get("layout", LAYOUT)
+    met = introduction(kit.proposal, **change, initial=np.zeros(layout.size, np.float32))
+    assert rules_of(lambda: gate.release_introduction(RUN, met, b"frame", counts=COUNTS)) == ("protocol.run",)
+    kit.join(gate)
+    kit.admit(gate, request())
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))
@@ -74,9 +96,11 @@ def test_the_layout_description_of_every_method_may_leave(kit: Kit, method: str)
     gate.release_introduction(RUN, met, encode_frame(met), counts=COUNTS)
 
 
-def test_the_first_backbone_is_kept_over_restarts_and_a_list_overrides_it(kit: Kit) -> None:
-    kit.join(kit.open())
+@pytest.mark.parametrize("restart", [False, True])
+def test_the_first_backbone_is_kept_over_restarts_and_a_list_overrides_it(kit: Kit, restart: bool) -> None:
     gate = kit.open()
+    kit.join(gate)
+    gate = kit.open() if restart else gate
     gate.admit_proposal("run-b", kit.proposal, b"frame")
     other = introduction(kit.proposal, run="run-b", backbone_digest="cd" * 32)
     assert rules_of(lambda: gate.release_introduction("run-b", other, b"frame", counts=COUNTS)) == (
@@ -124,6 +148,17 @@ def test_a_payload_of_the_right_size_but_another_layout_does_not_leave(kit: Kit)
     kit.admit(gate, asked)
     other = PayloadLayout((("sinks", (3, 2)),), LAYOUT.meaning)
     assert rules_of(lambda: gate.release(asked, answer(asked), other)) == ("protocol.layout",)
+
+
+@pytest.mark.parametrize("above", ["refuse", "clip"])
+def test_an_update_from_the_fewest_images_and_of_the_largest_length_leaves_unchanged(kit: Kit, above: str) -> None:
+    gate = kit.open(outgoing__update={"bound": 1.0, "above": above})
+    gate.admit_proposal(RUN, kit.proposal, b"frame")
+    gate.release_introduction(RUN, introduction(kit.proposal, examples=10), b"frame", counts=COUNTS)
+    asked = request(payload=np.zeros(6, np.float32))
+    kit.admit(gate, asked)
+    gate.release(asked, answer(asked, payload=np.ones(6, np.float32), examples=10), LAYOUT)
+    assert kit.entries()[-1].decision == "passed"
 
 
 def test_a_head_leaves_only_if_both_rules_allow_it(kit: Kit) -> None:
@@ -202,7 +237,21 @@ def test_a_gradient_leaves_only_if_the_policy_allows_it(kit: Kit) -> None:
     kit.admit(gate, asked)
     left = gate.release(asked, answer(asked, gradient=INITIAL), LAYOUT)
     assert np.array_equal(left.gradient, INITIAL)
-    assert ("gradient/sinks", (2, 3)) in kit.entries()[-1].tensors
+    assert kit.entries()[-1].tensors == (*LAYOUT.shapes, ("gradient/sinks", (2, 3)))
+    stricter = kit.open()
+    refused = rules_of(lambda: stricter.release(asked, answer(asked, gradient=INITIAL), LAYOUT))
+    assert refused == ("outgoing.gradient",)
+
+
+def test_the_loss_of_private_training_does_not_leave(kit: Kit) -> None:
+    gate = kit.open()
+    kit.join(gate)
+    noise = {"privacy": {"clip": 1.0, "noise_multiplier": 4.0}}
+    asked = request(settings=TrainingSettings.model_validate(noise).model_dump_json())
+    kit.admit(gate, asked)
+    assert rules_of(lambda: gate.release(asked, answer(asked), LAYOUT)) == ("protocol.reply",)
+    silent = {**dict.fromkeys(TRAIN_METRICS, 1.0), "loss": math.nan}
+    assert gate.release(asked, answer(asked, metrics=silent), LAYOUT).payload is not None
 
 
 def test_clipping_scales_the_update_to_the_bound_and_is_recorded(kit: Kit) -> None:
@@ -253,16 +302,33 @@ def test_metrics_over_too_few_images_and_unlisted_ones_are_undefined_and_the_res
 
 
 @pytest.mark.parametrize("restart", [False, True])
-def test_validation_metrics_of_a_train_reply_count_validation_images(kit: Kit, restart: bool) -> None:
-    gate = kit.open(outgoing__min_images=21)
+@pytest.mark.parametrize(("minimum", "leaves"), [(20, True), (21, False)])
+def test_validation_metrics_count_validation_images(kit: Kit, minimum: int, leaves: bool, restart: bool) -> None:
+    gate = kit.open(outgoing__min_images=minimum)
     kit.join(gate)
-    gate = kit.open(outgoing__min_images=21) if restart else gate
+    gate = kit.open(outgoing__min_images=minimum) if restart else gate
     asked = request()
     kit.admit(gate, asked)
     left = gate.release(asked, answer(asked), LAYOUT)
-    assert math.isnan(left.metrics["validation_auc"])
-    assert (left.metrics["loss"], left.metrics["steps"]) == (1.0, 1.0)
+    assert math.isnan(left.metrics["validation_auc"]) != leaves
+    assert (left.metrics["loss"], left.metrics["steps"], left.examples) == (1.0, 1.0, COUNTS["train"])
     left.check(asked.header, LAYOUT)
+    kit.admit(gate, evaluation())
+    left = gate.release(evaluation(), answer(evaluation()), LAYOUT)
+    assert math.isnan(left.metrics["auc"]) != leaves
+    assert left.metrics["seconds"] == 1.0
+    assert left.examples == (COUNTS["validation"] if leaves else 0)
+
+
+def test_of_a_train_reply_only_loss_and_steps_leave_if_no_metric_may(kit: Kit) -> None:
+    gate = kit.open(outgoing__metrics=[])
+    kit.join(gate)
+    asked = request()
+    kit.admit(gate, asked)
+    left = gate.release(asked, answer(asked), LAYOUT)
+    assert {name for name, value in left.metrics.items() if not math.isnan(value)} == {"loss", "steps"}
+    assert kit.entries()[-1].rule == "outgoing.metrics"
+    assert kit.entries()[-1].reason == f"withheld: {', '.join(TRAIN_METRICS[2:])}"
 
 
 NUMBERS = st.one_of(st.floats(), st.integers(-(10**12), 10**12), st.booleans(), st.text(max_size=5), st.none())

@@ -48,11 +48,11 @@ def test_prompts_train_as_with_a_head_of_learning_rate_zero(micro: Micro, tmp_pa
 
 def test_centralised_prompts_use_the_fixed_head_too(micro: Micro, tmp_path: Path) -> None:
     federation = prepare_federation(micro(*FIXED))
+    drawn = prepare_federation(micro(*FIXED)).slot.model.head
     sites = train_centralised_prompts(federation, RunFolder(tmp_path), Silent())
-    weights = []
     for site in sites.values():
-        weights.append(site.model.head.weight.detach().clone())
-    assert all(torch.equal(weights[0], other) for other in weights)
+        assert torch.equal(site.model.head.weight, drawn.weight)
+        assert torch.equal(site.model.head.bias, drawn.bias)
 
 
 def test_a_benchmark_has_no_cell_that_shares_the_head(micro: Micro) -> None:

@@ -6,8 +6,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from client.site.state_store import restore_model
 from ept_fed.config.experiment import Experiment, TrainingSettings
 from ept_fed.models import PromptedViT
+from ept_fed.training.loop import RoundScope, train_round
 from ept_fed.training.losses import LOSSES
 from ept_fed.training.optimizer import build_optimizer, set_learning_rates
 from ept_fed.training.sampling import draw_order
@@ -72,7 +74,7 @@ def test_losses_against_their_definition() -> None:
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_momentum_is_kept_across_rounds_only_if_configured(micro: Callable[..., Experiment], optimizer: str) -> None:
-    payloads = {}
+    payloads = []
     for state in ("keep", "reset"):
         experiment = micro(
             "data.phantom_sites=2", f"training.optimizer_state={state}", f"training.optimizer={optimizer}"
@@ -81,8 +83,17 @@ def test_momentum_is_kept_across_rounds_only_if_configured(micro: Callable[..., 
         site = federation.create_site(federation.data.sites["site-1"])
         for number in (1, 2):
             site.fit(experiment.training, number, 2)
-        payloads[state] = site.model.fold().detach()
-    assert not torch.equal(payloads["keep"], payloads["reset"])
+        payloads.append(site.model.fold().detach())
+        # By hand: one optimiser for both rounds, or a new one for each.
+        model = federation.slot.model
+        restore_model(model, federation.slot.start)
+        built = build_optimizer(model, experiment.training)
+        for number in (1, 2):
+            scope = RoundScope(experiment.seed, site.name, number, 2)
+            train_round(model, built, site.data.train, experiment.training, scope)
+            built = built if state == "keep" else build_optimizer(model, experiment.training)
+        assert torch.equal(payloads[-1], model.fold())
+    assert not torch.equal(*payloads)
 
 
 def test_a_rate_of_zero_freezes_its_group(micro: Callable[..., Experiment]) -> None:
