@@ -30,6 +30,7 @@ from ept_fed.protocol.messages import (
     metric_keys,
 )
 from ept_fed.protocol.proposal import Proposal, SiteIntroduction
+from ept_fed.training.class_statistics import shape_statistics
 from ept_fed.validation.load_site import SiteSettings
 from tests.effort import examples
 
@@ -40,6 +41,9 @@ WITH_HEAD = PayloadLayout(
     ("embedding concat", "layer 0", "layer 1", "class a", "class b"),
 )
 WITH_TOKENS = PayloadLayout((("sinks", (2, 3)), ("tokens", (2, 1, 60))), LAYOUT.meaning)
+WITH_MEANS = PayloadLayout(
+    (*LAYOUT.shapes, *shape_statistics("means", classes=2, width=4).items()), (*LAYOUT.meaning, "class a", "class b")
+)
 COUNTS: Mapping[Any, int] = {"train": 40, "validation": 20, "test": 5}
 INITIAL = np.linspace(0, 1, 6, dtype=np.float32)
 

@@ -20,7 +20,6 @@ from ept_fed.protocol.messages import (
     MessageRefusedError,
 )
 from ept_fed.protocol.proposal import Proposal
-from ept_fed.training.class_statistics import shape_statistics
 from tests.client.gated_kit import (
     BACKBONE,
     COUNTS,
@@ -30,6 +29,7 @@ from tests.client.gated_kit import (
     RUN,
     STRICT,
     WITH_HEAD,
+    WITH_MEANS,
     WITH_TOKENS,
     Kit,
     answer,
@@ -76,7 +76,7 @@ def test_an_introduction_leaves_only_if_its_run_was_proposed_to_this_gate(kit: K
 
 
 @pytest.mark.parametrize("change", [{"backbone_digest": "cd" * 32}, {"layout": WITH_TOKENS}])
-def test_a_site_introduces_itself_again_only_with_the_same_backbone_and_layout(kit: Kit, change: dict[str, Any]) -> None:
+def test_a_site_introduces_itself_again_only_with_equal_backbone_and_layout(kit: Kit, change: dict[str, Any]) -> None:
     gate = kit.open(incoming__backbone=[BACKBONE, "cd" * 32])
     kit.join(gate)
     layout = change.get("layout", LAYOUT)
@@ -176,11 +176,6 @@ def test_a_head_leaves_only_if_both_rules_allow_it(kit: Kit) -> None:
     assert "head.weight" in {name for name, _ in kit.entries()[-1].tensors}
     stricter = kit.open(**shared)
     assert "outgoing.head" in rules_of(lambda: stricter.release(asked, answer(asked), WITH_HEAD))
-
-
-WITH_MEANS = PayloadLayout(
-    (*LAYOUT.shapes, *shape_statistics("means", classes=2, width=4).items()), (*LAYOUT.meaning, "class a", "class b")
-)
 
 
 def test_statistics_leave_only_if_allowed_and_only_for_classes_with_enough_images(kit: Kit) -> None:

@@ -12,7 +12,20 @@ from ept_fed.protocol.frames import encode_frame
 from ept_fed.protocol.messages import Header
 from ept_fed.protocol.proposal import propose
 from ept_fed.protocol.stage_messages import STAGES, StageReply, StageRequest
-from tests.client.gated_kit import BACKBONE, COUNTS, INITIAL, LAYOUT, RUN, WITH_TOKENS, Kit, answer, request, rules_of
+from tests.client.gated_kit import (
+    BACKBONE,
+    COUNTS,
+    INITIAL,
+    LAYOUT,
+    RUN,
+    WITH_MEANS,
+    WITH_TOKENS,
+    Kit,
+    answer,
+    evaluation,
+    request,
+    rules_of,
+)
 
 TRAINED = INITIAL + np.float32(0.5)
 
@@ -80,7 +93,7 @@ def test_an_update_leaves_only_once_also_after_a_restart(secure: Kit, restart: b
     for name in STAGES[:3]:
         give(secure, gate, name)
     gate = secure.open() if restart else gate
-    assert gate.secure_rounds(RUN) == 1
+    assert (gate.secure_rounds(RUN), gate.secure_rounds("another")) == (1, 0)
     for name in ("advertisement", "masked input"):
         assert rules_of(lambda name=name: admit(secure, gate, stage(name))) == ("protocol.replay",)
     train(secure, gate, 2)
@@ -104,10 +117,16 @@ def test_a_stage_of_another_round_run_or_version_is_refused(secure: Kit, asked: 
     assert rules_of(lambda: admit(secure, gate, asked)) == (rule,)
 
 
-def test_no_stage_is_served_before_its_round_was_trained(secure: Kit) -> None:
+def test_stages_are_served_only_for_the_round_that_was_trained_last(secure: Kit) -> None:
     gate = secure.open()
     secure.join(gate)
     assert rules_of(lambda: admit(secure, gate, stage("advertisement"))) == ("protocol.replay",)
+    secure.admit(gate, evaluation())
+    assert rules_of(lambda: admit(secure, gate, stage("advertisement"))) == ("protocol.replay",)
+    train(secure, gate)
+    train(secure, gate, 2)
+    assert rules_of(lambda: admit(secure, gate, stage("advertisement"))) == ("protocol.replay",)
+    admit(secure, gate, stage("advertisement", 2))
 
 
 def test_a_plaintext_run_serves_no_stage_and_can_be_refused_by_the_policy(tmp_path: Path, micro: Any) -> None:
@@ -133,6 +152,22 @@ def test_a_masked_update_must_follow_the_rules_for_plaintext_updates(secure: Kit
     assert "protocol.layout" in rules_of(lambda: gate.mask(asked, INITIAL, TRAINED, COUNTS["train"], WITH_TOKENS))
     clipping = secure.open(outgoing__update={"bound": 1.0, "above": "clip"})
     np.testing.assert_allclose(clipping.mask(asked, INITIAL, far, COUNTS["train"], LAYOUT), INITIAL + 1, rtol=1e-6)
+    clipping.release_stage(asked, b"masked")
+    assert (secure.entries()[-1].decision, secure.entries()[-1].rule) == ("clipped", "outgoing.update")
+    assert secure.entries()[-1].tensors == LAYOUT.shapes
+    unsharing = secure.open(outgoing__tensors=["tokens"])
+    assert rules_of(lambda: unsharing.mask(asked, INITIAL, TRAINED, 10, LAYOUT)) == ("outgoing.tensors",)
+
+
+def test_statistics_of_few_images_are_not_masked(secure: Kit) -> None:
+    gate = secure.open(outgoing__statistics="means")
+    secure.join(gate, WITH_MEANS)
+    asked, start = stage("masked input"), np.zeros(WITH_MEANS.size, np.float32)
+    tensors = WITH_MEANS.unflatten(start)
+    tensors["statistics.shares"][:] = [0.9, 0.1]
+    trained = WITH_MEANS.flatten(tensors)
+    assert rules_of(lambda: gate.mask(asked, start, trained, 40, WITH_MEANS)) == ("outgoing.min_class_images",)
+    assert np.array_equal(gate.mask(asked, start, trained, 50, WITH_MEANS), trained)
 
 
 def test_a_masked_input_that_was_not_checked_does_not_leave(secure: Kit) -> None:
@@ -146,6 +181,14 @@ def test_a_masked_input_that_was_not_checked_does_not_leave(secure: Kit) -> None
     gate.mask(asked, INITIAL, TRAINED, COUNTS["train"], LAYOUT)
     train(secure, gate, 2)
     assert rules_of(lambda: gate.release_stage(stage("masked input", 2), b"masked")) == ("protocol.stage",)
+
+
+def test_a_check_before_masking_counts_for_one_message(secure: Kit) -> None:
+    gate = secure.open()
+    secure.join(gate)
+    train(secure, gate)
+    give(secure, gate, "masked input")
+    assert rules_of(lambda: gate.release_stage(stage("masked input"), b"masked")) == ("protocol.stage",)
 
 
 def test_no_gradient_leaves_and_no_site_gets_its_own_correction(secure: Kit) -> None:
@@ -178,6 +221,7 @@ def test_the_same_run_under_another_name_is_refused_once_an_update_left(secure: 
     assert rules_of(lambda: propose_again(gate)) == ("protocol.run",)
     reopened = secure.open()
     assert rules_of(lambda: propose_again(reopened)) == ("protocol.run",)
+    secure.join(reopened)
     propose_again(reopened, name="third", seed=1)
 
 
