@@ -73,12 +73,54 @@ def test_all_problems_of_a_file_are_reported_together(tmp_path: Path) -> None:
     assert "did you mean 'head'?" in str(refusal.value)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "schema: 2", "schema: 1\nschema: 1", "schema: 1\noutgoing: {head: maybe}"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "[]", "schema: 2", "schema: 1\nschema: 1", "schema: 1\noutgoing: {head: maybe}"),
+        *(
+            f"schema: 1\noutgoing: {{{rule}}}"
+            for rule in (
+                "min_images: 0",
+                "min_training_images: 0",
+                "min_class_images: 0",
+                "min_secure_aggregation_sites: 2",
+                "digits: -1",
+                "digits: 16",
+                "statistics: all",
+                "tensors: [statistics.means]",
+                "update: {bound: 0}",
+                "update: {above: pass}",
+                "budget: {delta: 1e-5}",
+                "budget: {epsilon: 0}",
+                "budget: {epsilon: 1, delta: 0}",
+                "budget: {epsilon: 1, delta: 1}",
+                "budget: {epsilon: 1, noise: [none]}",
+            )
+        ),
+        *(
+            f"schema: 1\nincoming: {{{rule}}}"
+            for rule in ("rounds: [-1, 5]", "rounds: [1, .inf]", "prompt_change: 0", "backbone: last", "splits: [all]")
+        ),
+    ],
+)
 def test_an_invalid_file_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "policy.yaml"
     path.write_text(text)
     with pytest.raises(InputRefusedError):
         load_policy(path)
+
+
+def test_the_ends_of_a_rule_are_allowed(tmp_path: Path) -> None:
+    path = tmp_path / "policy.yaml"
+    path.write_text(
+        "schema: 1\nincoming: {rounds: [3, 3]}\n"
+        "outgoing: {digits: 0, min_images: 1, min_training_images: 1, min_class_images: 1, statistics: moments,"
+        " min_secure_aggregation_sites: 3, tensors: [sinks, prompts], budget: {epsilon: 0.1, delta: 0.5}}\n"
+    )
+    policy = load_policy(path)
+    assert policy.incoming.rounds == (3, 3)
+    assert policy.outgoing.budget is not None
+    assert policy.outgoing.budget.noise == ("local",)
 
 
 def test_a_changed_rule_changes_the_digest() -> None:

@@ -15,9 +15,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from client.audit.begin_ledger import begin_ledger
 from client.audit.report import show_ledger, verify_ledger
 from client.gate.gate import Gate
+from client.gate.incoming import splits_of
 from client.gate.open_gate import check_gate, open_gate
 from client.gate.privacy_budget import (
     BUDGET_FILE,
+    UNSPENT,
     BudgetBrokenError,
     BudgetLedger,
     Charged,
@@ -76,6 +78,29 @@ def test_the_round_that_would_overspend_is_refused_and_costs_nothing(tmp_path: P
         charge(BudgetLedger(ledger.path), 1, run="run-b", epsilon=limit)
 
 
+def test_without_a_bound_no_round_is_charged_twice(tmp_path: Path) -> None:
+    ledger = BudgetLedger(tmp_path / BUDGET_FILE)
+    charge(ledger, 1)
+    charge(ledger, 2)
+    charge(ledger, 1, run="run-b")
+    with pytest.raises(OverspentError, match="no budget bounds repetitions"):
+        charge(BudgetLedger(ledger.path), 1)
+    assert charge(ledger, 1, epsilon=1e9) == spent_epsilon([STEPS] * 4, DELTA)
+
+
+def test_exactly_the_ends_that_a_budget_had_are_still_there(tmp_path: Path) -> None:
+    ledger = BudgetLedger(tmp_path / BUDGET_FILE)
+    ends = [ledger.end]
+    for round_number in (1, 2):
+        charge(ledger, round_number)
+        ends.append(ledger.end)
+    assert ends[0] == UNSPENT
+    for budget in (ledger, BudgetLedger(ledger.path)):
+        assert all(budget.holds(end) for end in ends)
+        others = (f"{number}:{end.partition(':')[2]}" for number in range(-1, 5) for end in ends)
+        assert not any(budget.holds(other) for other in {*others, "", ":", "x:y", ends[-1][:-1]} - set(ends))
+
+
 def test_a_line_holds_the_accounting_parameters_of_its_round(tmp_path: Path) -> None:
     line = json.loads(filled(tmp_path / BUDGET_FILE, 1).read_text())
     assert set(line) == {
@@ -83,6 +108,7 @@ def test_a_line_holds_the_accounting_parameters_of_its_round(tmp_path: Path) -> 
         "clip", "delta", "epsilon", "previous",
     }  # fmt: skip
     assert (line["noise_multiplier"], line["sampling_rate"], line["steps"]) == (2.0, 0.25, 4)
+    assert (line["round"], line["clip"], line["delta"], line["mechanism"]) == (1, COST.clip, DELTA, COST.mechanism)
 
 
 DAMAGE: dict[str, Callable[[bytes], bytes]] = {
@@ -347,6 +373,17 @@ def test_with_a_budget_no_run_may_test_on_images_that_another_trained_on(
     site.restart(budget=None)
     site.proposal = agreed.model_copy(update={"seed": 8})
     site.gate.admit_proposal("run-c", site.proposal, b"frame")
+
+
+def test_the_order_of_classes_belongs_to_the_splits_of_images_with_several(private: Callable[..., Private]) -> None:
+    agreed = private(None).proposal
+    data = agreed.data
+    for task in ("single_label", "multi_label"):
+        told = set()
+        for classes in (data.classes, data.classes[::-1]):
+            changed = data.model_copy(update={"task": task, "classes": classes})
+            told.add(splits_of(agreed.model_copy(update={"data": changed})))
+        assert len(told) == (1 if task == "single_label" else 2)
 
 
 def test_a_proposal_that_was_never_trained_pins_no_splits(private: Callable[..., Private]) -> None:
