@@ -8,6 +8,7 @@ import pytest
 
 from client.gate.gate import Gate
 from client.gate.open_gate import LEDGER_FILE, SITE_KEY, check_gate, open_gate
+from client.gate.privacy_budget import BUDGET_FILE
 from client.ledger.ledger import tip_path
 from ept_fed.errors import InputRefusedError
 from ept_fed.protocol.frames import encode_frame
@@ -118,6 +119,20 @@ def test_a_site_starts_after_a_crash_during_the_creation_of_its_ledger(
     kit.join(kit.open())
     assert kit.is_sound()
     assert "no complete entry" in kit.entries()[0].about["left_behind"]
+
+
+@pytest.mark.parametrize("name", [LEDGER_FILE, tip_path(Path(LEDGER_FILE)).name, BUDGET_FILE])
+def test_a_gate_whose_files_cannot_be_read_does_not_open(kit: Kit, name: str) -> None:
+    (kit.settings.worker.state / name).mkdir(parents=True)
+    for look in (open_gate, check_gate):
+        with pytest.raises(InputRefusedError, match="cannot be read"):
+            look(kit.settings, kit.folder)
+
+
+def test_a_gate_whose_ledger_cannot_be_written_does_not_open(kit: Kit) -> None:
+    kit.settings.worker.state.write_text("a file where the folder should be")
+    with pytest.raises(InputRefusedError, match="cannot be opened"):
+        open_gate(kit.settings, kit.folder)
 
 
 def test_checking_a_gate_creates_no_ledger(kit: Kit) -> None:

@@ -188,12 +188,17 @@ def test_an_identical_request_may_be_repeated_and_no_other_request_may_go_back(k
     kit.join(gate)
     for number in (1, 3):
         kit.admit(gate, request(number))
+    kit.admit(gate, evaluation(3))
     gate = kit.open() if restart else gate
     kit.admit(gate, request(1))
     kit.admit(gate, request(3))
-    assert rules_of(lambda: kit.admit(gate, request(2))) == ("protocol.replay",)
-    other = request(3, payload=INITIAL + np.float32(0.1))
-    assert rules_of(lambda: kit.admit(gate, other)) == ("protocol.replay",)
+    kit.admit(gate, evaluation(3))
+    for gone in (request(2), evaluation(1)):
+        assert rules_of(lambda gone=gone: kit.admit(gate, gone)) == ("protocol.replay",)
+    moved = INITIAL + np.float32(0.1)
+    for other in (request(3, payload=moved), evaluation(3, payload=moved)):
+        assert rules_of(lambda other=other: kit.admit(gate, other)) == ("protocol.replay",)
+    kit.admit(gate, evaluation(3, "test"))
 
 
 @pytest.mark.parametrize("restart", [False, True])

@@ -147,7 +147,10 @@ def test_a_payload_of_the_right_size_but_another_layout_does_not_leave(kit: Kit)
     asked = request()
     kit.admit(gate, asked)
     other = PayloadLayout((("sinks", (3, 2)),), LAYOUT.meaning)
-    assert rules_of(lambda: gate.release(asked, answer(asked), other)) == ("protocol.layout",)
+    foreign = request(header=Header(RUN, 1, BACKBONE, other.hash))
+    for request_, layout in ((asked, other), (foreign, LAYOUT), (foreign, other)):
+        refused = rules_of(lambda: gate.release(request_, answer(request_), layout))  # noqa: B023
+        assert refused == ("protocol.layout",)
 
 
 @pytest.mark.parametrize("above", ["refuse", "clip"])
