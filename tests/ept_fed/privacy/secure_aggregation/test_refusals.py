@@ -16,7 +16,12 @@ from ept_fed.privacy.secure_aggregation.fixed_point import FixedPoint
 from ept_fed.privacy.secure_aggregation.identity import advertise, commit
 from ept_fed.privacy.secure_aggregation.masks import public_bytes
 from ept_fed.privacy.secure_aggregation.messages import Kind, decode_message, encode_message
-from ept_fed.privacy.secure_aggregation.session import AggregationAbandonedError, default_threshold, serialize
+from ept_fed.privacy.secure_aggregation.session import (
+    AggregationAbandonedError,
+    AggregationSession,
+    default_threshold,
+    serialize,
+)
 from ept_fed.protocol.layout import PayloadMismatchError
 from ept_fed.protocol.messages import MessageRefusedError
 from server.provisioning.authority import Authority
@@ -128,6 +133,36 @@ def test_a_foreign_signature_is_refused_by_server_and_sites(consortium, tmp_path
         site.share_keys(encode_message(session, Kind.ADVERTISEMENTS, entries | {A: forged}))
     with pytest.raises(MessageRefusedError, match="nothing more"):
         site.share_keys(encode_message(session, Kind.ADVERTISEMENTS, entries))
+
+
+@pytest.mark.parametrize("reused", ["the other's channel", "the other's mask", "its own", "of small order"])
+def test_a_key_that_is_in_use_or_predictable_is_refused_by_server_and_sites(consortium, reused: str) -> None:
+    session = consortium.session(4)
+    sites = {name: consortium.site(session, name) for name in session.sites}
+    entries = {
+        name: decode_message(session, Kind.ADVERTISEMENT, site.advertise())[name] for name, site in sites.items()
+    }
+    own = public_bytes(bytes(range(32)))
+    taken = {"the other's channel": entries[A][:32], "the other's mask": entries[A][32:64], "its own": own}
+    for channel, mask in ((own, taken.get(reused, bytes(32))), (taken.get(reused, bytes(32)), own)):
+        again = advertise(
+            session,
+            B,
+            channel=channel,
+            mask=mask,
+            commitment=commit(session, B, bytes(32)),
+            key=consortium.keys[B],
+            certificate=consortium.certificates[B],
+        )
+        server = consortium.server(session)
+        server.take(A, encode_message(session, Kind.ADVERTISEMENT, {A: entries[A]}))
+        with pytest.raises(MessageRefusedError, match=r"already in use|no site can have made"):
+            server.take(B, encode_message(session, Kind.ADVERTISEMENT, {B: again}))
+        assert list(server.refused) == [B]
+        if mask != bytes(32):  # with such a mask key, a site refuses to mask its input
+            told = encode_message(session, Kind.ADVERTISEMENTS, entries | {B: again})
+            with pytest.raises(MessageRefusedError, match=r"two sites advertised the same|no site can have made"):
+                sites.popitem()[1].share_keys(told)
 
 
 def test_a_certificate_that_has_ended_is_refused(consortium) -> None:
@@ -423,6 +458,38 @@ def test_impossible_sessions_are_refused(consortium, changes, field: str) -> Non
     with pytest.raises(InputRefusedError) as refusal:
         consortium.session(3, **changes)
     assert field in [problem.field for problem in refusal.value.problems]
+
+
+def test_a_session_has_room_for_a_thousand_sites() -> None:
+    names = tuple(f"site-{number:04d}" for number in range(1001))
+    AggregationSession("run", 1, 1, names[:1000], 667, "start", "layout", 1, FixedPoint(1000, 1))
+    with pytest.raises(InputRefusedError, match="3 to 1000"):
+        AggregationSession("run", 1, 1, names, 668, "start", "layout", 1, FixedPoint(1001, 1))
+
+
+def test_every_attribute_of_a_session_keys_its_messages(consortium) -> None:
+    session = consortium.session(4)
+    others = [
+        consortium.session(4, **differing)
+        for differing in (
+            {"run": "other"},
+            {"round": 2},
+            {"attempt": 2},
+            {"sites": (A, B, C, E)},
+            {"threshold": 4},
+            {"start": "other"},
+            {"layout_hash": "other"},
+            {"size": 8},
+            {"encoding": FixedPoint(4, 999)},
+            {"encoding": FixedPoint(4, 1000, step=2.0**-23)},
+            {"encoding": FixedPoint(4, 1000, bound=63.0)},
+            {"encoding": FixedPoint(4, 10, step=2.0**-18, bits=32)},
+            {"encoding": FixedPoint(4, 10, step=2.0**-18)},
+        )
+    ]
+    keys = [one.bind(*names) for one in (session, *others) for names in (("x",), ("y",), ("x", A), ("x", B))]
+    assert len({one.digest for one in (session, *others)}) == 1 + len(others)
+    assert len(set(keys)) == len(keys)
 
 
 @given(st.integers(3, 1000))
