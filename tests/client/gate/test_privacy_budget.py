@@ -201,6 +201,17 @@ def test_a_damaged_ledger_fails_closed(tmp_path: Path, kind: str) -> None:
         read_budget(path)
 
 
+@pytest.mark.parametrize("change", [(b'"sequence":1', b'"sequence":2'), (b'"previous":"0', b'"previous":"1')])
+def test_a_line_that_is_not_the_next_one_is_refused_even_if_its_tip_agrees(
+    tmp_path: Path, change: tuple[bytes, bytes]
+) -> None:
+    path = filled(tmp_path / BUDGET_FILE, 1)
+    for file in (path, path.with_suffix(".tip")):
+        file.write_bytes(file.read_bytes().replace(*change))
+    with pytest.raises(BudgetBrokenError, match="does not follow the line before"):
+        BudgetLedger(path)
+
+
 @pytest.mark.parametrize("tip", [b"", b"3", b"{}", b'{"schema": 1, "sequence": -1, "hash": "0"}', b"[1]", None])
 def test_a_damaged_or_missing_tip_fails_closed(tmp_path: Path, tip: bytes | None) -> None:
     path = filled(tmp_path / BUDGET_FILE)
