@@ -1,6 +1,7 @@
 """Admission accepts only valid replies, and raises only its own errors for every other input."""
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -8,12 +9,14 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRec
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ept_fed.config.experiment import TrainingSettings
+from ept_fed.config.privacy import SitePrivacySettings
 from ept_fed.flower.messages import encode_reply, encode_request
 from ept_fed.flower.records import encode_frame_record, read_frame_record
 from ept_fed.flower.transport import copy_over_wire, set_task_identity
 from ept_fed.protocol.frames import encode_frame
 from ept_fed.protocol.layout import PayloadLayout, PayloadMismatchError
-from ept_fed.protocol.messages import TRAIN_METRICS, MessageRefusedError, RoundReply, RoundRequest
+from ept_fed.protocol.messages import EVALUATE_METRICS, TRAIN_METRICS, MessageRefusedError, RoundReply, RoundRequest
 from ept_fed.run_plan.plan import Plan
 from server.rounds.reply_checks import admit, find_norm_outliers, refuse_norm_outliers
 from tests.effort import examples
@@ -23,6 +26,9 @@ LAYOUT = PayloadLayout((("sinks", (2, 3)),))
 PLAN = Plan("r", 0, "digest", LAYOUT, np.zeros(6, np.float32), 2, ("a", "b"), "{}", max_examples={"a": 40})
 
 BOUNDED = dataclasses.replace(PLAN, norm_bound=10.0)
+
+
+NOISY = TrainingSettings.model_validate({"privacy": {"clip": 1.0, "noise_multiplier": 4.0}}).model_dump_json()
 
 
 def request(*, wants_gradient: bool = False) -> RoundRequest:
@@ -70,6 +76,45 @@ def test_a_gradient_that_is_not_finite_is_refused() -> None:
     message = as_message(reply(gradient=np.full(6, np.nan, np.float32)), request(wants_gradient=True))
     with pytest.raises(PayloadMismatchError, match="not finite"):
         admit("a", message, request(wants_gradient=True), PLAN)
+
+
+def test_a_site_that_claims_more_steps_than_its_images_allow_is_refused() -> None:
+    plan = dataclasses.replace(PLAN, training=TrainingSettings(epochs=3, batch_size=16).model_dump_json())
+    for steps, possible in ((9, True), (10, False)):
+        message = as_message(reply(metrics=dict.fromkeys(TRAIN_METRICS, 1.0) | {"steps": float(steps)}), request())
+        if possible:
+            assert admit("a", message, request(), plan).metrics["steps"] == steps
+        else:
+            with pytest.raises(MessageRefusedError, match=r"claims 10 steps on 40 images; .* allow at most 9"):
+                admit("a", message, request(), plan)
+
+
+def test_the_agreed_images_and_steps_bound_no_evaluation() -> None:
+    asked = dataclasses.replace(request(), phase="evaluate", split="validation", settings="")
+    seen = RoundReply(PLAN.header(1), "evaluate", None, 41, dict.fromkeys(EVALUATE_METRICS, 1.0))
+    assert admit("a", as_message(seen, asked), asked, PLAN).examples == 41
+
+
+SILENT = SitePrivacySettings.model_validate({"noise": "local", "clip": 1.0, "noise_multiplier": 2.0})
+HIDDEN = dict.fromkeys(TRAIN_METRICS, math.nan) | {"steps": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("plan", "settings", "due"),
+    [
+        (dataclasses.replace(PLAN, secure_sites=("a", "b", "c")), "{}", reply(payload=None)),
+        (dataclasses.replace(PLAN, site_privacy=SILENT), "{}", reply(metrics=HIDDEN)),
+        (PLAN, NOISY, reply(metrics=dict.fromkeys(TRAIN_METRICS, 1.0) | {"loss": math.nan})),
+    ],
+    ids=["masked", "silent", "private"],
+)
+def test_what_stays_at_the_sites_of_a_run_is_not_accepted(plan: Plan, settings: str, due: RoundReply) -> None:
+    asked = dataclasses.replace(request(), settings=settings)
+    admit("a", as_message(due, asked), asked, plan)
+    with pytest.raises(MessageRefusedError):
+        admit("a", as_message(reply(), asked), asked, plan)
+    with pytest.raises(MessageRefusedError):
+        admit("a", as_message(due, request()), request(), PLAN)
 
 
 VALUES = st.one_of(
@@ -174,6 +219,18 @@ def test_a_gradient_far_longer_than_the_median_is_refused_too() -> None:
     kept, refused = refuse_norm_outliers(PLAN.initial, replies(1, 1, 1, 1, gradient=100), BOUNDED)
     assert len(kept) == 3
     assert refused[0].reason.startswith("its gradient has norm 100")
+
+
+def test_norms_are_those_of_the_trained_numbers_since_the_start_and_the_bound_itself_is_allowed() -> None:
+    layout = PayloadLayout((("sinks", (2, 3)), ("statistics.shares", (2,))))
+    start = np.full(8, 100, np.float32)
+    sent = []
+    for site, length, share in (("a", 1, 0), ("b", 1, 0), ("c", 1, 1e6), ("d", 10, 0), ("e", 11, 0)):
+        step = np.zeros(8, np.float32)
+        step[0], step[-1] = length, share
+        sent.append((site, reply(payload=start + step)))
+    kept, refused = refuse_norm_outliers(start, sent, dataclasses.replace(BOUNDED, layout=layout))
+    assert ([site for site, _ in kept], [refusal.site for refusal in refused]) == (["a", "b", "c", "d"], ["e"])
 
 
 @pytest.mark.parametrize("lengths", [(1, 1000), (0, 0, 5), (3,)])
