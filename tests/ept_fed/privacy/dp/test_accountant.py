@@ -86,12 +86,27 @@ def test_impossible_mechanisms_are_refused(numbers: tuple[float, float, int]) ->
         GaussianSteps(*numbers)
 
 
-def test_impossible_targets_are_refused() -> None:
+@pytest.mark.parametrize("delta", [0.0, 1.0, -0.1, math.nan])
+def test_an_impossible_delta_is_refused(delta: float) -> None:
     with pytest.raises(ValueError, match="delta"):
-        spent_epsilon([], 1.0)
+        spent_epsilon([], delta)
+
+
+@pytest.mark.parametrize("steps", [-1, 1.0, True])
+def test_steps_are_counted_by_a_whole_number(steps: object) -> None:
     with pytest.raises(ValueError, match="steps"):
-        GaussianSteps(1.0, 0.1, -1)
+        GaussianSteps(1.0, 0.1, steps)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("epsilon", "steps"), [(0.0, 10), (-1.0, 10), (math.inf, 10), (math.nan, 10), (1.0, 0)])
+def test_an_impossible_target_is_refused(epsilon: float, steps: int) -> None:
     with pytest.raises(ValueError, match="epsilon"):
-        find_noise_multiplier(0.0, 1e-5, sampling_rate=0.1, steps=10)
+        find_noise_multiplier(epsilon, 1e-5, sampling_rate=0.1, steps=steps)
+
+
+def test_the_noise_is_found_up_to_the_most_and_not_below_the_least() -> None:
     with pytest.raises(ValueError, match="no noise keeps"):
         find_noise_multiplier(1e-4, 1e-9, sampling_rate=1.0, steps=10**9)
+    assert find_noise_multiplier(1e6, 1e-5, sampling_rate=1.0, steps=1) == 0.05
+    enough = spent_epsilon([GaussianSteps(9000.0, 1.0, 10**6)], 1e-5)
+    assert find_noise_multiplier(enough, 1e-5, sampling_rate=1.0, steps=10**6) == pytest.approx(9000.0, rel=2e-4)

@@ -43,6 +43,14 @@ def test_every_image_is_drawn_with_the_rate_and_independently_of_the_others(rate
     assert sizes.var() == pytest.approx(count * rate * (1 - rate), rel=0.35, abs=1e-9)
 
 
+@pytest.mark.parametrize(("byte", "above", "below"), [(b"\x00", 2.0**-53, 2.0**-54), (b"\xff", 1.0, 1.0 - 2.0**-53)])
+def test_the_uniform_draws_are_the_midpoints_of_equal_parts(byte: bytes, above: float, below: float) -> None:
+    """The first one is 2⁻⁵⁴; the last one would round to 1, so it is the next number below."""
+    for count in (1, 3):
+        assert list(draw_poisson_sample(count, above, entropy=lambda n: byte * n)) == list(range(count))
+        assert not len(draw_poisson_sample(count, below, entropy=lambda n: byte * n))
+
+
 def test_an_impossible_rate_is_refused() -> None:
     for rate in (0.0, 1.01, math.nan):
         with pytest.raises(ValueError, match="rate"):
