@@ -117,6 +117,17 @@ def test_a_stage_of_another_round_run_or_version_is_refused(secure: Kit, asked: 
     assert rules_of(lambda: admit(secure, gate, asked)) == (rule,)
 
 
+def test_an_update_that_was_asked_for_and_did_not_leave_may_leave_after_a_restart(secure: Kit) -> None:
+    gate = secure.open()
+    secure.join(gate)
+    train(secure, gate)
+    admit(secure, gate, stage("masked input"))
+    gate = secure.open()
+    assert gate.secure_rounds(RUN) == 0
+    give(secure, gate, "masked input")
+    assert gate.secure_rounds(RUN) == 1
+
+
 def test_stages_are_served_only_for_the_round_that_was_trained_last(secure: Kit) -> None:
     gate = secure.open()
     secure.join(gate)

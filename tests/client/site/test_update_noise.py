@@ -156,6 +156,15 @@ def test_the_sites_own_noise_is_neither_refused_nor_scaled_down(kit: Kit) -> Non
     np.testing.assert_array_equal(released.payload, far.payload)
 
 
+def test_an_update_is_bounded_if_only_the_server_adds_noise(kit: Kit) -> None:
+    gate = kit.open()
+    kit.join(gate, proposal=propose_noise(kit, "central"))
+    kit.admit(gate, request())
+    hidden = {key: 1.0 if key in TOLD_METRICS else math.nan for key in answer(request()).metrics}
+    far = answer(request(), payload=request().payload + np.float32(7), metrics=hidden)
+    assert rules_of(lambda: gate.release(request(), far, LAYOUT)) == ("outgoing.update",)
+
+
 def test_with_a_budget_metrics_without_noise_are_refused(kit: Kit) -> None:
     gate = kit.open(outgoing__budget={"epsilon": 8.0})
     proposal = propose_noise(kit, metrics=True)
