@@ -55,14 +55,14 @@ def filled(path: Path, rounds: int = 3) -> Path:
 
 
 def test_epsilon_adds_up_over_rounds_runs_and_restarts(tmp_path: Path) -> None:
-    path = tmp_path / BUDGET_FILE
+    path = tmp_path / "state" / BUDGET_FILE
     for count, run in enumerate(("run-a", "run-a", "run-b", "run-b"), 1):
         ledger = BudgetLedger(path)
         assert charge(ledger, count, run) == spent_epsilon([STEPS] * count, DELTA)
     assert [(line.sequence, line.run) for line in read_budget(path)] == [
         (1, "run-a"), (2, "run-a"), (3, "run-b"), (4, "run-b")
     ]  # fmt: skip
-    assert path.stat().st_mode & 0o077 == 0
+    assert all(file.stat().st_mode & 0o077 == 0 for file in (path.parent, *path.parent.iterdir()))
 
 
 def test_the_round_that_would_overspend_is_refused_and_costs_nothing(tmp_path: Path) -> None:
@@ -186,6 +186,35 @@ def test_an_interrupted_charge_is_either_spent_or_never_begun(tmp_path: Path, mo
         begun = path.with_suffix(".tip").read_bytes() != before
         assert len(BudgetLedger(path).charged) == 2 + begun
     assert done > 4
+
+
+def test_tip_line_and_folder_are_on_the_disk_before_a_charge_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger, sync, synced = BudgetLedger(tmp_path / BUDGET_FILE), os.fsync, []
+
+    def note(handle: int) -> None:
+        synced.append(Path(os.readlink(f"/proc/self/fd/{handle}")).name.partition(".tip.")[0])
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", note)
+    charge(ledger)
+    assert synced == [".budget", tmp_path.name, BUDGET_FILE, tmp_path.name]
+
+
+def test_a_line_that_the_disk_took_in_part_counts_and_is_written_whole_before_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = filled(tmp_path / BUDGET_FILE, 2)
+    ledger, write = BudgetLedger(path), os.write
+    with monkeypatch.context() as patched:
+        patched.setattr("client.gate.privacy_budget.os.write", lambda handle, content: write(handle, content[:50]))
+        with pytest.raises(OSError, match="only 50 of"):
+            charge(ledger, 3)
+    assert len(read_budget(path)) == 3
+    charge(ledger, 4)
+    assert [line.round for line in read_budget(path)] == [1, 2, 3, 4]
+    assert path.read_bytes().count(b"\n") == 4
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
