@@ -370,6 +370,37 @@ def test_a_value_has_exactly_one_serialization(consortium, data: st.DataObject) 
     assert encode_message(session, Kind.UNMASKING, entries) == altered
 
 
+LENGTHS = {
+    Kind.ADVERTISEMENT: (193, 192 + 4096),
+    Kind.ADVERTISEMENTS: (193, 192 + 4096),
+    Kind.SHARES: (82, 82),
+    Kind.DELIVERY: (82, 82),
+    Kind.MASKED_INPUT: (64, 64),
+    Kind.SURVIVORS: (0, 0),
+    Kind.CONFIRMATION: (96, 96),
+    Kind.CONFIRMATIONS: (96, 96),
+    Kind.UNMASKING: (33, 33),
+}
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_a_message_has_at_most_one_entry_of_each_site_and_of_the_kinds_length(consortium, kind: Kind) -> None:
+    session = consortium.session(4)
+    least, most = LENGTHS[kind]
+    for sites in ((), (A,), session.sites):
+        for length in (least, most):
+            entries = dict.fromkeys(sites, bytes(length))
+            content = encode_message(session, kind, entries)
+            assert decode_message(session, kind, content) == entries
+            for other in set(Kind) - {kind}:
+                with pytest.raises(MessageRefusedError):
+                    decode_message(session, other, content)
+        for length in {max(0, least - 1), most + 1} - {least}:
+            if sites:
+                with pytest.raises(MessageRefusedError):
+                    decode_message(session, kind, encode_message(session, kind, dict.fromkeys(sites, bytes(length))))
+
+
 def test_stages_cannot_be_skipped_or_repeated(consortium) -> None:
     session = consortium.session(3)
     site = consortium.site(session, A)
