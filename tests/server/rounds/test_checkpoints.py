@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +92,30 @@ def stopped(tmp_path: Path) -> tuple[Plan, Path, list[RoundRecord]]:
     plan, lines = make_plan(rounds=4), []
     run_until(plan, tmp_path, lines, 3)
     return plan, tmp_path, lines
+
+
+@pytest.mark.parametrize("stopping", [(-math.inf, 0), (0.75, 2)])
+def test_a_checkpoint_comes_back_as_it_was_saved(
+    stopped: tuple[Plan, Path, list[RoundRecord]], stopping: tuple[float, int]
+) -> None:
+    plan, folder, lines = stopped
+    whole, checkpoints = CheckpointFolder(folder, plan).load(lines), CheckpointFolder(folder, plan, data="digest")
+    assert whole is not None
+    states = {"momentum": np.arange(15, dtype=np.float32), "state/": np.ones(15, np.float32)}
+    left = Checkpoint(np.arange(15, dtype=np.float32), states, whole.records, stopping)
+    checkpoints.save(left)
+    found = checkpoints.load(lines)
+    assert found is not None
+    assert (found.stopping, [record.round for record in found.records]) == (stopping, [1, 2, 3])
+    assert np.array_equal(found.payload, left.payload)
+    assert {name: list(vector) for name, vector in found.strategy.items()} == {
+        name: list(vector) for name, vector in states.items()
+    }
+    with pytest.raises(InputRefusedError, match="data: its digest, ours other"):
+        CheckpointFolder(folder, plan, data="other").load(lines)
+    checkpoints.save(dataclasses.replace(left, payload=np.full(15, np.nan, np.float32)))
+    with pytest.raises(InputRefusedError, match="does not contain a round"):
+        checkpoints.load(lines)
 
 
 def test_every_round_is_kept(stopped: tuple[Plan, Path, list[RoundRecord]]) -> None:

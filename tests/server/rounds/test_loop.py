@@ -9,10 +9,13 @@ import pytest
 from flwr.app import Error, Message
 
 from ept_fed.catalog.strategies import STRATEGIES
+from ept_fed.flower.messages import decode_request
+from ept_fed.protocol.messages import RoundRequest
 from server.strategies.registry import AGGREGATORS, create_aggregator
 from simulations.engine.local_grid import LocalGrid
 from tests.server.adding_sites import (
     BAD,
+    LAYOUT,
     SABOTAGES,
     SITES,
     WithoutBad,
@@ -56,6 +59,32 @@ def test_a_run_needs_one_exchange_a_round_and_one_more() -> None:
 
     grid_run(CountingGrid, make_plan(rounds=3))
     assert asked == ["train", "train", "train", "evaluate"]
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "scaffold"])
+def test_a_request_holds_what_its_phase_needs_and_no_more(strategy: str) -> None:
+    asked: list[RoundRequest] = []
+
+    class ListeningGrid(LocalGrid):
+        def send_and_receive(self, messages, *, timeout=None):  # type: ignore[no-untyped-def]
+            messages = list(messages)
+            assert {one.metadata.ttl for one in messages} == {plan.deadline}
+            asked.extend(decode_request(one, one.metadata.message_type, LAYOUT) for one in messages)
+            return super().send_and_receive(messages, timeout=timeout)
+
+    plan = make_plan(strategy=strategy, rounds=2, training='{"epochs": 1}')
+    grid_run(ListeningGrid, plan)
+    assert len(asked) == 3 * len(SITES)
+    for request in asked:
+        assert request.rounds == 2
+        if request.phase == "train":
+            assert (request.split, request.settings) == ("train", plan.training)
+            assert request.wants_gradient == (strategy == "scaffold")
+            # There are no corrections before SCAFFOLD has seen a gradient.
+            assert (request.correction is not None) == (strategy == "scaffold" and request.header.round == 2)
+        else:
+            assert (request.split, request.settings, request.header.round) == ("validation", "", 2)
+            assert (request.wants_gradient, request.correction) == (False, None)
 
 
 def test_every_byte_is_counted_in_both_directions() -> None:
@@ -174,7 +203,7 @@ def test_a_target_ends_the_run_with_the_prompts_that_reached_it() -> None:
     assert result.ended == "target AUC reached in round 2"
     assert len(result.rounds) == 2
     assert np.array_equal(result.payload, observer.payloads[1])
-    assert len(observer.records) == 2
+    assert [record.round for record in observer.records] == [1, 2]
     whole, _ = run(make_plan(rounds=3))
     stopping, first = (result.rounds[index].sites[BAD].bytes_received for index in (-1, 0))
     assert stopping == pytest.approx(2 * first, rel=0.02)
