@@ -85,7 +85,8 @@ class Consortium:
         server = server or self.server(session)
         sites = self.sites = {name: self.site(session, name) for name in session.sites}
         gone = dict(leaves or {})
-        requests: dict[str, bytes] = dict.fromkeys(session.sites, b"")
+        # Answers may arrive in any order: here, in reverse.
+        requests: dict[str, bytes] = dict.fromkeys(reversed(session.sites), b"")
         self.declined, self.seen = {}, {}
         for stage in STAGES:
             for name, request in requests.items():

@@ -290,6 +290,28 @@ def test_a_site_refuses_a_session_with_too_few_others(consortium, stage: Kind, k
     assert why in consortium.declined[A]
 
 
+@pytest.mark.parametrize(
+    ("stage", "kind", "added", "why"),
+    [
+        (Kind.MASKED_INPUT, Kind.DELIVERY, {A: bytes(82)}, "advertised no keys, or from this site"),
+        (Kind.MASKED_INPUT, Kind.DELIVERY, {E: bytes(82)}, "advertised no keys, or from this site"),
+        (Kind.CONFIRMATION, Kind.SURVIVORS, {E: b""}, "include one that shared no secrets"),
+        (Kind.UNMASKING, Kind.CONFIRMATIONS, {D: bytes(96)}, "not one of the survivors"),
+    ],
+)
+def test_a_site_refuses_a_message_about_a_site_that_has_left(consortium, stage: Kind, kind: Kind, added, why) -> None:
+    session = consortium.session(5, threshold=3)
+    leaves = {E: Kind.ADVERTISEMENT, D: Kind.MASKED_INPUT}
+
+    def add(content: bytes) -> bytes:
+        return encode_message(session, kind, decode_message(session, kind, content) | added)
+
+    with contextlib.suppress(AggregationAbandonedError):
+        consortium.aggregate(session, inputs_of(session), leaves, down=altering(stage, A, add))
+    assert list(consortium.declined) == [A]
+    assert why in consortium.declined[A]
+
+
 def test_of_three_sites_all_must_give_an_input(consortium) -> None:
     """A sum of two inputs would reveal each site's input to the other."""
     session = consortium.session(3, threshold=2)
@@ -535,3 +557,8 @@ PARTS = st.lists(st.text(max_size=5) | st.integers() | st.binary(max_size=5), ma
 def test_serializations_differ_exactly_where_parts_differ(one: list, other: list) -> None:
     same = [(type(part), part) for part in one] == [(type(part), part) for part in other]
     assert (serialize(*one) == serialize(*other)) == same
+
+
+@given(st.binary(max_size=5), st.binary(max_size=5))
+def test_no_part_can_contain_the_part_after_it(one: bytes, other: bytes) -> None:
+    assert serialize(one + serialize(other)) != serialize(one, other)
