@@ -1,8 +1,9 @@
 """The round loop over LocalGrid: selection of sites, waiting for replies, averaging, and the end of the run."""
 
 import dataclasses
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from flwr.app import Error, Message
 from ept_fed.catalog.strategies import STRATEGIES
 from ept_fed.flower.messages import decode_request
 from ept_fed.protocol.messages import RoundRequest
+from server.rounds.wait_for_sites import wait_for_sites
 from server.strategies.registry import AGGREGATORS, create_aggregator
 from simulations.engine.local_grid import LocalGrid
 from tests.server.adding_sites import (
@@ -25,6 +27,7 @@ from tests.server.adding_sites import (
     mean_step,
     run,
     with_array,
+    with_metrics,
 )
 
 
@@ -107,6 +110,25 @@ def test_below_the_strategys_assumption_the_old_prompts_stay() -> None:
     result, observer = run(make_plan(strategy="bulyan"), dict.fromkeys(SITES[:3], SABOTAGES["NaN"]))
     assert not result.aggregated_anything
     assert observer.records[0].outcome == "kept the old prompts: 6 sound replies, 7 needed"
+
+
+@pytest.mark.parametrize(
+    ("changes", "quorum"), [({}, 5), ({"quorum": 7}, 7), ({"sites_per_round": 3}, 2), ({"quorum": 1}, 1)]
+)
+def test_a_round_waits_for_the_sites_that_it_needs(
+    monkeypatch: pytest.MonkeyPatch, changes: dict[str, object], quorum: int
+) -> None:
+    asked = []
+
+    def note(grid: LocalGrid, wanted: Sequence[str], **limits: float) -> tuple[dict[str, int], list[str]]:
+        asked.append((len(wanted), limits))
+        return wait_for_sites(grid, wanted, **limits)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("server.rounds.loop.wait_for_sites", note)
+    run(make_plan(rounds=1, grace=0.05, **changes))
+    training, evaluation = asked
+    assert training == (changes.get("sites_per_round", 9), {"deadline": 0.1, "quorum": quorum, "grace": 0.05})
+    assert evaluation == (9, {"deadline": 0.1, "quorum": changes.get("quorum", 5), "grace": 0.05})
 
 
 class SilentGrid(LocalGrid):
@@ -208,6 +230,15 @@ def test_a_target_ends_the_run_with_the_prompts_that_reached_it() -> None:
     stopping, first = (result.rounds[index].sites[BAD].bytes_received for index in (-1, 0))
     assert stopping == pytest.approx(2 * first, rel=0.02)
     assert first == whole.rounds[0].sites[BAD].bytes_received
+
+
+def test_undefined_aucs_have_no_vote_and_a_median_at_the_target_has_reached_it() -> None:
+    undefined, reached = with_metrics(validation_auc=math.nan), with_metrics(validation_auc=0.75)
+    result, _ = run(make_plan(rounds=3, patience=1), dict.fromkeys(SITES, undefined))
+    assert result.ended == "all rounds"
+    some = dict.fromkeys(SITES[:5], undefined) | dict.fromkeys(SITES[5:], reached)
+    result, _ = run(make_plan(rounds=3, target_auc=0.75), some)
+    assert result.ended == "target AUC reached in round 1"
 
 
 def test_patience_ends_a_run_that_no_longer_improves() -> None:
