@@ -233,11 +233,12 @@ def test_norms_are_those_of_the_trained_numbers_since_the_start_and_the_bound_it
     assert ([site for site, _ in kept], [refusal.site for refusal in refused]) == (["a", "b", "c", "d"], ["e"])
 
 
-@pytest.mark.parametrize("lengths", [(1, 1000), (0, 0, 5), (3,)])
+@pytest.mark.parametrize("lengths", [(1, 1000), (0, 0, 5), (3,), ()])
 def test_where_the_median_says_nothing_nobody_is_refused(lengths: tuple[float, ...]) -> None:
     kept, refused = refuse_norm_outliers(PLAN.initial, replies(*lengths), BOUNDED)
     assert len(kept) == len(lengths)
     assert not refused
+    assert not find_norm_outliers({str(place): np.array([float(length)]) for place, length in enumerate(lengths)}, 1.1)
 
 
 def test_without_a_bound_all_are_kept() -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from collections import Counter
 from unittest.mock import Mock
 
 import numpy as np
@@ -12,6 +13,7 @@ from ept_fed.catalog.strategies import STRATEGIES, resolve_options
 from ept_fed.config.experiment import FederationSettings
 from ept_fed.errors import InputRefusedError
 from ept_fed.flower.messages import decode_request, encode_request
+from ept_fed.flower.transport import count_bytes
 from ept_fed.privacy.secure_aggregation.messages import Kind
 from ept_fed.protocol.messages import MessageRefusedError, RoundRequest
 from ept_fed.protocol.stage_messages import STAGES, Stage, StageReply, StageRequest
@@ -126,6 +128,35 @@ def test_a_site_that_answers_nonsense_is_left_out_by_name(certified: Certified, 
     assert observer.records[0].aggregated == others
     assert [refusal.site for refusal in observer.records[0].refused] == [FIVE[2]]
     np.testing.assert_allclose(result.payload, mean_step(*others), rtol=0, atol=STEP)
+
+
+def test_an_answer_longer_than_any_of_its_run_is_refused_before_it_is_joined(certified: Certified) -> None:
+    """Flower sends equal records once, so that a few bytes could become gigabytes."""
+    swell: Fault = lambda request, reply: dataclasses.replace(reply, content=bytes(90_000))  # noqa: E731
+    _, observer, _ = run_secure(make_secure_plan(FIVE, rounds=1), certified, {FIVE[2]: swell})
+    (refusal,) = observer.records[0].refused
+    assert refusal.site == FIVE[2]
+    assert refusal.reason.endswith("this message may contain at most 82048")
+
+
+def test_every_byte_of_every_stage_is_counted(certified: Certified) -> None:
+    sent, exchanges = Counter(), []
+
+    class CountingGrid(LocalGrid):
+        def send_and_receive(self, messages, *, timeout=None):  # type: ignore[no-untyped-def]
+            messages, names = list(messages), {node.node_id: node.name for node in self.get_nodes()}
+            sent.update({names[one.metadata.dst_node_id]: count_bytes(one) for one in messages})
+            exchanges.append(Counter())
+            for reply in super().send_and_receive(messages, timeout=timeout):
+                exchanges[-1][names[reply.metadata.src_node_id]] += count_bytes(reply)
+                yield reply
+
+    _, observer, _ = run_secure(make_secure_plan(FIVE, rounds=1), certified, grid=CountingGrid)
+    (record,) = observer.records
+    assert {site: told.bytes_sent for site, told in record.sites.items()} == sent
+    assert {site: told.bytes_received for site, told in record.sites.items()} == sum(exchanges, Counter())
+    masked_inputs = exchanges[1 + STAGES.index("masked input")]
+    assert {site: told.train_bytes_received for site, told in record.sites.items()} == masked_inputs
 
 
 def test_no_update_reaches_the_server(certified: Certified) -> None:
