@@ -25,6 +25,7 @@ from ept_fed.protocol.frames import Frame, Introduce, Refusal, decode_frame, enc
 from ept_fed.protocol.layout import PayloadLayout
 from ept_fed.protocol.messages import Header, MessageRefusedError, RoundReply, RoundRequest, metric_keys
 from ept_fed.protocol.proposal import PlanIntroduction, SiteIntroduction, propose
+from ept_fed.protocol.stage_messages import StageReply, StageRequest
 from tests.frames_by_hand import frame_of, head_of
 
 LAYOUT = PayloadLayout((("sinks", (2, 3)),), ("layers 0, 1",))
@@ -40,6 +41,8 @@ FRAMES: list[Frame] = [
     PlanIntroduction("north", '{"rounds":3}', PAYLOAD),
     RoundReply(HEADER, "train", PAYLOAD, 5, METRICS, PAYLOAD),
     RoundReply(HEADER, "evaluate", None, 0, dict.fromkeys(metric_keys("evaluate"), math.nan)),
+    StageRequest(HEADER, "shares", b"\x00keys"),
+    StageReply(HEADER, "unmasking", b""),
     Refusal("the images are gone", failed=True),
 ]
 
@@ -50,6 +53,7 @@ def test_a_frame_comes_back_bit_for_bit(frame: Frame) -> None:
     back = decode_frame(content)
     assert type(back) is type(frame)
     assert encode_frame(back) == content
+    assert getattr(back, "content", None) == getattr(frame, "content", None)
     for name in ("payload", "correction", "gradient", "initial"):
         sent, received = getattr(frame, name, None), getattr(back, name, None)
         assert (sent is None) == (received is None)
@@ -134,6 +138,13 @@ def test_a_head_with_wrong_missing_or_extra_fields_is_refused(change: Callable[[
         decode_frame(frame_of(head, PAYLOAD.tobytes()))
 
 
+def test_the_kind_of_a_frame_is_its_phase_or_stage_in_a_round() -> None:
+    assert [kind_of(frame) for frame in FRAMES] == [
+        *("introduce", "train", "evaluate", "introduction", "plan introduction", "train", "evaluate"),
+        *("shares", "unmasking", "refusal"),
+    ]
+
+
 def test_a_duplicate_key_is_refused() -> None:
     head = b'{"kind":"refusal","arrays":{},"reason":"a","reason":"b","failed":false}'
     with pytest.raises(MessageRefusedError, match="not serialized"):
@@ -150,6 +161,19 @@ def test_a_deeply_nested_head_is_refused() -> None:
 def test_lengths_beyond_the_bounds_are_refused_before_anything_is_allocated(lengths: tuple[int, int]) -> None:
     with pytest.raises(MessageRefusedError, match="the maximum is"):
         read_prefix(_PREFIX.pack(_MAGIC, *lengths))
+
+
+def test_the_largest_lengths_are_allowed() -> None:
+    assert read_prefix(make_prefix(MAX_HEAD_BYTES, MAX_ARRAY_BYTES)) == (MAX_HEAD_BYTES, MAX_ARRAY_BYTES)
+
+
+@pytest.mark.parametrize("lengths", [{}, {"content": 4}, {"content": 6}, {"content": -5}, {"content": 5, "payload": 0}])
+def test_the_bytes_of_a_stage_are_those_that_its_head_states(lengths: dict[str, int]) -> None:
+    frame = encode_frame(StageRequest(HEADER, "shares", b"\x00keys"))
+    head = head_of(frame)
+    assert decode_frame(frame_of(head, b"other")) == StageRequest(HEADER, "shares", b"other")
+    with pytest.raises(MessageRefusedError):
+        decode_frame(frame_of({**head, "arrays": lengths}, b"other"))
 
 
 def test_an_infinite_number_cannot_be_sent() -> None:

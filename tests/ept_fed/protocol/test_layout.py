@@ -36,6 +36,15 @@ def test_equal_hashes_mean_equal_layouts(first: PayloadLayout, second: PayloadLa
     assert (first.hash == second.hash) == (first.shapes == second.shapes)
 
 
+def test_the_hash_covers_the_meaning_and_statistics_are_not_trained() -> None:
+    shapes = (("sinks", (2, 3)), ("statistics.shares", (2,)))
+    layout, without = PayloadLayout(shapes), PayloadLayout(shapes[:1])
+    assert len({layout.hash, *(PayloadLayout(shapes, meaning).hash for meaning in (("a",), ("b",), ("a", "b")))}) == 4
+    assert (layout.holds_statistics, without.holds_statistics) == (True, False)
+    assert layout.trained.tolist() == [True] * 6 + [False] * 2
+    assert without.trained.all()
+
+
 def test_unflattened_tensors_do_not_share_the_vectors_memory() -> None:
     layout = PayloadLayout((("sinks", (2, 3)),))
     vector = np.zeros(6, np.float32)
@@ -92,6 +101,7 @@ def test_tensors_that_do_not_match_the_layout_are_refused(change) -> None:
         (("sinks", ()),),
         (("sinks", (0, 3)),),
         (("sinks", (-1, 3)),),
+        (("sinks", (2.0, 3)),),
     ],
 )
 def test_an_invalid_layout_is_refused(shapes) -> None:

@@ -51,6 +51,23 @@ def test_unknown_keys_are_refused(micro: Callable[..., Experiment]) -> None:
             Proposal.model_validate({**document, section: {**document[section], "root": "/", "weights": "/"}})
 
 
+def test_exactly_a_proposal_with_secure_aggregation_names_its_sites_in_order(micro: Callable[..., Experiment]) -> None:
+    plain = micro(CLASSES, "federation.norm_bound=null")
+    secure = micro(CLASSES, "federation.norm_bound=null", "federation.secure_aggregation={}")
+    assert propose(plain, ("b", "c", "a")).sites == ()
+    assert propose(secure, ("b", "c", "a")).sites == ("a", "b", "c")
+    for experiment, wrong in ((plain, ("a", "b", "c")), (secure, ()), (secure, ("b", "a", "c")), (secure, ("a", "a"))):
+        document = propose(experiment, ("a", "b", "c")).model_dump(mode="json")
+        with pytest.raises(ValidationError, match="sites must be"):
+            Proposal.model_validate({**document, "sites": wrong})
+
+
+@pytest.mark.parametrize("examples", [1, 10**9])
+def test_a_number_of_images_at_a_bound_is_accepted(micro: Callable[..., Experiment], examples: int) -> None:
+    proposal = propose(micro(CLASSES))
+    introduce(proposal, examples=examples).check("run", proposal)
+
+
 def test_a_matching_introduction_is_accepted(micro: Callable[..., Experiment]) -> None:
     proposal = propose(micro(CLASSES))
     introduce(proposal).check("run", proposal)
@@ -58,7 +75,7 @@ def test_a_matching_introduction_is_accepted(micro: Callable[..., Experiment]) -
 
 @pytest.mark.parametrize(
     "change",
-    [{"run": "other"}, {"proposal": "other"}, {"code": "0"}, {"protocol": 0}, {"examples": 0}, {"examples": 10**10}],
+    [{"run": "other"}, {"proposal": "other"}, {"code": "0"}, {"protocol": 0}, {"examples": 0}, {"examples": 10**9 + 1}],
 )
 def test_an_introduction_that_does_not_match_is_refused(
     micro: Callable[..., Experiment], change: dict[str, Any]
