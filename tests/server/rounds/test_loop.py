@@ -17,6 +17,7 @@ from server.strategies.registry import AGGREGATORS, create_aggregator
 from simulations.engine.local_grid import LocalGrid
 from tests.server.adding_sites import (
     BAD,
+    EXAMPLES,
     LAYOUT,
     SABOTAGES,
     SITES,
@@ -49,6 +50,10 @@ def test_each_record_evaluates_what_its_own_round_left() -> None:
     for record, payload in zip(observer.records, observer.payloads, strict=True):
         for exchange in record.sites.values():
             assert exchange.evaluation["auc"] == pytest.approx(auc_of(payload), rel=1e-5)
+        assert {site: exchange.examples for site, exchange in record.sites.items()} == EXAMPLES
+        assert all(
+            exchange.train == dict.fromkeys(("loss", "steps", "seconds"), 1.0) for exchange in record.sites.values()
+        )
 
 
 def test_a_run_needs_one_exchange_a_round_and_one_more() -> None:
