@@ -252,3 +252,9 @@ def test_without_a_bound_all_are_kept() -> None:
 def test_norm_outliers_are_at_most_half_of_the_sites(lengths: list[float], bound: float) -> None:
     vectors = {f"s{i}": np.array([length]) for i, length in enumerate(lengths)}
     assert len(find_norm_outliers(vectors, bound)) <= len(lengths) / 2
+
+
+@pytest.mark.parametrize("unit", [1e-30, 1.0, 1e30])
+def test_norm_outliers_are_the_same_in_any_unit(unit: float) -> None:
+    vectors = {name: np.array([unit * length, 0.0]) for name, length in (("a", 1), ("b", 2), ("c", 3), ("d", 50))}
+    assert list(find_norm_outliers(vectors, 10.0)) == ["d"]

@@ -139,6 +139,21 @@ def test_an_answer_longer_than_any_of_its_run_is_refused_before_it_is_joined(cer
     assert refusal.reason.endswith("this message may contain at most 82048")
 
 
+def test_repeated_answers_and_those_of_strangers_change_no_stage(certified: Certified) -> None:
+    class Crowded(LocalGrid):
+        def send_and_receive(self, messages, *, timeout=None):  # type: ignore[no-untyped-def]
+            for reply in super().send_and_receive(messages, timeout=timeout):
+                yield reply
+                if reply.metadata.message_type == "query":
+                    yield reply
+                    reply.metadata.__dict__["_src_node_id"] = 99
+                    yield reply
+
+    result, observer, _ = run_secure(make_secure_plan(FIVE, rounds=1), certified, grid=Crowded)
+    assert (observer.records[0].aggregated, observer.records[0].refused) == (FIVE, [])
+    np.testing.assert_allclose(result.payload, mean_step(*FIVE), rtol=0, atol=STEP)
+
+
 def test_every_byte_of_every_stage_is_counted(certified: Certified) -> None:
     sent, exchanges = Counter(), []
 
