@@ -79,7 +79,7 @@ def test_a_message_that_cannot_be_recorded_does_not_pass(kit: Kit, monkeypatch: 
 def test_a_refusal_by_the_worker_is_recorded_as_one_line_of_text(kit: Kit) -> None:
     kit.open().refused("in", "unreadable\n", "a frame\x00cannot be read", b"junk")
     entry = kit.entries()[-1]
-    assert (entry.decision, entry.kind, entry.bytes) == ("refused", "unreadable ", 4)
+    assert (entry.decision, entry.rule, entry.kind, entry.bytes) == ("refused", "protocol", "unreadable ", 4)
     assert entry.reason.isprintable()
 
 

@@ -216,7 +216,7 @@ def test_prompts_may_move_by_the_bound_for_any_claimed_round(kit: Kit, restart: 
 def test_prompts_are_compared_with_those_accepted_last_whichever_message_brought_them(kit: Kit) -> None:
     gate = kit.open()
     kit.join(gate)
-    start, step = np.zeros(6, np.float32), np.ones(6, np.float32)
+    start, step = np.full(6, 1.375, np.float32), np.ones(6, np.float32)
     for asked in (
         request(1, payload=start),
         evaluation(1, payload=start + step),

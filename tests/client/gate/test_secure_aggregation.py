@@ -202,6 +202,17 @@ def test_a_check_before_masking_counts_for_one_message(secure: Kit) -> None:
     assert rules_of(lambda: gate.release_stage(stage("masked input"), b"masked")) == ("protocol.stage",)
 
 
+def test_the_rules_for_requests_hold_under_secure_aggregation_too(secure: Kit) -> None:
+    gate = secure.open()
+    secure.join(gate)
+    for asked, rule in (
+        (request(rounds=10_000), "incoming.rounds"),
+        (request(payload=np.full_like(INITIAL, np.inf)), "protocol.payload"),
+        (request(payload=INITIAL + np.float32(2)), "incoming.prompt_change"),
+    ):
+        assert rules_of(lambda asked=asked: secure.admit(gate, asked, frame=b"frame")) == (rule,)
+
+
 def test_no_gradient_leaves_and_no_site_gets_its_own_correction(secure: Kit) -> None:
     gate = secure.open(outgoing__gradient=True, incoming__correction=True)
     secure.join(gate)
