@@ -62,6 +62,12 @@ def test_a_frame_comes_back_bit_for_bit(frame: Frame) -> None:
             assert received.tobytes() == sent.tobytes()
 
 
+@pytest.mark.parametrize("vector", [np.repeat(PAYLOAD, 2)[::2], PAYLOAD.astype(np.float64), PAYLOAD.astype(">f4")])
+def test_a_vector_is_sent_as_float32_however_it_lies_in_memory(vector: Any) -> None:
+    sent = encode_frame(PlanIntroduction("north", "{}", vector))
+    assert sent == encode_frame(PlanIntroduction("north", "{}", PAYLOAD))
+
+
 @given(st.binary(max_size=200))
 def test_arbitrary_bytes_are_refused_with_one_kind_of_error(content: bytes) -> None:
     with pytest.raises(MessageRefusedError):

@@ -110,6 +110,12 @@ def test_a_zero_update_has_no_alignment() -> None:
     assert not score_alignment(np.ones((3, 4)), np.zeros(4)).any()
 
 
+def test_alignment_does_not_depend_on_lengths() -> None:
+    gradients, update = np.array([[1.0, 0.0], [0.6, 0.8]]), np.array([-2.0, 0.0])
+    for unit in (1e-9, 1.0, 1e9):
+        np.testing.assert_allclose(score_alignment(unit * gradients, unit * update), [1.0, 0.6])
+
+
 def test_the_interval_needs_ten_patients() -> None:
     found = measure_advantage(np.arange(20.0), np.arange(20) > 9, ["a", "b"] * 10, np.random.default_rng(0))
     assert found.value == 1.0

@@ -82,6 +82,8 @@ def test_the_noise_for_an_epsilon_meets_it_closely(epsilon: float, rounds: int) 
     noise = find_site_noise(None, epsilon, 1e-5, rounds=rounds)
     assert 0.97 * epsilon < spent_epsilon([cost_of_round(noise)] * rounds, 1e-5) <= epsilon
     assert find_site_noise(3.0, None, 1e-5, rounds=rounds) == 3.0
+    with pytest.raises(ValueError, match="epsilon"):
+        find_site_noise(None, None, 1e-5, rounds=rounds)
 
 
 @given(st.floats(0.3, 30.0), st.floats(0.51, 50.0))
