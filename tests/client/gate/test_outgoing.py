@@ -220,12 +220,12 @@ def test_statistics_leave_only_after_a_round_and_are_exempt_from_the_update_boun
     kit.join(gate, WITH_MEANS, wanted)
     asked = request(layout=WITH_MEANS, payload=np.zeros(WITH_MEANS.size, np.float32))
     kit.admit(gate, asked, WITH_MEANS)
-    tensors = {name: np.full(shape, 0.5, np.float32) for name, shape in WITH_MEANS.shapes}
+    tensors = {name: np.full(shape, 0.5 if name == "sinks" else 3, np.float32) for name, shape in WITH_MEANS.shapes}
     left = gate.release(asked, answer(asked, payload=WITH_MEANS.flatten(tensors)), WITH_MEANS).payload
     assert left is not None
     found = WITH_MEANS.unflatten(left)
     np.testing.assert_allclose(found.pop("sinks"), 0.1, rtol=1e-5)
-    assert all((tensor == 0.5).all() for tensor in found.values())
+    assert all((tensor == 3).all() for tensor in found.values())
 
 
 def test_a_gradient_leaves_only_if_the_policy_allows_it(kit: Kit) -> None:

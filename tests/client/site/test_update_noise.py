@@ -19,7 +19,7 @@ from ept_fed.privacy.dp.accountant import GaussianSteps, spent_epsilon
 from ept_fed.protocol.messages import TOLD_METRICS, MessageRefusedError, RoundRequest
 from ept_fed.protocol.proposal import Proposal
 from ept_fed.run_plan.plan import Plan
-from tests.client.gated_kit import LAYOUT, Kit, answer, evaluation, request, rules_of
+from tests.client.gated_kit import COUNTS, LAYOUT, Kit, answer, evaluation, introduction, request, rules_of
 from tests.site_requests import request_of
 
 WIDE = np.zeros(40_000, np.float32)
@@ -142,6 +142,9 @@ def test_a_clip_beyond_the_bound_on_updates_is_refused_before_anything_is_traine
     """A clip of 3 allows sinks of shape (2, 3) a root mean square of 1.22, and the policy allows 1."""
     gate = kit.open()
     assert rules_of(lambda: kit.join(gate, proposal=propose_noise(kit, clip=3.0))) == ("outgoing.update",)
+    gate.admit_proposal("run-b", propose_noise(kit, clip=math.sqrt(6)), b"frame")
+    met = introduction(propose_noise(kit, clip=math.sqrt(6)), run="run-b")
+    gate.release_introduction("run-b", met, b"frame", counts=COUNTS)
     kit.join(kit.open(outgoing__update={"bound": 1.5}), proposal=propose_noise(kit, clip=3.0))
     assert rules_of(lambda: kit.admit(kit.open(), request())) == ("outgoing.update",)
 
