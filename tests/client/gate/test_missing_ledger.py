@@ -176,6 +176,7 @@ def test_a_run_may_have_the_name_of_a_state_file(kit: Kit) -> None:
     met = introduction(kit.proposal, run=name)
     gate.release_introduction(name, met, encode_frame(met), counts=COUNTS)
     assert (kit.settings.worker.state / ".gate" / f"{name}.safetensors").exists()
+    registry(kit.settings.worker.state).agree(name, kit.proposal)
     assert find_served(kit.settings.worker.state, [], "north") == {name: 0}
     kit.open()
     kit.close()
