@@ -126,6 +126,8 @@ def test_the_first_backbone_is_kept_over_restarts_and_a_list_overrides_it(kit: K
         ({"examples": True}, "protocol.reply"),
         ({"metrics": {**dict.fromkeys(TRAIN_METRICS, 1.0), "patient": 1.0}}, "outgoing.metrics"),
         ({"metrics": dict.fromkeys(TRAIN_METRICS, "Jane Roe")}, "outgoing.metrics"),
+        ({"metrics": list(TRAIN_METRICS)}, "outgoing.metrics"),
+        ({"metrics": None}, "outgoing.metrics"),
         ({"metrics": dict.fromkeys(TRAIN_METRICS, math.inf)}, "protocol.reply"),
         ({"header": Header("Jane Roe", 1, BACKBONE, LAYOUT.hash)}, "protocol.reply"),
         ({"phase": "evaluate"}, "protocol.reply"),

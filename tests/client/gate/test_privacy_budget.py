@@ -377,6 +377,7 @@ def test_with_a_budget_nothing_is_trained_or_reported_without_noise(private: Cal
         answer = site.ask("run-a", **changes)
         assert isinstance(answer, Refusal), changes
         assert "outgoing.budget" in answer.reason
+    assert isinstance(site.ask("run-a", phase="evaluate", settings="", split="validation"), RoundReply)
     assert not site.budget.exists()
 
 

@@ -70,7 +70,7 @@ def test_a_masked_round_passes_and_the_ledger_has_every_message(secure: Kit) -> 
     entries = secure.entries()
     assert [entry.kind for entry in entries if entry.direction == "out"] == ["introduction", "train", *STAGES]
     (masked,) = [entry for entry in entries if entry.kind == "masked input" and entry.direction == "out"]
-    assert masked.tensors == LAYOUT.shapes
+    assert (masked.decision, masked.rule, masked.tensors) == ("passed", "", LAYOUT.shapes)
     assert masked.images == COUNTS["train"]
     (trained,) = [entry for entry in entries if entry.kind == "train" and entry.direction == "out"]
     assert trained.tensors == ()
