@@ -70,14 +70,15 @@ def test_one_wrong_share_is_tolerated_and_its_holder_is_named(consortium) -> Non
     assert server.refused == {B: f"{B} holds, or received, a wrong share of a secret of {A}"}
 
 
-def test_a_share_outside_the_field_is_a_wrong_share(consortium) -> None:
-    session = consortium.session(5)
+@pytest.mark.parametrize("leaves", [{}, {C: Kind.MASKED_INPUT}])
+def test_a_share_outside_the_field_is_a_wrong_share(consortium, leaves: dict[str, Kind]) -> None:
+    session = consortium.session(5, threshold=3)
 
     def widen(content: bytes) -> bytes:
         entries = decode_message(session, Kind.UNMASKING, content)
         return encode_message(session, Kind.UNMASKING, entries | {C: b"\xff" * 33})
 
-    found = consortium.aggregate(session, inputs_of(session), up=altering(Kind.UNMASKING, A, widen))
+    found = consortium.aggregate(session, inputs_of(session), leaves, up=altering(Kind.UNMASKING, A, widen))
     assert found.mean.tolist() == [2.0] * session.size
 
 
@@ -390,6 +391,14 @@ def test_a_value_has_exactly_one_serialization(consortium, data: st.DataObject) 
     except MessageRefusedError:
         return
     assert encode_message(session, Kind.UNMASKING, entries) == altered
+
+
+def test_a_message_that_is_cut_anywhere_is_refused(consortium) -> None:
+    session = consortium.session(4)
+    content = encode_message(session, Kind.UNMASKING, {A: bytes(33), C: bytes(33)})
+    for cut in range(len(content)):
+        with pytest.raises(MessageRefusedError):
+            decode_message(session, Kind.UNMASKING, content[:cut])
 
 
 LENGTHS = {
