@@ -190,14 +190,11 @@ def test_an_identical_request_may_be_repeated_and_no_other_request_may_go_back(k
         kit.admit(gate, request(number))
     kit.admit(gate, evaluation(3))
     gate = kit.open() if restart else gate
-    kit.admit(gate, request(1))
-    kit.admit(gate, request(3))
-    kit.admit(gate, evaluation(3))
-    for gone in (request(2), evaluation(1)):
-        assert rules_of(lambda gone=gone: kit.admit(gate, gone)) == ("protocol.replay",)
     moved = INITIAL + np.float32(0.1)
-    for other in (request(3, payload=moved), evaluation(3, payload=moved)):
+    for other in (request(2), evaluation(1), request(3, payload=moved), evaluation(3, payload=moved)):
         assert rules_of(lambda other=other: kit.admit(gate, other)) == ("protocol.replay",)
+    for again in (request(1), request(3), evaluation(3)):
+        kit.admit(gate, again)
     kit.admit(gate, evaluation(3, "test"))
 
 
@@ -262,6 +259,17 @@ def test_lost_prompts_fail_closed_until_the_run_is_proposed_again(kit: Kit) -> N
     gate = kit.open()
     assert rules_of(lambda: kit.admit(gate, request(2))) == ("incoming.prompt_change",)
     kit.join(gate)
+    kit.admit(gate, request(2))
+
+
+def test_a_lost_answer_is_requested_again_also_if_the_prompts_are_lost(kit: Kit) -> None:
+    gate = kit.open()
+    kit.join(gate)
+    kit.admit(gate, request(1))
+    for file in (kit.folder / "state" / ".gate").iterdir():
+        file.unlink()
+    gate = kit.open()
+    kit.admit(gate, request(1))
     kit.admit(gate, request(2))
 
 

@@ -87,7 +87,7 @@ def test_all_problems_of_a_file_are_reported_together(tmp_path: Path) -> None:
                 "digits: -1",
                 "digits: 16",
                 "statistics: all",
-                "tensors: [statistics.means]",
+                "tensors: [statistics.shares]",
                 "update: {bound: 0}",
                 "update: {above: pass}",
                 "budget: {delta: 1e-5}",

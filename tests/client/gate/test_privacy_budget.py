@@ -462,7 +462,8 @@ def test_a_round_with_a_line_lost_to_a_power_cut_is_spent_and_noted_in_the_ledge
     site = private({"epsilon": 50.0}, NOISE)
     assert isinstance(site.ask("run-a"), RoundReply)
     first = len(site.budget.read_bytes())
-    assert isinstance(site.ask("run-a", 2), RoundReply)
+    site.restart()
+    assert isinstance(site.ask("run-b", 2), RoundReply)
     whole = site.budget.read_bytes()
     site.gate.close()
     site.budget.write_bytes(whole[: first + 99] + bytes(20))
@@ -470,10 +471,10 @@ def test_a_round_with_a_line_lost_to_a_power_cut_is_spent_and_noted_in_the_ledge
     assert site.budget.read_bytes() != whole
     site.restart()
     assert site.budget.read_bytes() == whole
-    assert isinstance(site.ask("run-a", 3), RoundReply)
+    assert isinstance(site.ask("run-b", 3), RoundReply)
     assert len(read_budget(site.budget)) == 3
     (noted,) = show_ledger(site.budget.with_name("ledger.jsonl"), kind="recovered")
-    assert (noted["run"], noted["round"]) == ("run-a", 2)
+    assert (noted["run"], noted["round"]) == ("run-b", 2)
     said = verify_ledger(site.budget.with_name("ledger.jsonl"))["sentences"]
     assert any("interrupted 1 time during a write" in sentence for sentence in said)
 
@@ -495,11 +496,13 @@ def test_the_ledger_reveals_a_budget_that_was_removed_with_its_tip(private: Call
     for look in (open_gate, check_gate):
         with pytest.raises(InputRefusedError, match=r"outgoing\.budget.*lacks line 2, which the ledger names"):
             look(site.settings, site.kit)
-    shown = show_ledger(site.budget.with_name("ledger.jsonl"), kind="charged")
+    ledger = site.budget.with_name("ledger.jsonl")
+    shown = show_ledger(ledger, kind="charged")
     assert [(entry["run"], entry["round"]) for entry in shown] == [("run-a", 1), ("run-a", 2)]
     for file, content in zip(files, whole, strict=True):
         file.write_bytes(content)
     site.restart()
+    assert not show_ledger(ledger, kind="recovered")
 
 
 def tear_line(site: Private) -> None:

@@ -27,6 +27,7 @@ from tests.server.adding_sites import (
     make_plan,
     mean_step,
     run,
+    step_of,
     with_array,
     with_metrics,
 )
@@ -109,6 +110,13 @@ def test_below_the_quorum_the_old_prompts_stay(quorum: int | None, aggregates: b
     bad = dict.fromkeys(SITES[:2], SABOTAGES["NaN"])
     result, _ = run(make_plan(quorum=quorum), bad)
     assert result.aggregated_anything == aggregates
+
+
+@pytest.mark.parametrize("sound", [0, 1])
+def test_a_single_sound_reply_is_enough_if_the_quorum_is_one(sound: int) -> None:
+    result, observer = run(make_plan(rounds=1, quorum=1), dict.fromkeys(SITES[sound:], SABOTAGES["NaN"]))
+    assert observer.records[0].aggregated == SITES[:sound]
+    np.testing.assert_allclose(result.payload, step_of(SITES[0]) if sound else np.zeros(15), rtol=1e-6)
 
 
 def test_below_the_strategys_assumption_the_old_prompts_stay() -> None:
