@@ -15,7 +15,7 @@ from ept_fed.protocol.frames import encode_frame
 from ept_fed.protocol.messages import (
     RoundReply,
 )
-from tests.client.gated_kit import BACKBONE, LAYOUT, Kit, answer, evaluation, request, rules_of
+from tests.client.gated_kit import BACKBONE, COUNTS, LAYOUT, Kit, answer, evaluation, request, rules_of
 
 
 def test_a_run_passes_and_every_message_is_in_the_ledger(kit: Kit) -> None:
@@ -38,7 +38,8 @@ def test_a_run_passes_and_every_message_is_in_the_ledger(kit: Kit) -> None:
         ("in", "evaluate", 2),
         ("out", "evaluate", 2),
     ]
-    assert entries[4].tensors == LAYOUT.shapes
+    assert all(entry.tensors == LAYOUT.shapes for entry in entries[2:5])
+    assert (entries[2].images, entries[2].about["validation_images"]) == (COUNTS["train"], str(COUNTS["validation"]))
     assert entries[4].bytes == len(encode_frame(left_of(gate, kit)))
     assert kit.is_sound()
 

@@ -71,7 +71,7 @@ def test_an_introduction_leaves_only_if_its_run_was_proposed_to_this_gate(kit: K
     for joined in (False, True):
         if joined:
             kit.join(kit.open())
-        gate = kit.open()
+        gate = kit.open(outgoing__budget={"epsilon": 8.0})
         assert rules_of(lambda: gate.release_introduction(RUN, met, b"frame", counts=COUNTS)) == ("protocol.run",)  # noqa: B023
 
 

@@ -438,6 +438,7 @@ def test_a_run_agreed_on_before_the_budget_pins_its_splits_when_it_continues(pri
     site = private(None, NOISE)
     assert isinstance(site.ask("run-a"), RoundReply)
     site.restart(budget={"epsilon": 50.0})
+    site.gate.admit_proposal("run-x", site.proposal.model_copy(update={"seed": 7}), b"frame")
     assert isinstance(site.ask("run-a", 2), RoundReply)
     site.proposal = site.proposal.model_copy(update={"seed": 7})
     assert refused_proposal(site, "run-b") == "the site's gate refuses it: outgoing.budget"

@@ -165,6 +165,7 @@ def test_a_masked_update_must_follow_the_rules_for_plaintext_updates(secure: Kit
     np.testing.assert_allclose(clipping.mask(asked, INITIAL, far, COUNTS["train"], LAYOUT), INITIAL + 1, rtol=1e-6)
     clipping.release_stage(asked, b"masked")
     assert (secure.entries()[-1].decision, secure.entries()[-1].rule) == ("clipped", "outgoing.update")
+    assert secure.entries()[-1].reason == "the update (sinks 1.5) was scaled down to 1"
     assert secure.entries()[-1].tensors == LAYOUT.shapes
     unsharing = secure.open(outgoing__tensors=["tokens"])
     assert rules_of(lambda: unsharing.mask(asked, INITIAL, TRAINED, 10, LAYOUT)) == ("outgoing.tensors",)

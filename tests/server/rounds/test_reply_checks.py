@@ -256,5 +256,5 @@ def test_norm_outliers_are_at_most_half_of_the_sites(lengths: list[float], bound
 
 @pytest.mark.parametrize("unit", [1e-30, 1.0, 1e30])
 def test_norm_outliers_are_the_same_in_any_unit(unit: float) -> None:
-    vectors = {name: np.array([unit * length, 0.0]) for name, length in (("a", 1), ("b", 2), ("c", 3), ("d", 50))}
-    assert list(find_norm_outliers(vectors, 10.0)) == ["d"]
+    vectors = {name: np.array([unit * length, 0.0]) for name, length in (("a", 1), ("b", 2), ("c", 50))}
+    assert list(find_norm_outliers(vectors, 10.0)) == ["c"]
