@@ -12,9 +12,7 @@ from client.gate.privacy_budget import BUDGET_FILE
 from client.ledger.ledger import tip_path
 from ept_fed.errors import InputRefusedError
 from ept_fed.protocol.frames import encode_frame
-from ept_fed.protocol.messages import (
-    RoundReply,
-)
+from ept_fed.protocol.messages import TRAIN_METRICS, RoundReply
 from tests.client.gated_kit import BACKBONE, COUNTS, LAYOUT, Kit, answer, evaluation, request, rules_of
 
 
@@ -39,6 +37,7 @@ def test_a_run_passes_and_every_message_is_in_the_ledger(kit: Kit) -> None:
         ("out", "evaluate", 2),
     ]
     assert all(entry.tensors == LAYOUT.shapes for entry in entries[2:5])
+    assert (entries[4].images, entries[4].metrics) == (COUNTS["train"], TRAIN_METRICS)
     assert (entries[2].images, entries[2].about["validation_images"]) == (COUNTS["train"], str(COUNTS["validation"]))
     assert entries[4].bytes == len(encode_frame(left_of(gate, kit)))
     assert kit.is_sound()
