@@ -14,9 +14,11 @@ class Grid:
     """A grid whose nodes come online at given times; it is also the clock."""
 
     def __init__(self, *arrivals: tuple[str, float]) -> None:
-        self.now, self.arrivals = 1000.0, arrivals
+        self.now, self.arrivals, self.asked = 1000.0, arrivals, 0
 
     def get_nodes(self) -> list[SimpleNamespace]:
+        self.asked += 1
+        assert self.asked < 50, "it does not wait between two looks"
         return [
             SimpleNamespace(name=name, node_id=number)
             for number, (name, after) in enumerate(self.arrivals)
