@@ -100,7 +100,7 @@ def test_steps_are_counted_by_a_whole_number(steps: object) -> None:
 
 @pytest.mark.parametrize(("epsilon", "steps"), [(0.0, 10), (-1.0, 10), (math.inf, 10), (math.nan, 10), (1.0, 0)])
 def test_an_impossible_target_is_refused(epsilon: float, steps: int) -> None:
-    with pytest.raises(ValueError, match="epsilon"):
+    with pytest.raises(ValueError, match="both must be above 0"):
         find_noise_multiplier(epsilon, 1e-5, sampling_rate=0.1, steps=steps)
 
 
