@@ -25,7 +25,7 @@ FILES := $(shell test "$$(df -Pk /dev/shm 2>/dev/null | awk 'END {print $$4}')" 
 # and those that take longest start first.
 PARALLEL := --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder --durations=10
 define PYTEST
-folder=$$(mktemp -d -p $(FILES) ept-XXXX) && \
+folder=$$(mktemp -d -p $(FILES) ept-XXXX) && chmod 711 $$folder && \
 	OMP_NUM_THREADS=1 TMPDIR=$$folder $(BIN)/python -m pytest --basetemp=$$folder/t $(1) && rm -r $$folder
 endef
 

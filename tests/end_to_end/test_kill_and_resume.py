@@ -1,6 +1,5 @@
 """Test that a repeatedly killed run ends with the same prompts as an uninterrupted run."""
 
-import contextlib
 import json
 import multiprocessing
 import os
@@ -34,6 +33,9 @@ def forkserver() -> multiprocessing.context.ForkServerContext:
     """Start processes with torch and the simulation already imported, so that kills hit the work, not the imports."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["simulations.engine.simulate", "tests.end_to_end.test_kill_and_resume"])
+    first = context.Process(target=int)
+    first.start()
+    first.join(300)
     return context
 
 
@@ -60,12 +62,16 @@ def test_kills_at_random_moments_change_no_bit(
 ) -> None:
     config = write_experiment(tmp_path, rounds)
     whole = forkserver.Process(target=run_simulation, args=(config, tmp_path / "whole"))
+    started = time.monotonic()
     whole.start()
     whole.join(300)
+    seconds = time.monotonic() - started
     assert whole.exitcode == 0
     expected = prompts_of(tmp_path / "whole")
     assert len(expected) == rounds + 1
     rng, done, runs = np.random.default_rng(0), 0, 0
+    # One kill in each part of a whole run's time, so that they hit its beginning, its rounds and its end.
+    moments = seconds * (np.arange(kills) + rng.uniform(size=kills)) / kills
     seen_rounds: set[int] = set()
     while done < kills:
         out = tmp_path / f"run-{runs}"
@@ -74,12 +80,14 @@ def test_kills_at_random_moments_change_no_bit(
             process = forkserver.Process(target=run_simulation, args=(config, out))
             process.start()
             if done < kills:
-                wait_for_writes(process, out, int(rng.integers(1, 40)))
-                time.sleep(rng.uniform(0, 0.03))
+                process.join(moments[done])
             else:
                 process.join(300)
             if process.exitcode is not None:
                 assert process.exitcode == 0
+                if done < kills:
+                    # A run that continues is shorter, and another may be faster.
+                    moments[done] *= 0.7
                 break
             os.kill(process.pid, signal.SIGKILL)
             process.join(60)
@@ -92,27 +100,6 @@ def test_kills_at_random_moments_change_no_bit(
         assert [line["round"] for line in lines] == list(range(1, rounds + 1))
         assert not [path for path in out.rglob(".*") if path.is_file()]
     assert len(seen_rounds) >= stages, f"all kills were in rounds {seen_rounds}"
-
-
-def wait_for_writes(process: multiprocessing.process.BaseProcess, out: Path, count: int) -> None:
-    """Wait until the process has created, extended or renamed `count` files, on a slow or fast machine."""
-    seen: dict[Path, int] | None = None
-    while process.is_alive() and count > 0:
-        now = listing_of(out)
-        if seen is not None and now != seen:
-            count -= 1
-        seen = now
-        time.sleep(0.001)
-
-
-def listing_of(out: Path) -> dict[Path, int]:
-    listing = {}
-    # A finished run removes its states, so a listed folder may be gone before it is opened.
-    with contextlib.suppress(FileNotFoundError):
-        for path in out.rglob("*"):
-            with contextlib.suppress(FileNotFoundError):
-                listing[path] = path.stat().st_size
-    return listing
 
 
 def tables_of(out: Path) -> dict[str, str]:
