@@ -1,4 +1,4 @@
-"""The worker's cache between messages and runs: one backbone, one set of images, one model.
+"""The worker's cache between messages and runs: one backbone, one set of images, one model, frozen layers' outputs.
 
 Each object is kept with a key of the settings that it depends on, and is made anew only if the key changes. The old
 object is dropped first, so that there are never two in memory. Images that change on disk require a restart of the
@@ -16,6 +16,7 @@ from client.site.model_slot import ModelSlot
 from client.site.site import Site
 from client.site.state_store import StateStore
 from ept_fed.config.experiment import Experiment
+from ept_fed.data.datasets.prefix_store import PrefixStore
 from ept_fed.data.datasets.prepare import PreparedData, prepare_data
 from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.models.backbones import Backbone
@@ -24,6 +25,8 @@ from ept_fed.protocol.proposal import Proposal
 from ept_fed.validation.load_site import SiteSettings, join_proposal
 
 __all__ = ["WarmSite"]
+
+_PREFIXES = "prefixes"
 
 _Made = TypeVar("_Made")
 
@@ -59,6 +62,7 @@ class WarmSite:
         self._backbone: _Kept[Backbone] = _Kept()
         self._data: _Kept[PreparedData] = _Kept()
         self._slot: _Kept[ModelSlot] = _Kept()
+        self._prefixes = PrefixStore(settings.model.prefix_memory * 2**20, settings.worker.state / _PREFIXES)
 
     @property
     def backbone_digest(self) -> str | None:
@@ -115,7 +119,8 @@ class WarmSite:
         slot = self._slot.get(
             slot_key, lambda: ModelSlot(create_start_model(experiment, backbone, len(data.classes), device))
         )
-        return create_site(experiment, data.sites[self._settings.site], slot, run=run, states=states)
+        site = data.sites[self._settings.site]
+        return create_site(experiment, site, slot, run=run, states=states, prefixes=self._prefixes)
 
     def _prepare(self, experiment: Experiment, backbone: Backbone) -> PreparedData:
         prepared = prepare_data(experiment.data, backbone.input, experiment.data_seed)

@@ -49,6 +49,11 @@ class AugmentationSettings(Settings):
         (0.08, 1.0), description="smallest and largest share of the image area that a crop covers"
     )
     flip: bool = Field(True, description="mirror half of the training images left to right")
+    views: Annotated[int, Field(ge=0, le=1000)] = Field(
+        0,
+        description="augmented views per image, drawn once, among which every epoch chooses; layers below the first "
+        "prompt then run once per view; 0: every epoch augments anew",
+    )
 
 
 class SharedDataSettings(Settings):

@@ -59,12 +59,17 @@ class SharedModelSettings(Settings):
 
 
 class LocalModelSettings(Settings):
-    """Model settings of one machine: path of the weights, and compute device."""
+    """Model settings of one machine: path of the weights, compute device and memory."""
 
     weights: str | None = Field(
         None, description="null for random weights, 'pretrained' for timm's own, or a .safetensors/.pth path"
     )
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    prefix_memory: Annotated[int, Field(ge=0)] = Field(
+        1024,
+        description="MiB of memory for outputs of the frozen layers below the first prompt, which run once per image "
+        "and view; what does not fit is kept in a file; 0 runs these layers every time",
+    )
 
 
 class ModelSettings(LocalModelSettings, SharedModelSettings):

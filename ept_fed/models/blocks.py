@@ -11,7 +11,7 @@ from timm.layers.attention import Attention
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor
 
-__all__ = ["attend", "embed_images", "place_context", "pool_tokens", "remove_context", "run_block"]
+__all__ = ["attend", "embed_images", "place_context", "pool_tokens", "remove_context", "run_block", "run_stages"]
 
 
 def embed_images(vit: VisionTransformer, images: Tensor) -> Tensor:
@@ -24,6 +24,27 @@ def pool_tokens(vit: VisionTransformer, x: Tensor) -> Tensor:
     """Return the features that the backbone pools from the output of the last block: (B, N, D) -> (B, D)."""
     features: Tensor = vit.forward_head(vit.norm(x), pre_logits=True)
     return features
+
+
+def run_stages(vit: VisionTransformer, x: Tensor, stages: range) -> Tensor:
+    """Run consecutive stages of the frozen backbone: 0 embeds, 1 … L are the blocks, L + 1 pools.
+
+    Args:
+        vit: the backbone, with L blocks.
+        x: the input of the first stage: images (B, 3, height, width), or tokens (B, N, D).
+        stages: numbers of the stages; if there are none, x is returned.
+
+    Returns:
+        tokens (B, N, D), or after the last stage features (B, D).
+    """
+    for stage in stages:
+        if stage == 0:
+            x = embed_images(vit, x)
+        elif stage <= len(vit.blocks):
+            x = vit.blocks[stage - 1](x)
+        else:
+            x = pool_tokens(vit, x)
+    return x
 
 
 def run_block(

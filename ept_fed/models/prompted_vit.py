@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.models.attention import prompted_attention
 from ept_fed.models.backbones import Backbone, create_backbone
-from ept_fed.models.blocks import attend, embed_images, place_context, pool_tokens, remove_context, run_block
+from ept_fed.models.blocks import attend, place_context, pool_tokens, remove_context, run_block
 from ept_fed.models.embedding import (
     EMBEDDINGS,
     FOLDABLE,
@@ -174,19 +174,24 @@ class PromptedViT(TunedViT):
         """Return the settings from which a released model is built again."""
         return {"prompt_layers": list(self.layers), "embedding": self.embedding}
 
-    def forward_features(self, images: Tensor) -> Tensor:
-        """Return pooled features (B, D) of images (B, 3, height, width)."""
-        embed = (PORTABLE_EMBEDDINGS if self.portable else EMBEDDINGS)[self.embedding]
-        return self._run(images, [_prompted_core(embed, prompt) for prompt in self.prompts], self.tokens)
+    @property
+    def frozen_stages(self) -> int:
+        """The embedding, and the blocks before the first prompted one."""
+        return 1 + self.layers[0]
 
-    def features_per_image(self, images: Tensor, sinks: Tensor, tokens: Tensor | None) -> Tensor:
+    def forward_suffix(self, x: Tensor) -> Tensor:
+        """Return pooled features (B, D) for the input (B, N, D) of the first prompted layer."""
+        embed = (PORTABLE_EMBEDDINGS if self.portable else EMBEDDINGS)[self.embedding]
+        return self._run(x, [_prompted_core(embed, prompt) for prompt in self.prompts], self.tokens)
+
+    def features_per_image(self, inputs: Tensor, sinks: Tensor, tokens: Tensor | None) -> Tensor:
         """Return the features (B, D) of images that each have their own sinks and tokens.
 
         The gradient of the summed loss in these sinks and tokens keeps the batch axis, so it contains each image's own
         gradient.
 
         Args:
-            images: (B, 3, height, width).
+            inputs: images (B, 3, height, width), or outputs of the prefix (B, N, D).
             sinks: (L, B, N + T), instead of this model's folded prompts.
             tokens: (L, B, T, D), instead of this model's tokens; None for a model without tokens.
 
@@ -196,22 +201,23 @@ class PromptedViT(TunedViT):
         if self.embedding not in FOLDABLE:
             raise ValueError(refuse_folding(self.embedding))
         cores = [partial(prompted_attention, sink=sink) for sink in sinks.unbind(0)]
-        return self._run(images, cores, tokens)
+        return self._run(self.forward_prefix(inputs) if inputs.ndim == 4 else inputs, cores, tokens)
 
-    def _run(self, images: Tensor, cores: Sequence[Callable[..., Tensor]], tokens: Tensor | None) -> Tensor:
-        """Run the backbone; per prompted layer there is one attention core, and (T, D) or (B, T, D) of `tokens`."""
+    def _run(self, x: Tensor, cores: Sequence[Callable[..., Tensor]], tokens: Tensor | None) -> Tensor:
+        """Run the backbone from the first prompted layer; each has one attention core, and (T, D) or (B, T, D)."""
         vit = self.vit
-        x = embed_images(vit, images)
         if x.shape[1] != self.backbone.num_tokens:
             side = self.backbone.input.size
             raise ValueError(
-                f"images {tuple(images.shape)} give {x.shape[1]} tokens, but the prompts have "
-                f"{self.backbone.num_tokens}; resize them to {side}×{side}"
+                f"these images give {x.shape[1]} tokens, but the prompts have {self.backbone.num_tokens}; resize them "
+                f"to {side}×{side}"
             )
         context_of_layer = None if tokens is None else tokens.unbind(0)
         position = {layer: index for index, layer in enumerate(self.layers)}
         context = 0
         for layer, block in enumerate(vit.blocks):
+            if layer < self.layers[0]:
+                continue
             if layer not in position:
                 x = block(x)
                 continue

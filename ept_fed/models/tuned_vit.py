@@ -8,9 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from ept_fed.models.backbones import Backbone
+from ept_fed.models.blocks import run_stages
 from ept_fed.seeds import derive_seed
 
 __all__ = ["TunedViT"]
+
+# The output of a prefix has three axes (tokens) or two (features).
+_IMAGE_AXES = 4
 
 
 class TunedViT(nn.Module, ABC):
@@ -18,13 +22,17 @@ class TunedViT(nn.Module, ABC):
 
     Several models may share one backbone, because none writes to its tensors. A method that trains some of them trains
     its own copies. Only the method's tensors and the head require gradients. The backbone always stays in evaluation
-    mode, also after `train()`. A subclass defines `method`, `method_tensors` and `forward_features`.
+    mode, also after `train()`. A subclass defines `method`, `method_tensors`, `frozen_stages` and `forward_suffix`.
+
+    The first stages of a model, which no training changes, are its prefix. A model accepts the prefix's output wherever
+    it accepts images, so that it can be computed once per image (see `ept_fed.data.datasets.prefix_store`).
 
     Attributes:
         method: its name in `ept_fed.catalog.methods.METHODS`.
         backbone: the frozen backbone and its digest.
         vit: the backbone's module.
         head: linear, D -> C, on the features of `forward_features`.
+        frozen_stages: number of stages in the prefix; see `run_stages`.
         options: values of the method's own options.
     """
 
@@ -44,9 +52,23 @@ class TunedViT(nn.Module, ABC):
     def method_tensors(self) -> dict[str, nn.Parameter]:
         """Return the trainable tensors other than the head, by their payload name, in the order of the layout."""
 
+    @property
     @abstractmethod
-    def forward_features(self, images: Tensor) -> Tensor:
-        """Return the input features (B, D) of the head for images (B, 3, height, width)."""
+    def frozen_stages(self) -> int:
+        """The number of first stages that neither contain nor follow a trainable tensor; 0 to L + 2."""
+
+    @abstractmethod
+    def forward_suffix(self, x: Tensor) -> Tensor:
+        """Return the input features (B, D) of the head for the output of the prefix."""
+
+    def forward_prefix(self, images: Tensor) -> Tensor:
+        """Return the output of the frozen stages for images (B, 3, height, width)."""
+        return run_stages(self.vit, images, range(self.frozen_stages))
+
+    def forward_features(self, inputs: Tensor) -> Tensor:
+        """Return the input features (B, D) of the head for images (B, 3, height, width), or for the prefix's output."""
+        is_image = inputs.ndim == _IMAGE_AXES
+        return self.forward_suffix(self.forward_prefix(inputs) if is_image else inputs)
 
     @property
     def device(self) -> torch.device:
@@ -59,9 +81,9 @@ class TunedViT(nn.Module, ABC):
         self.vit.eval()
         return self
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Classify images (B, 3, height, width), returning logits (B, C)."""
-        logits: Tensor = self.head(self.forward_features(images))
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Classify images (B, 3, height, width), or outputs of the prefix, returning logits (B, C)."""
+        logits: Tensor = self.head(self.forward_features(inputs))
         return logits
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:

@@ -93,9 +93,10 @@ class HeadFit:
         model.eval()
         features: list[npt.NDArray[Any]] = []
         labels: list[npt.NDArray[Any]] = []
-        for view in range(VIEWS):
+        for view in range(1 + min(VIEWS - 1, images.views or VIEWS - 1)):
             augment = derive_seed(self.seed, "head", view) if view else None
-            for batch, targets in images.batches(self.batch_size, order=known, augment_seed=augment):
+            kept = view - 1 if view and images.views else None
+            for batch, targets in images.batches(self.batch_size, order=known, augment_seed=augment, view=kept):
                 with torch.autocast(model.device.type, torch.bfloat16, enabled=self.bfloat16):
                     seen = model.forward_features(batch.to(model.device))
                 features.append(seen.float().cpu().numpy())

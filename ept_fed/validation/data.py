@@ -44,6 +44,9 @@ def validate_splits(data: SharedDataSettings) -> list[Problem]:
         found.append(Problem("data.test_shots", data.test_shots, fix))
     if data.augmentation.crop_scale[0] > data.augmentation.crop_scale[1]:
         found.append(Problem("data.augmentation.crop_scale", data.augmentation.crop_scale, "write the smaller first"))
+    if data.augmentation.views > 1 and data.augmentation.crop_scale == (1.0, 1.0) and not data.augmentation.flip:
+        fix = "are all equal without crop and flip; set it to 1, or set data.augmentation.flip=true"
+        found.append(Problem("data.augmentation.views", data.augmentation.views, fix))
     return found
 
 

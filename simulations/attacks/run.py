@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -283,9 +283,8 @@ class _Attack:
         return [view for view in self.views if view.tensors == self.sent and not view.noise]
 
     def _create_model(self) -> PromptedViT:
-        model = VirtualFederation(
-            self.federation.experiment, self.federation.backbone, self.federation.data, self.federation.device
-        ).slot.model
+        # A copy has a model of its own.
+        model = replace(self.federation).slot.model
         if not isinstance(model, PromptedViT):
             raise TypeError("method ept makes a PromptedViT")
         return model

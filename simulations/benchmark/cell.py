@@ -71,7 +71,7 @@ class CellTrainer:
         sources = name_sources(cell)
         if sources not in self._held:
             self._held.clear()
-            self._held[sources] = prepare_federation(cell.experiment)
+            self._held[sources] = prepare_federation(cell.experiment, cache=self._scratch.parent / "prefixes")
         return replace(self._held[sources], experiment=cell.experiment)
 
     def release(self) -> None:

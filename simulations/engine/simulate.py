@@ -61,7 +61,7 @@ def simulate(
     if resume and not problems and (finished := folder.read_finished()) is not None:
         folder.drop_states()
         return {**finished, "rows": Comparison.from_json(finished).rows(), "folder": str(out)}
-    federation = _prepare(experiment, problems)
+    federation = _prepare(experiment, folder, problems)
     plan = federation.plan()
     sites = {
         name: federation.create_site(data, federation.keep_states(folder, "federated", name))
@@ -140,10 +140,10 @@ def _run(
     return {**report, "privacy": privacy, **comparison.to_json()}, comparison.rows()
 
 
-def _prepare(experiment: Experiment, problems: list[Problem]) -> VirtualFederation:
+def _prepare(experiment: Experiment, folder: RunFolder, problems: list[Problem]) -> VirtualFederation:
     """Load data and model, and raise their problems together with those already found."""
     try:
-        federation = prepare_federation(experiment)
+        federation = prepare_federation(experiment, cache=folder.prefixes)
     except InputRefusedError as refusal:
         raise InputRefusedError([*problems, *refusal.problems]) from refusal
     if problems:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import torch
 
@@ -11,6 +12,7 @@ from client.site.site import Site
 from client.site.state_store import StateFolder, StateStore
 from ept_fed.config.experiment import Experiment
 from ept_fed.data.datasets.input_spec import InputSpec
+from ept_fed.data.datasets.prefix_store import PrefixStore
 from ept_fed.data.datasets.prepare import PreparedData, SiteData, pool, prepare_data
 from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.models.backbones import Backbone
@@ -38,12 +40,14 @@ class VirtualFederation:
         backbone: shared by every model that `create_site` makes.
         data: each site's splits.
         device: on which all models are.
+        prefixes: outputs of the frozen layers, for every model of these images.
     """
 
     experiment: Experiment
     backbone: Backbone
     data: PreparedData
     device: torch.device
+    prefixes: PrefixStore
 
     @cached_property
     def slot(self) -> ModelSlot:
@@ -52,7 +56,8 @@ class VirtualFederation:
 
     def create_site(self, data: SiteData, states: StateStore | None = None) -> Site:
         """Return a site that starts or continues from `states`; with None, its states are kept in memory."""
-        return create_site(self.experiment, data, self.slot, run=self.experiment.run_id, states=states)
+        run = self.experiment.run_id
+        return create_site(self.experiment, data, self.slot, run=run, states=states, prefixes=self.prefixes)
 
     def keep_states(self, folder: RunFolder, setting: str, site: str) -> StateFolder:
         """Return the store in a run folder for a site's states under a setting (federated, local, centralised, …)."""
@@ -94,8 +99,12 @@ class VirtualFederation:
         return create_start_model(self.experiment, self.backbone, len(self.data.classes), self.device)
 
 
-def prepare_federation(experiment: Experiment) -> VirtualFederation:
+def prepare_federation(experiment: Experiment, *, cache: Path | None = None) -> VirtualFederation:
     """Load backbone and data, and find every problem before anything is written.
+
+    Args:
+        experiment: validated settings.
+        cache: folder for what does not fit into `model.prefix_memory`; None uses an unnamed temporary file.
 
     Raises:
         InputRefusedError: with the problems of model and data together.
@@ -118,7 +127,8 @@ def prepare_federation(experiment: Experiment) -> VirtualFederation:
     if data is not None:
         problems += check_sites(experiment.federation, data.sites)
     if device is not None and backbone is not None and data is not None and not problems:
-        federation = VirtualFederation(experiment, backbone, data, device)
+        prefixes = PrefixStore(experiment.model.prefix_memory * 2**20, cache)
+        federation = VirtualFederation(experiment, backbone, data, device, prefixes)
         try:
             federation.plan()
         except InputRefusedError as refusal:

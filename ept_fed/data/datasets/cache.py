@@ -1,6 +1,7 @@
 """Datasets in memory, whose images are decoded once and batched many times."""
 
 import copy
+import hashlib
 import io
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from ept_fed.data.decoding.image_store import ImageStore
 from ept_fed.data.records.records import ImageRecord
-from ept_fed.seeds import derive_seed
+from ept_fed.seeds import derive_seed, numpy_generator
 
 if TYPE_CHECKING:
     from ept_fed.data.datasets.transforms import Pipelines
@@ -51,6 +52,7 @@ class CachedDataset:
         self.labels = _stack_labels(self.records, len(classes), task)
         self._images = tuple(images)
         self._pipelines = pipelines
+        self._digests: dict[int, bytes] = {}
 
     def __len__(self) -> int:
         return len(self.records)
@@ -65,8 +67,18 @@ class CachedDataset:
         Image.fromarray(self._images[index].permute(1, 2, 0).numpy()).save(content, "PNG")
         return content.getvalue()
 
+    @property
+    def views(self) -> int:
+        """The number of augmented views per image; 0 if every epoch augments anew."""
+        return self._pipelines.views
+
     def batches(
-        self, batch_size: int, *, order: Sequence[int] | None = None, augment_seed: int | None = None
+        self,
+        batch_size: int,
+        *,
+        order: Sequence[int] | None = None,
+        augment_seed: int | None = None,
+        view: int | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (B, 3, size, size) float32 images with their labels; the last batch may be smaller.
 
@@ -74,24 +86,56 @@ class CachedDataset:
             batch_size: B, at least 1.
             order: indices of the images to use, with repeats allowed; None is 0 … n - 1.
             augment_seed: seed of the random pipeline. The random numbers for an item depend only on this seed and on
-                the item's position in `order`, not on the batch size or the thread. None: the evaluation pipeline is
-                used.
+                the item's position in `order`, not on the batch size or the thread. With views, they choose one of the
+                image's views. None: the evaluation pipeline is used.
+            view: the number of one view, of every image, instead of a random choice; only with views.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size = {batch_size}: must be at least 1")
+        if view is not None and (augment_seed is None or not 0 <= view < self.views):
+            raise ValueError(f"view = {view}: there are {self.views} augmented views")
         indices = range(len(self)) if order is None else order
-        make = self._evaluate if augment_seed is None else _Augmenter(self._pipelines, augment_seed)
+        views: Sequence[int] = []
+        if augment_seed is not None and self.views:
+            drawn = numpy_generator(augment_seed, "views").integers(self.views, size=len(indices)).tolist()
+            views = drawn if view is None else [view] * len(indices)
         for start in range(0, len(indices), batch_size):
             chosen = [int(index) for index in indices[start : start + batch_size]]
-            yield make(start, [self._images[index] for index in chosen]), self.labels[chosen]
+            yield self._inputs(chosen, start, augment_seed, views[start : start + batch_size]), self.labels[chosen]
 
-    def _evaluate(self, _start: int, images: Sequence[Tensor]) -> Tensor:
+    def _inputs(self, chosen: Sequence[int], start: int, augment_seed: int | None, views: Sequence[int]) -> Tensor:
+        """Return the inputs (B, 3, size, size) of chosen images, the first of which has position `start`."""
+        images = [self._images[index] for index in chosen]
+        if augment_seed is None:
+            return self._evaluate(images)
+        if views:
+            # A view depends on the image alone, so that it is the same in every run, at every site and position.
+            digests = [self._image_digest(index).hex() for index in chosen]
+            seeds = [derive_seed(0, "view", digest, view) for digest, view in zip(digests, views, strict=True)]
+        else:
+            seeds = [derive_seed(augment_seed, "augment", start + number) for number in range(len(chosen))]
+        return _augment(self._pipelines, images, seeds)
+
+    def _evaluate(self, images: Sequence[Tensor]) -> Tensor:
         from ept_fed.data.datasets.transforms import NORMALISE, RESIZE
 
         evaluation = self._pipelines.evaluation
         resized = [evaluation({"image": image}, start=RESIZE, end=NORMALISE)["image"] for image in images]
         batch: Tensor = evaluation({"image": torch.stack(resized)}, start=NORMALISE)["image"]
         return batch
+
+    def _image_digest(self, index: int) -> bytes:
+        """Return the SHA-256 of a cached image, its size included."""
+        if index not in self._digests:
+            image = self._images[index]
+            content = f"{tuple(image.shape)}\0".encode() + image.contiguous().numpy().tobytes()
+            self._digests[index] = hashlib.sha256(content).digest()
+        return self._digests[index]
+
+    def _view_digest(self, index: int, view: int | None) -> bytes:
+        """Return the SHA-256 of an image and of how a view of it is made; None is the view of the evaluation."""
+        made = f"{self._pipelines.key}\0{view}\0".encode()
+        return hashlib.sha256(made + self._image_digest(index)).digest()
 
     @classmethod
     def _join(cls, parts: Sequence["CachedDataset"]) -> "CachedDataset":
@@ -105,26 +149,21 @@ class CachedDataset:
         )
 
 
-class _Augmenter:
-    """Runs a copy of the random pipeline, reseeded for every position of an epoch.
+def _augment(pipelines: "Pipelines", images: Sequence[Tensor], seeds: Sequence[int]) -> Tensor:
+    """Run a copy of the random pipeline, reseeded for every image.
 
     A copy is needed because MONAI keeps the random state inside the transforms, and two sites may train in two
     threads.
     """
-
-    def __init__(self, pipelines: "Pipelines", seed: int) -> None:
-        self._random = copy.deepcopy(pipelines.random)
-        # The last step runs once per batch, because torch's threads cost more than the arithmetic of one image.
-        self._normalise = len(self._random.transforms) - 1
-        self._seed = seed
-
-    def __call__(self, start: int, images: Sequence[Tensor]) -> Tensor:
-        augmented = []
-        for position, image in enumerate(images, start):
-            self._random.set_random_state(seed=derive_seed(self._seed, "augment", position) % 2**32)
-            augmented.append(self._random({"image": image}, end=self._normalise)["image"])
-        batch: Tensor = self._random({"image": torch.stack(augmented)}, start=self._normalise)["image"]
-        return batch
+    random = copy.deepcopy(pipelines.random)
+    # The last step runs once per batch, because torch's threads cost more than the arithmetic of one image.
+    normalise = len(random.transforms) - 1
+    augmented = []
+    for image, seed in zip(images, seeds, strict=True):
+        random.set_random_state(seed=seed % 2**32)
+        augmented.append(random({"image": image}, end=normalise)["image"])
+    batch: Tensor = random({"image": torch.stack(augmented)}, start=normalise)["image"]
+    return batch
 
 
 def load_image(image: str, store: ImageStore, pipelines: "Pipelines", *, training: bool) -> Tensor:

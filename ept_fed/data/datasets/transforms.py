@@ -179,12 +179,16 @@ class Pipelines:
     Attributes:
         evaluation: pipeline for evaluation.
         deterministic: first part of the training pipeline; it runs once per image.
-        random: second part of the training pipeline; it runs once per image and epoch.
+        random: second part of the training pipeline; it runs once per image and epoch, or once per view.
+        views: number of augmented views per image; 0 augments anew in every epoch.
+        key: identifies the settings of all pipelines.
     """
 
     evaluation: Compose
     deterministic: Compose
     random: Compose
+    views: int
+    key: str
 
 
 def build_evaluation_transforms(spec: InputSpec) -> Compose:
@@ -219,7 +223,9 @@ def build_training_transforms(spec: InputSpec, augmentation: AugmentationSetting
 
 def build_pipelines(spec: InputSpec, augmentation: AugmentationSettings) -> Pipelines:
     """Build all pipelines of a run."""
-    return Pipelines(build_evaluation_transforms(spec), *build_training_transforms(spec, augmentation))
+    deterministic, random = build_training_transforms(spec, augmentation)
+    key = f"{spec} crop {augmentation.crop_scale} flip {augmentation.flip}"
+    return Pipelines(build_evaluation_transforms(spec), deterministic, random, augmentation.views, key)
 
 
 def _resize(image: Tensor, target: tuple[int, int], interpolation: str) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.models.backbones import Backbone
-from ept_fed.models.blocks import embed_images, pool_tokens, run_block
+from ept_fed.models.blocks import pool_tokens, run_block
 from ept_fed.models.tuned_vit import TunedViT
 
 __all__ = ["Adapter"]
@@ -57,9 +57,13 @@ class Adapter(TunedViT):
             "adapter.up.bias": self.up_bias,
         }
 
-    def forward_features(self, images: Tensor) -> Tensor:
-        """Return pooled features (B, D) of images (B, 3, height, width)."""
-        x = embed_images(self.vit, images)
+    @property
+    def frozen_stages(self) -> int:
+        """1: the embedding."""
+        return 1
+
+    def forward_suffix(self, x: Tensor) -> Tensor:
+        """Return pooled features (B, D) of embedded images (B, N, D)."""
         for layer, block in enumerate(self.vit.blocks):
             x = run_block(block, x, beside_mlp=partial(self._bottleneck, layer))
         return pool_tokens(self.vit, x)

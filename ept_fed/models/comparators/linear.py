@@ -21,7 +21,11 @@ class Linear(TunedViT):
         """Return an empty dict: only the head is trained."""
         return {}
 
-    def forward_features(self, images: Tensor) -> Tensor:
-        """Return the backbone's features (B, D) of images (B, 3, height, width)."""
-        features: Tensor = self.vit(images)
-        return features
+    @property
+    def frozen_stages(self) -> int:
+        """All of them."""
+        return len(self.vit.blocks) + 2
+
+    def forward_suffix(self, x: Tensor) -> Tensor:
+        """Return the backbone's features (B, D) unchanged."""
+        return x

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.models.backbones import Backbone
-from ept_fed.models.blocks import attend, embed_images, pool_tokens, run_block
+from ept_fed.models.blocks import attend, pool_tokens, run_block
 from ept_fed.models.tuned_vit import TunedViT
 
 __all__ = ["LoRA"]
@@ -55,9 +55,13 @@ class LoRA(TunedViT):
             "lora.value.up": self.value_up,
         }
 
-    def forward_features(self, images: Tensor) -> Tensor:
-        """Return pooled features (B, D) of images (B, 3, height, width)."""
-        x = embed_images(self.vit, images)
+    @property
+    def frozen_stages(self) -> int:
+        """1: the embedding."""
+        return 1
+
+    def forward_suffix(self, x: Tensor) -> Tensor:
+        """Return pooled features (B, D) of embedded images (B, N, D)."""
         for layer, block in enumerate(self.vit.blocks):
             x = run_block(block, x, attention=partial(self._attend, layer))
         return pool_tokens(self.vit, x)

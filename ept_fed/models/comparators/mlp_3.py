@@ -39,9 +39,13 @@ class MLP3(TunedViT):
         """Return `mlp.weight` (2, D, D) and `mlp.bias` (2, D)."""
         return {"mlp.weight": self.weight, "mlp.bias": self.bias}
 
-    def forward_features(self, images: Tensor) -> Tensor:
-        """Return the output (B, D) of the second hidden layer for images (B, 3, height, width)."""
-        h: Tensor = self.vit(images)
+    @property
+    def frozen_stages(self) -> int:
+        """All of them."""
+        return len(self.vit.blocks) + 2
+
+    def forward_suffix(self, x: Tensor) -> Tensor:
+        """Return the output (B, D) of the second hidden layer for the backbone's features (B, D)."""
         for weight, bias in zip(self.weight, self.bias, strict=True):
-            h = F.relu(F.linear(h, weight, bias))
-        return h
+            x = F.relu(F.linear(x, weight, bias))
+        return x

@@ -50,9 +50,14 @@ class VisualPrompt(TunedViT):
         middle = torch.cat([self.left, inside, self.right], dim=2)
         return torch.cat([self.top, middle, self.bottom], dim=1)
 
-    def forward_features(self, images: Tensor) -> Tensor:
+    @property
+    def frozen_stages(self) -> int:
+        """None: the border changes the images."""
+        return 0
+
+    def forward_suffix(self, x: Tensor) -> Tensor:
         """Return the backbone's features (B, D) of images (B, 3, S, S) with the border added."""
-        features: Tensor = self.vit(images + self.border())
+        features: Tensor = self.vit(x + self.border())
         return features
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ept_fed.models.backbones import Backbone
-from ept_fed.models.blocks import embed_images, place_context, pool_tokens, remove_context
+from ept_fed.models.blocks import place_context, pool_tokens, remove_context
 from ept_fed.models.tuned_vit import TunedViT
 
 __all__ = ["VPT"]
@@ -38,9 +38,13 @@ class VPT(TunedViT):
         """Return `vpt.tokens` (L, T, D), or (1, T, D) if shallow."""
         return {"vpt.tokens": self.tokens}
 
-    def forward_features(self, images: Tensor) -> Tensor:
-        """Return pooled features (B, D) of images (B, 3, height, width)."""
-        x = embed_images(self.vit, images)
+    @property
+    def frozen_stages(self) -> int:
+        """1: the embedding."""
+        return 1
+
+    def forward_suffix(self, x: Tensor) -> Tensor:
+        """Return pooled features (B, D) of embedded images (B, N, D)."""
         L, T, _ = self.tokens.shape
         for layer, block in enumerate(self.vit.blocks):
             if layer < L:

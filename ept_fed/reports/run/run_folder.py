@@ -74,6 +74,11 @@ class RunFolder:
         """Return the folder of a site's states in a setting."""
         return self.path / "state" / setting / site_folder(site)
 
+    @property
+    def prefixes(self) -> Path:
+        """The folder of outputs of frozen layers, which is deleted with the states."""
+        return self.path / "state" / "prefixes"
+
     def is_free(self) -> bool:
         """Return whether the path does not exist, or is an empty folder."""
         if not self.path.is_dir():

@@ -1,6 +1,7 @@
 """The self-attack: replayed updates equal those that were sent, and its results and refusals are correct."""
 
 import csv
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -30,7 +31,7 @@ from simulations.attacks.replay import Replay, check_replayable
 from simulations.attacks.run import attack_run
 from simulations.engine.reopen_run import reopen_run
 from simulations.engine.simulate import simulate
-from simulations.engine.virtual_sites import VirtualFederation, prepare_federation
+from simulations.engine.virtual_sites import prepare_federation
 from tests.conftest import MICRO_RUN, leave_charts_out
 
 Sent = dict[tuple[str, int], np.ndarray]
@@ -139,7 +140,7 @@ def test_each_attack_succeeds_where_it_must(finished: tuple[Path, Sent]) -> None
     federation = reopen_run(result)
     site = next(iter(federation.data.sites))
     played = Replay(federation, result, site).play(1)
-    model = VirtualFederation(federation.experiment, federation.backbone, federation.data, federation.device).slot.model
+    model = dataclasses.replace(federation).slot.model
     assert isinstance(model, PromptedViT)
     candidates, view = choose_candidates(federation.data.sites[site], 0), View("sinks", ("sinks",))
     known = {row.measure: row for row in control_membership(model, played, candidates, view, seed=0)}

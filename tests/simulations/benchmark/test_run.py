@@ -38,9 +38,9 @@ def column(path: Path, name: str) -> list[str]:
     return [row[name] for row in table(path)]
 
 
-def relabelled(experiment: Experiment) -> Any:
+def relabelled(experiment: Experiment, **options: Any) -> Any:
     """Return a federation in which one training image of each site has another label."""
-    federation = prepare_federation(experiment)
+    federation = prepare_federation(experiment, **options)
     for site in federation.data.sites.values():
         first, *others = site.train.records
         other = (first.labels[0] + 1) % len(federation.data.classes)
@@ -189,10 +189,10 @@ def test_a_seed_whose_images_do_not_suffice_costs_its_own_cells_only(
     settings = (*SMALL, "benchmark.methods=[ept]", "benchmark.settings=[local]")
     prepare = simulations.benchmark.cell.prepare_federation
 
-    def refuse(experiment: Experiment) -> Any:
+    def refuse(experiment: Experiment, **options: Any) -> Any:
         if experiment.seed == 1:
             raise InputRefusedError([Problem("data.shots", 2, "too many")])
-        return prepare(experiment)
+        return prepare(experiment, **options)
 
     monkeypatch.setattr(simulations.benchmark.cell, "prepare_federation", refuse)
     report = benchmark(micro(*settings, "benchmark.seeds=[0, 1, 2]"), tmp_path / "results", Silent())

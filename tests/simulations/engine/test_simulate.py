@@ -144,8 +144,8 @@ def test_the_federations_first_round_is_the_sites_own_first_round_averaged(
 ) -> None:
     """Compare FedAvg by sample count with its definition, computed from sites that the test trains directly."""
 
-    def prepare_unequal(experiment: Experiment) -> VirtualFederation:
-        federation = prepare_federation(experiment)
+    def prepare_unequal(experiment: Experiment, **options: Path | None) -> VirtualFederation:
+        federation = prepare_federation(experiment, **options)
         train = federation.data.sites["site-2"].train
         train.records, train.labels, train._images = train.records[:4], train.labels[:4], train._images[:4]
         return federation

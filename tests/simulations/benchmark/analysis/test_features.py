@@ -210,8 +210,8 @@ def test_sites_without_an_image_to_look_at_are_said(micro: Micro, tmp_path: Path
 def test_images_of_several_classes_are_refused(micro: Micro, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prepare = simulations.benchmark.cell.prepare_federation
 
-    def several(experiment: Experiment) -> Any:
-        federation = prepare(experiment)
+    def several(experiment: Experiment, **options: Any) -> Any:
+        federation = prepare(experiment, **options)
         object.__setattr__(federation.data, "task", "multi_label")
         return federation
 
