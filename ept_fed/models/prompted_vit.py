@@ -201,7 +201,7 @@ class PromptedViT(TunedViT):
         if self.embedding not in FOLDABLE:
             raise ValueError(refuse_folding(self.embedding))
         cores = [partial(prompted_attention, sink=sink) for sink in sinks.unbind(0)]
-        return self._run(self.forward_prefix(inputs) if inputs.ndim == 4 else inputs, cores, tokens)
+        return self._run(self.prefix_of(inputs), cores, tokens)
 
     def _run(self, x: Tensor, cores: Sequence[Callable[..., Tensor]], tokens: Tensor | None) -> Tensor:
         """Run the backbone from the first prompted layer; each has one attention core, and (T, D) or (B, T, D)."""

@@ -67,8 +67,11 @@ class TunedViT(nn.Module, ABC):
 
     def forward_features(self, inputs: Tensor) -> Tensor:
         """Return the input features (B, D) of the head for images (B, 3, height, width), or for the prefix's output."""
-        is_image = inputs.ndim == _IMAGE_AXES
-        return self.forward_suffix(self.forward_prefix(inputs) if is_image else inputs)
+        return self.forward_suffix(self.prefix_of(inputs))
+
+    def prefix_of(self, inputs: Tensor) -> Tensor:
+        """Return the output of the prefix for images (B, 3, height, width); what is that already is returned."""
+        return self.forward_prefix(inputs) if inputs.ndim == _IMAGE_AXES else inputs
 
     @property
     def device(self) -> torch.device:

@@ -156,7 +156,9 @@ def test_a_payload_of_the_right_size_but_another_layout_does_not_leave(kit: Kit)
 
 
 @pytest.mark.parametrize("above", ["refuse", "clip"])
-def test_an_update_from_the_fewest_images_and_of_the_largest_length_leaves_unchanged(kit: Kit, above: str) -> None:
+def test_an_update_from_the_minimum_number_of_images_and_of_the_largest_length_leaves_unchanged(
+    kit: Kit, above: str
+) -> None:
     gate = kit.open(outgoing__update={"bound": 1.0, "above": above})
     gate.admit_proposal(RUN, kit.proposal, b"frame")
     gate.release_introduction(RUN, introduction(kit.proposal, examples=10), b"frame", counts=COUNTS)

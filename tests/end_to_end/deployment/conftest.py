@@ -13,7 +13,7 @@ from simulations.deployment.traffic import read_requests
 
 # The noise is so small that it changes only the last digits: a share is just above the fixed-point resolution.
 NOISE = {"noise": "distributed", "clip": 10.0, "noise_multiplier": 2e-5}
-CLEAR = {"rounds": 1, "norm_bound": None, "weights": "uniform"}
+PLAINTEXT = {"rounds": 1, "norm_bound": None, "weights": "uniform"}
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def plain(rehearsal: Rehearsal) -> Federated:
 @pytest.fixture(scope="package")
 def masked(rehearsal: Rehearsal) -> Federated:
     """Follow a run of one round with secure aggregation and distributed noise to its end."""
-    federation = {**CLEAR, "secure_aggregation": {}, "site_privacy": NOISE}
+    federation = {**PLAINTEXT, "secure_aggregation": {}, "site_privacy": NOISE}
     experiment = rehearsal.write_experiment("masked", federation=federation)
     code, said = rehearsal.run(experiment)
     assert code == 0, said

@@ -14,17 +14,19 @@ from ept_fed.progress import Silent
 from ept_fed.protocol.stage_messages import STAGES
 from ept_fed.validation.load_experiment import load_experiment
 from simulations.engine.simulate import simulate
-from tests.end_to_end.deployment.conftest import CLEAR, Federated
+from tests.end_to_end.deployment.conftest import PLAINTEXT, Federated
 from tests.needs import NGINX
 
 pytestmark = [pytest.mark.integration, NGINX.mark]
 
 
 def test_the_prompts_equal_those_of_a_plaintext_run_except_for_the_noise(masked: Federated, tmp_path: Path) -> None:
-    experiment = masked.rehearsal.write_experiment("clear", federation=CLEAR)
-    simulate(load_experiment(experiment), tmp_path / "clear", Silent())
-    ours, clear = (load_file(run / "prompts/round-001.safetensors") for run in (masked.folder, tmp_path / "clear"))
-    for tensor, values in clear.items():
+    experiment = masked.rehearsal.write_experiment("plaintext", federation=PLAINTEXT)
+    simulate(load_experiment(experiment), tmp_path / "plaintext", Silent())
+    ours, plaintext = (
+        load_file(run / "prompts/round-001.safetensors") for run in (masked.folder, tmp_path / "plaintext")
+    )
+    for tensor, values in plaintext.items():
         np.testing.assert_allclose(ours[tensor], values, rtol=0, atol=6 * 2e-4 / 3)
         assert np.abs(ours[tensor] - values).max() > 1e-5
 

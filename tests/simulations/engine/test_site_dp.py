@@ -39,10 +39,10 @@ def test_noise_that_is_next_to_none_changes_next_to_nothing(micro: Callable[...,
         simulate(micro(*settings), tmp_path / name, Silent())
         return load_file(tmp_path / name / "prompts" / "round-002.safetensors")
 
-    clear = run("clear", f"federation={SETTINGS['local']}", "evaluation.baselines=[]")
+    plaintext = run("plaintext", f"federation={SETTINGS['local']}", "evaluation.baselines=[]")
     for source in SETTINGS:
         noisy = run(source, *of(source, 6e-6))
-        for name, values in clear.items():
+        for name, values in plaintext.items():
             np.testing.assert_allclose(noisy[name], values, atol=2e-3, err_msg=source)
 
 
