@@ -80,6 +80,14 @@ def test_a_better_difference_never_gets_a_worse_verdict(seed: int, center: float
     assert ORDER[after.verdict] >= ORDER[before.verdict]
 
 
+@examples(25)
+@given(shift=st.floats(-5, 5), scale=st.floats(0.01, 10), seed=st.integers(0, 1000))
+def test_a_fortieth_of_the_resamples_lies_beyond_each_bound(shift: float, scale: float, seed: int) -> None:
+    draws = shift + scale * np.random.default_rng(seed).permutation(np.arange(4001) / 4000)
+    interval = summarise(shift + scale / 2, draws, MIN_GROUPS)
+    assert [interval.low, interval.high] == pytest.approx([shift + scale * 0.025, shift + scale * 0.975])
+
+
 def test_a_lower_loss_counts_as_helped() -> None:
     draws = np.linspace(-0.3, -0.1, 100)
     assert assess_difference(-0.2, draws, 50, higher_is_better=False).verdict == "helped"
