@@ -32,7 +32,8 @@ class Bundle:
     Attributes:
         description: content of bundle.json.
         tensors: float32 by name: `sinks` (L, N + T) or `prompts` (L, N + T, M), `tokens` (L, T, D) if T > 0,
-            `head.weight` (C, D), `head.bias` (C,).
+            `head.weight` (C, D), `head.bias` (C,). If the model has members, each has these tensors, and their names
+            start with the member's: `local/sinks`.
         fingerprint: SHA-256 of the key that signed the bundle.
         trusted: whether the caller required this key.
     """

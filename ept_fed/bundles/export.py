@@ -12,7 +12,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 import ept_fed
 from ept_fed.bundles.bundle import DESCRIPTION, MODEL, SIGNATURE, Bundle, open_bundle
-from ept_fed.bundles.description import Description, serialize_description
+from ept_fed.bundles.description import Description, schema_of, serialize_description
+from ept_fed.bundles.members import tensors_by_member
 from ept_fed.bundles.release import Release, read_release
 from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.pki.signing import read_private_key, sign, write_key
@@ -98,10 +99,11 @@ def prepare_bundle(run: Path, site: str, *, out: Path | None = None, key: Path |
 
 def _describe(release: Release) -> Description:
     about = release.about
-    tokens = release.tensors.get("tokens")
+    # The members have the same number of tokens: `read_release` checked their shapes.
+    tokens = next(iter(tensors_by_member(release.tensors, about.members).values())).get("tokens")
     # Not validated here: `open_bundle` parses the serialized form and refuses invalid values.
     return Description.model_construct(
-        schema_version=1,
+        schema_version=schema_of(about.members),
         intended_use=_USE.format(site=about.site),
         experiment=release.experiment,
         run=about.run,
@@ -116,6 +118,7 @@ def _describe(release: Release) -> Description:
         tokens=0 if tokens is None else int(tokens.shape[1]),
         temperature=about.temperature,
         validation_images=about.validation_images,
+        members=about.members,
         tensors={name: tensor.shape for name, tensor in sorted(release.tensors.items())},
         model_sha256=hashlib.sha256(release.content).hexdigest(),
         versions={"site": about.code, "export": ept_fed.__version__},

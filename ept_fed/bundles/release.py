@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ept_fed.bundles.bundle import MODEL, check_tensors
 from ept_fed.bundles.description import BackboneIdentity, InputDescription
+from ept_fed.bundles.members import Members, check_members
 from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.protocol.layout import Vector
 from ept_fed.reports.run.run_folder import RunFolder, site_folder
@@ -18,7 +19,10 @@ __all__ = ["About", "Release", "read_release"]
 
 
 class About(BaseModel):
-    """The metadata of sites/<site>/model.safetensors, as the site's `release` writes it."""
+    """The metadata of sites/<site>/model.safetensors, as the site writes it.
+
+    A site whose model is the weighted sum of several models' logits names them in `members`, with their shares.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -34,6 +38,7 @@ class About(BaseModel):
     temperature: float
     validation_images: int
     code: str
+    members: Members | None = None
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,7 @@ class Release:
 
     Attributes:
         content: the bytes of model.safetensors.
-        tensors: the tensors in these bytes, by name.
+        tensors: the tensors in these bytes, by name, which starts with the member's if there are members.
         about: metadata that the site wrote.
         experiment: name of the experiment.
         rounds: number of averaged rounds.
@@ -59,7 +64,8 @@ def read_release(run: Path, site: str) -> Release:
     """Return a site's model from a run folder.
 
     Raises:
-        InputRefusedError: if the folder is missing, unfinished or of a failed run, or has no valid model of this site.
+        InputRefusedError: if the folder is missing, unfinished or of a failed run, or has no valid model of this site;
+            also if the members of that model differ in their tensors.
     """
     report = _read_report(run)
     path = run / "sites" / site_folder(site) / MODEL
@@ -78,6 +84,7 @@ def read_release(run: Path, site: str) -> Release:
         for name, have, want in (("site", about.site, site), ("run", about.run, report["run"]))
         if have != want
     ]
+    problems += check_members({name: tensor.shape for name, tensor in tensors.items()}, about.members)
     if problems:
         raise InputRefusedError(problems)
     return Release(content, tensors, about, report["name"], _count_rounds(run))

@@ -1,18 +1,21 @@
 """Fixtures: a finished run of a micro federation, its backbone's weights, and its test images as files."""
 
 import json
+import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
+from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save_file
 
-from ept_fed.bundles.bundle import DESCRIPTION, SIGNATURE
+from ept_fed.bundles.bundle import DESCRIPTION, SIGNATURE, Bundle
 from ept_fed.bundles.export import prepare_bundle
 from ept_fed.config.experiment import Experiment
 from ept_fed.models import create_backbone, frozen_tensors
@@ -24,8 +27,12 @@ from simulations.engine.simulate import simulate
 from simulations.engine.virtual_sites import prepare_federation
 from tests.built_once import BuildOnce
 from tests.conftest import MICRO_RUN, leave_charts_out
+from tests.site_models import perturb, prefix, rewrite_model, site_tensors
 
 SITE = "site-1"
+# Three models of one site, and the shares of two of them.
+MEMBERS = ("federated", "local", "third")
+SHARES = {"federated": 0.6, "local": 0.4}
 SMALL = (*MICRO_RUN, "data.phantom_sites=2", "federation.rounds=1", "evaluation.baselines=[]")
 
 
@@ -36,6 +43,40 @@ class FinishedRun:
     images: Path
     bundle: Path
     key: Path
+
+
+class MemberModels:
+    """A copy of a run whose first site can leave a model with any members, and the tensors of three models."""
+
+    def __init__(self, run: FinishedRun, home: Path) -> None:
+        self.weights, self.images = str(run.weights), run.images
+        self.folder = Path(shutil.copytree(run.folder, home / "run"))
+        shutil.rmtree(self.folder / "sites" / SITE / "bundle")
+        own = site_tensors(self.folder, SITE)
+        self.tensors = {name: perturb(own, seed) if seed else own for seed, name in enumerate(MEMBERS)}
+
+    def bundle(self, tensors: Mapping[str, np.ndarray], **about: Any) -> Bundle:
+        """Return the bundle that an export of these tensors makes, in memory."""
+        rewrite_model(self.folder, SITE, tensors, **about)
+        return prepare_bundle(self.folder, SITE).bundle
+
+    def single(self, member: str, **about: Any) -> Bundle:
+        return self.bundle(self.tensors[member], members=None, **about)
+
+    def summed(self, shares: Mapping[str, float], **about: Any) -> Bundle:
+        return self.bundle(prefix({name: self.tensors[name] for name in shares}), members=dict(shares), **about)
+
+
+def normalise(weights: Mapping[str, float]) -> dict[str, float]:
+    """Return shares that sum to 1."""
+    return {name: weight / math.fsum(weights.values()) for name, weight in weights.items()}
+
+
+@st.composite
+def any_shares(draw: st.DrawFn) -> dict[str, float]:
+    """Draw two or three of the members in any order, with their shares."""
+    number = draw(st.integers(2, len(MEMBERS)))
+    return normalise({name: draw(st.floats(0.01, 1.0)) for name in draw(st.permutations(MEMBERS))[:number]})
 
 
 def export_first(home: Path, experiment: Experiment) -> None:
@@ -103,3 +144,8 @@ def resign(bundle_copy: Path) -> Callable[..., Path]:
         return bundle_copy
 
     return apply
+
+
+@pytest.fixture(scope="module")
+def members(finished: FinishedRun, tmp_path_factory: pytest.TempPathFactory) -> MemberModels:
+    return MemberModels(finished, tmp_path_factory.mktemp("members"))
