@@ -42,8 +42,10 @@ def export(
 ) -> None:
     """Export a site's model as a release bundle: bundle.json, model.safetensors and signature.json.
 
-    The bundle contains the prompts, the site's head and its temperature. It does not contain the backbone, but pins it
-    by digest. Equal runs and keys give equal bundles. Exit code 0: done; 2: something has to be corrected first.
+    The bundle contains the prompts, the site's head and its temperature. If the site's model is the weighted sum of the
+    logits of several models, the bundle contains the prompts and the head of each, and their shares. It does not
+    contain the backbone, but pins it by digest. Equal runs and keys give equal bundles. Exit code 0: done; 2: something
+    has to be corrected first.
     """
     with exit_on_refusal(as_json=as_json):
         report = _export(run, site, out=out, key=key, torchscript=torchscript, onnx=onnx, weights=weights)
@@ -51,6 +53,10 @@ def export(
         typer.echo(json.dumps(report))
         return
     typer.echo(f"Bundle of {site}: {report['bundle']}")
+    if report["members"]:
+        from ept_fed.bundles.members import describe_members
+
+        typer.echo(describe_members(report["members"]))
     made = "created now; only you may read it; keep it safe" if report["key_created"] else "existing key"
     typer.echo(f"Signed with {report['key']} ({made}).")
     typer.echo(f"Key fingerprint: {report['fingerprint']}")
@@ -110,6 +116,7 @@ def _export(
     return {
         "status": "done",
         "bundle": str(prepared.folder),
+        "members": description.members,
         "fingerprint": prepared.bundle.fingerprint,
         "key": str(prepared.key),
         "key_created": prepared.new_key is not None,

@@ -63,6 +63,10 @@ def predict(
     else:
         for row in refused:
             typer.echo(f"  * {row.image}: {row.status}", err=True)
+        if opened.description.members:
+            from ept_fed.bundles.members import describe_members
+
+            typer.echo(describe_members(opened.description.members), err=True)
         if not opened.trusted:
             note = (
                 f"The bundle is unchanged since it was signed with key {opened.fingerprint}. "
@@ -122,6 +126,7 @@ def _to_json(bundle: "Bundle", rows: list["ImagePrediction"]) -> dict[str, Any]:
         "bundle": {
             "run": description.run,
             "site": description.site,
+            "members": description.members,
             "fingerprint": bundle.fingerprint,
             "trusted": bundle.trusted,
             "intended_use": description.intended_use,

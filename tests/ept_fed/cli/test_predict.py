@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from ept_fed.models import create_backbone, frozen_tensors
 from ept_fed.seeds import derive_seed
 from tests.command_line import call, start
 from tests.conftest import leave_charts_out
+from tests.site_models import perturb, prefix, rewrite_model, site_tensors
 
 SETTINGS: dict[str, Any] = {
     "name": "micro",
@@ -148,6 +150,37 @@ def test_json_is_one_document_and_writes_no_csv_by_default(
     assert not report["bundle"]["trusted"]
     assert [len(image["probabilities"]) for image in report["images"]] == [5, 0]
     assert not list(tmp_path.iterdir())
+
+
+def test_the_members_of_a_model_are_named_with_their_shares(workplace: Workplace, tmp_path: Path) -> None:
+    shutil.copytree(workplace.run, tmp_path / "run")
+    own = site_tensors(tmp_path / "run", "site-1")
+    shares = {"federated": 0.625, "local": 0.375}
+    rewrite_model(tmp_path / "run", "site-1", prefix({"local": own, "federated": perturb(own, seed=1)}), members=shares)
+    sentence = (
+        "The logits of this model are the weighted sum of the logits of 2 models: 0.625 × federated + 0.375 × local."
+    )
+    whole = ("--torchscript", tmp_path / "whole.pt", "--weights", workplace.weights)
+    exported = call("export", tmp_path / "run", "--site", "site-1", "--out", tmp_path / "bundle", *whole)
+    assert exported.exit_code == 0, exported.stderr
+    assert sentence in exported.stdout.splitlines()
+    assert (tmp_path / "whole.pt").is_file()
+
+    arguments = ("predict", tmp_path / "bundle", workplace.images, "--weights", workplace.weights)
+    done = call(*arguments, "--out", tmp_path / "out.csv")
+    assert done.exit_code == 0, done.stderr
+    assert sentence in done.stderr.splitlines()
+    assert done.stdout == f"2 of 2 images predicted: {tmp_path / 'out.csv'}\n"
+    assert json.loads(call(*arguments, "--json").stdout)["bundle"]["members"] == shares
+
+
+def test_a_single_model_is_not_described_as_a_sum(workplace: Workplace, tmp_path: Path) -> None:
+    exported = call("export", workplace.run, "--site", "site-2", "--out", tmp_path / "bundle")
+    done = call(
+        "predict", workplace.bundle, workplace.images, "--weights", workplace.weights, "--out", tmp_path / "out.csv"
+    )
+    assert (exported.exit_code, done.exit_code) == (0, 0)
+    assert "weighted sum" not in exported.stdout + done.stdout + done.stderr
 
 
 def test_an_existing_csv_is_refused_before_any_work(workplace: Workplace, tmp_path: Path) -> None:
