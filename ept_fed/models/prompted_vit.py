@@ -1,5 +1,6 @@
 """The model of method ept: a frozen timm ViT with embedded prompts in its attention, and a linear head."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
@@ -47,7 +48,7 @@ class PromptedViT(TunedViT):
         *,
         num_classes: int,
         prompt_length: int = 100,
-        prompt_layers: Literal["deep", "shallow"] | Iterable[int] = "deep",
+        prompt_layers: Literal["deep", "late", "shallow"] | Iterable[int] = "deep",
         tokens: int = 0,
         embedding: str = "concat",
         init: Init = "normal",
@@ -83,7 +84,7 @@ class PromptedViT(TunedViT):
         *,
         num_classes: int,
         prompt_length: int = 100,
-        prompt_layers: Literal["deep", "shallow"] | Iterable[int] = "deep",
+        prompt_layers: Literal["deep", "late", "shallow"] | Iterable[int] = "deep",
         tokens: int = 0,
         weights: str | None = None,
         image_size: int | None = None,
@@ -98,7 +99,7 @@ class PromptedViT(TunedViT):
             name: timm ViT name or `hf-hub:` id.
             num_classes: C.
             prompt_length: M; the sink starts at about log M.
-            prompt_layers: "deep" (all), "shallow" (the first), or layer indices.
+            prompt_layers: "deep" (all), "late" (the last third), "shallow" (the first), or layer indices.
             tokens: T context tokens per prompted layer.
             weights: None (random), "pretrained", or a path; see `create_backbone`.
             image_size: pixels per side, None for the backbone's own.
@@ -247,13 +248,15 @@ def _prompted_core(embed: Embedding, prompt: Tensor) -> Callable[[Tensor, Tensor
     return lambda q, k, v: embed(q, k, v, prompt)
 
 
-def _resolve_layers(prompt_layers: Literal["deep", "shallow"] | Iterable[int], depth: int) -> tuple[int, ...]:
+def _resolve_layers(prompt_layers: Literal["deep", "late", "shallow"] | Iterable[int], depth: int) -> tuple[int, ...]:
     if prompt_layers == "deep":
         return tuple(range(depth))
+    if prompt_layers == "late":
+        return tuple(range(depth - math.ceil(depth / 3), depth))
     if prompt_layers == "shallow":
         return (0,)
     layers = tuple(sorted(int(layer) for layer in prompt_layers))
     if not layers or len(set(layers)) != len(layers) or layers[0] < 0 or layers[-1] >= depth:
-        fix = f"name distinct layers between 0 and {depth - 1}, or 'deep' or 'shallow'"
+        fix = f"name distinct layers between 0 and {depth - 1}, or 'deep', 'late' or 'shallow'"
         raise InputRefusedError([Problem("model.prompt_layers", list(layers), fix)])
     return layers

@@ -70,7 +70,7 @@ def test_folding_preserves_logits(options: dict[str, object], tokens: int) -> No
 
 
 @pytest.mark.parametrize(
-    ("layers", "expected"), [("deep", (0, 1, 2)), ("shallow", (0,)), ([2, 0], (0, 2)), ((1,), (1,))]
+    ("layers", "expected"), [("deep", (0, 1, 2)), ("late", (2,)), ("shallow", (0,)), ([2, 0], (0, 2)), ((1,), (1,))]
 )
 @pytest.mark.parametrize("tokens", [0, 2])
 def test_prompts_act_in_the_named_layers_only(layers: object, expected: tuple[int, ...], tokens: int) -> None:
