@@ -37,7 +37,9 @@ MICRO: dict[str, Any] = {
     },
     "model": {"backbone": "test_vit", "image_size": 64, "prompt_length": 3},
     "training": {"batch_size": 4},
-    "federation": {"rounds": 2},
+    # The last round and the federated model, so that a test knows which prompts a run leaves.
+    "federation": {"rounds": 2, "select": "last"},
+    "personalisation": {"choose": False},
 }
 # The settings of `micro_run`: with a token, its prompts have both kinds of tensor.
 MICRO_RUN = ("model.tokens=1",)

@@ -46,7 +46,7 @@ ARROWS: dict[str, str] = {
     "ept_fed/reports/pages": "evaluation reports/charts reports/run reports/statistics storage",
     "ept_fed/tracking": "config reports/run storage",
     "ept_fed/bundles": "config data/datasets data/decoding models pki protocol reports/run storage",
-    "ept_fed/cli": "bundles config data pki reports/charts storage validation",
+    "ept_fed/cli": "bundles config data pki reports/charts reports/run storage validation",
     "server": "run_plan /server/rounds /server/strategies",
     "server/strategies": "catalog config privacy/dp protocol run_plan",
     "server/rounds": "catalog flower privacy/secure_aggregation protocol reports/run run_plan storage "
@@ -79,7 +79,7 @@ ARROWS: dict[str, str] = {
     "simulations/benchmark/analysis": "config data/datasets evaluation models reports/charts reports/pages "
     "reports/run storage training /client/site /simulations/engine",
     "simulations/benchmark": "catalog config data/datasets evaluation reports/charts reports/pages reports/run "
-    "run_plan storage training validation /client/site /simulations/benchmark/analysis /simulations/engine",
+    "storage training validation /client/site /simulations/benchmark/analysis /simulations/engine",
     "simulations/deployment": "data/sources models pki services /server/deployment /server/provisioning",
     "simulations/probes": "data/datasets data/decoding evaluation models privacy/attacks protocol reports/run "
     "training validation /client/site /simulations/attacks /simulations/engine",

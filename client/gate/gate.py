@@ -21,7 +21,6 @@ from client.gate.incoming import (
     check_splits,
     request_key,
     splits_of,
-    stage_of,
 )
 from client.gate.interface import Direction
 from client.gate.ledger_records import name_tensors, record_charge, record_release, record_request, record_stage
@@ -166,8 +165,8 @@ class Gate:
             self._decisions.settle(record, frame, violations)
             self._splits = record.about.get(SPLITS, self._splits)
             self._runs[run].accept(request_key(request), sha256)
-            if latest is None or stage_of(request) >= latest[0]:
-                self._prompts.keep(run, layout, stage_of(request), request.payload)
+            if latest is None or request.payload_round >= latest[0]:
+                self._prompts.keep(run, layout, request.payload_round, request.payload)
 
     def charge(self, request: RoundRequest, cost: RoundCost) -> None:
         """Write down the cost of a private round, if the site's budget is sufficient.

@@ -29,7 +29,6 @@ __all__ = [
     "measure_change",
     "request_key",
     "splits_of",
-    "stage_of",
 ]
 
 
@@ -147,6 +146,8 @@ def check_request(
     violations += beyond("incoming.rounds", request.rounds, rules.rounds)
     if not 1 <= header.round <= request.rounds:
         violations.append(PolicyViolation("protocol.round", header.round, f"the run has {request.rounds} rounds"))
+    if not 0 <= request.best_round <= header.round - (request.phase == "train"):
+        violations.append(PolicyViolation("protocol.round", request.best_round, "is named the best, but is not over"))
     for name, vector in (("payload", request.payload), ("correction", request.correction)):
         violations += [] if vector is None else _check_vector(f"protocol.{name}", vector, layout)
     if request.phase == "train":
@@ -218,12 +219,7 @@ def check_change(
 
 def request_key(request: RoundRequest) -> RequestKey:
     """Return the key under which a request is accepted once; repetitions must be identical bit for bit."""
-    return request.header.round, request.phase, request.split if request.phase == "evaluate" else ""
-
-
-def stage_of(request: RoundRequest) -> int:
-    """Return the round that produced the request's prompts; for a train request this is the previous round."""
-    return request.header.round - (request.phase == "train")
+    return request.header.round, request.phase, request.evaluated or ""
 
 
 def splits_of(proposal: Proposal) -> str:

@@ -22,7 +22,7 @@ def record_request(request: RoundRequest, direction: Direction) -> Record:
         "passed",
         run=clean_text(request.header.run, 64),
         round=request.header.round,
-        split=request.split if request.phase == "evaluate" else None,
+        split=request.evaluated,
     )
 
 

@@ -30,7 +30,7 @@ __all__ = [
     "pinned_splits",
 ]
 
-RequestKey = tuple[int, str, str]  # round, phase, split
+RequestKey = tuple[int, str, str]  # round, phase, what is evaluated
 # Keys in the `about` of a proposal whose updates leave under secure aggregation: the participating sites, and the
 # proposal's digest without its name.
 SECURE, CONTENT = "masked among", "content"

@@ -120,7 +120,7 @@ class Entry(Signed):
             notes.
         run: name of the message's run.
         round: number of the round.
-        split: split of an evaluation.
+        split: split of an evaluation, and the round of the prompts if it is not `round`.
         tensors: names and shapes of the message's tensors.
         metrics: names of the metrics that have a value.
         images: the number of images that the message states.

@@ -21,10 +21,10 @@ from client.report.gallery import collect_errors
 from client.report.privacy_spent import describe_charges, is_silent
 from client.report.report_folder import check_own_folder, fill_own_folder
 from client.report.run_summary import describe_run
-from client.report.traffic import count_passages, describe_rounds, list_passages, read_ledger_passages
-from client.site.assessment import SiteLoader, assess_settings, load_federated
-from client.site.export_model import release_model
-from client.site.local_baseline import train_locally
+from client.report.traffic import count_passages, count_rounds, describe_rounds, list_passages, read_ledger_passages
+from client.site.assessment import assess_settings, load_federated, release
+from client.site.candidates import SiteLoader
+from client.site.local_baseline import describe_local_training, train_locally
 from client.site.run_record import Received
 from client.site.run_registry import RunRegistry
 from client.site.site import Site
@@ -40,6 +40,7 @@ from ept_fed.reports.run.comparison import Comparison
 from ept_fed.reports.run.read_run import read_run
 from ept_fed.reports.run.run_document import SiteTraffic
 from ept_fed.reports.run.run_folder import RunFolder, site_folder
+from ept_fed.reports.run.training_record import describe_federated_training
 from ept_fed.storage.checkpoint_file import DamagedCheckpointError
 from ept_fed.validation.load_site import SiteSettings, check_site, join_proposal, load_site_settings
 
@@ -104,13 +105,20 @@ def report_site(
         alone_on = f"{found.run}, alone, {warm.data.digest[:16]}, {found.received.backbone_digest[:16]}"
         alone = warm.open(found.run, found.proposal, StateFolder(local, run=alone_on, site=settings.site))
         try:
-            train_locally({site.name: alone}, experiment.training, experiment.federation.rounds, progress)
+            train_locally(
+                {site.name: alone},
+                experiment.training,
+                experiment.federation.rounds,
+                progress,
+                patience=experiment.federation.patience,
+                select=experiment.federation.select,
+            )
         except DamagedCheckpointError as broken:
             fix = f"{broken}; remove this folder, and the local model is trained again"
             raise InputRefusedError([Problem("state", str(local), fix)]) from broken
         with fill_own_folder(folder) as staged:
             loaders = load_federated(site, found.received.payload, experiment, progress.on_note)
-            _write_run(staged, kit, settings, found, experiment, warm, site, {"local": lambda: alone, **loaders})
+            _write_run(staged, kit, settings, found, experiment, warm, site, {"local": alone.restore, **loaders})
             pictures = None
             if gallery:
                 released = staged / "sites" / site_folder(site.name) / "model.safetensors"
@@ -128,7 +136,7 @@ def _find_participation(settings: SiteSettings, run: str | None, progress: Progr
         if received is None or received.prompts_of < 1:
             fix = "has not sent any prompts to this site yet; make the report after its first round"
             raise InputRefusedError([Problem("--run", name, fix)])
-        state = registry.states(name).latest(before=received.prompts_of + 1)
+        state = registry.states(name).after(received.prompts_of)
     except (MessageRefusedError, DamagedCheckpointError, StateLostError) as broken:
         fix = f"{broken}; the report requires it: restore it from your backup of state/"
         raise InputRefusedError([Problem("--run", name, fix)]) from broken
@@ -215,9 +223,8 @@ def _write_run(
     """Write all files that `read_run` requires, for this site only."""
     folder, model = RunFolder(staged), site.model
     folder.create(experiment.to_yaml())
-    site.adopt(found.received.payload)
-    folder.write_site_model(site.name, *release_model(site))
-    assessed = assess_settings(site.data, loaders)
+    assessed = assess_settings(site.data, loaders, experiment)
+    folder.write_site_model(site.name, *release(assessed, loaders, experiment))
     folder.write_predictions(site.name, assessed.rows, warm.data.classes, assessed.subgroups)
 
     answers, damaged = RunRegistry(settings.worker.state, site.name).record(found.run).read_answers()
@@ -225,30 +232,37 @@ def _write_run(
     passages = read_ledger_passages(ledger, read_site_key(kit).public_key(), found.run) if ledger.exists() else ()
     counted_by = "ledger" if passages else "worker"
     passages = passages or list_passages(answers)
-    for record in describe_rounds(site.name, found.round, answers, passages):
+    rounds = describe_rounds(site.name, max(found.round, count_rounds(answers)), answers, passages)
+    for record in rounds:
         folder.write_round(record)
     counted = count_passages(passages, counted_by)
     comparison = Comparison(
-        settings=tuple(loaders),
+        settings=tuple(assessed.metrics),
         metrics={setting: {site.name: values} for setting, values in assessed.metrics.items()},
         test_images={site.name: len(site.data.test)},
         traffic={
             site.name: SiteTraffic(counted["bytes_to_site"], counted["bytes_from_site"], counted["largest_update"])
         },
+        choices={} if assessed.choice is None else {site.name: assessed.choice.to_json()},
     )
-    over = found.round == experiment.federation.rounds
+    over = found.received.chosen or found.round == experiment.federation.rounds
     limits = [*warm.data.thinned.values(), *_describe_own_limits(found, over=over, damaged=damaged)]
     report = describe_run(
         experiment,
         run=found.run,
         status="done",
-        ended="all rounds" if over else f"not known at the site; it received the prompts of round {found.round} last",
+        chosen=found.round if over else None,
+        ended="not known at the site" + ("" if over else f"; it received the prompts of round {found.round} last"),
         classes=warm.data.classes,
         backbone=model.backbone,
         layout=site.layout,
         data=[{**row, "site": site.name} for row in warm.data.summary()],
         notes=warm.data.notes,
         limits={site.name: limits},
+        training={
+            "federated": {site.name: describe_federated_training(rounds, site.name, found.round)},
+            "local": {site.name: describe_local_training(loaders["local"]())},
+        },
         device=model.device,
     )
     privacy = {site.name: describe_charges(_read_charges(settings), found.run, silent=is_silent(experiment))}
@@ -273,8 +287,8 @@ def _describe_own_limits(found: _Participation, *, over: bool, damaged: int) -> 
     ]
     if not over:
         limits.append(
-            f"The federated prompts are those of round {found.round}, but the site's local model was trained for all "
-            f"{found.proposal.federation.rounds} rounds."
+            f"The federated prompts are those of round {found.round}, which may not be the last, but the site's local "
+            f"model was trained for up to {found.proposal.federation.rounds} rounds."
         )
     if damaged:
         limits.append(f"{damaged} lines of the worker's record cannot be read and are missing in rounds and bytes.")

@@ -10,6 +10,7 @@ import ept_fed
 from ept_fed.config.experiment import Experiment
 from ept_fed.models.backbones import Backbone
 from ept_fed.protocol.layout import PayloadLayout
+from ept_fed.reports.run.training_record import TrainingRecord
 
 __all__ = ["describe_run"]
 
@@ -19,6 +20,7 @@ def describe_run(
     *,
     run: str,
     status: str,
+    chosen: int | None,
     ended: str,
     classes: Sequence[str],
     backbone: Backbone,
@@ -26,6 +28,7 @@ def describe_run(
     data: Sequence[Mapping[str, Any]],
     notes: Sequence[str],
     limits: Mapping[str, Sequence[str]],
+    training: Mapping[str, Mapping[str, TrainingRecord]],
     device: torch.device,
 ) -> dict[str, Any]:
     """Return the JSON-ready part of a run's report that does not depend on any result.
@@ -34,6 +37,7 @@ def describe_run(
         experiment: the settings of the run.
         run: the identity of the run.
         status: done or failed.
+        chosen: the round whose prompts the run keeps; None if there is none, or if a site does not know it.
         ended: the reason why there was no further round.
         classes: class names.
         backbone: the backbone, of which name and digest are reported.
@@ -41,6 +45,7 @@ def describe_run(
         data: the images in use, see `PreparedData.summary`.
         notes: sentences about the run.
         limits: sentences by site, only for the site's own page.
+        training: how training ended, by setting and site.
         device: the device of the computation.
     """
     return {
@@ -53,12 +58,17 @@ def describe_run(
         "share": experiment.federation.share,
         "strategy": experiment.federation.strategy,
         "ended": ended,
+        "chosen_round": chosen,
         "classes": list(classes),
         "backbone": {"name": backbone.name, "digest": backbone.digest},
         "payload": {"layout": layout.to_json(), "hash": layout.hash, "bytes": 4 * layout.size},
         "data": list(data),
         "notes": list(notes),
         "limits": {site: list(sentences) for site, sentences in limits.items()},
+        "training": {
+            setting: {site: record.to_json() for site, record in records.items()}
+            for setting, records in training.items()
+        },
         "versions": {"ept_fed": ept_fed.__version__, "torch": torch.__version__, "python": platform.python_version()},
         "device": str(device),
     }

@@ -83,6 +83,13 @@ def count_passages(passages: Sequence[Passage], counted_by: str) -> dict[str, An
     }
 
 
+def count_rounds(answers: Sequence[Answer]) -> int:
+    """Return the number of the last round whose prompts the site evaluated."""
+    trained = [(answer.round or 1) - 1 for answer in answers if answer.kind == "train"]
+    evaluated = [answer.round or 0 for answer in answers if answer.kind == "evaluate" and answer.split == "validation"]
+    return max([*trained, *evaluated], default=0)
+
+
 def describe_rounds(site: str, last: int, answers: Sequence[Answer], passages: Sequence[Passage]) -> list[RoundRecord]:
     """Return a record for each of the rounds 1 to `last`, in the form of `rounds.jsonl`, from the data of one site.
 

@@ -4,18 +4,26 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from client.site.candidates import (
+    Predicted,
+    SiteChoice,
+    SiteLoader,
+    choose_model,
+    release_choice,
+)
+from client.site.export_model import release_model
 from client.site.personalise import fine_tune, interpolate, load_ditto
 from client.site.site import Site
 from ept_fed.config.experiment import Experiment
 from ept_fed.data.datasets.prepare import SiteData
+from ept_fed.evaluation.metrics import classification_metrics
 from ept_fed.protocol.layout import Vector
+from ept_fed.protocol.messages import QUALITY_METRICS
 from ept_fed.reports.run.predictions import list_predictions, list_subgroups
+from ept_fed.reports.run.settings import BASELINE, FEDERATED
 from ept_fed.training.loop import TrainingDivergedError
 
-__all__ = ["Assessment", "SiteLoader", "assess_settings", "load_federated"]
-
-# Loads a site's model under a setting into the slot, ready to be evaluated.
-SiteLoader = Callable[[], Site]
+__all__ = ["Assessment", "assess_settings", "load_federated", "release"]
 
 
 @dataclass(frozen=True)
@@ -26,11 +34,13 @@ class Assessment:
         rows: rows of predictions.csv, see `list_predictions`.
         subgroups: names of the subgroup columns.
         metrics: setting -> metric -> value on the test images.
+        choice: the model that the site chose; None if the experiment does not ask for a choice.
     """
 
     rows: tuple[Mapping[str, Any], ...]
     subgroups: tuple[str, ...]
     metrics: Mapping[str, Mapping[str, float]]
+    choice: SiteChoice | None
 
 
 def load_federated(
@@ -79,15 +89,39 @@ def load_federated(
     return settings
 
 
-def assess_settings(data: SiteData, settings: Mapping[str, SiteLoader]) -> Assessment:
-    """Evaluate every setting on a site's own validation and test images."""
+def assess_settings(data: SiteData, loaders: Mapping[str, SiteLoader], experiment: Experiment) -> Assessment:
+    """Evaluate every setting on a site's own validation and test images, and choose the model that the site uses.
+
+    Args:
+        data: the site's images.
+        loaders: loads the model of each setting, in the order of the table.
+        experiment: says whether the site chooses, and how heads are computed.
+    """
+    predicted = {setting: Predicted.of(load(), data) for setting, load in loaders.items()}
+    choice = None
+    if experiment.personalisation.choose:
+        candidates, choice = choose_model(data, loaders, predicted, experiment)
+        order = [BASELINE] if BASELINE in candidates else []
+        predicted = {**predicted, **candidates}
+        order += [name for name in candidates if name != BASELINE] + [
+            name for name in predicted if name not in candidates
+        ]
+        predicted = {name: predicted[name] for name in order}
     rows: list[Mapping[str, Any]] = []
-    metrics: dict[str, Mapping[str, float]] = {}
     subgroups = list_subgroups([*data.validation.records, *data.test.records])
-    for setting, load in settings.items():
-        model = load()
-        probabilities, _ = model.assess(data.validation)
-        rows += list_predictions(data.validation, "validation", setting, probabilities, subgroups)
-        probabilities, metrics[setting] = model.assess(data.test)
-        rows += list_predictions(data.test, "test", setting, probabilities, subgroups)
-    return Assessment(tuple(rows), subgroups, metrics)
+    for setting, own in predicted.items():
+        rows += list_predictions(data.validation, "validation", setting, own.validation, subgroups)
+        rows += list_predictions(data.test, "test", setting, own.test, subgroups)
+    labels = data.test.labels.numpy()
+    metrics = {setting: classification_metrics(labels, own.test, data.task) for setting, own in predicted.items()}
+    chosen = {setting: {name: values[name] for name in QUALITY_METRICS} for setting, values in metrics.items()}
+    return Assessment(tuple(rows), subgroups, chosen, choice)
+
+
+def release(
+    assessment: Assessment, loaders: Mapping[str, SiteLoader], experiment: Experiment
+) -> tuple[dict[str, Vector], dict[str, Any]]:
+    """Return tensors and description of the model that the site uses: the chosen one, or else the federated one."""
+    if assessment.choice is None:
+        return release_model(loaders[FEDERATED]())
+    return release_choice(assessment.choice, loaders, experiment)

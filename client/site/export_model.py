@@ -6,9 +6,10 @@ from typing import Any
 import ept_fed
 from client.site.site import Site
 from ept_fed.evaluation.calibration import fit_temperature
+from ept_fed.evaluation.metrics import Array
 from ept_fed.protocol.layout import Vector
 
-__all__ = ["release_model"]
+__all__ = ["describe_release", "release_model"]
 
 
 def release_model(site: Site) -> tuple[dict[str, Vector], dict[str, Any]]:
@@ -17,11 +18,18 @@ def release_model(site: Site) -> tuple[dict[str, Vector], dict[str, Any]]:
     The tensors are those of the payload and this site's own head. The description contains backbone and digest, input,
     method, classes, and the temperature fitted on the site's validation images.
     """
+    tensors = site.model.payload_tensors(share="prompts+head", payload=site.payload)
+    probabilities = site.predict(site.data.validation)
+    about = describe_release(site, probabilities)
+    # Copies, because another model may be loaded into the slot before they are written.
+    return {name: tensor.float().cpu().numpy().copy() for name, tensor in tensors.items()}, about
+
+
+def describe_release(site: Site, probabilities: Array) -> dict[str, Any]:
+    """Return the description of a released model, given its probabilities (n, C) on the site's validation images."""
     model, data = site.model, site.data
-    tensors = model.payload_tensors(share="prompts+head", payload=site.payload)
-    probabilities, _ = site.assess(data.validation)
     labels = data.validation.labels.numpy()
-    about = {
+    return {
         "schema": 1,
         "run": site.run,
         "site": site.name,
@@ -34,4 +42,3 @@ def release_model(site: Site) -> tuple[dict[str, Vector], dict[str, Any]]:
         "validation_images": len(data.validation),
         "code": ept_fed.__version__,
     }
-    return {name: tensor.float().cpu().numpy() for name, tensor in tensors.items()}, about

@@ -28,12 +28,13 @@ class ContextStates(StateStore):
         arrays = self._records.array_records[f"{_ARRAYS}{round_number}"]
         about = self._records.config_records[f"{_ABOUT}{round_number}"]
         tensors = {name: array.numpy() for name, array in arrays.items()}
-        return SiteState(round_number, int(str(about["trained"])), tensors, str(about["settings"]))
+        best = int(str(about["best_round"]))
+        return SiteState(round_number, int(str(about["trained"])), tensors, str(about["settings"]), best)
 
     def _write(self, state: SiteState) -> None:
         arrays = {name: Array(np.asarray(tensor)) for name, tensor in state.tensors.items()}
         self._records[f"{_ARRAYS}{state.round}"] = ArrayRecord(arrays)
-        about = ConfigRecord({"trained": state.trained, "settings": state.settings})
+        about = ConfigRecord({"trained": state.trained, "settings": state.settings, "best_round": state.best_round})
         self._records[f"{_ABOUT}{state.round}"] = about
 
     def _drop(self, round_number: int) -> None:

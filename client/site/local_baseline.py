@@ -2,14 +2,16 @@
 
 import time
 from collections.abc import Mapping
+from typing import Literal
 
 from client.site.site import Site
 from ept_fed.config.experiment import TrainingSettings
 from ept_fed.progress import Progress
 from ept_fed.protocol.layout import Vector
+from ept_fed.reports.run.training_record import TrainingRecord, describe_training
 from ept_fed.training.loop import TrainingDivergedError
 
-__all__ = ["train_locally"]
+__all__ = ["describe_local_training", "train_locally"]
 
 
 def train_locally(
@@ -20,10 +22,13 @@ def train_locally(
     *,
     stage: str = "local",
     start: Vector | None = None,
+    patience: int | None = None,
+    select: Literal["last", "best"] = "last",
 ) -> None:
     """Train a local-only model at each site: the same rounds, seeds and schedule as in the federation, but no exchange.
 
-    A site resumes from its newest state, so rounds that an earlier process trained are not trained again.
+    A site resumes from its newest state, so rounds that an earlier process trained are not trained again. Each
+    site ends with the model of its own best or last round.
 
     Args:
         sites: the sites by name.
@@ -32,6 +37,8 @@ def train_locally(
         progress: receives the progress of each site.
         stage: name of this training in the progress reports.
         start: payload at the start of the first round; None starts from the initial model of the federation.
+        patience: a site stops after so many rounds without a better AUC on its own validation images; None: never.
+        select: best: use the round with the highest AUC on the site's own validation images; last: use the last round.
 
     Raises:
         PayloadMismatchError: if `start` does not fit a site's layout.
@@ -43,7 +50,7 @@ def train_locally(
     for round_number in range(1, rounds + 1):
         started = time.perf_counter()
         for name in sorted(training_sites):
-            if round_number <= done[name]:
+            if round_number <= done[name] or sites[name].curve.is_over(patience):
                 continue
             try:
                 outcome = sites[name].fit(training, round_number, rounds, payload=start if round_number == 1 else None)
@@ -53,3 +60,13 @@ def train_locally(
                 continue
             progress.on_site(round_number, name, {"loss": outcome.loss})
         progress.on_round(round_number, time.perf_counter() - started)
+    for site in sites.values():
+        if select == "best" and site.curve.best_round:
+            site.select_round(site.curve.best_round)
+
+
+def describe_local_training(site: Site) -> TrainingRecord:
+    """Return how the training of a site's local model ended, by its own validation images."""
+    state, curve = site.state, site.curve
+    rounds = site.trained_rounds
+    return describe_training(curve.auc, curve.loss, rounds=rounds, chosen=0 if state is None else state.round)

@@ -25,7 +25,7 @@ from ept_fed.storage.files import append_json_line
 __all__ = ["Answer", "Received", "RunRecord"]
 
 AnswerKind = Literal["introduction", "train", "evaluate"] | Stage
-_SCHEMA = 1
+_SCHEMA, _RECEIVED_SCHEMA = 1, 2
 _PAYLOAD = "payload"
 
 
@@ -37,6 +37,8 @@ class Received:
         payload: (layout.size,) float32.
         phase: phase of its request.
         round: round of its request.
+        prompts_of: the round that produced this payload.
+        chosen: whether the server has chosen this round, so that the run is over.
         layout_hash: hash of the payload's layout.
         backbone_digest: digest of the site's backbone at that time.
         data_digest: digest of the site's images at that time, see `PreparedData.digest`.
@@ -45,14 +47,11 @@ class Received:
     payload: Vector
     phase: Phase
     round: int
+    prompts_of: int
+    chosen: bool
     layout_hash: str
     backbone_digest: str
     data_digest: str
-
-    @property
-    def prompts_of(self) -> int:
-        """The round that produced this payload; for a train request this is the previous round."""
-        return self.round if self.phase == "evaluate" else self.round - 1
 
 
 @dataclass(frozen=True)
@@ -73,6 +72,8 @@ class _About(Settings):
 
     phase: Phase
     round: int
+    prompts_of: int
+    chosen: bool
     layout_hash: str
     backbone_digest: str
     data_digest: str
@@ -88,21 +89,23 @@ class RunRecord:
     def __init__(self, folder: Path, *, run: str, site: str) -> None:
         """Take the run's folder; a payload of another run or site is refused."""
         self._received, self._answers = folder / "received.safetensors", folder / "answers.jsonl"
-        self._identity = {"schema": _SCHEMA, "run": run, "site": site}
+        self._identity = {"schema": _RECEIVED_SCHEMA, "run": run, "site": site}
 
     def accept(self, request: RoundRequest, data_digest: str) -> None:
         """Store a request's payload instead of the one before.
 
-        A repeated evaluate request for an earlier round is ignored, because its payload is older. A train request is
-        always stored, because its round is trained again.
+        A repeated evaluate request for an earlier round is ignored, because its payload is older, unless the server has
+        chosen that round. A train request is always stored, because its round is trained again.
         """
-        if request.phase == "evaluate" and self._is_behind(request):
+        if request.phase == "evaluate" and not request.best_round and self._is_behind(request):
             return
         header = request.header
         about = {
             **self._identity,
             "phase": request.phase,
             "round": header.round,
+            "prompts_of": request.payload_round,
+            "chosen": request.phase == "evaluate" and request.best_round > 0,
             "layout_hash": header.layout_hash,
             "backbone_digest": header.backbone_digest,
             "data_digest": data_digest,

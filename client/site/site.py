@@ -16,6 +16,7 @@ from client.site.privacy_plan import RoundCost, plan_private_round, plan_request
 from client.site.site_model import SiteModel
 from client.site.state_store import SiteState, StateLostError, StateStore, capture_model
 from client.site.update_noise import UpdateNoise
+from client.site.validation_curve import ValidationCurve
 from ept_fed.catalog.methods import HeadKind, Statistics
 from ept_fed.config.experiment import TrainingSettings
 from ept_fed.config.privacy import PrivacySettings
@@ -143,6 +144,7 @@ class Site(SiteModel):
             raise MessageRefusedError(f"training.head = '{settings.head}' {fix}")
         private = plan_requested_round(settings, request, self._privacy, len(self.data.train))
         cost = private if self._noise is None else self._noise.plan(request)
+        self._selected = None
         started = time.perf_counter()
         self._load(before)
         self._import(request.payload, used=len(self.data.validation) > 0)
@@ -158,7 +160,10 @@ class Site(SiteModel):
         ):
             trained = self._rest(settings, request.header.round, before)
         else:
-            trained = self._train_round(settings, request.header.round, request.rounds, before, penalties, spending)
+            trained, state = self._train_round(
+                settings, request.header.round, request.rounds, before, penalties, spending
+            )
+            self._states.save(replace(state, best_round=request.best_round))
         payload = None if self.secure_aggregation else self.export()
         if payload is not None and self._noise is not None:
             payload = self._noise.cover(request.payload, payload)
@@ -179,7 +184,12 @@ class Site(SiteModel):
         """
         self.require(request)
         started = time.perf_counter()
-        self.adopt(request.payload)
+        if request.best_round:
+            self.select_round(request.best_round)
+        try:
+            self.adopt(request.payload)
+        except StateLostError as lost:
+            raise MessageRefusedError(str(lost)) from lost
         _, metrics = self.assess(self.split(request.split))
         return RoundReply(
             header=request.header,
@@ -228,11 +238,14 @@ class Site(SiteModel):
     ) -> TrainingOutcome:
         """Train one round without any exchange, from the site's own state before it or from a payload.
 
+        The state after the round also has the results on the validation images, see `curve`, and the state of the best
+        round is kept.
+
         Raises:
             PayloadMismatchError: if the payload does not fit this site's layout.
             TrainingDivergedError: if training diverges; nothing of the round is kept.
         """
-        before = self._states.latest(before=round_number)
+        before, self._selected = self._states.latest(before=round_number), None
         self._load(before)
         if payload is not None:
             self._import(payload)
@@ -243,7 +256,27 @@ class Site(SiteModel):
         private = None
         if settings.privacy is not None:
             private = plan_private_round(settings, len(self.data.train), rounds)
-        return self._train_round(settings, round_number, rounds, before, [], private, alone=payload is None)
+        outcome, state = self._train_round(settings, round_number, rounds, before, [], private)
+        # The site keeps the prompts of the round, so an LDA head is fitted to them.
+        self.refit_head()
+        curve = ValidationCurve.read({} if before is None else before.tensors)
+        if len(self.data.validation):
+            curve = curve.add(self.assess(self.data.validation)[1])
+        tensors = {**state.tensors, **capture_model(self.model), **curve.tensors()}
+        self._states.save(replace(state, tensors=tensors, best_round=curve.best_round))
+        return outcome
+
+    @property
+    def curve(self) -> ValidationCurve:
+        """Results on the validation images after each round of `fit`; empty for a site of a federation."""
+        newest = self._states.latest()
+        return ValidationCurve() if newest is None else ValidationCurve.read(newest.tensors)
+
+    @property
+    def trained_rounds(self) -> int:
+        """Number of the last round that this site trained; 0 at the start."""
+        newest = self._states.latest()
+        return 0 if newest is None else newest.round
 
     def _withhold(self, metrics: dict[str, float]) -> dict[str, float]:
         """Return the metrics that may leave; they have no noise, so with noise on updates they become undefined."""
@@ -280,14 +313,8 @@ class Site(SiteModel):
         before: SiteState | None,
         penalties: list[Callable[[], Tensor]],
         private: GaussianSteps | None,
-        *,
-        alone: bool = False,
-    ) -> TrainingOutcome:
-        """Train the current model, store the state after the round, and leave the trained model in the slot.
-
-        With `alone`, the site keeps the prompts of the round, so an LDA head is fitted to them after every round. A
-        fixed+LDA head is not used in training, so it is fitted only after the last round.
-        """
+    ) -> tuple[TrainingOutcome, SiteState]:
+        """Train the current model, leave it in the slot, and return the state after the round, which is not stored."""
         model, received = self.model, self._adopted
         ditto = None
         if self._ditto is not None and received is not None:
@@ -309,10 +336,5 @@ class Site(SiteModel):
         except BaseException:
             self._slot.holder = None
             raise
-        # The LDA part of a fixed+LDA head is not used in later rounds, and to fit it takes as long as a round.
-        if alone and self.head_fit is not None and (self.head_fit.fixed is None or round_number == rounds):
-            self.refit_head()
-            state = replace(state, tensors={**state.tensors, **capture_model(model)})
-        self._states.save(state)
         self._adopted = None
-        return outcome
+        return outcome, state

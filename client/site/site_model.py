@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Self
 
 import numpy as np
 
@@ -60,6 +61,7 @@ class SiteModel:
         self._bfloat16 = use_bfloat16(precision, slot.model.device)
         self._adopted: Vector | None = None
         self._lent = False
+        self._selected: int | None = None
 
     @property
     def model(self) -> TunedViT:
@@ -72,7 +74,7 @@ class SiteModel:
             if self._lent:
                 raise RuntimeError(f"{self.name}: another site took the model before this one was done with it")
             adopted = self._adopted
-            self._load(self._states.latest())
+            self._load(self.state)
             if adopted is not None:
                 self._import(adopted)
         return self._slot.model
@@ -95,8 +97,8 @@ class SiteModel:
 
     @property
     def state(self) -> SiteState | None:
-        """The state after the last trained round; None at the start."""
-        return self._states.latest()
+        """The state after the selected round, or else after the last trained round; None at the start."""
+        return self._states.latest() if self._selected is None else self._states.after(self._selected)
 
     def state_before(self, round_number: int) -> SiteState | None:
         """Return the state that a round would start from; None for the start of the run.
@@ -106,6 +108,11 @@ class SiteModel:
         """
         return self._states.latest(before=round_number)
 
+    def restore(self) -> Self:
+        """Load this site's own state into the slot, without a payload, and return the site."""
+        self._load(self.state)
+        return self
+
     def adopt(self, payload: Vector) -> None:
         """Adopt a payload; the own columns keep their shape, and the head remains unless the payload contains one.
 
@@ -113,12 +120,12 @@ class SiteModel:
             PayloadMismatchError: if it does not fit this site's layout.
         """
         self.layout.check(np.asarray(payload))
-        self._load(self._states.latest())
+        self._load(self.state)
         self._import(payload)
 
     def own_payload(self) -> Vector:
-        """Return the payload after this site's last trained round; the initial payload if it never trained."""
-        self._load(self._states.latest())
+        """Return the payload after the round of `state`; the initial payload if this site never trained."""
+        self._load(self.state)
         return self.export()
 
     def initial(self) -> Vector:
@@ -153,18 +160,19 @@ class SiteModel:
             with self._reporting_divergence():
                 self.head_fit.apply(self._slot.model, self.data.train)
 
-    def forget_after(self, round_number: int) -> None:
-        """Return to the state after a round; needed if an early stop discards the prompts of later rounds."""
-        self._states.drop_after(round_number)
-        self._slot.holder = None
+    def select_round(self, round_number: int) -> None:
+        """Use the state after a round until the site trains again, because the run keeps the prompts of that round."""
+        self._selected, self._slot.holder = round_number, None
 
     def assess(self, images: CachedDataset) -> tuple[Array, dict[str, float]]:
         """Return probabilities (n, C) of the current model, and `QUALITY_METRICS`."""
-        probabilities = predict_probabilities(
-            self.model, images, batch_size=self._evaluation_batch, bfloat16=self._bfloat16
-        )
+        probabilities = self.predict(images)
         metrics = classification_metrics(images.labels.numpy(), probabilities, images.task)
         return probabilities, {key: metrics[key] for key in QUALITY_METRICS}
+
+    def predict(self, images: CachedDataset) -> Array:
+        """Return probabilities (n, C) of the current model."""
+        return predict_probabilities(self.model, images, batch_size=self._evaluation_batch, bfloat16=self._bfloat16)
 
     def split(self, name: str) -> CachedDataset:
         """Return a split by name: train, validation or test."""

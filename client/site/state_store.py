@@ -32,7 +32,8 @@ __all__ = [
 ]
 
 # A server resumes at its last complete checkpoint. Its sites may have trained one round more, or two if that checkpoint
-# is damaged and removed. With three states, the state before the resumed round still exists.
+# is damaged and removed. With three states, the state before the resumed round still exists. A site hears of the best
+# round two rounds later, and then keeps its state too.
 KEPT_STATES = 3
 
 Tensors = Mapping[str, npt.NDArray[Any]]
@@ -47,12 +48,14 @@ class SiteState:
         trained: number of rounds that the site has trained so far; less than `round` if sites are sampled.
         tensors: tensors by name, of any dtype.
         settings: JSON of the training settings to which the optimiser's moments belong.
+        best_round: the best round so far, as the site heard before it trained this one; 0 if none.
     """
 
     round: int
     trained: int
     tensors: Tensors
     settings: str
+    best_round: int = 0
 
 
 class StateLostError(LookupError):
@@ -71,23 +74,37 @@ class StateStore(ABC):
         """
         held = self._held()
         fitting = [number for number in held if before is None or number < before]
-        if fitting:
-            return self._read(max(fitting))
-        if held and self._read(min(held)).trained > 1:
+        found = self._read(max(fitting)) if fitting else None
+        later = held.difference(fitting)
+        # States between two kept ones are gone if the site trained more than one round between them.
+        if later and self._read(min(later)).trained > (found.trained if found else 0) + 1:
             raise StateLostError(f"the state before round {before} is no longer kept; resume from a later round")
-        return None
+        return found
+
+    def after(self, round_number: int) -> SiteState | None:
+        """Return the state that the site had after a round, which it may not have trained; None if it is the start.
+
+        Raises:
+            DamagedCheckpointError: as for `latest`.
+            StateLostError: if that state is gone. That of the best round is always kept.
+        """
+        held = self._held()
+        earlier = max((number for number in held if number <= round_number), default=0)
+        if earlier and (earlier == round_number or self._read(max(held)).best_round == round_number):
+            return self._read(earlier)
+        return self.latest(before=round_number + 1)
 
     def save(self, state: SiteState) -> None:
-        """Store a state; drop states of later rounds, which are obsolete now, and the oldest states."""
-        self._write(state)
-        self.drop_after(state.round)
-        for number in sorted(self._held())[:-KEPT_STATES]:
-            self._drop(number)
+        """Store a state; drop states of later rounds, which are obsolete now, and the oldest states.
 
-    def drop_after(self, round_number: int) -> None:
-        """Drop the states of later rounds, for instance after an early stop."""
-        for number in self._held():
-            if number > round_number:
+        Of the old states, the one that the site had after the best round is kept.
+        """
+        self._write(state)
+        held = sorted(self._held())
+        best = max((number for number in held if number <= state.best_round), default=0)
+        latest = [number for number in held if number <= state.round][-KEPT_STATES:]
+        for number in held:
+            if number not in latest and number != best:
                 self._drop(number)
 
     @abstractmethod
@@ -129,7 +146,7 @@ class StateFolder(StateStore):
 
     def __init__(self, folder: Path, *, run: str, site: str) -> None:
         """Take the folder of one site in one run; a state of another site or run is refused."""
-        self._folder, self._identity = folder, {"schema": 1, "run": run, "site": site}
+        self._folder, self._identity = folder, {"schema": 2, "run": run, "site": site}
 
     def _held(self) -> set[int]:
         names = [path.stem.removeprefix("round-") for path in self._folder.glob("round-*.safetensors")]
@@ -144,10 +161,17 @@ class StateFolder(StateStore):
             raise DamagedCheckpointError(
                 f"{path} belongs elsewhere: its {', '.join(differing)} differ from this site's"
             )
-        return SiteState(round_number, int(about["trained"]), tensors, str(about["settings"]))
+        best = int(about["best_round"])
+        return SiteState(round_number, int(about["trained"]), tensors, str(about["settings"]), best)
 
     def _write(self, state: SiteState) -> None:
-        about = {**self._identity, "round": state.round, "trained": state.trained, "settings": state.settings}
+        about = {
+            **self._identity,
+            "round": state.round,
+            "trained": state.trained,
+            "settings": state.settings,
+            "best_round": state.best_round,
+        }
         write_checksummed(self._path(state.round), state.tensors, about)
 
     def _drop(self, round_number: int) -> None:

@@ -164,8 +164,8 @@ class Worker:
         except _TurnedAwayError:
             self._let_go(run)
             raise
-        if frame.phase == "evaluate" and frame.header.round == frame.rounds:
-            # The evaluation of the last round is a server's last request in a run.
+        if frame.phase == "evaluate" and (frame.best_round or frame.header.round == frame.rounds):
+            # The evaluation of the last round, or of the chosen round, is a server's last request in a run.
             self._let_go(run)
         return reply
 
@@ -215,7 +215,7 @@ class Worker:
                 len(content),
                 len(encode_frame(leaving)),
                 request.header.round,
-                request.split,
+                request.evaluated or request.split,
                 leaving.examples,
                 leaving.metrics,
             )

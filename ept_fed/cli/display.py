@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ept_fed.config.experiment import Experiment
+from ept_fed.reports.run.settings import MIXED, PERSONALISED, verdict_setting
 
 __all__ = ["LiveDisplay", "print_comparison"]
 
@@ -112,25 +113,31 @@ def print_comparison(report: Mapping[str, Any], console: Console | None = None) 
         console.print("[bold red]failed[/]: no round could be averaged; see the notes above and run.log for the reason")
         console.print(f"Run folder: {report['folder']}", markup=False, highlight=False)
         return
-    settings = report["settings"]
+    # The candidates of a site's choice are on its own page.
+    settings = [name for name in report["settings"] if name not in (PERSONALISED, MIXED)]
+    choices, compared = report.get("choices", {}), verdict_setting(settings)
     table = Table(title="macro AUC on each site's own test images")
     table.add_column("site", overflow="fold", min_width=6)
     # A terminal with 80 columns has no space for more.
-    details = len(settings) <= 3
+    details = len(settings) <= 2
     difference = ["Δ AUC"] if "local" in settings else []
     for heading in (*(["images"] if details else []), *settings, *difference, *(["sent"] if details else [])):
         table.add_column(heading, justify="right", overflow="fold", min_width=6)
+    if choices:
+        table.add_column("which is", overflow="fold", min_width=9)
     for row in report["rows"]:
         cells: list[str | Text] = [Text(row["site"]), *([str(row["test_images"])] if details else [])]
         cells += [_number(row[f"{setting}_auc"]) for setting in settings]
         if "local" in settings:
-            cells.append(_number(row["federated_auc"] - row["local_auc"], sign="+"))
+            cells.append(_number(row[f"{compared}_auc"] - row["local_auc"], sign="+"))
         cells += [f"{row['bytes_from_site'] / 1000:.0f} kB"] if details else []
+        if choices:
+            cells.append(choices[row["site"]]["name"] if row["site"] in choices else "")
         table.add_row(*cells, end_section=row is report["rows"][-2])
     console.print(table)
     largest = max(traffic["largest_update"] for traffic in report["traffic"].values())
     if "local" in settings:
-        console.print("Δ AUC = federated - local; one seed, no intervals.", markup=False, highlight=False)
+        console.print(f"Δ AUC = {compared} - local; one seed, no intervals.", markup=False, highlight=False)
     console.print(
         f"An update has {report['payload']['bytes']:,} bytes of payload; its message has at most {largest:,} bytes. "
         f"Total time: {report['seconds']:.0f} s.\n"

@@ -22,18 +22,20 @@ class SettingInfo:
         heading: heading of its column in a table.
         prompts_only: whether sites receive only prompts and no head. A method that trains only the head has no cell
             in this setting.
+        exchanges: whether sites send updates.
         shares_head: whether the head is exchanged too. A row whose head cannot be shared has no cell in this setting.
     """
 
     heading: str
     prompts_only: bool = False
     shares_head: bool = False
+    exchanges: bool = False
 
 
 SETTINGS: dict[Setting, SettingInfo] = {
     "local": SettingInfo("local only"),
-    "federated": SettingInfo("federated, personalised head", prompts_only=True),
-    "federated+head": SettingInfo("federated, shared head", shares_head=True),
+    "federated": SettingInfo("federated, personalised head", prompts_only=True, exchanges=True),
+    "federated+head": SettingInfo("federated, shared head", shares_head=True, exchanges=True),
     "centralised": SettingInfo("centralised"),
     "centralised-prompts": SettingInfo("centralised prompts, personalised head", prompts_only=True),
 }
@@ -70,6 +72,11 @@ class BenchmarkSettings(Settings):
     )
     fold: Fold = Field(
         "test", description="the images to evaluate on; choose settings on validation, and report results on test"
+    )
+    home: tuple[str, ...] = Field(
+        (),
+        description="rows between whose local models each site chooses by AUC on its own validation images; the chosen "
+        "one is then the local model that every row is compared with; empty: each row is compared with its own",
     )
     reference: str = Field(
         "ept", description="the row that every other row is compared with, paired by shots, seed and setting"

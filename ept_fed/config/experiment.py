@@ -43,8 +43,10 @@ class SharedModelSettings(Settings):
     prompt_length: Annotated[int, Field(ge=1, le=100_000)] = Field(
         100, description="M, prompt columns per token; the sink starts at about log M"
     )
-    prompt_layers: Literal["deep", "shallow"] | tuple[int, ...] = Field(
-        "deep", description="deep: all layers; shallow: only the first; or a list of layer indices"
+    prompt_layers: Literal["deep", "late", "shallow"] | tuple[int, ...] = Field(
+        "deep",
+        description="deep: all layers; late: the last third, so that the layers below can run once per image (see "
+        "data.augmentation.views); shallow: only the first; or a list of layer indices",
     )
     tokens: Annotated[int, Field(ge=0, le=200)] = Field(
         0, description="T, context tokens per prompted layer, each with a sink; adds T·(D+1) numbers to the payload"
@@ -200,6 +202,11 @@ class FederationSettings(Settings):
         description="maximum training images that a site may report, or a map by site; null: in simulations the "
         "number it has",
     )
+    select: Literal["best", "last"] = Field(
+        "best",
+        description="the round whose prompts the run keeps. best: the one with the highest median validation AUC over "
+        "sites (for a local model: over its rounds, on the site's own validation images); last: the last one",
+    )
     patience: Count | None = Field(
         None, description="stop after so many rounds without improvement of the median validation AUC over sites"
     )
@@ -227,6 +234,12 @@ class PersonalisationSettings(Settings):
     )
     fine_tune_epochs: Annotated[int, Field(ge=1, le=1000)] | None = Field(
         None, description="after the last round, train the federated model for so many epochs at the site"
+    )
+    choose: bool = Field(
+        True,
+        description="after the last round, each site chooses by its own validation images between the federated model, "
+        "the same with a head of its own, its local model, and the sum of both; its report and its export are of the "
+        "chosen one",
     )
     interpolate: bool = Field(
         False,

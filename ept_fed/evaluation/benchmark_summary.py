@@ -9,9 +9,20 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-__all__ = ["SUMMARY_METRICS", "compare_means_with_local", "compare_with_local", "summarise"]
+from ept_fed.evaluation.convergence import TrainingState
+
+__all__ = [
+    "STILL_IMPROVING",
+    "SUMMARY_METRICS",
+    "choose_home",
+    "compare_means_with_local",
+    "compare_with_local",
+    "summarise",
+]
 
 SUMMARY_METRICS = ("auc", "accuracy", "balanced_accuracy", "average_precision")
+
+STILL_IMPROVING: TrainingState = "still improving"
 
 _Group = tuple[str, Any, str]
 _Run = tuple[Any, int]
@@ -24,13 +35,15 @@ def summarise(rows: Sequence[Mapping[str, Any]], reference: str) -> list[dict[st
     compares a cell with the reference's cell of the same run, shots and setting, so effects common to both cancel.
 
     Args:
-        rows: with `method`, `shots`, `sampling`, `seed`, `setting`, `site`, `bytes_per_round` and `SUMMARY_METRICS`.
+        rows: with `method`, `shots`, `sampling`, `seed`, `setting`, `site`, `bytes_per_round`, `training` and
+            `SUMMARY_METRICS`.
         reference: a method of the rows.
 
     Returns:
         rows with `mean` and `sd` over `runs` cells (sd is NaN for one cell), `difference` and `difference_sd` over
         `pairs` of cells, and `low` and `high`, Student's 95 % interval of the difference (NaN for one pair). A cell
-        whose metric is undefined at every site is left out of both.
+        whose metric is undefined at every site is left out of both. `improving` counts the sites, over all runs, whose
+        training was still improving when it stopped.
     """
     traffic: dict[_Group, float] = {}
     sites: dict[_Group, dict[_Run, list[Mapping[str, Any]]]] = {}
@@ -63,9 +76,36 @@ def summarise(rows: Sequence[Mapping[str, Any]], reference: str) -> list[dict[st
                     "low": difference - half,
                     "high": difference + half,
                     "pairs": len(differences),
+                    "improving": sum(
+                        row["training"] == STILL_IMPROVING for own_rows in runs.values() for row in own_rows
+                    ),
                 }
             )
     return summary
+
+
+def choose_home(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the rows with the best model that each site can train alone as the local model of every method.
+
+    A site chooses between its local models by their AUC on its own validation images; of equal ones, the first is used.
+    If one of a run's sites has no such model, the rows are returned as they are.
+
+    Args:
+        rows: as for `summarise`, with `validation_auc`, and with `home`: whether a local model is one to choose from.
+    """
+    found: dict[tuple[Any, ...], Mapping[str, Any]] = {}
+    for row in rows:
+        if row["setting"] != "local" or not row["home"]:
+            continue
+        place = _place(row)
+        if place not in found or _known(row["validation_auc"]) > _known(found[place]["validation_auc"]):
+            found[place] = row
+    kept = [row for row in rows if row["setting"] != "local"]
+    if not found or any(_place(row) not in found for row in kept):
+        return list(rows)
+    methods = {(row["method"], *_place(row)): row for row in kept}
+    home = [{**found[_place(row)], "method": row["method"]} for row in methods.values()]
+    return [*home, *kept]
 
 
 def compare_with_local(rows: Sequence[Mapping[str, Any]], metric: str = "auc") -> list[dict[str, Any]]:
@@ -162,6 +202,14 @@ def compare_means_with_local(rows: Sequence[Mapping[str, Any]], metric: str = "a
             }
         )
     return compared
+
+
+def _place(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    return row["shots"], row["sampling"], row["seed"], row["site"]
+
+
+def _known(value: float) -> float:
+    return -np.inf if np.isnan(value) else value
 
 
 def _average_sites(runs: Mapping[_Run, Sequence[Mapping[str, Any]]], metric: str) -> dict[_Run, float]:

@@ -32,7 +32,7 @@ __all__ = [
     "require_type",
 ]
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 Phase = Literal["train", "evaluate"]
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -94,6 +94,8 @@ class RoundRequest:
         settings: JSON of the training settings; empty for the evaluate phase.
         correction: c of a term ⟨c, payload⟩ in this site's loss (SCAFFOLD, FedDyn), layout.size float32, or None.
         wants_gradient: whether the reply must also carry the gradient of the site's loss at `payload` (SCAFFOLD).
+        best_round: for training, the best round so far, whose state the site keeps; for evaluation, the chosen round,
+            whose payload this is and whose state the site uses. 0 if there is none.
     """
 
     header: Header
@@ -104,6 +106,21 @@ class RoundRequest:
     settings: str = ""
     correction: Vector | None = None
     wants_gradient: bool = False
+    best_round: int = 0
+
+    @property
+    def payload_round(self) -> int:
+        """The round that produced the payload."""
+        if self.phase == "train":
+            return self.header.round - 1
+        return self.best_round or self.header.round
+
+    @property
+    def evaluated(self) -> str | None:
+        """What is evaluated: the split, and the round of the prompts if it is not the header's; None for training."""
+        if self.phase == "train":
+            return None
+        return f"{self.split}, prompts of round {self.best_round}" if self.best_round else self.split
 
     @property
     def private(self) -> bool:

@@ -19,6 +19,7 @@ _AS_THEY_ARE = {
     "deadline",
     "grace",
     "norm_bound",
+    "select",
     "patience",
     "target_auc",
 }

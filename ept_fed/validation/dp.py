@@ -137,6 +137,9 @@ def _check_silence(federation: FederationSettings, private: SitePrivacySettings)
                 found.append(
                     Problem(f"federation.{field}", getattr(federation, field), f"{fix}{_SITE_PRIVACY}.metrics=true")
                 )
+        if federation.select != "last":
+            fix = "requires validation AUC, which has no noise and stays at the sites; set it to last, or set "
+            found.append(Problem("federation.select", federation.select, f"{fix}{_SITE_PRIVACY}.metrics=true"))
     return found
 
 

@@ -135,6 +135,9 @@ def check_statistics(federation: FederationSettings) -> list[Problem]:
         if (value := getattr(federation, name)) is not None:
             fix = f"{shared} collects statistics in the last round, so the run must not stop early; leave it out"
             found.append(Problem(f"federation.{name}", value, fix))
+    if federation.select != "last":
+        fix = f"{shared} collects the statistics of the final prompts in the last round; set it to last"
+        found.append(Problem("federation.select", federation.select, fix))
     for name, wanted in (("sites_per_round", 1.0), ("weights", "examples")):
         if (value := getattr(federation, name)) != wanted:
             fix = f"{shared} uses the images of all sites, each with equal weight; set it to {wanted}"

@@ -18,10 +18,11 @@ from ept_fed.reports.run.round_record import RoundRecord
 from ept_fed.run_plan.plan import Plan
 from ept_fed.storage.checkpoint_file import DamagedCheckpointError, read_checksummed, write_checksummed
 from ept_fed.storage.files import dump_json
+from server.rounds.selection import BestRound
 
 __all__ = ["Checkpoint", "CheckpointFolder"]
 
-_PAYLOAD, _STATE = "payload", "state/"
+_PAYLOAD, _BEST, _STATE = "payload", "best payload", "state/"
 
 
 @dataclass(frozen=True)
@@ -32,13 +33,13 @@ class Checkpoint:
         payload: the payload after the round.
         strategy: the strategy's state, by name.
         records: the records of all rounds so far; the last one has no evaluation of its payload yet.
-        stopping: the state of early stopping: the best median AUC so far, and the number of rounds since then.
+        best: the best round before it.
     """
 
     payload: Vector
     strategy: Mapping[str, Vector]
     records: Sequence[RoundRecord]
-    stopping: tuple[float, int]
+    best: BestRound
 
 
 class CheckpointFolder:
@@ -48,7 +49,7 @@ class CheckpointFolder:
         """Use a folder; `load` refuses files of another plan, or of other data if the data digest is given."""
         self._folder, self._plan = folder, plan
         self._identity = {
-            "schema": 1,
+            "schema": 2,
             "code": ept_fed.__version__,
             "run": plan.run,
             "seed": plan.seed,
@@ -62,16 +63,18 @@ class CheckpointFolder:
     def save(self, checkpoint: Checkpoint) -> None:
         """Write the newest round's file, without the records of earlier rounds."""
         record = checkpoint.records[-1]
-        best, since = checkpoint.stopping
+        best = checkpoint.best
         about = {
             **self._identity,
             "round": record.round,
             "record": json.loads(dump_json(record.to_json())),
-            "stopping": {"best": None if math.isinf(best) else best, "since": since},
+            "best": {"auc": None if math.isinf(best.auc) else best.auc, "since": best.since, "round": best.round},
         }
         tensors = {_PAYLOAD: checkpoint.payload} | {
             f"{_STATE}{name}": vector for name, vector in checkpoint.strategy.items()
         }
+        if best.payload is not None:
+            tensors[_BEST] = best.payload
         write_checksummed(self._path(record.round), tensors, about)
 
     def load(self, lines: Sequence[RoundRecord]) -> Checkpoint | None:
@@ -91,16 +94,16 @@ class CheckpointFolder:
             self._plan.layout.check(tensors[_PAYLOAD])
             record = RoundRecord.from_json(about["record"])
             earlier = lines[: record.round - 1]
-            stopping = about["stopping"]
-            best = -math.inf if stopping["best"] is None else float(stopping["best"])
-            since = int(stopping["since"])
+            best = _read_best(about["best"], tensors.get(_BEST))
+            if best.payload is not None:
+                self._plan.layout.check(best.payload)
         except (KeyError, TypeError, ValueError, PayloadMismatchError) as error:
             raise _refuse(self._path(rounds[-1]), f"does not contain a round ({error})", rounds[:-1]) from error
         if [held.round for held in earlier] != list(range(1, record.round)):
             fix = f"lacks some of the rounds 1 to {record.round - 1} before the checkpoint; restore the file"
             raise InputRefusedError([Problem("--resume", "rounds.jsonl", fix)])
         state = {name.removeprefix(_STATE): tensor for name, tensor in tensors.items() if name.startswith(_STATE)}
-        return Checkpoint(tensors[_PAYLOAD], state, (*earlier, record), (best, since))
+        return Checkpoint(tensors[_PAYLOAD], state, (*earlier, record), best)
 
     def _read(self, round_number: int, earlier: Sequence[int]) -> tuple[dict[str, Vector], dict[str, Any]]:
         path = self._path(round_number)
@@ -131,6 +134,13 @@ class CheckpointFolder:
 
     def _path(self, round_number: int) -> Path:
         return self._folder / f"round-{round_number:04d}.safetensors"
+
+
+def _read_best(about: Mapping[str, Any], payload: Vector | None) -> BestRound:
+    auc = -math.inf if about["auc"] is None else float(about["auc"])
+    if (payload is None) != (about["round"] == 0):
+        raise ValueError("the best round has no payload, or a payload has no round")
+    return BestRound(auc, int(about["since"]), int(about["round"]), payload)
 
 
 def _refuse(path: Path, what: str, sound: Sequence[int]) -> InputRefusedError:

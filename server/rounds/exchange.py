@@ -44,11 +44,23 @@ class Exchange:
         nodes: Mapping[int, str],
         round_number: int,
         on_site: Callable[[int, str, Phase, Mapping[str, float]], None],
+        *,
+        best_round: int = 0,
     ) -> None:
-        """Prepare an exchange of a round with `nodes`, the site names by node id."""
+        """Prepare an exchange of a round.
+
+        Args:
+            grid: Flower's connection to the sites.
+            plan: plan of the run.
+            nodes: site names by node id.
+            round_number: number of the round.
+            on_site: receives the metrics of every accepted reply.
+            best_round: see `RoundRequest`.
+        """
         self.refused: list[Refusal] = []
         self.traffic = {name: Traffic() for name in nodes.values()}
         self._grid, self._plan, self._nodes, self._round, self._on_site = grid, plan, nodes, round_number, on_site
+        self._best_round = best_round
 
     def run(
         self, phase: Phase, payload: Vector, corrections: Mapping[str, Vector | None] | None = None
@@ -65,6 +77,7 @@ class Exchange:
             split="train" if phase == "train" else "validation",
             settings=self._plan.training if phase == "train" else "",
             wants_gradient=phase == "train" and STRATEGIES[self._plan.strategy].wants_gradient,
+            best_round=self._best_round,
         )
         # Sites without a correction share one record, so it is built and hashed once.
         shared, own = encode_request(request), corrections or {}

@@ -2,7 +2,8 @@
 
 An exchange takes seconds in a deployment, so each round has only one. A site that is requested to train first evaluates
 the payload it received on its validation images. The payload of round r is therefore evaluated in round r + 1. The
-payload of the last round is evaluated in one additional exchange.
+payload of the last round is evaluated in one additional exchange. If an earlier round is chosen, its payload is sent in
+another one.
 """
 
 import copy
@@ -28,6 +29,7 @@ from server.rounds.checkpoints import Checkpoint
 from server.rounds.exchange import Exchange
 from server.rounds.reply_checks import Accepted, refuse_norm_outliers
 from server.rounds.secure_aggregation import Collected, SecureExchange
+from server.rounds.selection import RoundSelection
 from server.rounds.wait_for_sites import wait_for_sites
 from server.strategies.aggregation_rules import AggregationError
 from server.strategies.base import Aggregator, Update
@@ -46,12 +48,14 @@ class FederationResult:
     """The result of a run.
 
     Attributes:
-        payload: the payload after the last aggregated round.
+        payload: the payload of the chosen round.
+        chosen: number of the chosen round.
         rounds: the records of all rounds that were run.
         ended: "all rounds", or the reason for the early stop.
     """
 
     payload: Vector
+    chosen: int
     rounds: tuple[RoundRecord, ...]
     ended: str
 
@@ -88,9 +92,10 @@ def run_rounds(
 
     Accepted updates are averaged in the order of the site names, so the result is the same bit for bit in any order of
     arrival. A round keeps the old payload if it has fewer accepted updates than the quorum or the strategy requires.
-    Early stopping uses validation images; test images are not used here. An early stop is detected in an exchange in
-    which the sites have already trained once more. Their updates are dropped, and the sites must return to their
-    earlier state (`Site.forget_after`).
+    Early stopping and the choice of the round use validation images; test images are not used here. An early stop is
+    detected in an exchange in which the sites have already trained once more. Their updates are dropped, and the sites
+    must use their state after the chosen round (`Site.select_round`). The last request of a run names that round,
+    unless the sites already have its payload.
 
     Args:
         grid: Flower's connection to the sites; its nodes have the sites' registered names.
@@ -105,25 +110,23 @@ def run_rounds(
     if plan.secure_sites and authority is None:
         raise ValueError("this run uses secure aggregation: the authority's certificate is required")
     records: list[RoundRecord] = []
-    payload, stop = plan.initial, _EarlyStop(plan)
+    payload, selection = plan.initial, RoundSelection(plan, None if resume is None else resume.best)
     if resume is not None:
         records, payload = list(resume.records), resume.payload
         aggregator.load_state(resume.strategy, payload)
-        stop.state = resume.stopping
         observer.on_payload(len(records), payload, records[-1].seconds)
     for round_number in range(len(records) + 1, plan.rounds + 1):
         started = time.perf_counter()
         nodes, absent = _select_sites(grid, plan, "train", round_number)
-        exchange = Exchange(grid, plan, nodes, round_number, observer.on_site)
+        exchange = Exchange(grid, plan, nodes, round_number, observer.on_site, best_round=selection.best_round)
         corrections = {name: aggregator.correction(name) for name in nodes.values()}
         replies = exchange.run("train", payload, corrections)
         trained, norm_outliers = refuse_norm_outliers(payload, replies, plan)
         if records:
             _note_evaluation(records[-1], trained)
-            if ended := stop.check(records[-1]):
+            if ended := selection.observe(records[-1], payload):
                 _note_last_exchange(records[-1], exchange, absent)
-                observer.on_round(records[-1])
-                return FederationResult(payload, tuple(records), ended)
+                return _finish(grid, plan, observer, records, selection, payload, ended)
             observer.on_round(records[-1])
         arrived = {site: traffic.received for site, traffic in exchange.traffic.items()}
         collected = _collect(grid, plan, exchange, nodes, round_number, payload, trained, authority)
@@ -143,14 +146,42 @@ def run_rounds(
         records.append(record)
         if save is not None:
             # Save before the observer gets the payload: a resumed run that averages the round again draws other noise.
-            save(Checkpoint(payload, aggregator.state(), records, stop.state))
+            save(Checkpoint(payload, aggregator.state(), records, selection.best))
         observer.on_payload(round_number, payload, record.seconds)
     nodes, absent = _select_sites(grid, plan, "evaluate", plan.rounds)
     exchange = Exchange(grid, plan, nodes, plan.rounds, observer.on_site)
     _note_evaluation(records[-1], exchange.run("evaluate", payload))
     _note_last_exchange(records[-1], exchange, absent)
-    observer.on_round(records[-1])
-    return FederationResult(payload, tuple(records), "all rounds")
+    selection.observe(records[-1], payload)
+    return _finish(grid, plan, observer, records, selection, payload, "all rounds")
+
+
+def _finish(
+    grid: Grid,
+    plan: Plan,
+    observer: RoundObserver,
+    records: list[RoundRecord],
+    selection: RoundSelection,
+    payload: Vector,
+    ended: str,
+) -> FederationResult:
+    """Send the chosen payload to the sites, unless it is the one that they evaluated last, and return the result."""
+    last = records[-1]
+    chosen, best = selection.choose(last.round, payload)
+    if chosen != last.round:
+        # An early stop is noticed in the exchange of the next round, and the sites accept no return to an earlier one.
+        number = min(last.round + 1, plan.rounds)
+        nodes, absent = _select_sites(grid, plan, "evaluate", number)
+        exchange = Exchange(grid, plan, nodes, number, _ignore_site, best_round=chosen)
+        exchange.run("evaluate", best)
+        _note_last_exchange(last, exchange, absent)
+        _log.info("round %d is chosen: its median validation AUC is %.3f", chosen, selection.best.auc)
+    observer.on_round(last)
+    return FederationResult(best, chosen, tuple(records), ended)
+
+
+def _ignore_site(_round: int, _site: str, _phase: Phase, _metrics: Mapping[str, float]) -> None:
+    """Drop the metrics of the chosen payload, which its own round's record already has."""
 
 
 def _select_sites(grid: Grid, plan: Plan, phase: Phase, round_number: int) -> tuple[dict[int, str], list[Refusal]]:
@@ -254,29 +285,3 @@ def _note_last_exchange(record: RoundRecord, exchange: Exchange, absent: Sequenc
     for site, traffic in exchange.traffic.items():
         record.site(site).bytes_sent += traffic.sent
         record.site(site).bytes_received += traffic.received
-
-
-class _EarlyStop:
-    """Early stopping by the median validation AUC over sites; a single site cannot change the median much.
-
-    The state is the best median so far and the number of rounds since then.
-    """
-
-    def __init__(self, plan: Plan) -> None:
-        self._patience, self._target = plan.patience, plan.target_auc
-        self.state = (-math.inf, 0)
-
-    def check(self, record: RoundRecord) -> str | None:
-        """Return the reason to stop after this round, or None to continue."""
-        values = [site.evaluation["auc"] for site in record.sites.values() if "auc" in site.evaluation]
-        defined = [value for value in values if not math.isnan(value)]
-        if not defined:
-            return None
-        median = float(np.median(defined))
-        if self._target is not None and median >= self._target:
-            return f"target AUC reached in round {record.round}"
-        best, since = self.state
-        self.state = (median, 0) if median > best else (best, since + 1)
-        if self._patience is not None and self.state[1] >= self._patience:
-            return f"no better validation AUC for {self._patience} rounds, at round {record.round}"
-        return None

@@ -127,7 +127,7 @@ class Replay:
         """
         plan, own = self._plan, prompts is None
         payload = read_prompts(self._run.folder, plan, round_number - 1) if prompts is None else prompts
-        self._site.forget_after(round_number - 1)
+        self._site.select_round(round_number - 1)
         self._site.adopt(payload)
         before = self._capture()
         header = Header(plan.run, round_number, plan.backbone_digest, plan.layout.hash)

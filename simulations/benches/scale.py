@@ -42,7 +42,6 @@ def main() -> None:
         }
         # Train one site first: torch's memory for a forward and a backward pass does not depend on the number of sites.
         next(iter(sites.values())).fit(federation.experiment.training, 1, 1)
-        next(iter(sites.values())).forget_after(0)
         before = _read("VmRSS")
         _RESET.write_text("5")
         started = time.perf_counter()

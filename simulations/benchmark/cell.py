@@ -8,14 +8,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from client.site.local_baseline import describe_local_training
 from client.site.site import Site
+from ept_fed.config.benchmark import SETTINGS
 from ept_fed.config.benchmark_cell import Cell
-from ept_fed.data.datasets.prepare import SiteData
+from ept_fed.data.datasets.prepare import CachedDataset
 from ept_fed.errors import InputRefusedError
 from ept_fed.progress import Progress, Silent
 from ept_fed.reports.run.comparison import METRICS
 from ept_fed.reports.run.run_folder import RunFolder
-from ept_fed.run_plan.plan import Plan
+from ept_fed.reports.run.training_record import TrainingRecord, describe_federated_training
 from simulations.benchmark.analysis.features import count_fold, record_features
 from simulations.benchmark.analysis.folder import AnalysisFolder
 from simulations.benchmark.provenance import describe_machine, describe_sources, name_backbone, name_sources
@@ -23,7 +25,9 @@ from simulations.engine.baselines import train_centralised, train_centralised_pr
 from simulations.engine.federate import federate
 from simulations.engine.virtual_sites import VirtualFederation, prepare_federation
 
-__all__ = ["CellTrainer", "Outcome"]
+__all__ = ["VALIDATION_METRICS", "CellTrainer", "Outcome"]
+
+VALIDATION_METRICS = ("validation_auc", "validation_loss")
 
 _log = logging.getLogger(__name__)
 
@@ -108,15 +112,12 @@ class CellTrainer:
         """
         started = time.perf_counter()
         shutil.rmtree(self._scratch, ignore_errors=True)
-        load, sent = _train(cell, federation, RunFolder(self._scratch), _Notes(cell.title, progress))
+        trained = _train(cell, federation, RunFolder(self._scratch), _Notes(cell.title, progress))
+        load = None if trained is None else trained.load
         sites = {}
         for name, data in federation.data.sites.items():
-            metrics = dict.fromkeys(METRICS, float("nan"))
             images = count_fold(cell, data)
-            if load is not None:
-                _, assessed = load(name).assess(images)
-                metrics = {metric: assessed[metric] for metric in METRICS}
-            sites[name] = {"images": len(images), **metrics}
+            sites[name] = {"images": len(images), **_assess(trained, name, images, data.validation)}
         seconds = round(time.perf_counter() - started, 1)
         if look and load is not None:
             self._analysis.write(record_features(cell, federation, load, sites))
@@ -130,43 +131,72 @@ class CellTrainer:
             "data": federation.data.digest,
             "sources": describe_sources(cell.experiment),
             "computed_with": describe_machine(federation.device),
-            "bytes_per_round": sent,
+            "bytes_per_round": _count_sent(cell, federation),
             "seconds": seconds,
             "sites": sites,
         }
 
 
-def _train(
-    cell: Cell, federation: VirtualFederation, scratch: RunFolder, notes: Progress
-) -> tuple[Callable[[str], Site] | None, int]:
-    """Return a loader of each site's trained model (None if nothing was averaged), and a site's bytes per round."""
+@dataclass(frozen=True)
+class _Trained:
+    """A trained cell.
+
+    Attributes:
+        load: loads a site's model, ready to be assessed.
+        describe: returns how its training ended.
+    """
+
+    load: Callable[[str], Site]
+    describe: Callable[[str], TrainingRecord]
+
+
+def _train(cell: Cell, federation: VirtualFederation, scratch: RunFolder, notes: Progress) -> _Trained | None:
+    """Return the models of a trained cell; None if nothing was averaged."""
     if cell.setting == "local":
-        return train_local(federation, scratch, notes).__getitem__, 0
+        return _of_sites(train_local(federation, scratch, notes).__getitem__)
     if cell.setting == "centralised":
         pooled = train_centralised(federation, scratch, notes)
-        return lambda _name: pooled, 0
+        return _of_sites(lambda _name: pooled)
     if cell.setting == "centralised-prompts":
-        return train_centralised_prompts(federation, scratch, notes).__getitem__, 0
+        return _of_sites(train_centralised_prompts(federation, scratch, notes).__getitem__)
     plan = federation.plan()
     sites = {
-        name: federation.create_site(_unwatched(data, plan), federation.keep_states(scratch, "federated", name))
+        name: federation.create_site(data, federation.keep_states(scratch, "federated", name))
         for name, data in federation.data.sites.items()
     }
     result = federate(plan, federation.data.digest, sites, scratch, notes, resume=None)
-    sent = 4 * plan.layout.size
     if not result.aggregated_anything:
-        return None, sent
+        return None
 
     def federated(name: str) -> Site:
-        sites[name].forget_after(result.rounds[-1].round)
+        sites[name].select_round(result.chosen)
         sites[name].adopt(result.payload)
         return sites[name]
 
-    return federated, sent
+    return _Trained(federated, lambda name: describe_federated_training(result.rounds, name, result.chosen))
 
 
-def _unwatched(data: SiteData, plan: Plan) -> SiteData:
-    """Return a site's data without validation images, so that rounds are faster, unless early stopping needs them."""
-    if plan.patience is not None or plan.target_auc is not None:
-        return data
-    return replace(data, validation=data.validation.without_images())
+def _of_sites(load: Callable[[str], Site]) -> _Trained:
+    return _Trained(load, lambda name: describe_local_training(load(name)))
+
+
+def _assess(trained: _Trained | None, name: str, images: CachedDataset, validation: CachedDataset) -> dict[str, Any]:
+    """Return the columns of results.csv for one site: quality on `images` and on validation images, and training."""
+    if trained is None:
+        return dict.fromkeys((*METRICS, *VALIDATION_METRICS, "rounds", "chosen_round", "training"), float("nan"))
+    model = trained.load(name)
+    _, assessed = model.assess(images)
+    _, validated = model.assess(validation)
+    record = trained.describe(name)
+    return {
+        **{metric: assessed[metric] for metric in METRICS},
+        **{metric: validated[metric.removeprefix("validation_")] for metric in VALIDATION_METRICS},
+        "rounds": record.rounds,
+        "chosen_round": record.chosen,
+        "training": record.state,
+    }
+
+
+def _count_sent(cell: Cell, federation: VirtualFederation) -> int:
+    """Return the bytes of a site's update in a round."""
+    return 4 * federation.plan().layout.size if SETTINGS[cell.setting].exchanges else 0

@@ -5,7 +5,7 @@ cells.jsonl        one line per finished cell, identified by the key of its sett
 lock               held by the process that trains, so that a second one is refused; the system frees it at its end
 unfinished/        files of the running cells; removed before the first cell and after the last
 results.csv        one row per cell and site
-gains.csv          per site, federated minus local of the same method; only if the grid has `local`
+gains.csv          per site, federated minus local (of the same row, or of `benchmark.home`); only with `local`
 summary.csv        mean and standard deviation over seeds, and the paired difference from the reference
 accuracy.png       accuracy against bytes per round
 """

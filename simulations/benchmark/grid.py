@@ -169,6 +169,13 @@ def _check_grid(grid: BenchmarkSettings, methods: Sequence[str]) -> list[Problem
     if grid.reference not in methods:
         fix = f"is not compared; name one of benchmark.methods: {', '.join(methods)}"
         found.append(Problem("benchmark.reference", grid.reference, fix))
+    for name in grid.home:
+        if name not in methods:
+            fix = f"is not trained; name rows of benchmark.methods: {', '.join(methods)}"
+            found.append(Problem("benchmark.home", name, fix))
+    if grid.home and "local" not in grid.settings:
+        fix = "are compared with local models; add local to benchmark.settings"
+        found.append(Problem("benchmark.home", ", ".join(grid.home), fix))
     axes: dict[str, Sequence[str | int | Setting | None]] = {
         "methods": methods,
         "shots": grid.shots,

@@ -13,12 +13,12 @@ import torch
 from ept_fed.config.benchmark_cell import Cell
 from ept_fed.config.experiment import Experiment
 from ept_fed.errors import InputRefusedError, Problem
-from ept_fed.evaluation.benchmark_summary import compare_with_local, summarise
+from ept_fed.evaluation.benchmark_summary import choose_home, compare_with_local, summarise
 from ept_fed.progress import Progress, Silent
 from ept_fed.reports.run.comparison import METRICS
 from ept_fed.training.precision import settle_precision
 from simulations.benchmark.analysis.folder import AnalysisFolder
-from simulations.benchmark.cell import CellTrainer, Outcome
+from simulations.benchmark.cell import VALIDATION_METRICS, CellTrainer, Outcome
 from simulations.benchmark.chart import draw_benchmark
 from simulations.benchmark.checks import check_cells, check_sources
 from simulations.benchmark.folder import BenchmarkFolder
@@ -105,10 +105,10 @@ def benchmark(
         finally:
             folder.clear_unfinished()
             finished = folder.read_cells()
-            rows = _list_rows([cell for cell in cells if cell.key in finished], finished)
+            rows = _list_rows([cell for cell in cells if cell.key in finished], finished, experiment.benchmark.home)
             summary = summarise(rows, experiment.benchmark.reference)
             if rows:
-                folder.write_tables(rows, summary, compare_with_local(rows), draw_benchmark(summary))
+                folder.write_tables(rows, summary, compare_with_local(choose_home(rows)), draw_benchmark(summary))
         if not rows:
             fix = "no cell could be trained; see the notes above"
             raise InputRefusedError([Problem("benchmark", len(asked), fix)])
@@ -201,13 +201,16 @@ def _write_analysis(
     return str(analysis.page)
 
 
-def _list_rows(cells: Sequence[Cell], finished: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _list_rows(
+    cells: Sequence[Cell], finished: Mapping[str, Mapping[str, Any]], home: Collection[str]
+) -> list[dict[str, Any]]:
     """Return the rows of results.csv: one per cell of the grid and site."""
     rows = []
     for cell in cells:
         line = finished[cell.key]
         for site, numbers in line["sites"].items():
-            known = {name: _UNDEFINED if numbers[name] is None else numbers[name] for name in METRICS}
+            named = (*METRICS, *VALIDATION_METRICS)
+            known = {name: _UNDEFINED if numbers[name] is None else numbers[name] for name in named}
             rows.append(
                 {
                     "method": cell.method,
@@ -215,10 +218,14 @@ def _list_rows(cells: Sequence[Cell], finished: Mapping[str, Mapping[str, Any]])
                     "sampling": cell.sampling,
                     "seed": cell.seed,
                     "setting": cell.setting,
+                    "home": cell.setting == "local" and cell.method in home,
                     "site": site,
                     "fold": cell.fold,
                     "images": numbers["images"],
                     **known,
+                    "rounds": numbers["rounds"],
+                    "chosen_round": numbers["chosen_round"],
+                    "training": numbers["training"],
                     "bytes_per_round": line["bytes_per_round"],
                     "status": line["status"],
                     "cell_seconds": line["seconds"],

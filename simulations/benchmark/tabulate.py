@@ -26,6 +26,7 @@ import typer
 from ept_fed.config.benchmark import SETTINGS
 from ept_fed.evaluation.benchmark_summary import (
     SUMMARY_METRICS,
+    choose_home,
     compare_means_with_local,
     compare_with_local,
     summarise,
@@ -60,6 +61,9 @@ def read_results(path: Path) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = list(csv.DictReader(file))
     for row in rows:
         row |= {metric: float(row[metric] or "nan") for metric in SUMMARY_METRICS}
+        # Results of earlier versions lack these columns.
+        row |= {"validation_auc": float(row.get("validation_auc") or "nan"), "home": row.get("home") == "True"}
+        row |= {"training": row.get("training") or "not known"}
         row |= {"seed": int(row["seed"]), "bytes_per_round": int(row["bytes_per_round"])}
     return rows
 
@@ -89,7 +93,7 @@ def tabulate_methods(rows: Sequence[Mapping[str, Any]], metric: str = "auc") -> 
 
 def tabulate_sites(rows: Sequence[Mapping[str, Any]], metric: str = "auc") -> str:
     """Return a table with a line per method and setting, and a column per site: federated minus local."""
-    compared = compare_with_local(rows, metric)
+    compared = compare_with_local(choose_home(rows), metric)
     sites = list(dict.fromkeys(row["site"] for row in compared))
     gains = {(row["method"], row["shots"], row["setting"], row["site"]): row for row in compared}
     lines = [f"| method | setting | {' | '.join(sites)} |", f"|---|---|{'---|' * len(sites)}"]
@@ -102,7 +106,10 @@ def tabulate_sites(rows: Sequence[Mapping[str, Any]], metric: str = "auc") -> st
 def tabulate_gains(rows: Sequence[Mapping[str, Any]], metric: str = "auc") -> str:
     """Return a table with a line per method and shots: each setting minus local."""
     sent = {(row["method"], row["shots"], row["setting"]): row["bytes_per_round"] for row in rows}
-    compared = {(row["method"], row["shots"], row["setting"]): row for row in compare_means_with_local(rows, metric)}
+    compared = {
+        (row["method"], row["shots"], row["setting"]): row
+        for row in compare_means_with_local(choose_home(rows), metric)
+    }
     settings = [setting for setting in SETTINGS if any(key[2] == setting for key in compared)]
     headings = ["method", "shots", "runs", SETTINGS["local"].heading, *(SETTINGS[own].heading for own in settings)]
     lines = [f"| {' | '.join(headings)} |", "|---" * len(headings) + "|"]
@@ -213,6 +220,8 @@ def _tell_cell(row: Mapping[str, Any] | None) -> str:
     if row is None:
         return "–"
     value = f"{row['mean']:.3f}" if math.isnan(row["sd"]) else f"{row['mean']:.3f} ± {row['sd']:.3f}"
+    # Training was still improving when it stopped, at one site at least.
+    value += " †" if row["improving"] else ""
     return f"{value} ({_tell_bytes(row['bytes_per_round'])})" if row["bytes_per_round"] else value
 
 

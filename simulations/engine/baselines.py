@@ -88,6 +88,16 @@ def _train(
     start: Vector | None = None,
 ) -> None:
     try:
-        train_locally(sites, training, federation.experiment.federation.rounds, progress, stage=stage, start=start)
+        own = federation.experiment.federation
+        train_locally(
+            sites,
+            training,
+            own.rounds,
+            progress,
+            stage=stage,
+            start=start,
+            patience=own.patience,
+            select=own.select,
+        )
     except DamagedCheckpointError as broken:
         raise InputRefusedError([Problem("--resume", stage, f"{broken}; remove the file")]) from broken

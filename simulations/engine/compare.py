@@ -1,8 +1,10 @@
 """Comparison of a federation with its baselines, each assessed on every site's own images."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
-from client.site.assessment import SiteLoader, assess_settings, load_federated
+from client.site.assessment import assess_settings, load_federated, release
+from client.site.candidates import SiteChoice, SiteLoader
+from client.site.local_baseline import describe_local_training
 from client.site.site import Site
 from ept_fed.progress import Progress
 from ept_fed.protocol.layout import Vector
@@ -10,11 +12,14 @@ from ept_fed.reports.run.comparison import Comparison
 from ept_fed.reports.run.round_record import RoundRecord
 from ept_fed.reports.run.run_document import SiteTraffic
 from ept_fed.reports.run.run_folder import RunFolder
+from ept_fed.reports.run.training_record import TrainingRecord, describe_federated_training
 from server.rounds.loop import FederationResult
 from simulations.engine.baselines import train_centralised, train_local
 from simulations.engine.virtual_sites import VirtualFederation
 
-__all__ = ["LoaderBySite", "compare_settings", "prepare_settings"]
+__all__ = ["LoaderBySite", "compare_settings", "describe_training", "prepare_settings"]
+
+_TRAINED_BASELINES = ("local", "centralised")
 
 # Loads the model of one site under a setting into the slot, ready to be assessed.
 LoaderBySite = Callable[[str], Site]
@@ -28,32 +33,54 @@ def prepare_settings(
     settings: dict[str, LoaderBySite] = {}
     if "local" in experiment.evaluation.baselines:
         local = train_local(federation, folder, progress)
-        settings["local"] = lambda name: local[name]
+        settings["local"] = lambda name: local[name].restore()
     loaders = {name: load_federated(site, payload, experiment, progress.on_note) for name, site in sites.items()}
     for setting in next(iter(loaders.values())):
         settings[setting] = _of_site(loaders, setting)
     if "centralised" in experiment.evaluation.baselines:
         centralised = train_centralised(federation, folder, progress)
-        settings["centralised"] = lambda _name: centralised
+        settings["centralised"] = lambda _name: centralised.restore()
     return settings
 
 
 def compare_settings(
     federation: VirtualFederation, settings: Mapping[str, LoaderBySite], result: FederationResult, folder: RunFolder
 ) -> Comparison:
-    """Evaluate every setting on every site's own validation and test images, and write the predictions."""
-    metrics: dict[str, dict[str, Mapping[str, float]]] = {name: {} for name in settings}
+    """Evaluate every setting on every site's own images; write each site's predictions and the model that it uses."""
+    metrics: dict[str, dict[str, Mapping[str, float]]] = {}
+    choices: dict[str, SiteChoice] = {}
     for site, data in federation.data.sites.items():
-        assessed = assess_settings(data, {setting: _bind(load, site) for setting, load in settings.items()})
+        loaders = {setting: _bind(load, site) for setting, load in settings.items()}
+        if not loaders:
+            continue
+        assessed = assess_settings(data, loaders, federation.experiment)
         folder.write_predictions(site, assessed.rows, federation.data.classes, assessed.subgroups)
+        folder.write_site_model(site, *release(assessed, loaders, federation.experiment))
         for setting, values in assessed.metrics.items():
-            metrics[setting][site] = values
+            metrics.setdefault(setting, {})[site] = values
+        if assessed.choice is not None:
+            choices[site] = assessed.choice
     return Comparison(
-        settings=tuple(settings),
+        settings=tuple(metrics),
         metrics=metrics,
         test_images={site: len(data.test) for site, data in federation.data.sites.items()},
         traffic={site: _traffic(site, result.rounds) for site in federation.data.sites},
+        choices={site: choice.to_json() for site, choice in choices.items()},
     )
+
+
+def describe_training(
+    settings: Mapping[str, LoaderBySite], result: FederationResult, sites: Iterable[str]
+) -> dict[str, dict[str, TrainingRecord]]:
+    """Return how training ended, by setting and site, for the federation and the baselines that were trained."""
+    found: dict[str, dict[str, TrainingRecord]] = {}
+    for setting, load in settings.items():
+        if setting == "federated":
+            rounds, chosen = result.rounds, result.chosen
+            found[setting] = {site: describe_federated_training(rounds, site, chosen) for site in sites}
+        elif setting in _TRAINED_BASELINES:
+            found[setting] = {site: describe_local_training(load(site)) for site in sites}
+    return found
 
 
 def _of_site(loaders: Mapping[str, Mapping[str, SiteLoader]], setting: str) -> LoaderBySite:

@@ -8,7 +8,6 @@ from typing import Any
 
 from client.report.privacy_spent import describe_private_rounds
 from client.report.run_summary import describe_run
-from client.site.export_model import release_model
 from client.site.site import Site
 from ept_fed.config.experiment import Experiment
 from ept_fed.errors import InputRefusedError, Problem
@@ -24,7 +23,7 @@ from ept_fed.tracking.scalars import describe_settings
 from ept_fed.tracking.tracker import Tracker
 from ept_fed.tracking.writer import TrackedRun
 from server.rounds.checkpoints import Checkpoint
-from simulations.engine.compare import compare_settings, prepare_settings
+from simulations.engine.compare import compare_settings, describe_training, prepare_settings
 from simulations.engine.cross_site import assess_cross_site
 from simulations.engine.federate import federate, find_checkpoint
 from simulations.engine.gallery import collect_gallery
@@ -108,10 +107,8 @@ def _run(
     )
     settings = {}
     if result.aggregated_anything:
-        for name, site in sites.items():
-            site.forget_after(result.rounds[-1].round)
-            site.adopt(result.payload)
-            folder.write_site_model(name, *release_model(site))
+        for site in sites.values():
+            site.select_round(result.chosen)
         settings = prepare_settings(federation, sites, result.payload, folder, progress)
     comparison = compare_settings(federation, settings, result, folder)
     if experiment.evaluation.cross_site and settings:
@@ -120,6 +117,7 @@ def _run(
         experiment,
         run=plan.run,
         status="done" if result.aggregated_anything else "failed",
+        chosen=result.chosen if result.aggregated_anything else None,
         ended=result.ended,
         classes=federation.data.classes,
         backbone=federation.backbone,
@@ -127,6 +125,7 @@ def _run(
         data=federation.data.summary(),
         notes=federation.data.notes,
         limits={name: [sentence] for name, sentence in federation.data.thinned.items()},
+        training=describe_training(settings, result, sites),
         device=federation.device,
     )
     privacy = {

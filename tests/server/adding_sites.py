@@ -19,7 +19,7 @@ from ept_fed.reports.run.round_record import RoundRecord
 from ept_fed.run_plan.plan import Plan
 from server.app import create_server_app
 from server.rounds.loop import FederationResult
-from simulations.engine.local_grid import LocalGrid, run_locally
+from simulations.engine.local_grid import LocalGrid
 from tests.frames_by_hand import frame_of, open_frame
 
 LAYOUT = PayloadLayout((("sinks", (3, 5)),))
@@ -56,12 +56,15 @@ def auc_of(payload: Vector) -> float:
     return float(1 / (1 + np.exp(-payload.astype(np.float64).mean())))
 
 
-def adding_app(sabotage: Mapping[str, Sabotage], phase: Phase = "train") -> ClientApp:
-    """Return sites that add their own step to the payload; a sabotaged site alters or drops its reply in one phase."""
+def adding_app(sabotage: Mapping[str, Sabotage], phase: Phase | None = "train") -> ClientApp:
+    """Return sites that add their own step to the payload; a sabotaged site alters or drops its replies.
+
+    This is done in one phase, or in both for None.
+    """
     app = ClientApp()
 
     def finish(answer: Message, message: Message, site: str, this: Phase) -> Message:
-        if site not in sabotage or this != phase:
+        if site not in sabotage or phase not in (this, None):
             return answer
         altered = sabotage[site](answer, message)
         if altered is None:
@@ -104,12 +107,16 @@ class Observer:
 
 
 def run(
-    plan: Plan, sabotage: Mapping[str, Sabotage] | None = None, phase: Phase = "train"
+    plan: Plan,
+    sabotage: Mapping[str, Sabotage] | None = None,
+    phase: Phase | None = "train",
+    grid: type[LocalGrid] = LocalGrid,
 ) -> tuple[FederationResult, Observer]:
     results: list[FederationResult] = []
     observer = Observer()
+    context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config={})
     app = adding_app(sabotage or {}, phase)
-    run_locally(create_server_app(plan, observer, results.append), app, plan.sites)
+    create_server_app(plan, observer, results.append)(grid(app, plan.sites), context)
     return results[0], observer
 
 
@@ -119,11 +126,7 @@ def mean_step(*sites: str) -> Vector:
 
 
 def grid_run(grid: type[LocalGrid], plan: Plan) -> tuple[FederationResult, Observer]:
-    results: list[FederationResult] = []
-    observer = Observer()
-    context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config={})
-    create_server_app(plan, observer, results.append)(grid(adding_app({}), plan.sites), context)
-    return results[0], observer
+    return run(plan, grid=grid)
 
 
 class WithoutBad(LocalGrid):

@@ -9,24 +9,31 @@ from typing import Any
 from ept_fed.evaluation.bootstrap import Difference, Interval
 from ept_fed.evaluation.histograms import LEAST_COUNT
 from ept_fed.reports.pages.site_report import SiteReport
-from ept_fed.reports.pages.wording import FEDERATED
+from ept_fed.reports.pages.wording import KEPT
 from ept_fed.reports.run.cross_site import CrossSite
 from ept_fed.reports.run.read_run import RunResult
 from ept_fed.reports.run.round_record import RoundRecord
+from ept_fed.reports.run.settings import BASELINE, CHOSEN, FEDERATED, verdict_setting
 from ept_fed.reports.statistics.pooled import PooledRow, pool_sites
-from ept_fed.reports.statistics.site import BASELINE
 
 __all__ = ["FederationReport", "Refused", "SiteRow", "build_federation_report"]
+
+_MODELS = (
+    (CHOSEN, "of the models that the sites chose"),
+    (FEDERATED, "of the federated model"),
+    (BASELINE, "of the local models"),
+)
 
 
 @dataclass(frozen=True)
 class SiteRow:
-    """One site in the table; `difference` is None if the run or the site has none."""
+    """One site in the table; without a comparison, `difference` is None; without a choice, `chosen` is empty."""
 
     site: str
     images: int
     cases: int
     auc: Mapping[str, Interval]
+    chosen: str
     difference: Difference | None
     verdict: str
     rounds_averaged: int
@@ -109,7 +116,8 @@ def _row(report: SiteReport) -> SiteRow:
         images=report.statistics.images,
         cases=report.statistics.cases,
         auc=auc.values,
-        difference=auc.differences.get(FEDERATED),
+        chosen="" if report.choice is None else report.choice["name"],
+        difference=auc.differences.get(verdict_setting(auc.values)),
         verdict=report.headline.verdict,
         rounds_averaged=sum(row.averaged for row in report.learning),
         replies_refused=sum(bool(row.refused) for row in report.learning),
@@ -124,6 +132,7 @@ def _sentence(rows: Sequence[SiteRow]) -> str:
     for verdict, words in (
         ("helped", "helped"),
         ("no clear difference", "without a clear difference"),
+        (KEPT, "keeping the local model"),
         ("harmed", "harmed"),
         ("none", "without a verdict"),
     ):
@@ -134,13 +143,12 @@ def _sentence(rows: Sequence[SiteRow]) -> str:
 
 def _fairness(rows: Sequence[SiteRow]) -> tuple[str, ...]:
     sentences = []
-    for setting in (FEDERATED, BASELINE):
+    for setting, words in _MODELS:
         known = [(row.auc[setting].value, row.site) for row in rows if setting in row.auc]
         known = sorted(pair for pair in known if not math.isnan(pair[0]))
         if len(known) > 1:
             (low, worst), (high, best) = known[0], known[-1]
             mean = sum(value for value, _ in known) / len(known)
-            words = "of the federated model" if setting == FEDERATED else "of the local models"
             sentences.append(
                 f"AUC {words}: lowest {low:.3f} ({worst}), highest {high:.3f} ({best}), spread {high - low:.3f}, "
                 f"unweighted mean {mean:.3f} over {len(known)} sites."

@@ -52,7 +52,7 @@ class GalleryItem:
 
 
 def most_confident_errors(
-    predictions: PredictionTable, classes: Sequence[str], n: int, setting: str = "federated"
+    predictions: PredictionTable, classes: Sequence[str], n: int, setting: str
 ) -> tuple[ConfidentError, ...]:
     """Return up to n single-label errors in order of decreasing confidence; ties keep the order of the table.
 

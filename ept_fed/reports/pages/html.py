@@ -18,9 +18,17 @@ from ept_fed.reports.charts.svg import draw_confusion, draw_learning, draw_relia
 from ept_fed.reports.pages.federation_report import FederationReport
 from ept_fed.reports.pages.gallery import GalleryItem
 from ept_fed.reports.pages.site_report import SiteReport
-from ept_fed.reports.pages.wording import signed, span
+from ept_fed.reports.pages.wording import KEPT, signed, span
 from ept_fed.reports.run.cross_site import CrossSite
-from ept_fed.reports.statistics.subgroups import SUBGROUP_SETTINGS
+from ept_fed.reports.run.settings import (
+    CANDIDATES,
+    CHOSEN,
+    MIXED,
+    PERSONALISED,
+    compared_settings,
+    main_settings,
+    verdict_setting,
+)
 
 __all__ = ["page_environment", "render_federation", "render_site"]
 
@@ -41,12 +49,16 @@ SETTING_WORDS = {
     "centralised": "centralised",
     "fine-tuned": "federated, fine-tuned here",
     "interpolated": "federated and local prompts, interpolated",
+    CHOSEN: "this site's choice",
+    PERSONALISED: "federated, own head",
+    MIXED: "sum of local and federated",
     "ditto": "Ditto: personal model near the federated one",
 }
 VERDICT_WORDS = {
     "helped": ("▲", "helped"),
     "no clear difference": ("●", "no clear difference"),
     "harmed": ("▼", "harmed"),
+    KEPT: ("■", "local model kept"),
     "none": ("○", "no verdict"),
 }
 
@@ -63,7 +75,7 @@ def render_site(report: SiteReport, gallery: Sequence[GalleryItem] | None = None
             so the page must stay where the images are.
     """
     statistics = report.statistics
-    shown = [s for s in report.settings if statistics.images]
+    shown = [s for s in main_settings(report.settings) if statistics.images]
     losses = np.array([[row.train_loss] for row in report.learning]).reshape(-1, 1)
     aucs = np.array([[row.validation_auc] for row in report.learning]).reshape(-1, 1)
     rounds = [row.round for row in report.learning]
@@ -79,6 +91,7 @@ def render_site(report: SiteReport, gallery: Sequence[GalleryItem] | None = None
     confusion = {
         setting: Markup(draw_confusion(counts, report.classes, f"confusion-{place}"))
         for place, (setting, counts) in enumerate(statistics.confusion.items())
+        if setting in shown
     }
     low, high = _range([interval for s in shown if (interval := statistics.metrics[0].values.get(s))])
     return (
@@ -88,7 +101,10 @@ def render_site(report: SiteReport, gallery: Sequence[GalleryItem] | None = None
             report=report,
             statistics=statistics,
             settings=shown,
-            pair=[s for s in SUBGROUP_SETTINGS if s in shown],
+            pair=[s for s in compared_settings(shown) if s in shown],
+            used=verdict_setting(shown),
+            candidates=_list_candidates(report) if shown else {},
+            by_metric={row.metric: row for row in statistics.metrics},
             charts={name: Markup(svg) for name, svg in charts.items()},
             confusion=confusion,
             gallery=gallery,
@@ -98,6 +114,12 @@ def render_site(report: SiteReport, gallery: Sequence[GalleryItem] | None = None
             absences=_list_absences(report),
         )
     )
+
+
+def _list_candidates(report: SiteReport) -> dict[str, Any]:
+    """Return, by setting, the models among which the site chose, with their losses; None without validation images."""
+    losses = {} if report.choice is None else {row["name"]: row for row in report.choice["rows"]}
+    return {setting: losses.get(setting) for setting in CANDIDATES if setting in report.settings}
 
 
 def render_federation(report: FederationReport, learning: Sequence[SiteReport], pages: bool) -> str:
@@ -114,7 +136,15 @@ def render_federation(report: FederationReport, learning: Sequence[SiteReport], 
     chart = _draw_curves(rounds, losses, aucs)
     matrix = _shade(report.cross_site) if report.cross_site and len(report.cross_site.sites) <= _MAX_COLUMNS else None
     template = page_environment().get_template("federation.html.j2")
-    return template.render(report=report, learning=Markup(chart), rounds=rounds, pages=pages, matrix=matrix)
+    return template.render(
+        report=report,
+        main=main_settings(report.settings),
+        compared=compared_settings(report.settings),
+        learning=Markup(chart),
+        rounds=rounds,
+        pages=pages,
+        matrix=matrix,
+    )
 
 
 @functools.cache

@@ -10,6 +10,7 @@ from ept_fed.reports.pages.wording import Headline, describe_limits, headline
 from ept_fed.reports.run.read_run import RunResult
 from ept_fed.reports.run.round_record import RoundRecord, SiteExchange
 from ept_fed.reports.run.run_document import PrivacySpending
+from ept_fed.reports.run.training_record import TrainingRecord
 from ept_fed.reports.statistics.pooled import SharedCounts, count_to_share
 from ept_fed.reports.statistics.site import Statistics, analyse
 from ept_fed.reports.statistics.subgroups import SubgroupTable, analyse_subgroups
@@ -17,6 +18,7 @@ from ept_fed.seeds import numpy_generator
 
 __all__ = ["SCHEMA", "RoundRow", "SiteReport", "Traffic", "build_site_report"]
 
+_OF_RUN = ("name", "run", "seed", "rounds", "round", "chosen_round", "strategy", "share", "status")
 SCHEMA = 1
 """Schema of sites/<site>/report.json. Its keys are the fields of `SiteReport`; undefined numbers are null."""
 
@@ -72,10 +74,13 @@ class SiteReport:
         settings: compared models, in the order of the table.
         sensitivity: target sensitivity of the operating points.
         headline: the verdict.
+        choice: the model that the site chose, and all candidates, see `client.site.candidates.SiteChoice`; None if it
+            uses the federated model.
         statistics: all numbers on the test images.
         subgroups: AUC and accuracy by value of each subgroup column, with small cells hidden; empty without such
             columns.
         learning: one row per round.
+        training: how training ended, by setting; empty for runs before this was recorded.
         traffic: data sent and received by the site.
         privacy: the spent privacy budget; null for a run without noise.
         data: images and groups by split and class, as counted before the run.
@@ -92,9 +97,11 @@ class SiteReport:
     settings: tuple[str, ...]
     sensitivity: float
     headline: Headline
+    choice: Mapping[str, Any] | None
     statistics: Statistics
     subgroups: tuple[SubgroupTable, ...]
     learning: tuple[RoundRow, ...]
+    training: Mapping[str, TrainingRecord]
     traffic: Traffic
     privacy: PrivacySpending | None
     data: tuple[Mapping[str, Any], ...]
@@ -116,18 +123,26 @@ def build_site_report(run: RunResult, site: str, *, sensitivity: float = 0.9, dr
     rng = numpy_generator(seed, site, "report")
     classes = tuple(report["classes"])
     statistics = analyse(predictions, classes, run.task, rng, sensitivity=sensitivity, draws=draws)
+    training = {
+        setting: TrainingRecord.from_json(records[site])
+        for setting, records in report.get("training", {}).items()
+        if site in records
+    }
+    choice = _read_choice(report.get("choices", {}).get(site))
     return SiteReport(
         schema=SCHEMA,
         site=site,
-        run={key: report.get(key) for key in ("name", "run", "seed", "rounds", "round", "strategy", "share", "status")},
+        run={key: report.get(key) for key in _OF_RUN},
         task=run.task,
         classes=classes,
         settings=tuple(report["settings"]),
         sensitivity=sensitivity,
-        headline=headline(statistics, run.case if predictions.grouped else "one image"),
+        headline=headline(statistics, run.case if predictions.grouped else "one image", training, choice),
+        choice=choice,
         statistics=statistics,
         subgroups=analyse_subgroups(predictions.test, run.task, numpy_generator(seed, site, "subgroups"), draws),
         learning=tuple(_read_round(record, site) for record in run.rounds),
+        training=training,
         traffic=_sum_traffic(run, site),
         privacy=_read_spending(report.get("privacy", {}).get(site)),
         data=tuple(row for row in report["data"] if row["site"] == site),
@@ -178,6 +193,14 @@ def _sum_traffic(run: RunResult, site: str) -> Traffic:
 
 def _read_spending(spent: Mapping[str, Any] | None) -> PrivacySpending | None:
     return None if spent is None else PrivacySpending(**spent)
+
+
+def _read_choice(choice: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """Return a site's choice, with NaN for undefined numbers instead of null."""
+    if choice is None:
+        return None
+    rows = [{key: math.nan if value is None else value for key, value in row.items()} for row in choice["rows"]]
+    return {**choice, "rows": rows, "share": math.nan if choice["share"] is None else choice["share"]}
 
 
 def _count_messages(exchanges: Sequence[SiteExchange]) -> int:

@@ -1,16 +1,26 @@
 """Sentences of a site's report: the verdict on the first page, and the limits of the results."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ept_fed.evaluation.bootstrap import MIN_GROUPS, Difference, Interval
 from ept_fed.reports.run.read_predictions import SitePredictions
-from ept_fed.reports.statistics.site import BASELINE, ClassRow, Statistics
+from ept_fed.reports.run.settings import BASELINE, FEDERATED, MIXED, PERSONALISED, verdict_setting
+from ept_fed.reports.run.training_record import TrainingRecord
+from ept_fed.reports.statistics.site import ClassRow, Statistics
 
-__all__ = ["Headline", "describe_limits", "headline", "signed", "span"]
+__all__ = ["KEPT", "Headline", "describe_limits", "headline", "signed", "span"]
 
-FEDERATED = "federated"
+KEPT = "local model kept"
+_NAMES = {
+    FEDERATED: "the federated model",
+    PERSONALISED: "the federated model with this site's own head",
+    MIXED: "the sum of the local and the federated model",
+    BASELINE: "the local model",
+}
+_MODELS = {"federated": "the federated model", "local": "the local model", "centralised": "the centralised model"}
 
 
 @dataclass(frozen=True)
@@ -18,7 +28,8 @@ class Headline:
     """The answer to "did joining help us?".
 
     Attributes:
-        verdict: "helped", "no clear difference", "harmed", or "none" if no comparison could be made.
+        verdict: "helped", "no clear difference", "harmed", "local model kept" if the site chose that, or "none" if no
+            comparison could be made.
         sentence: the answer in one sentence.
         details: the numbers behind it, and the number of cases needed for a clear verdict.
     """
@@ -28,36 +39,60 @@ class Headline:
     details: tuple[str, ...]
 
 
-def headline(statistics: Statistics, case: str) -> Headline:
-    """Return the verdict on macro AUC, federated against local model; `case` is the description of one case."""
+def headline(
+    statistics: Statistics,
+    case: str,
+    training: Mapping[str, TrainingRecord],
+    choice: Mapping[str, Any] | None = None,
+) -> Headline:
+    """Return the verdict on macro AUC: the model that the site uses, against its local model.
+
+    Args:
+        statistics: the numbers on the test images.
+        case: description of one case.
+        training: how training ended, by setting.
+        choice: the site's choice, see `client.site.candidates.SiteChoice`; None if it uses the federated model.
+    """
     auc = statistics.metrics[0]
     reason = _why_none(statistics)
     if reason:
         return Headline("none", f"No verdict: {reason}", ())
-    federated, local, gap = auc.values[FEDERATED], auc.values[BASELINE], auc.differences[FEDERATED]
+    setting = verdict_setting(auc.values)
+    used, local, gap = auc.values[setting], auc.values[BASELINE], auc.differences[setting]
+    model = "the federated model" if choice is None else _NAMES[choice["name"]]
     numbers = (
-        f"AUC {federated.value:.3f} of the federated model, {local.value:.3f} of the local model; "
+        f"AUC {used.value:.3f} of {model}, {local.value:.3f} of the local model; "
         f"difference {signed(gap.value)} ({span(gap)})."
     )
     images, cases = _count(statistics.images, "test image"), _count(statistics.cases, "case")
+    warning = _warn_of_early_end(training)
     basis = f"Measured on {images} of {cases} of this site. A case is {case}."
+    if choice is not None and choice["name"] == BASELINE:
+        sentence = (
+            "This site keeps its local model: on its own validation images, the federated model is worse. So joining "
+            "neither helps nor harms its patients."
+        )
+        return Headline(
+            KEPT, sentence, (f"AUC {local.value:.3f} of the local model.", basis, _say_why(choice), *warning)
+        )
     match gap.verdict:
         case "helped":
             sentence = (
-                "Joining helped: on this site's own patients, the federated model separates the classes better than "
-                "the local model, which is trained only on this site's images."
+                f"Joining helped: on this site's own patients, {model} separates the classes better than the local "
+                "model, which is trained only on this site's images."
             )
         case "harmed":
             sentence = (
-                "Joining harmed: on this site's own patients, the federated model separates the classes worse than the "
-                "local model, which is trained only on this site's images."
+                f"Joining harmed: on this site's own patients, {model} separates the classes worse than the local "
+                "model, which is trained only on this site's images."
             )
         case _:
             sentence = (
-                "No clear difference: on this site's own patients, the federated model and the local model, which is "
-                "trained only on this site's images, are about equally good, or there are too few patients to decide."
+                f"No clear difference: on this site's own patients, {model} and the local model, which is trained only "
+                "on this site's images, are about equally good, or there are too few patients to decide."
             )
-    return Headline(gap.verdict, sentence, (numbers, basis, *_what_would_settle(gap)))
+    reasons = () if choice is None else (_say_why(choice),)
+    return Headline(gap.verdict, sentence, (numbers, basis, *reasons, *_what_would_settle(gap), *warning))
 
 
 def describe_limits(statistics: Statistics, predictions: SitePredictions, case: str, task: str) -> tuple[str, ...]:
@@ -132,17 +167,44 @@ def _why_none(statistics: Statistics) -> str:
         return "the run failed before any model could be tested."
     if not statistics.images:
         return "this site has no test image with usable predictions."
-    if FEDERATED not in auc.values or BASELINE not in auc.values:
+    used = verdict_setting(auc.values)
+    if used not in auc.values or BASELINE not in auc.values:
         return "the run has no local model to compare with (evaluation.baselines lacks “local”)."
-    if math.isnan(auc.differences[FEDERATED].value):
+    if math.isnan(auc.differences[used].value):
         names = ", ".join(row.name for row in present) or "no class at all"
         return f"all test images of this site show {names}; a comparison needs images with and without a class."
-    if math.isnan(auc.differences[FEDERATED].low):
+    if math.isnan(auc.differences[used].low):
         return (
             f"{_count(statistics.cases, 'test case')} at this site are too few; "
             f"the minimum is {MIN_GROUPS}, and a few hundred are reasonable."
         )
     return ""
+
+
+def _say_why(choice: Mapping[str, Any]) -> str:
+    """Return which model the site uses and why, in one sentence."""
+    head = {"LDA": " (an LDA head)", "own": " (the head that it trained last)"}.get(choice["personal_head"] or "", "")
+    about = ""
+    if choice["name"] == PERSONALISED:
+        about = head
+    elif choice["name"] == MIXED:
+        about = f" (share of the local model: {choice['share']:.0%})"
+    elif choice["name"] == BASELINE and choice["local_head"] == "LDA":
+        about = " (with an LDA head)"
+    return f"This site uses {_NAMES[choice['name']]}{about}: {choice['reason']}."
+
+
+def _warn_of_early_end(training: Mapping[str, TrainingRecord]) -> tuple[str, ...]:
+    """Return a warning if a model was still improving when its training stopped."""
+    early = {setting: record for setting, record in training.items() if record.state == "still improving"}
+    changes = ", ".join(
+        f"{_MODELS.get(setting, setting)} (AUC {signed(record.auc_change)}, loss {record.loss_change:+.0%})".replace(
+            "-", "−"
+        )
+        for setting, record in early.items()
+    )
+    fix = "More rounds may change this result"
+    return (f"Still improving when it stopped, over its last quarter of rounds: {changes}. {fix}.",) if early else ()
 
 
 def _what_would_settle(gap: Difference) -> tuple[str, ...]:

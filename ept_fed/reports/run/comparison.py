@@ -1,7 +1,7 @@
 """The final table: per site, local, federated and centralised models on the site's own test split."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,12 +22,15 @@ class Comparison:
         metrics: setting -> site -> metric -> value.
         test_images: site -> number of test images.
         traffic: site -> traffic in bytes.
+        choices: site -> the model that it chose, and the candidates, see `client.site.candidates.SiteChoice`; empty if
+            the sites did not choose.
     """
 
     settings: tuple[str, ...]
     metrics: Mapping[str, Mapping[str, Mapping[str, float]]]
     test_images: Mapping[str, int]
     traffic: Mapping[str, SiteTraffic]
+    choices: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def rows(self) -> list[dict[str, Any]]:
         """Return one row per site, and a last row with the unweighted mean over sites."""
@@ -54,6 +57,7 @@ class Comparison:
             },
             "test_images": dict(self.test_images),
             "traffic": {site: dict(vars(traffic)) for site, traffic in self.traffic.items()},
+            "choices": dict(self.choices),
         }
 
     @classmethod
@@ -69,6 +73,7 @@ class Comparison:
             },
             test_images=dict(document["test_images"]),
             traffic={site: SiteTraffic(**traffic) for site, traffic in document["traffic"].items()},
+            choices=dict(document.get("choices", {})),
         )
 
 

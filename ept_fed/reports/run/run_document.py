@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from ept_fed.evaluation.convergence import TrainingState
+
 __all__ = ["PrivacySpending", "SiteTraffic", "parse_report"]
 
 _Numbers = Mapping[str, float | None]
@@ -69,6 +71,30 @@ class _Count(_Section):
     site: str
 
 
+class _Training(_Section):
+    rounds: int
+    chosen: int
+    state: TrainingState
+    auc_change: float | None
+    loss_change: float | None
+
+
+class _Candidate(_Section):
+    name: str
+    loss: float
+    difference: float
+    standard_error: float | None
+
+
+class _Choice(_Section):
+    name: Literal["federated", "personalised", "sum of both", "local"]
+    reason: str
+    rows: list[_Candidate]
+    local_head: str | None
+    personal_head: str | None
+    share: float | None
+
+
 class _Backbone(_Section):
     name: str | None = None
     digest: str | None = None
@@ -92,6 +118,9 @@ class _Report(_Section):
     versions: dict[str, str] = {}
     notes: list[str] = []
     limits: dict[str, list[str]] = {}
+    chosen_round: int | None = None
+    training: dict[str, dict[str, _Training]] = {}
+    choices: dict[str, _Choice] = {}
 
 
 def parse_report(text: str) -> dict[str, Any]:

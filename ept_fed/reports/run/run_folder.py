@@ -10,7 +10,7 @@ report.html                     the federation's page, with the verdict of every
 sites/<site>/report.html        the site's own page, and report.json with the same numbers
 sites/<site>/shared.json        score histograms that the site shares: counts, but no single scores
 sites/<site>/predictions.csv    predictions on the site's validation and test images in each setting
-sites/<site>/model.safetensors  the site's federated model: sinks, tokens, its own head, and metadata
+sites/<site>/model.safetensors  the model that the site uses: sinks, tokens, head, and metadata
 report.json, report.csv         the final table
 cross_site.csv                  each site's local model at every site, if `evaluation.cross_site` is true
 tracking/                       data for TensorBoard and MLflow, if the run is tracked

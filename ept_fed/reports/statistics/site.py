@@ -29,6 +29,7 @@ from ept_fed.evaluation.weighted_metrics import (
     rates,
 )
 from ept_fed.reports.run.read_predictions import SitePredictions
+from ept_fed.reports.run.settings import BASELINE
 from ept_fed.reports.statistics.chosen_on_validation import (
     Calibration,
     assess_conformal,
@@ -37,9 +38,7 @@ from ept_fed.reports.statistics.chosen_on_validation import (
     count_positives,
 )
 
-__all__ = ["BASELINE", "METRICS", "ClassRow", "MetricRow", "OperatingPoint", "Statistics", "analyse"]
-
-BASELINE = "local"
+__all__ = ["METRICS", "ClassRow", "MetricRow", "OperatingPoint", "Statistics", "analyse"]
 
 METRICS = {
     "auc": True,

@@ -12,11 +12,11 @@ from ept_fed.evaluation.metrics import Array
 from ept_fed.evaluation.subgroups import UNSTATED, band_values, choose_hidden
 from ept_fed.evaluation.weighted_metrics import Metric, Sample, class_averages, class_ranks, image_means
 from ept_fed.reports.run.read_predictions import PredictionTable
+from ept_fed.reports.run.settings import compared_settings
 
-__all__ = ["SUBGROUP_METRICS", "SUBGROUP_SETTINGS", "SubgroupCell", "SubgroupTable", "analyse_subgroups"]
+__all__ = ["SUBGROUP_METRICS", "SubgroupCell", "SubgroupTable", "analyse_subgroups"]
 
 SUBGROUP_METRICS = ("auc", "accuracy")
-SUBGROUP_SETTINGS = ("local", "federated")
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def _tabulate(
 def _measure_cell(
     test: PredictionTable, inside: Array, task: str, rng: np.random.Generator, draws: int
 ) -> dict[str, dict[str, Interval]]:
-    settings = [setting for setting in SUBGROUP_SETTINGS if setting in test.scores]
+    settings = [setting for setting in compared_settings(test.scores) if setting in test.scores]
     groups = [group for group, chosen in zip(test.groups, inside, strict=True) if chosen]
     metrics = [_metric(Sample.of(test.labels[inside], test.scores[s][inside], task)) for s in settings]
 

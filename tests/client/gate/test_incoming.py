@@ -162,6 +162,9 @@ def test_a_run_name_must_not_be_a_path(kit: Kit, name: str) -> None:
         (request(wants_gradient=True), "outgoing.gradient"),
         (evaluation(split="train"), "incoming.splits"),
         (evaluation(wants_gradient=True), "protocol.request"),
+        (evaluation(best_round=2), "protocol.round"),
+        (request(best_round=1), "protocol.round"),
+        (request(best_round=-1), "protocol.round"),
         (evaluation(correction=np.ones(6, np.float32)), "protocol.request"),
         (dataclasses.replace(evaluation(), settings=TrainingSettings().model_dump_json()), "protocol.request"),
         (request(correction=np.full(6, np.inf, np.float32)), ("protocol.correction", "incoming.correction")),
@@ -196,6 +199,23 @@ def test_an_identical_request_may_be_repeated_and_no_other_request_may_go_back(k
     for again in (request(1), request(3), evaluation(3)):
         kit.admit(gate, again)
     kit.admit(gate, evaluation(3, "test"))
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_the_prompts_of_the_chosen_round_are_one_more_request_and_it_is_in_the_ledger(kit: Kit, restart: bool) -> None:
+    gate = kit.open()
+    kit.join(gate)
+    for number in (1, 2, 3):
+        kit.admit(gate, request(number, best_round=max(0, number - 2)))
+    kit.admit(gate, evaluation(3))
+    chosen = evaluation(3, best_round=2, payload=INITIAL + np.float32(0.1))
+    kit.admit(gate, chosen)
+    assert kit.entries()[-1].split == "validation, prompts of round 2"
+    gate = kit.open() if restart else gate
+    kit.admit(gate, chosen)
+    kit.admit(gate, evaluation(3))
+    other = evaluation(3, best_round=2, payload=INITIAL + np.float32(0.2))
+    assert rules_of(lambda: kit.admit(gate, other)) == ("protocol.replay",)
 
 
 @pytest.mark.parametrize("restart", [False, True])
@@ -289,6 +309,7 @@ ASKED = st.fixed_dictionaries(
         ),
         "correction": st.one_of(st.none(), st.just(np.ones(6, np.float32))),
         "wants_gradient": st.booleans(),
+        "best_round": st.integers(-2, 9),
         "header": st.builds(
             Header,
             st.sampled_from([RUN, "other", "../x"]),
@@ -324,6 +345,7 @@ def test_the_gate_accepts_only_requests_that_the_policy_allows(kit: Kit, sequenc
         assert np.isfinite(asked.payload).all()
         assert asked.correction is None
         assert not asked.wants_gradient
+        assert 0 <= asked.best_round <= asked.header.round - (asked.phase == "train")
         assert asked.split == "train" if asked.phase == "train" else asked.split in ("validation", "test")
         if asked.phase == "train":
             training = TrainingSettings.model_validate_json(asked.settings)

@@ -73,7 +73,7 @@ def test_frozen_layers_run_once_per_image_and_view(micro: Micro, monkeypatch: py
     for number in range(1, 9):
         site.fit(micro(*VIEWS, *LATE).training, number, 8)
         site.assess(site.data.test)
-    assert seen == 2 * len(site.data.train) + len(site.data.test)
+    assert seen == 2 * len(site.data.train) + len(site.data.validation) + len(site.data.test)
 
 
 def test_models_that_train_from_the_first_block_on_keep_nothing(micro: Micro) -> None:

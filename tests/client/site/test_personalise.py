@@ -138,9 +138,13 @@ def test_after_an_early_stop_a_site_returns_to_the_state_that_fits_the_prompts(m
     site.train(request_of(plan, 1))
     head = site.model.head.weight.detach().clone()
     site.train(request_of(plan, 2))
-    site.forget_after(1)
+    site.select_round(1)
     site.adopt(plan.initial)
     assert torch.equal(site.model.head.weight, head)
+    # When it trains again, it continues from its latest state.
+    site.train(request_of(plan, 3))
+    assert site.trained_rounds == 3
+    assert not torch.equal(site.model.head.weight, head)
 
 
 def test_fedreps_order_trains_only_the_head_and_then_only_the_prompts(micro: Micro) -> None:

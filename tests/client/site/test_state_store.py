@@ -41,12 +41,12 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> StateStore:
     return request.param(tmp_path)
 
 
-def state(round_number: int, trained: int | None = None) -> SiteState:
+def state(round_number: int, trained: int | None = None, best_round: int = 0) -> SiteState:
     tensors = {
         "model/prompts": np.full((2, 3), round_number, np.float32),
         "optimizer/0/step": np.array(7, np.float32),
     }
-    return SiteState(round_number, trained or round_number, tensors, '{"epochs": 1}')
+    return SiteState(round_number, trained or round_number, tensors, '{"epochs": 1}', best_round)
 
 
 def test_a_new_store_has_no_state(store: StateStore) -> None:
@@ -82,8 +82,6 @@ def test_a_repeated_round_replaces_the_later_states(store: StateStore) -> None:
         store.save(state(round_number))
     store.save(state(2))
     assert store.latest(before=9).round == 2  # type: ignore[union-attr]
-    store.drop_after(1)
-    assert store.latest().round == 1  # type: ignore[union-attr]
 
 
 def test_the_last_states_are_kept_and_a_request_for_an_older_one_fails(store: StateStore) -> None:
@@ -93,6 +91,31 @@ def test_the_last_states_are_kept_and_a_request_for_an_older_one_fails(store: St
     assert store.latest(before=oldest + 1).round == oldest  # type: ignore[union-attr]
     with pytest.raises(StateLostError, match=f"before round {oldest} is no longer kept"):
         store.latest(before=oldest)
+
+
+def test_the_state_after_the_best_round_is_kept_however_old_it_is(store: StateStore) -> None:
+    for round_number in range(1, 10):
+        store.save(state(round_number, best_round=2 if round_number > 3 else 0))
+    for kept in (2, 7, 8, 9):
+        assert store.after(kept).round == kept  # type: ignore[union-attr]
+    assert store.latest(before=8).round == 7  # type: ignore[union-attr]
+    for lost in (2, 4, 7):
+        with pytest.raises(StateLostError, match=f"before round {lost} is no longer kept"):
+            store.latest(before=lost)
+    for lost in (1, 3, 6):
+        with pytest.raises(StateLostError, match="no longer kept"):
+            store.after(lost)
+    store.save(state(10, best_round=9))
+    with pytest.raises(StateLostError):
+        store.after(2)
+
+
+def test_a_site_that_missed_the_best_round_keeps_its_state_from_before(store: StateStore) -> None:
+    for trained, round_number in enumerate((1, 3, 6, 7, 8, 9), start=1):
+        store.save(state(round_number, trained, best_round=4 if round_number > 5 else 0))
+    assert store.after(4).round == 3  # type: ignore[union-attr]
+    with pytest.raises(StateLostError):
+        store.after(5)
 
 
 def test_a_site_that_was_never_selected_before_has_no_earlier_state(store: StateStore) -> None:

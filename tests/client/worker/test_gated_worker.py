@@ -97,7 +97,8 @@ def test_shares_of_noise_below_the_fixed_point_resolution_are_refused_at_the_sit
     make_kit: Callable[..., Path], federation: Callable[..., Experiment]
 ) -> None:
     private = "{noise: distributed, clip: 1.0e-6, noise_multiplier: 2.0}"
-    given = f"federation={{norm_bound: null, weights: uniform, secure_aggregation: {{}}, site_privacy: {private}}}"
+    plain = "select: last, norm_bound: null, weights: uniform, secure_aggregation: {}"
+    given = f"federation={{{plain}, site_privacy: {private}}}"
     proposal = propose(federation(given), ("site-1", "site-2", "site-3"))
     with pytest.raises(AssertionError, match=r"federation\.site_privacy\.clip"):
         join_run(make_kit(), proposal)

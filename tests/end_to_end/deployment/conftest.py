@@ -13,7 +13,7 @@ from simulations.deployment.traffic import read_requests
 
 # The noise is so small that it changes only the last digits: a share is just above the fixed-point resolution.
 NOISE = {"noise": "distributed", "clip": 10.0, "noise_multiplier": 2e-5}
-PLAINTEXT = {"rounds": 1, "norm_bound": None, "weights": "uniform"}
+PLAINTEXT = {"rounds": 1, "select": "last", "norm_bound": None, "weights": "uniform"}
 
 
 @dataclass(frozen=True)

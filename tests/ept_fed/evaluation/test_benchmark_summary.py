@@ -15,7 +15,8 @@ from ept_fed.evaluation.benchmark_summary import (
 
 def row(method: str, seed: int, site: str, value: float, setting: str = "federated") -> dict[str, Any]:
     run = {"method": method, "shots": 5, "sampling": None, "seed": seed, "setting": setting}
-    return {**run, "site": site, "bytes_per_round": 10, **dict.fromkeys(SUMMARY_METRICS, value)}
+    told = {"bytes_per_round": 10, "training": "ended", "home": False, "validation_auc": value}
+    return {**run, "site": site, **told, **dict.fromkeys(SUMMARY_METRICS, value)}
 
 
 def test_a_sites_gain_is_measured_against_its_own_local_model_run_by_run() -> None:

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import json
-import math
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from ept_fed.storage.files import dump_json
 from server.app import create_server_app
 from server.rounds.checkpoints import Checkpoint, CheckpointFolder
 from server.rounds.loop import FederationResult
+from server.rounds.selection import BestRound
 from server.strategies.registry import AGGREGATORS
 from simulations.engine.local_grid import run_locally
 from tests.server.adding_sites import BAD, SABOTAGES, Observer, adding_app, make_plan
@@ -54,7 +54,7 @@ def run_until(
 
 @pytest.mark.parametrize("strategy", sorted(AGGREGATORS))
 def test_a_resumed_run_ends_like_one_that_never_stopped(strategy: str, tmp_path: Path) -> None:
-    plan = make_plan(strategy=strategy, rounds=4, sites_per_round=8, patience=3)
+    plan = make_plan(strategy=strategy, rounds=4, sites_per_round=8, patience=3, select="best")
     whole_lines: list[RoundRecord] = []
     whole, payloads = run_until(plan, tmp_path / "whole", whole_lines, None)
     assert whole is not None
@@ -94,19 +94,21 @@ def stopped(tmp_path: Path) -> tuple[Plan, Path, list[RoundRecord]]:
     return plan, tmp_path, lines
 
 
-@pytest.mark.parametrize("stopping", [(-math.inf, 0), (0.75, 2)])
+@pytest.mark.parametrize("best", [BestRound(), BestRound(0.75, 2, 1, np.full(15, 0.5, np.float32))])
 def test_a_checkpoint_comes_back_as_it_was_saved(
-    stopped: tuple[Plan, Path, list[RoundRecord]], stopping: tuple[float, int]
+    stopped: tuple[Plan, Path, list[RoundRecord]], best: BestRound
 ) -> None:
     plan, folder, lines = stopped
     whole, checkpoints = CheckpointFolder(folder, plan).load(lines), CheckpointFolder(folder, plan, data="digest")
     assert whole is not None
     states = {"momentum": np.arange(15, dtype=np.float32), "state/": np.ones(15, np.float32)}
-    left = Checkpoint(np.arange(15, dtype=np.float32), states, whole.records, stopping)
+    left = Checkpoint(np.arange(15, dtype=np.float32), states, whole.records, best)
     checkpoints.save(left)
     found = checkpoints.load(lines)
     assert found is not None
-    assert (found.stopping, [record.round for record in found.records]) == (stopping, [1, 2, 3])
+    assert [record.round for record in found.records] == [1, 2, 3]
+    assert (found.best.auc, found.best.since, found.best.round) == (best.auc, best.since, best.round)
+    assert np.array_equal(found.best.payload, best.payload)
     assert np.array_equal(found.payload, left.payload)
     assert {name: list(vector) for name, vector in found.strategy.items()} == {
         name: list(vector) for name, vector in states.items()

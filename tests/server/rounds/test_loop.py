@@ -21,6 +21,7 @@ from tests.server.adding_sites import (
     LAYOUT,
     SABOTAGES,
     SITES,
+    Sabotage,
     WithoutBad,
     auc_of,
     grid_run,
@@ -258,6 +259,70 @@ def test_patience_ends_a_run_that_no_longer_improves() -> None:
     standing_still = with_array(np.zeros(15, np.float32))
     result, _ = run(make_plan(rounds=10, patience=2), dict.fromkeys(SITES, standing_still))
     assert result.ended == "no better validation AUC for 2 rounds, at round 3"
+
+
+def of_round(values: Sequence[float]) -> Sabotage:
+    """Return a sabotage that evaluates the payload of round r as values[r - 1], whenever it is asked for."""
+
+    def alter(answer: Message, request: Message) -> Message:
+        asked = decode_request(request, request.metadata.message_type, LAYOUT)
+        value = values[asked.payload_round - 1] if asked.payload_round else math.nan
+        name = "validation_auc" if asked.phase == "train" else "auc"
+        return with_metrics(**{name: value})(answer, request)
+
+    return alter
+
+
+def listening(asked: list[RoundRequest]) -> type[LocalGrid]:
+    class ListeningGrid(LocalGrid):
+        def send_and_receive(self, messages, *, timeout=None):  # type: ignore[no-untyped-def]
+            messages = list(messages)
+            asked.append(decode_request(messages[0], messages[0].metadata.message_type, LAYOUT))
+            return super().send_and_receive(messages, timeout=timeout)
+
+    return ListeningGrid
+
+
+@pytest.mark.parametrize(
+    ("aucs", "patience", "chosen", "trained"),
+    [
+        ([0.6, 0.8, 0.7, 0.75, 0.7], None, 2, 5),
+        ([0.6, 0.8, 0.7, 0.75, 0.7], 2, 2, 5),
+        ([0.6, 0.7, 0.8, 0.8, 0.9], None, 5, 5),
+        ([0.8, 0.8, 0.7, 0.9, 0.9], 3, 4, 5),
+        ([0.8, 0.8, 0.7, 0.9, 0.9], 2, 1, 4),
+        ([math.nan] * 5, 2, 5, 5),
+    ],
+)
+def test_the_best_round_is_kept_and_every_site_hears_of_it(
+    aucs: list[float], patience: int | None, chosen: int, trained: int
+) -> None:
+    plan, asked = make_plan(rounds=5, select="best", patience=patience), []
+    sabotage = dict.fromkeys(SITES, of_round(aucs))
+    result, observer = run(plan, sabotage, phase=None, grid=listening(asked))
+    assert result.chosen == chosen
+    assert np.array_equal(result.payload, observer.payloads[chosen - 1])
+    ending = asked[-1]
+    assert sum(request.phase == "train" for request in asked) == trained
+    if chosen == 5:
+        assert (ending.phase, ending.best_round) == ("evaluate", 0)
+    else:
+        assert (ending.phase, ending.best_round, ending.payload_round) == ("evaluate", chosen, chosen)
+    # The sites have the chosen payload, whichever way they got it.
+    assert np.array_equal(ending.payload, result.payload)
+    assert ending.header.round >= max(request.header.round for request in asked)
+    # Each request says what the evaluations before it have shown.
+    for request in asked:
+        known = aucs[: max(0, request.header.round - 2)] if request.phase == "train" else []
+        if known and not math.isnan(known[0]):
+            assert request.best_round == 1 + known.index(max(known))
+
+
+def test_the_last_round_is_kept_if_the_run_says_so() -> None:
+    aucs = of_round([0.6, 0.8, 0.7])
+    result, observer = run(make_plan(rounds=3, select="last"), dict.fromkeys(SITES, aucs), phase=None)
+    assert result.chosen == 3
+    assert np.array_equal(result.payload, observer.payloads[-1])
 
 
 def test_the_catalogue_and_the_aggregators_are_one_list() -> None:

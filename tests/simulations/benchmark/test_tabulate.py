@@ -50,7 +50,7 @@ def row(method: str, value: float, setting: str = "local") -> dict[str, object]:
     metrics = dict.fromkeys(("auc", "accuracy", "balanced_accuracy", "average_precision"), value)
     return {
         "method": method, "shots": "5", "sampling": "", "seed": 0, "setting": setting, "site": "a",
-        "bytes_per_round": 0, **metrics,
+        "bytes_per_round": 0, "training": "ended", "home": False, "validation_auc": value, **metrics,
     }  # fmt: skip
 
 

@@ -155,7 +155,7 @@ def test_a_missing_state_between_others_is_not_passed_over(stopped: tuple[Experi
     folder = out / "state" / "federated" / "site-1"
     assert sorted(path.name for path in folder.iterdir())[-1] == "round-0003.safetensors"
     (folder / "round-0002.safetensors").unlink()
-    with pytest.raises(InputRefusedError, match="site-1's state of round 2 is gone"):
+    with pytest.raises(InputRefusedError, match="site-1: the state before round 3 is no longer kept"):
         simulate(experiment, out, Silent(), resume=True)
 
 

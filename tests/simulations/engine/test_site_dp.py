@@ -17,9 +17,9 @@ from simulations.engine.simulate import simulate
 from tests.simulations.engine.test_resume import StopHere
 
 SETTINGS = {
-    "local": "{rounds: 2, norm_bound: null, weights: uniform}",
-    "distributed": "{rounds: 2, norm_bound: null, weights: uniform, secure_aggregation: {}}",
-    "central": "{rounds: 2, norm_bound: null, weights: uniform}",
+    "local": "{rounds: 2, select: last, norm_bound: null, weights: uniform}",
+    "distributed": "{rounds: 2, select: last, norm_bound: null, weights: uniform, secure_aggregation: {}}",
+    "central": "{rounds: 2, select: last, norm_bound: null, weights: uniform}",
 }
 SENTENCES = {
     "local": "this site clipped its updates of 2 rounds and added noise",

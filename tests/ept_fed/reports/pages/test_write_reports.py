@@ -171,7 +171,7 @@ def test_pictures_are_only_on_their_own_sites_page(make_run: MakeRun) -> None:
 
 def test_the_gallery_has_only_errors_and_the_most_confident_first(make_run: MakeRun) -> None:
     run = read_run(make_run())
-    found = most_confident_errors(run.sites["north"].test, run.report["classes"], 5)
+    found = most_confident_errors(run.sites["north"].test, run.report["classes"], 5, "federated")
     assert len(found) == 5
     assert [error.probability for error in found] == sorted((error.probability for error in found), reverse=True)
     assert all(error.true != error.predicted for error in found)

@@ -1,0 +1,98 @@
+"""A local model stops and is chosen by the site's own validation images, and resumes with the same result."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from client.site.local_baseline import describe_local_training, train_locally
+from client.site.site import Site
+from client.site.state_store import StateFolder
+from client.site.validation_curve import ValidationCurve
+from ept_fed.config.experiment import Experiment
+from ept_fed.progress import Silent
+from simulations.engine.virtual_sites import VirtualFederation, prepare_federation
+
+Micro = Callable[..., Experiment]
+
+
+@pytest.fixture(scope="module")
+def federation(shared_micro: Micro) -> VirtualFederation:
+    return prepare_federation(shared_micro("federation.rounds=6", "model.device=cpu", "training.prompt_lr=1"))
+
+
+def open_site(federation: VirtualFederation, folder: Path | None = None) -> Site:
+    states = None if folder is None else StateFolder(folder, run="r", site="site-1")
+    return federation.create_site(federation.data.sites["site-1"], states)
+
+
+def train(site: Site, federation: VirtualFederation, aucs: list[float], **settings: object) -> None:
+    """Train locally; the validation AUC after round r is aucs[r - 1]."""
+    measure = site.assess
+
+    def assess(images: object) -> tuple[object, dict[str, float]]:
+        scores, metrics = measure(images)  # type: ignore[arg-type]
+        return scores, {**metrics, "auc": aucs[site.trained_rounds]}
+
+    site.assess = assess  # type: ignore[method-assign,assignment]
+    train_locally({"site-1": site}, federation.experiment.training, 6, Silent(), **settings)  # type: ignore[arg-type]
+    site.assess = measure  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize(
+    ("aucs", "patience", "rounds", "chosen"),
+    [
+        ([0.5, 0.7, 0.6, 0.6, 0.6, 0.6], None, 6, 2),
+        ([0.5, 0.7, 0.6, 0.6, 0.6, 0.9], 2, 4, 2),
+        ([0.5, 0.6, 0.7, 0.7, 0.8, 0.8], 2, 6, 5),
+        ([math.nan] * 6, 2, 6, 6),
+    ],
+)
+def test_the_best_round_is_used_and_training_stops_without_improvement(
+    federation: VirtualFederation, aucs: list[float], patience: int | None, rounds: int, chosen: int
+) -> None:
+    site = open_site(federation)
+    train(site, federation, aucs, patience=patience, select="best")
+    state = site.state
+    assert state is not None
+    assert (site.trained_rounds, state.round) == (rounds, chosen)
+    assert len(site.curve.auc) == rounds
+    whole = open_site(federation)
+    for number in range(1, chosen + 1):
+        whole.fit(federation.experiment.training, number, 6)
+    assert np.array_equal(site.own_payload(), whole.own_payload())
+    record = describe_local_training(site)
+    assert (record.rounds, record.chosen) == (rounds, chosen)
+
+
+def test_the_last_round_is_used_if_the_run_says_so(federation: VirtualFederation) -> None:
+    site = open_site(federation)
+    train(site, federation, [0.9, 0.5, 0.5, 0.5, 0.5, 0.5], select="last")
+    assert site.state is not None
+    assert site.state.round == 6
+
+
+def test_a_resumed_local_model_stops_and_is_chosen_as_if_it_had_never_stopped(
+    federation: VirtualFederation, tmp_path: Path
+) -> None:
+    aucs = [0.5, 0.7, 0.6, 0.6, 0.6, 0.6]
+    first = open_site(federation, tmp_path)
+    for number in (1, 2, 3, 4):
+        first.fit(federation.experiment.training, number, 6)
+    curve = first.curve
+    assert len(curve.auc) == 4
+    again = open_site(federation, tmp_path)
+    assert again.curve == curve
+    train(again, federation, aucs, select="best")
+    assert again.trained_rounds == 6
+    assert again.curve.auc[:4] == curve.auc
+
+
+def test_the_first_of_equally_good_rounds_is_the_best() -> None:
+    curve = ValidationCurve((0.5, math.nan, 0.8, 0.8), (1.0, 1.0, 1.0, 1.0))
+    assert curve.best_round == 3
+    assert [curve.is_over(patience) for patience in (None, 1, 2)] == [False, True, False]
+    assert ValidationCurve().best_round == 0
+    assert not ValidationCurve((math.nan,) * 9, (1.0,) * 9).is_over(1)
