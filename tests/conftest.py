@@ -35,8 +35,15 @@ MICRO: dict[str, Any] = {
         "validation_shots": 2,
         "validation_fraction": 0.2,
     },
-    "model": {"backbone": "test_vit", "image_size": 64, "prompt_length": 3},
-    "training": {"batch_size": 4},
+    "model": {
+        "backbone": "test_vit",
+        "image_size": 64,
+        "prompt_length": 3,
+        "prompt_layers": "deep",
+        "tokens": 0,
+        "initial_sink": None,
+    },
+    "training": {"batch_size": 4, "epochs": 1, "head": "trained", "token_lr": 0.003, "head_lr": 0.002},
     # The last round and the federated model, so that a test knows which prompts a run leaves.
     "federation": {"rounds": 2, "select": "last"},
     "personalisation": {"choose": False},

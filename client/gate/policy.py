@@ -125,6 +125,7 @@ class TrainingRanges(Settings):
     momentum: Range = (0.0, 0.99)
     epochs: Range = (1, 20)
     head_first_epochs: Range = (0, 20)
+    fixed_head_std: Range = (0.0, 1.0)
     head_shrinkage: Range = (0.0, 1.0)
     head_evidence: Range = (0.0, 1000.0)
     batch_size: Range = (4, 256)
@@ -147,7 +148,7 @@ class Incoming(Settings):
     )
     share: tuple[Literal["prompts", "prompts+head"], ...] = ("prompts",)
     heads: tuple[HeadKind, ...] = Field(
-        ("trained", "lda"),
+        ("trained", "fixed+lda", "lda"),
         description="kinds of heads that are allowed, see training.head. The server has a fixed head too: with the "
         "prompts it has the whole classifier, and with fixed+lda all but the site's own share",
     )
@@ -162,7 +163,7 @@ class Incoming(Settings):
     fine_tune_epochs: Range = Field((0, 50), description="epochs of local fine-tuning after the last round")
     image_size: Range = Field((0, 640), description="pixels per side; 0 means the backbone's own size")
     prompt_length: Range = (1, 1000)
-    tokens: Range = Field((0, 20), description="context tokens per prompted layer")
+    tokens: Range = Field((0, 64), description="context tokens per prompted layer")
     initial_sink: Range = Field((0, 8), description="initial value of every sink that a run may set")
     training: TrainingRanges = TrainingRanges()
     prompt_change: Positive = Field(

@@ -11,7 +11,7 @@ from client.site.model_slot import ModelSlot
 from client.site.site import Site
 from client.site.state_store import StateStore
 from client.site.update_noise import UpdateNoise
-from ept_fed.catalog.methods import HEAD_TENSORS
+from ept_fed.catalog.methods import FIXED_HEADS, HEAD_TENSORS
 from ept_fed.config.experiment import Experiment, FederationSettings
 from ept_fed.data.datasets.prefix_store import FrozenPrefix, PrefixStore
 from ept_fed.data.datasets.prefixed import PrefixedDataset
@@ -21,7 +21,7 @@ from ept_fed.models.backbones import Backbone, create_backbone
 from ept_fed.models.factory import create_model
 from ept_fed.models.tuned_vit import TunedViT
 from ept_fed.seeds import derive_seed
-from ept_fed.training.fixed_head import FixedHead
+from ept_fed.training.fixed_head import FixedHead, rescale_head
 from ept_fed.training.lda_head import HeadFit
 from ept_fed.training.precision import use_bfloat16
 
@@ -52,7 +52,10 @@ def create_start_model(experiment: Experiment, backbone: Backbone, classes: int,
         InputRefusedError: if the method cannot run on this backbone.
     """
     seed = derive_seed(experiment.seed, "model")
-    return create_model(experiment.model, backbone, num_classes=classes, seed=seed).to(device)
+    model = create_model(experiment.model, backbone, num_classes=classes, seed=seed)
+    if experiment.training.head in FIXED_HEADS:
+        rescale_head(model, experiment.training.fixed_head_std)
+    return model.to(device)
 
 
 def create_site(

@@ -119,12 +119,14 @@ def print_comparison(report: Mapping[str, Any], console: Console | None = None) 
     table = Table(title="macro AUC on each site's own test images")
     table.add_column("site", overflow="fold", min_width=6)
     # A terminal with 80 columns has no space for more.
-    details = len(settings) <= 2
+    details = len(settings) <= 2 and not report.get("verdicts")
     difference = ["Δ AUC"] if "local" in settings else []
     for heading in (*(["images"] if details else []), *settings, *difference, *(["sent"] if details else [])):
         table.add_column(heading, justify="right", overflow="fold", min_width=6)
-    if choices:
-        table.add_column("which is", overflow="fold", min_width=9)
+    verdicts = report.get("verdicts", {})
+    for heading, shown in (("which is", choices), ("joining", verdicts)):
+        if shown:
+            table.add_column(heading, overflow="fold", min_width=9)
     for row in report["rows"]:
         cells: list[str | Text] = [Text(row["site"]), *([str(row["test_images"])] if details else [])]
         cells += [_number(row[f"{setting}_auc"]) for setting in settings]
@@ -133,6 +135,8 @@ def print_comparison(report: Mapping[str, Any], console: Console | None = None) 
         cells += [f"{row['bytes_from_site'] / 1000:.0f} kB"] if details else []
         if choices:
             cells.append(choices[row["site"]]["name"] if row["site"] in choices else "")
+        if verdicts:
+            cells.append(verdicts.get(row["site"], ""))
         table.add_row(*cells, end_section=row is report["rows"][-2])
     console.print(table)
     largest = max(traffic["largest_update"] for traffic in report["traffic"].values())

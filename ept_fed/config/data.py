@@ -46,7 +46,7 @@ class AugmentationSettings(Settings):
     """Training-time augmentation of the paper (section 4.1): random resized crop and horizontal flip."""
 
     crop_scale: tuple[Annotated[float, Field(gt=0.0, le=1.0)], Annotated[float, Field(gt=0.0, le=1.0)]] = Field(
-        (0.08, 1.0), description="smallest and largest share of the image area that a crop covers"
+        (0.1, 1.0), description="smallest and largest share of the image area that a crop covers"
     )
     flip: bool = Field(True, description="mirror half of the training images left to right")
     views: Annotated[int, Field(ge=0, le=1000)] = Field(

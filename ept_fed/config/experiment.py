@@ -44,12 +44,12 @@ class SharedModelSettings(Settings):
         100, description="M, prompt columns per token; the sink starts at about log M"
     )
     prompt_layers: Literal["deep", "late", "shallow"] | tuple[int, ...] = Field(
-        "deep",
+        "late",
         description="deep: all layers; late: the last third, so that the layers below can run once per image (see "
         "data.augmentation.views); shallow: only the first; or a list of layer indices",
     )
     tokens: Annotated[int, Field(ge=0, le=200)] = Field(
-        0, description="T, context tokens per prompted layer, each with a sink; adds T·(D+1) numbers to the payload"
+        32, description="T, context tokens per prompted layer, each with a sink; adds T·(D+1) numbers to the payload"
     )
     embedding: Literal["concat", "add", "multiply", "multiply_concat"] = Field(
         "concat", description="how prompts enter the attention logits (Fig. 5); only concat can be folded"
@@ -91,30 +91,37 @@ class TrainingSettings(Settings):
         description="learning rate of prompts; hundreds of times the paper's 6e-4, because of the effective rate of a "
         "sink",
     )
-    token_lr: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.003
+    token_lr: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = Field(
+        0.03, description="learning rate of context tokens; with a trained head, a tenth of the default is better"
+    )
     method_lr: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = Field(
         6e-4,
         description="learning rate of a comparator's tensors; the paper uses this rate for all methods, with SGD. Tune "
         "it on validation images for each method",
     )
-    head_lr: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.002
+    head_lr: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.005
     weight_decay: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 1e-4
     momentum: Fraction = Field(0.9, description="used by sgd")
     schedule: Literal["cosine", "constant"] = Field(
         "cosine", description="learning-rate schedule over all rounds of the run, not within one round"
     )
-    epochs: Annotated[int, Field(ge=1, le=1000)] = Field(1, description="passes over the training images per round")
+    epochs: Annotated[int, Field(ge=1, le=1000)] = Field(4, description="passes over the training images per round")
     head_first_epochs: Annotated[int, Field(ge=0, le=1000)] = Field(
         0,
         description="FedRep: epochs on only the head, before `epochs` on only the prompts; 0 trains both together",
     )
     head: HeadKind = Field(
-        "trained",
+        "fixed+lda",
         description="trained: by gradient, together with the prompts; fixed: drawn from the run's seed, equal at every "
         "site and never trained (FedBABU), so that only the prompts learn the classes; fixed+lda: fixed while prompts "
         "train; for prediction each site adds an LDA head of its own images, which never leaves the site; lda: "
         "computed in closed form from features under the current prompts, of the site's own images or, with "
         "federation.share=prompts+head, of all sites' images",
+    )
+    fixed_head_std: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        0.03,
+        description="for heads fixed and fixed+lda: standard deviation of the head's weights; with small ones, prompts "
+        "have to amplify the features first",
     )
     head_shrinkage: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
         0.3, description="shrinkage of the LDA head's covariance matrix towards the identity"
@@ -125,7 +132,7 @@ class TrainingSettings(Settings):
         "is one half or more",
     )
     batch_size: Annotated[int, Field(ge=1, le=4096)] = Field(
-        8, description="images per step; with privacy the mean number, because each image is drawn independently"
+        16, description="images per step; with privacy the mean number, because each image is drawn independently"
     )
     class_balanced: bool = Field(False, description="draw every class equally often")
     optimizer_state: Literal["keep", "reset"] = Field(
@@ -154,7 +161,7 @@ class TrainingSettings(Settings):
 class FederationSettings(Settings):
     """What the sites share, how often, and how it is averaged."""
 
-    rounds: Count = 8
+    rounds: Count = 20
     share: Literal["prompts", "prompts+head"] = Field(
         "prompts",
         description="prompts: only the prompts (or the tensors of another method) are sent, and the head stays at the "

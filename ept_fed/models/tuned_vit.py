@@ -11,7 +11,10 @@ from ept_fed.models.backbones import Backbone
 from ept_fed.models.blocks import run_stages
 from ept_fed.seeds import derive_seed
 
-__all__ = ["TunedViT"]
+__all__ = ["HEAD_STD", "TunedViT"]
+
+# Standard deviation of the weights of a head that is drawn and then trained.
+HEAD_STD = 0.01
 
 # The output of a prefix has three axes (tokens) or two (features).
 _IMAGE_AXES = 4
@@ -152,6 +155,6 @@ def _create_head(embed_dim: int, num_classes: int, seed: int) -> nn.Linear:
     head: nn.Linear = nn.utils.skip_init(nn.Linear, embed_dim, num_classes)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        head.weight.normal_(0.0, 0.01, generator=generator)
+        head.weight.normal_(0.0, HEAD_STD, generator=generator)
         head.bias.zero_()
     return head

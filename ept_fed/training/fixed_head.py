@@ -18,9 +18,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ept_fed.models.tuned_vit import TunedViT
+from ept_fed.models.tuned_vit import HEAD_STD, TunedViT
 
-__all__ = ["FixedHead"]
+__all__ = ["FixedHead", "rescale_head"]
 
 Array = npt.NDArray[np.float64]
 
@@ -57,3 +57,9 @@ class FixedHead:
         """Set a model's head to this head, which is used while its prompts train."""
         model.head.weight.copy_(torch.from_numpy(self.weight))
         model.head.bias.copy_(torch.from_numpy(self.bias))
+
+
+@torch.no_grad()
+def rescale_head(model: TunedViT, std: float) -> None:
+    """Give the weights of a newly created model's head another standard deviation."""
+    model.head.weight.mul_(std / HEAD_STD)

@@ -47,7 +47,7 @@ def start(
 
 
 @app.command(
-    epilog="Examples:\n\n  ept-fed server run configs/demo.yaml --kit kits/server\n\n"
+    epilog="Examples:\n\n  ept-fed server run configs/ham10000.yaml --kit kits/server\n\n"
     "  ept-fed server run --resume --kit kits/server"
 )
 def run(

@@ -12,7 +12,7 @@ from client.site.site import Site
 from ept_fed.config.experiment import Experiment
 from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.progress import Progress
-from ept_fed.reports.pages.write_reports import write_reports
+from ept_fed.reports.pages.write_reports import make_reports
 from ept_fed.reports.run.comparison import Comparison
 from ept_fed.reports.run.cross_site import write_cross_site
 from ept_fed.reports.run.run_folder import RunFolder
@@ -45,7 +45,8 @@ def simulate(
         track: names of `ept_fed.tracking.registry.WRITERS` that also receive each round's numbers.
 
     Returns:
-        The content of report.json; `status` is "failed" if no round averaged anything.
+        The content of report.json, and the `verdicts` of its pages by site; `status` is "failed" if no round averaged
+        anything.
 
     Raises:
         InputRefusedError: with every problem of data, model and folder.
@@ -80,14 +81,16 @@ def simulate(
         tracker.write_result(rows, done=report["status"] == "done")
     report = {**report, "seconds": round(time.perf_counter() - started, 1)}
     folder.write_report(report, rows)
+    verdicts: dict[str, str] = {}
     if report["status"] == "done":
         try:
-            write_reports(out, gallery=collect_gallery(out, federation))
+            headlines = make_reports(out, gallery=collect_gallery(out, federation)).headlines
             folder.drop_states()
+            verdicts = {site: headline.verdict for site, headline in headlines.items()}
         except InputRefusedError as refusal:
             # The run itself is done and on disk, so a problem with its pages must not look like a refused run.
             progress.on_note(f"no report pages: {refusal}")
-    return {**report, "rows": rows, "folder": str(out)}
+    return {**report, "rows": rows, "verdicts": verdicts, "folder": str(out)}
 
 
 def _run(

@@ -45,7 +45,7 @@ JSON = TrainingSettings().model_dump()
     [
         ({"model": {"method": "linear"}}, "incoming.methods"),
         ({"model": {"backbone": "hf-hub:someone/vit"}}, "incoming.backbone"),
-        ({"model": {"tokens": 21}}, "incoming.tokens"),
+        ({"model": {"tokens": 65}}, "incoming.tokens"),
         ({"model": {"initial_sink": 10.0}}, "incoming.initial_sink"),
         ({"model": {"prompt_length": 1001}}, "incoming.prompt_length"),
         ({"model": {"image_size": 4096}}, "incoming.image_size"),
@@ -75,7 +75,7 @@ def test_both_ends_of_every_range_are_allowed_and_an_internet_backbone_if_its_di
     own = {"incoming__image_size": [0, 0], "incoming__fine_tune_epochs": [0, 0]}
     for end in (0, 1):
         document = kit.proposal.model_dump(mode="json")
-        document["model"] |= {"tokens": (0, 20)[end], "initial_sink": (0.0, 8.0)[end], "prompt_length": (1, 1000)[end]}
+        document["model"] |= {"tokens": (0, 64)[end], "initial_sink": (0.0, 8.0)[end], "prompt_length": (1, 1000)[end]}
         document["model"] |= {"image_size": (None, 640)[end], "backbone": "hf-hub:someone/vit"}
         document["federation"] |= {"rounds": (1, 200)[end]}
         document["personalisation"] |= {"fine_tune_epochs": (None, 50)[end]}

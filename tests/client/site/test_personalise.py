@@ -149,7 +149,10 @@ def test_after_an_early_stop_a_site_returns_to_the_state_that_fits_the_prompts(m
 
 def test_fedreps_order_trains_only_the_head_and_then_only_the_prompts(micro: Micro) -> None:
     federation = prepare_federation(micro("model.tokens=1"))
-    site, settings = make_site(federation), TrainingSettings(epochs=1, head_first_epochs=2, batch_size=4)
+    site, settings = (
+        make_site(federation),
+        TrainingSettings(epochs=1, head_first_epochs=2, batch_size=4, head="trained"),
+    )
     moved: list[set[str]] = []
 
     def snapshot() -> dict[str, np.ndarray]:

@@ -12,7 +12,7 @@ from ept_fed.training.optimizer import build_optimizer
 
 SIZE, PATCH, DEPTH, WIDTH, CLASSES = 32, 8, 3, 24, 5
 SETTINGS: dict[str, ModelSettings] = {name: ModelSettings(method=name) for name in METHODS} | {
-    "ept": ModelSettings(prompt_length=3, tokens=1),
+    "ept": ModelSettings(prompt_length=3, prompt_layers="deep", tokens=1),
     "vp": ModelSettings(method="vp", method_options={"pad": 4}),
 }
 RATES = TrainingSettings(method_lr=0.05, prompt_lr=0.05, token_lr=0.05, head_lr=0.05)

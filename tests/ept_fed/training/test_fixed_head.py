@@ -40,7 +40,7 @@ def test_no_site_changes_the_fixed_head_and_all_classify_alike(
 
 
 def test_prompts_train_as_with_a_head_of_learning_rate_zero(micro: Micro, tmp_path: Path) -> None:
-    _, fixed = train_federation(prepare_federation(micro(*FIXED)), tmp_path / "fixed")
+    _, fixed = train_federation(prepare_federation(micro(*FIXED, "training.fixed_head_std=0.01")), tmp_path / "fixed")
     still = micro(*FIXED[1:], "training.head_lr=0")
     _, held = train_federation(prepare_federation(still), tmp_path / "held")
     np.testing.assert_allclose(fixed, held, atol=1e-6)

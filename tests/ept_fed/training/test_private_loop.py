@@ -86,7 +86,7 @@ def test_the_loss_over_training_images_stays_at_the_site(site_of: Callable[..., 
 
 def test_an_empty_sample_still_makes_a_step_of_noise(site_of: Callable[..., tuple[Plan, Site]]) -> None:
     _, site = site_of(private(), "model.tokens=1")
-    settings = TrainingSettings(privacy={"clip": 1.0, "noise_multiplier": 1.0})
+    settings = TrainingSettings(head="trained", privacy={"clip": 1.0, "noise_multiplier": 1.0})
     before = site.model.head.weight.detach().clone()
     outcome = train_private_round(
         site.model,

@@ -7,7 +7,7 @@ import pytest
 
 from ept_fed.catalog.methods import METHODS
 from ept_fed.config.benchmark import SETTINGS, Setting
-from ept_fed.config.experiment import Experiment
+from ept_fed.config.experiment import Experiment, ModelSettings
 from ept_fed.errors import InputRefusedError
 from simulations.benchmark.grid import list_cells
 from simulations.engine.virtual_sites import prepare_federation
@@ -78,7 +78,7 @@ def test_null_among_the_shots_is_every_image(micro: Micro) -> None:
 def test_comparators_have_nothing_of_ept_left(micro: Micro) -> None:
     cells = list_cells(micro("model.tokens=1", "benchmark.seeds=[0]", "benchmark.settings=[local]"))
     assert {cell.method: cell.experiment.model.tokens for cell in cells} == {
-        name: int(name == "ept") for name in METHODS
+        name: 1 if name == "ept" else ModelSettings().tokens for name in METHODS
     }
 
 
