@@ -141,8 +141,14 @@ class Rehearsal:
                 "validation_fraction": 0.2,
                 "classes": list(STRUCTURES),
             },
-            "model": {"backbone": "test_vit", "image_size": 64, "prompt_length": 3, "tokens": 1},
-            "training": {"batch_size": 4},
+            "model": {
+                "backbone": "test_vit",
+                "image_size": 64,
+                "prompt_length": 3,
+                "tokens": 1,
+                "prompt_layers": "deep",
+            },
+            "training": {"batch_size": 4, "epochs": 1, "head": "trained", "token_lr": 0.003, "head_lr": 0.002},
             "federation": {"rounds": 2, "deadline": 60.0, "grace": 10.0},
             "evaluation": {"baselines": []},
         }

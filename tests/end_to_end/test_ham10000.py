@@ -32,7 +32,7 @@ def test_four_real_sites_federate_on_real_images(tmp_path: Path) -> None:
     assert report["status"] == "done"
     sites = {"rosendahl", "vidir_modern", "vidir_molemax", "vienna_dias"}
     assert set(report["test"]["federated"]) == sites
-    L, N, T, D = 12, 37, 2, 384
+    L, N, T, D = 4, 37, 32, 384
     assert report["payload"]["bytes"] == 4 * L * N + 4 * L * T * (D + 1)
     assert any("has no akiec" in note for note in report["notes"])
     line = json.loads((tmp_path / "run" / "rounds.jsonl").read_text())
