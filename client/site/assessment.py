@@ -101,12 +101,9 @@ def assess_settings(data: SiteData, loaders: Mapping[str, SiteLoader], experimen
     choice = None
     if experiment.personalisation.choose:
         candidates, choice = choose_model(data, loaders, predicted, experiment)
-        order = [BASELINE] if BASELINE in candidates else []
-        predicted = {**predicted, **candidates}
-        order += [name for name in candidates if name != BASELINE] + [
-            name for name in predicted if name not in candidates
-        ]
-        predicted = {name: predicted[name] for name in order}
+        # The local model first, then the other candidates, then the settings that are no candidates.
+        first = {name: own for name, own in candidates.items() if name == BASELINE}
+        predicted = first | candidates | {name: own for name, own in predicted.items() if name not in candidates}
     rows: list[Mapping[str, Any]] = []
     subgroups = list_subgroups([*data.validation.records, *data.test.records])
     for setting, own in predicted.items():

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from client.site.export_model import describe_release, release_model
+from client.site.factory import create_head_fit
 from client.site.site import Site
 from ept_fed.catalog.methods import HEAD_TENSORS
 from ept_fed.config.experiment import Experiment
@@ -26,9 +27,7 @@ from ept_fed.evaluation.candidates import Choice, choose_candidate, mix, mix_wei
 from ept_fed.evaluation.metrics import Array, classification_metrics
 from ept_fed.protocol.layout import Vector
 from ept_fed.reports.run.settings import BASELINE, CHOSEN, FEDERATED, MIXED, PERSONALISED
-from ept_fed.seeds import derive_seed
-from ept_fed.training.lda_head import FeaturesDivergedError, HeadFit
-from ept_fed.training.precision import use_bfloat16
+from ept_fed.training.lda_head import FeaturesDivergedError
 
 __all__ = [
     "Predicted",
@@ -158,14 +157,7 @@ def _load_personal_heads(load: SiteLoader, experiment: Experiment) -> dict[str, 
 def _with_lda_head(load: SiteLoader, experiment: Experiment) -> SiteLoader:
     def loader() -> Site:
         site = load()
-        training, model = experiment.training, site.model
-        fit = HeadFit(
-            shrinkage=training.head_shrinkage,
-            seed=derive_seed(experiment.seed, site.name, "head"),
-            batch_size=experiment.evaluation.batch_size,
-            bfloat16=use_bfloat16(training.precision, model.device),
-        )
-        fit.apply(model, site.data.train)
+        create_head_fit(experiment, site.name, site.model.device).apply(site.model, site.data.train)
         return site
 
     return loader

@@ -25,7 +25,7 @@ from ept_fed.training.fixed_head import FixedHead, rescale_head
 from ept_fed.training.lda_head import HeadFit
 from ept_fed.training.precision import use_bfloat16
 
-__all__ = ["create_site", "create_start_model", "load_backbone"]
+__all__ = ["create_head_fit", "create_site", "create_start_model", "load_backbone"]
 
 _FIRST_BLOCK = 2  # stages: the embedding and a block
 _MIB = 2**20
@@ -135,10 +135,14 @@ def _choose_head(experiment: Experiment, site: str, slot: ModelSlot) -> HeadFit 
     if training.head == "fixed+lda":
         weight, bias = (slot.start[f"model/{name}"].astype(np.float64) for name in HEAD_TENSORS)
         fixed = FixedHead(weight, bias, training.head_evidence)
+    return replace(create_head_fit(experiment, site, slot.model.device), fixed=fixed)
+
+
+def create_head_fit(experiment: Experiment, site: str, device: torch.device) -> HeadFit:
+    """Return how a site computes an LDA head of its own images."""
     return HeadFit(
-        shrinkage=training.head_shrinkage,
+        shrinkage=experiment.training.head_shrinkage,
         seed=derive_seed(experiment.seed, site, "head"),
         batch_size=experiment.evaluation.batch_size,
-        bfloat16=use_bfloat16(training.precision, slot.model.device),
-        fixed=fixed,
+        bfloat16=use_bfloat16(experiment.training.precision, device),
     )

@@ -22,20 +22,18 @@ class SettingInfo:
         heading: heading of its column in a table.
         prompts_only: whether sites receive only prompts and no head. A method that trains only the head has no cell
             in this setting.
-        exchanges: whether sites send updates.
         shares_head: whether the head is exchanged too. A row whose head cannot be shared has no cell in this setting.
     """
 
     heading: str
     prompts_only: bool = False
     shares_head: bool = False
-    exchanges: bool = False
 
 
 SETTINGS: dict[Setting, SettingInfo] = {
     "local": SettingInfo("local only"),
-    "federated": SettingInfo("federated, personalised head", prompts_only=True, exchanges=True),
-    "federated+head": SettingInfo("federated, shared head", shares_head=True, exchanges=True),
+    "federated": SettingInfo("federated, personalised head", prompts_only=True),
+    "federated+head": SettingInfo("federated, shared head", shares_head=True),
     "centralised": SettingInfo("centralised"),
     "centralised-prompts": SettingInfo("centralised prompts, personalised head", prompts_only=True),
 }

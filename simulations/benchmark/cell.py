@@ -10,7 +10,6 @@ from typing import Any
 
 from client.site.local_baseline import describe_local_training
 from client.site.site import Site
-from ept_fed.config.benchmark import SETTINGS
 from ept_fed.config.benchmark_cell import Cell
 from ept_fed.data.datasets.prepare import CachedDataset
 from ept_fed.errors import InputRefusedError
@@ -112,7 +111,7 @@ class CellTrainer:
         """
         started = time.perf_counter()
         shutil.rmtree(self._scratch, ignore_errors=True)
-        trained = _train(cell, federation, RunFolder(self._scratch), _Notes(cell.title, progress))
+        trained, sent = _train(cell, federation, RunFolder(self._scratch), _Notes(cell.title, progress))
         load = None if trained is None else trained.load
         sites = {}
         for name, data in federation.data.sites.items():
@@ -131,7 +130,7 @@ class CellTrainer:
             "data": federation.data.digest,
             "sources": describe_sources(cell.experiment),
             "computed_with": describe_machine(federation.device),
-            "bytes_per_round": _count_sent(cell, federation),
+            "bytes_per_round": sent,
             "seconds": seconds,
             "sites": sites,
         }
@@ -150,30 +149,33 @@ class _Trained:
     describe: Callable[[str], TrainingRecord]
 
 
-def _train(cell: Cell, federation: VirtualFederation, scratch: RunFolder, notes: Progress) -> _Trained | None:
-    """Return the models of a trained cell; None if nothing was averaged."""
+def _train(
+    cell: Cell, federation: VirtualFederation, scratch: RunFolder, notes: Progress
+) -> tuple[_Trained | None, int]:
+    """Return the models of a trained cell (None if nothing was averaged), and a site's bytes per round."""
     if cell.setting == "local":
-        return _of_sites(train_local(federation, scratch, notes).__getitem__)
+        return _of_sites(train_local(federation, scratch, notes).__getitem__), 0
     if cell.setting == "centralised":
         pooled = train_centralised(federation, scratch, notes)
-        return _of_sites(lambda _name: pooled)
+        return _of_sites(lambda _name: pooled), 0
     if cell.setting == "centralised-prompts":
-        return _of_sites(train_centralised_prompts(federation, scratch, notes).__getitem__)
+        return _of_sites(train_centralised_prompts(federation, scratch, notes).__getitem__), 0
     plan = federation.plan()
     sites = {
         name: federation.create_site(data, federation.keep_states(scratch, "federated", name))
         for name, data in federation.data.sites.items()
     }
     result = federate(plan, federation.data.digest, sites, scratch, notes, resume=None)
+    sent = 4 * plan.layout.size
     if not result.aggregated_anything:
-        return None
+        return None, sent
 
     def federated(name: str) -> Site:
         sites[name].select_round(result.chosen)
         sites[name].adopt(result.payload)
         return sites[name]
 
-    return _Trained(federated, lambda name: describe_federated_training(result.rounds, name, result.chosen))
+    return _Trained(federated, lambda name: describe_federated_training(result.rounds, name, result.chosen)), sent
 
 
 def _of_sites(load: Callable[[str], Site]) -> _Trained:
@@ -195,8 +197,3 @@ def _assess(trained: _Trained | None, name: str, images: CachedDataset, validati
         "chosen_round": record.chosen,
         "training": record.state,
     }
-
-
-def _count_sent(cell: Cell, federation: VirtualFederation) -> int:
-    """Return the bytes of a site's update in a round."""
-    return 4 * federation.plan().layout.size if SETTINGS[cell.setting].exchanges else 0

@@ -130,7 +130,7 @@ def test_only_what_was_asked_for_says_whether_it_failed(
 ) -> None:
     out, grid = tmp_path / "results", micro(*SMALL, "benchmark.settings=[local]")
     with monkeypatch.context() as patch:
-        patch.setattr(simulations.benchmark.cell, "_train", lambda *_arguments: None)
+        patch.setattr(simulations.benchmark.cell, "_train", lambda *_arguments: (None, 12))
         assert benchmark(grid, out, Silent(), methods=["linear"])["status"] == "failed"
     assert benchmark(grid, out, Silent(), methods=["ept"])["status"] == "done"
     assert benchmark(grid, out, Silent())["status"] == "failed"

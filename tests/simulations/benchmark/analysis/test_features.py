@@ -170,7 +170,7 @@ def test_methods_without_a_cell_and_cells_without_a_model_are_said(
     benchmark(micro(*settings), tmp_path / "results", notes, analyse=True)
     assert "analysis: linear has no cell in setting federated, and is not analysed" in notes.notes
     assert set(records(tmp_path / "results")) == {"ept"}
-    monkeypatch.setattr(simulations.benchmark.cell, "_train", lambda *_arguments: None)
+    monkeypatch.setattr(simulations.benchmark.cell, "_train", lambda *_arguments: (None, 12))
     report = benchmark(micro(*GRID), tmp_path / "failed", notes, analyse=True)
     assert (report["status"], report["analysis"]) == ("failed", None)
     assert "analysis: no cell's features were stored; see the notes above" in notes.notes
