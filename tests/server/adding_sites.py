@@ -129,11 +129,14 @@ def grid_run(grid: type[LocalGrid], plan: Plan) -> tuple[FederationResult, Obser
     return run(plan, grid=grid)
 
 
-class WithoutBad(LocalGrid):
-    """A grid on which the bad site never came online."""
+def without_sites(*absent: str) -> type[LocalGrid]:
+    """Return a grid on which these sites never came online."""
 
-    def get_nodes(self):  # type: ignore[no-untyped-def]
-        return [node for node in super().get_nodes() if node.name != BAD]
+    class Grid(LocalGrid):
+        def get_nodes(self):  # type: ignore[no-untyped-def]
+            return [node for node in super().get_nodes() if node.name not in absent]
+
+    return Grid
 
 
 def alter_frame(change: Callable[[dict[str, Any], bytes], bytes]) -> Sabotage:

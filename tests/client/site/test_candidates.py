@@ -20,6 +20,7 @@ from ept_fed.reports.run.settings import BASELINE, CHOSEN, FEDERATED, MIXED, PER
 from simulations.engine.virtual_sites import VirtualFederation, prepare_federation
 
 Micro = Callable[..., Experiment]
+Opened = tuple[Experiment, VirtualFederation, SiteData, dict[str, SiteLoader]]
 
 HEADS = [
     ("training.head=trained", "federation.share=prompts+head", {"LDA", "own"}),
@@ -41,6 +42,13 @@ def open_loaders(experiment: Experiment) -> tuple[VirtualFederation, SiteData, d
             own.fit(experiment.training, number, 2)
     payload = other.own_payload()
     return federation, data, {BASELINE: local.restore, **load_federated(site, payload, experiment, print)}
+
+
+@pytest.fixture(scope="module")
+def opened(shared_micro: Micro) -> Opened:
+    """Return the loaders of one trained federation; each call of a loader restores its model."""
+    experiment = shared_micro("federation.share=prompts+head", "training.head_lr=0.1", "model.device=cpu")
+    return experiment, *open_loaders(experiment)
 
 
 def predict_with(federation: VirtualFederation, tensors: Mapping[str, Vector], data: SiteData) -> Array:
@@ -68,12 +76,20 @@ def test_the_candidates_are_ordered_from_the_federation_to_the_local_model(
     assert {row["setting"] for row in assessed.rows} == set(assessed.metrics)
 
 
-@pytest.mark.parametrize("local_head", ["trained", "LDA"])
-@pytest.mark.parametrize("name", [FEDERATED, PERSONALISED, MIXED, BASELINE])
-@pytest.mark.parametrize("personal_head", ["LDA", "own"])
-def test_the_released_model_is_the_chosen_one(micro: Micro, name: str, local_head: str, personal_head: str) -> None:
-    experiment = micro("federation.share=prompts+head", "training.head_lr=0.1", "model.device=cpu")
-    federation, data, loaders = open_loaders(experiment)
+@pytest.mark.parametrize(
+    ("name", "local_head", "personal_head"),
+    [
+        (FEDERATED, "trained", "LDA"),
+        (PERSONALISED, "trained", "LDA"),
+        (PERSONALISED, "LDA", "own"),
+        (MIXED, "trained", "own"),
+        (MIXED, "LDA", "LDA"),
+        (BASELINE, "trained", "LDA"),
+        (BASELINE, "LDA", "own"),
+    ],
+)
+def test_the_released_model_is_the_chosen_one(opened: Opened, name: str, local_head: str, personal_head: str) -> None:
+    experiment, federation, data, loaders = opened
     choice = SiteChoice(Choice(name, "", ()), local_head, personal_head, 0.3)
     tensors, about = release_choice(choice, loaders, experiment)
     plain = {setting: loaders[setting]().predict(data.test) for setting in loaders}
@@ -99,9 +115,8 @@ def test_the_released_model_is_the_chosen_one(micro: Micro, name: str, local_hea
         assert not np.allclose(released, plain[BASELINE if name == BASELINE else FEDERATED], atol=1e-3)
 
 
-def test_a_sites_own_head_is_the_one_it_trained_last(micro: Micro) -> None:
-    experiment = micro("federation.share=prompts+head", "training.head_lr=0.1", "model.device=cpu")
-    _, _, loaders = open_loaders(experiment)
+def test_a_sites_own_head_is_the_one_it_trained_last(opened: Opened) -> None:
+    experiment, _, _, loaders = opened
     tensors, _ = release_choice(SiteChoice(Choice(PERSONALISED, "", ()), None, "own", math.nan), loaders, experiment)
     own = loaders[FEDERATED]().state
     assert own is not None
@@ -110,9 +125,8 @@ def test_a_sites_own_head_is_the_one_it_trained_last(micro: Micro) -> None:
     assert np.array_equal(tensors["sinks"], theirs["sinks"])
 
 
-def test_the_local_model_competes_with_its_better_head_and_the_sum_is_of_that_model(micro: Micro) -> None:
-    experiment = micro("federation.share=prompts+head", "model.device=cpu")
-    _, data, loaders = open_loaders(experiment)
+def test_the_local_model_competes_with_its_better_head_and_the_sum_is_of_that_model(opened: Opened) -> None:
+    experiment, _, data, loaders = opened
     predicted = {setting: Predicted.of(load(), data) for setting, load in loaders.items()}
     # A local model that is always wrong: the LDA head must replace it.
     classes = len(data.classes)

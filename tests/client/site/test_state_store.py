@@ -206,22 +206,23 @@ def test_a_state_of_another_model_is_refused() -> None:
     ],
     ids=lambda settings: settings[0],
 )
-@pytest.mark.parametrize("kind", STORES)
 def test_a_site_recreated_for_each_round_trains_bit_for_bit_the_same(
-    micro: Callable[..., Experiment], settings: tuple[str, ...], kind: str, tmp_path: Path
+    micro: Callable[..., Experiment], settings: tuple[str, ...], tmp_path: Path
 ) -> None:
     federation = prepare_federation(micro(*settings))
     data, experiment = federation.data.sites["site-1"], federation.experiment
     awake = federation.create_site(data)
-    store = STORES[kind](tmp_path)
+    stores = [create(tmp_path) for create in STORES.values()]
     for round_number in (1, 2, 3):
-        woken = federation.create_site(data, store)
+        woken = [federation.create_site(data, store) for store in stores]
         payload = awake.export()
-        for site in (awake, woken):
+        for site in (awake, *woken):
             site.fit(experiment.training, round_number, 3, payload=payload)
-        assert woken.export().tobytes() == awake.export().tobytes()
-        mine, theirs = store.latest(), awake.state
-        assert mine is not None
+        theirs = awake.state
         assert theirs is not None
-        assert set(mine.tensors) == set(theirs.tensors)
-        assert all(np.array_equal(mine.tensors[name], theirs.tensors[name]) for name in theirs.tensors)
+        for site, store in zip(woken, stores, strict=True):
+            assert site.export().tobytes() == awake.export().tobytes()
+            mine = store.latest()
+            assert mine is not None
+            assert set(mine.tensors) == set(theirs.tensors)
+            assert all(np.array_equal(mine.tensors[name], theirs.tensors[name]) for name in theirs.tensors)

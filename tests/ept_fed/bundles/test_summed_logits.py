@@ -30,7 +30,6 @@ from tests.site_models import prefix, rewrite_model
 PAYLOADS: dict[str, tuple[str, ...] | None] = {
     "folded": None,
     "multiply_concat": ("federation.payload=raw", "model.embedding=multiply_concat"),
-    "shallow": ("model.prompt_layers=shallow", "model.tokens=0"),
 }
 
 

@@ -22,7 +22,6 @@ from tests.server.adding_sites import (
     SABOTAGES,
     SITES,
     Sabotage,
-    WithoutBad,
     auc_of,
     grid_run,
     make_plan,
@@ -31,6 +30,7 @@ from tests.server.adding_sites import (
     step_of,
     with_array,
     with_metrics,
+    without_sites,
 )
 
 
@@ -189,7 +189,7 @@ def test_an_error_from_the_superlink_is_attributed_to_the_right_site() -> None:
 
 def test_an_absent_site_delays_a_round_by_the_grace_and_not_by_the_deadline() -> None:
     started = time.monotonic()
-    result, _ = grid_run(WithoutBad, make_plan(rounds=1, deadline=3600.0, grace=0.05))
+    result, _ = grid_run(without_sites(BAD), make_plan(rounds=1, deadline=3600.0, grace=0.05))
     assert result.aggregated_anything
     assert time.monotonic() - started < 60
 

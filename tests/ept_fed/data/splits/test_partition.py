@@ -154,7 +154,7 @@ def deal_as_flwr_does(labels: np.ndarray, sites: int, alpha: float, *, balancing
     return counts
 
 
-@pytest.mark.parametrize("alpha", [0.1, 1.0, 10.0])
+@pytest.mark.parametrize("alpha", [0.1, 10.0])
 @pytest.mark.parametrize("balancing", [False, True])
 def test_dirichlet_agrees_with_flwr_datasets_in_distribution(alpha: float, balancing: bool) -> None:
     """Two-sample Kolmogorov–Smirnov tests over the shares of each class and over the sizes of sites, 60 seeds each."""

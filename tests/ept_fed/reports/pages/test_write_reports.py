@@ -114,6 +114,7 @@ def test_names_are_escaped_everywhere(make_run: MakeRun) -> None:
     assert sum(NASTY[2] in words for words in page.words) > 5
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize(
     ("options", "said"),
     [
