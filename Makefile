@@ -21,12 +21,14 @@ lint: $(READY)
 
 # Nearly every test writes files, so they are in memory where it has room. The files of failed tests are kept there.
 FILES := $(shell test "$$(df -Pk /dev/shm 2>/dev/null | awk 'END {print $$4}')" -gt 4000000 && echo /dev/shm || echo /tmp)
+# Compiled modules are kept even if the environment says otherwise: each test process would compile them again.
+TEST_ENVIRONMENT := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1
 # One thread each: with as many test processes as cores, more only wait for each other. A file's tests run in one process,
 # and those that take longest start first.
 PARALLEL := --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder --durations=10
 define PYTEST
 folder=$$(mktemp -d -p $(FILES) ept-XXXX) && chmod 711 $$folder && \
-	OMP_NUM_THREADS=1 TMPDIR=$$folder $(BIN)/python -m pytest --basetemp=$$folder/t $(1) && rm -r $$folder
+	$(TEST_ENVIRONMENT) TMPDIR=$$folder $(BIN)/python -m pytest --basetemp=$$folder/t $(1) && rm -r $$folder
 endef
 
 test: lint
