@@ -1,5 +1,6 @@
 """Shared fixtures: the settings of a federation that runs in a second or two, and one finished run of it."""
 
+import gc
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -61,6 +62,16 @@ def _draw_once(images: PhantomImages, image: str) -> np.ndarray:
     if key not in _drawn:
         _drawn[key] = draw_phantom(images, image)
     return _drawn[key].copy()
+
+
+def pytest_sessionstart() -> None:
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """Leave modules and collected tests out of the garbage collections, each of which would scan them all."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)

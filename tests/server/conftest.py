@@ -3,7 +3,6 @@
 import gc
 import logging
 import shutil
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
@@ -30,11 +29,9 @@ def _quiet_flower() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _small_heap() -> Iterator[None]:
+def _small_heap() -> None:
     """Freeze the heap: Flower's q-FedAvg collects garbage for every site, and would scan the objects of other tests."""
     gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)
