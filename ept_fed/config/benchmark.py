@@ -10,7 +10,7 @@ from ept_fed.config.base import Count, Seed, Settings
 
 __all__ = ["SETTINGS", "BenchmarkSettings", "Fold", "Setting", "SettingInfo"]
 
-Setting = Literal["local", "federated", "federated+head", "centralised", "centralised-prompts"]
+Setting = Literal["local", "federated", "federated+head", "chosen", "centralised", "centralised-prompts"]
 Fold = Literal["test", "validation"]
 
 
@@ -34,6 +34,7 @@ SETTINGS: dict[Setting, SettingInfo] = {
     "local": SettingInfo("local only"),
     "federated": SettingInfo("federated, personalised head", prompts_only=True),
     "federated+head": SettingInfo("federated, shared head", shares_head=True),
+    "chosen": SettingInfo("each site's choice"),
     "centralised": SettingInfo("centralised"),
     "centralised-prompts": SettingInfo("centralised prompts, personalised head", prompts_only=True),
 }
@@ -65,8 +66,9 @@ class BenchmarkSettings(Settings):
     settings: Annotated[tuple[Setting, ...], Field(min_length=1)] = Field(
         ("local", "federated", "federated+head", "centralised"),
         description="local: each site trains only on its own images; federated: personalised heads; federated+head: "
-        "the head is averaged too; centralised: all images in one place; centralised-prompts: centralised prompts, "
-        "frozen at each site under a personalised head, which measures the cost of averaging",
+        "the head is averaged too; chosen: each site chooses between its local and the federated model, with the head "
+        "averaged if it can be, as after ept-fed simulate; centralised: all images in one place; centralised-prompts: "
+        "centralised prompts, frozen at each site under a personalised head, which measures the cost of averaging",
     )
     fold: Fold = Field(
         "test", description="the images to evaluate on; choose settings on validation, and report results on test"

@@ -5,17 +5,21 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from client.site.candidates import Predicted, choose_model
 from client.site.local_baseline import describe_local_training
 from client.site.site import Site
 from ept_fed.config.benchmark_cell import Cell
-from ept_fed.data.datasets.prepare import CachedDataset
+from ept_fed.data.datasets.prepare import SiteData
 from ept_fed.errors import InputRefusedError
+from ept_fed.evaluation.metrics import classification_metrics
 from ept_fed.progress import Progress, Silent
 from ept_fed.reports.run.comparison import METRICS
 from ept_fed.reports.run.run_folder import RunFolder
+from ept_fed.reports.run.settings import BASELINE, CHOSEN, FEDERATED
 from ept_fed.reports.run.training_record import TrainingRecord, describe_federated_training
 from simulations.benchmark.analysis.features import count_fold, record_features
 from simulations.benchmark.analysis.folder import AnalysisFolder
@@ -24,7 +28,9 @@ from simulations.engine.baselines import train_centralised, train_centralised_pr
 from simulations.engine.federate import federate
 from simulations.engine.virtual_sites import VirtualFederation, prepare_federation
 
-__all__ = ["VALIDATION_METRICS", "CellTrainer", "Outcome"]
+__all__ = ["VALIDATION_METRICS", "CellTrainer", "Outcome", "list_parts"]
+
+SiteByName = Callable[[str], Site]
 
 VALIDATION_METRICS = ("validation_auc", "validation_loss")
 
@@ -37,6 +43,8 @@ class Outcome:
 
     Attributes:
         line: its line of cells.jsonl; None if it was not trained.
+        parts: lines of the cells that were trained as parts of it: a choice is between two models, each of which is the
+            model of another cell.
         refusal: reason why it was not trained; empty if it was.
         seconds: duration, including the loading of images and backbone.
     """
@@ -44,6 +52,7 @@ class Outcome:
     line: dict[str, Any] | None
     refusal: str
     seconds: float
+    parts: tuple[dict[str, Any], ...] = ()
 
 
 class _Notes(Silent):
@@ -90,105 +99,153 @@ class CellTrainer:
             look: also store its features.
         """
         started = time.perf_counter()
-        line, refusal = None, ""
+        line, parts, refusal = None, [], ""
         try:
             federation = self.prepare(cell)
             for note in federation.data.notes:
                 progress.on_note(note)
-            line = self._run(cell, federation, progress, look=look)
+            line, *parts = self._run(cell, federation, progress, look=look)
         except InputRefusedError as refused:
             # Whether there are enough images may depend on the split, and so on the seed.
             refusal = str(refused)
         except Exception as error:  # noqa: BLE001 - an error of one method must not lose the cells of others
             _log.exception("%s", cell.title)
             refusal = f"{type(error).__name__}: {error}"
-        return Outcome(line, refusal, time.perf_counter() - started)
+        return Outcome(line, refusal, time.perf_counter() - started, tuple(parts))
 
-    def _run(self, cell: Cell, federation: VirtualFederation, progress: Progress, *, look: bool) -> dict[str, Any]:
-        """Return a cell's line: its identity, and each site's metrics on its own images.
+    def _run(
+        self, cell: Cell, federation: VirtualFederation, progress: Progress, *, look: bool
+    ) -> list[dict[str, Any]]:
+        """Return the line of a cell and of its parts: identity, and each site's metrics on its own images.
 
         If requested, its features are stored first, because a finished cell without them would be trained again.
         """
         started = time.perf_counter()
         shutil.rmtree(self._scratch, ignore_errors=True)
-        trained, sent = _train(cell, federation, RunFolder(self._scratch), _Notes(cell.title, progress))
-        load = None if trained is None else trained.load
-        sites = {}
-        for name, data in federation.data.sites.items():
-            images = count_fold(cell, data)
-            sites[name] = {"images": len(images), **_assess(trained, name, images, data.validation)}
-        seconds = round(time.perf_counter() - started, 1)
-        if look and load is not None:
-            self._analysis.write(record_features(cell, federation, load, sites))
+        lines = []
+        for own, trained in _train(cell, federation, RunFolder(self._scratch), _Notes(cell.title, progress)):
+            sites = {}
+            for name, data in federation.data.sites.items():
+                images = count_fold(own, data)
+                sites[name] = {"images": len(images), **_assess(trained, name, replace(data, test=images))}
+            if look and own == cell and trained.averaged:
+                self._analysis.write(record_features(cell, federation, trained.load, sites))
+            lines.append(
+                {
+                    "key": own.key,
+                    "status": "done" if trained.averaged else "failed",
+                    "method": own.experiment.model.method,
+                    "title": own.title,
+                    "backbone": name_backbone(federation),
+                    "data": federation.data.digest,
+                    "sources": describe_sources(own.experiment),
+                    "computed_with": describe_machine(federation.device),
+                    "bytes_per_round": trained.sent,
+                    "seconds": round(time.perf_counter() - started, 1),
+                    "sites": sites,
+                }
+            )
         shutil.rmtree(self._scratch, ignore_errors=True)
-        return {
-            "key": cell.key,
-            "status": "failed" if load is None else "done",
-            "method": cell.experiment.model.method,
-            "title": cell.title,
-            "backbone": name_backbone(federation),
-            "data": federation.data.digest,
-            "sources": describe_sources(cell.experiment),
-            "computed_with": describe_machine(federation.device),
-            "bytes_per_round": sent,
-            "seconds": seconds,
-            "sites": sites,
-        }
+        return lines
 
 
 @dataclass(frozen=True)
 class _Trained:
-    """A trained cell.
+    """The models of a trained cell.
 
     Attributes:
         load: loads a site's model, ready to be assessed.
         describe: returns how its training ended.
+        sent: bytes that a site sends per round.
+        averaged: whether any round could be averaged; if not, there are no models.
+        choose: returns the predictions of the model that a site chooses, and its columns of the line; None if the
+            site's model is the one that `load` loads.
     """
 
-    load: Callable[[str], Site]
+    load: SiteByName
     describe: Callable[[str], TrainingRecord]
+    sent: int
+    averaged: bool
+    choose: Callable[[SiteData], tuple[Predicted, dict[str, Any]]] | None = None
+
+
+def list_parts(cell: Cell) -> tuple[Cell, ...]:
+    """Return the cells of the federated and the local model of a choice; none for another cell."""
+    if cell.setting != "chosen":
+        return ()
+    shares_head = cell.experiment.federation.share == "prompts+head"
+    return replace(cell, setting="federated+head" if shares_head else "federated"), replace(cell, setting="local")
 
 
 def _train(
     cell: Cell, federation: VirtualFederation, scratch: RunFolder, notes: Progress
-) -> tuple[_Trained | None, int]:
-    """Return the models of a trained cell (None if nothing was averaged), and a site's bytes per round."""
+) -> list[tuple[Cell, _Trained]]:
+    """Return the models of a cell, and after them those of the cells that are parts of it."""
+    if cell.setting == "chosen":
+        federated, local = _train_federated(federation, scratch, notes), _train_local(federation, scratch, notes)
+        parts = zip(list_parts(cell), (federated, local), strict=True)
+        return [(cell, _choose(federation, local, federated)), *parts]
     if cell.setting == "local":
-        return _of_sites(train_local(federation, scratch, notes).__getitem__), 0
+        return [(cell, _train_local(federation, scratch, notes))]
     if cell.setting == "centralised":
         pooled = train_centralised(federation, scratch, notes)
-        return _of_sites(lambda _name: pooled), 0
+        return [(cell, _of_sites(lambda _name: pooled))]
     if cell.setting == "centralised-prompts":
-        return _of_sites(train_centralised_prompts(federation, scratch, notes).__getitem__), 0
+        return [(cell, _of_sites(train_centralised_prompts(federation, scratch, notes).__getitem__))]
+    return [(cell, _train_federated(federation, scratch, notes))]
+
+
+def _train_local(federation: VirtualFederation, scratch: RunFolder, notes: Progress) -> _Trained:
+    sites = train_local(federation, scratch, notes)
+    return _of_sites(lambda name: sites[name].restore())
+
+
+def _train_federated(federation: VirtualFederation, scratch: RunFolder, notes: Progress) -> _Trained:
     plan = federation.plan()
     sites = {
         name: federation.create_site(data, federation.keep_states(scratch, "federated", name))
         for name, data in federation.data.sites.items()
     }
     result = federate(plan, federation.data.digest, sites, scratch, notes, resume=None)
-    sent = 4 * plan.layout.size
-    if not result.aggregated_anything:
-        return None, sent
 
-    def federated(name: str) -> Site:
+    def load(name: str) -> Site:
         sites[name].select_round(result.chosen)
         sites[name].adopt(result.payload)
         return sites[name]
 
-    return _Trained(federated, lambda name: describe_federated_training(result.rounds, name, result.chosen)), sent
+    def describe(name: str) -> TrainingRecord:
+        return describe_federated_training(result.rounds, name, result.chosen)
+
+    return _Trained(load, describe, 4 * plan.layout.size, result.aggregated_anything)
 
 
-def _of_sites(load: Callable[[str], Site]) -> _Trained:
-    return _Trained(load, lambda name: describe_local_training(load(name)))
+def _choose(federation: VirtualFederation, local: _Trained, federated: _Trained) -> _Trained:
+    """Return the models that the sites choose, see `client.site.candidates`."""
+
+    def choose(data: SiteData) -> tuple[Predicted, dict[str, Any]]:
+        loaders = {BASELINE: partial(local.load, data.name), FEDERATED: partial(federated.load, data.name)}
+        predicted = {setting: Predicted.of(load(), data) for setting, load in loaders.items()}
+        found, choice = choose_model(data, loaders, predicted, federation.experiment)
+        return found[CHOSEN], {"choice": choice.choice.name}
+
+    return replace(federated, choose=choose)
 
 
-def _assess(trained: _Trained | None, name: str, images: CachedDataset, validation: CachedDataset) -> dict[str, Any]:
-    """Return the columns of results.csv for one site: quality on `images` and on validation images, and training."""
-    if trained is None:
-        return dict.fromkeys((*METRICS, *VALIDATION_METRICS, "rounds", "chosen_round", "training"), float("nan"))
-    model = trained.load(name)
-    _, assessed = model.assess(images)
-    _, validated = model.assess(validation)
+def _of_sites(load: SiteByName) -> _Trained:
+    return _Trained(load, lambda name: describe_local_training(load(name)), sent=0, averaged=True)
+
+
+def _assess(trained: _Trained, name: str, data: SiteData) -> dict[str, Any]:
+    """Return the columns of results.csv for one site: quality on test and validation images, and training."""
+    if not trained.averaged:
+        undefined = (*METRICS, *VALIDATION_METRICS, "rounds", "chosen_round", "training")
+        return {**dict.fromkeys(undefined, float("nan")), "choice": ""}
+    if trained.choose is None:
+        predicted, columns = Predicted.of(trained.load(name), data), {"choice": ""}
+    else:
+        predicted, columns = trained.choose(data)
+    assessed = classification_metrics(data.test.labels.numpy(), predicted.test, data.task)
+    validated = classification_metrics(data.validation.labels.numpy(), predicted.validation, data.task)
     record = trained.describe(name)
     return {
         **{metric: assessed[metric] for metric in METRICS},
@@ -196,4 +253,5 @@ def _assess(trained: _Trained | None, name: str, images: CachedDataset, validati
         "rounds": record.rounds,
         "chosen_round": record.chosen,
         "training": record.state,
+        **columns,
     }

@@ -14,7 +14,7 @@ from ept_fed.reports.charts.svg import shorten, styled
 
 __all__ = ["draw_benchmark", "pick_colours", "plot_benchmark"]
 
-_MARKERS = {"federated": "o", "federated+head": "^"}
+_MARKERS = {"federated": "o", "federated+head": "^", "chosen": "*"}
 _DASHES = {"local": (4, 3), "centralised": (1, 1.5), "centralised-prompts": (4, 1.5, 1, 1.5)}
 
 
@@ -57,7 +57,8 @@ def plot_benchmark(summary: Sequence[Mapping[str, Any]], metric: str = "accuracy
     axes[0].set_ylabel(f"{metric.replace('_', ' ')}, mean over sites")
     entries = [Line2D([], [], color=colour, marker="s", linestyle="") for colour in colours.values()]
     figure.legend(entries, [shorten(method, 48) for method in colours], loc="outside right upper", frameon=False)
-    key = "circle: personalised head; triangle: shared head; dashes: local only; dots: centralised"
+    key = "circle: personalised head; triangle: shared head; star: each site's choice; "
+    key += "dashes: local only; dots: centralised"
     if any(row["setting"] == "centralised-prompts" for row in rows):
         key += "; dash-dot: centralised prompts"
     figure.supxlabel(key, fontsize=8)

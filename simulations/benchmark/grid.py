@@ -25,7 +25,7 @@ _NOT_A_ROWS_OWN = {
     "about": "a row has no description; leave it out",
     "seed": "every row has the grid's seeds; set benchmark.seeds",
     "federation.share": "the grid's settings define what is shared; set benchmark.settings",
-    "personalisation": "a cell ends before personalisation; compare that with ept-fed simulate",
+    "personalisation": "a cell has only the choice of the setting chosen; compare others with ept-fed simulate",
     "evaluation": "every row is measured in the same way; set it for the whole experiment",
     "benchmark": "a row has no grid of its own; set it in the experiment's section",
 }
@@ -130,7 +130,8 @@ def _list_settings(
             continue
         if kind.shares_head and settled:
             continue
-        share = "prompts" if kind.prompts_only else "prompts+head" if kind.shares_head else alone
+        shares_head = kind.shares_head or (setting == "chosen" and not settled)
+        share = "prompts" if kind.prompts_only else "prompts+head" if shares_head else alone
         settings = override_experiment(experiment, [*changes, f"federation.share={share}"])
         cells.append(Cell(method, told, sampling, seed, setting, experiment.benchmark.fold, settings))
     return cells

@@ -18,7 +18,7 @@ from ept_fed.progress import Progress, Silent
 from ept_fed.reports.run.comparison import METRICS
 from ept_fed.training.precision import settle_precision
 from simulations.benchmark.analysis.folder import AnalysisFolder
-from simulations.benchmark.cell import VALIDATION_METRICS, CellTrainer, Outcome
+from simulations.benchmark.cell import VALIDATION_METRICS, CellTrainer, Outcome, list_parts
 from simulations.benchmark.chart import draw_benchmark
 from simulations.benchmark.checks import check_cells, check_sources
 from simulations.benchmark.folder import BenchmarkFolder
@@ -129,13 +129,14 @@ def _settle(cell: Cell) -> Cell:
 
 
 def _list_missing(cells: Sequence[Cell], finished: Mapping[str, Any], unseen: Collection[str]) -> list[Cell]:
-    """Return the cells to train; rows with the same settings share one training.
+    """Return the cells to train; rows with the same settings share one training, and a choice trains its parts.
 
     A finished cell is trained again if its features are requested but were not stored, unless it averaged nothing.
     """
     again = {key for key in unseen if key in finished and finished[key]["status"] != "failed"}
     missing = {cell.key: cell for cell in cells if cell.key not in finished or cell.key in again}
-    return list(missing.values())
+    parts = {part.key for cell in missing.values() for part in list_parts(cell)} - set(unseen)
+    return [cell for key, cell in missing.items() if key not in parts]
 
 
 def _train(
@@ -152,7 +153,7 @@ def _train(
     Returns:
         Number of cells that were trained to the end.
     """
-    progress, trained = _Once(progress), 0
+    progress, trained, written = _Once(progress), 0, set(finished)
     processes = min(jobs, len(cells))
     # From `jobs`, not from the number of remaining cells, so that a cell gives the same numbers whenever it is trained.
     threads = max(1, torch.get_num_threads() // jobs)
@@ -173,8 +174,10 @@ def _train(
                 progress.on_note(f"{counted}: not trained, because {outcome.refusal}")
                 continue
             trained += 1
-            if cell.key not in finished:
-                folder.write_cell(outcome.line)
+            for line in (outcome.line, *outcome.parts):
+                if line["key"] not in written:
+                    written.add(line["key"])
+                    folder.write_cell(line)
             left = _estimate(busy / number, len(cells) - number, workers.alive if workers else 1)
             progress.on_note(f"{counted}: {_tell(outcome.line)}; about {_minutes(left)} left")
     return trained
@@ -226,6 +229,7 @@ def _list_rows(
                     "rounds": numbers["rounds"],
                     "chosen_round": numbers["chosen_round"],
                     "training": numbers["training"],
+                    "choice": numbers["choice"],
                     "bytes_per_round": line["bytes_per_round"],
                     "status": line["status"],
                     "cell_seconds": line["seconds"],

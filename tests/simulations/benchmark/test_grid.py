@@ -39,12 +39,15 @@ def test_every_setting_has_the_cells_that_it_can_have_and_leaves_those_of_the_ot
     grid = f"benchmark={{methods: [ept, fitted, late, first, linear], seeds: [0], variants: {variants}"
     usual = {cell.key for cell in list_cells(micro(grid + "}"))}
     cells = list_cells(micro(grid + f", settings: [{', '.join(SETTINGS)}]}}"))
-    assert usual == {cell.key for cell in cells if cell.setting != "centralised-prompts"}
+    assert usual == {cell.key for cell in cells if cell.setting not in ("chosen", "centralised-prompts")}
     held = {name: [cell.method for cell in cells if cell.setting == name] for name in SETTINGS}
     everyone, tunes = ["ept", "fitted", "late", "first", "linear"], ["ept", "fitted", "late", "first"]
     shareable = ["ept", "fitted", "linear"]
     assert (held["local"], held["centralised"], held["federated+head"]) == (everyone, everyone, shareable)
     assert held["federated"] == held["centralised-prompts"] == tunes
+    assert held["chosen"] == everyone
+    shares = {cell.method: cell.experiment.federation.share for cell in cells if cell.setting == "chosen"}
+    assert shares == {name: "prompts+head" if name in shareable else "prompts" for name in everyone}
 
 
 def test_samplings_change_the_images_and_seeds_the_training(micro: Micro) -> None:

@@ -19,6 +19,7 @@ from ept_fed.progress import Silent
 from simulations.benchmark.run import benchmark
 from simulations.engine.simulate import simulate
 from simulations.engine.virtual_sites import prepare_federation
+from tests.simulations.benchmark.failed_training import average_nothing
 
 Micro = Callable[..., Experiment]
 SMALL = ("federation.rounds=1", "benchmark.seeds=[0]", "benchmark.methods=[ept, linear]", "data.phantom_sites=2")
@@ -130,7 +131,9 @@ def test_only_what_was_asked_for_says_whether_it_failed(
 ) -> None:
     out, grid = tmp_path / "results", micro(*SMALL, "benchmark.settings=[local]")
     with monkeypatch.context() as patch:
-        patch.setattr(simulations.benchmark.cell, "_train", lambda *_arguments: (None, 12))
+        patch.setattr(
+            simulations.benchmark.cell, "_train_local", average_nothing(simulations.benchmark.cell._train_local)
+        )
         assert benchmark(grid, out, Silent(), methods=["linear"])["status"] == "failed"
     assert benchmark(grid, out, Silent(), methods=["ept"])["status"] == "done"
     assert benchmark(grid, out, Silent())["status"] == "failed"
@@ -278,3 +281,28 @@ def test_what_cannot_be_is_refused_before_the_first_cell(
 ) -> None:
     assert field in refusals(lambda: benchmark(micro(*overrides), tmp_path / "results", Silent()))
     assert not (tmp_path / "results").exists()
+
+
+def test_a_choice_is_that_of_simulate_and_gives_the_numbers_of_its_two_models(micro: Micro, tmp_path: Path) -> None:
+    own = ("federation.rounds=1", "data.phantom_sites=2", "benchmark.methods=[ept]", "benchmark.seeds=[0]")
+    out = tmp_path / "results"
+    report = benchmark(micro(*own, "benchmark.settings=[local, federated+head, chosen]"), out, Silent())
+    assert (report["trained"], len(titles(out))) == (1, 3)
+    alone = tmp_path / "alone"
+    benchmark(micro(*own, "benchmark.settings=[local, federated+head]"), alone, Silent())
+    parts = [row for row in table(out / "results.csv") if row["setting"] != "chosen"]
+    without_time = [{key: value for key, value in row.items() if key != "cell_seconds"} for row in parts]
+    assert without_time == [
+        {key: value for key, value in row.items() if key != "cell_seconds"} for row in table(alone / "results.csv")
+    ]
+    run = simulate(
+        micro(*own, "benchmark={}", "federation.share=prompts+head", "personalisation.choose=true"),
+        tmp_path / "run",
+        Silent(),
+    )
+    for row in table(out / "results.csv"):
+        if row["setting"] == "chosen":
+            assert float(row["auc"]) == run["test"]["chosen"][row["site"]]["auc"]
+            assert row["choice"] == run["choices"][row["site"]]["name"]
+        else:
+            assert row["choice"] == ""

@@ -23,6 +23,7 @@ from simulations.benchmark.analysis.feature_record import FeatureRecord, read_re
 from simulations.benchmark.grid import list_cells
 from simulations.benchmark.run import benchmark
 from simulations.engine.virtual_sites import prepare_federation
+from tests.simulations.benchmark.failed_training import average_nothing
 
 Micro = Callable[..., Experiment]
 GRID = (
@@ -170,7 +171,8 @@ def test_methods_without_a_cell_and_cells_without_a_model_are_said(
     benchmark(micro(*settings), tmp_path / "results", notes, analyse=True)
     assert "analysis: linear has no cell in setting federated, and is not analysed" in notes.notes
     assert set(records(tmp_path / "results")) == {"ept"}
-    monkeypatch.setattr(simulations.benchmark.cell, "_train", lambda *_arguments: (None, 12))
+    federated = average_nothing(simulations.benchmark.cell._train_federated)
+    monkeypatch.setattr(simulations.benchmark.cell, "_train_federated", federated)
     report = benchmark(micro(*GRID), tmp_path / "failed", notes, analyse=True)
     assert (report["status"], report["analysis"]) == ("failed", None)
     assert "analysis: no cell's features were stored; see the notes above" in notes.notes
