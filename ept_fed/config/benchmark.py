@@ -66,8 +66,8 @@ class BenchmarkSettings(Settings):
     settings: Annotated[tuple[Setting, ...], Field(min_length=1)] = Field(
         ("local", "federated", "federated+head", "centralised"),
         description="local: each site trains only on its own images; federated: personalised heads; federated+head: "
-        "the head is averaged too; chosen: each site chooses between its local and the federated model, with the head "
-        "averaged if it can be, as after ept-fed simulate; centralised: all images in one place; centralised-prompts: "
+        "the head is averaged too; chosen: local, federated (with the head if it can be averaged), and what each site "
+        "chooses of them, as after ept-fed simulate; centralised: all images in one place; centralised-prompts: "
         "centralised prompts, frozen at each site under a personalised head, which measures the cost of averaging",
     )
     fold: Fold = Field(

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ept_fed.config.benchmark import Fold, Setting
 from ept_fed.config.experiment import Experiment
@@ -40,6 +40,14 @@ class Cell:
         """
         identity = json.dumps([self.experiment.run_id, self.setting, self.fold])
         return hashlib.sha256(identity.encode()).hexdigest()[:16]
+
+    @property
+    def parts(self) -> "tuple[Cell, ...]":
+        """The cells of the federated and the local model of a choice, which are trained with it; none for others."""
+        if self.setting != "chosen":
+            return ()
+        shares_head = self.experiment.federation.share == "prompts+head"
+        return replace(self, setting="federated+head" if shares_head else "federated"), replace(self, setting="local")
 
     @property
     def title(self) -> str:

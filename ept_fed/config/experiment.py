@@ -92,7 +92,7 @@ class TrainingSettings(Settings):
         "sink",
     )
     token_lr: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = Field(
-        0.03, description="learning rate of context tokens; with a trained head, a tenth of the default is better"
+        0.01, description="learning rate of context tokens"
     )
     method_lr: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = Field(
         6e-4,

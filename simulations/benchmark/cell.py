@@ -28,7 +28,7 @@ from simulations.engine.baselines import train_centralised, train_centralised_pr
 from simulations.engine.federate import federate
 from simulations.engine.virtual_sites import VirtualFederation, prepare_federation
 
-__all__ = ["VALIDATION_METRICS", "CellTrainer", "Outcome", "list_parts"]
+__all__ = ["VALIDATION_METRICS", "CellTrainer", "Outcome"]
 
 SiteByName = Callable[[str], Site]
 
@@ -169,21 +169,13 @@ class _Trained:
     choose: Callable[[SiteData], tuple[Predicted, dict[str, Any]]] | None = None
 
 
-def list_parts(cell: Cell) -> tuple[Cell, ...]:
-    """Return the cells of the federated and the local model of a choice; none for another cell."""
-    if cell.setting != "chosen":
-        return ()
-    shares_head = cell.experiment.federation.share == "prompts+head"
-    return replace(cell, setting="federated+head" if shares_head else "federated"), replace(cell, setting="local")
-
-
 def _train(
     cell: Cell, federation: VirtualFederation, scratch: RunFolder, notes: Progress
 ) -> list[tuple[Cell, _Trained]]:
     """Return the models of a cell, and after them those of the cells that are parts of it."""
     if cell.setting == "chosen":
         federated, local = _train_federated(federation, scratch, notes), _train_local(federation, scratch, notes)
-        parts = zip(list_parts(cell), (federated, local), strict=True)
+        parts = zip(cell.parts, (federated, local), strict=True)
         return [(cell, _choose(federation, local, federated)), *parts]
     if cell.setting == "local":
         return [(cell, _train_local(federation, scratch, notes))]

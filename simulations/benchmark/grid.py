@@ -36,8 +36,8 @@ def list_cells(experiment: Experiment) -> tuple[Cell, ...]:
 
     A method that has nothing to send without its head has no cell in a prompts-only setting. A method has no cell in a
     setting that shares the head if its head is fixed, is trained before the prompts, or is computed from statistics
-    that the run's averaging cannot share. If a variant sets its own shots, its cells are listed once and not for each
-    of the grid's shots.
+    that the run's averaging cannot share. A choice brings the cells of its two models. If a variant sets its own shots,
+    its cells are listed once and not for each of the grid's shots.
 
     Raises:
         InputRefusedError: with the problems of the grid and of every cell's own settings, each reported once; also if
@@ -118,6 +118,10 @@ def _list_settings(
     # Local cells send nothing; the head is included so that methods without other tensors have a payload to adopt.
     own_head = settled or head == "lda"
     alone = "prompts" if own_head and METHODS[model.method].sends_without_head else "prompts+head"
+    chosen = alone if settled else "prompts+head"
+    if "chosen" in experiment.benchmark.settings:
+        # A choice trains its local model under its own settings.
+        alone = chosen
     if not any(change.startswith("federation.payload=") for change in own):
         folds = model.method == "ept" and model.embedding == "concat"
         changes.append(f"federation.payload={'folded' if folds else 'raw'}")
@@ -130,10 +134,11 @@ def _list_settings(
             continue
         if kind.shares_head and settled:
             continue
-        shares_head = kind.shares_head or (setting == "chosen" and not settled)
-        share = "prompts" if kind.prompts_only else "prompts+head" if shares_head else alone
+        given = chosen if setting == "chosen" else alone
+        share = "prompts" if kind.prompts_only else "prompts+head" if kind.shares_head else given
         settings = override_experiment(experiment, [*changes, f"federation.share={share}"])
-        cells.append(Cell(method, told, sampling, seed, setting, experiment.benchmark.fold, settings))
+        cell = Cell(method, told, sampling, seed, setting, experiment.benchmark.fold, settings)
+        cells += [*cell.parts, cell]
     return cells
 
 
@@ -174,8 +179,8 @@ def _check_grid(grid: BenchmarkSettings, methods: Sequence[str]) -> list[Problem
         if name not in methods:
             fix = f"is not trained; name rows of benchmark.methods: {', '.join(methods)}"
             found.append(Problem("benchmark.home", name, fix))
-    if grid.home and "local" not in grid.settings:
-        fix = "are compared with local models; add local to benchmark.settings"
+    if grid.home and not {"local", "chosen"} & set(grid.settings):
+        fix = "are compared with local models; add local or chosen to benchmark.settings"
         found.append(Problem("benchmark.home", ", ".join(grid.home), fix))
     axes: dict[str, Sequence[str | int | Setting | None]] = {
         "methods": methods,

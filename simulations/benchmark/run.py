@@ -18,7 +18,7 @@ from ept_fed.progress import Progress, Silent
 from ept_fed.reports.run.comparison import METRICS
 from ept_fed.training.precision import settle_precision
 from simulations.benchmark.analysis.folder import AnalysisFolder
-from simulations.benchmark.cell import VALIDATION_METRICS, CellTrainer, Outcome, list_parts
+from simulations.benchmark.cell import VALIDATION_METRICS, CellTrainer, Outcome
 from simulations.benchmark.chart import draw_benchmark
 from simulations.benchmark.checks import check_cells, check_sources
 from simulations.benchmark.folder import BenchmarkFolder
@@ -135,7 +135,7 @@ def _list_missing(cells: Sequence[Cell], finished: Mapping[str, Any], unseen: Co
     """
     again = {key for key in unseen if key in finished and finished[key]["status"] != "failed"}
     missing = {cell.key: cell for cell in cells if cell.key not in finished or cell.key in again}
-    parts = {part.key for cell in missing.values() for part in list_parts(cell)} - set(unseen)
+    parts = {part.key for cell in missing.values() for part in cell.parts} - set(unseen)
     return [cell for key, cell in missing.items() if key not in parts]
 
 
@@ -174,7 +174,8 @@ def _train(
                 progress.on_note(f"{counted}: not trained, because {outcome.refusal}")
                 continue
             trained += 1
-            for line in (outcome.line, *outcome.parts):
+            # The choice comes last: a finished choice has finished parts.
+            for line in (*outcome.parts, outcome.line):
                 if line["key"] not in written:
                     written.add(line["key"])
                     folder.write_cell(line)

@@ -66,7 +66,9 @@ def resolve_request(experiment: Experiment, methods: Sequence[str], settings: Se
     if problems:
         raise InputRefusedError(problems)
     wanted = settings or grid.settings
-    asked = tuple(cell for cell in cells if cell.method in names and cell.setting in wanted)
+    named = [cell for cell in cells if cell.method in names]
+    parts = {part.key for cell in named if cell.setting in wanted for part in cell.parts}
+    asked = tuple(cell for cell in named if cell.setting in wanted or cell.key in parts)
     if not asked:
         fix = f"none of {', '.join(names)} has prompts and a head that these settings need; name another setting"
         raise InputRefusedError([Problem("--setting", ", ".join(wanted), fix)])
