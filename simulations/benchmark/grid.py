@@ -119,9 +119,6 @@ def _list_settings(
     own_head = settled or head == "lda"
     alone = "prompts" if own_head and METHODS[model.method].sends_without_head else "prompts+head"
     chosen = alone if settled else "prompts+head"
-    if "chosen" in experiment.benchmark.settings:
-        # A choice trains its local model under its own settings.
-        alone = chosen
     if not any(change.startswith("federation.payload=") for change in own):
         folds = model.method == "ept" and model.embedding == "concat"
         changes.append(f"federation.payload={'folded' if folds else 'raw'}")
@@ -134,7 +131,9 @@ def _list_settings(
             continue
         if kind.shares_head and settled:
             continue
-        given = chosen if setting == "chosen" else alone
+        # A choice trains its local model with its own settings.
+        by_choice = setting == "chosen" or (setting == "local" and "chosen" in experiment.benchmark.settings)
+        given = chosen if by_choice else alone
         share = "prompts" if kind.prompts_only else "prompts+head" if kind.shares_head else given
         settings = override_experiment(experiment, [*changes, f"federation.share={share}"])
         cell = Cell(method, told, sampling, seed, setting, experiment.benchmark.fold, settings)
