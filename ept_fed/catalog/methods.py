@@ -83,8 +83,7 @@ METHODS: dict[str, MethodInfo] = {
         "prompted_vit:PromptedViT",
         "Zu et al. 2024, arXiv 2407.01003",
         "Prompt columns beside the attention logits, and optionally context tokens.",
-        "On HAM10000 with three seeds, prompts with personalised heads were not shown to be better than local models. "
-        "On blood cells, prompts with tokens and training.head=fixed+lda were better. See docs/prompts-only.md.",
+        "Context tokens carry what the sites learn from each other; sinks alone carry little. See docs/benchmark.md.",
         ("sinks", "prompts", "tokens"),
     ),
     "linear": MethodInfo(
@@ -160,7 +159,7 @@ METHODS: dict[str, MethodInfo] = {
         "Jia et al. 2022, arXiv 2203.12119",
         "Tokens that are added to the image's tokens in every block, or only in the first.",
         "It is sensitive to its learning rate: on HAM10000's validation lesions, with shared heads and one sample, AUC "
-        "was 0.763 at method_lr 0.001 and 0.709 at 0.005 (docs/recipes.md).",
+        "was 0.763 at method_lr 0.001 and 0.709 at 0.005.",
         ("vpt.tokens",),
         options={
             "tokens": Option(10, 1, 200, "T per layer; the paper tries 1, 5, 10, 50, 100 and 150", whole=True),

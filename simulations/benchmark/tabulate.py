@@ -1,12 +1,12 @@
 """Write a benchmark's results into the README and the docs, as Markdown between two marks.
 
-    python -m simulations.benchmark.tabulate results/ham10000.csv
+    python -m simulations.benchmark.tabulate results/worth_ham10000.csv
 
-Every number in those tables comes from this module. A page gets a table at a line such as `<!-- ham10000:methods -->`;
-the other tables are `accuracy`, `sites`, `gains` and `paired`. The following line selects some methods, in this order;
-a name with a comma must be in quotation marks:
+Every number in those tables comes from this module. A page gets a table at a line such as
+`<!-- worth_ham10000:worth -->`; the other tables are in `TABLES`. The following line selects some methods, in this
+order; a name with a comma must be in quotation marks:
 
-    <!-- ham10000:sites of ept, "12 sites, sinks" -->
+    <!-- worth_ham10000:sites of prompts alone, "prompts alone, 30 images" -->
 
 The text between such a line and the next `<!-- end -->` is replaced. `--check` writes nothing, and fails if a page
 would change.
@@ -44,14 +44,12 @@ __all__ = [
     "tabulate_methods",
     "tabulate_paired",
     "tabulate_sites",
+    "tabulate_worth",
 ]
 
 PAGES = (
     Path("README.md"),
-    *(
-        Path("docs") / f"{page}.md"
-        for page in ("benchmark", "differential-privacy", "prompts-only", "recipes", "shared-heads")
-    ),
+    *(Path("docs") / f"{page}.md" for page in ("benchmark", "differential-privacy")),
 )
 
 
@@ -60,11 +58,8 @@ def read_results(path: Path) -> list[dict[str, Any]]:
     with path.open(newline="", encoding="utf-8") as file:
         rows: list[dict[str, Any]] = list(csv.DictReader(file))
     for row in rows:
-        row |= {metric: float(row[metric] or "nan") for metric in SUMMARY_METRICS}
-        # Results of earlier versions lack these columns.
-        row |= {"validation_auc": float(row.get("validation_auc") or "nan"), "home": row.get("home") == "True"}
-        row |= {"training": row.get("training") or "not known"}
-        row |= {"seed": int(row["seed"]), "bytes_per_round": int(row["bytes_per_round"])}
+        row |= {metric: float(row[metric] or "nan") for metric in (*SUMMARY_METRICS, "validation_auc")}
+        row |= {"home": row["home"] == "True", "seed": int(row["seed"]), "bytes_per_round": int(row["bytes_per_round"])}
     return rows
 
 
@@ -144,12 +139,49 @@ def tabulate_paired(rows: Sequence[Mapping[str, Any]], metric: str = "auc") -> s
     return "\n".join(lines)
 
 
+def tabulate_worth(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return a table with a line per method and shots: the federated and the chosen models minus local ones.
+
+    A method's federated setting is the one whose head is shared, if it has both.
+    """
+    rows = choose_home(rows)
+    sent = {(row["method"], row["shots"], row["setting"]): row["bytes_per_round"] for row in rows}
+    auc, balanced = (
+        {(row["method"], row["shots"], row["setting"]): row for row in compare_means_with_local(rows, metric)}
+        for metric in ("auc", "balanced_accuracy")
+    )
+    sites = compare_with_local(rows)
+    lines = [
+        "| sent by a site | images per class | best local model | federated | gain | of it, balanced accuracy | "
+        "gain of each site's choice | its lowest site |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for method, shots in dict.fromkeys(key[:2] for key in auc):
+        federated = (method, shots, "federated+head" if (method, shots, "federated+head") in auc else "federated")
+        chosen = (method, shots, "chosen")
+        lowest = min(row["difference"] for row in sites if (row["method"], row["shots"], row["setting"]) == chosen)
+        own = auc[federated]
+        cells = [
+            f"{method}, {_tell_bytes(sent[federated])} per round",
+            shots or "all",
+            f"{own['local']:.3f}",
+            f"{own['local'] + own['difference']:.3f}",
+            f"{_tell_gain(own)}, {own['helped']} of {own['sites']} sites",
+            _tell_gain(balanced[federated]),
+            _tell_gain(auc[chosen]),
+            signed(lowest),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 TABLES: Mapping[str, Callable[[Sequence[Mapping[str, Any]]], str]] = {
     "methods": tabulate_methods,
     "accuracy": partial(tabulate_methods, metric="accuracy"),
     "sites": tabulate_sites,
     "gains": tabulate_gains,
     "paired": tabulate_paired,
+    "worth": tabulate_worth,
 }
 _MARK = re.compile(r"<!-- (?P<name>\w+):(?P<table>\w+)(?: of (?P<methods>[^>]*?))? -->\n")
 _END = "<!-- end -->"

@@ -183,13 +183,15 @@ def _why_none(statistics: Statistics) -> str:
 
 def _say_why(choice: Mapping[str, Any]) -> str:
     """Return which model the site uses and why, in one sentence."""
-    head = {"LDA": " (an LDA head)", "own": " (the head that it trained last)"}.get(choice["personal_head"] or "", "")
+    head = {"with LDA": " (with an LDA head)", "own": " (the head that it trained last)"}.get(
+        choice["personal_head"] or "", ""
+    )
     about = ""
     if choice["name"] == PERSONALISED:
         about = head
     elif choice["name"] == MIXED:
         about = f" (share of the local model: {choice['share']:.0%})"
-    elif choice["name"] == BASELINE and choice["local_head"] == "LDA":
+    elif choice["name"] == BASELINE and choice["local_head"] == "with LDA":
         about = " (with an LDA head)"
     return f"This site uses {_NAMES[choice['name']]}{about}: {choice['reason']}."
 

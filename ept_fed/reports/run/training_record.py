@@ -18,7 +18,8 @@ class TrainingRecord:
     Attributes:
         rounds: number of rounds that were trained.
         chosen: the round whose model is used.
-        state: as in `ept_fed.evaluation.convergence.Convergence`.
+        state: as in `ept_fed.evaluation.convergence.Convergence`, but "ended" if the chosen round is before the last
+            quarter of the rounds: what came after it was no better.
         auc_change: as there.
         loss_change: as there.
     """
@@ -50,4 +51,5 @@ def describe_federated_training(rounds: Sequence[RoundRecord], site: str, chosen
 def describe_training(auc: Sequence[float], loss: Sequence[float], *, rounds: int, chosen: int) -> TrainingRecord:
     """Return the record of a model with these results on validation images after each round, possibly none."""
     found = assess_convergence(auc, loss)
-    return TrainingRecord(rounds, chosen, found.state, found.auc_change, found.loss_change)
+    passed = found.state == "still improving" and chosen <= rounds - rounds // 4
+    return TrainingRecord(rounds, chosen, "ended" if passed else found.state, found.auc_change, found.loss_change)

@@ -10,6 +10,7 @@ import torch
 
 from client.site.assessment import assess_settings, load_federated, release
 from client.site.candidates import Predicted, SiteChoice, SiteLoader, choose_model, release_choice
+from client.site.factory import create_head_fit
 from client.site.site import Site
 from ept_fed.config.experiment import Experiment
 from ept_fed.data.datasets.prepare import SiteData
@@ -23,9 +24,9 @@ Micro = Callable[..., Experiment]
 Opened = tuple[Experiment, VirtualFederation, SiteData, dict[str, SiteLoader]]
 
 HEADS = [
-    ("training.head=trained", "federation.share=prompts+head", {"LDA", "own"}),
-    ("training.head=trained", "federation.share=prompts", {"LDA"}),
-    ("training.head=fixed+lda", "federation.share=prompts", {"LDA"}),
+    ("training.head=trained", "federation.share=prompts+head", {"with LDA", "own"}),
+    ("training.head=trained", "federation.share=prompts", {"with LDA"}),
+    ("training.head=fixed+lda", "federation.share=prompts", {"with LDA"}),
     ("training.head=lda", "federation.share=prompts", set()),
 ]
 
@@ -72,20 +73,20 @@ def test_the_candidates_are_ordered_from_the_federation_to_the_local_model(
     assert [row.name for row in choice.choice.rows] == candidates
     assert assessed.metrics[CHOSEN] == assessed.metrics[choice.choice.name]
     assert choice.personal_head in (personal or {None})
-    assert choice.local_head in ("trained", "LDA")
+    assert choice.local_head in ("trained", "with LDA")
     assert {row["setting"] for row in assessed.rows} == set(assessed.metrics)
 
 
 @pytest.mark.parametrize(
     ("name", "local_head", "personal_head"),
     [
-        (FEDERATED, "trained", "LDA"),
-        (PERSONALISED, "trained", "LDA"),
-        (PERSONALISED, "LDA", "own"),
+        (FEDERATED, "trained", "with LDA"),
+        (PERSONALISED, "trained", "with LDA"),
+        (PERSONALISED, "with LDA", "own"),
         (MIXED, "trained", "own"),
-        (MIXED, "LDA", "LDA"),
-        (BASELINE, "trained", "LDA"),
-        (BASELINE, "LDA", "own"),
+        (MIXED, "with LDA", "with LDA"),
+        (BASELINE, "trained", "with LDA"),
+        (BASELINE, "with LDA", "own"),
     ],
 )
 def test_the_released_model_is_the_chosen_one(opened: Opened, name: str, local_head: str, personal_head: str) -> None:
@@ -125,6 +126,18 @@ def test_a_sites_own_head_is_the_one_it_trained_last(opened: Opened) -> None:
     assert np.array_equal(tensors["sinks"], theirs["sinks"])
 
 
+def test_an_lda_head_is_added_to_a_trained_head_by_its_share_of_the_evidence(opened: Opened) -> None:
+    experiment, _, data, loaders = opened
+    summed, _ = release_choice(SiteChoice(Choice(BASELINE, "", ()), "with LDA", None, math.nan), loaders, experiment)
+    model = loaders[BASELINE]().model
+    trained = model.head.weight.detach().double().numpy().copy()
+    create_head_fit(experiment, data.name, model.device).apply(model, data.train)
+    images = len(data.train) / len(np.unique(data.train.labels.numpy()))
+    share = images / (images + experiment.training.head_evidence)
+    expected = trained + share * model.head.weight.detach().double().numpy()
+    np.testing.assert_allclose(summed["head.weight"], expected, rtol=1e-4, atol=1e-6)
+
+
 def test_the_local_model_competes_with_its_better_head_and_the_sum_is_of_that_model(opened: Opened) -> None:
     experiment, _, data, loaders = opened
     predicted = {setting: Predicted.of(load(), data) for setting, load in loaders.items()}
@@ -135,7 +148,7 @@ def test_the_local_model_competes_with_its_better_head_and_the_sum_is_of_that_mo
         validation=(1 - np.eye(classes)[data.validation.labels.numpy()]) / (classes - 1),
     )
     found, choice = choose_model(data, loaders, {**predicted, BASELINE: guessing}, experiment)
-    assert choice.local_head == "LDA"
+    assert choice.local_head == "with LDA"
     expected = mix(found[BASELINE].test, found[FEDERATED].test, choice.share, data.task)
     np.testing.assert_allclose(found[MIXED].test, expected)
 

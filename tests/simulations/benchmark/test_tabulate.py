@@ -19,6 +19,7 @@ from simulations.benchmark.tabulate import (
     tabulate_methods,
     tabulate_paired,
     tabulate_sites,
+    tabulate_worth,
 )
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -119,8 +120,27 @@ def test_the_pages_show_the_committed_results(results: Path) -> None:
         assert fill_page(page, results.stem, rows) == page
 
 
-@pytest.mark.parametrize("name", ["ham10000", "heads_ham10000"])
-def test_the_picture_is_drawn_from_the_results(name: str, tmp_path: Path) -> None:
+def test_the_picture_is_drawn_from_the_results(tmp_path: Path) -> None:
     picture = tmp_path / "accuracy.png"
-    main(REPOSITORY / "results" / f"{name}.csv", check=True, picture=picture)
+    main(REPOSITORY / "results" / "worth_pbc.csv", check=True, picture=picture)
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_worth_of_joining_is_told_against_the_best_local_model() -> None:
+    def site(name: str, method: str, setting: str, value: float, validation: float) -> dict[str, object]:
+        home = setting == "local"
+        return row(method, value, setting) | {"site": name, "validation_auc": validation, "home": home}
+
+    rows = [
+        # Each site has another best local model: b at the first site by its validation AUC, and a at the second.
+        site("s", "a", "local", 0.5, 0.5), site("s", "b", "local", 0.6, 0.9),
+        site("t", "a", "local", 0.7, 0.8), site("t", "b", "local", 0.9, 0.7),
+        site("s", "a", "federated+head", 0.8, 0.5), site("t", "a", "federated+head", 0.9, 0.5),
+        site("s", "a", "federated", 0.0, 0.5), site("t", "a", "federated", 0.0, 0.5),
+        site("s", "a", "chosen", 0.8, 0.5), site("t", "a", "chosen", 0.65, 0.5),
+        site("s", "b", "federated", 0.7, 0.5), site("t", "b", "federated", 0.5, 0.5),
+        site("s", "b", "chosen", 0.6, 0.5), site("t", "b", "chosen", 0.7, 0.5),
+    ]  # fmt: skip
+    first, second = tabulate_worth(rows).splitlines()[2:]
+    assert first == "| a, 0 B per round | 5 | 0.650 | 0.850 | +0.200, 2 of 2 sites | +0.200 | +0.075 | −0.050 |"
+    assert second == "| b, 0 B per round | 5 | 0.650 | 0.600 | −0.050, 1 of 2 sites | −0.050 | 0.000 | 0.000 |"
