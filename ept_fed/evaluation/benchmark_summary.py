@@ -20,7 +20,7 @@ __all__ = [
     "summarise",
 ]
 
-SUMMARY_METRICS = ("auc", "accuracy", "balanced_accuracy", "average_precision")
+SUMMARY_METRICS = ("auc", "supported_auc", "accuracy", "balanced_accuracy", "average_precision")
 
 STILL_IMPROVING: TrainingState = "still improving"
 

@@ -7,9 +7,10 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.metrics import accuracy_score, average_precision_score, recall_score, roc_auc_score
 
-__all__ = ["Array", "class_auc", "classification_metrics"]
+__all__ = ["MIN_SUPPORT", "Array", "class_auc", "classification_metrics", "supported_auc"]
 
 Array = npt.NDArray[Any]
+MIN_SUPPORT = 5
 
 
 def classification_metrics(labels: Array, scores: Array, task: str) -> Mapping[str, float]:
@@ -59,6 +60,25 @@ def classification_metrics(labels: Array, scores: Array, task: str) -> Mapping[s
         float(average_precision_score(hot[:, c], scores[:, c])) for c in np.flatnonzero(present)
     )
     return metrics
+
+
+def supported_auc(labels: Array, scores: Array, task: str) -> float:
+    """Return the mean one-vs-rest AUC over the classes with at least `MIN_SUPPORT` images with and without the class.
+
+    The AUC of a class with one image is the rank of this image. Where test images are few, such classes move the macro
+    AUC more than any difference between models. NaN if there is no such class, or if a score is not finite.
+
+    Args:
+        labels: as for `classification_metrics`.
+        scores: as there.
+        task: as there.
+    """
+    hot = labels.astype(bool) if task == "multi_label" else np.arange(scores.shape[1])[None, :] == labels[:, None]
+    if not np.isfinite(scores).all():
+        return float("nan")
+    support = np.minimum(hot.sum(axis=0), (~hot).sum(axis=0))
+    kept = support >= MIN_SUPPORT
+    return _mean(class_auc(hot[:, kept], scores[:, kept]))
 
 
 def class_auc(hot: Array, scores: Array) -> list[float]:

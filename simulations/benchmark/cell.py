@@ -15,7 +15,7 @@ from client.site.site import Site
 from ept_fed.config.benchmark_cell import Cell
 from ept_fed.data.datasets.prepare import SiteData
 from ept_fed.errors import InputRefusedError
-from ept_fed.evaluation.metrics import classification_metrics
+from ept_fed.evaluation.metrics import classification_metrics, supported_auc
 from ept_fed.progress import Progress, Silent
 from ept_fed.reports.run.comparison import METRICS
 from ept_fed.reports.run.run_folder import RunFolder
@@ -230,7 +230,7 @@ def _of_sites(load: SiteByName) -> _Trained:
 def _assess(trained: _Trained, name: str, data: SiteData) -> dict[str, Any]:
     """Return the columns of results.csv for one site: quality on test and validation images, and training."""
     if not trained.averaged:
-        undefined = (*METRICS, *VALIDATION_METRICS, "rounds", "chosen_round", "training")
+        undefined = (*METRICS, "supported_auc", *VALIDATION_METRICS, "rounds", "chosen_round", "training")
         return {**dict.fromkeys(undefined, float("nan")), "choice": ""}
     if trained.choose is None:
         predicted, columns = Predicted.of(trained.load(name), data), {"choice": ""}
@@ -241,6 +241,7 @@ def _assess(trained: _Trained, name: str, data: SiteData) -> dict[str, Any]:
     record = trained.describe(name)
     return {
         **{metric: assessed[metric] for metric in METRICS},
+        "supported_auc": supported_auc(data.test.labels.numpy(), predicted.test, data.task),
         **{metric: validated[metric.removeprefix("validation_")] for metric in VALIDATION_METRICS},
         "rounds": record.rounds,
         "chosen_round": record.chosen,

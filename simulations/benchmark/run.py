@@ -213,7 +213,7 @@ def _list_rows(
     for cell in cells:
         line = finished[cell.key]
         for site, numbers in line["sites"].items():
-            named = (*METRICS, *VALIDATION_METRICS)
+            named = (*METRICS, "supported_auc", *VALIDATION_METRICS)
             known = {name: _UNDEFINED if numbers[name] is None else numbers[name] for name in named}
             rows.append(
                 {

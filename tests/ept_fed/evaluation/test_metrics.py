@@ -1,10 +1,12 @@
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from ept_fed.evaluation.metrics import classification_metrics
+from ept_fed.evaluation.metrics import MIN_SUPPORT, class_auc, classification_metrics, supported_auc
 from ept_fed.protocol.messages import EVALUATE_METRICS
 from tests.effort import examples
 
@@ -100,3 +102,16 @@ def test_multi_label_metrics_equal_a_hand_computed_case() -> None:
 def test_shapes_that_do_not_fit_are_refused(labels: np.ndarray, scores: np.ndarray, task: str) -> None:
     with pytest.raises(ValueError, match=r"labels"):
         classification_metrics(labels, scores, task)
+
+
+@pytest.mark.parametrize("task", ["single_label", "multi_label"])
+def test_classes_of_few_images_do_not_count_in_the_supported_auc(task: str) -> None:
+    labels = np.repeat([0, 1, 2], [20, MIN_SUPPORT, MIN_SUPPORT - 1])
+    scores = np.random.default_rng(0).dirichlet(np.ones(3), len(labels))
+    hot = np.eye(3, dtype=bool)[labels]
+    given = labels if task == "single_label" else hot.astype(int)
+    aucs = class_auc(hot, scores)
+    assert supported_auc(given, scores, task) == pytest.approx(np.mean(aucs[:2]))
+    assert classification_metrics(given, scores, task)["auc"] == pytest.approx(np.mean(aucs))
+    assert math.isnan(supported_auc(given[:3], scores[:3], task))
+    assert math.isnan(supported_auc(given, np.where(hot, np.nan, scores), task))

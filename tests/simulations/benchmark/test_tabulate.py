@@ -7,6 +7,7 @@ import pytest
 
 from ept_fed.config.benchmark import SETTINGS
 from ept_fed.config.experiment import Experiment
+from ept_fed.evaluation.benchmark_summary import SUMMARY_METRICS
 from ept_fed.progress import Silent
 from simulations.benchmark.run import benchmark
 from simulations.benchmark.tabulate import (
@@ -48,7 +49,7 @@ def test_a_table_has_every_cell_of_the_grid(micro: Callable[..., Experiment], tm
 
 
 def row(method: str, value: float, setting: str = "local") -> dict[str, object]:
-    metrics = dict.fromkeys(("auc", "accuracy", "balanced_accuracy", "average_precision"), value)
+    metrics = dict.fromkeys(SUMMARY_METRICS, value)
     return {
         "method": method, "shots": "5", "sampling": "", "seed": 0, "setting": setting, "site": "a",
         "bytes_per_round": 0, "training": "ended", "home": False, "validation_auc": value, **metrics,
