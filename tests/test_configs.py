@@ -95,7 +95,7 @@ def test_every_command_of_a_header_is_accepted(path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.usefixtures("_files_are_elsewhere")
-@pytest.mark.parametrize("name", ["worth_ham10000", "worth_pbc"])
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "results").glob("*.csv")))
 def test_committed_results_are_rows_of_the_grid_with_every_seed(name: str) -> None:
     with (ROOT / "results" / f"{name}.csv").open() as file:
         held = {(row["method"], row["shots"], row["seed"], row["setting"]) for row in csv.DictReader(file)}

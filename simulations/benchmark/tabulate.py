@@ -6,7 +6,7 @@ Every number in those tables comes from this module. A page gets a table at a li
 `<!-- worth_ham10000:worth -->`; the other tables are in `TABLES`. The following line selects some methods, in this
 order; a name with a comma must be in quotation marks:
 
-    <!-- worth_ham10000:sites of prompts alone, "prompts alone, 30 images" -->
+    <!-- worth_ham10000:sites of prompts only, "prompts only, 30 images" -->
 
 The text between such a line and the next `<!-- end -->` is replaced. `--check` writes nothing, and fails if a page
 would change.
@@ -139,7 +139,7 @@ def tabulate_paired(rows: Sequence[Mapping[str, Any]], metric: str = "auc") -> s
     return "\n".join(lines)
 
 
-def tabulate_worth(rows: Sequence[Mapping[str, Any]]) -> str:
+def tabulate_worth(rows: Sequence[Mapping[str, Any]], metric: str = "auc") -> str:
     """Return a table with a line per method and shots: the federated and the chosen models minus local ones.
 
     A method's federated setting is the one whose head is shared, if it has both.
@@ -147,10 +147,10 @@ def tabulate_worth(rows: Sequence[Mapping[str, Any]]) -> str:
     rows = choose_home(rows)
     sent = {(row["method"], row["shots"], row["setting"]): row["bytes_per_round"] for row in rows}
     auc, balanced = (
-        {(row["method"], row["shots"], row["setting"]): row for row in compare_means_with_local(rows, metric)}
-        for metric in ("auc", "balanced_accuracy")
+        {(row["method"], row["shots"], row["setting"]): row for row in compare_means_with_local(rows, name)}
+        for name in (metric, "balanced_accuracy")
     )
-    sites = compare_with_local(rows)
+    sites = compare_with_local(rows, metric)
     lines = [
         "| sent by a site | images per class | best local model | federated | gain | of it, balanced accuracy | "
         "gain of each site's choice | its lowest site |",
@@ -182,7 +182,9 @@ TABLES: Mapping[str, Callable[[Sequence[Mapping[str, Any]]], str]] = {
     "gains": tabulate_gains,
     "paired": tabulate_paired,
     "worth": tabulate_worth,
+    "supported_worth": partial(tabulate_worth, metric="supported_auc"),
 }
+COMPARED_WITH_HOME = ("sites", "gains", "worth", "supported_worth")
 _MARK = re.compile(r"<!-- (?P<name>\w+):(?P<table>\w+)(?: of (?P<methods>[^>]*?))? -->\n")
 _END = "<!-- end -->"
 
@@ -202,7 +204,9 @@ def fill_page(text: str, name: str, rows: Sequence[Mapping[str, Any]]) -> str:
             raise ValueError(f"{told} has no {_END}")
         if mark["table"] not in TABLES:
             raise ValueError(f"{told} is none of {', '.join(TABLES)}")
-        parts += [text[place : mark.end()], TABLES[mark["table"]](_choose_rows(rows, mark["methods"], told)), "\n"]
+        # Rows that the table does not show may have the best local model.
+        given = choose_home(rows) if mark["table"] in COMPARED_WITH_HOME else rows
+        parts += [text[place : mark.end()], TABLES[mark["table"]](_choose_rows(given, mark["methods"], told)), "\n"]
         place = closed
     return "".join(parts) + text[place:]
 

@@ -123,7 +123,7 @@ def test_the_pages_show_the_committed_results(results: Path) -> None:
 
 def test_the_picture_is_drawn_from_the_results(tmp_path: Path) -> None:
     picture = tmp_path / "accuracy.png"
-    main(REPOSITORY / "results" / "worth_pbc.csv", check=True, picture=picture)
+    main(REPOSITORY / "results" / "privacy_ham10000.csv", check=True, picture=picture)
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
@@ -143,5 +143,7 @@ def test_the_worth_of_joining_is_told_against_the_best_local_model() -> None:
         site("s", "b", "chosen", 0.6, 0.5), site("t", "b", "chosen", 0.7, 0.5),
     ]  # fmt: skip
     first, second = tabulate_worth(rows).splitlines()[2:]
+    alone = fill_page("<!-- x:worth of a -->\n<!-- end -->\n", "x", rows)
+    assert alone.splitlines()[3] == first
     assert first == "| a, 0 B per round | 5 | 0.650 | 0.850 | +0.200, 2 of 2 sites | +0.200 | +0.075 | −0.050 |"
     assert second == "| b, 0 B per round | 5 | 0.650 | 0.600 | −0.050, 1 of 2 sites | −0.050 | 0.000 | 0.000 |"
