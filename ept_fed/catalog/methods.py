@@ -83,7 +83,8 @@ METHODS: dict[str, MethodInfo] = {
         "prompted_vit:PromptedViT",
         "Zu et al. 2024, arXiv 2407.01003",
         "Prompt columns beside the attention logits, and optionally context tokens.",
-        "Context tokens carry what the sites learn from each other; sinks without them carry little. See docs/benchmark.md.",
+        "Context tokens carry what the sites learn from each other; sinks without them carry little. See "
+        "docs/benchmark.md.",
         ("sinks", "prompts", "tokens"),
     ),
     "linear": MethodInfo(

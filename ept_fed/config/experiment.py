@@ -87,12 +87,14 @@ class TrainingSettings(Settings):
 
     optimizer: Literal["adamw", "sgd"] = "adamw"
     prompt_lr: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = Field(
-        0.1,
-        description="learning rate of prompts; hundreds of times the paper's 6e-4, because of the effective rate of a "
+        0.05,
+        description="learning rate of prompts; a hundred times the paper's 6e-4, because of the effective rate of a "
         "sink",
     )
     token_lr: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = Field(
-        0.01, description="learning rate of context tokens"
+        0.003,
+        description="learning rate of context tokens; with 0.01 and twice the default prompt_lr, training may stay at "
+        "the loss of guessing",
     )
     method_lr: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = Field(
         6e-4,
