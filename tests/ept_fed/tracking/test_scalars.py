@@ -65,6 +65,6 @@ def test_settings_of_a_machine_are_not_tracked() -> None:
     settings = {"about": "secret-words", "data": data, "model": {"weights": "secret.pth", "device": "cpu"}}
     told = describe_settings(Experiment.model_validate(settings))
     assert "secret" not in str(told)
-    assert told["training.prompt_lr"] == 0.1
+    assert told["training.prompt_lr"] == 0.05
     assert told["data.classes"] == '["a", "b"]'
     assert not {"model.device", "data.root"} & set(told)
