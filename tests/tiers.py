@@ -15,7 +15,13 @@ from xdist.scheduler import LoadFileScheduling
 # One deployment serves every test below this folder, so all of them run in one test process.
 SHARED_DEPLOYMENT = "tests/end_to_end/deployment/"
 # How long a test process needs for all tests of a file: what takes longest starts first, so that none waits at the end.
-LONG = (SHARED_DEPLOYMENT, "tests/end_to_end/", "tests/test_docs.py")
+LONG = (
+    SHARED_DEPLOYMENT,
+    "tests/end_to_end/",
+    "tests/test_docs.py",
+    "tests/simulations/benchmark/test_workers.py",
+    "tests/simulations/engine/test_choice.py",
+)
 
 _EVENTS = {
     "subprocess.Popen": "started a process",

@@ -100,9 +100,14 @@ def _heeds_interrupts() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
-@pytest.mark.integration
 @pytest.mark.usefixtures("_heeds_interrupts")
-@pytest.mark.parametrize("ended", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "ended",
+    [
+        pytest.param(signal.SIGINT, marks=pytest.mark.integration),
+        pytest.param(signal.SIGKILL, marks=pytest.mark.faults),
+    ],
+)
 def test_a_folder_takes_one_benchmark_and_its_end_leaves_no_process_and_every_finished_cell(
     ended: signal.Signals, micro_file: Path, micro: Micro, tmp_path: Path
 ) -> None:

@@ -88,7 +88,8 @@ def test_a_run_keeps_its_best_round_and_says_so(micro: Micro, tmp_path: Path, mo
         return float(np.median([entry.evaluation["auc"] for entry in record.sites.values()])) - 0.5 * (record.round > 2)
 
     monkeypatch.setattr("server.rounds.selection.median_auc", worsen)
-    experiment = micro(*LEARNING, "federation.patience=3")
+    best = ("federation.rounds=6", "federation.select=best", "federation.patience=3", "personalisation.choose=true")
+    experiment = micro(*best)
     report = simulate(experiment, tmp_path / "run", Silent())
     assert report["chosen_round"] <= 2
     assert report["ended"] == f"no better validation AUC for 3 rounds, at round {report['chosen_round'] + 3}"
