@@ -5,9 +5,6 @@ personalised   its prompts, with an LDA head of this site's images, or with the 
 sum of both    the logits of the local and the federated model, with a share that is chosen on validation images
 local          the model that the site trained without exchange, with its trained head or with an LDA head
 
-An LDA head is added to a trained one, as to a fixed one (see `ept_fed.training.fixed_head`): each has evidence that the
-other lacks.
-
 The order is that of preference, see `ept_fed.evaluation.candidates`. Where two heads are possible, the candidate has
 the one that is better on the validation images. So the federation is compared with the best that the site reaches
 alone.
@@ -15,7 +12,7 @@ alone.
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -30,7 +27,6 @@ from ept_fed.evaluation.candidates import Choice, choose_candidate, mix, mix_wei
 from ept_fed.evaluation.metrics import Array, classification_metrics
 from ept_fed.protocol.layout import Vector
 from ept_fed.reports.run.settings import BASELINE, CHOSEN, FEDERATED, MIXED, PERSONALISED
-from ept_fed.training.fixed_head import FixedHead
 from ept_fed.training.lda_head import FeaturesDivergedError
 
 __all__ = [
@@ -161,10 +157,7 @@ def _load_personal_heads(load: SiteLoader, experiment: Experiment) -> dict[str, 
 def _with_lda_head(load: SiteLoader, experiment: Experiment) -> SiteLoader:
     def loader() -> Site:
         site = load()
-        fit = create_head_fit(experiment, site.name, site.model.device)
-        if experiment.training.head == "trained":
-            fit = replace(fit, fixed=FixedHead.of(site.model, experiment.training.head_evidence))
-        fit.apply(site.model, site.data.train)
+        create_head_fit(experiment, site.name, site.model.device).apply(site.model, site.data.train)
         return site
 
     return loader

@@ -27,7 +27,7 @@ Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class FixedHead:
-    """A head that an LDA head is added to: drawn from the run's seed, or trained before.
+    """The head that is drawn from the run's seed.
 
     Attributes:
         weight: (C, D).
@@ -38,14 +38,6 @@ class FixedHead:
     weight: Array
     bias: Array
     evidence: float
-
-    @classmethod
-    def of(cls, model: TunedViT, evidence: float) -> "FixedHead":
-        """Return a model's current head."""
-        weight, bias = (
-            tensor.detach().double().cpu().numpy().copy() for tensor in (model.head.weight, model.head.bias)
-        )
-        return cls(weight, bias, evidence)
 
     def add(self, weight: Array, bias: Array, images_per_class: float) -> tuple[Array, Array]:
         """Return weight and bias of the weighted sum of this head and an LDA head.

@@ -10,7 +10,6 @@ import torch
 
 from client.site.assessment import assess_settings, load_federated, release
 from client.site.candidates import Predicted, SiteChoice, SiteLoader, choose_model, release_choice
-from client.site.factory import create_head_fit
 from client.site.site import Site
 from ept_fed.config.experiment import Experiment
 from ept_fed.data.datasets.prepare import SiteData
@@ -124,18 +123,6 @@ def test_a_sites_own_head_is_the_one_it_trained_last(opened: Opened) -> None:
     assert np.array_equal(tensors["head.weight"], own.tensors["model/head.weight"])
     theirs, _ = release_choice(SiteChoice(Choice(FEDERATED, "", ()), None, None, math.nan), loaders, experiment)
     assert np.array_equal(tensors["sinks"], theirs["sinks"])
-
-
-def test_an_lda_head_is_added_to_a_trained_head_by_its_share_of_the_evidence(opened: Opened) -> None:
-    experiment, _, data, loaders = opened
-    summed, _ = release_choice(SiteChoice(Choice(BASELINE, "", ()), "with LDA", None, math.nan), loaders, experiment)
-    model = loaders[BASELINE]().model
-    trained = model.head.weight.detach().double().numpy().copy()
-    create_head_fit(experiment, data.name, model.device).apply(model, data.train)
-    images = len(data.train) / len(np.unique(data.train.labels.numpy()))
-    share = images / (images + experiment.training.head_evidence)
-    expected = trained + share * model.head.weight.detach().double().numpy()
-    np.testing.assert_allclose(summed["head.weight"], expected, rtol=1e-4, atol=1e-6)
 
 
 def test_the_local_model_competes_with_its_better_head_and_the_sum_is_of_that_model(opened: Opened) -> None:
