@@ -55,6 +55,11 @@ class BenchmarkSettings(Settings):
     shots: tuple[Count | None, ...] = Field(
         (), description="images per class and site, null for all of them; empty: data.shots is used"
     )
+    budgets: dict[Annotated[str, Field(pattern=r"^([1-9]\d*|all)$")], tuple[str, ...]] = Field(
+        {},
+        description="by images per class such as '30', or all: settings of the cells with so many, written as after "
+        "--set, because training on more images ends after fewer epochs; a variant's own settings have precedence",
+    )
     samplings: tuple[Seed, ...] = Field(
         (),
         description="seeds of splits and K-shot samples, or numbers of MedFMC's published samplings; each is combined "

@@ -12,6 +12,7 @@ from scipy import stats
 from ept_fed.evaluation.convergence import TrainingState
 
 __all__ = [
+    "POOLED_METRICS",
     "STILL_IMPROVING",
     "SUMMARY_METRICS",
     "choose_home",
@@ -20,7 +21,10 @@ __all__ = [
     "summarise",
 ]
 
-SUMMARY_METRICS = ("auc", "supported_auc", "accuracy", "balanced_accuracy", "average_precision")
+# A site's model on the test images of all sites together.
+POOLED_METRICS = ("pooled_auc", "pooled_balanced_accuracy")
+
+SUMMARY_METRICS = ("auc", "supported_auc", "accuracy", "balanced_accuracy", "average_precision", *POOLED_METRICS)
 
 STILL_IMPROVING: TrainingState = "still improving"
 

@@ -3,11 +3,13 @@
 import logging
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from client.site.candidates import Predicted, choose_model
 from client.site.local_baseline import describe_local_training
@@ -15,6 +17,7 @@ from client.site.site import Site
 from ept_fed.config.benchmark_cell import Cell
 from ept_fed.data.datasets.prepare import SiteData
 from ept_fed.errors import InputRefusedError
+from ept_fed.evaluation.benchmark_summary import POOLED_METRICS
 from ept_fed.evaluation.metrics import classification_metrics, supported_auc
 from ept_fed.progress import Progress, Silent
 from ept_fed.reports.run.comparison import METRICS
@@ -33,6 +36,9 @@ __all__ = ["VALIDATION_METRICS", "CellTrainer", "Outcome"]
 SiteByName = Callable[[str], Site]
 
 VALIDATION_METRICS = ("validation_auc", "validation_loss")
+
+# In these settings every site has the same model, its head included.
+_SAME_EVERYWHERE = ("federated+head", "centralised")
 
 _log = logging.getLogger(__name__)
 
@@ -124,10 +130,10 @@ class CellTrainer:
         shutil.rmtree(self._scratch, ignore_errors=True)
         lines = []
         for own, trained in _train(cell, federation, RunFolder(self._scratch), _Notes(cell.title, progress)):
-            sites = {}
-            for name, data in federation.data.sites.items():
-                images = count_fold(own, data)
-                sites[name] = {"images": len(images), **_assess(trained, name, replace(data, test=images))}
+            measured = {name: replace(data, test=count_fold(own, data)) for name, data in federation.data.sites.items()}
+            sites = {name: {"images": len(data.test), **_assess(trained, data)} for name, data in measured.items()}
+            for name, columns in _assess_pooled(own, trained, measured).items():
+                sites[name] |= columns
             if look and own == cell and trained.averaged:
                 self._analysis.write(record_features(cell, federation, trained.load, sites))
             lines.append(
@@ -227,18 +233,18 @@ def _of_sites(load: SiteByName) -> _Trained:
     return _Trained(load, lambda name: describe_local_training(load(name)), sent=0, averaged=True)
 
 
-def _assess(trained: _Trained, name: str, data: SiteData) -> dict[str, Any]:
+def _assess(trained: _Trained, data: SiteData) -> dict[str, Any]:
     """Return the columns of results.csv for one site: quality on test and validation images, and training."""
     if not trained.averaged:
         undefined = (*METRICS, "supported_auc", *VALIDATION_METRICS, "rounds", "chosen_round", "training")
         return {**dict.fromkeys(undefined, float("nan")), "choice": ""}
     if trained.choose is None:
-        predicted, columns = Predicted.of(trained.load(name), data), {"choice": ""}
+        predicted, columns = Predicted.of(trained.load(data.name), data), {"choice": ""}
     else:
         predicted, columns = trained.choose(data)
     assessed = classification_metrics(data.test.labels.numpy(), predicted.test, data.task)
     validated = classification_metrics(data.validation.labels.numpy(), predicted.validation, data.task)
-    record = trained.describe(name)
+    record = trained.describe(data.name)
     return {
         **{metric: assessed[metric] for metric in METRICS},
         "supported_auc": supported_auc(data.test.labels.numpy(), predicted.test, data.task),
@@ -248,3 +254,23 @@ def _assess(trained: _Trained, name: str, data: SiteData) -> dict[str, Any]:
         "training": record.state,
         **columns,
     }
+
+
+def _assess_pooled(cell: Cell, trained: _Trained, sites: Mapping[str, SiteData]) -> dict[str, dict[str, float]]:
+    """Return `POOLED_METRICS` of each site's model: its quality on the test images of all sites together.
+
+    NaN for a choice, as it is made for the images of one site.
+    """
+    if trained.choose is not None or not trained.averaged:
+        return {name: dict.fromkeys(POOLED_METRICS, float("nan")) for name in sites}
+    labels = np.concatenate([data.test.labels.numpy() for data in sites.values()])
+    found: dict[str, dict[str, float]] = {}
+    for name, data in sites.items():
+        if found and cell.setting in _SAME_EVERYWHERE:
+            found[name] = next(iter(found.values()))
+            continue
+        site = trained.load(name)
+        scores = np.concatenate([site.predict(other.test) for other in sites.values()])
+        quality = classification_metrics(labels, scores, data.task)
+        found[name] = {metric: quality[metric.removeprefix("pooled_")] for metric in POOLED_METRICS}
+    return found

@@ -45,7 +45,7 @@ def list_cells(experiment: Experiment) -> tuple[Cell, ...]:
     """
     grid = experiment.benchmark
     methods = expand_patterns(grid.methods, grid)
-    problems = [*_check_grid(grid, methods), *_check_variants(grid), *_check_shots(experiment)]
+    problems = [*_check_grid(grid, methods), *_check_changes(grid), *_check_budgets(grid), *_check_shots(experiment)]
     if problems:
         raise InputRefusedError(problems)
     cells: dict[tuple[str, str], Cell] = {}
@@ -105,6 +105,7 @@ def _list_settings(
         *_draw_images(experiment, shots, sampling),
         f"seed={seed}",
         *(_choose_method(method) if method in METHODS else []),
+        *experiment.benchmark.budgets.get(_name_budget(shots), ()),
         *own,
     ]
     changed = override_experiment(experiment, changes, check=lambda _experiment: [])
@@ -197,17 +198,39 @@ def _check_grid(grid: BenchmarkSettings, methods: Sequence[str]) -> list[Problem
     return found
 
 
-def _check_variants(grid: BenchmarkSettings) -> list[Problem]:
-    """Return a problem for each setting of a variant that would make its row a copy of another."""
+def _check_changes(grid: BenchmarkSettings) -> list[Problem]:
+    """Return a problem for each setting of a variant or budget that would make its row a copy of another."""
     fixes = dict(_NOT_A_ROWS_OWN)
     if grid.samplings:
         fixes["data.seed"] = "every row has the grid's samplings; set benchmark.samplings"
+    budgets = {f"budgets.{shots}": changes for shots, changes in grid.budgets.items()}
     return [
         Problem(f"benchmark: {name}: {key}", value, fix)
-        for name, changes in grid.variants.items()
+        for name, changes in {**grid.variants, **budgets}.items()
         for key, _, value in (change.partition("=") for change in changes)
         for idle, fix in fixes.items()
         if key == idle or key.startswith(f"{idle}.")
+    ]
+
+
+def _name_budget(shots: int | None) -> str:
+    return "all" if shots is None else str(shots)
+
+
+def _check_budgets(grid: BenchmarkSettings) -> list[Problem]:
+    """Return a problem for each budget that no cell has, and for each that changes the number of its images."""
+    given = [_name_budget(shots) for shots in grid.shots]
+    unused = [
+        Problem(f"benchmark.budgets.{shots}", shots, f"is none of benchmark.shots ({', '.join(given)})")
+        for shots in grid.budgets
+        if shots not in given
+    ]
+    fix = "a budget is for a number of images and cannot change it; set benchmark.shots"
+    return unused + [
+        Problem(f"benchmark.budgets.{shots}", change, fix)
+        for shots, changes in grid.budgets.items()
+        for change in changes
+        if change.startswith(("data.shots=", "data.sampling_shots="))
     ]
 
 

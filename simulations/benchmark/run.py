@@ -13,7 +13,7 @@ import torch
 from ept_fed.config.benchmark_cell import Cell
 from ept_fed.config.experiment import Experiment
 from ept_fed.errors import InputRefusedError, Problem
-from ept_fed.evaluation.benchmark_summary import choose_home, compare_with_local, summarise
+from ept_fed.evaluation.benchmark_summary import POOLED_METRICS, choose_home, compare_with_local, summarise
 from ept_fed.progress import Progress, Silent
 from ept_fed.reports.run.comparison import METRICS
 from ept_fed.training.precision import settle_precision
@@ -213,7 +213,7 @@ def _list_rows(
     for cell in cells:
         line = finished[cell.key]
         for site, numbers in line["sites"].items():
-            named = (*METRICS, "supported_auc", *VALIDATION_METRICS)
+            named = (*METRICS, "supported_auc", *POOLED_METRICS, *VALIDATION_METRICS)
             known = {name: _UNDEFINED if numbers[name] is None else numbers[name] for name in named}
             rows.append(
                 {

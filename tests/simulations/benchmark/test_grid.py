@@ -157,3 +157,42 @@ def test_rows_that_differ_only_in_places_are_refused(micro: Micro) -> None:
     assert set(refused) == {"benchmark: x: model.weights"}
     assert "ept has None and is the same cell" in refused["benchmark: x: model.weights"]
     assert len(list_cells(micro(grid + ", model.tokens=1]}}"))) == 2
+
+
+def test_cells_have_the_budget_of_their_number_of_images_and_variants_overrule_it(micro: Micro) -> None:
+    budgets = "budgets: {'2': [training.epochs=3, federation.rounds=5], all: [training.epochs=4]}"
+    variants = "variants: {once: [training.epochs=1]}"
+    grid = (
+        f"benchmark={{methods: [ept, once], shots: [1, 2, null], seeds: [0], settings: [local], {variants}, {budgets}}}"
+    )
+    start = micro()
+    usual = (start.training.epochs, start.federation.rounds)
+    found = {
+        (cell.method, cell.shots): (cell.experiment.training.epochs, cell.experiment.federation.rounds)
+        for cell in list_cells(micro(grid))
+    }
+    assert found == {
+        ("ept", 1): usual,
+        ("once", 1): (1, usual[1]),
+        ("ept", 2): (3, 5),
+        ("once", 2): (1, 5),
+        ("ept", None): (4, usual[1]),
+        ("once", None): (1, usual[1]),
+    }
+
+
+@pytest.mark.parametrize(
+    ("budgets", "field"),
+    [
+        ("{'3': [training.epochs=3]}", "benchmark.budgets.3"),
+        ("{all: [training.epochs=3]}", "benchmark.budgets.all"),
+        ("{'1': [data.shots=2]}", "benchmark.budgets.1"),
+        ("{'1': [seed=2]}", "benchmark: budgets.1: seed"),
+        ("{'1': [training.epoks=2]}", "benchmark: ept: training.epoks"),
+        ("{'0': [training.epochs=2]}", "benchmark.budgets.0"),
+    ],
+)
+def test_budgets_that_no_cell_has_or_that_change_the_grid_are_refused(budgets: str, field: str, micro: Micro) -> None:
+    grid = f"benchmark={{methods: [ept], shots: [1, 2], seeds: [0], settings: [local], budgets: {budgets}}}"
+    found = refusals(lambda: list_cells(micro(grid)))
+    assert any(name.startswith(field) for name in found), found

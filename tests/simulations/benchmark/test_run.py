@@ -9,14 +9,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import simulations.benchmark.cell
 import simulations.benchmark.run
+from ept_fed.config.benchmark import SETTINGS
 from ept_fed.config.experiment import Experiment
 from ept_fed.errors import InputRefusedError, Problem
+from ept_fed.evaluation.metrics import classification_metrics
 from ept_fed.progress import Silent
+from ept_fed.reports.run.run_folder import RunFolder
+from simulations.benchmark.grid import list_cells
 from simulations.benchmark.run import benchmark
+from simulations.engine.baselines import train_local
 from simulations.engine.simulate import simulate
 from simulations.engine.virtual_sites import prepare_federation
 from tests.simulations.benchmark.failed_training import average_nothing
@@ -305,5 +311,35 @@ def test_a_choice_is_that_of_simulate_and_gives_the_numbers_of_its_two_models(mi
         if row["setting"] == "chosen":
             assert float(row["auc"]) == run["test"]["chosen"][row["site"]]["auc"]
             assert row["choice"] == run["choices"][row["site"]]["name"]
+            assert row["pooled_auc"] == "nan"
         else:
             assert row["choice"] == ""
+
+
+def test_pooled_metrics_are_those_of_a_sites_model_on_the_test_images_of_all_sites(
+    micro: Micro, tmp_path: Path
+) -> None:
+    experiment = micro(
+        "federation.rounds=1",
+        "data.phantom_sites=2",
+        "benchmark.methods=[ept]",
+        "benchmark.seeds=[0]",
+        "benchmark.settings=[local, federated+head]",
+    )
+    benchmark(experiment, tmp_path / "results", Silent())
+    rows = table(tmp_path / "results" / "results.csv")
+    pooled = {setting: [row["pooled_auc"] for row in rows if row["setting"] == setting] for setting in SETTINGS}
+    assert len(set(pooled["federated+head"])) == 1
+    assert len(set(pooled["local"])) == 2
+    cell = next(cell for cell in list_cells(experiment) if cell.setting == "local")
+    federation = prepare_federation(cell.experiment)
+    sites = federation.data.sites.values()
+    local = train_local(federation, RunFolder(tmp_path / "run"), Silent())
+    for row in (row for row in rows if row["setting"] == "local"):
+        site = local[row["site"]].restore()
+        labels = np.concatenate([data.test.labels.numpy() for data in sites])
+        quality = classification_metrics(
+            labels, np.concatenate([site.predict(data.test) for data in sites]), "single_label"
+        )
+        assert float(row["pooled_auc"]) == quality["auc"]
+        assert float(row["pooled_balanced_accuracy"]) == quality["balanced_accuracy"]
