@@ -25,6 +25,7 @@ import typer
 
 from ept_fed.config.benchmark import SETTINGS
 from ept_fed.evaluation.benchmark_summary import (
+    POOLED_METRICS,
     SUMMARY_METRICS,
     choose_home,
     compare_means_with_local,
@@ -43,6 +44,7 @@ __all__ = [
     "tabulate_gains",
     "tabulate_methods",
     "tabulate_paired",
+    "tabulate_pooled",
     "tabulate_sites",
     "tabulate_worth",
 ]
@@ -175,6 +177,30 @@ def tabulate_worth(rows: Sequence[Mapping[str, Any]], metric: str = "auc") -> st
     return "\n".join(lines)
 
 
+def tabulate_pooled(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return a table with a line per method and shots: models on the test images of all sites together.
+
+    The local number is the mean over the sites' best local models.
+    """
+    rows = choose_home(rows)
+    auc, balanced = (
+        {(row["method"], row["shots"], row["setting"]): row for row in compare_means_with_local(rows, name)}
+        for name in POOLED_METRICS
+    )
+    lines = [
+        "| sent by a site | images per class | AUC, local | federated | gain | balanced accuracy, local | federated | "
+        "gain |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for method, shots in dict.fromkeys(key[:2] for key in auc):
+        federated = (method, shots, "federated+head" if (method, shots, "federated+head") in auc else "federated")
+        cells = [method, shots or "all"]
+        for own in (auc[federated], balanced[federated]):
+            cells += [f"{own['local']:.3f}", f"{own['local'] + own['difference']:.3f}", _tell_gain(own)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 TABLES: Mapping[str, Callable[[Sequence[Mapping[str, Any]]], str]] = {
     "methods": tabulate_methods,
     "accuracy": partial(tabulate_methods, metric="accuracy"),
@@ -183,8 +209,9 @@ TABLES: Mapping[str, Callable[[Sequence[Mapping[str, Any]]], str]] = {
     "paired": tabulate_paired,
     "worth": tabulate_worth,
     "supported_worth": partial(tabulate_worth, metric="supported_auc"),
+    "pooled": tabulate_pooled,
 }
-COMPARED_WITH_HOME = ("sites", "gains", "worth", "supported_worth")
+COMPARED_WITH_HOME = ("sites", "gains", "worth", "supported_worth", "pooled")
 _MARK = re.compile(r"<!-- (?P<name>\w+):(?P<table>\w+)(?: of (?P<methods>[^>]*?))? -->\n")
 _END = "<!-- end -->"
 

@@ -19,6 +19,7 @@ from simulations.benchmark.tabulate import (
     tabulate_gains,
     tabulate_methods,
     tabulate_paired,
+    tabulate_pooled,
     tabulate_sites,
     tabulate_worth,
 )
@@ -147,3 +148,6 @@ def test_the_worth_of_joining_is_told_against_the_best_local_model() -> None:
     assert alone.splitlines()[3] == first
     assert first == "| a, 0 B per round | 5 | 0.650 | 0.850 | +0.200, 2 of 2 sites | +0.200 | +0.075 | −0.050 |"
     assert second == "| b, 0 B per round | 5 | 0.650 | 0.600 | −0.050, 1 of 2 sites | −0.050 | 0.000 | 0.000 |"
+    pooled = tabulate_pooled(rows).splitlines()[2:]
+    assert pooled[0] == "| a | 5 | 0.650 | 0.850 | +0.200 | 0.650 | 0.850 | +0.200 |"
+    assert fill_page("<!-- x:pooled of b -->\n<!-- end -->\n", "x", rows).splitlines()[3] == pooled[1]
