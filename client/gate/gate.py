@@ -37,14 +37,17 @@ from client.gate.secure_aggregation import (
 )
 from client.gate.violations import PolicyViolation
 from client.ledger.ledger import Ledger, Record
+from client.site.agreed_settings import require_agreed
 from client.site.privacy_plan import RoundCost
 from ept_fed.protocol.frames import encode_frame
 from ept_fed.protocol.layout import PayloadLayout, Vector
-from ept_fed.protocol.messages import RoundReply, RoundRequest, Split, clean_text
+from ept_fed.protocol.messages import MessageRefusedError, RoundReply, RoundRequest, Split, clean_text
 from ept_fed.protocol.proposal import Proposal, SiteIntroduction
 from ept_fed.protocol.stage_messages import StageRequest
 
 __all__ = ["Gate"]
+
+_AGREEMENT = "protocol.agreement"
 
 
 class Gate:
@@ -144,6 +147,7 @@ class Gate:
 
         Raises:
             PolicyViolationError: with the names of the violated rules.
+            MessageRefusedError: if it does not match the proposal.
             OSError: if it cannot be recorded, and so does not pass.
         """
         with self._turn:
@@ -162,6 +166,8 @@ class Gate:
             record = dataclasses.replace(
                 record_request(request, "in"), tensors=tensors, about=self._pin_splits(proposal)
             )
+            if not violations:
+                self._require_agreed(request, proposal, record, frame)
             self._decisions.settle(record, frame, violations)
             self._splits = record.about.get(SPLITS, self._splits)
             self._runs[run].accept(request_key(request), sha256)
@@ -294,6 +300,16 @@ class Gate:
         violations = check_proposal(self._policy, proposal, known) + check_splits(self._policy, proposal, self._splits)
         violations += check_clip(self._policy, proposal.federation.site_privacy, layout)
         return violations + check_backbone(self._policy, known.backbone, self._pinned)
+
+    def _require_agreed(self, request: RoundRequest, proposal: Proposal, record: Record, frame: bytes) -> None:
+        """Raise unless a request matches the proposal; the text, which is sent, names the settings that differ."""
+        try:
+            require_agreed(request, proposal)
+        except MessageRefusedError as refusal:
+            self._decisions.append(
+                dataclasses.replace(record, decision="refused", rule=_AGREEMENT, reason=clean_text(str(refusal))), frame
+            )
+            raise
 
     def _pin_splits(self, proposal: Proposal) -> dict[str, str]:
         """Return the `about` that pins the splits if this is the first message to pass under a budget; else nothing."""

@@ -18,7 +18,6 @@ from typing import TypeVar
 
 import ept_fed
 from client.gate.interface import GateInterface
-from client.site.agreed_settings import require_agreed
 from client.site.privacy_plan import RoundCost
 from client.site.run_record import Answer
 from client.site.run_registry import RunRegistry
@@ -196,8 +195,6 @@ class Worker:
             if vector is not None:
                 site.layout.check(vector)
         self._at_gate(lambda: self._gate.admit(request, proposal, site.layout, content))
-        site.require(request)
-        require_agreed(request, proposal)
         record = self._registry.record(run)
         stored = self._load_reply(request, content, site) if request.phase == "train" else None
         if stored is None:

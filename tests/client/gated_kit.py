@@ -52,7 +52,10 @@ class Kit:
     """A site's folder and its gate with a policy."""
 
     def __init__(self, folder: Path, proposal: Proposal) -> None:
-        self.folder, self.proposal, self.agreed = folder, proposal, proposal
+        # What `request` asks for.
+        federation = proposal.federation.model_copy(update={"rounds": 5})
+        self.proposal = proposal.model_copy(update={"federation": federation, "training": TrainingSettings()})
+        self.folder, self.agreed = folder, self.proposal
         self.settings = SiteSettings.model_validate(
             {
                 "site": "north",
@@ -109,6 +112,14 @@ class Kit:
     def is_sound(self) -> bool:
         path = self.folder / "state" / LEDGER_FILE
         return examine(path.read_bytes(), tip_path(path).read_bytes(), self.key, every_signature=True).sound
+
+
+def agreed_on(proposal: Proposal, **sections: Mapping[str, Any]) -> Proposal:
+    """Return a proposal with other values in some sections, such as `training={"head": "lda"}`."""
+    document = proposal.model_dump()
+    for section, values in sections.items():
+        document[section] |= values
+    return Proposal.model_validate(document)
 
 
 def introduction(proposal: Proposal, **changes: Any) -> SiteIntroduction:

@@ -30,6 +30,7 @@ from tests.client.gated_kit import (
     WITH_HEAD,
     WITH_TOKENS,
     Kit,
+    agreed_on,
     evaluation,
     fuzzed_gate,
     request,
@@ -250,7 +251,7 @@ def test_prompts_are_compared_with_those_accepted_last_whichever_message_brought
 
 def test_what_a_policy_allows_besides_is_accepted_and_a_received_correction_is_in_the_ledger(kit: Kit) -> None:
     gate = kit.open(incoming__correction=True, incoming__splits=["train"], outgoing__gradient=True)
-    kit.join(gate)
+    kit.join(gate, proposal=agreed_on(kit.proposal, federation={"strategy": "scaffold"}))
     kit.admit(gate, request(correction=INITIAL, wants_gradient=True))
     assert kit.entries()[-1].tensors == (*LAYOUT.shapes, ("correction/sinks", (2, 3)))
     kit.admit(gate, evaluation(split="train"))
@@ -358,3 +359,34 @@ def encode_frame_or_none(asked: RoundRequest) -> bytes:
         return encode_frame(asked)
     except MessageRefusedError:
         return b"unspelled"
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"rounds": 6}, "agreed on for 5 rounds, but 6"),
+        ({"settings": TrainingSettings(epochs=7).model_dump_json()}, "epochs differ"),
+        (
+            {"settings": TrainingSettings(optimizer="sgd", prompt_lr=0.2).model_dump_json()},
+            "optimizer, prompt_lr differ",
+        ),
+        ({"settings": TrainingSettings(proximal_mu=0.5).model_dump_json()}, "proximal_mu differ"),
+        ({"wants_gradient": True}, "agreed on with fedavg, but a gradient"),
+        ({"correction": INITIAL}, "agreed on with fedavg, but the request has a linear term"),
+    ],
+)
+def test_a_request_that_was_not_agreed_on_is_recorded_as_refused_and_the_agreed_one_passes(
+    kit: Kit, change: dict[str, Any], says: str
+) -> None:
+    gate = kit.open(incoming__correction=True, outgoing__gradient=True)
+    kit.join(gate)
+    moved = INITIAL + np.float32(0.9)
+    with pytest.raises(MessageRefusedError, match=says):
+        kit.admit(gate, request(payload=moved, **change))
+    entry = kit.entries()[-1]
+    assert (entry.decision, entry.rule) == ("refused", "protocol.agreement")
+    assert says in entry.reason
+    # Neither a replay of what was refused, nor compared with its prompts.
+    kit.admit(gate, request(payload=INITIAL - np.float32(0.9)))
+    assert kit.entries()[-1].decision == "passed"
+    assert kit.is_sound()

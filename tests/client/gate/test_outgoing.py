@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ept_fed.catalog.methods import METHODS
-from ept_fed.config.experiment import TrainingSettings
 from ept_fed.protocol.frames import encode_frame
 from ept_fed.protocol.layout import PayloadLayout
 from ept_fed.protocol.messages import (
@@ -32,6 +31,7 @@ from tests.client.gated_kit import (
     WITH_MEANS,
     WITH_TOKENS,
     Kit,
+    agreed_on,
     answer,
     evaluation,
     fuzzed_gate,
@@ -186,10 +186,7 @@ def test_a_head_leaves_only_if_both_rules_allow_it(kit: Kit) -> None:
 
 
 def test_statistics_leave_only_if_allowed_and_only_for_classes_with_enough_images(kit: Kit) -> None:
-    document = kit.proposal.model_dump()
-    document["federation"] |= {"share": "prompts+head"}
-    document["training"] |= {"head": "lda"}
-    wanted = Proposal.model_validate(document)
+    wanted = agreed_on(kit.proposal, federation={"share": "prompts+head"}, training={"head": "lda"})
     shared = {"incoming__share": ["prompts+head"]}
     with_moments = PayloadLayout((*WITH_MEANS.shapes, ("statistics.moments", (10,))), WITH_MEANS.meaning)
     for allowed, layout in ((None, WITH_MEANS), (None, with_moments), ("means", with_moments)):
@@ -197,7 +194,7 @@ def test_statistics_leave_only_if_allowed_and_only_for_classes_with_enough_image
         assert set(refused) == {"outgoing.statistics"}
     gate = kit.open(**shared, outgoing__statistics="means")
     kit.join(gate, WITH_MEANS, wanted)
-    asked = request(layout=WITH_MEANS)
+    asked = request(layout=WITH_MEANS, settings=wanted.training.model_dump_json())
     kit.admit(gate, asked, WITH_MEANS)
     for images, leaves in ((0, True), (1, False), (4, False), (5, True)):
         trained = WITH_MEANS.unflatten(asked.payload)
@@ -211,10 +208,7 @@ def test_statistics_leave_only_if_allowed_and_only_for_classes_with_enough_image
 
 
 def test_statistics_leave_only_after_a_round_and_are_exempt_from_the_update_bound(kit: Kit) -> None:
-    document = kit.proposal.model_dump()
-    document["federation"] |= {"share": "prompts+head"}
-    document["training"] |= {"head": "lda"}
-    wanted = Proposal.model_validate(document)
+    wanted = agreed_on(kit.proposal, federation={"share": "prompts+head"}, training={"head": "lda"})
     allowed = {"incoming__share": ["prompts+head"], "outgoing__statistics": "means"}
     gate = kit.open(**allowed)
     gate.admit_proposal(RUN, wanted, b"frame")
@@ -222,7 +216,8 @@ def test_statistics_leave_only_after_a_round_and_are_exempt_from_the_update_boun
     assert rules_of(lambda: gate.release_introduction(RUN, met, b"frame", counts=COUNTS)) == ("protocol.payload",)
     gate = kit.open(**allowed, outgoing__update={"bound": 0.1, "above": "clip"})
     kit.join(gate, WITH_MEANS, wanted)
-    asked = request(layout=WITH_MEANS, payload=np.zeros(WITH_MEANS.size, np.float32))
+    start = np.zeros(WITH_MEANS.size, np.float32)
+    asked = request(layout=WITH_MEANS, payload=start, settings=wanted.training.model_dump_json())
     kit.admit(gate, asked, WITH_MEANS)
     tensors = {name: np.full(shape, 0.5 if name == "sinks" else 3, np.float32) for name, shape in WITH_MEANS.shapes}
     left = gate.release(asked, answer(asked, payload=WITH_MEANS.flatten(tensors)), WITH_MEANS).payload
@@ -234,7 +229,7 @@ def test_statistics_leave_only_after_a_round_and_are_exempt_from_the_update_boun
 
 def test_a_gradient_leaves_only_if_the_policy_allows_it(kit: Kit) -> None:
     gate = kit.open(outgoing__gradient=True)
-    kit.join(gate)
+    kit.join(gate, proposal=agreed_on(kit.proposal, federation={"strategy": "scaffold"}))
     asked = request(wants_gradient=True)
     kit.admit(gate, asked)
     left = gate.release(asked, answer(asked, gradient=INITIAL), LAYOUT)
@@ -247,9 +242,9 @@ def test_a_gradient_leaves_only_if_the_policy_allows_it(kit: Kit) -> None:
 
 def test_the_loss_of_private_training_does_not_leave(kit: Kit) -> None:
     gate = kit.open()
-    kit.join(gate)
-    noise = {"privacy": {"clip": 1.0, "noise_multiplier": 4.0}}
-    asked = request(settings=TrainingSettings.model_validate(noise).model_dump_json())
+    private = agreed_on(kit.proposal, training={"privacy": {"clip": 1.0, "noise_multiplier": 4.0}})
+    kit.join(gate, proposal=private)
+    asked = request(settings=private.training.model_dump_json())
     kit.admit(gate, asked)
     assert rules_of(lambda: gate.release(asked, answer(asked), LAYOUT)) == ("protocol.reply",)
     silent = {**dict.fromkeys(TRAIN_METRICS, 1.0), "loss": math.nan}

@@ -155,11 +155,17 @@ def test_any_input_gets_only_a_reply_that_the_policy_allows(
 
 
 def test_after_refused_requests_the_ledger_is_sound_and_the_run_continues(gated: Gated) -> None:
-    for content in (b"", b"junk", encode_frame(gated.request(wants_gradient=True))):
+    # The last one passes the policy, but was not agreed on; so the request that was is no replay of it.
+    for content in (
+        b"",
+        b"junk",
+        encode_frame(gated.request(wants_gradient=True)),
+        encode_frame(gated.request(rounds=3, payload=gated.met.initial + np.float32(0.5))),
+    ):
         assert isinstance(decode_frame(gated.worker.answer(content)), Refusal)
     reply = decode_frame(gated.worker.answer(encode_frame(gated.request())))
     assert isinstance(reply, RoundReply)
     report = verify_ledger(gated.ledger, every_signature=True)
     assert report["status"] == "sound"
-    assert report["totals"]["received"]["refused"] == 3
+    assert report["totals"]["received"]["refused"] == 4
     assert report["totals"]["sent"]["bytes"] == len(encode_frame(reply)) + len(encode_frame(gated.met))

@@ -231,34 +231,6 @@ def test_settings_that_do_not_fit_are_named_without_their_values(settings: SiteS
     assert said == "refused settings: data.shots" + ", data.shots" * 4 + "; the site's own log says why"
 
 
-@pytest.mark.parametrize(
-    ("rounds", "training", "says"),
-    [
-        (3, {}, "agreed on for 2 rounds, but 3"),
-        (2, {"epochs": 7}, "epochs differ"),
-        (2, {"optimizer": "sgd", "prompt_lr": 0.2}, "optimizer, prompt_lr differ"),
-        (2, {"proximal_mu": 0.5}, "proximal_mu differ"),
-    ],
-)
-def test_a_request_must_match_the_agreed_settings(
-    settings: SiteSettings, proposal: Proposal, rounds: int, training: dict[str, Any], says: str
-) -> None:
-    worker = Worker(settings, PassThroughGate())
-    met = introduce(worker, proposal)
-    asked = proposal.training.model_copy(update=training).model_dump_json()
-    assert says in refusal(ask(worker, train_request(met, proposal, rounds=rounds, settings=asked)))
-
-
-def test_a_request_beyond_the_agreed_strategy_is_refused(settings: SiteSettings, proposal: Proposal) -> None:
-    worker = Worker(settings, PassThroughGate())
-    met = introduce(worker, proposal)
-    asked = train_request(met, proposal)
-    gradient = dataclasses.replace(asked, wants_gradient=True)
-    assert "agreed on with fedavg, but a gradient" in refusal(ask(worker, gradient))
-    steered = dataclasses.replace(asked, correction=np.zeros_like(asked.payload))
-    assert "agreed on with fedavg, but the request has a linear term" in refusal(ask(worker, steered))
-
-
 def test_a_run_that_was_never_proposed_is_refused(settings: SiteSettings, proposal: Proposal) -> None:
     worker = Worker(settings, PassThroughGate())
     met = introduce(worker, proposal)
