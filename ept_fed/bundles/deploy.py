@@ -36,7 +36,7 @@ def check_targets(torchscript: Path | None, onnx: Path | None) -> list[Problem]:
     ]
     missing = [name for name in _ONNX_PACKAGES if importlib.util.find_spec(name) is None]
     if onnx is not None and missing:
-        fix = f"needs {' and '.join(missing)}, which are not installed; run: pip install 'ept-fed[onnx]'"
+        fix = f"needs what is not installed: {' and '.join(missing)}; run: pip install 'ept-fed[onnx]'"
         problems.append(Problem("--onnx", str(onnx), fix))
     return problems
 

@@ -72,7 +72,7 @@ class AlreadyRunsError(RuntimeError):
 
     def __init__(self, path: Path, pid: int | None) -> None:
         """Name the file and the process that holds it."""
-        super().__init__(f"{path} is held by process {pid}")
+        super().__init__(f"{path} is held by {'another process' if pid is None else f'process {pid}'}")
         self.pid = pid
 
 

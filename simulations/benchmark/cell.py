@@ -26,6 +26,7 @@ from ept_fed.reports.run.settings import BASELINE, CHOSEN, FEDERATED
 from ept_fed.reports.run.training_record import TrainingRecord, describe_federated_training
 from simulations.benchmark.analysis.features import count_fold, record_features
 from simulations.benchmark.analysis.folder import AnalysisFolder
+from simulations.benchmark.folder import SCHEMA
 from simulations.benchmark.provenance import describe_machine, describe_sources, name_backbone, name_sources
 from simulations.engine.baselines import train_centralised, train_centralised_prompts, train_local
 from simulations.engine.federate import federate
@@ -139,6 +140,7 @@ class CellTrainer:
             lines.append(
                 {
                     "key": own.key,
+                    "schema": SCHEMA,
                     "status": "done" if trained.averaged else "failed",
                     "method": own.experiment.model.method,
                     "title": own.title,

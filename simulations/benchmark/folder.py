@@ -25,10 +25,13 @@ from ept_fed.config.yaml_reader import parse_yaml
 from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.storage.files import append_json_line, dump_json, write_bytes, write_csv, write_text
 
-__all__ = ["BenchmarkFolder"]
+__all__ = ["SCHEMA", "BenchmarkFolder"]
+
+# Version of a line of cells.jsonl. Increase it if lines of new cells have other fields.
+SCHEMA = 2
 
 # Fields that are required to check whether new cells fit the finished ones.
-_NEEDED = frozenset({"key", "backbone", "data", "sources"})
+_NEEDED = frozenset({"key", "schema", "backbone", "data", "sources"})
 
 
 class BenchmarkFolder:
@@ -93,9 +96,11 @@ class BenchmarkFolder:
             for cell in cells:
                 if lacking := _NEEDED - cell.keys():
                     raise KeyError(f"a line lacks {', '.join(sorted(lacking))}")
+                if cell["schema"] != SCHEMA:
+                    raise ValueError(f"a line has schema {cell['schema']}, this version of ept-fed has {SCHEMA}")
             return {cell["key"]: cell for cell in cells}
         except (ValueError, TypeError, AttributeError, KeyError) as error:
-            fix = f"is damaged ({type(error).__name__}: {error}); restore it, or name another --out"
+            fix = f"cannot be used ({type(error).__name__}: {error}); restore it, or name another --out"
             raise InputRefusedError([Problem("cells.jsonl", str(path), fix)]) from error
 
     def write_cell(self, cell: Mapping[str, Any]) -> None:

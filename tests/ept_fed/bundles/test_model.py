@@ -99,7 +99,7 @@ def test_onnx_without_its_packages_is_refused_with_the_install_command(
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
     (problem,) = check_targets(None, tmp_path / "model.onnx")
-    assert problem.fix == "needs onnx and onnxscript, which are not installed; run: pip install 'ept-fed[onnx]'"
+    assert problem.fix == "needs what is not installed: onnx and onnxscript; run: pip install 'ept-fed[onnx]'"
 
 
 def test_existing_export_targets_are_refused(tmp_path: Path) -> None:

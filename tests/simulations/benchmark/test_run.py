@@ -253,6 +253,9 @@ def test_a_folder_of_other_settings_or_of_something_else_is_refused(
         del line["data"]
     (out / "cells.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert "lacks data" in refusals(lambda: benchmark(more, out, Silent()))["cells.jsonl"]
+    other = [json.loads(line) | {"schema": 1} for line in before.decode().splitlines()]
+    (out / "cells.jsonl").write_text("".join(json.dumps(line) + "\n" for line in other))
+    assert "has schema 1" in refusals(lambda: benchmark(micro(*TWO_SETTINGS), out, Silent()))["cells.jsonl"]
 
 
 def test_a_method_that_fails_costs_its_own_cells_and_the_tables_hold_the_others(
