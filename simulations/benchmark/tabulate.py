@@ -103,10 +103,7 @@ def tabulate_sites(rows: Sequence[Mapping[str, Any]], metric: str = "auc") -> st
 def tabulate_gains(rows: Sequence[Mapping[str, Any]], metric: str = "auc") -> str:
     """Return a table with a line per method and shots: each setting minus local."""
     sent = {(row["method"], row["shots"], row["setting"]): row["bytes_per_round"] for row in rows}
-    compared = {
-        (row["method"], row["shots"], row["setting"]): row
-        for row in compare_means_with_local(choose_home(rows), metric)
-    }
+    compared = _compare_cells(choose_home(rows), metric)
     settings = [setting for setting in SETTINGS if any(key[2] == setting for key in compared)]
     headings = ["method", "shots", "runs", SETTINGS["local"].heading, *(SETTINGS[own].heading for own in settings)]
     lines = [f"| {' | '.join(headings)} |", "|---" * len(headings) + "|"]
@@ -148,10 +145,7 @@ def tabulate_worth(rows: Sequence[Mapping[str, Any]], metric: str = "auc") -> st
     """
     rows = choose_home(rows)
     sent = {(row["method"], row["shots"], row["setting"]): row["bytes_per_round"] for row in rows}
-    auc, balanced = (
-        {(row["method"], row["shots"], row["setting"]): row for row in compare_means_with_local(rows, name)}
-        for name in (metric, "balanced_accuracy")
-    )
+    auc, balanced = _compare_cells(rows, metric), _compare_cells(rows, "balanced_accuracy")
     sites = compare_with_local(rows, metric)
     lines = [
         "| sent by a site | images per class | best local model | federated | gain | of it, balanced accuracy | "
@@ -159,7 +153,7 @@ def tabulate_worth(rows: Sequence[Mapping[str, Any]], metric: str = "auc") -> st
         "|---|---|---|---|---|---|---|---|",
     ]
     for method, shots in dict.fromkeys(key[:2] for key in auc):
-        federated = (method, shots, "federated+head" if (method, shots, "federated+head") in auc else "federated")
+        federated = _find_federated(auc, method, shots)
         chosen = (method, shots, "chosen")
         lowest = min(row["difference"] for row in sites if (row["method"], row["shots"], row["setting"]) == chosen)
         own = auc[federated]
@@ -183,17 +177,14 @@ def tabulate_pooled(rows: Sequence[Mapping[str, Any]]) -> str:
     The local number is the mean over the sites' best local models.
     """
     rows = choose_home(rows)
-    auc, balanced = (
-        {(row["method"], row["shots"], row["setting"]): row for row in compare_means_with_local(rows, name)}
-        for name in POOLED_METRICS
-    )
+    auc, balanced = (_compare_cells(rows, metric) for metric in POOLED_METRICS)
     lines = [
         "| sent by a site | images per class | AUC, local | federated | gain | balanced accuracy, local | federated | "
         "gain |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for method, shots in dict.fromkeys(key[:2] for key in auc):
-        federated = (method, shots, "federated+head" if (method, shots, "federated+head") in auc else "federated")
+        federated = _find_federated(auc, method, shots)
         cells = [method, shots or "all"]
         for own in (auc[federated], balanced[federated]):
             cells += [f"{own['local']:.3f}", f"{own['local'] + own['difference']:.3f}", _tell_gain(own)]
@@ -277,6 +268,17 @@ def main(
     typer.echo(f"{', '.join(stale) or 'nothing'} {'would change' if check else 'changed'}")
     if check and stale:
         sys.exit(1)
+
+
+def _compare_cells(rows: Sequence[Mapping[str, Any]], metric: str) -> dict[tuple[str, str, str], Mapping[str, Any]]:
+    """Return the differences from local models, by method, shots and setting."""
+    return {(row["method"], row["shots"], row["setting"]): row for row in compare_means_with_local(rows, metric)}
+
+
+def _find_federated(cells: Mapping[tuple[str, str, str], object], method: str, shots: str) -> tuple[str, str, str]:
+    """Return a method's federated cell: the one whose head is shared, if it has both."""
+    shared = (method, shots, "federated+head")
+    return shared if shared in cells else (method, shots, "federated")
 
 
 def _tell_cell(row: Mapping[str, Any] | None) -> str:
