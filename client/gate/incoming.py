@@ -157,7 +157,7 @@ def check_request(
         if policy.outgoing.budget is not None and request.split == "train":
             fix = "metrics of training images have no noise; leave out outgoing.budget to allow them"
             violations.append(PolicyViolation("outgoing.budget", "train", fix))
-        if request.correction is not None or request.wants_gradient or request.settings:
+        if request.correction is not None or request.wants_gradient or request.settings is not None:
             violations.append(
                 PolicyViolation("protocol.request", "evaluate", "contains fields that only a train request may have")
             )
@@ -263,12 +263,10 @@ def _check_train(policy: Policy, request: RoundRequest, *, noisy: bool) -> list[
     if request.wants_gradient and policy.outgoing.budget is not None:
         fix = "the gradient over all training images has no noise; leave out outgoing.budget to allow it"
         violations.append(PolicyViolation("outgoing.budget", "gradient", fix))
-    try:
-        training = TrainingSettings.model_validate_json(request.settings)
-    except ValidationError as error:
-        fix = f"{error.error_count()} of them are not valid in this version"
-        return [*violations, PolicyViolation("protocol.settings", "training settings", fix)]
-    return violations + _check_training(policy, training, noisy=noisy)
+    if request.settings is None:
+        fix = "a train request has to contain training settings"
+        return [*violations, PolicyViolation("protocol.settings", "none", fix)]
+    return violations + _check_training(policy, request.settings, noisy=noisy)
 
 
 def _check_training(policy: Policy, training: TrainingSettings, *, noisy: bool) -> list[PolicyViolation]:

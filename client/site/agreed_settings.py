@@ -1,9 +1,6 @@
 """Check that a request matches the proposal that the site agreed to."""
 
-from pydantic import ValidationError
-
 from ept_fed.catalog.strategies import STRATEGIES
-from ept_fed.config.experiment import TrainingSettings
 from ept_fed.protocol.messages import MessageRefusedError, RoundRequest
 from ept_fed.protocol.proposal import Proposal
 from ept_fed.run_plan.make_plan import agree_on_training
@@ -29,10 +26,7 @@ def require_agreed(request: RoundRequest, proposal: Proposal) -> None:
     }
     for what in (what for what, is_so in beyond.items() if is_so):
         raise MessageRefusedError(f"the run was agreed on with {proposal.federation.strategy}, but {what}")
-    try:
-        asked = TrainingSettings.model_validate_json(request.settings).model_dump()
-    except ValidationError as error:
-        raise MessageRefusedError(f"training settings are refused: {error.error_count()} are invalid") from error
+    asked = request.training.model_dump()
     ours = agree_on_training(proposal.training, proposal.federation).model_dump()
     differing = [name for name, value in ours.items() if asked[name] != value]
     if differing:

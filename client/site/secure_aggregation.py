@@ -56,7 +56,7 @@ class SecureRounds:
 
     def begin(self, request: RoundRequest) -> None:
         """Store the start of a round; only sites with the same start are summed."""
-        self.began = request.header.round, request.payload, request.settings
+        self.began = request.header.round, request.payload, request.training.model_dump_json()
 
     def require_begun(self, number: int) -> tuple[int, Vector, str]:
         """Return the round's number, and the payload (n,) and settings at its start.

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
 from client.site.local_round import noop_local_round, train_local_round
@@ -133,12 +132,10 @@ class Site(SiteModel):
         """
         self.require(request)
         try:
-            settings = TrainingSettings.model_validate_json(request.settings)
             before = self.state_before(request.header.round)
-        except ValidationError as error:
-            raise MessageRefusedError(f"training settings are refused: {error.error_count()} are invalid") from error
         except StateLostError as lost:
             raise MessageRefusedError(str(lost)) from lost
+        settings = request.training
         if settings.head != self._head_kind:
             fix = f"is not '{self._head_kind}', which this run began with"
             raise MessageRefusedError(f"training.head = '{settings.head}' {fix}")

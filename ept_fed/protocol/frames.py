@@ -16,6 +16,7 @@ from typing import Any, TypeAlias, get_type_hints
 import numpy as np
 from pydantic import TypeAdapter
 
+from ept_fed.config.experiment import TrainingSettings
 from ept_fed.protocol.frame_prefix import PREFIX_BYTES, make_prefix, read_lengths
 from ept_fed.protocol.layout import Vector
 from ept_fed.protocol.messages import MessageRefusedError, RoundReply, RoundRequest
@@ -150,7 +151,8 @@ def _read_parts(kind: type, sizes: Mapping[str, int], body: bytes) -> dict[str, 
 
 @cache
 def _hints(kind: type) -> dict[str, Any]:
-    hints = get_type_hints(kind)
+    # messages.py names this class without importing it.
+    hints = get_type_hints(kind, localns={TrainingSettings.__name__: TrainingSettings})
     return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
 
 

@@ -4,15 +4,17 @@ Every message carries a header. A receiver compares the header with its own and 
 both values. Each phase has a fixed set of metrics: an undefined metric is NaN, never missing.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 import ept_fed
 from ept_fed.protocol.layout import PayloadLayout, Vector
+
+if TYPE_CHECKING:
+    from ept_fed.config.experiment import TrainingSettings  # slow to import for the app that starts for every message
 
 __all__ = [
     "EVALUATE_METRICS",
@@ -32,7 +34,7 @@ __all__ = [
     "require_type",
 ]
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 Phase = Literal["train", "evaluate"]
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -91,7 +93,7 @@ class RoundRequest:
         rounds: number of rounds in the whole run, over which the learning-rate schedule extends.
         payload: global vector, layout.size float32.
         split: the split to evaluate; "train" for the train phase.
-        settings: JSON of the training settings; empty for the evaluate phase.
+        settings: the training settings; None for the evaluate phase.
         correction: c of a term ⟨c, payload⟩ in this site's loss (SCAFFOLD, FedDyn), layout.size float32, or None.
         wants_gradient: whether the reply must also carry the gradient of the site's loss at `payload` (SCAFFOLD).
         best_round: for training, the best round so far, whose state the site keeps; for evaluation, the chosen round,
@@ -103,7 +105,7 @@ class RoundRequest:
     rounds: int
     payload: Vector
     split: Split
-    settings: str = ""
+    settings: "TrainingSettings | None" = None
     correction: Vector | None = None
     wants_gradient: bool = False
     best_round: int = 0
@@ -124,8 +126,19 @@ class RoundRequest:
 
     @property
     def private(self) -> bool:
-        """Whether private training is requested; requires `settings` to be empty or JSON of training settings."""
-        return bool(self.settings) and json.loads(self.settings).get("privacy") is not None
+        """Whether private training is requested."""
+        return self.settings is not None and self.settings.privacy is not None
+
+    @property
+    def training(self) -> "TrainingSettings":
+        """The training settings.
+
+        Raises:
+            MessageRefusedError: if the request has none.
+        """
+        if self.settings is None:
+            raise MessageRefusedError("the request has no training settings")
+        return self.settings
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """Making the server's plan from an experiment and from the values that depend on the sites' backbone."""
 
-import json
 from collections.abc import Mapping, Sequence
 
 from ept_fed.catalog.strategies import STRATEGIES, resolve_options
@@ -49,7 +48,6 @@ def make_plan(
     """
     federation = experiment.federation
     options = resolve_options(federation.strategy, federation.options)
-    training = agree_on_training(experiment.training, federation).model_dump()
     return Plan(
         run=run,
         seed=experiment.seed,
@@ -58,7 +56,7 @@ def make_plan(
         initial=initial,
         rounds=federation.rounds,
         sites=tuple(examples),
-        training=json.dumps(training, separators=(",", ":")),
+        training=agree_on_training(experiment.training, federation),
         strategy=federation.strategy,
         options=options,
         max_examples=_max_examples(experiment, examples),

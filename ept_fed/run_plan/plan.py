@@ -36,7 +36,7 @@ class Plan:
             as in `FederationSettings`.
         max_examples: maximum number of training images that a site may claim, by site; no limit for a site that is
             not listed.
-        training: JSON of the training settings, sent with each train request.
+        training: the training settings, sent with each train request.
         secure_sites: names of all sites that received the proposal, if the run uses secure aggregation; empty: updates
             are sent in plaintext.
         secure_threshold: as in `SecureAggregationSettings`.
@@ -50,7 +50,7 @@ class Plan:
     initial: Vector
     rounds: int
     sites: tuple[str, ...]
-    training: str
+    training: TrainingSettings
     strategy: str = "fedavg"
     options: Mapping[str, float] = field(default_factory=dict)
     averaging: Literal["mean", "log_mean_exp"] = "mean"
@@ -71,7 +71,7 @@ class Plan:
 
     def max_steps(self, examples: int) -> int:
         """Return the optimiser steps of one round on `examples` images, by the training settings sent to the sites."""
-        return TrainingSettings.model_validate_json(self.training).max_steps(examples)
+        return self.training.max_steps(examples)
 
     @property
     def silent(self) -> bool:

@@ -75,7 +75,7 @@ class Exchange:
             rounds=self._plan.rounds,
             payload=payload,
             split="train" if phase == "train" else "validation",
-            settings=self._plan.training if phase == "train" else "",
+            settings=self._plan.training if phase == "train" else None,
             wants_gradient=phase == "train" and STRATEGIES[self._plan.strategy].wants_gradient,
             best_round=self._best_round,
         )

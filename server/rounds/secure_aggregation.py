@@ -91,7 +91,7 @@ class SecureExchange:
         self.refused: list[Refusal] = []
         self._grid, self._plan, self._nodes, self._round = grid, plan, nodes, round_number
         self._traffic = traffic
-        session = plan.session(round_number, digest_start(start, plan.training))
+        session = plan.session(round_number, digest_start(start, plan.training.model_dump_json()))
         self._leader = SecureAggregationServer(session, authority=authority, now=now)
         self.update_bytes: dict[str, int] = {}
 

@@ -60,7 +60,7 @@ def _time_messages(folder: Path, count: int) -> None:
     gate.release_introduction(_RUN, met, encode_frame(met), counts={"train": 40, "validation": 40, "test": 40})
     waited = _count_waiting()
     taken: dict[str, list[tuple[float, float]]] = {"in": [], "out": []}
-    settings = TrainingSettings().model_dump_json()
+    settings = TrainingSettings()
     for number in range(1, count + 1):
         header = Header(_RUN, number, _BACKBONE, _LAYOUT.hash)
         request = RoundRequest(header, "train", count, initial, "train", settings)

@@ -17,6 +17,7 @@ from flwr.serverapp import Grid, ServerApp
 # Grid.get_nodes returns this type, which flwr 1.41 exports nowhere else.
 from flwr.proto.node_pb2 import NodeInfo  # isort: skip
 
+from ept_fed.config.experiment import TrainingSettings
 from ept_fed.flower.messages import decode_request, encode_reply
 from ept_fed.protocol.layout import PayloadLayout, Vector
 from ept_fed.protocol.messages import Phase, RoundReply, metric_keys
@@ -93,7 +94,7 @@ def run_federation(grid: Grid, sites: Sequence[str], rounds: int) -> None:
         initial=np.zeros(LAYOUT.size, np.float32),
         rounds=rounds,
         sites=tuple(sites),
-        training="{}",
+        training=TrainingSettings(),
     )
     results: list[FederationResult] = []
     app = create_server_app(plan, _Silent(), results.append)

@@ -43,10 +43,11 @@ from ept_fed.flower.transport import set_task_identity
 import numpy as np
 imported = time.time()
 from ept_fed.flower.messages import encode_request
+from ept_fed.config.experiment import TrainingSettings
 from ept_fed.protocol.messages import Header, RoundRequest
 set_task_identity(1)
 size = int(sys.argv[2])
-asked = RoundRequest(Header("run", 1, "b", "l"), "train", 2, np.zeros(size, np.float32), "train", "{}")
+asked = RoundRequest(Header("run", 1, "b", "l"), "train", 2, np.zeros(size, np.float32), "train", TrainingSettings())
 message = Message(encode_request(asked), 1, "train")
 context = Context(1, 1, {"worker-socket": sys.argv[1]}, RecordDict(), {})
 before = time.time()
@@ -94,7 +95,7 @@ def main() -> None:
                     proposal.federation.rounds,
                     met.initial,
                     "train",
-                    proposal.training.model_dump_json(),
+                    proposal.training,
                 )
                 sent = time.perf_counter()
                 answer = ask_worker(path, encode_frame(asked), seconds=None)

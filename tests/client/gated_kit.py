@@ -129,14 +129,12 @@ def introduction(proposal: Proposal, **changes: Any) -> SiteIntroduction:
 
 def request(round_number: int = 1, layout: PayloadLayout = LAYOUT, **changes: Any) -> RoundRequest:
     header = Header(RUN, round_number, BACKBONE, layout.hash)
-    whole = RoundRequest(
-        header, "train", 5, np.resize(INITIAL, layout.size), "train", TrainingSettings().model_dump_json()
-    )
+    whole = RoundRequest(header, "train", 5, np.resize(INITIAL, layout.size), "train", TrainingSettings())
     return dataclasses.replace(whole, **changes)
 
 
 def evaluation(round_number: int = 1, split: str = "validation", **changes: Any) -> RoundRequest:
-    return request(round_number, phase="evaluate", split=split, settings="", **changes)
+    return request(round_number, phase="evaluate", split=split, settings=None, **changes)
 
 
 def answer(asked: RoundRequest, **changes: Any) -> RoundReply:

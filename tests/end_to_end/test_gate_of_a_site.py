@@ -121,13 +121,13 @@ def test_a_run_passes_the_gate_and_requests_beyond_the_policy_are_refused(
     assert [list(record.refused) for record in results[0].rounds] == [[], []]
 
     last = RoundRequest(plan.header(2), "train", plan.rounds, results[0].payload, "train", plan.training)
-    greedy = proposal.training.model_copy(update={"epochs": 999, "batch_size": 1}).model_dump_json()
+    greedy = proposal.training.model_copy(update={"epochs": 999, "batch_size": 1})
     crafted = results[0].payload + np.float32(9)
     for asked, rules in (
         (dataclasses.replace(last, settings=greedy), ("epochs", "batch_size", "replay")),
         (dataclasses.replace(last, payload=crafted), ("replay",)),
         (dataclasses.replace(last, wants_gradient=True), ("outgoing.gradient",)),
-        (dataclasses.replace(last, phase="evaluate", split="train", settings=""), ("incoming.splits",)),
+        (dataclasses.replace(last, phase="evaluate", split="train", settings=None), ("incoming.splits",)),
         (Introduce(plan.run, proposal.model_copy(update={"seed": 9})), ("protocol.run",)),
     ):
         answer = site.ask(asked)

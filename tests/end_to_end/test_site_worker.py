@@ -25,7 +25,7 @@ from client.app import app as forwarder
 from client.in_process_app import create_client_app
 from client.worker.process import bind_socket
 from client.worker.unix_sockets import WorkerAwayError, WorkerStatus, ask_status, ask_worker, status_path
-from ept_fed.config.experiment import Experiment
+from ept_fed.config.experiment import Experiment, TrainingSettings
 from ept_fed.data.sources.phantom_structures import STRUCTURES
 from ept_fed.errors import InputRefusedError
 from ept_fed.flower.messages import decode_introduction, encode_proposal, encode_request
@@ -298,7 +298,7 @@ def activity(process: Process) -> str:
 
 def request(met: SiteIntroduction, proposal: Proposal, round_number: int) -> RoundRequest:
     header = Header(met.run, round_number, met.backbone_digest, met.layout.hash)
-    rounds, settings = proposal.federation.rounds, proposal.training.model_dump_json()
+    rounds, settings = proposal.federation.rounds, proposal.training
     return RoundRequest(header, "train", rounds, met.initial, "train", settings)
 
 
@@ -306,5 +306,5 @@ def message(met: SiteIntroduction) -> Message:
     """Return a train message for a round that does not exist."""
     set_task_identity(1)
     header = Header(met.run, 9, met.backbone_digest, met.layout.hash)
-    asked = RoundRequest(header, "train", 4, met.initial, "train", "{}")
+    asked = RoundRequest(header, "train", 4, met.initial, "train", TrainingSettings())
     return Message(encode_request(asked), 1, "train")

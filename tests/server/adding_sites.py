@@ -10,6 +10,7 @@ from flwr.app import Array, ArrayRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from ept_fed.catalog.strategies import resolve_options
+from ept_fed.config.experiment import TrainingSettings
 from ept_fed.flower.messages import decode_request, encode_reply
 from ept_fed.flower.records import encode_frame_record, read_frame_record
 from ept_fed.protocol.frames import decode_frame
@@ -38,7 +39,7 @@ def make_plan(sites: tuple[str, ...] = SITES, strategy: str = "fedavg", **change
         initial=np.zeros(15, np.float32),
         rounds=2,
         sites=sites,
-        training="{}",
+        training=TrainingSettings(),
         strategy=strategy,
         options=resolve_options(strategy, {}),
         deadline=0.1,

@@ -154,11 +154,11 @@ def test_a_run_name_must_not_be_a_path(kit: Kit, name: str) -> None:
         (request(rounds=10_000), "incoming.rounds"),
         (request(6), "protocol.round"),
         (request(0), "protocol.round"),
-        (request(settings="{}", split="test"), "protocol.request"),
-        (request(settings="{"), "protocol.settings"),
-        (request(settings=TrainingSettings(epochs=900).model_dump_json()), "incoming.training.epochs"),
-        (request(settings=TrainingSettings(head="fixed").model_dump_json()), "incoming.heads"),
-        (request(settings=TrainingSettings(proximal_mu=900).model_dump_json()), "incoming.training.proximal_mu"),
+        (request(split="test"), "protocol.request"),
+        (request(settings=None), "protocol.settings"),
+        (request(settings=TrainingSettings(epochs=900)), "incoming.training.epochs"),
+        (request(settings=TrainingSettings(head="fixed")), "incoming.heads"),
+        (request(settings=TrainingSettings(proximal_mu=900)), "incoming.training.proximal_mu"),
         (request(correction=np.ones(6, np.float32)), "incoming.correction"),
         (request(wants_gradient=True), "outgoing.gradient"),
         (evaluation(split="train"), "incoming.splits"),
@@ -167,7 +167,7 @@ def test_a_run_name_must_not_be_a_path(kit: Kit, name: str) -> None:
         (request(best_round=1), "protocol.round"),
         (request(best_round=-1), "protocol.round"),
         (evaluation(correction=np.ones(6, np.float32)), "protocol.request"),
-        (dataclasses.replace(evaluation(), settings=TrainingSettings().model_dump_json()), "protocol.request"),
+        (dataclasses.replace(evaluation(), settings=TrainingSettings()), "protocol.request"),
         (request(correction=np.full(6, np.inf, np.float32)), ("protocol.correction", "incoming.correction")),
         (request(header=Header("other", 1, BACKBONE, LAYOUT.hash)), "protocol.run"),
         (request(header=Header(RUN, 1, "cd" * 32, LAYOUT.hash)), "protocol.backbone"),
@@ -302,11 +302,10 @@ ASKED = st.fixed_dictionaries(
         "payload": st.lists(st.floats(width=32), min_size=5, max_size=7).map(lambda v: np.array(v, np.float32)),
         "split": st.sampled_from(SPLITS),
         "settings": st.one_of(
-            st.just(""),
-            st.text(max_size=30),
+            st.none(),
             st.fixed_dictionaries(
                 {}, optional={"epochs": st.integers(1, 1000), "batch_size": st.integers(1, 4096)}
-            ).map(lambda values: TrainingSettings.model_validate(values).model_dump_json()),
+            ).map(TrainingSettings.model_validate),
         ),
         "correction": st.one_of(st.none(), st.just(np.ones(6, np.float32))),
         "wants_gradient": st.booleans(),
@@ -349,7 +348,7 @@ def test_the_gate_accepts_only_requests_that_the_policy_allows(kit: Kit, sequenc
         assert 0 <= asked.best_round <= asked.header.round - (asked.phase == "train")
         assert asked.split == "train" if asked.phase == "train" else asked.split in ("validation", "test")
         if asked.phase == "train":
-            assert TrainingSettings.model_validate_json(asked.settings) == kit.agreed.training
+            assert asked.settings == kit.agreed.training
 
 
 def encode_frame_or_none(asked: RoundRequest) -> bytes:
@@ -363,12 +362,12 @@ def encode_frame_or_none(asked: RoundRequest) -> bytes:
     ("change", "says"),
     [
         ({"rounds": 6}, "agreed on for 5 rounds, but 6"),
-        ({"settings": TrainingSettings(epochs=7).model_dump_json()}, "epochs differ"),
+        ({"settings": TrainingSettings(epochs=7)}, "epochs differ"),
         (
-            {"settings": TrainingSettings(optimizer="sgd", prompt_lr=0.2).model_dump_json()},
+            {"settings": TrainingSettings(optimizer="sgd", prompt_lr=0.2)},
             "optimizer, prompt_lr differ",
         ),
-        ({"settings": TrainingSettings(proximal_mu=0.5).model_dump_json()}, "proximal_mu differ"),
+        ({"settings": TrainingSettings(proximal_mu=0.5)}, "proximal_mu differ"),
         ({"wants_gradient": True}, "agreed on with fedavg, but a gradient"),
         ({"correction": INITIAL}, "agreed on with fedavg, but the request has a linear term"),
     ],

@@ -194,7 +194,7 @@ def test_statistics_leave_only_if_allowed_and_only_for_classes_with_enough_image
         assert set(refused) == {"outgoing.statistics"}
     gate = kit.open(**shared, outgoing__statistics="means")
     kit.join(gate, WITH_MEANS, wanted)
-    asked = request(layout=WITH_MEANS, settings=wanted.training.model_dump_json())
+    asked = request(layout=WITH_MEANS, settings=wanted.training)
     kit.admit(gate, asked, WITH_MEANS)
     for images, leaves in ((0, True), (1, False), (4, False), (5, True)):
         trained = WITH_MEANS.unflatten(asked.payload)
@@ -217,7 +217,7 @@ def test_statistics_leave_only_after_a_round_and_are_exempt_from_the_update_boun
     gate = kit.open(**allowed, outgoing__update={"bound": 0.1, "above": "clip"})
     kit.join(gate, WITH_MEANS, wanted)
     start = np.zeros(WITH_MEANS.size, np.float32)
-    asked = request(layout=WITH_MEANS, payload=start, settings=wanted.training.model_dump_json())
+    asked = request(layout=WITH_MEANS, payload=start, settings=wanted.training)
     kit.admit(gate, asked, WITH_MEANS)
     tensors = {name: np.full(shape, 0.5 if name == "sinks" else 3, np.float32) for name, shape in WITH_MEANS.shapes}
     left = gate.release(asked, answer(asked, payload=WITH_MEANS.flatten(tensors)), WITH_MEANS).payload
@@ -244,7 +244,7 @@ def test_the_loss_of_private_training_does_not_leave(kit: Kit) -> None:
     gate = kit.open()
     private = agreed_on(kit.proposal, training={"privacy": {"clip": 1.0, "noise_multiplier": 4.0}})
     kit.join(gate, proposal=private)
-    asked = request(settings=private.training.model_dump_json())
+    asked = request(settings=private.training)
     kit.admit(gate, asked)
     assert rules_of(lambda: gate.release(asked, answer(asked), LAYOUT)) == ("protocol.reply",)
     silent = {**dict.fromkeys(TRAIN_METRICS, 1.0), "loss": math.nan}

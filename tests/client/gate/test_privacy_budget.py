@@ -311,7 +311,7 @@ class Private:
         if isinstance(met, Refusal):
             return met
         header = Header(run, round_number, met.backbone_digest, met.layout.hash)
-        settings = self.proposal.training.model_dump_json()
+        settings = self.proposal.training
         given = {"phase": "train", "split": "train", "settings": settings, **changes}
         request = RoundRequest(header, rounds=self.proposal.federation.rounds, payload=met.initial, **given)  # type: ignore[arg-type]
         return decode_frame(self.worker.answer(encode_frame(request)))
@@ -372,12 +372,12 @@ def test_a_repeated_request_has_the_same_answer_and_no_further_cost(private: Cal
 
 def test_with_a_budget_nothing_is_trained_or_reported_without_noise(private: Callable[..., Private]) -> None:
     site = private({"epsilon": 50.0}, NOISE)
-    plain = json.dumps(json.loads(site.proposal.training.model_dump_json()) | {"privacy": None})
-    for changes in ({"settings": plain}, {"phase": "evaluate", "settings": ""}, {"wants_gradient": True}):
+    plain = site.proposal.training.model_copy(update={"privacy": None})
+    for changes in ({"settings": plain}, {"phase": "evaluate", "settings": None}, {"wants_gradient": True}):
         answer = site.ask("run-a", **changes)
         assert isinstance(answer, Refusal), changes
         assert "outgoing.budget" in answer.reason
-    assert isinstance(site.ask("run-a", phase="evaluate", settings="", split="validation"), RoundReply)
+    assert isinstance(site.ask("run-a", phase="evaluate", settings=None, split="validation"), RoundReply)
     assert not site.budget.exists()
 
 

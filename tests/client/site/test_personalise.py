@@ -1,7 +1,6 @@
 """Tests of personalisation at a site: each method is checked against its definition."""
 
 import dataclasses
-import json
 from collections.abc import Callable
 
 import numpy as np
@@ -127,7 +126,7 @@ def test_a_repeated_round_gives_the_same_payload(micro: Micro) -> None:
     federation = prepare_federation(micro("federation.rounds=3"))
     plan, site = federation.plan(), make_site(federation)
     payloads = {number: site.train(request_of(plan, number)).payload for number in (1, 2, 3)}
-    site.evaluate(dataclasses.replace(request_of(plan, 3), phase="evaluate", split="validation", settings=""))
+    site.evaluate(dataclasses.replace(request_of(plan, 3), phase="evaluate", split="validation", settings=None))
     for number in (3, 2, 2, 3):
         assert np.array_equal(site.train(request_of(plan, number)).payload, payloads[number])
 
@@ -199,7 +198,7 @@ def test_a_site_returns_its_gradient_when_it_is_requested(micro: Micro) -> None:
 def test_a_correction_moves_the_payload_in_the_opposite_direction(micro: Micro) -> None:
     federation = prepare_federation(micro())
     plan, site = federation.plan(), make_site(federation)
-    plain_sgd = json.dumps({**json.loads(plan.training), "optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.0})
+    plain_sgd = plan.training.model_copy(update={"optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.0})
     request = dataclasses.replace(request_of(plan), settings=plain_sgd)
     free = site.train(request).payload
     correction = np.random.default_rng(0).normal(size=plan.layout.size).astype(np.float32)

@@ -1,7 +1,6 @@
 """Tests of a site: its answers, its refusals, and the values that never leave it."""
 
 import dataclasses
-import json
 from collections.abc import Callable
 
 import numpy as np
@@ -45,7 +44,7 @@ def test_a_trained_site_replies_with_its_payload_and_fixed_metrics(plan_and_site
 
 def test_evaluating_trains_nothing(plan_and_site: tuple[Plan, Site]) -> None:
     plan, site = plan_and_site
-    request = train_request(plan, phase="evaluate", split="test", settings="")
+    request = train_request(plan, phase="evaluate", split="test", settings=None)
     before = [parameter.clone() for parameter in site.model.parameters()]
     first, second = site.evaluate(request), site.evaluate(request)
     assert set(first.metrics) == set(EVALUATE_METRICS)
@@ -69,18 +68,12 @@ def test_training_again_from_the_same_state_gives_the_same_payload(
 
 def test_adopting_a_payload_keeps_the_shape_of_the_sites_own_columns(plan_and_site: tuple[Plan, Site]) -> None:
     plan, site = plan_and_site
-    site.fit(json_settings(plan), 1, 1)
+    site.fit(plan.training, 1, 1)
     shape = site.model.prompts - site.model.prompts[..., :1]
     site.adopt(plan.initial)
     torch.testing.assert_close(site.model.prompts - site.model.prompts[..., :1], shape, rtol=1e-4, atol=1e-5)
     sinks = torch.from_numpy(plan.layout.unflatten(plan.initial)["sinks"])
     torch.testing.assert_close(site.model.fold().detach(), sinks, rtol=1e-6, atol=1e-6)
-
-
-def json_settings(plan: Plan):
-    from ept_fed.config.experiment import TrainingSettings
-
-    return TrainingSettings.model_validate_json(plan.training)
 
 
 @pytest.mark.parametrize("field", ["run", "backbone_digest", "layout_hash", "code", "protocol"])
@@ -97,9 +90,7 @@ def test_a_request_with_a_foreign_header_is_refused_with_both_values(
 @pytest.mark.parametrize(
     ("changes", "error"),
     [
-        ({"settings": json.dumps({"epochs": 10_000})}, MessageRefusedError),
-        ({"settings": json.dumps({"exfiltrate": True})}, MessageRefusedError),
-        ({"settings": "not json"}, MessageRefusedError),
+        ({"settings": None}, MessageRefusedError),
         ({"rounds": 0}, MessageRefusedError),
         ({"payload": np.zeros(3, np.float32)}, PayloadMismatchError),
     ],
@@ -123,11 +114,11 @@ def test_a_diverged_round_leaves_the_site_as_it_was_before_training(plan_and_sit
     plan, site = plan_and_site
     site.adopt(plan.initial)
     before = [parameter.clone() for parameter in site.model.parameters()]
-    wild = json.dumps({**json.loads(plan.training), "head_lr": 1e30, "epochs": 5})
+    wild = plan.training.model_copy(update={"head_lr": 1e30, "epochs": 5})
     with pytest.raises(TrainingDivergedError, match="lower the learning rates"):
         site.train(train_request(plan, settings=wild))
     last_step = {"head_lr": 3e38, "optimizer": "sgd", "weight_decay": 1e38, "batch_size": 4096}
-    one_step = json.dumps({**json.loads(plan.training), **last_step})
+    one_step = plan.training.model_copy(update=last_step)
     with pytest.raises(TrainingDivergedError, match="the last step"):
         site.train(train_request(plan, settings=one_step))
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(before, site.model.parameters(), strict=True))

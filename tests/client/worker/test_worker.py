@@ -60,7 +60,7 @@ def introduce(worker: Worker, proposal: Proposal, run: str = "run-a") -> SiteInt
 
 def train_request(met: SiteIntroduction, proposal: Proposal, round_number: int = 1, **changes: Any) -> RoundRequest:
     header = Header(met.run, round_number, met.backbone_digest, met.layout.hash)
-    settings = proposal.training.model_dump_json()
+    settings = proposal.training
     return dataclasses.replace(RoundRequest(header, "train", 2, met.initial, "train", settings), **changes)
 
 
@@ -78,7 +78,7 @@ def test_a_run_from_proposal_to_reply_passes_the_gate_message_by_message(
     trained = ask(worker, train_request(met, proposal))
     assert isinstance(trained, RoundReply)
     assert not np.array_equal(trained.payload, met.initial)
-    evaluated = ask(worker, train_request(met, proposal, phase="evaluate", split="test", settings=""))
+    evaluated = ask(worker, train_request(met, proposal, phase="evaluate", split="test", settings=None))
     assert isinstance(evaluated, RoundReply)
     assert gate.passed == ["proposal", "introduction", "train 1", "reply 1", "evaluate 1", "reply 1"]
     assert gate.refusals == []
@@ -304,10 +304,10 @@ def test_a_finished_or_failed_run_does_not_block_another(settings: SiteSettings,
     assert worker.status().run == "run-a"
     other = Introduce("run-b", proposal)
     for number, phase in ((1, "train"), (2, "train"), (1, "evaluate")):
-        settings_of = proposal.training.model_dump_json() if phase == "train" else ""
+        settings_of = proposal.training if phase == "train" else ""
         split = "train" if phase == "train" else "validation"
         ask(worker, train_request(met, proposal, number, phase=phase, split=split, settings=settings_of))
         assert "serves another run" in refusal(ask(worker, other))
-    last = train_request(met, proposal, 2, phase="evaluate", split="validation", settings="")
+    last = train_request(met, proposal, 2, phase="evaluate", split="validation", settings=None)
     assert isinstance(ask(worker, last), RoundReply)
     assert not isinstance(ask(worker, other), Refusal)

@@ -12,7 +12,7 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ept_fed.config.experiment import Experiment
+from ept_fed.config.experiment import Experiment, TrainingSettings
 from ept_fed.flower import records
 from ept_fed.flower.messages import (
     decode_introduction,
@@ -47,7 +47,7 @@ from tests.frames_by_hand import frame_of, open_frame
 LAYOUT = PayloadLayout((("sinks", (3, 5)),))
 HEADER = Header(run="r", round=2, backbone_digest="d", layout_hash=LAYOUT.hash)
 VECTOR = np.arange(15, dtype=np.float32)
-REQUEST = RoundRequest(HEADER, "train", 8, VECTOR, "train", "{}")
+REQUEST = RoundRequest(HEADER, "train", 8, VECTOR, "train", TrainingSettings())
 METRICS = {**dict.fromkeys(TRAIN_METRICS, 1.0), "loss": 1.5, "seconds": 2.0}
 REPLY = RoundReply(HEADER, "train", VECTOR, 40, METRICS)
 REFUSALS = (MessageRefusedError, PayloadMismatchError)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ept_fed.config.experiment import Experiment
+from ept_fed.config.experiment import Experiment, TrainingSettings
 from ept_fed.protocol.frame_prefix import (
     _MAGIC,
     _PREFIX,
@@ -26,7 +26,7 @@ from ept_fed.protocol.layout import PayloadLayout
 from ept_fed.protocol.messages import Header, MessageRefusedError, RoundReply, RoundRequest, metric_keys
 from ept_fed.protocol.proposal import PlanIntroduction, SiteIntroduction, propose
 from ept_fed.protocol.stage_messages import StageReply, StageRequest
-from tests.frames_by_hand import frame_of, head_of
+from tests.frames_by_hand import frame_of, head_of, open_frame
 
 LAYOUT = PayloadLayout((("sinks", (2, 3)),), ("layers 0, 1",))
 PROPOSAL = propose(Experiment.model_validate({"data": {"source": "phantoms", "classes": ["ä", "b"]}}))
@@ -35,7 +35,7 @@ PAYLOAD = np.arange(6, dtype=np.float32) * np.float32(0.1)
 METRICS = {**dict.fromkeys(metric_keys("train"), 0.1), "validation_auc": math.nan}
 FRAMES: list[Frame] = [
     Introduce("run", PROPOSAL),
-    RoundRequest(HEADER, "train", 3, PAYLOAD, "train", '{"epochs":1}', PAYLOAD, True),
+    RoundRequest(HEADER, "train", 3, PAYLOAD, "train", TrainingSettings(), PAYLOAD, True),
     RoundRequest(HEADER, "evaluate", 3, PAYLOAD, "test"),
     SiteIntroduction("north", "run", PROPOSAL.digest, "backbone", LAYOUT, PAYLOAD, 5),
     PlanIntroduction("north", '{"rounds":3}', PAYLOAD),
@@ -142,6 +142,14 @@ def test_a_head_with_wrong_missing_or_extra_fields_is_refused(change: Callable[[
     change(head)
     with pytest.raises(MessageRefusedError):
         decode_frame(frame_of(head, PAYLOAD.tobytes()))
+
+
+@pytest.mark.parametrize("changes", [{"epochs": 10_000}, {"exfiltrate": True}, {"epochs": "2"}, {"optimizer": None}])
+def test_training_settings_that_are_not_complete_and_valid_are_refused(changes: dict[str, Any]) -> None:
+    head, body = open_frame(encode_frame(FRAMES[1]))
+    for settings in ("{}", {}, head["settings"] | changes):
+        with pytest.raises(MessageRefusedError):
+            decode_frame(frame_of(head | {"settings": settings}, body))
 
 
 def test_the_kind_of_a_frame_is_its_phase_or_stage_in_a_round() -> None:

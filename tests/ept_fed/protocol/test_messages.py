@@ -109,7 +109,7 @@ def test_training_is_private_if_its_settings_say_so() -> None:
     request = RoundRequest(HEADER, "train", 3, VECTOR, "train")
     noise: Any = {"privacy": {"clip": 1.0, "noise_multiplier": 4.0}}
     for settings, private in ((noise, True), ({}, False)):
-        whole = TrainingSettings.model_validate(settings).model_dump_json()
+        whole = TrainingSettings.model_validate(settings)
         assert dataclasses.replace(request, settings=whole).private == private
     assert not request.private
 

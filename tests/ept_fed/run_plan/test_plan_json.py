@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 
+from ept_fed.config.experiment import TrainingSettings
 from ept_fed.protocol.layout import PayloadLayout, PayloadMismatchError
 from ept_fed.protocol.messages import MessageRefusedError
 from ept_fed.run_plan.plan import Plan
@@ -20,7 +21,7 @@ PLAN = Plan(
     initial=np.linspace(-1, 1, 14, dtype=np.float32),
     rounds=3,
     sites=("a", "b"),
-    training='{"batch_size":4}',
+    training=TrainingSettings(batch_size=4),
     strategy="fedprox",
     options={"proximal_mu": 0.1},
     weights="capped",

@@ -132,7 +132,7 @@ def test_a_request_for_another_kind_of_head_is_refused(micro: Micro) -> None:
     site, plan = federation.create_site(next(iter(federation.data.sites.values()))), federation.plan()
     for kind in ("lda", "fixed", "trained"):
         other = federation.experiment.training.model_copy(update={"head": kind})
-        request = RoundRequest(plan.header(1), "train", plan.rounds, plan.initial, "train", other.model_dump_json())
+        request = RoundRequest(plan.header(1), "train", plan.rounds, plan.initial, "train", other)
         with pytest.raises(MessageRefusedError, match=r"training\.head"):
             site.train(request)
 

@@ -239,7 +239,7 @@ def test_fine_tuned_prompts_get_their_own_head(federation: VirtualFederation) ->
 def test_a_request_for_another_kind_of_head_is_refused(federation: VirtualFederation, micro: Micro) -> None:
     site, plan = make_site(federation), federation.plan()
     header = Header(plan.run, 1, plan.backbone_digest, plan.layout.hash)
-    trained = micro().training.model_dump_json()
+    trained = micro().training
     with pytest.raises(MessageRefusedError, match=r"training\.head = 'trained'"):
         site.train(RoundRequest(header, "train", plan.rounds, plan.initial, "train", trained))
 

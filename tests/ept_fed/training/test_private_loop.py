@@ -1,6 +1,5 @@
 """Private training: noise of the stated size, no image above the clip, no draw from a seed, and no crash."""
 
-import json
 from collections.abc import Callable
 
 import numpy as np
@@ -157,7 +156,7 @@ def test_a_server_cannot_request_less_privacy_in_a_single_round(
     site_of: Callable[..., tuple[Plan, Site]], changes: dict[str, object], named: str
 ) -> None:
     plan, site = site_of(private())
-    asked = json.dumps(json.loads(plan.training) | changes)
+    asked = TrainingSettings.model_validate(plan.training.model_dump() | changes)
     with pytest.raises(MessageRefusedError, match=named):
         site.train(request_of(plan, settings=asked))
 

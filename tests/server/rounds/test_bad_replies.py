@@ -8,6 +8,7 @@ import pytest
 from flwr.app import Message
 
 from ept_fed.catalog.strategies import resolve_options
+from ept_fed.config.experiment import TrainingSettings
 from ept_fed.protocol.layout import Vector
 from server.strategies.registry import AGGREGATORS
 from tests.server.adding_sites import (
@@ -110,7 +111,7 @@ def test_a_fednova_site_that_claims_few_steps_is_a_norm_outlier_per_step() -> No
         return with_metrics(steps=float(math.ceil(EXAMPLES[BAD] / 8)))(answer, request)
 
     sabotage = dict.fromkeys(SITES, honest) | {BAD: understate}
-    plan = make_plan(strategy="fednova", rounds=1, norm_bound=3.0, training='{"epochs": 4, "batch_size": 8}')
+    plan = make_plan(strategy="fednova", rounds=1, norm_bound=3.0, training=TrainingSettings(epochs=4, batch_size=8))
     _, observer = run(plan, sabotage)
     assert [refusal.site for refusal in observer.records[0].refused] == [BAD]
     assert "update per step" in observer.records[0].refused[0].reason

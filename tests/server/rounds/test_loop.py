@@ -10,6 +10,7 @@ import pytest
 from flwr.app import Error, Message
 
 from ept_fed.catalog.strategies import STRATEGIES
+from ept_fed.config.experiment import TrainingSettings
 from ept_fed.flower.messages import decode_request
 from ept_fed.protocol.messages import RoundRequest
 from server.rounds.wait_for_sites import wait_for_sites
@@ -82,7 +83,7 @@ def test_a_request_holds_what_its_phase_needs_and_no_more(strategy: str) -> None
             asked.extend(decode_request(one, one.metadata.message_type, LAYOUT) for one in messages)
             return super().send_and_receive(messages, timeout=timeout)
 
-    plan = make_plan(strategy=strategy, rounds=2, training='{"epochs": 1}')
+    plan = make_plan(strategy=strategy, rounds=2, training=TrainingSettings(epochs=1))
     grid_run(ListeningGrid, plan)
     assert len(asked) == 3 * len(SITES)
     for request in asked:
@@ -93,7 +94,7 @@ def test_a_request_holds_what_its_phase_needs_and_no_more(strategy: str) -> None
             # There are no corrections before SCAFFOLD has seen a gradient.
             assert (request.correction is not None) == (strategy == "scaffold" and request.header.round == 2)
         else:
-            assert (request.split, request.settings, request.header.round) == ("validation", "", 2)
+            assert (request.split, request.settings, request.header.round) == ("validation", None, 2)
             assert (request.wants_gradient, request.correction) == (False, None)
 
 

@@ -23,16 +23,18 @@ from tests.effort import examples
 from tests.frames_by_hand import frame_of, open_frame
 
 LAYOUT = PayloadLayout((("sinks", (2, 3)),))
-PLAN = Plan("r", 0, "digest", LAYOUT, np.zeros(6, np.float32), 2, ("a", "b"), "{}", max_examples={"a": 40})
+PLAN = Plan(
+    "r", 0, "digest", LAYOUT, np.zeros(6, np.float32), 2, ("a", "b"), TrainingSettings(), max_examples={"a": 40}
+)
 
 BOUNDED = dataclasses.replace(PLAN, norm_bound=10.0)
 
 
-NOISY = TrainingSettings.model_validate({"privacy": {"clip": 1.0, "noise_multiplier": 4.0}}).model_dump_json()
+NOISY = TrainingSettings.model_validate({"privacy": {"clip": 1.0, "noise_multiplier": 4.0}})
 
 
 def request(*, wants_gradient: bool = False) -> RoundRequest:
-    return RoundRequest(PLAN.header(1), "train", 2, PLAN.initial, "train", "{}", wants_gradient=wants_gradient)
+    return RoundRequest(PLAN.header(1), "train", 2, PLAN.initial, "train", PLAN.training, wants_gradient=wants_gradient)
 
 
 def reply(**changes: object) -> RoundReply:
@@ -79,7 +81,7 @@ def test_a_gradient_that_is_not_finite_is_refused() -> None:
 
 
 def test_a_site_that_claims_more_steps_than_its_images_allow_is_refused() -> None:
-    plan = dataclasses.replace(PLAN, training=TrainingSettings(epochs=3, batch_size=16).model_dump_json())
+    plan = dataclasses.replace(PLAN, training=TrainingSettings(epochs=3, batch_size=16))
     for steps, possible in ((9, True), (10, False)):
         message = as_message(reply(metrics=dict.fromkeys(TRAIN_METRICS, 1.0) | {"steps": float(steps)}), request())
         if possible:
@@ -90,7 +92,7 @@ def test_a_site_that_claims_more_steps_than_its_images_allow_is_refused() -> Non
 
 
 def test_the_agreed_images_and_steps_bound_no_evaluation() -> None:
-    asked = dataclasses.replace(request(), phase="evaluate", split="validation", settings="")
+    asked = dataclasses.replace(request(), phase="evaluate", split="validation", settings=None)
     seen = RoundReply(PLAN.header(1), "evaluate", None, 41, dict.fromkeys(EVALUATE_METRICS, 1.0))
     assert admit("a", as_message(seen, asked), asked, PLAN).examples == 41
 
@@ -102,13 +104,15 @@ HIDDEN = dict.fromkeys(TRAIN_METRICS, math.nan) | {"steps": 1.0}
 @pytest.mark.parametrize(
     ("plan", "settings", "due"),
     [
-        (dataclasses.replace(PLAN, secure_sites=("a", "b", "c")), "{}", reply(payload=None)),
-        (dataclasses.replace(PLAN, site_privacy=SILENT), "{}", reply(metrics=HIDDEN)),
+        (dataclasses.replace(PLAN, secure_sites=("a", "b", "c")), PLAN.training, reply(payload=None)),
+        (dataclasses.replace(PLAN, site_privacy=SILENT), PLAN.training, reply(metrics=HIDDEN)),
         (PLAN, NOISY, reply(metrics=dict.fromkeys(TRAIN_METRICS, 1.0) | {"loss": math.nan})),
     ],
     ids=["masked", "silent", "private"],
 )
-def test_what_stays_at_the_sites_of_a_run_is_not_accepted(plan: Plan, settings: str, due: RoundReply) -> None:
+def test_what_stays_at_the_sites_of_a_run_is_not_accepted(
+    plan: Plan, settings: TrainingSettings, due: RoundReply
+) -> None:
     asked = dataclasses.replace(request(), settings=settings)
     admit("a", as_message(due, asked), asked, plan)
     with pytest.raises(MessageRefusedError):
