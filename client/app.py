@@ -8,13 +8,13 @@ decides which messages may come in and go out; it runs behind the socket, where 
 import logging
 from pathlib import Path
 
-from flwr.app import Context, Error, Message
+from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from client.worker.unix_sockets import WorkerAwayError, ask_worker
-from ept_fed.flower.records import SITE_AWAY, SITE_FAILED, SITE_REFUSED, encode_frame_record, read_frame_record
-from ept_fed.protocol.frame_prefix import is_refusal, read_lengths
-from ept_fed.protocol.messages import MessageRefusedError, clean_text
+from ept_fed.flower.records import SITE_AWAY, SITE_FAILED, SITE_REFUSED, decline, encode_answer, read_frame_record
+from ept_fed.protocol.frame_prefix import read_lengths
+from ept_fed.protocol.messages import MessageRefusedError
 
 __all__ = ["SOCKET_KEY", "app"]
 
@@ -44,35 +44,22 @@ def evaluate(message: Message, context: Context) -> Message:
 
 def _forward(message: Message, context: Context) -> Message:
     """Forward a message to the worker; always return a message, because SuperNode would otherwise wait for ever."""
+    answer = _ask(message, context)
+    if answer.has_error():
+        _log.warning("declined: %s", answer.error.reason)
+    return answer
+
+
+def _ask(message: Message, context: Context) -> Message:
     try:
         question = read_frame_record(message)
         read_lengths(question)
         socket = Path(str(context.node_config[SOCKET_KEY]))
-        answer = ask_worker(socket, question, seconds=message.metadata.ttl)
-        if is_refusal(answer):
-            return _pass_refusal(message, answer)
-        return Message(encode_frame_record(answer), reply_to=message)
+        return encode_answer(ask_worker(socket, question, seconds=message.metadata.ttl), message)
     except MessageRefusedError as refusal:
-        return _decline(message, SITE_REFUSED, str(refusal))
+        return decline(message, SITE_REFUSED, str(refusal))
     except WorkerAwayError as away:
-        return _decline(message, SITE_AWAY, str(away))
+        return decline(message, SITE_AWAY, str(away))
     except Exception:  # noqa: BLE001 - the text of an exception must not leave the site
         _log.exception("a message could not be forwarded to the site's worker")
-        return _decline(message, SITE_FAILED, "the site failed; its own log says why")
-
-
-def _pass_refusal(message: Message, answer: bytes) -> Message:
-    """Turn the worker's refusal into a Flower error, which does not count as a result of the site."""
-    # Imported here because it is slow to import and seldom needed.
-    from ept_fed.protocol.frames import Refusal, decode_frame
-
-    refusal = decode_frame(answer)
-    if not isinstance(refusal, Refusal):
-        raise TypeError("the worker's answer is marked as a refusal, but it is not a refusal")
-    return _decline(message, SITE_FAILED if refusal.failed else SITE_REFUSED, refusal.reason)
-
-
-def _decline(message: Message, code: int, reason: str) -> Message:
-    sentence = clean_text(reason)
-    _log.warning("declined: %s", sentence)
-    return Message(Error(code=code, reason=sentence), reply_to=message)
+        return decline(message, SITE_FAILED, "the site failed; its own log says why")

@@ -55,25 +55,25 @@ ARROWS: dict[str, str] = {
     "server/deployment": "config flower pki privacy/secure_aggregation protocol reports/run run_plan services storage "
     "validation /server /server/rounds",
     "server/cli": "cli pki storage /server/deployment /server/provisioning",
-    "client": "flower protocol training /client/site /client/worker",
+    "client": "flower protocol /client/requests /client/worker",
     "client/site": "catalog config data/datasets evaluation models privacy/dp privacy/secure_aggregation protocol "
-    "reports/run run_plan storage training validation",
+    "reports/run storage training validation",
     "client/ledger": "config pki storage",
-    "client/gate": "catalog config pki privacy/dp privacy/secure_aggregation protocol storage validation "
+    "client/gate": "catalog config pki privacy/dp privacy/secure_aggregation protocol run_plan storage validation "
     "/client/ledger /client/site",
-    "client/worker": "config data/datasets models pki privacy/secure_aggregation protocol storage training validation "
-    "/client/gate /client/site",
+    "client/requests": "protocol storage training /client/gate /client/site",
+    "client/worker": "config data/datasets models pki protocol validation /client/gate /client/requests /client/site",
     "client/audit": "catalog pki protocol validation /client/gate /client/ledger",
     "client/deployment": "data pki protocol services validation /client /client/gate /client/site /client/worker",
     "client/report": "config data/datasets models privacy/dp protocol reports/charts reports/pages reports/run storage "
     "validation /client/deployment /client/gate /client/ledger /client/site /client/worker",
     "client/cli": "cli storage /client/audit /client/deployment /client/report /client/worker",
     "simulations": "",
-    "simulations/engine": "config data/datasets evaluation flower models pki privacy/secure_aggregation protocol "
+    "simulations/engine": "config data/datasets evaluation flower models pki protocol "
     "reports/pages reports/run run_plan storage tracking training validation /server /server/provisioning "
-    "/server/rounds /client /client/report /client/site",
+    "/server/rounds /client /client/gate /client/report /client/requests /client/site",
     "simulations/flower": "config flower protocol reports/run run_plan validation /server /server/deployment "
-    "/server/rounds /client /client/site /simulations/engine",
+    "/server/rounds /client /client/requests /client/site /simulations/engine",
     "simulations/attacks": "data/datasets evaluation models privacy/attacks protocol reports/run run_plan storage "
     "training /client/gate /client/site /simulations/engine",
     "simulations/benchmark/analysis": "config data/datasets evaluation models reports/charts reports/pages "
@@ -86,7 +86,8 @@ ARROWS: dict[str, str] = {
     "simulations/pretraining": "data/datasets models storage /simulations/probes",
     "simulations/benches": "catalog config data data/datasets data/records data/sources data/splits evaluation flower "
     "models pki privacy/secure_aggregation protocol reports/pages reports/run run_plan storage training validation "
-    "/server /server/deployment /server/rounds /client /client/gate /client/ledger /client/site /client/worker "
+    "/server /server/deployment /server/rounds /client /client/gate /client/ledger /client/requests /client/site "
+    "/client/worker "
     "/simulations/deployment /simulations/engine /simulations/flower",
     "simulations/cli": "cli reports/pages reports/run storage tracking validation /client/cli /simulations/attacks "
     "/simulations/benchmark /simulations/deployment /simulations/engine",

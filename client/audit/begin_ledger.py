@@ -42,7 +42,7 @@ def begin_ledger(kit: Path, reason: str) -> dict[str, Any]:
         problems.append(_is_there(path))
     if problems:
         raise InputRefusedError(problems)
-    budget = open_budget(settings)
+    budget = open_budget(settings.worker.state)
     served = find_served(settings.worker.state, budget.charged, settings.site)
     ledger = open_ledger(path, key, settings.site, record_anew(said, served) | {BUDGET: budget.end})
     ledger.close()

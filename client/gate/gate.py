@@ -10,6 +10,7 @@ import hashlib
 import threading
 from collections.abc import Mapping
 
+from client.gate.agreed_settings import require_agreed
 from client.gate.decisions import Decisions
 from client.gate.dp_rules import check_clip, describe_noise
 from client.gate.incoming import (
@@ -37,7 +38,6 @@ from client.gate.secure_aggregation import (
 )
 from client.gate.violations import PolicyViolation
 from client.ledger.ledger import Ledger, Record
-from client.site.agreed_settings import require_agreed
 from client.site.privacy_plan import RoundCost
 from ept_fed.protocol.frames import encode_frame
 from ept_fed.protocol.layout import PayloadLayout, Vector

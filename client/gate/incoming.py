@@ -14,7 +14,7 @@ from ept_fed.catalog.methods import STATISTICS_TENSORS
 from ept_fed.config.base import Name
 from ept_fed.config.experiment import TrainingSettings
 from ept_fed.privacy.secure_aggregation.round_session import count_min_sites
-from ept_fed.protocol.layout import PayloadLayout, PayloadMismatchError, Vector
+from ept_fed.protocol.layout import PayloadLayout, Vector
 from ept_fed.protocol.messages import PROTOCOL_VERSION, Header, RoundRequest
 from ept_fed.protocol.proposal import Proposal
 
@@ -134,7 +134,7 @@ def check_request(
 
     Args:
         policy: the site's policy.
-        request: the received request.
+        request: the received request; its vectors fit the layout.
         layout: the layout that the site itself made.
         known: the site's history of the run; None if there is none.
         sha256: SHA-256 of the request's frame.
@@ -148,8 +148,6 @@ def check_request(
         violations.append(PolicyViolation("protocol.round", header.round, f"the run has {request.rounds} rounds"))
     if not 0 <= request.best_round <= header.round - (request.phase == "train"):
         violations.append(PolicyViolation("protocol.round", request.best_round, "is named the best, but is not over"))
-    for name, vector in (("payload", request.payload), ("correction", request.correction)):
-        violations += [] if vector is None else _check_vector(f"protocol.{name}", vector, layout)
     if request.phase == "train":
         violations += _check_train(policy, request, noisy=known.noise is not None)
     else:
@@ -281,14 +279,6 @@ def _check_training(policy: Policy, training: TrainingSettings, *, noisy: bool) 
         for name in type(ranges).model_fields
         for violations in beyond(f"incoming.training.{name}", getattr(training, name), getattr(ranges, name))
     ]
-
-
-def _check_vector(rule: str, vector: Vector, layout: PayloadLayout) -> list[PolicyViolation]:
-    try:
-        layout.check(vector)
-    except PayloadMismatchError as error:
-        return [PolicyViolation(rule, "array", str(error))]
-    return []
 
 
 def _check_order(known: KnownRun, key: RequestKey, sha256: str) -> list[PolicyViolation]:

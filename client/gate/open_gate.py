@@ -25,6 +25,7 @@ __all__ = [
     "check_gate",
     "open_budget",
     "open_gate",
+    "open_gate_of",
     "open_ledger",
     "read_ledger",
     "read_site_key",
@@ -48,16 +49,28 @@ def open_gate(settings: SiteSettings, kit: Path) -> Gate:
         InputRefusedError: for a policy or key that cannot be used; for a ledger that is not sound, that another worker
             has open, or that contains less than the site's own state.
     """
-    policy = load_policy(settings.policy)
+    return open_gate_of(settings.site, policy=settings.policy, state=settings.worker.state, kit=kit)
+
+
+def open_gate_of(site: str, *, policy: Path, state: Path, kit: Path) -> Gate:
+    """Return the gate of a site from its paths, see `open_gate`.
+
+    Args:
+        site: the site's name.
+        policy: its policy file.
+        state: folder of the ledger, the budget, and what else the site keeps of its runs.
+        kit: folder with the key.
+    """
+    rules = load_policy(policy)
     key = read_site_key(kit)
-    budget = open_budget(settings)
-    path, state = settings.worker.state / LEDGER_FILE, settings.worker.state
-    served = find_served(state, budget.charged, settings.site)
+    budget = open_budget(state)
+    path = state / LEDGER_FILE
+    served = find_served(state, budget.charged, site)
     content, tip = read_ledger(path)
     if examine(content, tip, key.public_key()).unbegun:
         # Check this before `open_ledger` would begin the ledger anew without a report.
         _require_known(path, served, [])
-    ledger = open_ledger(path, key, settings.site)
+    ledger = open_ledger(path, key, site)
     try:
         _require_known(path, served, ledger.history)
         _require_charged(budget, ledger.history)
@@ -65,8 +78,8 @@ def open_gate(settings: SiteSettings, kit: Path) -> Gate:
     except BaseException:
         ledger.close()
         raise
-    _log.info("policy %s, ledger of %d entries", policy.digest[:16], len(ledger.history))
-    return Gate(policy, ledger, PromptStore(state / _PROMPTS_FOLDER), budget, site=settings.site)
+    _log.info("policy %s, ledger of %d entries", rules.digest[:16], len(ledger.history))
+    return Gate(rules, ledger, PromptStore(state / _PROMPTS_FOLDER), budget, site=site)
 
 
 def check_gate(settings: SiteSettings, kit: Path) -> None:
@@ -76,7 +89,7 @@ def check_gate(settings: SiteSettings, kit: Path) -> None:
         InputRefusedError: as in `open_gate`, except for a ledger that is open.
     """
     load_policy(settings.policy)
-    budget = open_budget(settings)
+    budget = open_budget(settings.worker.state)
     key = read_site_key(kit).public_key()
     path = settings.worker.state / LEDGER_FILE
     # The state first: a worker may write meanwhile, and it writes to the ledger before it writes to the state.
@@ -87,7 +100,7 @@ def check_gate(settings: SiteSettings, kit: Path) -> None:
         raise InputRefusedError([Problem("ledger", str(path), fix)])
     _require_known(path, served, found.entries)
     # Read the budget again, after the ledger: a budget line is written before the ledger's note of it.
-    _require_charged(open_budget(settings), found.entries)
+    _require_charged(open_budget(settings.worker.state), found.entries)
 
 
 def read_site_key(kit: Path) -> ec.EllipticCurvePrivateKey:
@@ -132,13 +145,13 @@ def open_ledger(
         raise InputRefusedError([Problem("ledger", str(path), f"cannot be opened ({error.strerror})")]) from error
 
 
-def open_budget(settings: SiteSettings) -> BudgetLedger:
-    """Return the ledger of the site's budget.
+def open_budget(state: Path) -> BudgetLedger:
+    """Return the ledger of the site's budget, in its state folder.
 
     Raises:
         InputRefusedError: if it is not complete, or cannot be read.
     """
-    path = settings.worker.state / BUDGET_FILE
+    path = state / BUDGET_FILE
     try:
         return BudgetLedger(path)
     except BudgetBrokenError as error:

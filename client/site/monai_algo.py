@@ -87,4 +87,6 @@ class EPTClientAlgo(ClientAlgo):
 
     def _read(self, data: ExchangeObject) -> Vector:
         weights: Mapping[str, Any] = data.weights or {}
-        return self.site.layout.flatten({name: np.asarray(value) for name, value in weights.items()})
+        payload = self.site.layout.flatten({name: np.asarray(value) for name, value in weights.items()})
+        self.site.layout.check(payload)
+        return payload

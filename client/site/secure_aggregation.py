@@ -3,13 +3,13 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from functools import partial
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from ept_fed.privacy.secure_aggregation.messages import Kind
-from ept_fed.privacy.secure_aggregation.round_session import count_min_sites, digest_start, plan_session
+from ept_fed.privacy.secure_aggregation.round_session import count_min_sites, digest_start, plan_session, weigh_site
 from ept_fed.privacy.secure_aggregation.session import AggregationSession
 from ept_fed.privacy.secure_aggregation.site import SecureAggregationSite
 from ept_fed.protocol.layout import PayloadLayout, Vector
@@ -17,12 +17,7 @@ from ept_fed.protocol.messages import MessageRefusedError, RoundRequest
 from ept_fed.protocol.proposal import Proposal
 from ept_fed.protocol.stage_messages import StageReply, StageRequest
 
-if TYPE_CHECKING:
-    from client.site.site import Site  # imports torch, which a worker needs only once a run is proposed
-
-__all__ = ["Credentials", "SecureRounds", "SumTerms", "answer_stage", "count_agreed_min_sites", "plan_agreed_session"]
-
-_Release = Callable[[Vector, Vector], Vector]
+__all__ = ["Credentials", "SecureRounds", "SumTerms", "agree_on_sums", "plan_agreed_session"]
 
 
 @dataclass(frozen=True)
@@ -141,40 +136,14 @@ class SumTerms:
     minimum: int
 
 
-def answer_stage(
-    request: StageRequest,
-    site: "Site",
-    rounds: SecureRounds,
-    terms: SumTerms,
-    release: _Release = lambda _received, trained: trained,
-) -> StageReply:
-    """Return a site's part of a stage; simulations and deployments both use this function.
-
-    Args:
-        request: a request for a round that the site has trained.
-        site: the site whose update is summed.
-        rounds: the site's part in the secure aggregation of this run.
-        terms: the terms of the sums.
-        release: the site's gate; returns the payload that may be masked, from the payloads (n,) before and after
-            training.
-
-    Raises:
-        MessageRefusedError, PayloadMismatchError, InputRefusedError: see `SecureRounds.answer`.
-    """
-    site.require_header(request.header)
-
-    def update() -> tuple[Vector, int]:
-        number, received, _ = rounds.require_begun(request.header.round)
-        trained = site.masked_payload(number, received, minimum=terms.minimum)
-        return release(received, trained), terms.weigh(len(site.data.train))
-
-    return rounds.answer(request, terms.open_session, update)
-
-
-def count_agreed_min_sites(proposal: Proposal) -> int:
-    """Return the minimum number of sites in a sum of this run."""
-    secure = proposal.federation.secure_aggregation
-    return count_min_sites(len(proposal.sites), None if secure is None else secure.threshold)
+def agree_on_sums(run: str, proposal: Proposal, layout: PayloadLayout) -> SumTerms:
+    """Return the terms of the sums in a run, as the site agreed to them."""
+    federation, secure = proposal.federation, proposal.federation.secure_aggregation
+    return SumTerms(
+        partial(plan_agreed_session, run, proposal, layout),
+        partial(weigh_site, weights=federation.weights, weight_cap=federation.weight_cap),
+        count_min_sites(len(proposal.sites), None if secure is None else secure.threshold),
+    )
 
 
 def plan_agreed_session(

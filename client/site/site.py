@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,6 +28,7 @@ from ept_fed.protocol.messages import (
     RoundReply,
     RoundRequest,
 )
+from ept_fed.protocol.stage_messages import StageRequest
 from ept_fed.training.lda_head import HeadFit
 from ept_fed.training.loop import RoundScope, TrainingOutcome
 from ept_fed.training.optimizer import moves_method
@@ -121,16 +121,15 @@ class Site(SiteModel):
         settings train no tensor besides such a head.
 
         Args:
-            request: the server's request.
+            request: a request that fits this site, see `require`.
             charge: charges the cost of a private round to the site's budget before the round begins, or raises; None
                 if there is no budget, as in a simulation.
 
         Raises:
-            MessageRefusedError: for a request of another run, backbone, layout or version, with invalid settings, or of
-                a round so long ago that the state before it is gone.
+            MessageRefusedError: for settings that this run did not begin with, or a round so long ago that the state
+                before it is gone.
             TrainingDivergedError: if the loss is not finite; nothing of the round is kept.
         """
-        self.require(request)
         try:
             before = self.state_before(request.header.round)
         except StateLostError as lost:
@@ -176,10 +175,12 @@ class Site(SiteModel):
     def evaluate(self, request: RoundRequest) -> RoundReply:
         """Evaluate the global payload with the site's head on one of its splits, without training.
 
+        Args:
+            request: a request that fits this site, see `require`.
+
         Raises:
-            MessageRefusedError: for a request of another run, backbone, layout or version.
+            MessageRefusedError: for a round so long ago that its state is gone.
         """
-        self.require(request)
         started = time.perf_counter()
         if request.best_round:
             self.select_round(request.best_round)
@@ -196,22 +197,22 @@ class Site(SiteModel):
             metrics=self._withhold({**metrics, "seconds": time.perf_counter() - started}),
         )
 
-    def require(self, request: RoundRequest) -> None:
-        """Raise unless a request fits this site.
+    def require(self, request: RoundRequest | StageRequest) -> None:
+        """Raise unless a request fits this site; nothing is checked again when it is answered.
 
         Raises:
             MessageRefusedError: for another run, backbone, layout or version, or a round that does not exist.
-            PayloadMismatchError: for a payload that does not fit this site's layout.
+            PayloadMismatchError: for a vector that is not a finite float32 vector of this site's layout.
         """
-        round_number = request.header.round
-        self.require_header(request.header)
-        if not 1 <= round_number <= request.rounds:
-            raise MessageRefusedError(f"round {round_number} of {request.rounds} does not exist")
-        self.layout.check(np.asarray(request.payload))
-
-    def require_header(self, header: Header) -> None:
-        """Raise MessageRefusedError unless a message has this run, backbone, layout and version."""
-        header.require(Header(self.run, header.round, self._slot.model.backbone.digest, self.layout.hash))
+        header = request.header
+        header.require(Header(self.run, header.round, self.backbone_digest, self.layout.hash))
+        if isinstance(request, StageRequest):
+            return
+        if not 1 <= header.round <= request.rounds:
+            raise MessageRefusedError(f"round {header.round} of {request.rounds} does not exist")
+        for vector in (request.payload, request.correction):
+            if vector is not None:
+                self.layout.check(vector)
 
     def masked_payload(self, round_number: int, received: Vector, *, minimum: int) -> Vector:
         """Return the payload after training this round, to be masked; with noise it differs each time.

@@ -4,47 +4,30 @@ Not covered: everybody who can connect to its socket may send requests, within t
 read its memory or its state folder has the personalised head.
 """
 
-import hashlib
 import logging
 import os
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from functools import partial
 from queue import SimpleQueue
 from threading import Lock, Thread
 from typing import TypeVar
 
 import ept_fed
 from client.gate.interface import GateInterface
-from client.site.privacy_plan import RoundCost
+from client.requests.answer_frame import answer_frame
+from client.requests.introduce import introduce
+from client.requests.respond import GateRefusedError, LastReply, SitePart, ask_gate, respond
 from client.site.run_record import Answer
 from client.site.run_registry import RunRegistry
-from client.site.secure_aggregation import (
-    Credentials,
-    SecureRounds,
-    SumTerms,
-    answer_stage,
-    count_agreed_min_sites,
-    plan_agreed_session,
-)
-from client.site.site import Site
-from client.worker.error_replies import explain
+from client.site.secure_aggregation import Credentials, SecureRounds, agree_on_sums, plan_agreed_session
 from client.worker.site_cache import WarmSite
 from client.worker.unix_sockets import Activity, WorkerStatus
 from ept_fed.errors import InputRefusedError
-from ept_fed.privacy.secure_aggregation.round_session import weigh_site
-from ept_fed.protocol.frames import (
-    Frame,
-    Introduce,
-    Refusal,
-    decode_frame,
-    encode_frame,
-    kind_of,
-)
-from ept_fed.protocol.layout import PayloadLayout, PayloadMismatchError, Vector
-from ept_fed.protocol.messages import SPLITS, MessageRefusedError, RoundReply, RoundRequest, Split
+from ept_fed.protocol.frames import Frame, Introduce, encode_frame, kind_of
+from ept_fed.protocol.layout import PayloadLayout
+from ept_fed.protocol.messages import MessageRefusedError, RoundReply, RoundRequest
 from ept_fed.protocol.proposal import Proposal, SiteIntroduction
 from ept_fed.protocol.stage_messages import StageReply, StageRequest
 from ept_fed.validation.experiment import check_sites
@@ -57,10 +40,6 @@ _Made = TypeVar("_Made")
 _log = logging.getLogger(__name__)
 
 
-class _TurnedAwayError(MessageRefusedError):
-    """The gate refused a message, and has recorded the refusal itself."""
-
-
 @dataclass
 class _Hold:
     """The run that holds the worker, its last requested round, and the time of its last message."""
@@ -68,14 +47,6 @@ class _Hold:
     run: str
     round: int | None
     at: float
-
-
-@dataclass(frozen=True)
-class _Finished:
-    """The last train reply before it passed the gate, and the digest of the request that it answers."""
-
-    request: bytes
-    reply: RoundReply
 
 
 class Worker:
@@ -102,23 +73,17 @@ class Worker:
         self._last_message: float | None = None
         self._hold_lock = Lock()
         self._busy: Activity = "idle"
-        self._finished: _Finished | None = None
+        self._last = LastReply()
         self._started = clock()
         self._tasks: SimpleQueue[Callable[[], None]] = SimpleQueue()
         Thread(target=self._work, name="train", daemon=True).start()
 
     def answer(self, content: bytes) -> bytes:
-        """Return the answer to a frame; a failure gives a refusal, without the text of an unexpected exception.
+        """Return the answer to a frame, see `answer_frame`.
 
         A train request that was answered already gets the same reply again, without training.
         """
-        kind = "unreadable"
-        try:
-            frame = decode_frame(content)
-            kind = kind_of(frame)
-            return encode_frame(self._answer(frame, content))
-        except Exception as error:  # noqa: BLE001 - the text of an exception must not leave the site
-            return encode_frame(self._decline(error, kind, content))
+        return answer_frame(content, self._gate, lambda frame: self._answer(frame, content))
 
     def status(self) -> WorkerStatus:
         """Return the worker's status immediately, even during training; it is never sent as the answer to a frame."""
@@ -141,7 +106,7 @@ class Worker:
     def _answer(self, frame: Frame, content: bytes) -> Frame:
         if isinstance(frame, Introduce):
             self._require_free(frame.run)
-            self._at_gate(lambda: self._gate.admit_proposal(frame.run, frame.proposal, content))
+            ask_gate(self._gate.admit_proposal, frame.run, frame.proposal, content)
             self._take_hold(frame.run, None)
             try:
                 return self._in_turn(
@@ -152,7 +117,7 @@ class Worker:
                 self._let_go(frame.run)
                 raise
         if not isinstance(frame, RoundRequest | StageRequest):
-            raise MessageRefusedError(f"a worker does not answer a frame of kind '{kind_of(frame)}'")
+            raise MessageRefusedError(f"a site does not answer a frame of kind '{kind_of(frame)}'")
         run = frame.header.run
         proposal = self._registry.find(run)
         self._take_hold(run, frame.header.round)
@@ -160,7 +125,7 @@ class Worker:
             if isinstance(frame, StageRequest):
                 return self._in_turn("secure aggregation", run, lambda: self._reply_to_stage(frame, proposal, content))
             reply = self._in_turn(frame.phase, run, lambda: self._reply(frame, proposal, content))
-        except _TurnedAwayError:
+        except GateRefusedError:
             self._let_go(run)
             raise
         if frame.phase == "evaluate" and (frame.best_round or frame.header.round == frame.rounds):
@@ -172,72 +137,39 @@ class Worker:
         site = self._warm.open(run, proposal, self._registry.states(run))
         if proposal.sites:
             self._require_secure_aggregation(run, proposal, site.layout, len(site.data.train))
-        introduction = SiteIntroduction(
-            site=self._settings.site,
-            run=run,
-            proposal=proposal.digest,
-            backbone_digest=str(self._warm.backbone_digest),
-            layout=site.layout,
-            initial=site.initial(),
-            examples=len(site.data.train),
-        )
-        counts: dict[Split, int] = {name: len(site.split(name)) for name in SPLITS}
-        leaving = encode_frame(introduction)
-        self._at_gate(lambda: self._gate.release_introduction(run, introduction, leaving, counts=counts))
+        introduction = introduce(run, proposal, site, self._gate)
         self._registry.agree(run, proposal)
-        self._registry.record(run).note(Answer("introduction", len(content), len(leaving)))
+        self._registry.record(run).note(Answer("introduction", len(content), len(encode_frame(introduction))))
         return introduction
 
     def _reply(self, request: RoundRequest, proposal: Proposal, content: bytes) -> RoundReply:
         run = request.header.run
-        site = self._warm.open(run, proposal, self._registry.states(run))
-        for vector in (request.payload, request.correction):
-            if vector is not None:
-                site.layout.check(vector)
-        self._at_gate(lambda: self._gate.admit(request, proposal, site.layout, content))
-        record = self._registry.record(run)
-        stored = self._load_reply(request, content, site) if request.phase == "train" else None
-        if stored is None:
-            record.accept(request, self._warm.data.digest)
-        if request.phase == "evaluate":
-            reply = site.evaluate(request)
-        elif stored is not None:
-            reply = stored
-        else:
-            reply = self._train(request, content, site)
-        leaving = self._at_gate(lambda: self._gate.release(request, reply, site.layout))
-        record.note(
-            Answer(
-                request.phase,
-                len(content),
-                len(encode_frame(leaving)),
-                request.header.round,
-                request.evaluated or request.split,
-                leaving.examples,
-                leaving.metrics,
-            )
-        )
-        return leaving
+        reply = respond(request, content, self._open_part(run, proposal))
+        sizes, told = (len(content), len(encode_frame(reply))), request.evaluated or request.split
+        answer = Answer(request.phase, *sizes, request.header.round, told, reply.examples, reply.metrics)
+        self._registry.record(run).note(answer)
+        return reply
 
     def _reply_to_stage(self, request: StageRequest, proposal: Proposal, content: bytes) -> StageReply:
-        run, number = request.header.run, request.header.round
-        site = self._warm.open(run, proposal, self._registry.states(run))
-        self._at_gate(lambda: self._gate.admit_stage(request, proposal, site.layout, content))
-        terms = SumTerms(
-            partial(plan_agreed_session, run, proposal, site.layout),
-            partial(weigh_site, weights=proposal.federation.weights, weight_cap=proposal.federation.weight_cap),
-            count_agreed_min_sites(proposal),
-        )
-
-        def release(received: Vector, trained: Vector) -> Vector:
-            examples = len(site.data.train)
-            return self._at_gate(lambda: self._gate.mask(request, received, trained, examples, site.layout))
-
-        reply = answer_stage(request, site, self._open_rounds(run), terms, release)
-        leaving = encode_frame(reply)
-        self._at_gate(lambda: self._gate.release_stage(request, leaving))
-        self._registry.record(run).note(Answer(request.stage, len(content), len(leaving), number))
+        run = request.header.run
+        reply = respond(request, content, self._open_part(run, proposal))
+        sizes = len(content), len(encode_frame(reply))
+        self._registry.record(run).note(Answer(request.stage, *sizes, request.header.round))
         return reply
+
+    def _open_part(self, run: str, proposal: Proposal) -> SitePart:
+        site = self._warm.open(run, proposal, self._registry.states(run))
+        data, record = self._warm.data.digest, self._registry.record(run)
+        secure = proposal.federation.secure_aggregation is not None
+        return SitePart(
+            site,
+            proposal,
+            self._gate,
+            rounds=self._open_rounds(run) if secure else None,
+            terms=agree_on_sums(run, proposal, site.layout) if secure else None,
+            last=self._last,
+            accept=lambda request: record.accept(request, data),
+        )
 
     def _open_rounds(self, run: str) -> SecureRounds:
         """Return the site's part in the secure aggregation of a run.
@@ -275,26 +207,6 @@ class Worker:
                 f"a site with more than {session.encoding.heaviest} images cannot be given a weight"
             )
         self._require_credentials()
-
-    def _train(self, request: RoundRequest, content: bytes, site: Site) -> RoundReply:
-        self._finished = None
-        _log.info("round %d of %s: training begins", request.header.round, request.header.run)
-        if site.secure_aggregation:
-            self._open_rounds(request.header.run).begin(request)
-        reply = site.train(request, charge=partial(self._charge, request))
-        self._finished = _Finished(hashlib.sha256(content).digest(), reply)
-        return reply
-
-    def _charge(self, request: RoundRequest, cost: RoundCost) -> None:
-        self._at_gate(lambda: self._gate.charge(request, cost))
-
-    def _load_reply(self, request: RoundRequest, content: bytes, site: Site) -> RoundReply | None:
-        """Return the reply to an identical earlier request, if the site's state is still the one after that round."""
-        finished = self._finished
-        if finished is None or finished.request != hashlib.sha256(content).digest():
-            return None
-        state = site.state
-        return finished.reply if state is not None and state.round == request.header.round else None
 
     def _require_free(self, run: str) -> None:
         """Raise MessageRefusedError if another run holds the worker; the message does not name that run."""
@@ -348,23 +260,3 @@ class Worker:
     def _work(self) -> None:
         while True:
             self._tasks.get()()
-
-    @staticmethod
-    def _at_gate(pass_through: Callable[[], _Made]) -> _Made:
-        try:
-            return pass_through()
-        except (MessageRefusedError, PayloadMismatchError) as refusal:
-            raise _TurnedAwayError(str(refusal)) from refusal
-
-    def _decline(self, error: Exception, kind: str, content: bytes) -> Refusal:
-        refusal = explain(error)
-        if refusal.failed or isinstance(error, InputRefusedError):
-            _log.error("failed on a %s message", kind, exc_info=error)
-        else:
-            _log.warning("declined a %s message: %s", kind, refusal.reason)
-        if not isinstance(error, _TurnedAwayError):
-            try:
-                self._gate.refused("in", kind, refusal.reason, content)
-            except (MessageRefusedError, OSError):
-                _log.exception("a refusal could not be recorded")
-        return refusal

@@ -8,10 +8,19 @@ A proxy accepts a request of this size, and a slow connection that breaks has to
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 
 import ept_fed
-from ept_fed.protocol.frame_prefix import PREFIX_BYTES, read_prefix
+from ept_fed.protocol.frame_prefix import PREFIX_BYTES, is_refusal, read_prefix
 from ept_fed.protocol.messages import MessageRefusedError, clean_text, require_type
 
-__all__ = ["PART_BYTES", "SITE_AWAY", "SITE_FAILED", "SITE_REFUSED", "encode_frame_record", "read_frame_record"]
+__all__ = [
+    "PART_BYTES",
+    "SITE_AWAY",
+    "SITE_FAILED",
+    "SITE_REFUSED",
+    "decline",
+    "encode_answer",
+    "encode_frame_record",
+    "read_frame_record",
+]
 
 PART_BYTES = 5_000_000
 SITE_REFUSED, SITE_FAILED, SITE_AWAY = 101, 102, 103
@@ -29,6 +38,28 @@ def encode_frame_record(frame: bytes) -> RecordDict:
     """Return the bytes of a frame as the records of a message; each record except the last has PART_BYTES bytes."""
     parts = [frame[start : start + PART_BYTES] for start in _starts(len(frame))]
     return RecordDict({str(place): ConfigRecord({_PART: part}) for place, part in enumerate(parts)})
+
+
+def encode_answer(frame: bytes, request: Message) -> Message:
+    """Return a site's frame as the answer to a message; a refusal becomes a Flower error, which is no result.
+
+    Raises:
+        MessageRefusedError: for a frame that cannot be read.
+    """
+    if not is_refusal(frame):
+        return Message(encode_frame_record(frame), reply_to=request)
+    # Imported here because it is slow to import and seldom needed.
+    from ept_fed.protocol.frames import Refusal, decode_frame
+
+    refusal = decode_frame(frame)
+    if not isinstance(refusal, Refusal):
+        raise TypeError("the answer is marked as a refusal, but it is not a refusal")
+    return decline(request, SITE_FAILED if refusal.failed else SITE_REFUSED, refusal.reason)
+
+
+def decline(request: Message, code: int, reason: str) -> Message:
+    """Return an error as the answer to a message; the reason is sent."""
+    return Message(Error(code=code, reason=clean_text(reason)), reply_to=request)
 
 
 def _starts(total: int) -> range:

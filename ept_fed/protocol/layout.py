@@ -92,12 +92,13 @@ class PayloadLayout:
         return np.concatenate(parts)
 
     def unflatten(self, vector: npt.NDArray[Any]) -> dict[str, Vector]:
-        """Split a vector (size,) into tensors by name, as copies.
+        """Split a vector (size,) into tensors by name, as copies; a received one was checked on arrival.
 
         Raises:
-            PayloadMismatchError: if it is not a finite float32 vector of the layout's size.
+            PayloadMismatchError: if it has another size.
         """
-        self.check(vector)
+        if vector.shape != (self.size,):
+            raise PayloadMismatchError(f"payload is {vector.shape}; the layout has ({self.size},)")
         tensors, start = {}, 0
         for name, shape in self.shapes:
             stop = start + prod(shape)

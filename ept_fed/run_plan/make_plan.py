@@ -1,13 +1,15 @@
 """Making the server's plan from an experiment and from the values that depend on the sites' backbone."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 from ept_fed.catalog.strategies import STRATEGIES, resolve_options
 from ept_fed.config.experiment import Experiment, FederationSettings, TrainingSettings
+from ept_fed.privacy.secure_aggregation.round_session import count_min_sites
 from ept_fed.protocol.layout import PayloadLayout, Vector
 from ept_fed.run_plan.plan import Plan
 
-__all__ = ["agree_on_training", "make_plan"]
+__all__ = ["agree_on_training", "make_plan", "min_agreeing_sites"]
 
 _AS_THEY_ARE = {
     "averaging",
@@ -65,6 +67,15 @@ def make_plan(
         secure_threshold=federation.secure_aggregation.threshold if federation.secure_aggregation else None,
         **federation.model_dump(include=_AS_THEY_ARE),
     )
+
+
+def min_agreeing_sites(federation: FederationSettings, sites: int) -> int:
+    """Return the minimum number of the proposed `sites` that must agree, so that a run begins."""
+    quorum = max(1, federation.quorum or math.ceil(sites / 2))
+    if federation.secure_aggregation is None:
+        return quorum
+    # With fewer sites, no sum can be unmasked.
+    return max(quorum, count_min_sites(sites, federation.secure_aggregation.threshold))
 
 
 def agree_on_training(training: TrainingSettings, federation: FederationSettings) -> TrainingSettings:

@@ -5,7 +5,6 @@ same ones.
 """
 
 import logging
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -14,11 +13,10 @@ from flwr.serverapp import Grid
 
 from ept_fed.config.experiment import Experiment
 from ept_fed.flower.messages import decode_introduction, encode_proposal
-from ept_fed.privacy.secure_aggregation.round_session import count_min_sites
 from ept_fed.protocol.layout import PayloadMismatchError
 from ept_fed.protocol.messages import MessageRefusedError, clean_text
 from ept_fed.protocol.proposal import Proposal, SiteIntroduction, propose
-from ept_fed.run_plan.make_plan import make_plan
+from ept_fed.run_plan.make_plan import make_plan, min_agreeing_sites
 from ept_fed.run_plan.plan import Plan
 from server.rounds.exchange import find_sender
 from server.rounds.wait_for_sites import wait_for_sites
@@ -54,10 +52,7 @@ def agree(grid: Grid, experiment: Experiment, sites: tuple[str, ...]) -> Agreeme
         NoAgreementError: if fewer sites than the quorum agree, or the sites are split without a majority.
     """
     federation, proposal = experiment.federation, propose(experiment, sites)
-    quorum = federation.quorum or math.ceil(len(sites) / 2)
-    if federation.secure_aggregation is not None:
-        # With fewer sites, no sum can be unmasked.
-        quorum = max(quorum, count_min_sites(len(sites), federation.secure_aggregation.threshold))
+    quorum = min_agreeing_sites(federation, len(sites))
     online, doubled = wait_for_sites(grid, sites, deadline=federation.deadline, quorum=quorum, grace=federation.grace)
     left_out = dict.fromkeys((name for name in sites if name not in online), _ABSENT)
     left_out |= dict.fromkeys(doubled, "two nodes are online under its name")
@@ -68,7 +63,7 @@ def agree(grid: Grid, experiment: Experiment, sites: tuple[str, ...]) -> Agreeme
     left_out |= refused | misfits
     for name, reason in sorted(left_out.items()):
         _log.warning("%s is left out: %s", name, reason)
-    if len(fitting) < max(1, quorum):
+    if len(fitting) < quorum:
         reasons = "; ".join(f"{name} {reason}" for name, reason in sorted(left_out.items()))
         raise NoAgreementError(f"{len(fitting)} of {len(sites)} sites would take part, {quorum} are needed: {reasons}")
     first = next(iter(fitting.values()))

@@ -45,7 +45,7 @@ def main() -> None:
         before = _read("VmRSS")
         _RESET.write_text("5")
         started = time.perf_counter()
-        result = federate(plan, federation.data.digest, sites, run, Silent(), resume=None)
+        result = federate(federation, plan, sites, run, Silent())
         seconds = time.perf_counter() - started
         peak = _read("VmHWM")
         kept = sum(path.stat().st_size for path in run.path.rglob("*") if path.is_file())

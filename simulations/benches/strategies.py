@@ -20,7 +20,7 @@ import numpy as np
 from flwr.app import Context
 
 from client.in_process_app import create_client_app
-from client.site.site import Site
+from client.requests.respond import SitePart
 from ept_fed.catalog.strategies import STRATEGIES, resolve_options
 from ept_fed.protocol.layout import Vector
 from ept_fed.protocol.messages import Phase
@@ -109,10 +109,10 @@ def run_trial(federation: VirtualFederation, trial: Trial, attacker: str) -> tup
     sites = {name: federation.create_site(data) for name, data in federation.data.sites.items()}
     results: list[FederationResult] = []
 
-    def find_site(context: Context) -> Site:
-        return sites[str(context.node_config["site"])]
+    def find_part(context: Context) -> SitePart:
+        return federation.take_part(sites[str(context.node_config["site"])])
 
-    app = create_client_app(find_site)
+    app = create_client_app(find_part)
     if trial.attack != "none":
         app = attack_through(app, attacker, trial.attack, experiment.seed)
     run_locally(create_server_app(plan, _Quiet(), results.append), app, tuple(sites))

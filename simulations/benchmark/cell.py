@@ -206,7 +206,7 @@ def _train_federated(federation: VirtualFederation, scratch: RunFolder, notes: P
         name: federation.create_site(data, federation.keep_states(scratch, "federated", name))
         for name, data in federation.data.sites.items()
     }
-    result = federate(plan, federation.data.digest, sites, scratch, notes, resume=None)
+    result = federate(federation, plan, sites, scratch, notes)
 
     def load(name: str) -> Site:
         sites[name].select_round(result.chosen)

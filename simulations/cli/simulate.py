@@ -14,7 +14,8 @@ DEMO_CONFIG = Path(__file__).resolve().parents[2] / "configs" / "demo.yaml"
 
 EXAMPLES = (
     "Examples:\n\n  ept-fed simulate\n\n"
-    "  ept-fed simulate configs/ham10000.yaml --set data.root=DIR --set model.weights=FILE --set data.shots=10"
+    "  ept-fed simulate configs/ham10000.yaml --set data.root=DIR --set model.weights=FILE --set data.shots=10\n\n"
+    "  ept-fed simulate configs/ham10000.yaml --policy kits/sites/north/policy.yaml"
 )
 
 
@@ -33,6 +34,10 @@ def simulate(
     track: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Also write rounds for tensorboard or mlflow; repeatable.")
     ] = None,
+    policy: Annotated[
+        Path | None,
+        typer.Option(help="Policy of a site that every virtual site applies; the ledgers are in the run folder."),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the report as one JSON document and nothing else.")
     ] = False,
@@ -40,7 +45,8 @@ def simulate(
     """Tune prompts across virtual sites in one process, and compare with local training at every site.
 
     The run folder holds the resolved settings, a line per round, the prompts after each round, each site's predictions
-    and the report. Exit code 0: done; 1: no round could be averaged; 2: something has to be corrected first.
+    and the report. Exit code 0: done; 1: no round could be averaged, or too few sites agreed; 2: something has to be
+    corrected first.
     """
     with exit_on_refusal(as_json=as_json):
         from ept_fed.errors import InputRefusedError, Problem
@@ -60,12 +66,12 @@ def simulate(
         if as_json:
             from ept_fed.progress import Silent
 
-            report = run_simulation(experiment, folder, Silent(), resume=resume, track=track or ())
+            report = run_simulation(experiment, folder, Silent(), resume=resume, track=track or (), policy=policy)
             typer.echo(dump_json(report))
         else:
             from ept_fed.cli.display import LiveDisplay, print_comparison
 
             with LiveDisplay(experiment) as display:
-                report = run_simulation(experiment, folder, display, resume=resume, track=track or ())
+                report = run_simulation(experiment, folder, display, resume=resume, track=track or (), policy=policy)
             print_comparison(report)
     raise typer.Exit(DONE if report["status"] == "done" else FAILED)

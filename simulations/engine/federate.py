@@ -7,12 +7,13 @@ from functools import partial
 from cryptography import x509
 from flwr.app import Context
 
-from client.in_process_app import SecureSums, create_client_app
-from client.site.secure_aggregation import SecureRounds, SumTerms
+from client.gate.interface import GateInterface
+from client.in_process_app import create_client_app
+from client.requests.respond import SitePart
+from client.site.secure_aggregation import SecureRounds
 from client.site.site import Site
 from client.site.state_store import StateLostError
 from ept_fed.errors import InputRefusedError, Problem
-from ept_fed.privacy.secure_aggregation.round_session import weigh_site
 from ept_fed.progress import Progress
 from ept_fed.protocol.layout import Vector
 from ept_fed.protocol.messages import Phase
@@ -25,7 +26,9 @@ from server.rounds.checkpoints import Checkpoint, CheckpointFolder
 from server.rounds.loop import FederationResult
 from server.rounds.recorder import RunRecorder
 from simulations.engine.local_grid import run_locally
+from simulations.engine.pass_through_gate import PassThroughGate
 from simulations.engine.throwaway_certificates import certify_sites
+from simulations.engine.virtual_sites import VirtualFederation
 
 __all__ = ["federate", "find_checkpoint"]
 
@@ -68,22 +71,34 @@ def find_checkpoint(plan: Plan, data: str, sites: Mapping[str, Site], folder: Ru
 
 
 def federate(
+    federation: VirtualFederation,
     plan: Plan,
-    data: str,
     sites: Mapping[str, Site],
     folder: RunFolder,
     progress: Progress,
     *,
-    resume: Checkpoint | None,
+    gates: Mapping[str, GateInterface] | None = None,
+    resume: Checkpoint | None = None,
     track: Callable[[RoundRecord], None] | None = None,
 ) -> FederationResult:
-    """Run the plan's rounds; write each to the folder when it ends, and pass the same record to `track`."""
+    """Run the plan's rounds; write each to the folder when it ends, and pass the same record to `track`.
+
+    Args:
+        federation: the inputs of the simulation.
+        plan: of the run.
+        sites: the sites of the plan, by name.
+        folder: of the run.
+        progress: receives the events of the run.
+        gates: the sites' gates by name; None lets everything pass.
+        resume: the checkpoint to continue from; None starts anew.
+        track: also receives each round's record.
+    """
     results: list[FederationResult] = []
 
-    def find_site(context: Context) -> Site:
-        return sites[str(context.node_config["site"])]
+    def find_part(context: Context) -> SitePart:
+        return parts[str(context.node_config["site"])]
 
-    progress.on_stage("federated", tuple(sites), plan.rounds)
+    progress.on_stage("federated", plan.sites, plan.rounds)
     # The last record of a checkpoint still lacks its evaluation, so its line is written again.
     finished = len(resume.records) - 1 if resume else 0
     folder.keep_rounds(finished)
@@ -92,24 +107,33 @@ def federate(
     else:
         progress.on_note(f"resuming after round {finished + 1} of {plan.rounds}")
     recorder = _Recorder(plan, folder, progress, track)
-    checkpoints = CheckpointFolder(folder.checkpoints, plan, data)
-    authority, sums = _certify(plan, resume.records[-1].round if resume else 0)
+    checkpoints = CheckpointFolder(folder.checkpoints, plan, federation.data.digest)
+    authority, parts = _take_part(federation, plan, sites, gates or {}, resume.records[-1].round if resume else 0)
     server_app = create_server_app(
         plan, recorder, results.append, resume=resume, save=checkpoints.save, authority=authority
     )
-    run_locally(server_app, create_client_app(find_site, sums), tuple(sites))
+    run_locally(server_app, create_client_app(find_part), plan.sites)
     (result,) = results
     return result
 
 
-def _certify(plan: Plan, finished: int) -> tuple[x509.Certificate | None, SecureSums | None]:
-    """Return what secure aggregation needs at server and sites; finished rounds are never summed again."""
-    if not plan.secure_sites:
-        return None, None
-    authority, credentials = certify_sites(plan.secure_sites)
-    rounds = {name: SecureRounds(name, partial(credentials.__getitem__, name), masked=finished) for name in credentials}
-    weigh = partial(weigh_site, weights=plan.weights, weight_cap=plan.weight_cap)
-    return authority, SecureSums(rounds.__getitem__, SumTerms(plan.session, weigh, plan.min_secure_sites))
+def _take_part(
+    federation: VirtualFederation,
+    plan: Plan,
+    sites: Mapping[str, Site],
+    gates: Mapping[str, GateInterface],
+    finished: int,
+) -> tuple[x509.Certificate | None, dict[str, SitePart]]:
+    """Return the authority that certified the sites, if they need it, and each site's part in the run."""
+    authority, credentials = certify_sites(plan.secure_sites) if plan.secure_sites else (None, {})
+    parts = {}
+    for name in plan.sites:
+        gate, rounds = gates.get(name, PassThroughGate()), None
+        if plan.secure_sites:
+            masked = max(finished, gate.secure_rounds(plan.run))
+            rounds = SecureRounds(name, partial(credentials.__getitem__, name), masked=masked)
+        parts[name] = federation.take_part(sites[name], gate, rounds)
+    return authority, parts
 
 
 _WITHOUT = {

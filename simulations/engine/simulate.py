@@ -1,11 +1,13 @@
 """`ept-fed simulate`: a federation of virtual sites in this process, its baselines, and their comparison."""
 
+import contextlib
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from client.gate.gate import Gate
 from client.report.privacy_spent import describe_private_rounds
 from client.report.run_summary import describe_run
 from client.site.site import Site
@@ -17,23 +19,31 @@ from ept_fed.reports.run.comparison import Comparison
 from ept_fed.reports.run.cross_site import write_cross_site
 from ept_fed.reports.run.run_folder import RunFolder
 from ept_fed.reports.run.run_log import log_to_file
-from ept_fed.run_plan.plan import Plan
+from ept_fed.run_plan.make_plan import min_agreeing_sites
 from ept_fed.tracking.registry import check_writers
 from ept_fed.tracking.scalars import describe_settings
 from ept_fed.tracking.tracker import Tracker
 from ept_fed.tracking.writer import TrackedRun
 from server.rounds.checkpoints import Checkpoint
+from server.rounds.loop import FederationResult
 from simulations.engine.compare import compare_settings, describe_training, prepare_settings
 from simulations.engine.cross_site import assess_cross_site
 from simulations.engine.federate import federate, find_checkpoint
 from simulations.engine.gallery import collect_gallery
-from simulations.engine.virtual_sites import VirtualFederation, prepare_federation
+from simulations.engine.virtual_gates import check_policy, introduce_sites, open_gates
+from simulations.engine.virtual_sites import VirtualFederation, check_names, prepare_federation
 
 __all__ = ["simulate"]
 
 
 def simulate(
-    experiment: Experiment, out: Path, progress: Progress, *, resume: bool = False, track: Sequence[str] = ()
+    experiment: Experiment,
+    out: Path,
+    progress: Progress,
+    *,
+    resume: bool = False,
+    track: Sequence[str] = (),
+    policy: Path | None = None,
 ) -> Mapping[str, Any]:
     """Run an experiment into the folder `out` and return its report.
 
@@ -43,13 +53,15 @@ def simulate(
         progress: receives the events of the run.
         resume: continue an interrupted run of the same settings in `out`; of a finished run, only return the report.
         track: names of `ept_fed.tracking.registry.WRITERS` that also receive each round's numbers.
+        policy: policy file of a site's gate; every virtual site then has a gate with it, see
+            `simulations.engine.virtual_gates`. None lets everything pass.
 
     Returns:
         The content of report.json, and the `verdicts` of its pages by site; `status` is "failed" if no round averaged
         anything.
 
     Raises:
-        InputRefusedError: with every problem of data, model and folder.
+        InputRefusedError: with every problem of data, model, policy and folder.
     """
     # Flower logs each phase at INFO; the run's own display already shows the same.
     logging.getLogger("flwr").setLevel(logging.WARNING)
@@ -57,27 +69,31 @@ def simulate(
     folder = RunFolder(out)
     resume = resume and not folder.is_free()
     problems = folder.check_resumable(experiment) if resume else folder.check_free()
-    problems += check_writers(track)
+    problems += check_writers(track) + check_policy(policy, folder.gates, resume=resume)
     if resume and not problems and (finished := folder.read_finished()) is not None:
         folder.drop_states()
         return {**finished, "rows": Comparison.from_json(finished).rows(), "folder": str(out)}
-    federation = _prepare(experiment, folder, problems)
-    plan = federation.plan()
+    federation = _prepare(experiment, folder, problems, gated=policy is not None)
     sites = {
         name: federation.create_site(data, federation.keep_states(folder, "federated", name))
         for name, data in federation.data.sites.items()
     }
-    checkpoint = find_checkpoint(plan, federation.data.digest, sites, folder) if resume else None
+    checkpoint = None
     if resume:
+        checkpoint = find_checkpoint(federation.plan(), federation.data.digest, sites, folder)
         folder.renew(experiment.to_yaml())
     else:
         folder.create(experiment.to_yaml())
     folder.write_partition(federation.data.partition)
-    with log_to_file(out / "run.log"), Tracker(track, out, progress.on_note) as tracker:
+    with (
+        log_to_file(out / "run.log"),
+        Tracker(track, out, progress.on_note) as tracker,
+        _open_gates(policy, sites, folder) as gates,
+    ):
         # As in `federate`: the last record of a checkpoint still lacks its evaluation and is written again.
         entered = folder.read_rounds()[: len(checkpoint.records) - 1] if checkpoint else []
-        tracker.start(TrackedRun(experiment.name, plan.run, describe_settings(experiment)), entered)
-        report, rows = _run(federation, plan, sites, folder, progress, checkpoint, tracker)
+        tracker.start(TrackedRun(experiment.name, experiment.run_id, describe_settings(experiment)), entered)
+        report, rows = _run(federation, sites, gates, folder, progress, checkpoint, tracker)
         tracker.write_result(rows, done=report["status"] == "done")
     report = {**report, "seconds": round(time.perf_counter() - started, 1)}
     folder.write_report(report, rows)
@@ -93,21 +109,34 @@ def simulate(
     return {**report, "rows": rows, "verdicts": verdicts, "folder": str(out)}
 
 
+def _open_gates(
+    policy: Path | None, sites: Iterable[str], folder: RunFolder
+) -> contextlib.AbstractContextManager[Mapping[str, Gate]]:
+    return contextlib.nullcontext({}) if policy is None else open_gates(policy, sites, folder.gates)
+
+
 def _run(
     federation: VirtualFederation,
-    plan: Plan,
     sites: Mapping[str, Site],
+    gates: Mapping[str, Gate],
     folder: RunFolder,
     progress: Progress,
     checkpoint: Checkpoint | None,
     tracker: Tracker,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    for note in federation.data.notes:
-        progress.on_note(note)
     experiment = federation.experiment
-    result = federate(
-        plan, federation.data.digest, sites, folder, progress, resume=checkpoint, track=tracker.write_round
-    )
+    refused = introduce_sites(experiment.run_id, federation.proposal, sites, gates) if gates else {}
+    notes = [*federation.data.notes, *(f"{name} refuses the run: {reason}" for name, reason in refused.items())]
+    for note in notes:
+        progress.on_note(note)
+    plan = federation.plan()
+    if len(sites) - len(refused) < min_agreeing_sites(experiment.federation, len(sites)):
+        result = FederationResult(plan.initial, 0, (), f"{len(refused)} of {len(sites)} sites refuse the run")
+    else:
+        plan = federation.plan([name for name in sites if name not in refused])
+        result = federate(
+            federation, plan, sites, folder, progress, gates=gates, resume=checkpoint, track=tracker.write_round
+        )
     settings = {}
     if result.aggregated_anything:
         for site in sites.values():
@@ -126,7 +155,7 @@ def _run(
         backbone=federation.backbone,
         layout=plan.layout,
         data=federation.data.summary(),
-        notes=federation.data.notes,
+        notes=notes,
         limits={name: [sentence] for name, sentence in federation.data.thinned.items()},
         training=describe_training(settings, result, sites),
         device=federation.device,
@@ -142,12 +171,14 @@ def _run(
     return {**report, "privacy": privacy, **comparison.to_json()}, comparison.rows()
 
 
-def _prepare(experiment: Experiment, folder: RunFolder, problems: list[Problem]) -> VirtualFederation:
+def _prepare(experiment: Experiment, folder: RunFolder, problems: list[Problem], *, gated: bool) -> VirtualFederation:
     """Load data and model, and raise their problems together with those already found."""
     try:
         federation = prepare_federation(experiment, cache=folder.prefixes)
     except InputRefusedError as refusal:
         raise InputRefusedError([*problems, *refusal.problems]) from refusal
+    if gated:
+        problems += check_names(federation.data.sites)
     if problems:
         raise InputRefusedError(problems)
     return federation

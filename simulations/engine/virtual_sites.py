@@ -1,15 +1,21 @@
 """Virtual sites: data that is split as across real hospitals, and one frozen backbone in memory for all sites."""
 
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 
+from client.gate.interface import GateInterface
+from client.requests.respond import SitePart
 from client.site.factory import create_site, create_start_model, load_backbone
 from client.site.model_slot import ModelSlot
+from client.site.secure_aggregation import SecureRounds, agree_on_sums
 from client.site.site import Site
 from client.site.state_store import StateFolder, StateStore
+from ept_fed.config.base import Name
 from ept_fed.config.experiment import Experiment
 from ept_fed.data.datasets.input_spec import InputSpec
 from ept_fed.data.datasets.prefix_store import PrefixStore
@@ -18,16 +24,19 @@ from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.models.backbones import Backbone
 from ept_fed.models.device import choose_device
 from ept_fed.models.tuned_vit import TunedViT
+from ept_fed.protocol.proposal import Proposal, propose
 from ept_fed.reports.run.run_folder import RunFolder
 from ept_fed.run_plan.make_plan import make_plan
 from ept_fed.run_plan.plan import Plan
 from ept_fed.training.payload import export_payload, payload_layout
 from ept_fed.validation.experiment import check_sites
+from simulations.engine.pass_through_gate import PassThroughGate
 
-__all__ = ["CENTRALISED_SITE", "VirtualFederation", "prepare_federation"]
+__all__ = ["CENTRALISED_SITE", "VirtualFederation", "check_names", "prepare_federation"]
 
 # Seeds derive from this name; another name would change the results of every centralised baseline.
 CENTRALISED_SITE = "all sites pooled"
+_NAME: TypeAdapter[str] = TypeAdapter(Name)
 _FALLBACK_SPEC = InputSpec(size=32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), interpolation="bilinear")
 
 
@@ -75,8 +84,34 @@ class VirtualFederation:
             test=pool(site.test for site in sites),
         )
 
-    def plan(self) -> Plan:
-        """Return the plan for the server, with the initial payload that every site starts from."""
+    @cached_property
+    def proposal(self) -> Proposal:
+        """What a server would propose to these sites."""
+        data = self.experiment.data.model_copy(update={"classes": self.data.classes})
+        return propose(self.experiment.model_copy(update={"data": data}), tuple(self.data.sites))
+
+    def take_part(
+        self,
+        site: Site,
+        gate: GateInterface | None = None,
+        rounds: SecureRounds | None = None,
+    ) -> SitePart:
+        """Return a site's part in the run of this experiment.
+
+        Args:
+            site: a site of this federation.
+            gate: the site's gate; None lets everything pass.
+            rounds: the site's part in secure aggregation; None without it.
+        """
+        proposal = self.proposal
+        terms = None if rounds is None else agree_on_sums(site.run, proposal, site.layout)
+        return SitePart(site, proposal, PassThroughGate() if gate is None else gate, rounds, terms)
+
+    def plan(self, agreed: Collection[str] | None = None) -> Plan:
+        """Return the plan for the server, with the initial payload that every site starts from.
+
+        `agreed` are the sites that take part; None: all of them.
+        """
         federation = self.experiment.federation
         model = self._create_model()
         layout = payload_layout(
@@ -89,14 +124,31 @@ class VirtualFederation:
         return make_plan(
             self.experiment,
             self.experiment.run_id,
-            examples={name: len(site.train) for name, site in self.data.sites.items()},
+            examples={
+                name: len(site.train) for name, site in self.data.sites.items() if agreed is None or name in agreed
+            },
             backbone_digest=self.backbone.digest,
             layout=layout,
             initial=export_payload(model, layout),
+            proposed_to=tuple(self.data.sites),
         )
 
     def _create_model(self) -> TunedViT:
         return create_start_model(self.experiment, self.backbone, len(self.data.classes), self.device)
+
+
+def check_names(sites: Iterable[str]) -> list[Problem]:
+    """Return a problem for each site whose name no site of a deployment could have."""
+    fix = "certificates and proposals need 1 to 64 letters, digits, dots, dashes or underscores; rename the site"
+    return [Problem("data", name, fix) for name in sites if not _is_name(name)]
+
+
+def _is_name(text: str) -> bool:
+    try:
+        _NAME.validate_python(text)
+    except ValidationError:
+        return False
+    return True
 
 
 def prepare_federation(experiment: Experiment, *, cache: Path | None = None) -> VirtualFederation:
@@ -126,6 +178,8 @@ def prepare_federation(experiment: Experiment, *, cache: Path | None = None) -> 
         problems += refusal.problems
     if data is not None:
         problems += check_sites(experiment.federation, data.sites)
+        if experiment.federation.secure_aggregation is not None:
+            problems += check_names(data.sites)
     if device is not None and backbone is not None and data is not None and not problems:
         prefixes = PrefixStore(experiment.model.prefix_memory * 2**20, cache)
         federation = VirtualFederation(experiment, backbone, data, device, prefixes)

@@ -12,8 +12,8 @@ from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 
 from client.in_process_app import create_client_app
+from client.requests.respond import SitePart
 from client.site.flower_state_store import ContextStates
-from client.site.site import Site
 from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.flower.records import SITE_FAILED, SITE_REFUSED
 from simulations.engine.virtual_sites import VirtualFederation, prepare_federation
@@ -57,12 +57,13 @@ def evaluate(message: Message, context: Context) -> Message:
 def _answer(message: Message, context: Context) -> Message:
     """Return the site's reply; its states are kept in the node's context for the next message."""
 
-    def find_site(context: Context) -> Site:
+    def find_part(context: Context) -> SitePart:
         federation = _federation(context)
         sites = federation.data.sites
-        return federation.create_site(sites[_site_name(context, tuple(sites))], ContextStates(context.state))
+        site = federation.create_site(sites[_site_name(context, tuple(sites))], ContextStates(context.state))
+        return federation.take_part(site)
 
-    reply: Message = create_client_app(find_site)(message, context)
+    reply: Message = create_client_app(find_part)(message, context)
     return reply
 
 

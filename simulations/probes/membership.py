@@ -58,7 +58,7 @@ def probe(federation: VirtualFederation, scratch: Path) -> tuple[int, tuple[Inte
         name: federation.create_site(data, federation.keep_states(folder, "federated", name))
         for name, data in federation.data.sites.items()
     }
-    average = federate(plan, federation.data.digest, sites, folder, Silent(), resume=None).payload
+    average = federate(federation, plan, sites, folder, Silent()).payload
     scores: tuple[list[Array], ...] = ([], [], [])
     member: list[Array] = []
     groups: list[str] = []

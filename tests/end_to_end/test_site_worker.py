@@ -61,7 +61,7 @@ class Process:
 
     def start(self) -> None:
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "tests.client.pass_through_gate", str(self.kit)]
+        command = [sys.executable, "-m", "tests.client.listing_gate", str(self.kit)]
         with (self.kit / "log").open("ab") as log:
             self.process = subprocess.Popen(command, cwd=self.kit, env=environment, stdout=log, stderr=log)
         wait_for(lambda: self.is_there() or self.process.poll() is not None)
@@ -136,7 +136,7 @@ def test_two_rounds_through_the_socket_equal_the_simulation_bit_for_bit(
     virtual = prepare_federation(experiment)
     plan, proposal = virtual.plan(), propose(experiment)
     sites = {name: virtual.create_site(data) for name, data in virtual.data.sites.items()}
-    expected = federate(plan, LocalGrid(create_client_app(lambda _: sites[SITE]), [SITE]))
+    expected = federate(plan, LocalGrid(create_client_app(lambda _: virtual.take_part(sites[SITE])), [SITE]))
 
     set_task_identity(1)
     question = Message(encode_proposal(plan.run, proposal), 1, "query")
@@ -220,7 +220,7 @@ except PermissionError:
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         command = [sys.executable, "-c", code]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, cwd="/")
-        assert done.stdout.splitlines() == ["a worker does not answer a frame of kind 'refusal'", "refused"]
+        assert done.stdout.splitlines() == ["a site does not answer a frame of kind 'refusal'", "refused"]
     finally:
         process.end(signal.SIGKILL)
         shutil.rmtree(outside)

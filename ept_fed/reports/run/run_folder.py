@@ -12,6 +12,7 @@ sites/<site>/shared.json        score histograms that the site shares: counts, b
 sites/<site>/predictions.csv    predictions on the site's validation and test images in each setting
 sites/<site>/model.safetensors  the model that the site uses: sinks, tokens, head, and metadata
 report.json, report.csv         the final table
+gates/                          policy and the sites' ledgers, if the run has a policy
 cross_site.csv                  each site's local model at every site, if `evaluation.cross_site` is true
 tracking/                       data for TensorBoard and MLflow, if the run is tracked
 attack.json, attack.csv         results of `ept-fed audit attack`; attack-*.png only if images were requested
@@ -78,6 +79,11 @@ class RunFolder:
     def prefixes(self) -> Path:
         """The folder of outputs of frozen layers, which is deleted with the states."""
         return self.path / "state" / "prefixes"
+
+    @property
+    def gates(self) -> Path:
+        """Folder of the virtual sites' gates."""
+        return self.path / "gates"
 
     def is_free(self) -> bool:
         """Return whether the path does not exist, or is an empty folder."""

@@ -26,7 +26,7 @@ from ept_fed.protocol.frames import Refusal, encode_frame
 from ept_fed.services.processes import AlreadyRunsError, PidFile, end_marked, find_marked
 from ept_fed.services.supervisor import REFUSED, Program, supervise
 from ept_fed.validation.load_site import load_site_settings
-from tests.client.pass_through_gate import PassThroughGate
+from tests.client.listing_gate import ListingGate
 
 ROOT = Path(__file__).resolve().parents[3]
 LIMIT = 60.0
@@ -119,9 +119,9 @@ def test_the_next_service_ends_the_processes_of_a_killed_one(
 def test_a_worker_ends_with_the_process_that_started_it() -> None:
     worker = (
         "import os, socket; from client.worker.process import _wait; pair = socket.socketpair();"
-        "from tests.client.pass_through_gate import PassThroughGate;"
+        "from tests.client.listing_gate import ListingGate;"
         # Read before the test kills the parent: afterwards getppid() returns another process.
-        "parent = os.getppid(); print('waits', flush=True); _wait(pair[0], parent, PassThroughGate())"
+        "parent = os.getppid(); print('waits', flush=True); _wait(pair[0], parent, ListingGate())"
     )
     parent = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {worker!r}]); time.sleep(600)"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -135,7 +135,7 @@ def test_a_worker_ends_with_the_process_that_started_it() -> None:
 
 
 def test_a_worker_whose_ledger_is_closed_ends() -> None:
-    class EndedGate(PassThroughGate):
+    class EndedGate(ListingGate):
         @property
         def ended(self) -> bool:
             return True

@@ -208,7 +208,6 @@ def test_the_rules_for_requests_hold_under_secure_aggregation_too(secure: Kit) -
     secure.join(gate)
     for asked, rule in (
         (request(rounds=10_000), "incoming.rounds"),
-        (request(payload=np.full_like(INITIAL, np.inf)), "protocol.payload"),
         (request(payload=INITIAL + np.float32(2)), "incoming.prompt_change"),
     ):
         assert rules_of(lambda asked=asked: secure.admit(gate, asked, frame=b"frame")) == (rule,)

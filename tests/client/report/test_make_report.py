@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 import yaml
-from flwr.app import Context, RecordDict
+from flwr.app import Context, Message, RecordDict
+from flwr.clientapp import ClientApp
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
-from client.in_process_app import create_client_app
 from client.report.make_report import _lock, report_site
 from client.site.factory import load_backbone
 from client.site.run_record import Answer, RunRecord
@@ -27,10 +27,10 @@ from ept_fed.cli.main import app
 from ept_fed.config.experiment import Experiment
 from ept_fed.data.sources.phantom_structures import STRUCTURES
 from ept_fed.errors import InputRefusedError
+from ept_fed.flower.records import encode_answer, read_frame_record
 from ept_fed.progress import Silent
 from ept_fed.protocol.frames import Introduce, decode_frame, encode_frame
-from ept_fed.protocol.layout import PayloadLayout
-from ept_fed.protocol.messages import Header, RoundReply, RoundRequest
+from ept_fed.protocol.messages import Header, RoundRequest
 from ept_fed.protocol.proposal import Proposal, SiteIntroduction, propose
 from ept_fed.reports.run.read_run import read_run
 from ept_fed.run_plan.plan import Plan
@@ -41,7 +41,7 @@ from simulations.benches.noop_sites import _Silent
 from simulations.engine.local_grid import LocalGrid
 from simulations.engine.simulate import simulate
 from simulations.engine.virtual_sites import prepare_federation
-from tests.client.pass_through_gate import PassThroughGate
+from tests.client.listing_gate import ListingGate
 from tests.conftest import MICRO
 
 pytestmark = pytest.mark.integration
@@ -49,20 +49,6 @@ pytestmark = pytest.mark.integration
 SITE = "site-1"
 SITES = ("site-1", "site-2", "site-3")
 PERSONAL = ("personalisation.fine_tune_epochs=1", "personalisation.interpolate=true", "personalisation.ditto=0.1")
-
-
-class BehindWorker:
-    """Replaces the Site of a ClientApp; every message goes through the worker as a frame."""
-
-    def __init__(self, worker: Worker, layout: PayloadLayout) -> None:
-        self._worker, self.layout = worker, layout
-
-    def train(self, request: RoundRequest) -> RoundReply:
-        reply = decode_frame(self._worker.answer(encode_frame(request)))
-        assert isinstance(reply, RoundReply), reply
-        return reply
-
-    evaluate = train
 
 
 def load(folder: Path, *overrides: str) -> Experiment:
@@ -85,17 +71,21 @@ def federate(experiment: Experiment, kits: Mapping[str, Path]) -> Plan:
     plan, proposal = prepare_federation(experiment).plan(), propose(experiment)
     behind = {}
     for site, kit in kits.items():
-        worker = Worker(load_site_settings(kit / "site.yaml"), PassThroughGate())
+        worker = Worker(load_site_settings(kit / "site.yaml"), ListingGate())
         met = decode_frame(worker.answer(encode_frame(Introduce(plan.run, proposal))))
         assert isinstance(met, SiteIntroduction), met
-        behind[site] = BehindWorker(worker, met.layout)
+        behind[site] = worker
+    app = ClientApp()
 
-    def find_site(context: Context) -> Site:
-        return behind[str(context.node_config["site"])]  # type: ignore[return-value]
+    @app.train()
+    @app.evaluate()
+    def answer(message: Message, context: Context) -> Message:
+        worker = behind[str(context.node_config["site"])]
+        return encode_answer(worker.answer(read_frame_record(message)), message)
 
     server = create_server_app(plan, _Silent(), lambda _: None)
     context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config={})
-    server(LocalGrid(create_client_app(find_site), list(kits)), context)
+    server(LocalGrid(app, list(kits)), context)
     return plan
 
 
@@ -261,7 +251,7 @@ def test_a_run_in_its_first_round_is_refused_and_a_busy_worker_is_reported(
     kit: Path, taken_part: tuple[Path, str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = taken_part[1]
-    busy = dataclasses.replace(Worker(load_site_settings(kit / "site.yaml"), PassThroughGate()).status(), run=run)
+    busy = dataclasses.replace(Worker(load_site_settings(kit / "site.yaml"), ListingGate()).status(), run=run)
     busy = dataclasses.replace(busy, activity="train", round=1)
     monkeypatch.setattr("client.report.make_report.describe_site", lambda _: ({}, busy))
     notes: list[str] = []

@@ -9,17 +9,19 @@ import torch
 from flwr.app import Context, Message, RecordDict
 
 from client.in_process_app import create_client_app
+from client.requests.respond import SitePart, respond
 from client.site.site import Site
 from ept_fed.config.experiment import Experiment
 from ept_fed.flower.messages import encode_request
 from ept_fed.flower.records import SITE_FAILED, SITE_REFUSED, read_frame_record
 from ept_fed.flower.transport import set_task_identity
-from ept_fed.protocol.frames import decode_frame
+from ept_fed.protocol.frames import decode_frame, encode_frame
 from ept_fed.protocol.layout import PayloadMismatchError
 from ept_fed.protocol.messages import EVALUATE_METRICS, TRAIN_METRICS, MessageRefusedError, RoundReply, RoundRequest
 from ept_fed.run_plan.plan import Plan
 from ept_fed.training.loop import TrainingDivergedError
 from simulations.engine.virtual_sites import prepare_federation
+from tests.site_requests import part_of
 
 
 @pytest.fixture
@@ -84,7 +86,7 @@ def test_a_request_with_a_foreign_header_is_refused_with_both_values(
     header = plan.header(1)
     other = dataclasses.replace(header, **{field: 99 if field == "protocol" else "other"})
     with pytest.raises(MessageRefusedError, match=r"theirs .*, ours "):
-        site.train(train_request(plan, header=other))
+        site.require(train_request(plan, header=other))
 
 
 @pytest.mark.parametrize(
@@ -97,16 +99,18 @@ def test_a_request_with_a_foreign_header_is_refused_with_both_values(
 )
 def test_requests_out_of_range_are_refused(plan_and_site: tuple[Plan, Site], changes, error) -> None:
     plan, site = plan_and_site
+    asked = train_request(plan, **changes)
     with pytest.raises(error):
-        site.train(train_request(plan, **changes))
+        respond(asked, encode_frame(asked), part_of(site))
 
 
 def test_a_payload_that_is_not_finite_never_reaches_the_model(plan_and_site: tuple[Plan, Site]) -> None:
     plan, site = plan_and_site
     poisoned = plan.initial.copy()
     poisoned[3] = np.nan
-    with pytest.raises(PayloadMismatchError, match="not finite"):
-        site.train(train_request(plan, payload=poisoned))
+    for asked in (train_request(plan, payload=poisoned), train_request(plan, correction=poisoned)):
+        with pytest.raises(PayloadMismatchError, match="not finite"):
+            respond(asked, encode_frame(asked), part_of(site))
     assert torch.isfinite(site.model.prompts).all()
 
 
@@ -136,11 +140,11 @@ def context() -> Context:
 def test_a_refusal_is_sent_with_its_reason_and_a_failure_without_details(plan_and_site: tuple[Plan, Site]) -> None:
     plan, site = plan_and_site
     other = dataclasses.replace(plan.header(1), backbone_digest="poisoned")
-    refused = create_client_app(lambda _: site)(as_message(train_request(plan, header=other)), context())
+    refused = create_client_app(lambda _: part_of(site))(as_message(train_request(plan, header=other)), context())
     assert refused.error.code == SITE_REFUSED
     assert "theirs poisoned" in refused.error.reason
 
-    def fail(_: Context) -> Site:
+    def fail(_: Context) -> SitePart:
         raise FileNotFoundError("/data/patient_007.dcm")
 
     failed = create_client_app(fail)(as_message(train_request(plan)), context())
@@ -150,7 +154,7 @@ def test_a_refusal_is_sent_with_its_reason_and_a_failure_without_details(plan_an
 
 def test_nothing_of_the_head_or_the_columns_is_in_a_prompts_only_reply(plan_and_site: tuple[Plan, Site]) -> None:
     plan, site = plan_and_site
-    reply = create_client_app(lambda _: site)(as_message(train_request(plan)), context())
+    reply = create_client_app(lambda _: part_of(site))(as_message(train_request(plan)), context())
     frame = read_frame_record(reply)
     sent = decode_frame(frame)
     assert isinstance(sent, RoundReply)

@@ -8,45 +8,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from client.audit.report import verify_ledger
-from client.gate.gate import Gate
-from client.gate.open_gate import LEDGER_FILE, open_gate
 from client.gate.privacy_budget import BUDGET_FILE, read_budget
-from client.worker.worker import Worker
 from ept_fed.config.experiment import Experiment, TrainingSettings
-from ept_fed.protocol.frames import Introduce, Refusal, decode_frame, encode_frame
-from ept_fed.protocol.messages import SPLITS, Header, MessageRefusedError, RoundReply, RoundRequest
-from ept_fed.protocol.proposal import Proposal, SiteIntroduction, propose
-from ept_fed.validation.load_site import load_site_settings
+from ept_fed.protocol.frames import Refusal, decode_frame, encode_frame
+from ept_fed.protocol.messages import SPLITS, MessageRefusedError, RoundReply
+from ept_fed.protocol.proposal import propose
+from tests.client.gated_worker import Gated, join_run
 from tests.effort import examples
-
-POLICY = {
-    "schema": 1,
-    "outgoing": {"min_images": 2, "min_training_images": 2},
-    "incoming": {"backbone": "first", "training": {"epochs": [1, 2]}},
-}
-
-
-@dataclasses.dataclass
-class Gated:
-    """A worker that has agreed to a run."""
-
-    worker: Worker
-    gate: Gate
-    ledger: Path
-    proposal: Proposal
-    met: SiteIntroduction
-
-    def request(self, **changes: Any) -> RoundRequest:
-        header = Header(self.met.run, 1, self.met.backbone_digest, self.met.layout.hash)
-        training = self.proposal.training
-        return dataclasses.replace(RoundRequest(header, "train", 2, self.met.initial, "train", training), **changes)
 
 
 @pytest.fixture
@@ -54,23 +26,6 @@ def gated(make_kit: Callable[..., Path], federation: Callable[..., Experiment]) 
     made = join_run(make_kit(), propose(federation()))
     yield made
     made.gate.close()
-
-
-def join_run(kit: Path, proposal: Proposal) -> Gated:
-    """Start a worker in a kit and make it agree to a run."""
-    (kit / "policy.yaml").write_text(yaml.safe_dump(POLICY))
-    (kit / "keys").mkdir()
-    key = ec.generate_private_key(ec.SECP384R1()).private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    (kit / "keys" / "site.key").write_bytes(key)
-    (kit / "keys" / "site.key").chmod(0o600)
-    found = load_site_settings(kit / "site.yaml")
-    gate = open_gate(found, kit)
-    worker = Worker(found, gate)
-    met = decode_frame(worker.answer(encode_frame(Introduce("run-a", proposal))))
-    assert isinstance(met, SiteIntroduction), met
-    return Gated(worker, gate, found.worker.state / LEDGER_FILE, proposal, met)
 
 
 def test_an_answer_with_noise_is_repeated_bit_for_bit_and_charged_once(

@@ -26,7 +26,7 @@ from ept_fed.protocol.frames import (
 from ept_fed.protocol.messages import Header, MessageRefusedError, RoundReply, RoundRequest
 from ept_fed.protocol.proposal import Proposal, SiteIntroduction, propose
 from ept_fed.validation.load_site import SiteSettings, load_site_settings
-from tests.client.pass_through_gate import PassThroughGate
+from tests.client.listing_gate import ListingGate
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def refusal(answer: Frame) -> str:
 def test_a_run_from_proposal_to_reply_passes_the_gate_message_by_message(
     settings: SiteSettings, proposal: Proposal
 ) -> None:
-    gate = PassThroughGate()
+    gate = ListingGate()
     worker = Worker(settings, gate)
     met = introduce(worker, proposal)
     trained = ask(worker, train_request(met, proposal))
@@ -86,7 +86,7 @@ def test_a_run_from_proposal_to_reply_passes_the_gate_message_by_message(
 
 def test_backbone_images_and_model_are_reused_across_runs(settings: SiteSettings, proposal: Proposal) -> None:
     clock = Clock()
-    worker = Worker(settings, PassThroughGate(), clock=clock)
+    worker = Worker(settings, ListingGate(), clock=clock)
     introduce(worker, proposal)
     warm = worker._warm
     before = warm._backbone.value, warm._data.value, warm._slot.value
@@ -102,14 +102,14 @@ def test_backbone_images_and_model_are_reused_across_runs(settings: SiteSettings
 
 
 def test_a_killed_worker_continues_without_a_new_proposal(settings: SiteSettings, proposal: Proposal) -> None:
-    first = Worker(settings, PassThroughGate())
+    first = Worker(settings, ListingGate())
     met = introduce(first, proposal)
     one = train_request(met, proposal)
     reply = ask(first, one)
     assert isinstance(reply, RoundReply)
     two = train_request(met, proposal, 2, payload=reply.payload)
     expected = ask(first, two)
-    second = Worker(settings, PassThroughGate())
+    second = Worker(settings, ListingGate())
     again = ask(second, two)
     assert isinstance(expected, RoundReply)
     assert isinstance(again, RoundReply)
@@ -120,7 +120,7 @@ def test_a_killed_worker_continues_without_a_new_proposal(settings: SiteSettings
 def test_the_same_request_is_answered_with_the_same_bytes_and_without_training(
     settings: SiteSettings, proposal: Proposal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    worker = Worker(settings, PassThroughGate())
+    worker = Worker(settings, ListingGate())
     met = introduce(worker, proposal)
     request = encode_frame(train_request(met, proposal))
     first = worker.answer(request)
@@ -132,7 +132,7 @@ def test_a_second_run_is_refused_until_the_first_is_silent_for_ten_minutes(
     settings: SiteSettings, proposal: Proposal
 ) -> None:
     clock = Clock()
-    gate = PassThroughGate()
+    gate = ListingGate()
     worker = Worker(settings, gate, clock=clock)
     introduce(worker, proposal)
     clock.now += 599
@@ -148,7 +148,7 @@ def test_status_is_answered_and_another_run_refused_while_the_site_trains(
     settings: SiteSettings, proposal: Proposal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock()
-    worker = Worker(settings, PassThroughGate(), clock=clock)
+    worker = Worker(settings, ListingGate(), clock=clock)
     met = introduce(worker, proposal)
     training, go_on = threading.Event(), threading.Event()
 
@@ -174,7 +174,7 @@ def test_status_is_answered_and_another_run_refused_while_the_site_trains(
 def test_a_full_disk_is_reported_loses_nothing_and_the_next_attempt_works(
     settings: SiteSettings, proposal: Proposal, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    worker = Worker(settings, PassThroughGate())
+    worker = Worker(settings, ListingGate())
     met = introduce(worker, proposal)
     request = train_request(met, proposal)
     undisturbed = ask(worker, request)
@@ -203,7 +203,7 @@ def test_a_full_disk_is_reported_loses_nothing_and_the_next_attempt_works(
 def test_a_full_disk_at_the_proposal_leaves_no_partial_agreement(
     settings: SiteSettings, proposal: Proposal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    worker = Worker(settings, PassThroughGate())
+    worker = Worker(settings, ListingGate())
     with monkeypatch.context() as full:
         full.setattr("ept_fed.storage.files.os.fsync", lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
         assert "disk is full" in refusal(ask(worker, Introduce("run-a", proposal)))
@@ -214,7 +214,7 @@ def test_a_full_disk_at_the_proposal_leaves_no_partial_agreement(
 def test_exception_texts_do_not_leave_the_site(
     settings: SiteSettings, proposal: Proposal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gate = PassThroughGate()
+    gate = ListingGate()
     worker = Worker(settings, gate)
     met = introduce(worker, proposal)
     monkeypatch.setattr(
@@ -227,12 +227,12 @@ def test_exception_texts_do_not_leave_the_site(
 
 def test_settings_that_do_not_fit_are_named_without_their_values(settings: SiteSettings, proposal: Proposal) -> None:
     greedy = proposal.model_copy(update={"data": proposal.data.model_copy(update={"shots": 500})})
-    said = refusal(ask(Worker(settings, PassThroughGate()), Introduce("run-a", greedy)))
+    said = refusal(ask(Worker(settings, ListingGate()), Introduce("run-a", greedy)))
     assert said == "refused settings: data.shots" + ", data.shots" * 4 + "; the site's own log says why"
 
 
 def test_a_run_that_was_never_proposed_is_refused(settings: SiteSettings, proposal: Proposal) -> None:
-    worker = Worker(settings, PassThroughGate())
+    worker = Worker(settings, ListingGate())
     met = introduce(worker, proposal)
     unknown = train_request(dataclasses.replace(met, run="run-x"), proposal)
     assert "never proposed" in refusal(ask(worker, unknown))
@@ -240,7 +240,7 @@ def test_a_run_that_was_never_proposed_is_refused(settings: SiteSettings, propos
 
 @pytest.mark.parametrize("run", ["..", "../run", "", "a/b", "run-a\n", "\0", "x" * 65])
 def test_an_invalid_run_name_is_refused(settings: SiteSettings, proposal: Proposal, run: str) -> None:
-    assert refusal(ask(Worker(settings, PassThroughGate()), Introduce(run, proposal)))
+    assert refusal(ask(Worker(settings, ListingGate()), Introduce(run, proposal)))
     assert not list(settings.worker.state.iterdir())
 
 
@@ -264,7 +264,7 @@ ASKS_STATUS = struct.pack("<4sIQ", b"EPT1", len(STATUS_HEAD), 0) + STATUS_HEAD
 
 @pytest.mark.parametrize("answer", [Refusal("no"), b"no frame", b"", ASKS_STATUS])
 def test_a_frame_that_is_no_request_is_refused_and_recorded(settings: SiteSettings, answer: Any) -> None:
-    gate = PassThroughGate()
+    gate = ListingGate()
     worker = Worker(settings, gate)
     content = answer if isinstance(answer, bytes) else encode_frame(answer)
     assert isinstance(decode_frame(worker.answer(content)), Refusal)
@@ -274,7 +274,7 @@ def test_a_frame_that_is_no_request_is_refused_and_recorded(settings: SiteSettin
 def test_a_refusal_by_the_gate_is_returned_and_the_refused_run_is_not_kept(
     settings: SiteSettings, proposal: Proposal
 ) -> None:
-    class ClosedGate(PassThroughGate):
+    class ClosedGate(ListingGate):
         def admit_proposal(self, run: str, proposal: Proposal, frame: bytes) -> None:
             raise MessageRefusedError("policy.yaml allows 3 rounds")
 
@@ -288,7 +288,7 @@ def test_a_refusal_by_the_gate_is_returned_and_the_refused_run_is_not_kept(
 def test_a_worker_serves_exactly_one_site(make_kit: Callable[..., Path], proposal: Proposal) -> None:
     data = {"source": "phantoms", "phantom_sites": 2, "patients_per_class": 8}
     settings = load_site_settings(make_kit(data=data) / "site.yaml")
-    assert "data.sites" in refusal(ask(Worker(settings, PassThroughGate()), Introduce("run-a", proposal)))
+    assert "data.sites" in refusal(ask(Worker(settings, ListingGate()), Introduce("run-a", proposal)))
 
 
 def test_nothing_is_loaded_before_the_first_proposal(settings: SiteSettings) -> None:
@@ -297,7 +297,7 @@ def test_nothing_is_loaded_before_the_first_proposal(settings: SiteSettings) -> 
 
 
 def test_a_finished_or_failed_run_does_not_block_another(settings: SiteSettings, proposal: Proposal) -> None:
-    worker = Worker(settings, PassThroughGate())
+    worker = Worker(settings, ListingGate())
     greedy = proposal.model_copy(update={"data": proposal.data.model_copy(update={"shots": 5000})})
     assert isinstance(ask(worker, Introduce("run-0", greedy)), Refusal)
     met = introduce(worker, proposal)

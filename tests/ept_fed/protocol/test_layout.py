@@ -68,7 +68,12 @@ LAYOUT = PayloadLayout((("sinks", (2, 3)), ("tokens", (2, 1, 4))))
 )
 def test_a_vector_that_does_not_fit_is_refused(vector: np.ndarray, why: str) -> None:
     with pytest.raises(PayloadMismatchError, match=why):
-        LAYOUT.unflatten(vector)
+        LAYOUT.check(vector)
+
+
+def test_a_vector_of_another_size_has_no_tensors() -> None:
+    with pytest.raises(PayloadMismatchError, match="layout has"):
+        LAYOUT.unflatten(np.zeros(13, np.float32))
 
 
 @pytest.mark.parametrize(

@@ -20,4 +20,4 @@ def train_federation(federation: VirtualFederation, folder: Path) -> tuple[dict[
         name: federation.create_site(data, federation.keep_states(scratch, "federated", name))
         for name, data in federation.data.sites.items()
     }
-    return sites, federate(plan, federation.data.digest, sites, scratch, Silent(), resume=None).payload
+    return sites, federate(federation, plan, sites, scratch, Silent()).payload

@@ -160,7 +160,7 @@ def run(federation: VirtualFederation, folder: Path) -> tuple[dict[str, Site], V
         name: federation.create_site(data, federation.keep_states(scratch, "federated", name))
         for name, data in federation.data.sites.items()
     }
-    result = federate(plan, federation.data.digest, sites, scratch, Silent(), resume=None)
+    result = federate(federation, plan, sites, scratch, Silent())
     return sites, result.payload
 
 

@@ -228,4 +228,4 @@ def test_a_run_in_which_every_site_diverges_is_failed_and_says_why(micro: Micro,
     assert all("lower the learning rates" in refusal["reason"] for refusal in trained)
     initial, last = (load_file(out / "prompts" / f"round-00{number}.safetensors") for number in (0, 1))
     assert np.array_equal(initial["sinks"], last["sinks"])
-    assert "declined a train request" in (out / "run.log").read_text()
+    assert "declined a train message" in (out / "run.log").read_text()

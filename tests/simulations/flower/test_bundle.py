@@ -22,6 +22,7 @@ CODE = (
     "simulations/flower/introduction.py",
     "simulations/flower/named_grid.py",
     "simulations/flower/run_config.py",
+    "simulations/engine/pass_through_gate.py",
     "simulations/engine/virtual_sites.py",
 )
 BUNDLE = {"pyproject.toml", ".info/CONTENT", "configs/demo.yaml", *CODE}

@@ -1,6 +1,6 @@
-"""A gate that accepts every message, for tests of the code behind it.
+"""A gate that accepts every message and lists it, for tests of the code behind it.
 
-`python -m tests.client.pass_through_gate KIT`
+`python -m tests.client.listing_gate KIT`
 """
 
 import logging
@@ -15,18 +15,15 @@ from ept_fed.protocol.messages import RoundReply, RoundRequest, Split
 from ept_fed.protocol.proposal import Proposal, SiteIntroduction
 from ept_fed.protocol.stage_messages import StageRequest
 from ept_fed.validation.load_site import SiteSettings
+from simulations.engine.pass_through_gate import PassThroughGate
 
 
-class PassThroughGate:
+class ListingGate(PassThroughGate):
     """Accepts every message; it lists the accepted ones in `passed` and the worker's refusals in `refusals`."""
 
     def __init__(self) -> None:
         self.passed: list[str] = []
         self.refusals: list[tuple[str, str]] = []
-
-    @property
-    def ended(self) -> bool:
-        return False
 
     def admit_proposal(self, run: str, proposal: Proposal, frame: bytes) -> None:
         self.passed.append("proposal")
@@ -58,15 +55,12 @@ class PassThroughGate:
     def release_stage(self, request: StageRequest, frame: bytes) -> None:
         self.passed.append(f"part {request.header.round}")
 
-    def secure_rounds(self, run: str) -> int:
-        return 0
-
     def refused(self, direction: str, kind: str, reason: str, frame: bytes) -> None:
         self.refusals.append((kind, reason))
 
 
-def open_to_all(settings: SiteSettings, kit: Path) -> PassThroughGate:
-    return PassThroughGate()
+def open_to_all(settings: SiteSettings, kit: Path) -> ListingGate:
+    return ListingGate()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""The one way of a request through a site, whatever carries it: decode, gate, site, gate, encode."""
