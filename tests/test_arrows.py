@@ -52,7 +52,7 @@ ARROWS: dict[str, str] = {
     "server/rounds": "catalog flower privacy/secure_aggregation protocol reports/run run_plan storage "
     "/server/strategies",
     "server/provisioning": "config pki storage /server",
-    "server/deployment": "config flower pki privacy/secure_aggregation protocol reports/run run_plan services storage "
+    "server/deployment": "config flower pki protocol reports/run run_plan services storage "
     "validation /server /server/rounds",
     "server/cli": "cli pki storage /server/deployment /server/provisioning",
     "client": "flower protocol /client/requests /client/worker",

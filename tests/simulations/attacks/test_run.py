@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 import simulations.attacks.inversion
 from client.gate.policy import Policy
-from client.site.site import Site
+from client.site.site import Charge, Site
 from ept_fed.cli.main import app
 from ept_fed.config.experiment import Experiment
 from ept_fed.errors import InputRefusedError
@@ -45,8 +45,8 @@ def finished(shared_micro: Callable[..., Experiment], tmp_path_factory: pytest.T
     sent: Sent = {}
     train = Site.train
 
-    def spy(site: Site, request: RoundRequest) -> RoundReply:
-        reply = train(site, request)
+    def spy(site: Site, request: RoundRequest, *, charge: Charge) -> RoundReply:
+        reply = train(site, request, charge=charge)
         assert reply.payload is not None
         sent[site.name, request.header.round] = reply.payload
         return reply
