@@ -78,8 +78,8 @@ ARROWS: dict[str, str] = {
     "training /client/gate /client/site /simulations/engine",
     "simulations/benchmark/analysis": "config data/datasets evaluation models reports/charts reports/pages "
     "reports/run storage training /client/site /simulations/engine",
-    "simulations/benchmark": "catalog config data/datasets evaluation reports/charts reports/pages reports/run "
-    "storage training validation /client/site /simulations/benchmark/analysis /simulations/engine",
+    "simulations/benchmark": "catalog config data/datasets evaluation protocol reports/charts reports/pages "
+    "reports/run storage training validation /client/site /simulations/benchmark/analysis /simulations/engine",
     "simulations/deployment": "data/sources models pki services /server/deployment /server/provisioning",
     "simulations/probes": "data/datasets data/decoding evaluation models privacy/attacks reports/run "
     "training validation /client/site /simulations/attacks /simulations/engine",

@@ -31,7 +31,7 @@ def collect_errors(
     not simply right or wrong.
 
     Args:
-        slot: a model of the run; its holder must load its own tensors again afterwards.
+        slot: a model of the run, which nobody holds.
         released: model.safetensors of the site.
         test: the site's test images.
         predictions: the predictions for these images.
@@ -39,23 +39,22 @@ def collect_errors(
     """
     if test.task == "multi_label":
         return []
-    # Only EPT's prompts scale the attention, so the pictures of the comparators have no map.
-    model = slot.model
-    prompted = model if isinstance(model, PromptedViT) and model.embedding in FOLDABLE else None
-    if prompted is not None:
-        slot.holder = None
-        tensors = _of_prompts(load_file(released))
-        prompted.load_payload({name: tensor.to(prompted.prompts.device) for name, tensor in tensors.items()})
     position = {record.image: index for index, record in enumerate(test.records)}
     gallery = []
-    for error in most_confident_errors(predictions, classes, _MAX, verdict_setting(predictions.scores)):
-        index = position[error.image]
-        png, scaling = test.as_png(index), None
+    with slot.hold("the gallery", None) as model:
+        # Only EPT's prompts scale the attention, so the pictures of the comparators have no map.
+        prompted = model if isinstance(model, PromptedViT) and model.embedding in FOLDABLE else None
         if prompted is not None:
-            ((image, _),) = test.batches(1, order=[index])
-            factors = scaling_map(prompted, image.to(prompted.prompts.device))[0].cpu().numpy()
-            png, scaling = draw_beside(png, factors), (float(factors.min()), float(factors.max()))
-        gallery.append(GalleryItem(error.image, png, error.true, error.predicted, error.probability, scaling))
+            tensors = _of_prompts(load_file(released))
+            prompted.load_payload({name: tensor.to(prompted.prompts.device) for name, tensor in tensors.items()})
+        for error in most_confident_errors(predictions, classes, _MAX, verdict_setting(predictions.scores)):
+            index = position[error.image]
+            png, scaling = test.as_png(index), None
+            if prompted is not None:
+                ((image, _),) = test.batches(1, order=[index])
+                factors = scaling_map(prompted, image.to(prompted.prompts.device))[0].cpu().numpy()
+                png, scaling = draw_beside(png, factors), (float(factors.min()), float(factors.max()))
+            gallery.append(GalleryItem(error.image, png, error.true, error.predicted, error.probability, scaling))
     return gallery
 
 

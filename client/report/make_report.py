@@ -118,7 +118,7 @@ def report_site(
             raise InputRefusedError([Problem("state", str(local), fix)]) from broken
         with fill_own_folder(folder) as staged:
             loaders = load_federated(site, found.received.payload, experiment, progress.on_note)
-            _write_run(staged, kit, settings, found, experiment, warm, site, {"local": alone.restore, **loaders})
+            _write_run(staged, kit, settings, found, experiment, warm, site, alone, loaders)
             pictures = None
             if gallery:
                 released = staged / "sites" / site_folder(site.name) / "model.safetensors"
@@ -176,8 +176,8 @@ def _choose_run(names: tuple[str, ...], wanted: str | None, settings: SiteSettin
 def _require_same(received: Received, site: Site, data_digest: str, settings: SiteSettings) -> None:
     """Raise InputRefusedError if backbone, data or layout differ from those at the time the prompts were received."""
     problems = []
-    if site.model.backbone.digest != received.backbone_digest:
-        fix = f"are other weights than in the run: {site.model.backbone.digest}, not {received.backbone_digest}"
+    if site.backbone_digest != received.backbone_digest:
+        fix = f"are other weights than in the run: {site.backbone_digest}, not {received.backbone_digest}"
         problems.append(Problem("model.weights", settings.model.weights, f"{fix}; set those of the run in site.yaml"))
     if data_digest != received.data_digest:
         fix = "contains other images or labels than in the run, so the models are not comparable"
@@ -218,10 +218,12 @@ def _write_run(
     experiment: Experiment,
     warm: WarmSite,
     site: Site,
-    loaders: Mapping[str, SiteLoader],
+    alone: Site,
+    federated: Mapping[str, SiteLoader],
 ) -> None:
     """Write all files that `read_run` requires, for this site only."""
-    folder, model = RunFolder(staged), site.model
+    folder, model = RunFolder(staged), warm.slot.model
+    loaders = {"local": alone.hold, **federated}
     folder.create(experiment.to_yaml())
     assessed = assess_settings(site.data, loaders, experiment)
     folder.write_site_model(site.name, *release(assessed, loaders, experiment))
@@ -261,7 +263,7 @@ def _write_run(
         limits={site.name: limits},
         training={
             "federated": {site.name: describe_federated_training(rounds, site.name, found.round)},
-            "local": {site.name: describe_local_training(loaders["local"]())},
+            "local": {site.name: describe_local_training(alone)},
         },
         device=model.device,
     )

@@ -1,6 +1,7 @@
 """Evaluation of the federated and the personalised models of one site on its own images."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +11,9 @@ from client.site.candidates import (
     SiteLoader,
     choose_model,
     release_choice,
+    release_loaded,
 )
-from client.site.export_model import release_model
+from client.site.held_model import HeldModel, LentModel
 from client.site.personalise import fine_tune, interpolate, load_ditto
 from client.site.site import Site
 from ept_fed.config.experiment import Experiment
@@ -56,28 +58,32 @@ def load_federated(
     """
     own = experiment.personalisation
 
-    def federated() -> Site:
-        site.adopt(payload)
-        return site
+    def federated() -> LentModel:
+        return site.hold(payload)
 
-    def fine_tuned() -> Site:
-        try:
-            fine_tune(site, payload, experiment.training, epochs=own.fine_tune_epochs or 0, seed=experiment.seed)
-        except TrainingDivergedError as diverged:
-            note(f"fine-tuned: {site.name} keeps the federated model, because {diverged}")
-            return federated()
-        return site
+    @contextmanager
+    def fine_tuned() -> Iterator[HeldModel]:
+        with site.hold(payload) as held:
+            try:
+                fine_tune(held, experiment.training, epochs=own.fine_tune_epochs or 0, seed=experiment.seed)
+            except TrainingDivergedError as diverged:
+                note(f"fine-tuned: {site.name} keeps the federated model, because {diverged}")
+                held.adopt(payload)
+            yield held
 
-    def interpolated() -> Site:
-        share = interpolate(site, payload)
-        note(f"interpolated: {site.name} mixes {share:.0%} of its own prompts with the federation's")
-        return site
+    @contextmanager
+    def interpolated() -> Iterator[HeldModel]:
+        with site.hold() as held:
+            share = interpolate(held, payload)
+            note(f"interpolated: {site.name} mixes {share:.0%} of its own prompts with the federation's")
+            yield held
 
-    def ditto() -> Site:
-        if not load_ditto(site):
-            note(f"ditto: {site.name} never trained, so it has the federated model")
-            return federated()
-        return site
+    @contextmanager
+    def ditto() -> Iterator[HeldModel]:
+        with site.hold(payload) as held:
+            if not load_ditto(held):
+                note(f"ditto: {site.name} never trained, so it has the federated model")
+            yield held
 
     settings: dict[str, SiteLoader] = {"federated": federated}
     if own.fine_tune_epochs is not None:
@@ -97,7 +103,7 @@ def assess_settings(data: SiteData, loaders: Mapping[str, SiteLoader], experimen
         loaders: loads the model of each setting, in the order of the table.
         experiment: says whether the site chooses, and how heads are computed.
     """
-    predicted = {setting: Predicted.of(load(), data) for setting, load in loaders.items()}
+    predicted = {setting: Predicted.of(load, data) for setting, load in loaders.items()}
     choice = None
     if experiment.personalisation.choose:
         candidates, choice = choose_model(data, loaders, predicted, experiment)
@@ -120,5 +126,5 @@ def release(
 ) -> tuple[dict[str, Vector], dict[str, Any]]:
     """Return tensors and description of the model that the site uses: the chosen one, or else the federated one."""
     if assessment.choice is None:
-        return release_model(loaders[FEDERATED]())
+        return release_loaded(loaders[FEDERATED])
     return release_choice(assessment.choice, loaders, experiment)

@@ -11,15 +11,16 @@ alone.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
 from client.site.export_model import describe_release, release_model
-from client.site.factory import create_head_fit
-from client.site.site import Site
+from client.site.held_model import HeldModel, LentModel
+from client.site.run_settings import create_head_fit
 from ept_fed.catalog.methods import HEAD_TENSORS
 from ept_fed.config.experiment import Experiment
 from ept_fed.data.datasets.prepare import SiteData
@@ -35,12 +36,13 @@ __all__ = [
     "SiteLoader",
     "choose_model",
     "release_choice",
+    "release_loaded",
 ]
 
 _TRAINED, _LDA, _OWN = "trained", "with LDA", "own"
 
-# Loads a site's model under a setting into the slot, ready to be evaluated.
-SiteLoader = Callable[[], Site]
+# Lends a site's model under a setting, ready to be evaluated.
+SiteLoader = Callable[[], LentModel]
 
 
 @dataclass(frozen=True)
@@ -51,9 +53,10 @@ class Predicted:
     test: Array
 
     @classmethod
-    def of(cls, site: Site, data: SiteData) -> "Predicted":
-        """Return the probabilities of a model that is loaded, which may be that of all sites' images together."""
-        return cls(site.predict(data.validation), site.predict(data.test))
+    def of(cls, load: SiteLoader, data: SiteData) -> "Predicted":
+        """Return the probabilities of a model, which may be that of all sites' images together."""
+        with load() as held:
+            return cls(held.predict(data.validation), held.predict(data.test))
 
 
 @dataclass(frozen=True)
@@ -121,12 +124,18 @@ def release_choice(
     chosen = choice.choice.name
     if chosen == PERSONALISED:
         heads = _load_personal_heads(loaders[FEDERATED], experiment)
-        return release_model(heads[str(choice.personal_head)]())
+        return release_loaded(heads[str(choice.personal_head)])
     if local is not None and chosen == BASELINE:
-        return release_model(local())
+        return release_loaded(local)
     if local is not None and chosen == MIXED:
         return _release_sum(choice.share, local, loaders[FEDERATED])
-    return release_model(loaders[FEDERATED]())
+    return release_loaded(loaders[FEDERATED])
+
+
+def release_loaded(load: SiteLoader) -> tuple[dict[str, Vector], dict[str, Any]]:
+    """Return a model for prediction at this site, as `release_model` does."""
+    with load() as held:
+        return release_model(held)
 
 
 def _release_sum(
@@ -134,14 +143,19 @@ def _release_sum(
 ) -> tuple[dict[str, Vector], dict[str, Any]]:
     tensors: dict[str, Vector] = {}
     validation = []
-    for member, load in ((BASELINE, load_local), (FEDERATED, load_federated)):
-        site = load()
-        own, _ = release_model(site)
-        tensors |= {f"{member}/{name}": tensor for name, tensor in own.items()}
-        validation.append(site.predict(site.data.validation))
-    probabilities = mix(validation[0], validation[1], share, site.data.task)
-    about = describe_release(site, probabilities)
+    with load_local() as held:
+        tensors |= _name_after(BASELINE, held)
+        validation.append(held.predict(held.data.validation))
+    with load_federated() as held:
+        tensors |= _name_after(FEDERATED, held)
+        validation.append(held.predict(held.data.validation))
+        about = describe_release(held, mix(validation[0], validation[1], share, held.data.task))
     return tensors, {**about, "members": {BASELINE: share, FEDERATED: 1 - share}}
+
+
+def _name_after(member: str, held: HeldModel) -> dict[str, Vector]:
+    own, _ = release_model(held)
+    return {f"{member}/{name}": tensor for name, tensor in own.items()}
 
 
 def _load_personal_heads(load: SiteLoader, experiment: Experiment) -> dict[str, SiteLoader]:
@@ -155,10 +169,11 @@ def _load_personal_heads(load: SiteLoader, experiment: Experiment) -> dict[str, 
 
 
 def _with_lda_head(load: SiteLoader, experiment: Experiment) -> SiteLoader:
-    def loader() -> Site:
-        site = load()
-        create_head_fit(experiment, site.name, site.model.device).apply(site.model, site.data.train)
-        return site
+    @contextmanager
+    def loader() -> Iterator[HeldModel]:
+        with load() as held:
+            create_head_fit(experiment, held.data.name, held.model.device).apply(held.model, held.data.train)
+            yield held
 
     return loader
 
@@ -166,13 +181,13 @@ def _with_lda_head(load: SiteLoader, experiment: Experiment) -> SiteLoader:
 def _with_own_head(load: SiteLoader) -> SiteLoader:
     """Return a loader of a model with the head that the site had after its own training in the chosen round."""
 
-    def loader() -> Site:
-        site = load()
-        state = site.state
-        if state is not None:
-            own = {name: torch.from_numpy(state.tensors[f"model/{name}"]) for name in HEAD_TENSORS}
-            site.model.load_payload(own)
-        return site
+    @contextmanager
+    def loader() -> Iterator[HeldModel]:
+        with load() as held:
+            if held.round:
+                own = {name: torch.from_numpy(held.own[f"model/{name}"]) for name in HEAD_TENSORS}
+                held.model.load_payload(own)
+            yield held
 
     return loader
 
@@ -182,7 +197,7 @@ def _predict_heads(loaders: Mapping[str, SiteLoader], data: SiteData) -> dict[st
     found = {}
     for name, load in loaders.items():
         try:
-            found[name] = Predicted.of(load(), data)
+            found[name] = Predicted.of(load, data)
         except FeaturesDivergedError:
             continue
     return found

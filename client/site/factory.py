@@ -3,16 +3,15 @@
 import math
 from dataclasses import replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from client.site.model_slot import ModelSlot
+from client.site.run_settings import RunSettings
 from client.site.site import Site
 from client.site.state_store import StateStore
-from client.site.update_noise import UpdateNoise
-from ept_fed.catalog.methods import FIXED_HEADS, HEAD_TENSORS
-from ept_fed.config.experiment import Experiment, FederationSettings
+from ept_fed.catalog.methods import FIXED_HEADS
+from ept_fed.config.experiment import Experiment
 from ept_fed.data.datasets.prefix_store import FrozenPrefix, PrefixStore
 from ept_fed.data.datasets.prefixed import PrefixedDataset
 from ept_fed.data.datasets.prepare import SiteData
@@ -21,11 +20,10 @@ from ept_fed.models.backbones import Backbone, create_backbone
 from ept_fed.models.factory import create_model
 from ept_fed.models.tuned_vit import TunedViT
 from ept_fed.seeds import derive_seed
-from ept_fed.training.fixed_head import FixedHead, rescale_head
-from ept_fed.training.lda_head import HeadFit
+from ept_fed.training.fixed_head import rescale_head
 from ept_fed.training.precision import use_bfloat16
 
-__all__ = ["create_head_fit", "create_site", "create_start_model", "load_backbone"]
+__all__ = ["create_site", "create_start_model", "load_backbone"]
 
 _FIRST_BLOCK = 2  # stages: the embedding and a block
 _MIB = 2**20
@@ -77,20 +75,8 @@ def create_site(
     return Site(
         data if prefixes is None else _run_frozen_layers(experiment, data, slot.model, prefixes),
         slot,
-        run=run,
-        seed=experiment.seed,
-        share=experiment.federation.share,
-        payload=experiment.federation.payload,
-        evaluation_batch=experiment.evaluation.batch_size,
-        precision=experiment.training.precision,
-        ditto=experiment.personalisation.ditto,
-        head_kind=experiment.training.head,
-        head=_choose_head(experiment, data.name, slot),
-        statistics=experiment.shared_statistics,
-        privacy=experiment.training.privacy,
-        noise=_choose_noise(experiment.federation),
-        secure_aggregation=experiment.federation.secure_aggregation is not None,
-        states=states,
+        RunSettings.of(experiment, data.name, run, slot.start, slot.model.device),
+        states,
     )
 
 
@@ -116,33 +102,3 @@ def _run_frozen_layers(experiment: Experiment, data: SiteData, model: TunedViT, 
     prefix = FrozenPrefix(f"{key} {torch.__version__}", run)
     train, validation, test = (PrefixedDataset(part, prefix, prefixes) for part in data.parts())
     return replace(data, train=train, validation=validation, test=test)
-
-
-def _choose_noise(federation: FederationSettings) -> UpdateNoise | None:
-    private = federation.site_privacy
-    return (
-        None
-        if private is None
-        else UpdateNoise(private, federation.rounds, secure_aggregation=federation.secure_aggregation is not None)
-    )
-
-
-def _choose_head(experiment: Experiment, site: str, slot: ModelSlot) -> HeadFit | None:
-    training = experiment.training
-    if training.head not in ("lda", "fixed+lda"):
-        return None
-    fixed = None
-    if training.head == "fixed+lda":
-        weight, bias = (slot.start[f"model/{name}"].astype(np.float64) for name in HEAD_TENSORS)
-        fixed = FixedHead(weight, bias, training.head_evidence)
-    return replace(create_head_fit(experiment, site, slot.model.device), fixed=fixed)
-
-
-def create_head_fit(experiment: Experiment, site: str, device: torch.device) -> HeadFit:
-    """Return how a site computes an LDA head of its own images."""
-    return HeadFit(
-        shrinkage=experiment.training.head_shrinkage,
-        seed=derive_seed(experiment.seed, site, "head"),
-        batch_size=experiment.evaluation.batch_size,
-        bfloat16=use_bfloat16(experiment.training.precision, device),
-    )

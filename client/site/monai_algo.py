@@ -35,8 +35,8 @@ class EPTClientAlgo(ClientAlgo):
                 this class neither adds nor checks them.
         """
         for field, present in (
-            ("secure_aggregation", site.secure_aggregation),
-            ("site_privacy", site.noisy),
+            ("secure_aggregation", site.settings.secure_aggregation),
+            ("site_privacy", site.settings.noise is not None),
             ("statistics", site.layout.holds_statistics),
         ):
             if present:
@@ -70,10 +70,10 @@ class EPTClientAlgo(ClientAlgo):
         self._round += 1
 
     def get_weights(self, extra: dict[str, Any] | None = None) -> ExchangeObject:
-        """Return the site's payload by tensor name, and the number of its training images."""
+        """Return the site's payload after its last round by tensor name, and the number of its training images."""
         del extra
         return ExchangeObject(
-            weights=self.site.layout.unflatten(self.site.export()),
+            weights=self.site.layout.unflatten(self.site.own_payload()),
             weight_type=WeightType.WEIGHTS,
             statistics={FlStatistics.DATA_COUNT: len(self.site.data.train)},
         )
@@ -81,8 +81,8 @@ class EPTClientAlgo(ClientAlgo):
     def evaluate(self, data: ExchangeObject, extra: dict[str, Any] | None = None) -> ExchangeObject:
         """Evaluate weights with the site's own head on its validation split; undefined metrics are NaN."""
         del extra
-        self.site.adopt(self._read(data))
-        _, metrics = self.site.assess(self.site.data.validation)
+        with self.site.hold(self._read(data)) as held:
+            _, metrics = held.assess(self.site.data.validation)
         return ExchangeObject(metrics=metrics)
 
     def _read(self, data: ExchangeObject) -> Vector:

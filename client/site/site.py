@@ -2,23 +2,22 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from client.site.held_model import HeldModel
 from client.site.local_round import noop_local_round, train_local_round
 from client.site.model_slot import ModelSlot
 from client.site.privacy_plan import RoundCost, plan_private_round, plan_requested_round
-from client.site.site_model import SiteModel
-from client.site.state_store import SiteState, StateLostError, StateStore, capture_model
-from client.site.update_noise import UpdateNoise
+from client.site.run_settings import RunSettings
+from client.site.state_store import SiteState, StateLostError, StateMemory, StateStore, capture_model
 from client.site.validation_curve import ValidationCurve
-from ept_fed.catalog.methods import HeadKind, Statistics
 from ept_fed.config.experiment import TrainingSettings
-from ept_fed.config.privacy import PrivacySettings
-from ept_fed.data.datasets.prepare import SiteData
+from ept_fed.data.datasets.prepare import CachedDataset, SiteData
 from ept_fed.privacy.dp.accountant import GaussianSteps
 from ept_fed.protocol.layout import Vector
 from ept_fed.protocol.messages import (
@@ -29,9 +28,9 @@ from ept_fed.protocol.messages import (
     RoundRequest,
 )
 from ept_fed.protocol.stage_messages import StageRequest
-from ept_fed.training.lda_head import HeadFit
 from ept_fed.training.loop import RoundScope, TrainingOutcome
 from ept_fed.training.optimizer import moves_method
+from ept_fed.training.payload import export_payload, payload_layout
 from ept_fed.training.payload_gradient import payload_gradient
 from ept_fed.training.penalties import LinearTerm, ProximalTerm
 
@@ -40,78 +39,90 @@ __all__ = ["Charge", "Site"]
 Charge = Callable[[RoundCost], None]
 
 
-class Site(SiteModel):
+class Site:
     """A site: trains and evaluates on request; personalised head, the columns' shape and optimiser state stay local.
 
-    Its only memory is the state after each trained round, in its store. The model is loaded from there whenever this
+    Its only memory is the state after each trained round, in its store. `hold` loads it into the model whenever the
     site uses it. So a round that is requested again has the same result.
 
     Attributes:
-        run: identity of the run.
-        secure_aggregation: whether updates leave under secure aggregation, and not with the reply.
+        name: the site's registered name.
+        data: the site's splits.
+        layout: layout of the payload that this site sends and accepts.
+        settings: the site's settings of the run.
     """
 
     def __init__(
-        self,
-        data: SiteData,
-        slot: ModelSlot,
-        *,
-        run: str,
-        seed: int,
-        share: str = "prompts",
-        payload: str = "folded",
-        ditto: float | None = None,
-        evaluation_batch: int = 32,
-        precision: str = "auto",
-        head_kind: HeadKind = "trained",
-        head: HeadFit | None = None,
-        statistics: Statistics | None = None,
-        privacy: PrivacySettings | None = None,
-        noise: UpdateNoise | None = None,
-        secure_aggregation: bool = False,
-        states: StateStore | None = None,
+        self, data: SiteData, slot: ModelSlot, settings: RunSettings, states: StateStore | None = None
     ) -> None:
         """Set up a site for one run.
 
         Args:
             data: the site's images.
             slot: the model, which other sites in this process may use too.
-            run: identity of the run.
-            seed: seed of the run.
-            share: as in `FederationSettings`.
-            payload: as in `FederationSettings`.
-            ditto: lambda of a second, personal model (Ditto, Li et al. 2021, Algorithm 1); None keeps none.
-            evaluation_batch: batch size for images outside training.
-            precision: as in `TrainingSettings`.
-            head_kind: as `training.head`; a request with another kind is refused.
-            head: how an LDA head is computed for the current prompts; None trains the head with them, or keeps it
-                frozen.
-            statistics: statistics of an LDA head that are shared, with `share` prompts+head; None if none are shared.
-            privacy: as in `TrainingSettings`; a request with other privacy settings is refused.
-            noise: noise on whole updates; None adds no noise.
-            secure_aggregation: whether updates leave under secure aggregation, see `masked_payload`, and not with the
-                reply.
+            settings: the site's settings of the run.
             states: store of the site's states; None keeps them in memory.
         """
-        super().__init__(
-            data,
-            slot,
-            share=share,
-            payload=payload,
-            evaluation_batch=evaluation_batch,
-            precision=precision,
-            head=head,
-            statistics=statistics,
-            states=states,
+        self.name, self.data, self.settings = data.name, data, settings
+        self.layout = payload_layout(
+            slot.model,
+            share=settings.share,
+            payload=settings.payload,
+            classes=data.classes,
+            statistics=settings.statistics,
         )
-        self.run, self.secure_aggregation, self._head_kind = run, secure_aggregation, head_kind
-        self._seed, self._ditto, self._privacy, self._noise = seed, ditto, privacy, noise
-        self._shared = ("prompts" if statistics else share, payload)
+        self._slot = slot
+        self._states: StateStore = StateMemory() if states is None else states
+        self._selected: int | None = None
 
     @property
-    def noisy(self) -> bool:
-        """Whether noise is added to its whole updates."""
-        return self._noise is not None
+    def backbone_digest(self) -> str:
+        """SHA-256 of the backbone."""
+        return self._slot.model.backbone.digest
+
+    @property
+    def state(self) -> SiteState | None:
+        """The state after the selected round, or else after the last trained round; None at the start."""
+        return self._states.latest() if self._selected is None else self._states.after(self._selected)
+
+    def state_before(self, round_number: int) -> SiteState | None:
+        """Return the state that a round would start from; None for the start of the run.
+
+        Raises:
+            StateLostError, DamagedCheckpointError: see `StateStore.latest`.
+        """
+        return self._states.latest(before=round_number)
+
+    def select_round(self, round_number: int) -> None:
+        """Use the state after a round until the site trains again, because the run keeps the prompts of that round."""
+        self._selected = round_number
+
+    @contextmanager
+    def hold(self, payload: Vector | None = None) -> Iterator[HeldModel]:
+        """Lend the model with the tensors of `state`, and over them a payload if there is one.
+
+        Raises:
+            RuntimeError: if the model is lent already.
+            PayloadMismatchError, TrainingDivergedError: see `HeldModel.adopt`.
+        """
+        with self._hold(self.state) as held:
+            if payload is not None:
+                held.adopt(payload)
+            yield held
+
+    def own_payload(self) -> Vector:
+        """Return the payload after the round of `state`; the initial payload if this site never trained."""
+        with self.hold() as held:
+            return held.export()
+
+    def initial(self) -> Vector:
+        """Return the initial payload of the run, which is the same at every site."""
+        with self._slot.hold(self.name, None) as model:
+            return export_payload(model, self.layout)
+
+    def split(self, name: str) -> CachedDataset:
+        """Return a split by name: train, validation or test."""
+        return {"train": self.data.train, "validation": self.data.validation, "test": self.data.test}[name]
 
     def train(self, request: RoundRequest, *, charge: Charge | None = None) -> RoundReply:
         """Adopt the global payload, evaluate it on the validation images, train one round, and return the own payload.
@@ -135,38 +146,39 @@ class Site(SiteModel):
         except StateLostError as lost:
             raise MessageRefusedError(str(lost)) from lost
         settings = request.training
-        if settings.head != self._head_kind:
-            fix = f"is not '{self._head_kind}', which this run began with"
+        if settings.head != self.settings.head_kind:
+            fix = f"is not '{self.settings.head_kind}', which this run began with"
             raise MessageRefusedError(f"training.head = '{settings.head}' {fix}")
-        private = plan_requested_round(settings, request, self._privacy, len(self.data.train))
-        cost = private if self._noise is None else self._noise.plan(request)
+        noise = self.settings.noise
+        private = plan_requested_round(settings, request, self.settings.privacy, len(self.data.train))
+        cost = private if noise is None else noise.plan(request)
         self._selected = None
         started = time.perf_counter()
-        self._load(before)
-        self._import(request.payload, used=len(self.data.validation) > 0)
-        _, received = self.assess(self.data.validation)
-        self.prepare_training()
-        gradient = self._payload_gradient(settings.batch_size) if request.wants_gradient else None
-        penalties = self._penalties(settings, request.correction)
-        if cost is not None and charge is not None:
-            charge(cost)
-        spending = None if private is None else private.spending
-        if self._shares_statistics and (
-            request.header.round == request.rounds or not moves_method(self.model, settings)
-        ):
-            trained = self._rest(settings, request.header.round, before)
-        else:
-            trained, state = self._train_round(
-                settings, request.header.round, request.rounds, before, penalties, spending
-            )
-            self._states.save(replace(state, best_round=request.best_round))
-        payload = None if self.secure_aggregation else self.export()
-        if payload is not None and self._noise is not None:
-            payload = self._noise.cover(request.payload, payload)
+        with self._hold(before) as held:
+            held.adopt(request.payload, head=len(self.data.validation) > 0)
+            _, received = held.assess(self.data.validation)
+            held.prepare_training()
+            gradient = self._payload_gradient(held, settings.batch_size) if request.wants_gradient else None
+            penalties = self._penalties(held, settings, request.correction)
+            if cost is not None and charge is not None:
+                charge(cost)
+            spending = None if private is None else private.spending
+            if self.settings.statistics is not None and (
+                request.header.round == request.rounds or not moves_method(held.model, settings)
+            ):
+                trained = self._rest(held, settings, request.header.round, before)
+            else:
+                trained, state = self._train_round(
+                    held, settings, request.header.round, request.rounds, before, penalties, spending
+                )
+                self._states.save(replace(state, best_round=request.best_round))
+            payload = None if self.settings.secure_aggregation else held.export()
+        if payload is not None and noise is not None:
+            payload = noise.cover(request.payload, payload)
         metrics = {
             "loss": trained.loss,
             # With noise, the maximum is reported: the true number of steps may leak the number of images per class.
-            "steps": float(trained.steps if self._noise is None else settings.max_steps(len(self.data.train))),
+            "steps": float(trained.steps if noise is None else settings.max_steps(len(self.data.train))),
             "seconds": time.perf_counter() - started,
             **{f"validation_{name}": value for name, value in received.items()},
         }
@@ -185,10 +197,12 @@ class Site(SiteModel):
         if request.best_round:
             self.select_round(request.best_round)
         try:
-            self.adopt(request.payload)
+            state = self.state
         except StateLostError as lost:
             raise MessageRefusedError(str(lost)) from lost
-        _, metrics = self.assess(self.split(request.split))
+        with self._hold(state) as held:
+            held.adopt(request.payload)
+            _, metrics = held.assess(self.split(request.split))
         return RoundReply(
             header=request.header,
             phase="evaluate",
@@ -205,7 +219,7 @@ class Site(SiteModel):
             PayloadMismatchError: for a vector that is not a finite float32 vector of this site's layout.
         """
         header = request.header
-        header.require(Header(self.run, header.round, self.backbone_digest, self.layout.hash))
+        header.require(Header(self.settings.run, header.round, self.backbone_digest, self.layout.hash))
         if isinstance(request, StageRequest):
             return
         if not 1 <= header.round <= request.rounds:
@@ -228,8 +242,8 @@ class Site(SiteModel):
         state = self.state
         if state is None or state.round != round_number:
             raise MessageRefusedError(f"round {round_number} is not the round that the site trained last")
-        trained = self.own_payload()
-        return trained if self._noise is None else self._noise.cover(received, trained, shares=minimum)
+        trained, noise = self.own_payload(), self.settings.noise
+        return trained if noise is None else noise.cover(received, trained, shares=minimum)
 
     def fit(
         self, settings: TrainingSettings, round_number: int, rounds: int, *, payload: Vector | None = None
@@ -244,23 +258,23 @@ class Site(SiteModel):
             TrainingDivergedError: if training diverges; nothing of the round is kept.
         """
         before, self._selected = self._states.latest(before=round_number), None
-        self._load(before)
-        if payload is not None:
-            self._import(payload)
-        elif before is None:
-            self.refit_head()
-        if self.head_fit is not None and not moves_method(self.model, settings):
-            return self._rest(settings, round_number, before)
-        private = None
-        if settings.privacy is not None:
-            private = plan_private_round(settings, len(self.data.train), rounds)
-        outcome, state = self._train_round(settings, round_number, rounds, before, [], private)
-        # The site keeps the prompts of the round, so an LDA head is fitted to them.
-        self.refit_head()
-        curve = ValidationCurve.read({} if before is None else before.tensors)
-        if len(self.data.validation):
-            curve = curve.add(self.assess(self.data.validation)[1])
-        tensors = {**state.tensors, **capture_model(self.model), **curve.tensors()}
+        with self._hold(before) as held:
+            if payload is not None:
+                held.adopt(payload)
+            elif before is None:
+                held.refit_head()
+            if held.head_fit is not None and not moves_method(held.model, settings):
+                return self._rest(held, settings, round_number, before)
+            private = None
+            if settings.privacy is not None:
+                private = plan_private_round(settings, len(self.data.train), rounds)
+            outcome, state = self._train_round(held, settings, round_number, rounds, before, [], private)
+            # The site keeps the prompts of the round, so an LDA head is fitted to them.
+            held.refit_head()
+            curve = ValidationCurve.read({} if before is None else before.tensors)
+            if len(self.data.validation):
+                curve = curve.add(held.assess(self.data.validation)[1])
+            tensors = {**state.tensors, **capture_model(held.model), **curve.tensors()}
         self._states.save(replace(state, tensors=tensors, best_round=curve.best_round))
         return outcome
 
@@ -278,33 +292,46 @@ class Site(SiteModel):
 
     def _withhold(self, metrics: dict[str, float]) -> dict[str, float]:
         """Return the metrics that may leave; they have no noise, so with noise on updates they become undefined."""
-        if self._noise is None or self._noise.settings.metrics:
+        noise = self.settings.noise
+        if noise is None or noise.settings.metrics:
             return metrics
         return {key: value if key in TOLD_METRICS else math.nan for key, value in metrics.items()}
 
-    def _payload_gradient(self, batch_size: int) -> Vector:
-        gradients = payload_gradient(self.model, self.data.train, batch_size=batch_size, shared=self._shared)
+    @contextmanager
+    def _hold(self, state: SiteState | None) -> Iterator[HeldModel]:
+        with self._slot.hold(self.name, state) as model:
+            own, number = (self._slot.start, 0) if state is None else (state.tensors, state.round)
+            yield HeldModel(model, own, number, self.data, self.layout, self.settings)
+
+    def _payload_gradient(self, held: HeldModel, batch_size: int) -> Vector:
+        shared = self.settings.shared
+        gradients = payload_gradient(held.model, self.data.train, batch_size=batch_size, shared=shared)
         return self.layout.flatten({name: tensor.float().cpu().numpy() for name, tensor in gradients.items()})
 
-    def _penalties(self, settings: TrainingSettings, correction: Vector | None) -> list[Callable[[], Tensor]]:
+    def _penalties(
+        self, held: HeldModel, settings: TrainingSettings, correction: Vector | None
+    ) -> list[Callable[[], Tensor]]:
         """Return the terms that the strategy adds to the loss of the next round."""
         penalties: list[Callable[[], Tensor]] = []
         if settings.proximal_mu:
-            penalties.append(ProximalTerm(self.model, settings.proximal_mu, self._shared))
+            penalties.append(ProximalTerm(held.model, settings.proximal_mu, self.settings.shared))
         if correction is not None:
             tensors = self.layout.unflatten(correction)
             coefficients = {name: torch.from_numpy(tensor) for name, tensor in tensors.items()}
-            penalties.append(LinearTerm(self.model, coefficients, self._shared))
+            penalties.append(LinearTerm(held.model, coefficients, self.settings.shared))
         return penalties
 
-    def _rest(self, settings: TrainingSettings, round_number: int, before: SiteState | None) -> TrainingOutcome:
+    def _rest(
+        self, held: HeldModel, settings: TrainingSettings, round_number: int, before: SiteState | None
+    ) -> TrainingOutcome:
         """Store the current model as the state after a round without training; return its loss on training images."""
-        _, metrics = self.assess(self.data.train)
-        self._states.save(noop_local_round(self.model, settings, round_number, before=before))
+        _, metrics = held.assess(self.data.train)
+        self._states.save(noop_local_round(held.model, settings, round_number, before=before))
         return TrainingOutcome(metrics["loss"], 0)
 
     def _train_round(
         self,
+        held: HeldModel,
         settings: TrainingSettings,
         round_number: int,
         rounds: int,
@@ -312,27 +339,18 @@ class Site(SiteModel):
         penalties: list[Callable[[], Tensor]],
         private: GaussianSteps | None,
     ) -> tuple[TrainingOutcome, SiteState]:
-        """Train the current model, leave it in the slot, and return the state after the round, which is not stored."""
-        model, received = self.model, self._adopted
+        """Train the held model, and return the state after the round, which is not stored."""
         ditto = None
-        if self._ditto is not None and received is not None:
-            ditto = (ProximalTerm(model, self._ditto, self._shared), self._slot.start)
-        scope = RoundScope(self._seed, self.name, round_number, rounds)
-        head = self.prepare_training()
-        try:
-            outcome, state = train_local_round(
-                model,
-                self.data.train,
-                settings,
-                scope,
-                before=before,
-                penalties=penalties,
-                ditto=ditto,
-                head=head,
-                private=private,
-            )
-        except BaseException:
-            self._slot.holder = None
-            raise
-        self._adopted = None
-        return outcome, state
+        if self.settings.ditto is not None and held.adopted is not None:
+            ditto = (ProximalTerm(held.model, self.settings.ditto, self.settings.shared), self._slot.start)
+        return train_local_round(
+            held.model,
+            self.data.train,
+            settings,
+            RoundScope(self.settings.seed, self.name, round_number, rounds),
+            before=before,
+            penalties=penalties,
+            ditto=ditto,
+            head=held.prepare_training(),
+            private=private,
+        )

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from client.site.site import Site
-from client.site.state_store import capture_model
+from client.site.state_store import Tensors, capture_model
 from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.protocol.layout import PayloadMismatchError, Vector
 from ept_fed.protocol.messages import Header, RoundRequest
@@ -128,20 +128,16 @@ class Replay:
         plan, own = self._plan, prompts is None
         payload = read_prompts(self._run.folder, plan, round_number - 1) if prompts is None else prompts
         self._site.select_round(round_number - 1)
-        self._site.adopt(payload)
-        before = self._capture()
+        with self._site.hold(payload) as held:
+            before = _choose_tensors(capture_model(held.model))
         header = Header(plan.run, round_number, plan.backbone_digest, plan.layout.hash)
         request = RoundRequest(header, "train", plan.rounds, payload, "train", settings=plan.training)
         reply = self._site.train(request)
-        if reply.payload is None:
+        state = self._site.state
+        if reply.payload is None or state is None:
             raise ValueError("a train reply carries a payload")
         difference = self._compare(round_number, reply.metrics["loss"]) if own else math.nan
-        return PlayedRound(self.site, round_number, before, self._capture(), reply.payload, difference)
-
-    def _capture(self) -> dict[str, Tensor]:
-        held = capture_model(self._site.model)
-        found = {name: held.get(f"model/{parameter}") for name, parameter in PARAMETERS.items()}
-        return {name: torch.from_numpy(tensor) for name, tensor in found.items() if tensor is not None}
+        return PlayedRound(self.site, round_number, before, _choose_tensors(state.tensors), reply.payload, difference)
 
     def _compare(self, round_number: int, loss: float) -> float:
         exchange = self._run.rounds[round_number - 1].sites.get(self.site, SiteExchange())
@@ -156,3 +152,9 @@ class Replay:
             )
             raise InputRefusedError([Problem("rounds.jsonl", recorded, fix)])
         return difference
+
+
+def _choose_tensors(tensors: Tensors) -> dict[str, Tensor]:
+    """Return the prompts and the head of a state, by the names that attacks use."""
+    found = {name: tensors.get(f"model/{parameter}") for name, parameter in PARAMETERS.items()}
+    return {name: torch.from_numpy(tensor) for name, tensor in found.items() if tensor is not None}

@@ -119,8 +119,8 @@ def run_trial(federation: VirtualFederation, trial: Trial, attacker: str) -> tup
     metrics = []
     for name, site in sites.items():
         if name != attacker:
-            site.adopt(results[0].payload)
-            metrics.append(site.assess(site.data.test)[1])
+            with site.hold(results[0].payload) as held:
+                metrics.append(held.assess(site.data.test)[1])
     auc, balanced = (f"{np.mean([m[key] for m in metrics]):.4f}" for key in ("auc", "balanced_accuracy"))
     return auc, balanced, sum(len(record.refused) for record in results[0].rounds)
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from client.site.candidates import Predicted, choose_model
+from client.site.held_model import LentModel
 from client.site.local_baseline import describe_local_training
 from client.site.site import Site
 from ept_fed.config.benchmark_cell import Cell
@@ -20,6 +21,7 @@ from ept_fed.errors import InputRefusedError
 from ept_fed.evaluation.benchmark_summary import POOLED_METRICS
 from ept_fed.evaluation.metrics import classification_metrics, supported_auc
 from ept_fed.progress import Progress, Silent
+from ept_fed.protocol.layout import Vector
 from ept_fed.reports.run.comparison import METRICS
 from ept_fed.reports.run.run_folder import RunFolder
 from ept_fed.reports.run.settings import BASELINE, CHOSEN, FEDERATED
@@ -34,7 +36,7 @@ from simulations.engine.virtual_sites import VirtualFederation, prepare_federati
 
 __all__ = ["VALIDATION_METRICS", "CellTrainer", "Outcome"]
 
-SiteByName = Callable[[str], Site]
+LoaderBySite = Callable[[str], LentModel]
 
 VALIDATION_METRICS = ("validation_auc", "validation_loss")
 
@@ -162,7 +164,7 @@ class _Trained:
     """The models of a trained cell.
 
     Attributes:
-        load: loads a site's model, ready to be assessed.
+        load: lends a site's model, ready to be assessed.
         describe: returns how its training ended.
         sent: bytes that a site sends per round.
         averaged: whether any round could be averaged; if not, there are no models.
@@ -170,7 +172,7 @@ class _Trained:
             site's model is the one that `load` loads.
     """
 
-    load: SiteByName
+    load: LoaderBySite
     describe: Callable[[str], TrainingRecord]
     sent: int
     averaged: bool
@@ -191,13 +193,14 @@ def _train(
         pooled = train_centralised(federation, scratch, notes)
         return [(cell, _of_sites(lambda _name: pooled))]
     if cell.setting == "centralised-prompts":
-        return [(cell, _of_sites(train_centralised_prompts(federation, scratch, notes).__getitem__))]
+        sites, prompts = train_centralised_prompts(federation, scratch, notes)
+        return [(cell, _of_sites(sites.__getitem__, prompts))]
     return [(cell, _train_federated(federation, scratch, notes))]
 
 
 def _train_local(federation: VirtualFederation, scratch: RunFolder, notes: Progress) -> _Trained:
     sites = train_local(federation, scratch, notes)
-    return _of_sites(lambda name: sites[name].restore())
+    return _of_sites(sites.__getitem__)
 
 
 def _train_federated(federation: VirtualFederation, scratch: RunFolder, notes: Progress) -> _Trained:
@@ -208,10 +211,9 @@ def _train_federated(federation: VirtualFederation, scratch: RunFolder, notes: P
     }
     result = federate(federation, plan, sites, scratch, notes)
 
-    def load(name: str) -> Site:
+    def load(name: str) -> LentModel:
         sites[name].select_round(result.chosen)
-        sites[name].adopt(result.payload)
-        return sites[name]
+        return sites[name].hold(result.payload)
 
     def describe(name: str) -> TrainingRecord:
         return describe_federated_training(result.rounds, name, result.chosen)
@@ -224,15 +226,20 @@ def _choose(federation: VirtualFederation, local: _Trained, federated: _Trained)
 
     def choose(data: SiteData) -> tuple[Predicted, dict[str, Any]]:
         loaders = {BASELINE: partial(local.load, data.name), FEDERATED: partial(federated.load, data.name)}
-        predicted = {setting: Predicted.of(load(), data) for setting, load in loaders.items()}
+        predicted = {setting: Predicted.of(load, data) for setting, load in loaders.items()}
         found, choice = choose_model(data, loaders, predicted, federation.experiment)
         return found[CHOSEN], {"choice": choice.choice.name}
 
     return replace(federated, choose=choose)
 
 
-def _of_sites(load: SiteByName) -> _Trained:
-    return _Trained(load, lambda name: describe_local_training(load(name)), sent=0, averaged=True)
+def _of_sites(find: Callable[[str], Site], payload: Vector | None = None) -> _Trained:
+    """Return the models that sites trained without exchange, with a payload over their own tensors if there is one."""
+
+    def load(name: str) -> LentModel:
+        return find(name).hold(payload)
+
+    return _Trained(load, lambda name: describe_local_training(find(name)), sent=0, averaged=True)
 
 
 def _assess(trained: _Trained, data: SiteData) -> dict[str, Any]:
@@ -241,7 +248,7 @@ def _assess(trained: _Trained, data: SiteData) -> dict[str, Any]:
         undefined = (*METRICS, "supported_auc", *VALIDATION_METRICS, "rounds", "chosen_round", "training")
         return {**dict.fromkeys(undefined, float("nan")), "choice": ""}
     if trained.choose is None:
-        predicted, columns = Predicted.of(trained.load(data.name), data), {"choice": ""}
+        predicted, columns = Predicted.of(partial(trained.load, data.name), data), {"choice": ""}
     else:
         predicted, columns = trained.choose(data)
     assessed = classification_metrics(data.test.labels.numpy(), predicted.test, data.task)
@@ -271,8 +278,8 @@ def _assess_pooled(cell: Cell, trained: _Trained, sites: Mapping[str, SiteData])
         if found and cell.setting in _SAME_EVERYWHERE:
             found[name] = next(iter(found.values()))
             continue
-        site = trained.load(name)
-        scores = np.concatenate([site.predict(other.test) for other in sites.values()])
+        with trained.load(name) as held:
+            scores = np.concatenate([held.predict(other.test) for other in sites.values()])
         quality = classification_metrics(labels, scores, data.task)
         found[name] = {metric: quality[metric.removeprefix("pooled_")] for metric in POOLED_METRICS}
     return found

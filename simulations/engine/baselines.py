@@ -39,7 +39,7 @@ def train_centralised(federation: VirtualFederation, folder: RunFolder, progress
 
 def train_centralised_prompts(
     federation: VirtualFederation, folder: RunFolder, progress: Progress
-) -> Mapping[str, Site]:
+) -> tuple[Mapping[str, Site], Vector | None]:
     """Give every site the prompts of `train_centralised` and make a personalised head at each site, see `make_heads`.
 
     This measures what prompts can transfer without the loss from averaging. It is no upper bound, because averaging may
@@ -51,8 +51,10 @@ def train_centralised_prompts(
 
 def make_heads(
     federation: VirtualFederation, prompts: Vector, folder: RunFolder, progress: Progress, *, stage: str
-) -> Mapping[str, Site]:
-    """Return sites with frozen prompts, each with a personalised head that is made from its own images.
+) -> tuple[Mapping[str, Site], Vector | None]:
+    """Return sites with frozen prompts, each with a personalised head of its own images, and the payload to hold.
+
+    The payload is None if it is part of the sites\' states.
 
     The head is trained, computed or fixed, depending on `training.head`. A trained head gets the same rounds, order,
     crops and start as in `train_local`.
@@ -70,13 +72,11 @@ def make_heads(
     }
     training = federation.experiment.training
     if training.head != "trained":
-        for site in sites.values():
-            site.adopt(prompts)
-    else:
-        epochs = training.head_first_epochs or training.epochs
-        still = {"prompt_lr": 0.0, "token_lr": 0.0, "method_lr": 0.0, "epochs": epochs, "head_first_epochs": 0}
-        _train(sites, stage, federation, training.model_copy(update=still), progress, start=prompts)
-    return sites
+        return sites, prompts
+    epochs = training.head_first_epochs or training.epochs
+    still = {"prompt_lr": 0.0, "token_lr": 0.0, "method_lr": 0.0, "epochs": epochs, "head_first_epochs": 0}
+    _train(sites, stage, federation, training.model_copy(update=still), progress, start=prompts)
+    return sites, None
 
 
 def _train(

@@ -1,9 +1,12 @@
 """Comparison of a federation with its baselines, each assessed on every site's own images."""
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
 
 from client.site.assessment import assess_settings, load_federated, release
 from client.site.candidates import SiteChoice, SiteLoader
+from client.site.held_model import LentModel
 from client.site.local_baseline import describe_local_training
 from client.site.site import Site
 from ept_fed.progress import Progress
@@ -17,40 +20,50 @@ from server.rounds.loop import FederationResult
 from simulations.engine.baselines import train_centralised, train_local
 from simulations.engine.virtual_sites import VirtualFederation
 
-__all__ = ["LoaderBySite", "compare_settings", "describe_training", "prepare_settings"]
+__all__ = ["LoaderBySite", "Setting", "compare_settings", "describe_training", "prepare_settings"]
 
-_TRAINED_BASELINES = ("local", "centralised")
+# Lends the model of one site under a setting, ready to be assessed.
+LoaderBySite = Callable[[str], LentModel]
 
-# Loads the model of one site under a setting into the slot, ready to be assessed.
-LoaderBySite = Callable[[str], Site]
+
+@dataclass(frozen=True)
+class Setting:
+    """The models of a setting.
+
+    Attributes:
+        load: lends a site's model.
+        find: returns the site that was trained without exchange; None for models of the federation.
+    """
+
+    load: LoaderBySite
+    find: Callable[[str], Site] | None = None
 
 
 def prepare_settings(
     federation: VirtualFederation, sites: Mapping[str, Site], payload: Vector, folder: RunFolder, progress: Progress
-) -> dict[str, LoaderBySite]:
-    """Train the baselines; return a function per setting that loads a site's model, in the order of the table."""
+) -> dict[str, Setting]:
+    """Train the baselines; return the models of each setting, in the order of the table."""
     experiment = federation.experiment
-    settings: dict[str, LoaderBySite] = {}
+    settings: dict[str, Setting] = {}
     if "local" in experiment.evaluation.baselines:
-        local = train_local(federation, folder, progress)
-        settings["local"] = lambda name: local[name].restore()
+        settings["local"] = _of_baseline(train_local(federation, folder, progress).__getitem__)
     loaders = {name: load_federated(site, payload, experiment, progress.on_note) for name, site in sites.items()}
     for setting in next(iter(loaders.values())):
-        settings[setting] = _of_site(loaders, setting)
+        settings[setting] = Setting(_of_site(loaders, setting))
     if "centralised" in experiment.evaluation.baselines:
         centralised = train_centralised(federation, folder, progress)
-        settings["centralised"] = lambda _name: centralised.restore()
+        settings["centralised"] = _of_baseline(lambda _name: centralised)
     return settings
 
 
 def compare_settings(
-    federation: VirtualFederation, settings: Mapping[str, LoaderBySite], result: FederationResult, folder: RunFolder
+    federation: VirtualFederation, settings: Mapping[str, Setting], result: FederationResult, folder: RunFolder
 ) -> Comparison:
     """Evaluate every setting on every site's own images; write each site's predictions and the model that it uses."""
     metrics: dict[str, dict[str, Mapping[str, float]]] = {}
     choices: dict[str, SiteChoice] = {}
     for site, data in federation.data.sites.items():
-        loaders = {setting: _bind(load, site) for setting, load in settings.items()}
+        loaders = {name: partial(setting.load, site) for name, setting in settings.items()}
         if not loaders:
             continue
         assessed = assess_settings(data, loaders, federation.experiment)
@@ -70,16 +83,16 @@ def compare_settings(
 
 
 def describe_training(
-    settings: Mapping[str, LoaderBySite], result: FederationResult, sites: Iterable[str]
+    settings: Mapping[str, Setting], result: FederationResult, sites: Iterable[str]
 ) -> dict[str, dict[str, TrainingRecord]]:
     """Return how training ended, by setting and site, for the federation and the baselines that were trained."""
     found: dict[str, dict[str, TrainingRecord]] = {}
-    for setting, load in settings.items():
-        if setting == "federated":
+    for name, setting in settings.items():
+        if name == "federated":
             rounds, chosen = result.rounds, result.chosen
-            found[setting] = {site: describe_federated_training(rounds, site, chosen) for site in sites}
-        elif setting in _TRAINED_BASELINES:
-            found[setting] = {site: describe_local_training(load(site)) for site in sites}
+            found[name] = {site: describe_federated_training(rounds, site, chosen) for site in sites}
+        elif setting.find is not None:
+            found[name] = {site: describe_local_training(setting.find(site)) for site in sites}
     return found
 
 
@@ -87,8 +100,8 @@ def _of_site(loaders: Mapping[str, Mapping[str, SiteLoader]], setting: str) -> L
     return lambda name: loaders[name][setting]()
 
 
-def _bind(load: LoaderBySite, site: str) -> SiteLoader:
-    return lambda: load(site)
+def _of_baseline(find: Callable[[str], Site]) -> Setting:
+    return Setting(lambda name: find(name).hold(), find)
 
 
 def _traffic(site: str, rounds: tuple[RoundRecord, ...]) -> SiteTraffic:

@@ -5,19 +5,19 @@ from typing import Any
 
 import numpy as np
 
-from client.site.site import Site
+from client.site.held_model import LentModel
 from ept_fed.data.datasets.prepare import CachedDataset, SiteData
 from ept_fed.evaluation.metrics import Array, class_auc
 
 __all__ = ["assess_cross_site"]
 
 
-def assess_cross_site(sites: Mapping[str, SiteData], load: Callable[[str], Site]) -> list[dict[str, Any]]:
+def assess_cross_site(sites: Mapping[str, SiteData], load: Callable[[str], LentModel]) -> list[dict[str, Any]]:
     """Return one row per model, tested site and class; this takes S² passes over test images for S sites.
 
     Args:
         sites: data of all sites, by name.
-        load: loads a site's local model, its own head included, into the slot.
+        load: lends a site's local model, its own head included.
 
     Returns:
         Rows for `write_cross_site`. The AUC is one class against the rest; it is NaN if all or none of the test
@@ -25,10 +25,10 @@ def assess_cross_site(sites: Mapping[str, SiteData], load: Callable[[str], Site]
     """
     rows = []
     for name, own in sites.items():
-        model = load(name)
         training = _hot(own.train).sum(axis=0)
         for tested, other in sites.items():
-            probabilities, _ = model.assess(other.test)
+            with load(name) as held:
+                probabilities = held.predict(other.test)
             hot = _hot(other.test)
             for c, auc in enumerate(class_auc(hot, probabilities)):
                 rows.append(

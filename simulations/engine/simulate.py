@@ -26,7 +26,7 @@ from ept_fed.tracking.tracker import Tracker
 from ept_fed.tracking.writer import TrackedRun
 from server.rounds.checkpoints import Checkpoint
 from server.rounds.loop import FederationResult
-from simulations.engine.compare import compare_settings, describe_training, prepare_settings
+from simulations.engine.compare import Setting, compare_settings, describe_training, prepare_settings
 from simulations.engine.cross_site import assess_cross_site
 from simulations.engine.federate import federate, find_checkpoint
 from simulations.engine.gallery import collect_gallery
@@ -137,14 +137,14 @@ def _run(
         result = federate(
             federation, plan, sites, folder, progress, gates=gates, resume=checkpoint, track=tracker.write_round
         )
-    settings = {}
+    settings: dict[str, Setting] = {}
     if result.aggregated_anything:
         for site in sites.values():
             site.select_round(result.chosen)
         settings = prepare_settings(federation, sites, result.payload, folder, progress)
     comparison = compare_settings(federation, settings, result, folder)
     if experiment.evaluation.cross_site and settings:
-        write_cross_site(folder.path, assess_cross_site(federation.data.sites, settings["local"]))
+        write_cross_site(folder.path, assess_cross_site(federation.data.sites, settings["local"].load))
     report = describe_run(
         experiment,
         run=plan.run,

@@ -104,7 +104,7 @@ class VirtualFederation:
             rounds: the site's part in secure aggregation; None without it.
         """
         proposal = self.proposal
-        terms = None if rounds is None else agree_on_sums(site.run, proposal, site.layout)
+        terms = None if rounds is None else agree_on_sums(site.settings.run, proposal, site.layout)
         return SitePart(site, proposal, PassThroughGate() if gate is None else gate, rounds, terms)
 
     def plan(self, agreed: Collection[str] | None = None) -> Plan:

@@ -54,9 +54,9 @@ def probe(federation: VirtualFederation, shots: int) -> None:
     )
     measured = {}
     for name, site in sites.items():
-        if site.head_fit is None:
+        if site.settings.head is None:
             raise ValueError("the head is not computed from statistics")
-        measured[name] = site.head_fit.measure(model, site.data.train)
+        measured[name] = site.settings.head.measure(model, site.data.train)
     everyone = average_statistics(list(measured.values()), [len(site.data.train) for site in sites.values()])
     scores: list[list[Array]] = [[], [], [], []]
     member: list[Array] = []

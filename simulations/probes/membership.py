@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from client.site.site import Site
+from client.site.held_model import HeldModel
 from ept_fed.evaluation.bootstrap import Interval
 from ept_fed.evaluation.metrics import Array
 from ept_fed.privacy.attacks.membership import measure_advantage
@@ -66,8 +66,8 @@ def probe(federation: VirtualFederation, scratch: Path) -> tuple[int, tuple[Inte
         candidates = choose_candidates(site.data, federation.experiment.seed)
         under = []
         for payload in (site.own_payload(), average):
-            site.adopt(payload)
-            under.append(_measure(site, candidates))
+            with site.hold(payload) as held:
+                under.append(_measure(held, candidates))
         own, shared = under
         for found, score in zip(scores, (-own, -shared, shared - own), strict=True):
             found.append(score)
@@ -83,9 +83,9 @@ def probe(federation: VirtualFederation, scratch: Path) -> tuple[int, tuple[Inte
 
 
 @torch.inference_mode()
-def _measure(site: Site, candidates: Candidates) -> Array:
-    """Return losses (n,) of the candidates under the site's current model."""
-    model = site.model.eval()
+def _measure(held: HeldModel, candidates: Candidates) -> Array:
+    """Return losses (n,) of the candidates under a model."""
+    model = held.model.eval()
     losses = [
         measure_losses(model(images.to(model.device)).float().cpu(), labels, candidates.images.task)
         for images, labels in candidates.images.batches(32, order=candidates.chosen)

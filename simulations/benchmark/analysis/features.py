@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
-from client.site.site import Site
+from client.site.held_model import LentModel
 from ept_fed.config.benchmark_cell import Cell
 from ept_fed.data.datasets.prepare import CachedDataset, SiteData
 from ept_fed.evaluation.features import embed_tsne
@@ -35,21 +35,24 @@ def count_fold(cell: Cell, data: SiteData) -> CachedDataset:
 
 
 def record_features(
-    cell: Cell, federation: VirtualFederation, trained: Callable[[str], Site], numbers: object
+    cell: Cell,
+    federation: VirtualFederation,
+    trained: Callable[[str], LentModel],
+    numbers: object,
 ) -> FeatureRecord:
     """Return the features of every site's images, from the start and from the tuned model.
 
     Args:
         cell: to which the models belong.
         federation: with the cell's sites and start.
-        trained: returns a site with its tuned model.
+        trained: lends a site's tuned model.
         numbers: the tuned model's metrics at each site.
     """
     data = {name: count_fold(cell, site) for name, site in federation.data.sites.items()}
     labels = np.concatenate([images.labels.numpy() for images in data.values()])
     chosen = _choose_examples(labels, cell.seed)
-    models: dict[Moment, Callable[[str], Site]] = {
-        "before": lambda name: federation.create_site(federation.data.sites[name]),
+    models: dict[Moment, Callable[[str], LentModel]] = {
+        "before": lambda name: federation.create_site(federation.data.sites[name]).hold(),
         "after": trained,
     }
     features, factors = {}, {}
@@ -82,7 +85,7 @@ def record_features(
 def _look(
     federation: VirtualFederation,
     data: dict[str, CachedDataset],
-    find: Callable[[str], Site],
+    find: Callable[[str], LentModel],
     chosen: Array,
 ) -> tuple[Array, Array]:
     """Return the features (n, D) of all sites' images, and the factors (k, rows, columns) of the chosen ones.
@@ -95,13 +98,14 @@ def _look(
     features, factors = [], []
     start = 0
     for name, images in data.items():
-        model = find(name).model
-        features.append(extract_features(model, images, batch_size=batch_size, bfloat16=bfloat16))
         own = chosen[(chosen >= start) & (chosen < start + len(images))] - start
         start += len(images)
-        if isinstance(model, PromptedViT) and model.embedding in FOLDABLE:
-            for batch, _ in images.batches(batch_size, order=own.tolist()):
-                factors.append(scaling_map(model, batch.to(model.device)).cpu().numpy())
+        with find(name) as held:
+            model = held.model
+            features.append(extract_features(model, images, batch_size=batch_size, bfloat16=bfloat16))
+            if isinstance(model, PromptedViT) and model.embedding in FOLDABLE:
+                for batch, _ in images.batches(batch_size, order=own.tolist()):
+                    factors.append(scaling_map(model, batch.to(model.device)).cpu().numpy())
     return np.concatenate(features), np.concatenate(factors) if factors else np.empty((0, 0, 0), dtype=np.float32)
 
 

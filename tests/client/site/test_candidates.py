@@ -10,7 +10,6 @@ import torch
 
 from client.site.assessment import assess_settings, load_federated, release
 from client.site.candidates import Predicted, SiteChoice, SiteLoader, choose_model, release_choice
-from client.site.site import Site
 from ept_fed.config.experiment import Experiment
 from ept_fed.data.datasets.prepare import SiteData
 from ept_fed.evaluation.candidates import Choice, mix
@@ -41,7 +40,7 @@ def open_loaders(experiment: Experiment) -> tuple[VirtualFederation, SiteData, d
         for number in (1, 2):
             own.fit(experiment.training, number, 2)
     payload = other.own_payload()
-    return federation, data, {BASELINE: local.restore, **load_federated(site, payload, experiment, print)}
+    return federation, data, {BASELINE: local.hold, **load_federated(site, payload, experiment, print)}
 
 
 @pytest.fixture(scope="module")
@@ -53,9 +52,9 @@ def opened(shared_micro: Micro) -> Opened:
 
 def predict_with(federation: VirtualFederation, tensors: Mapping[str, Vector], data: SiteData) -> Array:
     """Return the test probabilities of a released model, loaded into a slot that knows nothing of the site."""
-    site = federation.create_site(data)
-    site.model.load_payload({name: torch.from_numpy(tensor) for name, tensor in tensors.items()})
-    return site.predict(data.test)
+    with federation.create_site(data).hold() as held:
+        held.model.load_payload({name: torch.from_numpy(tensor) for name, tensor in tensors.items()})
+        return held.predict(data.test)
 
 
 @pytest.mark.parametrize(("head", "share", "personal"), HEADS)
@@ -92,7 +91,7 @@ def test_the_released_model_is_the_chosen_one(opened: Opened, name: str, local_h
     experiment, federation, data, loaders = opened
     choice = SiteChoice(Choice(name, "", ()), local_head, personal_head, 0.3)
     tensors, about = release_choice(choice, loaders, experiment)
-    plain = {setting: loaders[setting]().predict(data.test) for setting in loaders}
+    plain = {setting: Predicted.of(load, data).test for setting, load in loaders.items()}
     if name == MIXED:
         assert about["members"] == {BASELINE: 0.3, FEDERATED: pytest.approx(0.7)}
         members = {
@@ -118,16 +117,16 @@ def test_the_released_model_is_the_chosen_one(opened: Opened, name: str, local_h
 def test_a_sites_own_head_is_the_one_it_trained_last(opened: Opened) -> None:
     experiment, _, _, loaders = opened
     tensors, _ = release_choice(SiteChoice(Choice(PERSONALISED, "", ()), None, "own", math.nan), loaders, experiment)
-    own = loaders[FEDERATED]().state
-    assert own is not None
-    assert np.array_equal(tensors["head.weight"], own.tensors["model/head.weight"])
+    with loaders[FEDERATED]() as held:
+        assert held.round == 2
+        assert np.array_equal(tensors["head.weight"], held.own["model/head.weight"])
     theirs, _ = release_choice(SiteChoice(Choice(FEDERATED, "", ()), None, None, math.nan), loaders, experiment)
     assert np.array_equal(tensors["sinks"], theirs["sinks"])
 
 
 def test_the_local_model_competes_with_its_better_head_and_the_sum_is_of_that_model(opened: Opened) -> None:
     experiment, _, data, loaders = opened
-    predicted = {setting: Predicted.of(load(), data) for setting, load in loaders.items()}
+    predicted = {setting: Predicted.of(load, data) for setting, load in loaders.items()}
     # A local model that is always wrong: the LDA head must replace it.
     classes = len(data.classes)
     guessing = dataclasses.replace(
@@ -150,9 +149,8 @@ def test_a_site_without_validation_images_uses_the_federated_model_and_says_why(
     assert "no validation images" in assessed.choice.choice.reason
     tensors, about = release(assessed, loaders, experiment)
     assert "members" not in about
-    np.testing.assert_allclose(
-        predict_with(federation, tensors, data), loaders[FEDERATED]().predict(data.test), atol=1e-5
-    )
+    expected = Predicted.of(loaders[FEDERATED], data).test
+    np.testing.assert_allclose(predict_with(federation, tensors, data), expected, atol=1e-5)
 
 
 def test_a_run_without_choice_compares_and_exports_the_federated_model(micro: Micro) -> None:
@@ -162,5 +160,6 @@ def test_a_run_without_choice_compares_and_exports_the_federated_model(micro: Mi
     assert assessed.choice is None
     assert list(assessed.metrics) == [BASELINE, FEDERATED]
     tensors, _ = release(assessed, loaders, experiment)
-    site: Site = loaders[FEDERATED]()
-    assert np.array_equal(tensors["sinks"], site.model.payload_tensors(share="prompts", payload="folded")["sinks"])
+    with loaders[FEDERATED]() as held:
+        expected = held.model.payload_tensors(share="prompts", payload="folded")["sinks"]
+    assert np.array_equal(tensors["sinks"], expected)

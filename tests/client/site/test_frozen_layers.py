@@ -44,7 +44,8 @@ def train(plan: Plan, site: Site) -> list[tuple[np.ndarray, dict[str, float]]]:
         assert reply.payload is not None
         payload = reply.payload
         replies.append((payload, {key: value for key, value in reply.metrics.items() if key != "seconds"}))
-    _, metrics = site.assess(site.data.test)
+    with site.hold(payload) as held:
+        _, metrics = held.assess(site.data.test)
     return [*replies, (site.initial(), metrics)]
 
 
@@ -61,7 +62,9 @@ def test_training_with_kept_outputs_equals_training_without(micro: Micro, overri
 def test_frozen_layers_run_once_per_image_and_view(micro: Micro, monkeypatch: pytest.MonkeyPatch) -> None:
     _, site = open_site(micro(*VIEWS, *LATE))
     seen = 0
-    whole = type(site.model).forward_prefix
+    with site.hold() as held:
+        kind = type(held.model)
+    whole = kind.forward_prefix
 
     def count(model: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
         nonlocal seen
@@ -69,10 +72,11 @@ def test_frozen_layers_run_once_per_image_and_view(micro: Micro, monkeypatch: py
         seen += int((images.flatten(1).abs().sum(1) > 0).sum())
         return whole(model, images)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(type(site.model), "forward_prefix", count)
+    monkeypatch.setattr(kind, "forward_prefix", count)
     for number in range(1, 9):
         site.fit(micro(*VIEWS, *LATE).training, number, 8)
-        site.assess(site.data.test)
+        with site.hold() as held:
+            held.assess(site.data.test)
     assert seen == 2 * len(site.data.train) + len(site.data.validation) + len(site.data.test)
 
 

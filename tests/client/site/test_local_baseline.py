@@ -7,11 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from client.site.held_model import HeldModel
 from client.site.local_baseline import describe_local_training, train_locally
 from client.site.site import Site
 from client.site.state_store import StateFolder
 from client.site.validation_curve import ValidationCurve
 from ept_fed.config.experiment import Experiment
+from ept_fed.data.datasets.prepare import CachedDataset
+from ept_fed.evaluation.metrics import Array
 from ept_fed.progress import Silent
 from simulations.engine.virtual_sites import VirtualFederation, prepare_federation
 
@@ -30,15 +33,15 @@ def open_site(federation: VirtualFederation, folder: Path | None = None) -> Site
 
 def train(site: Site, federation: VirtualFederation, aucs: list[float], **settings: object) -> None:
     """Train locally; the validation AUC after round r is aucs[r - 1]."""
-    measure = site.assess
+    measure = HeldModel.assess
 
-    def assess(images: object) -> tuple[object, dict[str, float]]:
-        scores, metrics = measure(images)  # type: ignore[arg-type]
+    def assess(held: HeldModel, images: CachedDataset) -> tuple[Array, dict[str, float]]:
+        scores, metrics = measure(held, images)
         return scores, {**metrics, "auc": aucs[site.trained_rounds]}
 
-    site.assess = assess  # type: ignore[method-assign,assignment]
-    train_locally({"site-1": site}, federation.experiment.training, 6, Silent(), **settings)  # type: ignore[arg-type]
-    site.assess = measure  # type: ignore[method-assign]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(HeldModel, "assess", assess)
+        train_locally({"site-1": site}, federation.experiment.training, 6, Silent(), **settings)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -37,19 +37,18 @@ def test_training_through_monai_equals_training_through_the_site(federation: Vir
     algo.initialize({ExtraItems.CLIENT_NAME: "site-1"})
     algo.train(weights(federation))
     other = federation.create_site(federation.data.sites["site-1"])
-    other.adopt(federation.plan().initial)
-    other.fit(federation.experiment.training, 1, 2)
+    other.fit(federation.experiment.training, 1, 2, payload=federation.plan().initial)
     sent = algo.get_weights()
     assert set(sent.weights) == {"sinks", "tokens"}
-    assert np.array_equal(site.layout.flatten(sent.weights), other.export())
+    assert np.array_equal(site.layout.flatten(sent.weights), other.own_payload())
 
 
 def test_evaluation_returns_metrics_and_trains_nothing(federation: VirtualFederation) -> None:
     algo, site = make(federation)
-    site.adopt(federation.plan().initial)
-    before = site.export()
+    algo.train(weights(federation))
+    before = site.own_payload()
     assert "auc" in algo.evaluate(weights(federation)).metrics
-    np.testing.assert_allclose(site.export(), before, atol=1e-6)
+    assert np.array_equal(site.own_payload(), before)
 
 
 def test_weights_that_do_not_fit_are_refused(federation: VirtualFederation) -> None:

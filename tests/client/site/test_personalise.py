@@ -27,6 +27,11 @@ def make_site(federation: VirtualFederation) -> Site:
     return federation.create_site(federation.data.sites["site-1"])
 
 
+def head_of(site: Site, payload: np.ndarray | None = None) -> torch.Tensor:
+    with site.hold(payload) as held:
+        return held.model.head.weight.detach().clone()
+
+
 def trained_sinks(micro: Micro, ditto: float | None) -> tuple[Plan, Site]:
     overrides = () if ditto is None else (f"personalisation.ditto={ditto}",)
     federation = prepare_federation(
@@ -46,13 +51,15 @@ def test_a_strong_ditto_stays_near_the_global_prompts_and_a_weak_one_moves_away(
     distances = []
     for strength in (0.1, 0.01, 1e-6):
         plan, site = trained_sinks(micro, strength)
-        assert load_ditto(site)
-        distances.append(float(np.linalg.norm(site.export() - plan.initial)))
+        with site.hold() as held:
+            assert load_ditto(held)
+            distances.append(float(np.linalg.norm(held.export() - plan.initial)))
     assert distances[0] < distances[1] < distances[2]
 
 
 def test_a_site_without_ditto_loads_no_ditto_model(micro: Micro) -> None:
-    assert not load_ditto(trained_sinks(micro, None)[1])
+    with trained_sinks(micro, None)[1].hold() as held:
+        assert not load_ditto(held)
 
 
 def test_ditto_continues_where_its_last_round_ended(micro: Micro) -> None:
@@ -73,20 +80,12 @@ def test_fine_tuning_is_local_training_from_the_federated_model(micro: Micro) ->
     plan, site = federation.plan(), make_site(federation)
     site.train(request_of(plan))
     before = site.state.tensors["model/head.weight"]
-    fine_tune(site, plan.initial, federation.experiment.training, epochs=2, seed=0)
-    assert not np.array_equal(site.model.head.weight.detach().numpy(), before)
-    assert not np.array_equal(site.export(), plan.initial)
+    with site.hold(plan.initial) as held:
+        fine_tune(held, federation.experiment.training, epochs=2, seed=0)
+        assert not np.array_equal(held.model.head.weight.detach().numpy(), before)
+        assert not np.array_equal(held.export(), plan.initial)
     # Fine-tuning is not saved: the next federated round starts from the same state as without it.
     assert np.array_equal(site.state.tensors["model/head.weight"], before)
-
-
-def test_a_temporary_model_cannot_be_used_after_another_site_took_its_place(micro: Micro) -> None:
-    federation = prepare_federation(micro())
-    plan, site = federation.plan(), make_site(federation)
-    fine_tune(site, plan.initial, federation.experiment.training, epochs=1, seed=0)
-    federation.create_site(federation.data.sites["site-2"]).adopt(plan.initial)
-    with pytest.raises(RuntimeError, match="another site took the model"):
-        site.assess(site.data.test)
 
 
 def test_interpolation_takes_the_share_with_the_lowest_validation_loss(micro: Micro) -> None:
@@ -96,19 +95,21 @@ def test_interpolation_takes_the_share_with_the_lowest_validation_loss(micro: Mi
     own = site.own_payload()
     losses = []
     for share in INTERPOLATION_GRID:
-        site.adopt((share * own + (1 - share) * plan.initial).astype(np.float32))
-        losses.append(site.assess(site.data.validation)[1]["loss"])
-    share = interpolate(site, plan.initial)
-    assert share == INTERPOLATION_GRID[int(np.argmin(losses))]
-    np.testing.assert_allclose(site.export(), share * own + (1 - share) * plan.initial, rtol=1e-4, atol=1e-5)
+        with site.hold((share * own + (1 - share) * plan.initial).astype(np.float32)) as held:
+            losses.append(held.assess(site.data.validation)[1]["loss"])
+    with site.hold() as held:
+        share = interpolate(held, plan.initial)
+        assert share == INTERPOLATION_GRID[int(np.argmin(losses))]
+        np.testing.assert_allclose(held.export(), share * own + (1 - share) * plan.initial, rtol=1e-4, atol=1e-5)
 
 
 def test_without_validation_images_interpolation_keeps_the_global_prompts(micro: Micro) -> None:
     federation = prepare_federation(micro("data.validation_fraction=0.0"))
     plan, site = federation.plan(), make_site(federation)
     site.train(request_of(plan))
-    assert interpolate(site, plan.initial) == 0
-    np.testing.assert_allclose(site.export(), plan.initial, rtol=1e-5, atol=1e-6)
+    with site.hold() as held:
+        assert interpolate(held, plan.initial) == 0
+        np.testing.assert_allclose(held.export(), plan.initial, rtol=1e-5, atol=1e-6)
 
 
 def test_sites_that_share_a_model_train_as_if_each_had_its_own(micro: Micro) -> None:
@@ -135,15 +136,14 @@ def test_after_an_early_stop_a_site_returns_to_the_state_that_fits_the_prompts(m
     federation = prepare_federation(micro("federation.rounds=3"))
     plan, site = federation.plan(), make_site(federation)
     site.train(request_of(plan, 1))
-    head = site.model.head.weight.detach().clone()
+    head = head_of(site)
     site.train(request_of(plan, 2))
     site.select_round(1)
-    site.adopt(plan.initial)
-    assert torch.equal(site.model.head.weight, head)
+    assert torch.equal(head_of(site, plan.initial), head)
     # When it trains again, it continues from its latest state.
     site.train(request_of(plan, 3))
     assert site.trained_rounds == 3
-    assert not torch.equal(site.model.head.weight, head)
+    assert not torch.equal(head_of(site), head)
 
 
 def test_fedreps_order_trains_only_the_head_and_then_only_the_prompts(micro: Micro) -> None:
@@ -155,9 +155,7 @@ def test_fedreps_order_trains_only_the_head_and_then_only_the_prompts(micro: Mic
     moved: list[set[str]] = []
 
     def snapshot() -> dict[str, np.ndarray]:
-        return {name: tensor.detach().numpy().copy() for name, tensor in site.model.named_parameters()}
-
-    last = snapshot()
+        return {name: tensor.detach().numpy().copy() for name, tensor in model.named_parameters()}
 
     def watch() -> torch.Tensor:
         nonlocal last
@@ -166,9 +164,11 @@ def test_fedreps_order_trains_only_the_head_and_then_only_the_prompts(micro: Mic
         last = now
         return torch.zeros(())
 
-    model = site.model
     scope = RoundScope(0, "site-1", 1, 1)
-    outcome = train_round(model, build_optimizer(model, settings), site.data.train, settings, scope, penalties=[watch])
+    with site.hold() as held:
+        model = held.model
+        last, optimizer = snapshot(), build_optimizer(model, settings)
+        outcome = train_round(model, optimizer, site.data.train, settings, scope, penalties=[watch])
     per_epoch = outcome.steps // 3
     assert all(parameter.requires_grad for parameter in model.head.parameters())
     assert model.prompts.requires_grad
@@ -189,8 +189,8 @@ def test_a_site_returns_its_gradient_when_it_is_requested(micro: Micro) -> None:
     direction /= np.linalg.norm(direction)
 
     def loss(step: float) -> float:
-        site.adopt((plan.initial + step * direction).astype(np.float32))
-        return site.assess(site.data.train)[1]["loss"]
+        with site.hold((plan.initial + step * direction).astype(np.float32)) as held:
+            return held.assess(site.data.train)[1]["loss"]
 
     assert (loss(0.02) - loss(-0.02)) / 0.04 == pytest.approx(float(gradient @ direction), rel=0.05, abs=2e-4)
 
@@ -215,4 +215,5 @@ def test_a_diverging_ditto_does_not_change_the_federated_round(micro: Micro) -> 
     sites = [make_site(federation) for federation in (wild, plain)]
     payloads = [site.train(request_of(plan)).payload for site in sites]
     assert np.array_equal(*payloads)
-    assert not load_ditto(sites[0])
+    with sites[0].hold() as held:
+        assert not load_ditto(held)

@@ -215,13 +215,13 @@ def test_a_site_recreated_for_each_round_trains_bit_for_bit_the_same(
     stores = [create(tmp_path) for create in STORES.values()]
     for round_number in (1, 2, 3):
         woken = [federation.create_site(data, store) for store in stores]
-        payload = awake.export()
+        payload = awake.own_payload()
         for site in (awake, *woken):
             site.fit(experiment.training, round_number, 3, payload=payload)
         theirs = awake.state
         assert theirs is not None
         for site, store in zip(woken, stores, strict=True):
-            assert site.export().tobytes() == awake.export().tobytes()
+            assert site.own_payload().tobytes() == awake.own_payload().tobytes()
             mine = store.latest()
             assert mine is not None
             assert set(mine.tensors) == set(theirs.tensors)

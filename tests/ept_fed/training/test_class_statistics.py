@@ -167,8 +167,8 @@ def run(federation: VirtualFederation, folder: Path) -> tuple[dict[str, Site], V
 def heads(sites: dict[str, Site], payload: Vector) -> dict[str, torch.Tensor]:
     found = {}
     for name, site in sites.items():
-        site.adopt(payload)
-        found[name] = site.model.head.weight.detach().clone()
+        with site.hold(payload) as held:
+            found[name] = held.model.head.weight.detach().clone()
     return found
 
 
@@ -183,9 +183,11 @@ def test_one_round_gives_every_site_the_head_of_all_images(
     site = next(iter(sites.values()))
     measured = []
     for name, member in sites.items():
-        site_head = member.head_fit
+        site_head = member.settings.head
         assert site_head is not None
-        measured.append((site_head.measure(site.model, federation.data.sites[name].train), len(member.data.train)))
+        with site.hold(payload) as held:
+            images = federation.data.sites[name].train
+            measured.append((site_head.measure(held.model, images), len(member.data.train)))
     pooled = average_statistics(*zip(*measured, strict=True))
     weight, _ = solve_lda(pooled, pooled, multi_label=False, shrinkage=0.3)
     np.testing.assert_allclose(first.numpy(), weight, rtol=0.02, atol=0.02 * np.abs(weight).max())
@@ -231,10 +233,11 @@ def test_without_trainable_tensors_every_round_measures_and_a_local_model_has_it
     reply.check(reply.header, plan.layout)
     outcome = alone.fit(federation.experiment.training, 1, 3)
     assert outcome.steps == 0
-    assert alone.head_fit is not None
-    held = alone.model.head.weight.detach().clone()
-    alone.head_fit.apply(alone.model, data.train)
-    assert torch.equal(held, alone.model.head.weight)
+    with alone.hold() as held:
+        assert held.head_fit is not None
+        kept = held.model.head.weight.detach().clone()
+        held.head_fit.apply(held.model, data.train)
+        assert torch.equal(kept, held.model.head.weight)
 
 
 def test_a_run_resumes_after_a_round_that_only_measured(micro: Micro, tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """The head in use is the fixed head plus a share of the site's LDA head; prompts train with only the fixed head."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from client.site.held_model import HeldModel
 from client.site.personalise import fine_tune
-from client.site.site import Site
 from ept_fed.config.experiment import Experiment
 from ept_fed.errors import InputRefusedError
 from ept_fed.progress import Silent
@@ -29,17 +29,17 @@ BOTH = ("training.head=fixed+lda", "model.tokens=1", "federation.rounds=2", "dat
 FIXED = ("training.head=fixed", *BOTH[1:])
 
 
-def head_of(site: Site) -> tuple[np.ndarray, np.ndarray]:
-    head: nn.Linear = site.model.head
+def head_of(held: HeldModel) -> tuple[np.ndarray, np.ndarray]:
+    head: nn.Linear = held.model.head
     return head.weight.detach().numpy().copy(), head.bias.detach().numpy().copy()
 
 
-def expected_head(site: Site, start: dict[str, np.ndarray], evidence: float) -> tuple[np.ndarray, np.ndarray]:
+def expected_head(held: HeldModel, start: Mapping[str, np.ndarray], evidence: float) -> tuple[np.ndarray, np.ndarray]:
     """Return the fixed head plus the share of the head that `head: lda` computes for the current prompts."""
-    assert site.head_fit is not None
-    replace(site.head_fit, fixed=None).apply(site.model, site.data.train)
-    weight, bias = head_of(site)
-    labels = site.data.train.labels.numpy()
+    assert held.head_fit is not None
+    replace(held.head_fit, fixed=None).apply(held.model, held.data.train)
+    weight, bias = head_of(held)
+    labels = held.data.train.labels.numpy()
     each = len(labels) / len(np.unique(labels))
     share = each / (each + evidence)
     return start["model/head.weight"] + share * weight, start["model/head.bias"] + share * bias
@@ -78,29 +78,29 @@ def test_each_site_in_use_adds_its_own_lda_share(micro: Micro, tmp_path: Path, e
     sites, payload = train_federation(federation, tmp_path)
     heads = []
     for site in sites.values():
-        site.adopt(payload)
-        heads.append(head_of(site))
-        for found, expected in zip(heads[-1], expected_head(site, federation.slot.start, evidence), strict=True):
-            np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+        with site.hold(payload) as held:
+            heads.append(head_of(held))
+            for found, expected in zip(heads[-1], expected_head(held, federation.slot.start, evidence), strict=True):
+                np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
     assert not np.allclose(heads[0][0], heads[1][0])
 
 
 def test_multi_label_images_count_by_class(micro: Micro) -> None:
     federation = prepare_federation(micro(*BOTH))
     site = federation.create_site(next(iter(federation.data.sites.values())))
-    site.adopt(site.initial())
-    single = head_of(site)
-    images = site.data.train
-    images.labels, images.task = nn.functional.one_hot(images.labels, site.model.head.out_features), "multi_label"
-    assert site.head_fit is not None
-    site.head_fit.apply(site.model, images)
-    several = head_of(site)
-    assert np.isfinite(several[0]).all()
-    assert np.linalg.norm(several[0] - federation.slot.start["model/head.weight"]) > 0
-    assert not np.allclose(single[0], several[0])
-    images.labels = torch.zeros_like(images.labels)
-    site.head_fit.apply(site.model, images)
-    np.testing.assert_array_equal(head_of(site)[0], federation.slot.start["model/head.weight"])
+    with site.hold(site.initial()) as held:
+        single = head_of(held)
+        images = site.data.train
+        images.labels, images.task = nn.functional.one_hot(images.labels, held.model.head.out_features), "multi_label"
+        assert held.head_fit is not None
+        held.head_fit.apply(held.model, images)
+        several = head_of(held)
+        assert np.isfinite(several[0]).all()
+        assert np.linalg.norm(several[0] - federation.slot.start["model/head.weight"]) > 0
+        assert not np.allclose(single[0], several[0])
+        images.labels = torch.zeros_like(images.labels)
+        held.head_fit.apply(held.model, images)
+        np.testing.assert_array_equal(head_of(held)[0], federation.slot.start["model/head.weight"])
 
 
 def test_a_local_model_ends_with_its_lda_share_and_resumes_from_the_fixed_head(micro: Micro, tmp_path: Path) -> None:
@@ -112,8 +112,9 @@ def test_a_local_model_ends_with_its_lda_share_and_resumes_from_the_fixed_head(m
         again = federation.create_site(data, states)
         again.fit(federation.experiment.training, 2, 2)
         assert np.array_equal(again.own_payload(), whole[name].own_payload())
-        for found, expected in zip(head_of(again), expected_head(again, federation.slot.start, 4.0), strict=True):
-            np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+        with again.hold() as held:
+            for found, expected in zip(head_of(held), expected_head(held, federation.slot.start, 4.0), strict=True):
+                np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_fine_tuned_prompts_train_with_the_fixed_head_and_get_their_own_lda_share(micro: Micro) -> None:
@@ -121,8 +122,9 @@ def test_fine_tuned_prompts_train_with_the_fixed_head_and_get_their_own_lda_shar
     for settings in (FIXED, BOTH):
         federation = prepare_federation(micro(*settings))
         site = federation.create_site(next(iter(federation.data.sites.values())))
-        fine_tune(site, site.initial(), federation.experiment.training, epochs=1, seed=0)
-        tuned[settings[0]] = (site.export(), head_of(site))
+        with site.hold(site.initial()) as held:
+            fine_tune(held, federation.experiment.training, epochs=1, seed=0)
+            tuned[settings[0]] = (held.export(), head_of(held))
     assert np.array_equal(tuned[FIXED[0]][0], tuned[BOTH[0]][0])
     assert not np.allclose(tuned[FIXED[0]][1][0], tuned[BOTH[0]][1][0])
 
@@ -163,6 +165,7 @@ def test_the_head_of_a_centralised_model_is_computed_from_all_images(micro: Micr
     federation = prepare_federation(micro(*BOTH))
     pooled = federation.create_site(federation.centralised())
     pooled.fit(federation.experiment.training, 1, 1)
-    for found, expected in zip(head_of(pooled), expected_head(pooled, federation.slot.start, 4.0), strict=True):
-        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
-    assert torch.isfinite(pooled.model.head.weight).all()
+    with pooled.hold() as held:
+        assert torch.isfinite(held.model.head.weight).all()
+        for found, expected in zip(head_of(held), expected_head(held, federation.slot.start, 4.0), strict=True):
+            np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)

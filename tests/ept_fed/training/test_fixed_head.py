@@ -32,9 +32,9 @@ def test_no_site_changes_the_fixed_head_and_all_classify_alike(
     images = next(iter(federation.data.sites.values())).test
     told = []
     for site in sites.values():
-        site.adopt(payload)
-        assert torch.equal(site.model.head.weight, torch.from_numpy(start["model/head.weight"]))
-        told.append(site.assess(images)[0])
+        with site.hold(payload) as held:
+            assert torch.equal(held.model.head.weight, torch.from_numpy(start["model/head.weight"]))
+            told.append(held.assess(images)[0])
     for other in told[1:]:
         np.testing.assert_allclose(other, told[0], atol=1e-6)
 
@@ -49,10 +49,12 @@ def test_prompts_train_as_with_a_head_of_learning_rate_zero(micro: Micro, tmp_pa
 def test_centralised_prompts_use_the_fixed_head_too(micro: Micro, tmp_path: Path) -> None:
     federation = prepare_federation(micro(*FIXED))
     drawn = prepare_federation(micro(*FIXED)).slot.model.head
-    sites = train_centralised_prompts(federation, RunFolder(tmp_path), Silent())
+    sites, prompts = train_centralised_prompts(federation, RunFolder(tmp_path), Silent())
+    assert prompts is not None
     for site in sites.values():
-        assert torch.equal(site.model.head.weight, drawn.weight)
-        assert torch.equal(site.model.head.bias, drawn.bias)
+        with site.hold(prompts) as held:
+            assert torch.equal(held.model.head.weight, drawn.weight)
+            assert torch.equal(held.model.head.bias, drawn.bias)
 
 
 def test_a_benchmark_has_no_cell_that_shares_the_head(micro: Micro) -> None:

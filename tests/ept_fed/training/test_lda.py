@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
+from client.site.held_model import HeldModel
 from client.site.personalise import fine_tune
 from client.site.site import Site
 from ept_fed.config.experiment import Experiment
@@ -130,22 +131,22 @@ def make_site(federation: VirtualFederation) -> Site:
     return federation.create_site(next(iter(federation.data.sites.values())))
 
 
-def head_of(site: Site) -> torch.Tensor:
-    return site.model.head.weight.detach().clone()
+def head_of(held: HeldModel) -> torch.Tensor:
+    return held.model.head.weight.detach().clone()
 
 
-def refitted(site: Site) -> torch.Tensor:
-    site.refit_head()
-    return head_of(site)
+def refitted(held: HeldModel) -> torch.Tensor:
+    held.refit_head()
+    return head_of(held)
 
 
 def test_the_head_is_computed_for_the_current_prompts_of_the_site(federation: VirtualFederation) -> None:
     site, plan = make_site(federation), federation.plan()
     heads = []
     for payload in (plan.initial, plan.initial + 1):
-        site.adopt(payload)
-        heads.append(head_of(site))
-        assert torch.equal(heads[-1], refitted(site))
+        with site.hold(payload) as held:
+            heads.append(head_of(held))
+            assert torch.equal(heads[-1], refitted(held))
     assert not torch.equal(*heads)
 
 
@@ -184,9 +185,9 @@ def test_prompts_train_on_images_that_their_head_was_not_computed_from(
     monkeypatch.setattr(CachedDataset, "batches", pass_on)
     settings = training.model_copy(update={"epochs": 2})
     scope = RoundScope(0, "site", 1, 1)
-    outcome = train_round(
-        site.model, build_optimizer(site.model, settings), site.data.train, settings, scope, head=site.head_fit
-    )
+    with site.hold() as held:
+        optimizer = build_optimizer(held.model, settings)
+        outcome = train_round(held.model, optimizer, site.data.train, settings, scope, head=held.head_fit)
     assert [kind for kind, _ in events] == ["fit", "train"] * 4
     for (_, known), (_, trained) in zip(events[::2], events[1::2], strict=True):
         assert not {*known} & {*trained}
@@ -208,32 +209,33 @@ def test_prompts_with_features_that_are_not_finite_end_the_round_as_diverged(
     federation: VirtualFederation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     site, payload = make_site(federation), federation.plan().initial
-    width = site.model.head.in_features
+    with site.hold() as held:
+        width, kind = held.model.head.in_features, type(held.model)
     nothing = lambda _model, images: torch.full((len(images), width), torch.nan)  # noqa: E731
-    monkeypatch.setattr(type(site.model), "forward_features", nothing)
-    with pytest.raises(TrainingDivergedError, match="not finite"):
-        site.adopt(payload)
+    monkeypatch.setattr(kind, "forward_features", nothing)
+    with pytest.raises(TrainingDivergedError, match="not finite"), site.hold(payload):
+        pass
 
 
 def test_a_round_without_a_way_to_compute_the_head_is_refused(federation: VirtualFederation) -> None:
     site, training = make_site(federation), federation.experiment.training
-    with pytest.raises(ValueError, match="HeadFit"):
-        train_round(
-            site.model, build_optimizer(site.model, training), site.data.train, training, RoundScope(0, "s", 1, 1)
-        )
+    with site.hold() as held:
+        optimizer = build_optimizer(held.model, training)
+        with pytest.raises(ValueError, match="HeadFit"):
+            train_round(held.model, optimizer, site.data.train, training, RoundScope(0, "s", 1, 1))
 
 
 def test_a_local_model_ends_with_the_head_of_its_last_prompts(federation: VirtualFederation, tmp_path: object) -> None:
     for site in train_local(federation, RunFolder(tmp_path), Silent()).values():  # type: ignore[arg-type]
-        held = head_of(site)
-        assert torch.equal(held, refitted(site))
+        with site.hold() as held:
+            assert torch.equal(head_of(held), refitted(held))
 
 
 def test_fine_tuned_prompts_get_their_own_head(federation: VirtualFederation) -> None:
     site, plan = make_site(federation), federation.plan()
-    fine_tune(site, plan.initial, federation.experiment.training, epochs=1, seed=0)
-    held = head_of(site)
-    assert torch.equal(held, refitted(site))
+    with site.hold(plan.initial) as held:
+        fine_tune(held, federation.experiment.training, epochs=1, seed=0)
+        assert torch.equal(head_of(held), refitted(held))
 
 
 def test_a_request_for_another_kind_of_head_is_refused(federation: VirtualFederation, micro: Micro) -> None:

@@ -46,19 +46,18 @@ def test_without_noise_a_step_of_sgd_is_no_longer_than_the_clip(
     site_of: Callable[..., tuple[Plan, Site]], overrides: tuple[str, ...]
 ) -> None:
     _, site = site_of(private(), *overrides)
-    model = site.model
-    assert isinstance(model, PromptedViT)
     settings = TrainingSettings(
         optimizer="sgd", momentum=0.0, weight_decay=0.0, schedule="constant", prompt_lr=1.0, token_lr=1.0, head_lr=1.0,
         privacy={"clip": 0.01, "noise_multiplier": 1e-9},
     )  # fmt: skip
-    before = [parameter.detach().clone() for parameter in model.parameters() if parameter.requires_grad]
     step = GaussianSteps(1e-9, 1.0, 1)
-    images = site.data.train
-    train_private_round(model, build_optimizer(model, settings), images, settings, SCOPE, step)
-    moved = [
-        p.detach() - old for p, old in zip((p for p in model.parameters() if p.requires_grad), before, strict=True)
-    ]
+    with site.hold() as held:
+        model = held.model
+        assert isinstance(model, PromptedViT)
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        before = [parameter.detach().clone() for parameter in trained]
+        train_private_round(model, build_optimizer(model, settings), site.data.train, settings, SCOPE, step)
+        moved = [parameter.detach() - old for parameter, old in zip(trained, before, strict=True)]
     assert 0 < sum(tensor.square().sum() for tensor in moved) ** 0.5 <= 0.01 * (1 + 1e-5)
 
 
@@ -86,18 +85,19 @@ def test_the_loss_over_training_images_stays_at_the_site(site_of: Callable[..., 
 def test_an_empty_sample_still_makes_a_step_of_noise(site_of: Callable[..., tuple[Plan, Site]]) -> None:
     _, site = site_of(private(), "model.tokens=1")
     settings = TrainingSettings(head="trained", privacy={"clip": 1.0, "noise_multiplier": 1.0})
-    before = site.model.head.weight.detach().clone()
-    outcome = train_private_round(
-        site.model,
-        build_optimizer(site.model, settings),
-        site.data.train,
-        settings,
-        SCOPE,
-        GaussianSteps(1.0, 0.5, 1),
-        entropy=never_drawn,
-    )
-    assert outcome.steps == 1
-    assert not torch.equal(before, site.model.head.weight)
+    with site.hold() as held:
+        before = held.model.head.weight.detach().clone()
+        outcome = train_private_round(
+            held.model,
+            build_optimizer(held.model, settings),
+            site.data.train,
+            settings,
+            SCOPE,
+            GaussianSteps(1.0, 0.5, 1),
+            entropy=never_drawn,
+        )
+        assert outcome.steps == 1
+        assert not torch.equal(before, held.model.head.weight)
 
 
 def test_a_sample_of_one_and_one_larger_than_the_batch_are_trained_on(
@@ -105,12 +105,13 @@ def test_a_sample_of_one_and_one_larger_than_the_batch_are_trained_on(
 ) -> None:
     _, site = site_of(private(), "model.tokens=1")
     settings = TrainingSettings(batch_size=2, privacy={"clip": 1.0, "noise_multiplier": 1.0})
-    for drawn in ([0], list(range(len(site.data.train)))):
-        monkeypatch.setattr(private_loop, "draw_poisson_sample", lambda *_, drawn=drawn, **__: np.array(drawn))
-        step = GaussianSteps(1.0, 0.5, 1)
-        optimizer = build_optimizer(site.model, settings)
-        train_private_round(site.model, optimizer, site.data.train, settings, SCOPE, step)
-    assert all(torch.isfinite(parameter).all() for parameter in site.model.parameters())
+    with site.hold() as held:
+        for drawn in ([0], list(range(len(site.data.train)))):
+            monkeypatch.setattr(private_loop, "draw_poisson_sample", lambda *_, drawn=drawn, **__: np.array(drawn))
+            step = GaussianSteps(1.0, 0.5, 1)
+            optimizer = build_optimizer(held.model, settings)
+            train_private_round(held.model, optimizer, site.data.train, settings, SCOPE, step)
+        assert all(torch.isfinite(parameter).all() for parameter in held.model.parameters())
 
 
 def test_a_damaged_image_does_not_end_the_round_or_bypass_the_clip(
@@ -189,6 +190,7 @@ def test_settings_without_privacy_are_not_trained_privately(site_of: Callable[..
     settings = TrainingSettings()
     with pytest.raises(InputRefusedError, match=r"training\.privacy"):
         plan_private_round(settings, 10, 1)
-    with pytest.raises(InputRefusedError, match=r"training\.privacy"):
-        optimizer = build_optimizer(site.model, settings)
-        train_private_round(site.model, optimizer, site.data.train, settings, SCOPE, GaussianSteps(1.0, 0.5, 1))
+    with site.hold() as held:
+        optimizer = build_optimizer(held.model, settings)
+        with pytest.raises(InputRefusedError, match=r"training\.privacy"):
+            train_private_round(held.model, optimizer, site.data.train, settings, SCOPE, GaussianSteps(1.0, 0.5, 1))

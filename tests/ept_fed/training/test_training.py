@@ -6,7 +6,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client.site.state_store import restore_model
 from ept_fed.config.experiment import Experiment, TrainingSettings
 from ept_fed.models import PromptedViT
 from ept_fed.training.loop import RoundScope, train_round
@@ -83,16 +82,16 @@ def test_momentum_is_kept_across_rounds_only_if_configured(micro: Callable[..., 
         site = federation.create_site(federation.data.sites["site-1"])
         for number in (1, 2):
             site.fit(experiment.training, number, 2)
-        payloads.append(site.model.fold().detach())
+        with site.hold() as held:
+            payloads.append(held.model.fold().detach())
         # By hand: one optimiser for both rounds, or a new one for each.
-        model = federation.slot.model
-        restore_model(model, federation.slot.start)
-        built = build_optimizer(model, experiment.training)
-        for number in (1, 2):
-            scope = RoundScope(experiment.seed, site.name, number, 2)
-            train_round(model, built, site.data.train, experiment.training, scope)
-            built = built if state == "keep" else build_optimizer(model, experiment.training)
-        assert torch.equal(payloads[-1], model.fold())
+        with federation.slot.hold("the test", None) as model:
+            built = build_optimizer(model, experiment.training)
+            for number in (1, 2):
+                scope = RoundScope(experiment.seed, site.name, number, 2)
+                train_round(model, built, site.data.train, experiment.training, scope)
+                built = built if state == "keep" else build_optimizer(model, experiment.training)
+            assert torch.equal(payloads[-1], model.fold())
     assert not torch.equal(*payloads)
 
 
@@ -100,9 +99,12 @@ def test_a_rate_of_zero_freezes_its_group(micro: Callable[..., Experiment]) -> N
     experiment = micro("data.phantom_sites=2", "training.prompt_lr=0", "model.tokens=1")
     federation = prepare_federation(experiment)
     site = federation.create_site(federation.data.sites["site-1"])
-    before = {name: parameter.clone() for name, parameter in site.model.named_parameters()}
+    with site.hold() as held:
+        before = {name: parameter.clone() for name, parameter in held.model.named_parameters()}
     site.fit(experiment.training, 1, 1)
-    changed = {name for name, parameter in site.model.named_parameters() if not torch.equal(parameter, before[name])}
+    with site.hold() as held:
+        after = dict(held.model.named_parameters())
+        changed = {name for name, parameter in after.items() if not torch.equal(parameter, before[name])}
     assert changed == {"embedded.tokens", "head.weight", "head.bias"}
 
 
@@ -114,7 +116,8 @@ def test_training_only_the_head_equals_training_with_a_prompt_rate_of_zero(micro
         site = (federation := prepare_federation(experiment)).create_site(federation.data.sites["site-1"])
         for number in (1, 2):
             site.fit(experiment.training, number, 2)
-        heads.append(site.model.head.weight.detach().clone())
+        with site.hold() as held:
+            heads.append(held.model.head.weight.detach().clone())
     assert torch.equal(*heads)
     assert not torch.equal(heads[0], torch.from_numpy(federation.slot.start["model/head.weight"]))
 
@@ -126,5 +129,5 @@ def test_bfloat16_training_follows_float32(micro: Callable[..., Experiment]) -> 
         federation = prepare_federation(experiment)
         site = federation.create_site(federation.data.sites["site-1"])
         losses.append(site.fit(experiment.training, 1, 1).loss)
-        assert site.model.prompts.dtype == torch.float32
+        assert federation.slot.model.prompts.dtype == torch.float32
     assert losses[0] == pytest.approx(losses[1], rel=0.05)

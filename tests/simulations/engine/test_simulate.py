@@ -157,7 +157,7 @@ def test_the_federations_first_round_is_the_sites_own_first_round_averaged(
     for data in federation.data.sites.values():
         site = federation.create_site(data)
         site.fit(experiment.training, 1, 1)
-        payloads.append(site.export().astype(np.float64))
+        payloads.append(site.own_payload().astype(np.float64))
         counts.append(len(data.train))
     assert counts == [10, 4]
     simulate(experiment, tmp_path / "run", Silent())
@@ -174,8 +174,10 @@ def test_local_heads_stay_apart_and_a_shared_head_does_not(micro: Micro) -> None
         sites = [federation.create_site(data) for data in federation.data.sites.values()]
         for site in sites:
             site.fit(experiment.training, 1, 1)
-            site.adopt(plan.initial)
-        heads = [site.model.head.weight.detach().clone() for site in sites]
+        heads = []
+        for site in sites:
+            with site.hold(plan.initial) as held:
+                heads.append(held.model.head.weight.detach().clone())
         assert bool((heads[0] == heads[1]).all()) == equal
 
 
@@ -183,7 +185,11 @@ def test_all_virtual_sites_share_one_backbone_that_never_changes(micro: Micro) -
     experiment = micro()
     federation = prepare_federation(experiment)
     sites = [federation.create_site(data) for data in federation.data.sites.values()]
-    assert len({id(site.model.vit) for site in sites}) == 1
+    lent = set()
+    for site in sites:
+        with site.hold() as held:
+            lent.add(id(held.model.vit))
+    assert lent == {id(federation.backbone.vit)}
     before = digest_tensors(frozen_tensors(federation.backbone.vit))
     for site in sites:
         site.fit(experiment.training, 1, 1)

@@ -94,8 +94,9 @@ def test_before_is_the_start_and_after_is_the_model_whose_numbers_are_in_the_tab
         federation = prepare_federation(cell.experiment)
         expected = []
         for data in federation.data.sites.values():
-            model = federation.create_site(data).model.eval()
-            expected += [model.forward_features(batch).detach().numpy() for batch, _ in data.test.batches(32)]
+            with federation.create_site(data).hold() as held:
+                model = held.model.eval()
+                expected += [model.forward_features(batch).detach().numpy() for batch, _ in data.test.batches(32)]
         np.testing.assert_array_equal(record.features["before"], np.concatenate(expected))
         assert not np.array_equal(record.features["before"], record.features["after"])
         assert (record.scaling is not None) == (cell.method == "ept")
