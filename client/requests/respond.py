@@ -34,11 +34,12 @@ class LastReply:
     digest: bytes = b""
     reply: RoundReply | None = None
 
-    def find(self, frame: bytes, trained_round: int) -> RoundReply | None:
+    def find(self, frame: bytes, site: Site) -> RoundReply | None:
         """Return the reply to an identical earlier request, if the site's state is still the one after that round."""
         if self.reply is None or self.digest != hashlib.sha256(frame).digest():
             return None
-        return self.reply if self.reply.header.round == trained_round else None
+        state = site.state
+        return self.reply if state is not None and state.round == self.reply.header.round else None
 
     def keep(self, frame: bytes, reply: RoundReply) -> None:
         """Replace the reply."""
@@ -100,8 +101,7 @@ def respond(request: RoundRequest | StageRequest, frame: bytes, part: SitePart) 
         part.accept(request)
         reply = site.evaluate(request)
     else:
-        state = site.state
-        held = part.last.find(frame, 0 if state is None else state.round)
+        held = part.last.find(frame, site)
         reply = _train(request, frame, part) if held is None else held
     return ask_gate(gate.release, request, reply, site.layout)
 
