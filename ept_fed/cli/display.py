@@ -110,7 +110,10 @@ def print_comparison(report: Mapping[str, Any], console: Console | None = None) 
     """Print the table of a finished run: macro AUC per site on its own test split; report.csv has all numbers."""
     console = console or Console()
     if report["status"] == "failed":
-        console.print("[bold red]failed[/]: no round could be averaged; see the notes above and run.log for the reason")
+        # The rest is not printed as markup: a reason may name sites, and these may have any name.
+        console.print("[bold red]failed[/]:", end=" ")
+        why = f"no round could be averaged ({report['ended']}); see the notes above and run.log for the reason"
+        console.print(why, markup=False, highlight=False)
         console.print(f"Run folder: {report['folder']}", markup=False, highlight=False)
         return
     # The candidates of a site's choice are on its own page.

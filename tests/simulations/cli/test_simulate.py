@@ -50,6 +50,15 @@ def test_refusals_list_everything_and_exit_with_2(micro_file: Path) -> None:
     assert {problem["field"] for problem in json.loads(as_json.stdout)["problems"]} == {"data.shots", "modle"}
 
 
+def test_a_run_that_every_sites_policy_refuses_exits_with_1_and_names_the_rule(micro_file: Path) -> None:
+    Path("policy.yaml").write_text("schema: 1\n")
+    refused = call("simulate", micro_file, "--out", "out", *SMALL, "--policy", "policy.yaml")
+    assert refused.exit_code == 1
+    said = " ".join(refused.stdout.split())
+    assert "site-1 refuses the run: the site's gate refuses it: incoming.backbone" in said
+    assert "sites refuse the run" in said
+
+
 def test_a_failed_run_exits_with_1(micro_file: Path) -> None:
     settings = ("--set", "training.head_lr=1.0e+30", "--set", "training.epochs=3")
     failed = call("simulate", micro_file, "--out", "out", *SMALL, *settings)
