@@ -80,11 +80,6 @@ class HeldModel:
         """Load tensors of `capture_model` instead of the site's own."""
         restore_model(self.model, tensors, prefix)
 
-    def reset(self) -> None:
-        """Load the site's own tensors again."""
-        restore_model(self.model, self.own)
-        self.adopted = self._received = None
-
     def prepare_training(self) -> HeadFit | None:
         """Restore the head that is used in training; return how it is recomputed during training, None if it is not.
 

@@ -54,7 +54,7 @@ def make_heads(
 ) -> tuple[Mapping[str, Site], Vector | None]:
     """Return sites with frozen prompts, each with a personalised head of its own images, and the payload to hold.
 
-    The payload is None if it is part of the sites\' states.
+    The payload is None if it is part of the sites' states.
 
     The head is trained, computed or fixed, depending on `training.head`. A trained head gets the same rounds, order,
     crops and start as in `train_local`.

@@ -10,6 +10,7 @@ from monai.fl.utils.exchange_object import ExchangeObject
 
 from client.site.monai_algo import EPTClientAlgo
 from client.site.site import Site
+from client.site.state_store import capture_model
 from ept_fed.config.experiment import Experiment
 from ept_fed.errors import InputRefusedError
 from ept_fed.protocol.layout import PayloadMismatchError
@@ -47,7 +48,15 @@ def test_evaluation_returns_metrics_and_trains_nothing(federation: VirtualFedera
     algo, site = make(federation)
     algo.train(weights(federation))
     before = site.own_payload()
-    assert "auc" in algo.evaluate(weights(federation)).metrics
+    with site.hold(federation.plan().initial) as held:
+        model, adopted = held.model, capture_model(held.model)
+        _, expected = held.assess(site.data.validation)
+    metrics = algo.evaluate(weights(federation)).metrics
+    assert "auc" in metrics
+    assert metrics == pytest.approx(expected, nan_ok=True)
+    # The model in memory keeps the tensors of its last holder.
+    after = capture_model(model)
+    assert all(np.array_equal(after[name], tensor) for name, tensor in adopted.items())
     assert np.array_equal(site.own_payload(), before)
 
 

@@ -15,8 +15,9 @@ from ept_fed.config.experiment import Experiment
 from ept_fed.flower.messages import encode_request
 from ept_fed.flower.records import SITE_FAILED, SITE_REFUSED, read_frame_record
 from ept_fed.flower.transport import set_task_identity
+from ept_fed.models.tuned_vit import TunedViT
 from ept_fed.protocol.frames import decode_frame, encode_frame
-from ept_fed.protocol.layout import PayloadMismatchError
+from ept_fed.protocol.layout import PayloadMismatchError, Vector
 from ept_fed.protocol.messages import EVALUATE_METRICS, TRAIN_METRICS, MessageRefusedError, RoundReply, RoundRequest
 from ept_fed.run_plan.plan import Plan
 from ept_fed.training.loop import TrainingDivergedError
@@ -35,9 +36,15 @@ def train_request(plan: Plan, **changes: object) -> RoundRequest:
     return dataclasses.replace(request, **changes)
 
 
-def parameters_of(site: Site) -> list[torch.Tensor]:
-    with site.hold() as held:
+def parameters_of(site: Site, payload: Vector | None = None) -> list[torch.Tensor]:
+    with site.hold(payload) as held:
         return [parameter.detach().clone() for parameter in held.model.parameters()]
+
+
+def model_of(site: Site) -> TunedViT:
+    """Return the model in memory. It keeps the tensors of its last holder, which `hold` would replace."""
+    with site.hold() as held:
+        return held.model
 
 
 def test_a_trained_site_replies_with_its_payload_and_fixed_metrics(plan_and_site: tuple[Plan, Site]) -> None:
@@ -52,8 +59,9 @@ def test_a_trained_site_replies_with_its_payload_and_fixed_metrics(plan_and_site
 def test_evaluating_trains_nothing(plan_and_site: tuple[Plan, Site]) -> None:
     plan, site = plan_and_site
     request = train_request(plan, phase="evaluate", split="test", settings=None)
-    before = parameters_of(site)
+    before, adopted, model = parameters_of(site), parameters_of(site, request.payload), model_of(site)
     first, second = site.evaluate(request), site.evaluate(request)
+    assert all(torch.equal(a, b) for a, b in zip(adopted, model.parameters(), strict=True))
     assert set(first.metrics) == set(EVALUATE_METRICS)
     assert {k: v for k, v in first.metrics.items() if k != "seconds"} == pytest.approx(
         {k: v for k, v in second.metrics.items() if k != "seconds"}, nan_ok=True
@@ -112,12 +120,12 @@ def test_requests_out_of_range_are_refused(plan_and_site: tuple[Plan, Site], cha
 
 def test_a_payload_that_is_not_finite_never_reaches_the_model(plan_and_site: tuple[Plan, Site]) -> None:
     plan, site = plan_and_site
-    poisoned = plan.initial.copy()
+    poisoned, model = plan.initial.copy(), model_of(site)
     poisoned[3] = np.nan
     for asked in (train_request(plan, payload=poisoned), train_request(plan, correction=poisoned)):
         with pytest.raises(PayloadMismatchError, match="not finite"):
             respond(asked, encode_frame(asked), part_of(site))
-    assert all(torch.isfinite(parameter).all() for parameter in parameters_of(site))
+        assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
 
 
 def test_a_diverged_round_leaves_the_site_as_it_was_before_training(plan_and_site: tuple[Plan, Site]) -> None:
