@@ -1,6 +1,6 @@
 """Membership inference on the update of one site in one round, for every view of the update."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,14 +52,18 @@ class Candidates:
     groups: tuple[str, ...]
 
 
-def choose_candidates(data: SiteData, seed: int) -> Candidates:
-    """Draw equally many training and other images of the site, equally many of each class for single-label tasks."""
+def choose_candidates(data: SiteData, seed: int, *, known: Collection[str] = ()) -> Candidates:
+    """Draw equally many training and other images of the site, equally many of each class for single-label tasks.
+
+    Images of the patients in `known` are left out, because the attacker has them.
+    """
     images = pool(data.parts())
     trained = len(data.train)
     single = images.task == "single_label"
     labels = images.labels.numpy() if single else np.zeros(len(images), dtype=np.int64)
-    members, others = match_classes(labels[:trained], labels[trained:], numpy_generator(seed, data.name, "candidates"))
-    chosen = [*members.tolist(), *(others + trained).tolist()]
+    unknown = np.array([index for index in range(trained, len(images)) if images.records[index].group not in known])
+    members, others = match_classes(labels[:trained], labels[unknown], numpy_generator(seed, data.name, "candidates"))
+    chosen = [*members.tolist(), *unknown[others].tolist()]
     groups = tuple(images.records[index].group for index in chosen)
     return Candidates(images, tuple(chosen), np.arange(len(chosen)) < len(members), groups)
 

@@ -2,33 +2,52 @@
 
 python -m simulations.probes.class_statistics CONFIG [--set KEY=VALUE …] [--shots 1,5,30]
 
-An image gets a higher membership score if its features are closer to the mean of its class, or if the second moments
-account for them better (their leverage). The attacker has either the statistics of one site, or those of all sites
-together, as a server has under secure aggregation. The prompts have their initial values. The members are the training
-images of every site. The others are the same number of other images of that site, from the same classes. An attacker
-with the statistics of two runs, or with shadow models, would infer more.
+The attacker has the statistics of one site, or those of all sites together, as a server has under secure aggregation,
+and public images of the same kind: half of the lesions that nobody trains on. From the means of classes it computes the
+log likelihood ratio of `ept_fed.privacy.attacks.class_means`, from second moments how well they account for an image
+(its leverage). The prompts have their initial values. The members are the training images of every site; the others
+are the same number of images of that site, from the same classes, and of lesions that are neither trained on nor
+public. Statistics and features are means over several views of an image, drawn with different seeds. As a control, the
+table also has the ratio with the members drawn at random: an attack must not find those. The mean of one image is the
+control that an attack must find.
 """
 
 import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from client.site.factory import create_start_model
+from ept_fed.data.datasets.prepare import CachedDataset
 from ept_fed.evaluation.metrics import Array
 from ept_fed.models.tuned_vit import TunedViT
-from ept_fed.privacy.attacks.membership import measure_advantage
-from ept_fed.seeds import numpy_generator
+from ept_fed.privacy.attacks.class_means import PublicFeatures, score_members
+from ept_fed.privacy.attacks.membership import measure_advantage, measure_detection
+from ept_fed.seeds import derive_seed, numpy_generator
 from ept_fed.training.lda import ClassStatistics, average_statistics
+from ept_fed.training.lda_head import VIEWS
 from ept_fed.validation.load_experiment import load_experiment
-from simulations.attacks.membership import Candidates, choose_candidates
+from simulations.attacks.membership import choose_candidates
 from simulations.engine.virtual_sites import VirtualFederation, prepare_federation
 
-__all__ = ["probe", "score_closeness", "score_leverage"]
+__all__ = ["Known", "find_public", "probe", "score_leverage"]
 
 # Regularisation, as a share of the moments' mean eigenvalue. Directions without images contain only rounding errors.
 _FLOOR = 1e-3
+_VIEWS_OF = ("means, a site's own", "means, all sites'", "means, all sites', members at random",
+             "moments, a site's own", "moments, all sites'")  # fmt: skip
+_RATE = 0.01
+
+
+@dataclass(frozen=True)
+class Known:
+    """What the attacker knows: the public lesions, and their features."""
+
+    groups: frozenset[str]
+    features: PublicFeatures
 
 
 def main() -> None:
@@ -39,62 +58,116 @@ def main() -> None:
     parser.add_argument("--shots", default="1,5,30")
     arguments = parser.parse_args()
     shared = ("training.head=lda", "federation.share=prompts+head", "training.precision=float32")
-    seen = [f"{kind}, {whose}" for kind in ("means", "moments") for whose in ("a site's own", "all sites'")]
-    print(f"| images per class and site | members | {' | '.join(seen)} |\n|---|---|---|---|---|---|")
+    print(f"| images per class and site | members | {' | '.join(_VIEWS_OF)} |\n|---|---|{'---|' * len(_VIEWS_OF)}")
+    known = None
     for shots in map(int, arguments.shots.split(",")):
-        overrides = [*arguments.overrides, *shared, f"data.shots={shots}"]
-        probe(prepare_federation(load_experiment(arguments.config, overrides)), shots)
+        federation = prepare_federation(
+            load_experiment(arguments.config, [*shared, f"data.shots={shots}", *arguments.overrides])
+        )
+        # Every number of shots has the same test lesions.
+        known = known or find_public(federation)
+        probe(federation, shots, known)
 
 
-def probe(federation: VirtualFederation, shots: int) -> None:
-    """Print how well members are separated from others, over all sites, with 95 % intervals over patients."""
+def find_public(federation: VirtualFederation) -> Known:
+    """Return half of the test lesions of all sites, and their features."""
+    model, classes = _start(federation), len(federation.data.classes)
+    tests = {name: site.test for name, site in federation.data.sites.items()}
+    lesions = sorted({record.group for images in tests.values() for record in images.records})
+    drawn = numpy_generator(federation.experiment.data_seed, "public").permutation(len(lesions))[: len(lesions) // 2]
+    groups = frozenset(lesions[place] for place in drawn)
+    features, labels, sites = [], [], []
+    for place, images in enumerate(tests.values()):
+        own = [index for index, record in enumerate(images.records) if record.group in groups]
+        features.append(extract(model, images, own, seed=derive_seed(place, "public")))
+        labels.append(images.labels.numpy()[own])
+        sites.append(np.full(len(own), place))
+    found = PublicFeatures.of(*map(np.concatenate, (features, labels, sites)), classes=classes)
+    return Known(groups, found)
+
+
+def probe(federation: VirtualFederation, shots: int, known: Known) -> None:
+    """Print how well members are separated from others, over all sites, with 95 % intervals over lesions."""
     sites = {name: federation.create_site(data) for name, data in federation.data.sites.items()}
-    model = create_start_model(
-        federation.experiment, federation.backbone, len(federation.data.classes), federation.device
-    )
-    measured = {}
+    model, measured = _start(federation), {}
     for name, site in sites.items():
         if site.settings.head is None:
             raise ValueError("the head is not computed from statistics")
         measured[name] = site.settings.head.measure(model, site.data.train)
-    everyone = average_statistics(list(measured.values()), [len(site.data.train) for site in sites.values()])
-    scores: list[list[Array]] = [[], [], [], []]
+    counts = {name: len(site.data.train) for name, site in sites.items()}
+    everyone = average_statistics(list(measured.values()), list(counts.values()))
+    per_class = np.stack([np.round(measured[name].shares * counts[name]) for name in sites])
+    scores: list[list[Array]] = [[] for _ in _VIEWS_OF]
     member: list[Array] = []
     groups: list[str] = []
-    for name, site in sites.items():
-        found = choose_candidates(site.data, 0)
-        features, labels = extract(model, found)
-        for number, statistics in enumerate((measured[name], everyone)):
-            scores[number].append(score_closeness(features, labels, statistics))
-            scores[2 + number].append(score_leverage(features, statistics))
+    for place, (name, site) in enumerate(sites.items()):
+        found = choose_candidates(site.data, 0, known=known.groups)
+        features = extract(model, found.images, found.chosen, seed=derive_seed(place, "candidates"))
+        labels = found.images.labels.numpy()[list(found.chosen)]
+        own = _score(features, labels, place, measured[name], per_class[place : place + 1], known.features, [place])
+        all_sites = _score(features, labels, place, everyone, per_class, known.features, range(len(sites)))
+        leverages = (score_leverage(features, statistics) for statistics in (measured[name], everyone))
+        for score, values in zip(scores, (own, all_sites, all_sites, *leverages), strict=True):
+            score.append(values)
         member.append(found.member)
         groups += found.groups
     truth = np.concatenate(member)
-    told = [
-        measure_advantage(np.concatenate(found), truth, groups, numpy_generator(0, "bootstrap")) for found in scores
-    ]
-    cells = [f"{interval.value:.2f} [{interval.low:.2f}, {interval.high:.2f}]" for interval in told]
+    at_random = numpy_generator(0, "control").permutation(truth)
+    truths = (truth, truth, at_random, truth, truth)
+    cells = [_tell(np.concatenate(score), true, groups) for score, true in zip(scores, truths, strict=True)]
     print(f"| {shots} | {int(truth.sum())} | {' | '.join(cells)} |", flush=True)
 
 
+def _start(federation: VirtualFederation) -> TunedViT:
+    classes = len(federation.data.classes)
+    return create_start_model(federation.experiment, federation.backbone, classes, federation.device)
+
+
+def _score(
+    features: Array,
+    labels: Array,
+    site: int,
+    released: ClassStatistics,
+    counts: Array,
+    public: PublicFeatures,
+    sites: Sequence[int],
+) -> Array:
+    """Return the log likelihood ratios (n,) of one site's candidates under the released means of some sites.
+
+    Args:
+        features: (n, D) features of the candidates.
+        labels: (n,) their classes.
+        site: index of their site.
+        released: the released statistics.
+        counts: (s, C) number of training images of the sites that released them, by class.
+        public: what the attacker knows from public images.
+        sites: (s,) indices of these sites.
+    """
+    total = np.maximum(counts.sum(axis=0), 1)
+    expected = np.einsum("sc,scd->cd", counts, public.means[list(sites)]) / total[:, None]
+    means = released.sums / np.where(released.shares > 0, released.shares, 1.0)[:, None]
+    centre = public.means[site, labels]
+    return score_members(features, centre, means[labels], expected[labels], total[labels], public.precision)
+
+
+def _tell(scores: Array, member: Array, groups: Sequence[str]) -> str:
+    interval = measure_advantage(scores, member, groups, numpy_generator(0, "bootstrap"))
+    found = measure_detection(scores, member, _RATE)
+    return f"{interval.value:.2f} [{interval.low:.2f}, {interval.high:.2f}], {found:.0%}"
+
+
 @torch.inference_mode()
-def extract(model: TunedViT, candidates: Candidates) -> tuple[Array, Array]:
-    """Return the features (n, D) of the candidates with the test transforms, and their labels (n,)."""
+def extract(model: TunedViT, images: CachedDataset, order: Sequence[int], *, seed: int) -> Array:
+    """Return the features (n, D) of images, each the mean over `VIEWS` views, as the statistics are."""
     model.eval()
-    batches = candidates.images.batches(32, order=candidates.chosen)
-    found = [
-        (model.forward_features(batch.to(model.device)).cpu().numpy(), labels.numpy()) for batch, labels in batches
-    ]
-    features, labels = zip(*found, strict=True)
-    return np.concatenate(features), np.concatenate(labels)
-
-
-def score_closeness(features: Array, labels: Array, statistics: ClassStatistics) -> Array:
-    """Return cosines (n,) of features (n, D) and their class means, both relative to the mean of all images."""
-    centres = statistics.sums / np.where(statistics.shares > 0, statistics.shares, 1.0)[:, None]
-    one, other = features - statistics.mean, centres[labels] - statistics.mean
-    lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
-    return np.divide((one * other).sum(1), lengths, out=np.zeros(len(one)), where=lengths > 0)
+    views = []
+    for view in range(VIEWS):
+        augment = derive_seed(seed, "view", view) if view else None
+        batches = images.batches(32, order=list(order), augment_seed=augment)
+        views.append(
+            np.concatenate([model.forward_features(batch.to(model.device)).cpu().numpy() for batch, _ in batches])
+        )
+    return np.asarray(np.mean(views, axis=0, dtype=np.float64))
 
 
 def score_leverage(features: Array, statistics: ClassStatistics) -> Array:

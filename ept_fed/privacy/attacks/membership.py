@@ -14,7 +14,14 @@ from ept_fed.evaluation.bootstrap import Interval, measure, resample, summarise
 from ept_fed.evaluation.metrics import Array
 from ept_fed.evaluation.weighted_metrics import Sample, class_ranks
 
-__all__ = ["match_classes", "measure_advantage", "score_alignment", "score_batches", "score_loss_drop"]
+__all__ = [
+    "match_classes",
+    "measure_advantage",
+    "measure_detection",
+    "score_alignment",
+    "score_batches",
+    "score_loss_drop",
+]
 
 
 def score_loss_drop(before: Array, after: Array) -> Array:
@@ -95,3 +102,21 @@ def measure_advantage(scores: Array, member: Array, groups: Sequence[str], rng: 
     # All scores use the same images in a resample, so an error that the scores share does not average out.
     value, draws = measure(ranks, len(scores))[0].mean(), resample(ranks, groups, rng)[:, 0].mean(axis=1)
     return summarise(float(value), draws, len(set(groups)))
+
+
+def measure_detection(scores: Array, member: Array, rate: float) -> float:
+    """Return the share of members that are found if at most this share of the others is taken for members.
+
+    The AUC is a mean over all images; this is what an attacker knows of single ones (Carlini et al. 2022, LiRA).
+
+    Args:
+        scores: (n,) higher for a member.
+        member: (n,) bool.
+        rate: the share of false positives.
+    """
+    others = np.sort(scores[~member])
+    if not len(others) or not member.any():
+        return float("nan")
+    # The largest number of false positives that is allowed; the threshold is the score of the next other image.
+    threshold = others[len(others) - 1 - int(rate * len(others))]
+    return float(np.mean(scores[member] > threshold))
