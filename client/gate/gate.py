@@ -28,7 +28,7 @@ from client.gate.ledger_records import name_tensors, record_charge, record_relea
 from client.gate.outgoing import check_introduction, check_reply
 from client.gate.policy import Policy
 from client.gate.privacy_budget import BudgetBrokenError, BudgetLedger, OverspentError
-from client.gate.run_history import CONTENT, SPLITS, KnownRun, PromptStore, load_runs, pinned_backbone, pinned_splits
+from client.gate.run_history import SEED, SPLITS, KnownRun, PromptStore, load_runs, pinned_backbone, pinned_splits
 from client.gate.secure_aggregation import (
     check_repetition,
     check_secure_request,
@@ -77,10 +77,10 @@ class Gate:
             violations = check_name(run) + check_proposal(self._policy, proposal, self._runs.get(run))
             violations += check_splits(self._policy, proposal, self._splits)
             secure = proposal.federation.secure_aggregation is not None
-            about = {"proposal": proposal.digest} | (describe_secure_aggregation(proposal) if secure else {})
+            about = {"proposal": proposal.digest, SEED: str(proposal.seed)}
+            about |= describe_secure_aggregation(proposal) if secure else {}
             about |= describe_noise(proposal.federation.site_privacy)
-            if secure:
-                violations += check_repetition(run, about[CONTENT], self._runs)
+            violations += check_repetition(run, proposal.seed, self._runs)
             record = Record("in", "introduce", "passed", run=clean_text(run, 64), about=about)
             self._decisions.settle(record, frame, violations)
             self._runs.setdefault(run, KnownRun.agree(about))
@@ -156,7 +156,7 @@ class Gate:
             violations = check_request(self._policy, request, layout, known, sha256)
             if known is not None and known.secure:
                 violations += check_secure_request(request, known)
-            violations += self._check_agreement(known, proposal, layout)
+            violations += self._check_agreement(request.header.run, proposal, layout)
             latest = None
             if known is not None and not violations:
                 latest = self._prompts.latest(run, layout)
@@ -221,7 +221,7 @@ class Gate:
         with self._turn:
             known = self._runs.get(request.header.run)
             violations = check_stage(self._policy, request, layout, known)
-            violations += self._check_agreement(known, proposal, layout)
+            violations += self._check_agreement(request.header.run, proposal, layout)
             self._decisions.settle(record_stage(request, "in"), frame, violations)
 
     def mask(
@@ -291,13 +291,13 @@ class Gate:
         """Close the ledger."""
         self._decisions.close()
 
-    def _check_agreement(
-        self, known: KnownRun | None, proposal: Proposal, layout: PayloadLayout
-    ) -> list[PolicyViolation]:
-        """Return the violations of the current policy by a run that the site agreed to earlier."""
+    def _check_agreement(self, run: str, proposal: Proposal, layout: PayloadLayout) -> list[PolicyViolation]:
+        """Return the violations by a run that the site agreed to earlier, as the current policy and history have it."""
+        known = self._runs.get(run)
         if known is None or known.backbone is None:
             return []
         violations = check_proposal(self._policy, proposal, known) + check_splits(self._policy, proposal, self._splits)
+        violations += check_repetition(run, proposal.seed, self._runs)
         violations += check_clip(self._policy, proposal.federation.site_privacy, layout)
         return violations + check_backbone(self._policy, known.backbone, self._pinned)
 

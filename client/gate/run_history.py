@@ -17,9 +17,9 @@ from ept_fed.protocol.stage_messages import STAGES
 from ept_fed.storage.checkpoint_file import DamagedCheckpointError, read_checksummed, serialize_checksummed
 
 __all__ = [
-    "CONTENT",
     "NOISE",
     "SECURE",
+    "SEED",
     "SPLITS",
     "WITHHELD",
     "KnownRun",
@@ -31,9 +31,8 @@ __all__ = [
 ]
 
 RequestKey = tuple[int, str, str]  # round, phase, what is evaluated
-# Keys in the `about` of a proposal whose updates leave under secure aggregation: the participating sites, and the
-# proposal's digest without its name.
-SECURE, CONTENT = "masked among", "content"
+SECURE = "masked among"  # key in the `about` of a proposal with secure aggregation: the participating sites
+SEED = "seed"  # key in the `about` of every proposal
 NOISE = "noise"  # key in the `about` of a proposal with noise on whole updates: its source, and whether metrics leave
 SPLITS = "splits"  # key in the `about` of the first message that passed under a privacy budget
 WITHHELD = "metrics withheld"
@@ -50,7 +49,7 @@ class KnownRun:
         layout: hash of the payload's layout in the introduction; None before it.
         validation_images: number of the site's validation images in this run.
         secure: whether its updates leave under secure aggregation.
-        content: digest of the proposal without its name, if its updates leave under secure aggregation.
+        seed: seed of the run.
         noise: source of the noise on whole updates, and whether metrics leave; None without such noise.
         last_secure_round: last round whose update left under secure aggregation; 0 if none did.
         last_round: highest round of the accepted requests.
@@ -62,7 +61,7 @@ class KnownRun:
     layout: str | None = None
     validation_images: int = 0
     secure: bool = False
-    content: str | None = None
+    seed: str | None = None
     noise: str | None = None
     last_secure_round: int = 0
     last_round: int = 0
@@ -71,7 +70,7 @@ class KnownRun:
     @classmethod
     def agree(cls, about: Mapping[str, str]) -> Self:
         """Return a run that was just agreed to, from the `about` of its proposal in the ledger."""
-        return cls(about["proposal"], secure=SECURE in about, content=about.get(CONTENT), noise=about.get(NOISE))
+        return cls(about["proposal"], secure=SECURE in about, seed=about.get(SEED), noise=about.get(NOISE))
 
     @property
     def silent(self) -> bool:

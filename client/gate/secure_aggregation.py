@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from client.gate.incoming import check_header
 from client.gate.outgoing import bound_update, check_class_images, check_tensor_names, check_training_images
 from client.gate.policy import Policy
-from client.gate.run_history import CONTENT, SECURE, KnownRun
+from client.gate.run_history import SECURE, KnownRun
 from client.gate.violations import PolicyViolation
 from ept_fed.protocol.layout import PayloadLayout, PayloadMismatchError, Vector
 from ept_fed.protocol.messages import RoundRequest
@@ -21,21 +21,21 @@ __all__ = ["check_repetition", "check_secure_request", "check_stage", "check_upd
 
 def describe_secure_aggregation(proposal: Proposal) -> dict[str, str]:
     """Return the ledger's description of a proposal whose updates leave under secure aggregation."""
-    nameless = proposal.model_copy(update={"name": "nameless"})
-    return {SECURE: ", ".join(proposal.sites), CONTENT: nameless.digest}
+    return {SECURE: ", ".join(proposal.sites)}
 
 
-def check_repetition(run: str, content: str, runs: Mapping[str, KnownRun]) -> list[PolicyViolation]:
-    """Return the violation if a run repeats, under another name, a run whose updates left under secure aggregation.
+def check_repetition(run: str, seed: int, runs: Mapping[str, KnownRun]) -> list[PolicyViolation]:
+    """Return the violation if a run has the seed of another run whose updates left under secure aggregation.
 
-    Equal settings and seeds give bit-identical updates. If different sites took part in two such runs, the difference
-    of the two sums would reveal the updates of single sites.
+    The seed determines the order of the images, their augmentation and the start, so with equal seeds the updates of a
+    site are equal, or nearly, whatever else the two runs differ in. The difference of two sums over different sites,
+    or an update that leaves in plaintext, would then reveal the update of a single site.
     """
     twins = [
-        name for name, known in runs.items() if name != run and known.content == content and known.last_secure_round
+        name for name, known in runs.items() if name != run and known.seed == str(seed) and known.last_secure_round
     ]
     fix = "it left its updates under secure aggregation; the consortium has to change the seed of the new run"
-    return [PolicyViolation("protocol.run", f"the same as run {name}", fix) for name in twins]
+    return [PolicyViolation("protocol.run", f"the seed of run {name}", fix) for name in twins]
 
 
 def check_secure_request(request: RoundRequest, known: KnownRun) -> list[PolicyViolation]:

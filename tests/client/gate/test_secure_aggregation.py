@@ -1,16 +1,21 @@
 """Tests of updates under secure aggregation: checked before masking, sent once a round, recorded in the ledger."""
 
+import json
+import operator
+from collections.abc import Iterator, Mapping
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from client.gate.gate import Gate
 from ept_fed.config.privacy import SecureAggregationSettings
 from ept_fed.protocol.frames import encode_frame
 from ept_fed.protocol.messages import Header
-from ept_fed.protocol.proposal import propose
+from ept_fed.protocol.proposal import Proposal, propose
 from ept_fed.protocol.stage_messages import STAGES, StageReply, StageRequest
 from tests.client.gated_kit import (
     BACKBONE,
@@ -23,6 +28,7 @@ from tests.client.gated_kit import (
     Kit,
     answer,
     evaluation,
+    introduction,
     request,
     rules_of,
 )
@@ -229,22 +235,103 @@ def test_a_round_whose_update_left_is_not_trained_again(secure: Kit) -> None:
     assert rules_of(lambda: secure.admit(gate, request())) == ("protocol.replay",)
 
 
-def test_the_same_run_under_another_name_is_refused_once_an_update_left(secure: Kit) -> None:
-    def propose_again(gate: Gate, **changes: Any) -> None:
-        again = secure.proposal.model_copy(update={"name": "another", **changes})
-        gate.admit_proposal(f"run-{again.seed}", again, b"frame")
+def offer(gate: Gate, proposal: Proposal, run: str) -> None:
+    gate.admit_proposal(run, proposal, b"frame")
 
-    gate = secure.open()
-    secure.join(gate)
-    propose_again(gate)
+
+def leave_masked_update(secure: Kit, gate: Gate) -> None:
     train(secure, gate)
     for name in STAGES[:3]:
         give(secure, gate, name)
-    assert rules_of(lambda: propose_again(gate)) == ("protocol.run",)
+
+
+def test_a_seed_is_used_by_one_run_once_a_masked_update_left(secure: Kit) -> None:
+    gate, twin = secure.open(), secure.proposal.model_copy(update={"name": "another"})
+    secure.join(gate)
+    offer(gate, twin, "run-b")
+    leave_masked_update(secure, gate)
+    assert rules_of(lambda: offer(gate, twin, "run-b")) == ("protocol.run",)
     reopened = secure.open()
-    assert rules_of(lambda: propose_again(reopened)) == ("protocol.run",)
+    assert rules_of(lambda: offer(reopened, twin, "run-b")) == ("protocol.run",)
     secure.join(reopened)
-    propose_again(reopened, name="third", seed=1)
+    offer(reopened, twin.model_copy(update={"seed": twin.seed + 1}), "run-c")
+
+
+def test_a_twin_that_was_agreed_on_before_is_refused_at_its_next_request(secure: Kit) -> None:
+    gate, twin = secure.open(), secure.proposal.model_copy(update={"name": "another"})
+    secure.join(gate)
+    offer(gate, twin, "run-b")
+    met = introduction(twin, run="run-b", initial=INITIAL)
+    gate.release_introduction("run-b", met, b"frame", counts=COUNTS)
+    leave_masked_update(secure, gate)
+    header = Header("run-b", 1, BACKBONE, LAYOUT.hash)
+    for act in (
+        lambda: gate.admit(request(header=header), twin, LAYOUT, b"frame"),
+        lambda: gate.admit_stage(StageRequest(header, "masked input", b""), twin, LAYOUT, b"frame"),
+    ):
+        assert "protocol.run" in rules_of(act)
+    secure.admit(gate, request(2))
+
+
+def other_values(value: Any, path: tuple[str, ...]) -> list[Any]:
+    """Return values that a field may have instead; whoever is not valid is left out by the settings themselves."""
+    if isinstance(value, bool):
+        return [not value]
+    if isinstance(value, int):
+        return [value + 1, value - 1]
+    if isinstance(value, float):
+        return [value * 1.001, value / 2]
+    if isinstance(value, str):
+        return [*CHOICES.get(path[-1], ()), f"{value}x"]
+    if isinstance(value, (list, tuple)):
+        return [value[:-1], [*value, "south-2"]]
+    return [1, 0.5, "random", {}, True]
+
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "strategy": ("fedavgm", "fedprox"),
+    "weights": ("uniform", "capped"),
+    "share": ("prompts+head",),
+    "payload": ("raw",),
+    "select": ("last", "best"),
+    "head": ("fixed", "lda", "fixed+lda"),
+    "optimizer": ("sgd",),
+    "statistics": ("moments",),
+}
+
+
+def leaves(document: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for name, value in document.items():
+        if isinstance(value, dict) and value:
+            yield from leaves(value, (*path, name))
+        else:
+            yield (*path, name)
+
+
+def test_a_twin_that_differs_in_any_setting_but_the_seed_is_refused(secure: Kit) -> None:
+    gate = secure.open(outgoing__head=True)
+    secure.join(gate)
+    leave_masked_update(secure, gate)
+    whole = secure.proposal.model_dump(mode="json")
+    tried = set()
+    for path in leaves(whole):
+        for value in other_values(reduce(operator.getitem, path, whole), path):
+            document = json.loads(json.dumps(whole))
+            reduce(operator.getitem, path[:-1], document)[path[-1]] = value
+            try:
+                twin = Proposal.model_validate(document)
+            except ValidationError:
+                continue
+            if path == ("seed",):
+                offer(gate, twin, f"run-{value}")
+                continue
+            tried.add(path)
+            assert "protocol.run" in rules_of(lambda twin=twin: offer(gate, twin, "run-b")), path
+    # Every section of the settings was varied, among them all that only the server uses.
+    assert {path[0] for path in tried} == set(whole) - {"seed"}
+    known = {"rounds", "weights", "strategy", "grace", "deadline", "patience", "max_examples"}
+    assert known <= {path[1] for path in tried if path[0] == "federation"}
+    assert ("personalisation", "interpolate") in tried
 
 
 def test_sums_of_fewer_sites_than_the_policy_requires_are_refused(secure: Kit) -> None:

@@ -14,6 +14,7 @@ from ept_fed.config.experiment import Experiment
 from ept_fed.errors import InputRefusedError
 from ept_fed.progress import Silent
 from simulations.engine.simulate import simulate
+from simulations.engine.virtual_gates import introduce_sites, open_gates
 from simulations.engine.virtual_sites import prepare_federation
 
 SITES = ("site-1", "site-2", "site-3")
@@ -66,6 +67,22 @@ def test_secure_aggregation_passes_the_gates_too(micro: Callable[..., Experiment
         "unmasking",
         "evaluate",
     ]
+
+
+def test_a_twin_of_a_masked_run_with_one_site_fewer_is_refused_by_every_gate(
+    micro: Callable[..., Experiment], tmp_path: Path
+) -> None:
+    masked = "federation={rounds: 1, norm_bound: null, secure_aggregation: {}}"
+    four = micro(*RUN, masked, "data.phantom_sites=4")
+    policy = write_policy(tmp_path)
+    assert simulate(four, tmp_path / "run", Silent(), policy=policy)["status"] == "done"
+    federation = prepare_federation(micro(*RUN, masked, "data.phantom_sites=4", "data.sites=[site-1, site-2, site-3]"))
+    sites = {name: federation.create_site(data) for name, data in federation.data.sites.items()}
+    with open_gates(policy, sites, tmp_path / "run" / "gates") as gates:
+        refused = introduce_sites(federation.experiment.run_id, federation.proposal, sites, gates)
+        assert refused == dict.fromkeys(SITES, "the site's gate refuses it: protocol.run")
+        other = federation.proposal.model_copy(update={"seed": 1})
+        assert introduce_sites("another", other, sites, gates) == {}
 
 
 def test_a_policy_that_forbids_the_head_ends_the_run_before_the_first_round(
