@@ -7,9 +7,10 @@ and public images of the same kind: half of the lesions that nobody trains on. F
 log likelihood ratio of `ept_fed.privacy.attacks.class_means`, from second moments how well they account for an image
 (its leverage). The prompts have their initial values. The members are the training images of every site; the others
 are the same number of images of that site, from the same classes, and of lesions that are neither trained on nor
-public. Statistics and features are means over several views of an image, drawn with different seeds. As a control, the
-table also has the ratio with the members drawn at random: an attack must not find those. The mean of one image is the
-control that an attack must find.
+public. Statistics are means over several views of an image. With kept views (`data.augmentation.views`) the attacker has
+the same ones, because they depend only on the image. Each cell has the AUC with its interval, and the share of members
+that are found with 1 % false alarms. As a control, the table also has the ratio with the members drawn at random: an
+attack must not find those. The mean of one image is the control that an attack must find.
 """
 
 import argparse
@@ -79,7 +80,7 @@ def find_public(federation: VirtualFederation) -> Known:
     features, labels, sites = [], [], []
     for place, images in enumerate(tests.values()):
         own = [index for index, record in enumerate(images.records) if record.group in groups]
-        features.append(extract(model, images, own, seed=derive_seed(place, "public")))
+        features.append(extract(model, images, own, seed=derive_seed(place, "public"))[1])
         labels.append(images.labels.numpy()[own])
         sites.append(np.full(len(own), place))
     found = PublicFeatures.of(*map(np.concatenate, (features, labels, sites)), classes=classes)
@@ -102,11 +103,11 @@ def probe(federation: VirtualFederation, shots: int, known: Known) -> None:
     groups: list[str] = []
     for place, (name, site) in enumerate(sites.items()):
         found = choose_candidates(site.data, 0, known=known.groups)
-        features = extract(model, found.images, found.chosen, seed=derive_seed(place, "candidates"))
+        plain, features = extract(model, found.images, found.chosen, seed=derive_seed(place, "candidates"))
         labels = found.images.labels.numpy()[list(found.chosen)]
         own = _score(features, labels, place, measured[name], per_class[place : place + 1], known.features, [place])
         all_sites = _score(features, labels, place, everyone, per_class, known.features, range(len(sites)))
-        leverages = (score_leverage(features, statistics) for statistics in (measured[name], everyone))
+        leverages = (score_leverage(plain, statistics) for statistics in (measured[name], everyone))
         for score, values in zip(scores, (own, all_sites, all_sites, *leverages), strict=True):
             score.append(values)
         member.append(found.member)
@@ -157,17 +158,20 @@ def _tell(scores: Array, member: Array, groups: Sequence[str]) -> str:
 
 
 @torch.inference_mode()
-def extract(model: TunedViT, images: CachedDataset, order: Sequence[int], *, seed: int) -> Array:
-    """Return the features (n, D) of images, each the mean over `VIEWS` views, as the statistics are."""
+def extract(model: TunedViT, images: CachedDataset, order: Sequence[int], *, seed: int) -> tuple[Array, Array]:
+    """Return the features (n, D) of images, and their means (n, D) over the views that statistics are measured on.
+
+    Kept views (`data.augmentation.views`) depend only on the image, so they are the same as the site's own.
+    """
     model.eval()
     views = []
-    for view in range(VIEWS):
+    for view in range(1 + min(VIEWS - 1, images.views or VIEWS - 1)):
         augment = derive_seed(seed, "view", view) if view else None
-        batches = images.batches(32, order=list(order), augment_seed=augment)
-        views.append(
-            np.concatenate([model.forward_features(batch.to(model.device)).cpu().numpy() for batch, _ in batches])
-        )
-    return np.asarray(np.mean(views, axis=0, dtype=np.float64))
+        kept = view - 1 if view and images.views else None
+        batches = images.batches(32, order=list(order), augment_seed=augment, view=kept)
+        seen = [model.forward_features(batch.to(model.device)).cpu().numpy() for batch, _ in batches]
+        views.append(np.concatenate(seen).astype(np.float64))
+    return views[0], np.asarray(np.mean(views, axis=0))
 
 
 def score_leverage(features: Array, statistics: ClassStatistics) -> Array:
