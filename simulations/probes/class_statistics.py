@@ -7,10 +7,10 @@ and public images of the same kind: half of the lesions that nobody trains on. F
 log likelihood ratio of `ept_fed.privacy.attacks.class_means`, from second moments how well they account for an image
 (its leverage). The prompts have their initial values. The members are the training images of every site; the others
 are the same number of images of that site, from the same classes, and of lesions that are neither trained on nor
-public. Statistics are means over several views of an image. With kept views (`data.augmentation.views`) the attacker has
-the same ones, because they depend only on the image. Each cell has the AUC with its interval, and the share of members
-that are found with 1 % false alarms. As a control, the table also has the ratio with the members drawn at random: an
-attack must not find those. The mean of one image is the control that an attack must find.
+public. Statistics are means over several views of an image. With kept views (`data.augmentation.views`) the attacker
+has the same ones, because they depend only on the image. Each cell has the AUC with its interval, and the share of
+members that are found with 1 % false alarms. As a control, the table also has the ratio with the members drawn at
+random: an attack must not find those. The mean of one image is the control that an attack must find.
 """
 
 import argparse
