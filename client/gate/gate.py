@@ -80,7 +80,7 @@ class Gate:
             about = {"proposal": proposal.digest, SEED: str(proposal.seed)}
             about |= describe_secure_aggregation(proposal) if secure else {}
             about |= describe_noise(proposal.federation.site_privacy)
-            violations += check_repetition(run, proposal.seed, self._runs)
+            violations += check_repetition(run, proposal, self._runs)
             record = Record("in", "introduce", "passed", run=clean_text(run, 64), about=about)
             self._decisions.settle(record, frame, violations)
             self._runs.setdefault(run, KnownRun.agree(about))
@@ -297,7 +297,7 @@ class Gate:
         if known is None or known.backbone is None:
             return []
         violations = check_proposal(self._policy, proposal, known) + check_splits(self._policy, proposal, self._splits)
-        violations += check_repetition(run, proposal.seed, self._runs)
+        violations += check_repetition(run, proposal, self._runs)
         violations += check_clip(self._policy, proposal.federation.site_privacy, layout)
         return violations + check_backbone(self._policy, known.backbone, self._pinned)
 

@@ -24,15 +24,20 @@ def describe_secure_aggregation(proposal: Proposal) -> dict[str, str]:
     return {SECURE: ", ".join(proposal.sites)}
 
 
-def check_repetition(run: str, seed: int, runs: Mapping[str, KnownRun]) -> list[PolicyViolation]:
-    """Return the violation if a run has the seed of another run whose updates left under secure aggregation.
+def check_repetition(run: str, proposal: Proposal, runs: Mapping[str, KnownRun]) -> list[PolicyViolation]:
+    """Return the violation if the updates of two runs with one seed would leave under secure aggregation.
 
     The seed determines the order of the images, their augmentation and the start, so with equal seeds the updates of a
-    site are equal, or nearly, whatever else the two runs differ in. The difference of two sums over different sites,
-    or an update that leaves in plaintext, would then reveal the update of a single site.
+    site are equal, or nearly, whatever else the two runs differ in. The difference of two sums over different sites
+    would then reveal the update of a single site. A run in plaintext reveals it in any case; whether one may is a rule
+    of the policy.
     """
+    if proposal.federation.secure_aggregation is None:
+        return []
     twins = [
-        name for name, known in runs.items() if name != run and known.seed == str(seed) and known.last_secure_round
+        name
+        for name, known in runs.items()
+        if name != run and known.seed == str(proposal.seed) and known.last_secure_round
     ]
     fix = "it left its updates under secure aggregation; the consortium has to change the seed of the new run"
     return [PolicyViolation("protocol.run", f"the seed of run {name}", fix) for name in twins]

@@ -41,7 +41,7 @@ def main() -> None:
         for turn in range(arguments.turns):
             for masked, found in costs.items():
                 name = f"{'masked' if masked else 'clear'}-{turn}"
-                # No gate accepts a second run with the seed of a masked one.
+                # No gate accepts a second masked run with the same seed.
                 found.append(_run(rehearsal, name, arguments.rounds, masked, seed=2 * turn + masked))
                 print(f"turn {turn + 1}, {'secure aggregation' if masked else 'plaintext'}: {found[-1]}", flush=True)
     print(f"\n{_SITES} sites, {arguments.rounds} rounds, medians of {arguments.turns} turns")
