@@ -128,11 +128,10 @@ class Rehearsal:
         (kit / "site.yaml").write_text(yaml.safe_dump({**settings, "node": {"runtime_port": find_free_port()}}))
         return kit
 
-    def write_experiment(self, name: str, *, seed: int = 0, **sections: Mapping[str, Any]) -> Path:
+    def write_experiment(self, name: str, **sections: Mapping[str, Any]) -> Path:
         """Write an experiment of two short rounds; `sections` change settings."""
         settings: dict[str, Any] = {
             "name": name,
-            "seed": seed,
             "data": {
                 "source": "phantoms",
                 "phantom_sites": len(self.names),
