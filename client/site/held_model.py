@@ -1,11 +1,13 @@
 """A site's model while the site holds it: payloads in and out, the head, and evaluation."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import TypeAlias
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from client.site.run_settings import RunSettings
 from client.site.state_store import Tensors, restore_model
@@ -19,6 +21,8 @@ from ept_fed.training.lda import ClassStatistics
 from ept_fed.training.lda_head import FeaturesDivergedError, HeadFit
 from ept_fed.training.loop import TrainingDivergedError
 from ept_fed.training.payload import export_payload, import_payload, read_statistics
+from ept_fed.training.payload_gradient import payload_gradient
+from ept_fed.training.penalties import LinearTerm, ProximalTerm
 
 __all__ = ["HeldModel", "LentModel"]
 
@@ -100,6 +104,22 @@ class HeldModel:
         if self.head_fit is not None:
             with _reporting_divergence():
                 self.head_fit.apply(self.model, self.data.train)
+
+    def penalties(self, proximal_mu: float, correction: Vector | None) -> list[Callable[[], Tensor]]:
+        """Return the terms that a strategy adds to the loss: a pull to the model as it is, and ⟨correction, payload⟩."""
+        found: list[Callable[[], Tensor]] = []
+        if proximal_mu:
+            found.append(ProximalTerm(self.model, proximal_mu, self.settings.shared))
+        if correction is not None:
+            tensors = self.layout.unflatten(correction)
+            coefficients = {name: torch.from_numpy(tensor) for name, tensor in tensors.items()}
+            found.append(LinearTerm(self.model, coefficients, self.settings.shared))
+        return found
+
+    def gradient(self, batch_size: int) -> Vector:
+        """Return the gradient (layout.size,) of the loss over all training images."""
+        gradients = payload_gradient(self.model, self.data.train, batch_size=batch_size, shared=self.settings.shared)
+        return self.layout.flatten({name: tensor.float().cpu().numpy() for name, tensor in gradients.items()})
 
     def export(self) -> Vector:
         """Return the payload that the site would send: that of the model, with statistics if they are shared.

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from client.site.held_model import HeldModel
@@ -31,8 +30,7 @@ from ept_fed.protocol.stage_messages import StageRequest
 from ept_fed.training.loop import RoundScope, TrainingOutcome
 from ept_fed.training.optimizer import moves_method
 from ept_fed.training.payload import export_payload, payload_layout
-from ept_fed.training.payload_gradient import payload_gradient
-from ept_fed.training.penalties import LinearTerm, ProximalTerm
+from ept_fed.training.penalties import ProximalTerm
 
 __all__ = ["Charge", "Site"]
 
@@ -158,8 +156,8 @@ class Site:
             held.adopt(request.payload, head=len(self.data.validation) > 0)
             _, received = held.assess(self.data.validation)
             held.prepare_training()
-            gradient = self._payload_gradient(held, settings.batch_size) if request.wants_gradient else None
-            penalties = self._penalties(held, settings, request.correction)
+            gradient = held.gradient(settings.batch_size) if request.wants_gradient else None
+            penalties = held.penalties(settings.proximal_mu, request.correction)
             if cost is not None and charge is not None:
                 charge(cost)
             spending = None if private is None else private.spending
@@ -302,24 +300,6 @@ class Site:
         with self._slot.hold(self.name, state) as model:
             own, number = (self._slot.start, 0) if state is None else (state.tensors, state.round)
             yield HeldModel(model, own, number, self.data, self.layout, self.settings)
-
-    def _payload_gradient(self, held: HeldModel, batch_size: int) -> Vector:
-        shared = self.settings.shared
-        gradients = payload_gradient(held.model, self.data.train, batch_size=batch_size, shared=shared)
-        return self.layout.flatten({name: tensor.float().cpu().numpy() for name, tensor in gradients.items()})
-
-    def _penalties(
-        self, held: HeldModel, settings: TrainingSettings, correction: Vector | None
-    ) -> list[Callable[[], Tensor]]:
-        """Return the terms that the strategy adds to the loss of the next round."""
-        penalties: list[Callable[[], Tensor]] = []
-        if settings.proximal_mu:
-            penalties.append(ProximalTerm(held.model, settings.proximal_mu, self.settings.shared))
-        if correction is not None:
-            tensors = self.layout.unflatten(correction)
-            coefficients = {name: torch.from_numpy(tensor) for name, tensor in tensors.items()}
-            penalties.append(LinearTerm(held.model, coefficients, self.settings.shared))
-        return penalties
 
     def _rest(
         self, held: HeldModel, settings: TrainingSettings, round_number: int, before: SiteState | None
