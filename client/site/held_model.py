@@ -106,7 +106,7 @@ class HeldModel:
                 self.head_fit.apply(self.model, self.data.train)
 
     def penalties(self, proximal_mu: float, correction: Vector | None) -> list[Callable[[], Tensor]]:
-        """Return the terms that a strategy adds to the loss: a pull to the model as it is, and ⟨correction, payload⟩."""
+        """Return the terms that a strategy adds to the loss: a pull to the present model, and ⟨correction, payload⟩."""
         found: list[Callable[[], Tensor]] = []
         if proximal_mu:
             found.append(ProximalTerm(self.model, proximal_mu, self.settings.shared))
