@@ -3,11 +3,10 @@
 import contextlib
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from client.gate.gate import Gate
 from client.report.privacy_spent import describe_private_rounds
 from client.report.run_summary import describe_run
 from client.site.site import Site
@@ -20,11 +19,11 @@ from ept_fed.reports.run.cross_site import write_cross_site
 from ept_fed.reports.run.run_folder import RunFolder
 from ept_fed.reports.run.run_log import log_to_file
 from ept_fed.run_plan.make_plan import min_agreeing_sites
+from ept_fed.run_plan.plan import Plan
 from ept_fed.tracking.registry import check_writers
 from ept_fed.tracking.scalars import describe_settings
 from ept_fed.tracking.tracker import Tracker
 from ept_fed.tracking.writer import TrackedRun
-from server.rounds.checkpoints import Checkpoint
 from server.rounds.loop import FederationResult
 from simulations.engine.compare import Setting, compare_settings, describe_training, prepare_settings
 from simulations.engine.cross_site import assess_cross_site
@@ -78,22 +77,37 @@ def simulate(
         name: federation.create_site(data, federation.keep_states(folder, "federated", name))
         for name, data in federation.data.sites.items()
     }
-    checkpoint = None
-    if resume:
-        checkpoint = find_checkpoint(federation.plan(), federation.data.digest, sites, folder)
-        folder.renew(experiment.to_yaml())
-    else:
+    if not resume:
         folder.create(experiment.to_yaml())
-    folder.write_partition(federation.data.partition)
-    with (
-        log_to_file(out / "run.log"),
-        Tracker(track, out, progress.on_note) as tracker,
-        _open_gates(policy, sites, folder) as gates,
-    ):
+    with contextlib.ExitStack() as stack:
+        if not resume:
+            stack.enter_context(log_to_file(out / "run.log"))
+        gates = {} if policy is None else stack.enter_context(open_gates(policy, sites, folder.gates))
+        refused = introduce_sites(experiment.run_id, federation.proposal, sites, gates) if gates else {}
+        agreed = [name for name in sites if name not in refused]
+        enough = len(agreed) >= min_agreeing_sites(experiment.federation, len(sites))
+        plan = federation.plan(agreed if enough else None)
+        checkpoint = None
+        if resume:
+            taking_part = {name: site for name, site in sites.items() if name in plan.sites}
+            checkpoint = find_checkpoint(plan, federation.data.digest, taking_part, folder)
+            folder.renew(experiment.to_yaml())
+            stack.enter_context(log_to_file(out / "run.log"))
+        folder.write_partition(federation.data.partition)
+        tracker = stack.enter_context(Tracker(track, out, progress.on_note))
         # As in `federate`: the last record of a checkpoint still lacks its evaluation and is written again.
         entered = folder.read_rounds()[: len(checkpoint.records) - 1] if checkpoint else []
         tracker.start(TrackedRun(experiment.name, experiment.run_id, describe_settings(experiment)), entered)
-        report, rows = _run(federation, sites, gates, folder, progress, checkpoint, tracker)
+        notes = [*federation.data.notes, *(f"{name} refuses the run: {reason}" for name, reason in refused.items())]
+        for note in notes:
+            progress.on_note(note)
+        if enough:
+            result = federate(
+                federation, plan, sites, folder, progress, gates=gates, resume=checkpoint, track=tracker.write_round
+            )
+        else:
+            result = FederationResult(plan.initial, 0, (), f"{len(refused)} of {len(sites)} sites refuse the run")
+        report, rows = _compare(federation, plan, sites, result, notes, folder, progress)
         tracker.write_result(rows, done=report["status"] == "done")
     report = {**report, "seconds": round(time.perf_counter() - started, 1)}
     folder.write_report(report, rows)
@@ -109,34 +123,17 @@ def simulate(
     return {**report, "rows": rows, "verdicts": verdicts, "folder": str(out)}
 
 
-def _open_gates(
-    policy: Path | None, sites: Iterable[str], folder: RunFolder
-) -> contextlib.AbstractContextManager[Mapping[str, Gate]]:
-    return contextlib.nullcontext({}) if policy is None else open_gates(policy, sites, folder.gates)
-
-
-def _run(
+def _compare(
     federation: VirtualFederation,
+    plan: Plan,
     sites: Mapping[str, Site],
-    gates: Mapping[str, Gate],
+    result: FederationResult,
+    notes: Sequence[str],
     folder: RunFolder,
     progress: Progress,
-    checkpoint: Checkpoint | None,
-    tracker: Tracker,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Train the baselines, compare everything, and return the report and its table."""
     experiment = federation.experiment
-    refused = introduce_sites(experiment.run_id, federation.proposal, sites, gates) if gates else {}
-    notes = [*federation.data.notes, *(f"{name} refuses the run: {reason}" for name, reason in refused.items())]
-    for note in notes:
-        progress.on_note(note)
-    plan = federation.plan()
-    if len(sites) - len(refused) < min_agreeing_sites(experiment.federation, len(sites)):
-        result = FederationResult(plan.initial, 0, (), f"{len(refused)} of {len(sites)} sites refuse the run")
-    else:
-        plan = federation.plan([name for name in sites if name not in refused])
-        result = federate(
-            federation, plan, sites, folder, progress, gates=gates, resume=checkpoint, track=tracker.write_round
-        )
     settings: dict[str, Setting] = {}
     if result.aggregated_anything:
         for site in sites.values():

@@ -122,7 +122,7 @@ def test_a_run_is_continued_with_its_gates_and_only_with_its_policy(
 ) -> None:
     experiment, out, policy = micro(*RUN), tmp_path / "run", write_policy(tmp_path)
     with pytest.raises(KeyboardInterrupt):
-        simulate(experiment, out, StopAfterFirst(), policy=policy)
+        simulate(experiment, out, StopInSecondRound(), policy=policy)
     before = len(show_ledger(ledger(out, "site-1")))
     other = tmp_path / "other.yaml"
     other.write_text("schema: 1\n")
@@ -134,11 +134,27 @@ def test_a_run_is_continued_with_its_gates_and_only_with_its_policy(
     assert verify_ledger(ledger(out, "site-1"), every_signature=True)["status"] == "sound"
 
 
-class StopAfterFirst(Silent):
-    """Ends the process, as it were, after the first round."""
+def test_a_run_without_a_site_is_continued_without_it(micro: Callable[..., Experiment], tmp_path: Path) -> None:
+    uneven = ("data.shots=null", "data.phantom_sites=1", "data.partition={kind: dirichlet, sites: 3, alpha: 5.0}")
+    experiment, out = micro(*RUN, *uneven, "data.patients_per_class=16"), tmp_path / "run"
+    images = {name: len(site.train) for name, site in prepare_federation(experiment).data.sites.items()}
+    policy = write_policy(tmp_path, min_training_images=min(images.values()) + 1)
+    with pytest.raises(KeyboardInterrupt):
+        simulate(experiment, out, StopInSecondRound(), policy=policy)
+    assert simulate(experiment, out, Silent(), resume=True, policy=policy)["status"] == "done"
+    whole = tmp_path / "whole"
+    simulate(experiment, whole, Silent(), policy=policy)
+    assert (out / "prompts/round-002.safetensors").read_bytes() == (
+        whole / "prompts/round-002.safetensors"
+    ).read_bytes()
+
+
+class StopInSecondRound(Silent):
+    """Ends the process, as it were, before the second round is saved."""
 
     def on_round(self, round_number: int, seconds: float) -> None:
-        raise KeyboardInterrupt
+        if round_number == 2:
+            raise KeyboardInterrupt
 
 
 def test_noise_is_charged_to_every_sites_budget(micro: Callable[..., Experiment], tmp_path: Path) -> None:
