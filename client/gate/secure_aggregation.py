@@ -30,14 +30,14 @@ def check_repetition(run: str, proposal: Proposal, runs: Mapping[str, KnownRun])
     The seed determines the order of the images, their augmentation and the start, so with equal seeds the updates of a
     site are equal, or nearly, whatever else the two runs differ in. The difference of two sums over different sites
     would then reveal the update of a single site. A run in plaintext reveals it in any case; whether one may is a rule
-    of the policy.
+    of the policy. A masked run in a ledger of an earlier version has no seed, so it counts as having this one.
     """
     if proposal.federation.secure_aggregation is None:
         return []
     twins = [
         name
         for name, known in runs.items()
-        if name != run and known.seed == str(proposal.seed) and known.last_secure_round
+        if name != run and known.seed in (None, str(proposal.seed)) and known.last_secure_round
     ]
     fix = "it left its updates under secure aggregation; the consortium has to change the seed of the new run"
     return [PolicyViolation("protocol.run", f"the seed of run {name}", fix) for name in twins]

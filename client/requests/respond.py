@@ -58,7 +58,8 @@ class SitePart:
         site: the site, as it is made for this run.
         proposal: the agreed proposal.
         gate: the site's gate.
-        rounds: the site's part in secure aggregation; None if the updates leave with the replies.
+        rounds: returns the site's part in secure aggregation, when it is needed; None if the updates leave with the
+            replies.
         terms: the terms of the sums; None without secure aggregation.
         last: the last train reply, which answers the same request again without training.
         accept: called with each request that passed the gate and is now answered anew.
@@ -67,7 +68,7 @@ class SitePart:
     site: Site
     proposal: Proposal
     gate: GateInterface
-    rounds: SecureRounds | None = None
+    rounds: Callable[[], SecureRounds] | None = None
     terms: SumTerms | None = None
     last: LastReply = field(default_factory=LastReply)
     accept: Callable[[RoundRequest], None] = lambda _request: None
@@ -92,11 +93,13 @@ def respond(request: RoundRequest | StageRequest, frame: bytes, part: SitePart) 
         TrainingDivergedError: if training diverges; nothing of the round is kept.
         OSError: if the gate cannot record it, or a state cannot be written.
     """
-    part.site.require(request)
     if isinstance(request, StageRequest):
         return _respond_to_stage(request, frame, part)
     site, gate = part.site, part.gate
+    site.require_fit(request)
+    # The gate comes before the site's own checks: its refusals tell the server nothing but the names of rules.
     ask_gate(gate.admit, request, part.proposal, site.layout, frame)
+    site.require(request)
     if request.phase == "evaluate":
         part.accept(request)
         reply = site.evaluate(request)
@@ -122,17 +125,19 @@ def _train(request: RoundRequest, frame: bytes, part: SitePart) -> RoundReply:
     part.accept(request)
     part.last.drop()
     if part.rounds is not None:
-        part.rounds.begin(request)
+        part.rounds().begin(request)
     reply = part.site.train(request, charge=lambda cost: ask_gate(part.gate.charge, request, cost))
     part.last.keep(frame, reply)
     return reply
 
 
 def _respond_to_stage(request: StageRequest, frame: bytes, part: SitePart) -> StageReply:
-    site, gate, rounds, terms = part.site, part.gate, part.rounds, part.terms
-    if rounds is None or terms is None:
-        raise MessageRefusedError("the updates of this run leave in plaintext")
+    site, gate, terms = part.site, part.gate, part.terms
     ask_gate(gate.admit_stage, request, part.proposal, site.layout, frame)
+    site.require(request)
+    if part.rounds is None or terms is None:
+        raise MessageRefusedError("the updates of this run leave in plaintext")
+    rounds = part.rounds()
 
     def update() -> tuple[Vector, int]:
         number, received, _ = rounds.require_begun(request.header.round)

@@ -130,7 +130,7 @@ class Site:
         settings train no tensor besides such a head.
 
         Args:
-            request: a request that fits this site, see `require`.
+            request: a request for this site that fits it, see `require` and `require_fit`.
             charge: charges the cost of a private round to the site's budget before the round begins, or raises; None
                 if there is no budget, as in a simulation.
 
@@ -186,7 +186,7 @@ class Site:
         """Evaluate the global payload with the site's head on one of its splits, without training.
 
         Args:
-            request: a request that fits this site, see `require`.
+            request: a request for this site that fits it, see `require` and `require_fit`.
 
         Raises:
             MessageRefusedError: for a round so long ago that its state is gone.
@@ -209,22 +209,25 @@ class Site:
             metrics=self._withhold({**metrics, "seconds": time.perf_counter() - started}),
         )
 
-    def require(self, request: RoundRequest | StageRequest) -> None:
-        """Raise unless a request fits this site; nothing is checked again when it is answered.
+    def require_fit(self, request: RoundRequest) -> None:
+        """Raise PayloadMismatchError unless a request's vectors are finite float32 of the layout.
 
-        Raises:
-            MessageRefusedError: for another run, backbone, layout or version, or a round that does not exist.
-            PayloadMismatchError: for a vector that is not a finite float32 vector of this site's layout.
+        Nothing checks them again when the request is answered.
         """
-        header = request.header
-        header.require(Header(self.settings.run, header.round, self.backbone_digest, self.layout.hash))
-        if isinstance(request, StageRequest):
-            return
-        if not 1 <= header.round <= request.rounds:
-            raise MessageRefusedError(f"round {header.round} of {request.rounds} does not exist")
         for vector in (request.payload, request.correction):
             if vector is not None:
                 self.layout.check(vector)
+
+    def require(self, request: RoundRequest | StageRequest) -> None:
+        """Raise unless a request is for this site.
+
+        Raises:
+            MessageRefusedError: for another run, backbone, layout or version, or a round that does not exist.
+        """
+        header = request.header
+        header.require(Header(self.settings.run, header.round, self.backbone_digest, self.layout.hash))
+        if isinstance(request, RoundRequest) and not 1 <= header.round <= request.rounds:
+            raise MessageRefusedError(f"round {header.round} of {request.rounds} does not exist")
 
     def masked_payload(self, round_number: int, received: Vector, *, minimum: int) -> Vector:
         """Return the payload after training this round, to be masked; with noise it differs each time.

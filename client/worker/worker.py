@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from queue import SimpleQueue
 from threading import Lock, Thread
 from typing import TypeVar
@@ -165,7 +166,7 @@ class Worker:
             site,
             proposal,
             self._gate,
-            rounds=self._open_rounds(run) if secure else None,
+            rounds=partial(self._open_rounds, run) if secure else None,
             terms=agree_on_sums(run, proposal, site.layout) if secure else None,
             last=self._last,
             accept=lambda request: record.accept(request, data),

@@ -153,7 +153,7 @@ def _compare(
         layout=plan.layout,
         data=federation.data.summary(),
         notes=notes,
-        limits={name: [sentence] for name, sentence in federation.data.thinned.items()},
+        limits=_list_limits(federation, plan),
         training=describe_training(settings, result, sites),
         device=federation.device,
     )
@@ -166,6 +166,16 @@ def _compare(
         for name, data in federation.data.sites.items()
     }
     return {**report, "privacy": privacy, **comparison.to_json()}, comparison.rows()
+
+
+def _list_limits(federation: VirtualFederation, plan: Plan) -> dict[str, list[str]]:
+    """Return what a reader of each site's numbers has to know."""
+    limits = {name: [sentence] for name, sentence in federation.data.thinned.items()}
+    for name in federation.data.sites:
+        if name not in plan.sites:
+            fix = "its policy refuses the run: it trained nothing in it, and its federated model is the others' prompts"
+            limits.setdefault(name, []).append(fix)
+    return limits
 
 
 def _prepare(experiment: Experiment, folder: RunFolder, problems: list[Problem], *, gated: bool) -> VirtualFederation:

@@ -14,13 +14,12 @@ from pathlib import Path
 from client.gate.gate import Gate
 from client.gate.open_gate import SITE_KEY, open_gate_of
 from client.gate.policy import load_policy
-from client.requests.answer_frame import answer_frame
 from client.requests.introduce import introduce
-from client.requests.respond import ask_gate
+from client.requests.respond import GateRefusedError, ask_gate
 from client.site.site import Site
 from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.pki.keys import new_key, serialize_pkcs8
-from ept_fed.protocol.frames import Frame, Introduce, Refusal, decode_frame, encode_frame
+from ept_fed.protocol.frames import Introduce, encode_frame
 from ept_fed.protocol.proposal import Proposal
 from ept_fed.reports.run.run_folder import site_folder
 from ept_fed.storage.files import write_bytes
@@ -74,15 +73,11 @@ def introduce_sites(
 ) -> dict[str, str]:
     """Propose the run to every site, and return the reason of each site that refuses it, by name."""
     content = encode_frame(Introduce(run, proposal))
-    answers = {
-        name: decode_frame(_introduce(run, proposal, content, site, gates[name])) for name, site in sites.items()
-    }
-    return {name: answer.reason for name, answer in answers.items() if isinstance(answer, Refusal)}
-
-
-def _introduce(run: str, proposal: Proposal, content: bytes, site: Site, gate: Gate) -> bytes:
-    def answer(_frame: Frame) -> Frame:
-        ask_gate(gate.admit_proposal, run, proposal, content)
-        return introduce(run, proposal, site, gate)
-
-    return answer_frame(content, gate, answer)
+    refused = {}
+    for name, site in sites.items():
+        try:
+            ask_gate(gates[name].admit_proposal, run, proposal, content)
+            introduce(run, proposal, site, gates[name])
+        except GateRefusedError as refusal:
+            refused[name] = str(refusal)
+    return refused

@@ -105,7 +105,13 @@ class VirtualFederation:
         """
         proposal = self.proposal
         terms = None if rounds is None else agree_on_sums(site.settings.run, proposal, site.layout)
-        return SitePart(site, proposal, PassThroughGate() if gate is None else gate, rounds, terms)
+        return SitePart(
+            site,
+            proposal,
+            PassThroughGate() if gate is None else gate,
+            rounds=None if rounds is None else lambda: rounds,
+            terms=terms,
+        )
 
     def plan(self, agreed: Collection[str] | None = None) -> Plan:
         """Return the plan for the server, with the initial payload that every site starts from.

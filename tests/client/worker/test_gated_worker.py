@@ -15,8 +15,9 @@ from client.audit.report import verify_ledger
 from client.gate.privacy_budget import BUDGET_FILE, read_budget
 from ept_fed.config.experiment import Experiment, TrainingSettings
 from ept_fed.protocol.frames import Refusal, decode_frame, encode_frame
-from ept_fed.protocol.messages import SPLITS, MessageRefusedError, RoundReply
+from ept_fed.protocol.messages import SPLITS, MessageRefusedError, RoundReply, RoundRequest
 from ept_fed.protocol.proposal import propose
+from ept_fed.protocol.stage_messages import StageRequest
 from tests.client.gated_worker import Gated, join_run
 from tests.effort import examples
 
@@ -123,3 +124,22 @@ def test_after_refused_requests_the_ledger_is_sound_and_the_run_continues(gated:
     assert report["status"] == "sound"
     assert report["totals"]["received"]["refused"] == 4
     assert report["totals"]["sent"]["bytes"] == len(encode_frame(reply)) + len(encode_frame(gated.met))
+
+
+def test_requests_that_the_gate_refuses_name_only_rules_and_leave_the_worker_free(gated: Gated) -> None:
+    header = gated.request().header
+    for changes, rule in (
+        ({"backbone_digest": "ab" * 32}, "protocol.backbone"),
+        ({"layout_hash": "ab" * 32}, "protocol.layout"),
+        ({"code": "9.9"}, "incoming.code"),
+        ({"protocol": 1}, "protocol.version"),
+        ({"round": 9}, "protocol.round"),
+    ):
+        foreign = dataclasses.replace(header, **changes)
+        for asked in (gated.request(header=foreign), StageRequest(foreign, "masked input", b"")):
+            refusal = decode_frame(gated.worker.answer(encode_frame(asked)))
+            assert isinstance(refusal, Refusal)
+            assert header.backbone_digest not in refusal.reason
+            if isinstance(asked, RoundRequest):
+                assert refusal.reason == f"the site's gate refuses it: {rule}"
+            assert gated.worker.status().run is None

@@ -304,9 +304,10 @@ def test_a_finished_or_failed_run_does_not_block_another(settings: SiteSettings,
     assert worker.status().run == "run-a"
     other = Introduce("run-b", proposal)
     for number, phase in ((1, "train"), (2, "train"), (1, "evaluate")):
-        settings_of = proposal.training if phase == "train" else ""
+        settings_of = proposal.training if phase == "train" else None
         split = "train" if phase == "train" else "validation"
-        ask(worker, train_request(met, proposal, number, phase=phase, split=split, settings=settings_of))
+        asked = train_request(met, proposal, number, phase=phase, split=split, settings=settings_of)
+        assert isinstance(ask(worker, asked), RoundReply)
         assert "serves another run" in refusal(ask(worker, other))
     last = train_request(met, proposal, 2, phase="evaluate", split="validation", settings=None)
     assert isinstance(ask(worker, last), RoundReply)
