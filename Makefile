@@ -31,8 +31,13 @@ folder=$$(mktemp -d -p $(FILES) ept-XXXX) && chmod 711 $$folder && \
 	$(TEST_ENVIRONMENT) TMPDIR=$$folder $(BIN)/python -m pytest --basetemp=$$folder/t $(1) && rm -r $$folder
 endef
 
-test: lint
-	$(call PYTEST,$(PARALLEL) -m "unit or integration")
+# mypy runs beside the tests, which wait for processes for a quarter of their time; what it found is printed after them.
+test: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	@types=$$(mktemp) && { $(BIN)/mypy >$$types 2>&1 & } && \
+	{ { $(call PYTEST,$(PARALLEL) -m "unit or integration"); }; tests=$$?; \
+	wait $$!; typed=$$?; cat $$types; rm $$types; exit $$((tests + typed)); }
 
 # What developers run all day: neither processes nor sockets.
 quick: $(READY)

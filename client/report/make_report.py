@@ -111,7 +111,7 @@ def report_site(
                 experiment.federation.rounds,
                 progress,
                 patience=experiment.federation.patience,
-                select=experiment.federation.select,
+                tolerance=experiment.federation.round_tolerance,
             )
         except DamagedCheckpointError as broken:
             fix = f"{broken}; remove this folder, and the local model is trained again"

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Mapping
-from typing import Literal
 
 from client.site.site import Site
 from ept_fed.config.experiment import TrainingSettings
@@ -23,7 +22,7 @@ def train_locally(
     stage: str = "local",
     start: Vector | None = None,
     patience: int | None = None,
-    select: Literal["last", "best"] = "last",
+    tolerance: float | None = None,
 ) -> None:
     """Train a local-only model at each site: the same rounds, seeds and schedule as in the federation, but no exchange.
 
@@ -38,7 +37,8 @@ def train_locally(
         stage: name of this training in the progress reports.
         start: payload at the start of the first round; None starts from the initial model of the federation.
         patience: a site stops after so many rounds without a better AUC on its own validation images; None: never.
-        select: best: use the round with the highest AUC on the site's own validation images; last: use the last round.
+        tolerance: use the latest round whose AUC on the site's own validation images is at most this below the highest;
+            None: use the last round.
 
     Raises:
         PayloadMismatchError: if `start` does not fit a site's layout.
@@ -53,7 +53,13 @@ def train_locally(
             if round_number <= done[name] or sites[name].curve.is_over(patience):
                 continue
             try:
-                outcome = sites[name].fit(training, round_number, rounds, payload=start if round_number == 1 else None)
+                outcome = sites[name].fit(
+                    training,
+                    round_number,
+                    rounds,
+                    payload=start if round_number == 1 else None,
+                    tolerance=tolerance or 0.0,
+                )
             except TrainingDivergedError as diverged:
                 training_sites.discard(name)
                 progress.on_note(f"{stage}: {name} stops before round {round_number}, because {diverged}")
@@ -61,8 +67,8 @@ def train_locally(
             progress.on_site(round_number, name, {"loss": outcome.loss})
         progress.on_round(round_number, time.perf_counter() - started)
     for site in sites.values():
-        if select == "best" and site.curve.best_round:
-            site.select_round(site.curve.best_round)
+        if tolerance is not None and (chosen := site.curve.choose_round(tolerance)):
+            site.select_round(chosen)
 
 
 def describe_local_training(site: Site) -> TrainingRecord:

@@ -247,12 +247,18 @@ class Site:
         return trained if noise is None else noise.cover(received, trained, shares=minimum)
 
     def fit(
-        self, settings: TrainingSettings, round_number: int, rounds: int, *, payload: Vector | None = None
+        self,
+        settings: TrainingSettings,
+        round_number: int,
+        rounds: int,
+        *,
+        payload: Vector | None = None,
+        tolerance: float = 0.0,
     ) -> TrainingOutcome:
         """Train one round without any exchange, from the site's own state before it or from a payload.
 
-        The state after the round also has the results on the validation images, see `curve`, and the state of the best
-        round is kept.
+        The state after the round also has the results on the validation images, see `curve`, and the state of the round
+        that `ValidationCurve.choose_round` chooses with this tolerance is kept.
 
         Raises:
             PayloadMismatchError: if the payload does not fit this site's layout.
@@ -276,7 +282,7 @@ class Site:
             if len(self.data.validation):
                 curve = curve.add(held.assess(self.data.validation)[1])
             tensors = {**state.tensors, **capture_model(held.model), **curve.tensors()}
-        self._states.save(replace(state, tensors=tensors, best_round=curve.best_round))
+        self._states.save(replace(state, tensors=tensors, best_round=curve.choose_round(tolerance)))
         return outcome
 
     @property

@@ -33,12 +33,17 @@ class ValidationCurve:
         """Return the curve with the metrics after one more round."""
         return ValidationCurve((*self.auc, metrics["auc"]), (*self.loss, metrics["loss"]))
 
-    @property
-    def best_round(self) -> int:
-        """The first round with the highest AUC; 0 if no round has a defined AUC."""
-        defined = [(value, -number) for number, value in enumerate(self.auc, 1) if not math.isnan(value)]
-        return -max(defined)[1] if defined else 0
+    def choose_round(self, tolerance: float) -> int:
+        """Return the latest round whose AUC is within the tolerance of the highest; 0 if no AUC is defined."""
+        lowest = self._highest - tolerance
+        return max((number for number, value in enumerate(self.auc, 1) if value >= lowest), default=0)
 
     def is_over(self, patience: int | None) -> bool:
         """Whether so many rounds have passed without a better AUC; with None, or without any AUC, never."""
-        return patience is not None and self.best_round > 0 and len(self.auc) - self.best_round >= patience
+        if patience is None or math.isinf(self._highest):
+            return False
+        return len(self.auc) - (self.auc.index(self._highest) + 1) >= patience
+
+    @property
+    def _highest(self) -> float:
+        return max((value for value in self.auc if not math.isnan(value)), default=math.inf)

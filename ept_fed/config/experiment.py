@@ -213,8 +213,14 @@ class FederationSettings(Settings):
     )
     select: Literal["best", "last"] = Field(
         "best",
-        description="the round whose prompts the run keeps. best: the one with the highest median validation AUC over "
-        "sites (for a local model: over its rounds, on the site's own validation images); last: the last one",
+        description="the round whose prompts the run keeps. best: the latest one whose median validation AUC over the "
+        "sites is at most select_tolerance below the highest (for a local model: of its own rounds, on the site's own "
+        "validation images); last: the last one",
+    )
+    select_tolerance: Annotated[float, Field(ge=0.0, le=0.5, allow_inf_nan=False)] = Field(
+        0.02,
+        description="how far below the highest validation AUC the chosen round may be, since the AUC of few images is "
+        "mostly chance; 0: the latest of the best rounds",
     )
     patience: Count | None = Field(
         None, description="stop after so many rounds without improvement of the median validation AUC over sites"
@@ -231,6 +237,11 @@ class FederationSettings(Settings):
         None,
         description="clip each site's update and add noise, so that ε bounds the information it leaks about the site",
     )
+
+    @property
+    def round_tolerance(self) -> float | None:
+        """How far below the highest validation AUC the kept round may be; None: the last round is kept."""
+        return self.select_tolerance if self.select == "best" else None
 
 
 class PersonalisationSettings(Settings):

@@ -20,7 +20,6 @@ _AS_THEY_ARE = {
     "deadline",
     "grace",
     "norm_bound",
-    "select",
     "patience",
     "target_auc",
 }
@@ -63,6 +62,7 @@ def make_plan(
         options=options,
         max_examples=_max_examples(experiment, examples),
         secure_sites=tuple(sorted(proposed_to or examples)) if federation.secure_aggregation else (),
+        round_tolerance=federation.round_tolerance,
         site_privacy=federation.site_privacy,
         secure_threshold=federation.secure_aggregation.threshold if federation.secure_aggregation else None,
         **federation.model_dump(include=_AS_THEY_ARE),

@@ -31,9 +31,8 @@ class Plan:
         sites: registered names of the participating sites, sorted.
         strategy: a name of `ept_fed.catalog.strategies`.
         options: every option of the strategy.
-        averaging, weights, weight_cap, sites_per_round, quorum, deadline, grace, norm_bound, select, patience and
-            target_auc:
-            as in `FederationSettings`.
+        averaging, weights, weight_cap, sites_per_round, quorum, deadline, grace, norm_bound, patience, target_auc and
+            round_tolerance: as in `FederationSettings`.
         max_examples: maximum number of training images that a site may claim, by site; no limit for a site that is
             not listed.
         training: the training settings, sent with each train request.
@@ -62,7 +61,7 @@ class Plan:
     grace: float = 30.0
     norm_bound: float | None = None
     max_examples: Mapping[str, int] = field(default_factory=dict)
-    select: Literal["best", "last"] = "last"
+    round_tolerance: float | None = None
     patience: int | None = None
     target_auc: float | None = None
     secure_sites: tuple[str, ...] = ()

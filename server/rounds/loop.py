@@ -29,7 +29,7 @@ from server.rounds.checkpoints import Checkpoint
 from server.rounds.exchange import Exchange
 from server.rounds.reply_checks import Accepted, refuse_norm_outliers
 from server.rounds.secure_aggregation import Collected, SecureExchange
-from server.rounds.selection import RoundSelection
+from server.rounds.selection import RoundSelection, median_auc
 from server.rounds.wait_for_sites import wait_for_sites
 from server.strategies.aggregation_rules import AggregationError
 from server.strategies.base import Aggregator, Update
@@ -165,17 +165,17 @@ def _finish(
     payload: Vector,
     ended: str,
 ) -> FederationResult:
-    """Send the chosen payload to the sites, unless it is the one that they evaluated last, and return the result."""
+    """Send the chosen payload to the sites, unless they have just evaluated it after the last round."""
     last = records[-1]
     chosen, best = selection.choose(last.round, payload)
-    if chosen != last.round:
+    if chosen != plan.rounds:
         # An early stop is noticed in the exchange of the next round, and the sites accept no return to an earlier one.
         number = min(last.round + 1, plan.rounds)
         nodes, absent = _select_sites(grid, plan, "evaluate", number)
         exchange = Exchange(grid, plan, nodes, number, _ignore_site, best_round=chosen)
         exchange.run("evaluate", best)
         _note_last_exchange(last, exchange, absent)
-        _log.info("round %d is chosen: its median validation AUC is %.3f", chosen, selection.best.auc)
+        _log.info("round %d is chosen: its median validation AUC is %.3f", chosen, median_auc(records[chosen - 1]))
     observer.on_round(last)
     return FederationResult(best, chosen, tuple(records), ended)
 

@@ -17,13 +17,13 @@ __all__ = ["BestRound", "RoundSelection", "median_auc"]
 
 @dataclass(frozen=True)
 class BestRound:
-    """The best round so far.
+    """The highest validation AUC so far, and the round that would be kept if the run ended now.
 
     Attributes:
-        auc: its median validation AUC; -inf before the first evaluation.
-        since: number of rounds since then.
-        round: its number; 0 before the first evaluation.
-        payload: (layout.size,) its payload; None before the first evaluation.
+        auc: the highest median validation AUC; -inf before the first evaluation.
+        since: number of rounds since the one with that AUC.
+        round: number of the latest round whose AUC is within the tolerance; 0 before the first evaluation.
+        payload: (layout.size,) the payload of `round`; None before the first evaluation.
     """
 
     auc: float = -math.inf
@@ -37,21 +37,24 @@ class RoundSelection:
 
     def __init__(self, plan: Plan, best: BestRound | None = None) -> None:
         """Start a run, or continue one with the best round of its checkpoint."""
-        self._patience, self._target, self._select = plan.patience, plan.target_auc, plan.select
+        self._patience, self._target = plan.patience, plan.target_auc
+        self._tolerance = plan.round_tolerance
         self.best = best or BestRound()
 
     def observe(self, record: RoundRecord, payload: Vector) -> str | None:
         """Note the evaluation of a round's payload; return the reason to stop after this round, or None to continue.
 
-        Of equal rounds, the earliest is the best. A round without a defined AUC changes nothing.
+        A round without a defined AUC changes nothing. Patience counts from the first round with the highest AUC.
         """
         median = median_auc(record)
         if math.isnan(median):
             return None
-        if median > self.best.auc:
-            self.best = BestRound(median, 0, record.round, payload)
+        best = self.best
+        highest, since = (median, 0) if median > best.auc else (best.auc, best.since + 1)
+        if median >= highest - (self._tolerance or 0.0):
+            self.best = BestRound(highest, since, record.round, payload)
         else:
-            self.best = BestRound(self.best.auc, self.best.since + 1, self.best.round, self.best.payload)
+            self.best = BestRound(highest, since, best.round, best.payload)
         if self._target is not None and median >= self._target:
             return f"target AUC reached in round {record.round}"
         if self._patience is not None and self.best.since >= self._patience:
@@ -60,8 +63,8 @@ class RoundSelection:
 
     @property
     def best_round(self) -> int:
-        """The round whose state the sites have to keep, beside their latest states; 0 if there is none."""
-        return self.best.round if self._select == "best" else 0
+        """The round whose state the sites must keep, beside their latest states; 0 if there is none."""
+        return 0 if self._tolerance is None else self.best.round
 
     def choose(self, last: int, payload: Vector) -> tuple[int, Vector]:
         """Return the round that the run keeps, and its payload.
@@ -70,7 +73,7 @@ class RoundSelection:
             last: number of the last round.
             payload: the payload after the last round, which is kept if no round has a defined validation AUC.
         """
-        if self._select == "best" and self.best.payload is not None:
+        if self._tolerance is not None and self.best.payload is not None:
             return self.best.round, self.best.payload
         return last, payload
 

@@ -97,7 +97,7 @@ def _train(
             stage=stage,
             start=start,
             patience=own.patience,
-            select=own.select,
+            tolerance=own.round_tolerance,
         )
     except DamagedCheckpointError as broken:
         raise InputRefusedError([Problem("--resume", stage, f"{broken}; remove the file")]) from broken

@@ -45,19 +45,26 @@ def train(site: Site, federation: VirtualFederation, aucs: list[float], **settin
 
 
 @pytest.mark.parametrize(
-    ("aucs", "patience", "rounds", "chosen"),
+    ("aucs", "tolerance", "patience", "rounds", "chosen"),
     [
-        ([0.5, 0.7, 0.6, 0.6, 0.6, 0.6], None, 6, 2),
-        ([0.5, 0.7, 0.6, 0.6, 0.6, 0.9], 2, 4, 2),
-        ([0.5, 0.6, 0.7, 0.7, 0.8, 0.8], 2, 6, 5),
-        ([math.nan] * 6, 2, 6, 6),
+        ([0.5, 0.75, 0.6, 0.6, 0.6, 0.6], 0.0, None, 6, 2),
+        ([0.5, 0.75, 0.6, 0.625, 0.5, 0.5], 0.125, None, 6, 4),
+        ([0.5, 0.75, 0.6, 0.6, 0.6, 0.9], 0.0, 2, 4, 2),
+        ([0.5, 0.75, 0.625, 0.625, 0.6, 0.9], 0.125, 2, 4, 4),
+        ([0.5, 0.6, 0.7, 0.7, 0.8, 0.8], 0.0, 2, 6, 6),
+        ([math.nan] * 6, 0.0, 2, 6, 6),
     ],
 )
-def test_the_best_round_is_used_and_training_stops_without_improvement(
-    federation: VirtualFederation, aucs: list[float], patience: int | None, rounds: int, chosen: int
+def test_the_latest_good_round_is_used_and_training_stops_without_improvement(
+    federation: VirtualFederation,
+    aucs: list[float],
+    tolerance: float,
+    patience: int | None,
+    rounds: int,
+    chosen: int,
 ) -> None:
     site = open_site(federation)
-    train(site, federation, aucs, patience=patience, select="best")
+    train(site, federation, aucs, patience=patience, tolerance=tolerance)
     state = site.state
     assert state is not None
     assert (site.trained_rounds, state.round) == (rounds, chosen)
@@ -72,7 +79,7 @@ def test_the_best_round_is_used_and_training_stops_without_improvement(
 
 def test_the_last_round_is_used_if_the_run_says_so(federation: VirtualFederation) -> None:
     site = open_site(federation)
-    train(site, federation, [0.9, 0.5, 0.5, 0.5, 0.5, 0.5], select="last")
+    train(site, federation, [0.9, 0.5, 0.5, 0.5, 0.5, 0.5], tolerance=None)
     assert site.state is not None
     assert site.state.round == 6
 
@@ -88,14 +95,14 @@ def test_a_resumed_local_model_stops_and_is_chosen_as_if_it_had_never_stopped(
     assert len(curve.auc) == 4
     again = open_site(federation, tmp_path)
     assert again.curve == curve
-    train(again, federation, aucs, select="best")
+    train(again, federation, aucs, tolerance=0.0)
     assert again.trained_rounds == 6
     assert again.curve.auc[:4] == curve.auc
 
 
-def test_the_first_of_equally_good_rounds_is_the_best() -> None:
+def test_the_latest_of_equally_good_rounds_is_chosen_and_patience_counts_from_the_first() -> None:
     curve = ValidationCurve((0.5, math.nan, 0.8, 0.8), (1.0, 1.0, 1.0, 1.0))
-    assert curve.best_round == 3
+    assert curve.choose_round(0.0) == 4
     assert [curve.is_over(patience) for patience in (None, 1, 2)] == [False, True, False]
-    assert ValidationCurve().best_round == 0
+    assert ValidationCurve().choose_round(0.1) == ValidationCurve((math.nan,), (1.0,)).choose_round(0.1) == 0
     assert not ValidationCurve((math.nan,) * 9, (1.0,) * 9).is_over(1)
