@@ -231,7 +231,7 @@ def test_a_killed_report_resumes_and_a_second_one_trains_nothing_and_keeps_added
 
 
 def test_a_run_that_ended_early_is_reported_as_in_the_simulation_and_its_states_are_kept(tmp_path: Path) -> None:
-    """The site has trained one round that the final prompts do not contain, and the last request names the chosen one."""
+    """The site has trained one round that the final prompts do not contain; the last request names the chosen round."""
     experiment = load(tmp_path, "federation.target_auc=0.01", *PERSONAL)
     kits = {site: make_kit(tmp_path / "kits", site) for site in SITES}
     plan = federate(experiment, kits)
