@@ -76,6 +76,9 @@ ARROWS: dict[str, str] = {
     "/server/rounds /client /client/requests /client/site /simulations/engine",
     "simulations/attacks": "data/datasets evaluation models privacy/attacks protocol reports/run run_plan storage "
     "training /client/gate /client/site /simulations/engine",
+    "simulations/attacks/shadows": "config data/datasets data/records evaluation models privacy/attacks protocol "
+    "reports/run run_plan storage training /client/site /simulations/attacks "
+    "/simulations/engine",
     "simulations/benchmark/analysis": "config data/datasets evaluation models reports/charts reports/pages "
     "reports/run storage training /client/site /simulations/engine",
     "simulations/benchmark": "catalog config data/datasets evaluation protocol reports/charts reports/pages "
@@ -90,7 +93,7 @@ ARROWS: dict[str, str] = {
     "/client/worker "
     "/simulations/deployment /simulations/engine /simulations/flower",
     "simulations/cli": "cli reports/pages reports/run storage tracking validation /client/cli /simulations/attacks "
-    "/simulations/benchmark /simulations/deployment /simulations/engine",
+    "/simulations/attacks/shadows /simulations/benchmark /simulations/deployment /simulations/engine",
 }
 HEAVY = {"torch", "timm", "monai", "torchvision"}
 # Folders from which no chain of imports leads to HEAVY.

@@ -61,10 +61,13 @@ class PlayedRound:
     difference: float
 
 
-def check_replayable(federation: VirtualFederation) -> list[Problem]:
-    """Return a problem for each setting of a run because of which its updates cannot be recomputed or attacked."""
+def check_replayable(federation: VirtualFederation, *, gradients: bool = True) -> list[Problem]:
+    """Return a problem for each setting of a run because of which its updates cannot be recomputed or attacked.
+
+    Attacks that need gradients of the payload support fewer methods.
+    """
     experiment, found = federation.experiment, []
-    if experiment.model.method != "ept" or experiment.model.embedding != "concat":
+    if gradients and (experiment.model.method != "ept" or experiment.model.embedding != "concat"):
         fix = "the attack supports only prompts that fold; attack a run of method ept with embedding concat"
         found.append(Problem("model.method", f"{experiment.model.method} ({experiment.model.embedding})", fix))
     if experiment.federation.strategy in _CORRECTING:

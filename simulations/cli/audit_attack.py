@@ -1,10 +1,10 @@
 """`ept-fed audit attack`: measure what a site's own updates leak, on a run of its own."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -14,7 +14,8 @@ __all__ = ["ATTACK_EXAMPLES", "attack"]
 
 ATTACK_EXAMPLES = (
     "Examples:\n\n  ept-fed audit attack runs/demo\n\n"
-    "  ept-fed audit attack runs/mine --sites north --rounds 1,8 --policy policy.yaml --steps 100"
+    "  ept-fed audit attack runs/mine --sites north --rounds 1,8 --policy policy.yaml --steps 100\n\n"
+    "  ept-fed audit attack runs/mine --strength full --jobs 2"
 )
 _TITLES = {
     "membership": "Which images were trained on? AUC of members against other images; 0.5 is guessing",
@@ -46,35 +47,56 @@ def attack(
     images: Annotated[
         bool, typer.Option("--images", help="Also write pictures of true and reconstructed images: patients' data.")
     ] = False,
+    strength: Annotated[
+        Literal["quick", "full"],
+        typer.Option(help="full: membership in all rounds and sites, with shadow runs."),
+    ] = "quick",
+    shadows: Annotated[
+        int, typer.Option(min=1, max=999, help="Shadow runs of the full attack; each takes as long as the run.")
+    ] = 64,
+    jobs: Annotated[int, typer.Option(min=1, max=256, help="Processes that train shadow runs.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
 ) -> None:
     """Attack a site's updates: membership, reconstruction, and crafted prompts with the gate on and off.
 
     The updates are recomputed from the run's settings, images and prompts. Writes attack.json and attack.csv into the
-    run folder. Exit code 0: measured, with any result; 2: something has to be corrected first.
+    run folder. With --strength full, the attacker trains many runs like this one on images that he chose, which tell
+    him what to expect with and without each image; that writes attack-full.json and attack-full.csv. If the command is
+    stopped, run it again: it continues from there.
+
+    Exit code 0: measured, with any result; 2: something has to be corrected first.
     """
     with exit_on_refusal(as_json=as_json):
         numbers = _parse_rounds(rounds)
-        from simulations.attacks.run import attack_run  # imports torch, so after the checks
-
+        if strength == "full":
+            _refuse_options({"--rounds": rounds, "--sites": sites, "--policy": policy, "--images": images})
         with _progress(shown=not as_json) as watch:
-            report = attack_run(
-                run,
-                watch,
-                rounds=numbers,
-                sites=sites or (),
-                steps=steps,
-                seed=seed,
-                noise=noise,
-                policy=policy,
-                images=images,
-            )
+            # Both import torch, so after the checks.
+            if strength == "full":
+                from simulations.attacks.shadows.attack import attack_with_shadows
+
+                report = attack_with_shadows(run, watch, shadows=shadows, jobs=jobs, seed=seed)
+            else:
+                from simulations.attacks.run import attack_run
+
+                report = attack_run(
+                    run,
+                    watch,
+                    rounds=numbers,
+                    sites=sites or (),
+                    steps=steps,
+                    seed=seed,
+                    noise=noise,
+                    policy=policy,
+                    images=images,
+                )
+    show: dict[str, Callable[[Mapping[str, Any]], None]] = {"quick": _print_report, "full": _print_full_report}
     if as_json:
         from ept_fed.storage.files import dump_json
 
         typer.echo(dump_json(report))
     else:
-        _print_report(report)
+        show[strength](report)
     raise typer.Exit(DONE)
 
 
@@ -85,6 +107,18 @@ def _parse_rounds(text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(",") if part.strip())
     except ValueError:
         raise InputRefusedError([Problem("--rounds", text, "write numbers such as 1,8")]) from None
+
+
+def _refuse_options(given: Mapping[str, object]) -> None:
+    from ept_fed.errors import InputRefusedError, Problem
+
+    problems = [
+        Problem(name, str(value), "--strength full attacks all rounds and sites, and only membership; leave it out")
+        for name, value in given.items()
+        if value
+    ]
+    if problems:
+        raise InputRefusedError(problems)
 
 
 @contextmanager
@@ -139,6 +173,41 @@ def _print_report(report: Mapping[str, Any]) -> None:
             console.print(f"\nAssumed ({part}): {sentence}", markup=False, highlight=False)
     console.print(
         f"\n{report['seconds']:.0f} s. {report['folder']}/attack.json and attack.csv contain every number.",
+        markup=False,
+        highlight=False,
+    )
+
+
+def _print_full_report(report: Mapping[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+    for target in dict.fromkeys(row["target"] for row in report["rows"]):
+        table = Table(title=f"Which images were trained on? Target: {target}")
+        for heading in ("seen by the attacker", "attack", "part"):
+            table.add_column(heading, overflow="fold")
+        for heading in ("AUC", "found at 1 %", "found at 0.1 %"):
+            table.add_column(heading, justify="right", overflow="fold")
+        for row in (row for row in report["rows"] if row["target"] == target):
+            cells = (f"{row[name]:.2f}{_interval(row, f'{name}_', 2)}" for name in ("auc", "at_1", "at_01"))
+            table.add_row(*map(Text, (row["seen"], row["attack"], row["part"], *cells)))
+        console.print(table)
+    console.print(
+        "AUC: 0.5 is guessing. Found at 1 %: the share of members that are found if 1 % of the others is taken for "
+        "members.",
+        markup=False,
+        highlight=False,
+    )
+    for note in report["notes"]:
+        console.print(f"note: {note}", style="yellow", markup=False, highlight=False)
+    found = {row["part"] for row in report["rows"]}
+    for part in (part for part in report["assumptions"] if part in found):
+        console.print(f"\nAssumed ({part}): {report['assumptions'][part]}", markup=False, highlight=False)
+    console.print(
+        f"\n{report['seconds']:.0f} s for what was missing of {report['shadows']} shadow runs. "
+        f"{report['folder']}/attack-full.json and attack-full.csv contain every number.",
         markup=False,
         highlight=False,
     )

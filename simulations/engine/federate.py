@@ -23,14 +23,14 @@ from ept_fed.run_plan.plan import Plan
 from ept_fed.storage.checkpoint_file import DamagedCheckpointError
 from server.app import create_server_app
 from server.rounds.checkpoints import Checkpoint, CheckpointFolder
-from server.rounds.loop import FederationResult
+from server.rounds.loop import FederationResult, RoundObserver
 from server.rounds.recorder import RunRecorder
 from simulations.engine.local_grid import run_locally
 from simulations.engine.pass_through_gate import PassThroughGate
 from simulations.engine.throwaway_certificates import certify_sites
 from simulations.engine.virtual_sites import VirtualFederation
 
-__all__ = ["federate", "find_checkpoint"]
+__all__ = ["federate", "find_checkpoint", "run_in_process"]
 
 _log = logging.getLogger(__name__)
 
@@ -93,11 +93,6 @@ def federate(
         resume: the checkpoint to continue from; None starts anew.
         track: also receives each round's record.
     """
-    results: list[FederationResult] = []
-
-    def find_part(context: Context) -> SitePart:
-        return parts[str(context.node_config["site"])]
-
     progress.on_stage("federated", plan.sites, plan.rounds)
     # The last record of a checkpoint still lacks its evaluation, so its line is written again.
     finished = len(resume.records) - 1 if resume else 0
@@ -109,9 +104,25 @@ def federate(
     recorder = _Recorder(plan, folder, progress, track)
     checkpoints = CheckpointFolder(folder.checkpoints, plan, federation.data.digest)
     authority, parts = _take_part(federation, plan, sites, gates or {}, resume.records[-1].round if resume else 0)
-    server_app = create_server_app(
-        plan, recorder, results.append, resume=resume, save=checkpoints.save, authority=authority
-    )
+    return run_in_process(plan, parts, recorder, resume=resume, save=checkpoints.save, authority=authority)
+
+
+def run_in_process(
+    plan: Plan,
+    parts: Mapping[str, SitePart],
+    observer: RoundObserver,
+    *,
+    resume: Checkpoint | None = None,
+    save: Callable[[Checkpoint], None] | None = None,
+    authority: x509.Certificate | None = None,
+) -> FederationResult:
+    """Run the plan's rounds with these sites in this process; the other arguments are those of `run_rounds`."""
+    results: list[FederationResult] = []
+
+    def find_part(context: Context) -> SitePart:
+        return parts[str(context.node_config["site"])]
+
+    server_app = create_server_app(plan, observer, results.append, resume=resume, save=save, authority=authority)
     run_locally(server_app, create_client_app(find_part), plan.sites)
     (result,) = results
     return result

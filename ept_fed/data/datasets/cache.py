@@ -57,9 +57,19 @@ class CachedDataset:
     def __len__(self) -> int:
         return len(self.records)
 
+    def subset(self, indices: Sequence[int]) -> "CachedDataset":
+        """Return a dataset of some of these images, which are shared, not copied."""
+        return CachedDataset(
+            [self.records[index] for index in indices],
+            [self._images[index] for index in indices],
+            classes=self.classes,
+            task=self.task,
+            pipelines=self._pipelines,
+        )
+
     def without_images(self) -> "CachedDataset":
         """Return a dataset of the same classes without images, to save memory where they are not used."""
-        return CachedDataset([], [], classes=self.classes, task=self.task, pipelines=self._pipelines)
+        return self.subset(())
 
     def as_png(self, index: int) -> bytes:
         """Return one cached image, (H, W, 3), as PNG bytes; only for display at the site itself."""

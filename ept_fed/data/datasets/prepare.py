@@ -5,7 +5,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ from ept_fed.data.datasets.input_spec import InputSpec
 from ept_fed.data.decoding.image_store import ImageStore, UnreadableImageError
 from ept_fed.data.decoding.read_all import read_all
 from ept_fed.data.records.counts import CountRow, count_images
-from ept_fed.data.records.records import SPLITS, ImageRecord
+from ept_fed.data.records.records import SPLITS, Catalog, ImageRecord
 from ept_fed.data.sources.registry import open_catalog
 from ept_fed.data.splits.placement import place_records
 from ept_fed.data.splits.selection import (
@@ -33,7 +33,7 @@ from ept_fed.errors import InputRefusedError, Problem
 if TYPE_CHECKING:
     from ept_fed.data.datasets.transforms import Pipelines
 
-__all__ = ["CachedDataset", "PreparedData", "SiteData", "pool", "prepare_data"]
+__all__ = ["CachedDataset", "PreparedData", "SiteData", "load_for_training", "pool", "prepare_data"]
 
 _NAMED = 10
 
@@ -105,13 +105,7 @@ def prepare_data(settings: AnyDataSettings, spec: InputSpec, seed: int) -> Prepa
     """
     from ept_fed.data.datasets.transforms import build_pipelines
 
-    catalog = open_catalog(settings, settings.place_by(seed))
-    records = place_records(catalog.records, settings, seed)
-    store = catalog.store
-    if settings.partition.feature_shift is not None:
-        from ept_fed.data.sources.feature_shift import shift_features
-
-        store = shift_features(store, records, settings.partition.feature_shift, settings.place_by(seed))
+    catalog, records, store = _open(settings, seed)
     selected, problems = select_records(records, catalog.classes, settings, seed)
     pipelines = build_pipelines(spec, settings.augmentation)
     images, failures = _load_images(selected, store, pipelines)
@@ -148,6 +142,46 @@ def prepare_data(settings: AnyDataSettings, spec: InputSpec, seed: int) -> Prepa
     )
     partition = tuple(count_images(records, catalog.classes))
     return PreparedData(sites, catalog.classes, catalog.task, notes, thinned, partition)
+
+
+def load_for_training(
+    settings: AnyDataSettings, spec: InputSpec, seed: int, chosen: Mapping[str, Sequence[ImageRecord]]
+) -> dict[str, CachedDataset]:
+    """Return the given images of each site, whatever their split, as they would be kept for training.
+
+    Args:
+        settings: the data section of the experiment that `prepare_data` found these records with.
+        spec: input format of the backbone.
+        seed: the run's seed.
+        chosen: records by site.
+
+    Raises:
+        InputRefusedError: if an image can no longer be read.
+    """
+    from ept_fed.data.datasets.transforms import build_pipelines
+
+    catalog, _, store = _open(settings, seed)
+    pipelines, found = build_pipelines(spec, settings.augmentation), {}
+    for site, records in chosen.items():
+        kept = [replace(record, split="train") for record in records]
+        images, failures = _load_images(kept, store, pipelines)
+        if failures:
+            raise InputRefusedError(_check_failures(failures, len(kept), 0.0))
+        loaded = [images[record.image] for record in kept]
+        found[site] = CachedDataset(kept, loaded, classes=catalog.classes, task=catalog.task, pipelines=pipelines)
+    return found
+
+
+def _open(settings: AnyDataSettings, seed: int) -> tuple[Catalog, Sequence[ImageRecord], ImageStore]:
+    """Return the catalog, its records with their sites and splits, and the store with the sites' own appearance."""
+    catalog = open_catalog(settings, settings.place_by(seed))
+    records = place_records(catalog.records, settings, seed)
+    if settings.partition.feature_shift is None:
+        return catalog, records, catalog.store
+    from ept_fed.data.sources.feature_shift import shift_features
+
+    store = shift_features(catalog.store, records, settings.partition.feature_shift, settings.place_by(seed))
+    return catalog, records, store
 
 
 def _load_images(

@@ -7,6 +7,7 @@ calibrated on shadow models, as a stronger attacker's score would be.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -15,13 +16,17 @@ from ept_fed.evaluation.metrics import Array
 from ept_fed.evaluation.weighted_metrics import Sample, class_ranks
 
 __all__ = [
+    "Detection",
     "match_classes",
     "measure_advantage",
     "measure_detection",
+    "measure_detections",
     "score_alignment",
     "score_batches",
     "score_loss_drop",
 ]
+
+_DRAWS = 300
 
 
 def score_loss_drop(before: Array, after: Array) -> Array:
@@ -120,3 +125,52 @@ def measure_detection(scores: Array, member: Array, rate: float) -> float:
     # The largest number of false positives that is allowed; the threshold is the score of the next other image.
     threshold = others[len(others) - 1 - int(rate * len(others))]
     return float(np.mean(scores[member] > threshold))
+
+
+@dataclass(frozen=True)
+class Detection:
+    """How well members are found, with 95 % intervals over patients.
+
+    Attributes:
+        auc: 0.5 means guessing.
+        at_1: share of members that are found if at most 1 % of the others is taken for members.
+        at_01: the same for 0.1 %; with fewer than 1,000 others, for no other at all.
+    """
+
+    auc: Interval
+    at_1: Interval
+    at_01: Interval
+
+
+def measure_detections(scores: Array, member: Array, groups: Sequence[str], rng: np.random.Generator) -> Detection:
+    """Return how well members are found in several runs by one threshold for all of them.
+
+    Args:
+        scores: (S, n) higher for a member, of n candidates in S runs.
+        member: (S, n) bool.
+        groups: (n,) patients; a resample takes a patient's candidates with all their runs.
+        rng: draws the resamples.
+    """
+
+    def found(columns: Array) -> tuple[float, float, float]:
+        flat, truth = scores[:, columns].ravel(), member[:, columns].ravel()
+        if truth.all() or not truth.any():
+            return np.nan, np.nan, np.nan
+        order = np.argsort(-flat, kind="stable")
+        hits, false = np.cumsum(truth[order]), np.cumsum(~truth[order])
+        # Equal scores are one step of the curve.
+        steps = np.append(np.flatnonzero(np.diff(flat[order])), len(flat) - 1)
+        hits, false = np.append(0, hits[steps]), np.append(0, false[steps])
+        auc = np.trapezoid(hits, false) / (hits[-1] * false[-1])
+        at_1, at_01 = (
+            hits[np.searchsorted(false, int(rate * false[-1]), "right") - 1] / hits[-1] for rate in (0.01, 0.001)
+        )
+        return float(auc), float(at_1), float(at_01)
+
+    names, index = np.unique(np.asarray(groups), return_inverse=True)
+    of_group = [np.flatnonzero(index == number) for number in range(len(names))]
+    value = found(np.arange(scores.shape[1]))
+    drawn = rng.integers(len(names), size=(_DRAWS, len(names)))
+    draws = np.array([found(np.concatenate([of_group[number] for number in row])) for row in drawn])
+    auc, at_1, at_01 = (summarise(value[k], draws[:, k], len(names)) for k in range(3))
+    return Detection(auc, at_1, at_01)

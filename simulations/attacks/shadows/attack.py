@@ -1,0 +1,232 @@
+"""The attack with shadow runs on a finished run: train those that are missing, look at the run, rate the members."""
+
+import multiprocessing
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ept_fed.errors import InputRefusedError, Problem
+from ept_fed.evaluation.metrics import Array
+from ept_fed.privacy.attacks.membership import measure_detections
+from ept_fed.privacy.attacks.shadow_ratios import MIN_SHADOWS, ShadowRuns, compare_with_other_sites
+from ept_fed.reports.run.read_run import RunResult, read_run
+from ept_fed.seeds import numpy_generator
+from simulations.attacks.replay import Replay, check_replayable, read_prompts
+from simulations.attacks.shadows.folder import ShadowFolder
+from simulations.attacks.shadows.pool import build_pool
+from simulations.attacks.shadows.record import FullRow, write_full_attack
+from simulations.attacks.shadows.scores import UPDATES, rate_members
+from simulations.attacks.shadows.train import Seen, ShadowTrainer
+from simulations.engine.reopen_run import reopen_run
+from simulations.engine.virtual_sites import VirtualFederation
+
+__all__ = ["CANDIDATES", "SHADOWS", "attack_with_shadows"]
+
+SHADOWS = 64
+CANDIDATES = 100
+_LOOKS = 3
+_OTHER_SITES = 4
+_MANY = 100
+
+Watch = Callable[[str, float], None]
+
+
+def attack_with_shadows(
+    folder: Path, watch: Watch, *, shadows: int = SHADOWS, jobs: int = 1, seed: int = 0
+) -> dict[str, Any]:
+    """Attack a run, write attack-full.json and attack-full.csv into its folder, and return the content of the former.
+
+    The shadow runs are kept in RUN/shadows, so that a command that was interrupted, or one that asks for more of them,
+    trains none of them again.
+
+    Args:
+        folder: of a finished run of `ept-fed simulate`.
+        watch: receives the current activity and the share of the work that is done.
+        shadows: number of shadow runs.
+        jobs: number of processes that train them.
+        seed: of candidates, shadow runs and resamples.
+
+    Raises:
+        InputRefusedError: with every problem of the folder, its images and weights, and the arguments.
+    """
+    started = time.perf_counter()
+    watch("loading backbone and images", 0.0)
+    run, trainer, chosen = _prepare(folder, seed)
+    _require_enough(trainer, shadows, seed)
+    candidates = trainer.pool.candidates
+    store = ShadowFolder(
+        folder / "shadows",
+        {
+            "run": trainer.federation.experiment.run_id,
+            "data": trainer.federation.data.digest,
+            "backbone": trainer.federation.backbone.digest,
+            "rounds": list(trainer.rounds),
+            "candidates": len(candidates),
+            "seed": seed,
+        },
+    )
+    missing = store.missing(shadows)
+    finished = shadows - len(missing)
+    for number in _train(folder, trainer, store, missing, jobs, seed):
+        finished += 1
+        watch(f"shadow runs: {finished} of {shadows} (the last one was number {number})", 0.95 * finished / shadows)
+    trained = [seen for number in range(shadows) if (seen := store.read(number)) is not None]
+    watch("this run again", 0.95)
+    notes: list[str] = []
+    mine, rows = _look_at_run(run, trainer, seed, notes)
+    watch("scores", 0.98)
+    rows = [*rate_members(mine, trained, candidates, trainer.rounds.index(chosen), seed), *rows]
+    document = {
+        "run": trainer.federation.experiment.run_id,
+        "name": trainer.federation.experiment.name,
+        "seed": seed,
+        "shadows": len(trained),
+        "rounds": list(trainer.rounds),
+        "released_round": chosen,
+        "candidates": len(candidates),
+        "sent": [name for name, _ in trainer.federation.plan().layout.shapes],
+        "notes": notes,
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+    return {**write_full_attack(folder, document, rows), "folder": str(folder)}
+
+
+def _prepare(folder: Path, seed: int) -> tuple[RunResult, ShadowTrainer, int]:
+    """Return the run, what trains shadow runs of it, and the released round."""
+    run = read_run(folder)
+    if run.report["status"] != "done":
+        raise InputRefusedError([Problem("RUN", str(folder), "none of its rounds averaged anything; name another run")])
+    federation = reopen_run(run)
+    last = len(run.rounds)
+    chosen = int(run.report.get("chosen_round") or last)
+    rounds = sorted({-(-last * look // _LOOKS) for look in range(1, _LOOKS + 1)} | {chosen})
+    trainer = ShadowTrainer(federation, build_pool(federation, seed=seed, most=CANDIDATES), rounds, seed)
+    problems = _check(federation, trainer)
+    if problems:
+        raise InputRefusedError(problems)
+    return run, trainer, chosen
+
+
+def _check(federation: VirtualFederation, trainer: ShadowTrainer) -> list[Problem]:
+    problems = []
+    if federation.experiment.shared_statistics is not None:
+        fix = (
+            "class statistics need no shadow runs: use python -m simulations.probes.class_statistics (docs/privacy.md)"
+        )
+        problems.append(Problem("federation.statistics", federation.experiment.shared_statistics, fix))
+    if not len(trainer.pool.candidates):
+        fix = "the run's training images share no class with images of other patients, so there are no candidates"
+        problems.append(Problem("data", federation.experiment.data.source, fix))
+    return problems
+
+
+def _require_enough(trainer: ShadowTrainer, shadows: int, seed: int) -> None:
+    """Refuse a number of shadow runs that leaves a candidate with too few runs with, or without, it."""
+
+    def enough(count: int) -> bool:
+        return ShadowRuns(np.empty((count, len(drawn[0]), 0)), np.stack(drawn[:count])).enough
+
+    pool = trainer.pool
+    drawn = [pool.membership(pool.draw(seed, number)) for number in range(max(shadows, _MANY))]
+    if enough(shadows):
+        return
+    needed = next((count for count in range(shadows + 1, len(drawn) + 1) if enough(count)), len(drawn))
+    fix = f"every image must be in, and out of, {MIN_SHADOWS} shadow runs; use at least {needed}"
+    raise InputRefusedError([Problem("--shadows", shadows, fix)])
+
+
+def _train(
+    folder: Path, trainer: ShadowTrainer, store: ShadowFolder, missing: Sequence[int], jobs: int, seed: int
+) -> Iterator[int]:
+    """Train shadow runs, and yield their numbers as they are finished."""
+    if jobs == 1 or len(missing) < 2:
+        for number in missing:
+            store.write(number, trainer.train(number))
+            yield number
+        return
+    threads = max(1, torch.get_num_threads() // jobs)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_open, initargs=(folder, seed, threads)) as pool:
+        try:
+            waiting = {pool.submit(_train_one, number): number for number in missing}
+            for done in as_completed(waiting):
+                store.write(waiting[done], done.result())
+                yield waiting[done]
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+_trainers: list[ShadowTrainer] = []
+
+
+def _open(folder: Path, seed: int, threads: int) -> None:
+    """Load the run in a process of its own."""
+    torch.set_num_threads(threads)
+    _trainers.append(_prepare(folder, seed)[1])
+
+
+def _train_one(number: int) -> Seen:
+    return _trainers[0].train(number)
+
+
+def _look_at_run(run: RunResult, trainer: ShadowTrainer, seed: int, notes: list[str]) -> tuple[Seen, list[FullRow]]:
+    """Return what the attacker sees in the run itself, and the rows of the attack by the other sites' updates."""
+    federation, pool = trainer.federation, trainer.pool
+    plan, candidates = federation.plan(), pool.candidates
+    average = np.stack([trainer.margins(plan, read_prompts(run.folder, plan, number)) for number in trainer.rounds])
+    own, rows = np.full_like(average, np.nan), []
+    problems = check_replayable(federation, gradients=False)
+    if federation.experiment.training.privacy is not None:
+        problems.append(Problem("training.privacy", "on", "its noise cannot be drawn again"))
+    if problems:
+        reasons = "; ".join(f"{problem.field}: {problem.fix}" for problem in problems)
+        notes.append(f"the sites' own updates of this run cannot be computed again ({reasons})")
+    else:
+        updates = _replay(run, trainer, notes)
+        for index in range(len(updates)):
+            chosen = candidates.site == index
+            own[:, chosen] = updates[index][:, chosen]
+        if np.isnan(own).any():
+            notes.append("a site was not asked in a round that is looked at, so its own updates are left out")
+        elif len(updates) > 2:
+            rows.append(_compare_sites(updates, candidates.site, candidates.member, candidates.group.tolist(), seed))
+    seen = Seen(candidates.member, average, own, trainer.memorise(pool.trained))
+    return seen, rows
+
+
+def _replay(run: RunResult, trainer: ShadowTrainer, notes: list[str]) -> list[Array]:
+    """Return margins (T, n) under the update of each site in turn; NaN for a round in which it was not asked."""
+    found, plan = [], trainer.federation.plan()
+    for site in trainer.federation.data.sites:
+        replay, margins, exact = Replay(trainer.federation, run, site), [], True
+        for number in range(1, trainer.rounds[-1] + 1):
+            played = replay.play(number) if replay.asked_in(number) else None
+            exact &= played is None or not played.difference > 0
+            if number in trainer.rounds:
+                unknown = np.full(len(trainer.pool.candidates), np.nan)
+                margins.append(unknown if played is None else trainer.margins(plan, played.payload))
+        if not exact:
+            notes.append(f"{site}: training losses differ from the recorded ones (another machine or thread count)")
+        found.append(np.stack(margins))
+    return found
+
+
+def _compare_sites(updates: list[Array], site: Array, member: Array, groups: list[str], seed: int) -> FullRow:
+    scores = np.empty(len(site))
+    for index in range(len(updates)):
+        chosen = site == index
+        others = [updates[other][:, chosen] for other in range(len(updates)) if other != index][:_OTHER_SITES]
+        scores[chosen] = compare_with_other_sites(updates[index][:, chosen], np.stack(others, axis=1))
+    found = measure_detections(scores[None], member[None], groups, numpy_generator(seed, "others"))
+    values = [value for interval in (found.auc, found.at_1, found.at_01) for value in asdict(interval).values()]
+    return FullRow(
+        "others", UPDATES, "the other sites' updates (FedMIA)", "this run", 1, int(member.sum()), int((~member).sum()),
+        *values,
+    )  # fmt: skip
