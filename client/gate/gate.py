@@ -8,7 +8,8 @@ violated; the values and the fixes stay in the site's log and ledger.
 import dataclasses
 import hashlib
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 
 from client.gate.agreed_settings import require_agreed
 from client.gate.decisions import Decisions
@@ -28,9 +29,9 @@ from client.gate.ledger_records import name_tensors, record_charge, record_relea
 from client.gate.outgoing import check_introduction, check_reply
 from client.gate.policy import Policy
 from client.gate.privacy_budget import BudgetBrokenError, BudgetLedger, OverspentError
+from client.gate.repetition import check_repetition
 from client.gate.run_history import SEED, SPLITS, KnownRun, PromptStore, load_runs, pinned_backbone, pinned_splits
 from client.gate.secure_aggregation import (
-    check_repetition,
     check_secure_request,
     check_stage,
     check_update,
@@ -54,9 +55,17 @@ class Gate:
     """The gate of one site, see `client.gate.interface`. A lock makes threads pass one message at a time."""
 
     def __init__(
-        self, policy: Policy, ledger: Ledger, prompts: PromptStore, budget: BudgetLedger, *, site: str
+        self,
+        policy: Policy,
+        ledger: Ledger,
+        prompts: PromptStore,
+        budget: BudgetLedger,
+        *,
+        site: str,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         """Take policy, open ledger and budget, and load earlier agreements and accepted requests from the ledger."""
+        self._clock = clock
         self._policy, self._prompts, self._budget, self._site = policy, prompts, budget, site
         self._decisions = Decisions(ledger, policy.digest)
         self._runs = load_runs(ledger.history)
@@ -80,7 +89,7 @@ class Gate:
             about = {"proposal": proposal.digest, SEED: str(proposal.seed)}
             about |= describe_secure_aggregation(proposal) if secure else {}
             about |= describe_noise(proposal.federation.site_privacy)
-            violations += check_repetition(run, proposal, self._runs)
+            violations += check_repetition(self._policy, run, proposal, self._runs, self._clock())
             record = Record("in", "introduce", "passed", run=clean_text(run, 64), about=about)
             self._decisions.settle(record, frame, violations)
             self._runs.setdefault(run, KnownRun.agree(about))
@@ -214,6 +223,8 @@ class Gate:
                 self._decisions.refuse(record, b"", violations)
             leaving = released.reply
             self._decisions.append(record_release(record, released, layout), encode_frame(leaving))
+            if leaving.payload is not None:
+                known.leave(self._clock())
             return leaving
 
     def admit_stage(self, request: StageRequest, proposal: Proposal, layout: PayloadLayout, frame: bytes) -> None:
@@ -268,7 +279,8 @@ class Gate:
                 record, self._masking = masking, None
             self._decisions.append(record, frame)
             if request.stage == "masked input":
-                self._runs[request.header.run].last_secure_round = request.header.round
+                names = (name for name, _ in record.tensors)
+                self._runs[request.header.run].leave_masked(request.header.round, names, self._clock())
 
     def secure_rounds(self, run: str) -> int:
         """Return the last round of a run whose update left under secure aggregation; 0 if none did."""
@@ -297,7 +309,7 @@ class Gate:
         if known is None or known.backbone is None:
             return []
         violations = check_proposal(self._policy, proposal, known) + check_splits(self._policy, proposal, self._splits)
-        violations += check_repetition(run, proposal, self._runs)
+        violations += check_repetition(self._policy, run, proposal, self._runs, self._clock())
         violations += check_clip(self._policy, proposal.federation.site_privacy, layout)
         return violations + check_backbone(self._policy, known.backbone, self._pinned)
 

@@ -19,7 +19,7 @@ from ept_fed.config.yaml_reader import read_mapping, validate_settings
 from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.storage.canonical_json import serialize_canonical
 
-__all__ = ["Budget", "Incoming", "Outgoing", "Policy", "TrainingRanges", "UpdateBound", "load_policy"]
+__all__ = ["Budget", "Incoming", "Outgoing", "Policy", "RunLimit", "TrainingRanges", "UpdateBound", "load_policy"]
 
 _log = logging.getLogger(__name__)
 
@@ -77,6 +77,13 @@ class Budget(Settings):
     )
 
 
+class RunLimit(Settings):
+    """Limit on the number of runs, each of which tells a little more about the same images."""
+
+    runs: Count = Field(20, description="largest number of runs in which updates may leave")
+    days: Count = Field(30, description="within so many days")
+
+
 class Outgoing(Settings):
     """Rules for outgoing messages."""
 
@@ -92,6 +99,11 @@ class Outgoing(Settings):
     min_class_images: Count = Field(
         5, description="statistics in which a class has training images, but fewer than these, are refused"
     )
+    repeated_statistics: bool = Field(
+        False,
+        description="whether statistics may leave under secure aggregation in more than one run; they do not depend on "
+        "the seed, so the difference of two sums over different sites can be one site's statistics",
+    )
     gradient: bool = Field(False, description="whether the gradient of the site's loss may leave (strategy scaffold)")
     metrics: tuple[Metric, ...] = Field(
         ("loss", "auc", "accuracy", "balanced_accuracy", "average_precision", "classes_present", "seconds"),
@@ -101,6 +113,9 @@ class Outgoing(Settings):
     min_training_images: Count = Field(10, description="an update trained on fewer images is refused")
     digits: Annotated[int, Field(ge=0, le=15)] = Field(3, description="number of decimals to which metrics are rounded")
     update: UpdateBound = UpdateBound()
+    run_limit: RunLimit | None = Field(
+        RunLimit(), description="limit on the number of runs in which updates may leave; null: none"
+    )
     min_secure_aggregation_sites: Annotated[int, Field(ge=3)] = Field(
         3, description="refuse secure aggregation whose sums may contain fewer sites than this"
     )

@@ -8,6 +8,7 @@ proposed again.
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Self
 
@@ -52,6 +53,8 @@ class KnownRun:
         seed: seed of the run.
         noise: source of the noise on whole updates, and whether metrics leave; None without such noise.
         last_secure_round: last round whose update left under secure aggregation; 0 if none did.
+        masked_tensors: names of the tensors that left under secure aggregation.
+        last_update: when an update left last, in any way; None if none did.
         last_round: highest round of the accepted requests.
         accepted: SHA-256 of the frame of every accepted request.
     """
@@ -64,6 +67,8 @@ class KnownRun:
     seed: str | None = None
     noise: str | None = None
     last_secure_round: int = 0
+    masked_tensors: frozenset[str] = frozenset()
+    last_update: datetime | None = None
     last_round: int = 0
     accepted: dict[RequestKey, str] = field(default_factory=dict)
 
@@ -87,6 +92,16 @@ class KnownRun:
         self.backbone, self.layout = about["backbone"], about["layout"]
         self.validation_images = int(about["validation_images"])
 
+    def leave(self, when: datetime) -> None:
+        """Store that an update left."""
+        self.last_update = when
+
+    def leave_masked(self, round_number: int, tensors: Iterable[str], when: datetime) -> None:
+        """Store that the update of a round left under secure aggregation."""
+        self.last_secure_round = max(self.last_secure_round, round_number)
+        self.masked_tensors |= frozenset(tensors)
+        self.leave(when)
+
     def accept(self, key: RequestKey, sha256: str) -> None:
         """Store an accepted request."""
         self.accepted[key] = sha256
@@ -104,7 +119,9 @@ def load_runs(history: Iterable[Entry]) -> dict[str, KnownRun]:
         elif entry.kind == "introduction" and entry.direction == "out":
             runs[entry.run].introduce(entry.about)
         elif entry.kind == "masked input" and entry.direction == "out" and entry.round is not None:
-            runs[entry.run].last_secure_round = max(runs[entry.run].last_secure_round, entry.round)
+            runs[entry.run].leave_masked(entry.round, (name for name, _ in entry.tensors), entry.at)
+        elif entry.kind == "train" and entry.direction == "out" and not runs[entry.run].secure:
+            runs[entry.run].leave(entry.at)
         elif entry.direction == "in" and entry.kind in STAGES:
             continue
         elif entry.direction == "in" and entry.round is not None and entry.sha256 is not None:

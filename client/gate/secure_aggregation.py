@@ -4,8 +4,6 @@ A masked input cannot be checked any more. So the update is checked before maski
 leaves in plaintext.
 """
 
-from collections.abc import Mapping
-
 from client.gate.incoming import check_header
 from client.gate.outgoing import bound_update, check_class_images, check_tensor_names, check_training_images
 from client.gate.policy import Policy
@@ -16,31 +14,12 @@ from ept_fed.protocol.messages import RoundRequest
 from ept_fed.protocol.proposal import Proposal
 from ept_fed.protocol.stage_messages import StageRequest
 
-__all__ = ["check_repetition", "check_secure_request", "check_stage", "check_update", "describe_secure_aggregation"]
+__all__ = ["check_secure_request", "check_stage", "check_update", "describe_secure_aggregation"]
 
 
 def describe_secure_aggregation(proposal: Proposal) -> dict[str, str]:
     """Return the ledger's description of a proposal whose updates leave under secure aggregation."""
     return {SECURE: ", ".join(proposal.sites)}
-
-
-def check_repetition(run: str, proposal: Proposal, runs: Mapping[str, KnownRun]) -> list[PolicyViolation]:
-    """Return the violation if the updates of two runs with one seed would leave under secure aggregation.
-
-    The seed determines the order of the images, their augmentation and the start, so with equal seeds the updates of a
-    site are equal, or nearly, whatever else the two runs differ in. The difference of two sums over different sites
-    would then reveal the update of a single site. A run in plaintext reveals it in any case; whether one may is a rule
-    of the policy. A masked run in a ledger of an earlier version has no seed, so it counts as having this one.
-    """
-    if proposal.federation.secure_aggregation is None:
-        return []
-    twins = [
-        name
-        for name, known in runs.items()
-        if name != run and known.seed in (None, str(proposal.seed)) and known.last_secure_round
-    ]
-    fix = "it left its updates under secure aggregation; the consortium has to change the seed of the new run"
-    return [PolicyViolation("protocol.run", f"the seed of run {name}", fix) for name in twins]
 
 
 def check_secure_request(request: RoundRequest, known: KnownRun) -> list[PolicyViolation]:

@@ -10,6 +10,7 @@ They do not prove that its content is true.
 
 import base64
 import hashlib
+from datetime import UTC, datetime
 from typing import Annotated, Literal, TypeVar
 
 from cryptography.exceptions import InvalidSignature
@@ -22,6 +23,7 @@ from ept_fed.config.base import Digest, Settings
 __all__ = [
     "FIRST",
     "NOTHING",
+    "TIME_FORMAT",
     "Decision",
     "Direction",
     "Entry",
@@ -78,6 +80,9 @@ class Totals(_Strict):
 
 
 NOTHING = Totals()
+
+
+TIME_FORMAT = "%Y-%m-%dT%H:%M:%S.%fZ"
 
 
 class Signed(_Strict):
@@ -159,6 +164,11 @@ class Entry(Signed):
     totals: Totals
     key: Digest
     previous: Digest
+
+    @property
+    def at(self) -> datetime:
+        """`time` as a point in time."""
+        return datetime.strptime(self.time, TIME_FORMAT).replace(tzinfo=UTC)
 
 
 class Tip(Signed):

@@ -25,6 +25,7 @@ from client.ledger.crash_recovery import is_unbegun
 from client.ledger.entry import (
     FIRST,
     NOTHING,
+    TIME_FORMAT,
     Decision,
     Direction,
     Entry,
@@ -161,7 +162,7 @@ class Ledger:
         unsigned = Entry(
             ledger=self._name,
             sequence=self._sequence + 1,
-            time=self._clock().astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+            time=self._clock().astimezone(UTC).strftime(TIME_FORMAT),
             direction=record.direction,
             kind=record.kind,
             run=record.run,

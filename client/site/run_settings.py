@@ -16,7 +16,7 @@ from ept_fed.training.fixed_head import FixedHead
 from ept_fed.training.lda_head import HeadFit
 from ept_fed.training.precision import use_bfloat16
 
-__all__ = ["RunSettings", "create_head_fit"]
+__all__ = ["RunSettings", "create_head_fit", "derive_masked_seed"]
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class RunSettings:
 
     Attributes:
         run: identity of the run.
-        seed: seed of the run.
+        seed: from which the order of the images and their augmentation derive.
         share: as in `FederationSettings`.
         payload: as in `FederationSettings`.
         statistics: statistics of an LDA head that are shared, with `share` prompts+head; None if none are shared.
@@ -71,7 +71,7 @@ class RunSettings:
             noise = UpdateNoise(private, federation.rounds, secure_aggregation=secure)
         return cls(
             run=run,
-            seed=experiment.seed,
+            seed=derive_masked_seed(experiment.seed, run) if secure else experiment.seed,
             share=federation.share,
             payload=federation.payload,
             statistics=experiment.shared_statistics,
@@ -89,6 +89,19 @@ class RunSettings:
     def shared(self) -> tuple[str, str]:
         """Which of the model's tensors are in the payload, and in which form."""
         return "prompts" if self.statistics else self.share, self.payload
+
+
+def derive_masked_seed(seed: int, run: str) -> int:
+    """Return the seed of training in a run whose updates leave under secure aggregation.
+
+    No two runs train to the same bits, even with the same seed. Otherwise the difference of the sums of two runs, one
+    with and one without a site, would be the update of that site.
+
+    Args:
+        seed: the seed of the run.
+        run: the identity of the run, which a site accepts only once.
+    """
+    return derive_seed(seed, "masked", run)
 
 
 def create_head_fit(experiment: Experiment, site: str, device: torch.device) -> HeadFit:

@@ -11,16 +11,22 @@ from client.gate.privacy_budget import BUDGET_FILE, read_budget
 from client.ledger.ledger import tip_path
 from client.ledger.verify import examine
 from ept_fed.progress import Silent
+from ept_fed.protocol.proposal import propose
 from ept_fed.protocol.stage_messages import STAGES
 from ept_fed.validation.load_experiment import load_experiment
+from server.deployment.agreement import name_run
 from simulations.engine.simulate import simulate
 from tests.end_to_end.deployment.conftest import PLAINTEXT, Federated
+from tests.masked_runs import train_as_masked
 from tests.needs import NGINX
 
 pytestmark = [pytest.mark.integration, NGINX.mark]
 
 
-def test_the_prompts_equal_those_of_a_plaintext_run_except_for_the_noise(masked: Federated, tmp_path: Path) -> None:
+def test_the_prompts_equal_those_of_a_plaintext_run_except_for_the_noise(
+    masked: Federated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_as_masked(monkeypatch, name_run(propose(load_experiment(masked.experiment), masked.rehearsal.names)))
     experiment = masked.rehearsal.write_experiment("plaintext", federation=PLAINTEXT)
     simulate(load_experiment(experiment), tmp_path / "plaintext", Silent())
     ours, plaintext = (
