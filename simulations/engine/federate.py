@@ -30,9 +30,22 @@ from simulations.engine.pass_through_gate import PassThroughGate
 from simulations.engine.throwaway_certificates import certify_sites
 from simulations.engine.virtual_sites import VirtualFederation
 
-__all__ = ["federate", "find_checkpoint", "run_in_process"]
+__all__ = ["QuietObserver", "federate", "find_checkpoint", "run_in_process"]
 
 _log = logging.getLogger(__name__)
+
+
+class QuietObserver:
+    """A `RoundObserver` that does nothing."""
+
+    def on_site(self, round_number: int, site: str, phase: Phase, metrics: Mapping[str, float]) -> None:
+        """Ignore a reply."""
+
+    def on_payload(self, round_number: int, payload: Vector, seconds: float) -> None:
+        """Ignore a payload."""
+
+    def on_round(self, record: RoundRecord) -> None:
+        """Ignore a record."""
 
 
 def find_checkpoint(plan: Plan, data: str, sites: Mapping[str, Site], folder: RunFolder) -> Checkpoint | None:

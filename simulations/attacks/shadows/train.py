@@ -18,14 +18,12 @@ from ept_fed.evaluation.metrics import Array
 from ept_fed.models.tuned_vit import TunedViT
 from ept_fed.privacy.attacks.shadow_ratios import true_margins
 from ept_fed.protocol.layout import Vector
-from ept_fed.protocol.messages import Phase
-from ept_fed.reports.run.round_record import RoundRecord
 from ept_fed.run_plan.plan import Plan
 from ept_fed.seeds import derive_seed
 from ept_fed.training.payload import import_payload
 from ept_fed.training.precision import use_bfloat16
 from simulations.attacks.shadows.pool import ShadowPool
-from simulations.engine.federate import run_in_process
+from simulations.engine.federate import QuietObserver, run_in_process
 from simulations.engine.virtual_sites import VirtualFederation
 
 __all__ = ["Seen", "ShadowTrainer"]
@@ -182,7 +180,7 @@ class ShadowTrainer:
 
 
 @dataclass
-class _Watcher:
+class _Watcher(QuietObserver):
     """Reads the margins after the rounds that are looked at."""
 
     trainer: ShadowTrainer
@@ -190,9 +188,6 @@ class _Watcher:
     sites: Mapping[str, Site]
     average: list[Array] = field(default_factory=list)
     own: list[Array] = field(default_factory=list)
-
-    def on_site(self, round_number: int, site: str, phase: Phase, metrics: Mapping[str, float]) -> None:
-        """Ignore a reply."""
 
     def on_payload(self, round_number: int, payload: Vector, seconds: float) -> None:
         """Read the margins under the average and under each site's own update."""
@@ -203,6 +198,3 @@ class _Watcher:
         self.average.append(trainer.margins(self.plan, payload))
         updates = (site.own_payload() for site in self.sites.values())
         self.own.append(np.concatenate([trainer.margins(self.plan, own, index) for index, own in enumerate(updates)]))
-
-    def on_round(self, record: RoundRecord) -> None:
-        """Ignore the record."""
