@@ -4,18 +4,34 @@ The sink of every other token is so high that its attention output vanishes. The
 image. PromptMIA (arXiv 2601.06641) crafts prompts for one target image, which this module does not try.
 """
 
+from pathlib import Path
+
 import numpy as np
 from scipy.special import logsumexp
 
 from client.gate.incoming import check_change, measure_change
-from client.gate.policy import Policy
+from client.gate.policy import Policy, load_policy
 from client.gate.run_history import KnownRun
+from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.protocol.layout import PayloadLayout, Vector
 from ept_fed.protocol.messages import Header, RoundRequest
 
-__all__ = ["ask_gate", "craft_prompts", "shorten_step"]
+__all__ = ["ask_gate", "craft_prompts", "read_rules", "shorten_step"]
 
 _HEIGHT = 10.0
+
+
+def read_rules(policy: Path | None) -> Policy:
+    """Return the rules of a policy.yaml, or the default ones.
+
+    Raises:
+        InputRefusedError: with every problem of the file. A file that the user names must exist.
+    """
+    if policy is None:
+        return Policy()
+    if not policy.is_file():
+        raise InputRefusedError([Problem("--policy", str(policy), "is not a file; name a site's policy.yaml")])
+    return load_policy(policy)
 
 
 def craft_prompts(payload: Vector, layout: PayloadLayout) -> Vector:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from client.gate.incoming import measure_change
-from client.gate.policy import Policy, load_policy
+from client.gate.policy import Policy
 from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.models.prompted_vit import PromptedViT
 from ept_fed.privacy.attacks.views import View, list_views
@@ -18,7 +18,7 @@ from ept_fed.run_plan.plan import Plan
 from ept_fed.storage.files import write_bytes
 from ept_fed.training.loop import TrainingDivergedError
 from simulations.attacks.controls import control_inversion, control_membership
-from simulations.attacks.crafted_prompts import ask_gate, craft_prompts, shorten_step
+from simulations.attacks.crafted_prompts import ask_gate, craft_prompts, read_rules, shorten_step
 from simulations.attacks.inversion import BATCHES, attack_inversion, choose_targets, draw_pictures
 from simulations.attacks.membership import Candidates, attack_membership, choose_candidates
 from simulations.attacks.record import PARTS, AttackRow, write_attack
@@ -62,7 +62,7 @@ def attack_run(
         InputRefusedError: with every problem of the folder, its images and weights, and the arguments.
     """
     started = time.perf_counter()
-    rules = load_policy(_existing(policy)) if policy is not None else Policy()
+    rules = read_rules(policy)
     run = read_run(folder)
     if run.report["status"] != "done":
         raise InputRefusedError([Problem("RUN", str(folder), "none of its rounds averaged anything; name another run")])
@@ -90,13 +90,6 @@ def attack_run(
     # The crafted prompts of a round are played before its own, but the plain attack comes first in the report.
     ordered = sorted(attack.rows, key=lambda row: PARTS.index(row.part))
     return {**write_attack(folder, document, ordered), "folder": str(folder)}
-
-
-def _existing(policy: Path) -> Path:
-    # `load_policy` uses the strictest rules if there is no file, but a file that the user names must exist.
-    if not policy.is_file():
-        raise InputRefusedError([Problem("--policy", str(policy), "is not a file; name a site's policy.yaml")])
-    return policy
 
 
 def _choose(

@@ -69,13 +69,13 @@ def attack(
     with exit_on_refusal(as_json=as_json):
         numbers = _parse_rounds(rounds)
         if strength == "full":
-            _refuse_options({"--rounds": rounds, "--sites": sites, "--policy": policy, "--images": images})
+            _refuse_options({"--rounds": rounds, "--sites": sites, "--images": images})
         with _progress(shown=not as_json) as watch:
             # Both import torch, so after the checks.
             if strength == "full":
                 from simulations.attacks.shadows.attack import attack_with_shadows
 
-                report = attack_with_shadows(run, watch, shadows=shadows, jobs=jobs, seed=seed)
+                report = attack_with_shadows(run, watch, shadows=shadows, jobs=jobs, seed=seed, policy=policy)
             else:
                 from simulations.attacks.run import attack_run
 

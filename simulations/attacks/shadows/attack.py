@@ -4,7 +4,6 @@ import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,33 +11,38 @@ import numpy as np
 import torch
 
 from ept_fed.errors import InputRefusedError, Problem
-from ept_fed.evaluation.metrics import Array
-from ept_fed.privacy.attacks.membership import measure_detections
-from ept_fed.privacy.attacks.shadow_ratios import MIN_SHADOWS, ShadowRuns, compare_with_other_sites
+from ept_fed.privacy.attacks.shadow_ratios import MIN_SHADOWS, ShadowRuns
 from ept_fed.reports.run.read_run import RunResult, read_run
-from ept_fed.seeds import numpy_generator
-from simulations.attacks.replay import Replay, check_replayable, read_prompts
+from simulations.attacks.crafted_prompts import read_rules
+from simulations.attacks.shadows.attacked_run import look_at_run
 from simulations.attacks.shadows.folder import ShadowFolder
 from simulations.attacks.shadows.pool import build_pool
-from simulations.attacks.shadows.record import FullRow, write_full_attack
-from simulations.attacks.shadows.scores import UPDATES, rate_members
+from simulations.attacks.shadows.record import write_full_attack
+from simulations.attacks.shadows.scores import rate_members
 from simulations.attacks.shadows.train import Seen, ShadowTrainer
 from simulations.engine.reopen_run import reopen_run
 from simulations.engine.virtual_sites import VirtualFederation
 
-__all__ = ["CANDIDATES", "SHADOWS", "attack_with_shadows"]
+__all__ = ["CANDIDATES", "SHADOWS", "TARGETS", "attack_with_shadows"]
 
 SHADOWS = 64
 CANDIDATES = 100
+TARGETS = 40
 _LOOKS = 3
-_OTHER_SITES = 4
 _MANY = 100
 
 Watch = Callable[[str, float], None]
 
 
 def attack_with_shadows(
-    folder: Path, watch: Watch, *, shadows: int = SHADOWS, jobs: int = 1, seed: int = 0
+    folder: Path,
+    watch: Watch,
+    *,
+    shadows: int = SHADOWS,
+    jobs: int = 1,
+    seed: int = 0,
+    policy: Path | None = None,
+    targets: int = TARGETS,
 ) -> dict[str, Any]:
     """Attack a run, write attack-full.json and attack-full.csv into its folder, and return the content of the former.
 
@@ -51,11 +55,14 @@ def attack_with_shadows(
         shadows: number of shadow runs.
         jobs: number of processes that train them.
         seed: of candidates, shadow runs and resamples.
+        policy: a policy.yaml, whose bound on prompts limits a malicious server; None for the default rules.
+        targets: number of images of the first site for which such a server crafts prompts.
 
     Raises:
         InputRefusedError: with every problem of the folder, its images and weights, and the arguments.
     """
     started = time.perf_counter()
+    bound = read_rules(policy).incoming.prompt_change
     watch("loading backbone and images", 0.0)
     run, trainer, chosen = _prepare(folder, seed)
     _require_enough(trainer, shadows, seed)
@@ -79,7 +86,7 @@ def attack_with_shadows(
     trained = [seen for number in range(shadows) if (seen := store.read(number)) is not None]
     watch("this run again", 0.95)
     notes: list[str] = []
-    mine, rows = _look_at_run(run, trainer, seed, notes)
+    mine, rows = look_at_run(run, trainer, bound, targets, notes)
     watch("scores", 0.98)
     rows = [*rate_members(mine, trained, candidates, trainer.rounds.index(chosen), seed), *rows]
     document = {
@@ -91,6 +98,7 @@ def attack_with_shadows(
         "released_round": chosen,
         "candidates": len(candidates),
         "sent": [name for name, _ in trainer.federation.plan().layout.shapes],
+        "prompt_change": bound,
         "notes": notes,
         "seconds": round(time.perf_counter() - started, 1),
     }
@@ -174,59 +182,3 @@ def _open(folder: Path, seed: int, threads: int) -> None:
 
 def _train_one(number: int) -> Seen:
     return _trainers[0].train(number)
-
-
-def _look_at_run(run: RunResult, trainer: ShadowTrainer, seed: int, notes: list[str]) -> tuple[Seen, list[FullRow]]:
-    """Return what the attacker sees in the run itself, and the rows of the attack by the other sites' updates."""
-    federation, pool = trainer.federation, trainer.pool
-    plan, candidates = federation.plan(), pool.candidates
-    average = np.stack([trainer.margins(plan, read_prompts(run.folder, plan, number)) for number in trainer.rounds])
-    own, rows = np.full_like(average, np.nan), []
-    problems = check_replayable(federation, gradients=False)
-    if federation.experiment.training.privacy is not None:
-        problems.append(Problem("training.privacy", "on", "its noise cannot be drawn again"))
-    if problems:
-        reasons = "; ".join(f"{problem.field}: {problem.fix}" for problem in problems)
-        notes.append(f"the sites' own updates of this run cannot be computed again ({reasons})")
-    else:
-        updates = _replay(run, trainer, notes)
-        for index in range(len(updates)):
-            chosen = candidates.site == index
-            own[:, chosen] = updates[index][:, chosen]
-        if np.isnan(own).any():
-            notes.append("a site was not asked in a round that is looked at, so its own updates are left out")
-        elif len(updates) > 2:
-            rows.append(_compare_sites(updates, candidates.site, candidates.member, candidates.group.tolist(), seed))
-    seen = Seen(candidates.member, average, own, trainer.memorise(pool.trained))
-    return seen, rows
-
-
-def _replay(run: RunResult, trainer: ShadowTrainer, notes: list[str]) -> list[Array]:
-    """Return margins (T, n) under the update of each site in turn; NaN for a round in which it was not asked."""
-    found, plan = [], trainer.federation.plan()
-    for site in trainer.federation.data.sites:
-        replay, margins, exact = Replay(trainer.federation, run, site), [], True
-        for number in range(1, trainer.rounds[-1] + 1):
-            played = replay.play(number) if replay.asked_in(number) else None
-            exact &= played is None or not played.difference > 0
-            if number in trainer.rounds:
-                unknown = np.full(len(trainer.pool.candidates), np.nan)
-                margins.append(unknown if played is None else trainer.margins(plan, played.payload))
-        if not exact:
-            notes.append(f"{site}: training losses differ from the recorded ones (another machine or thread count)")
-        found.append(np.stack(margins))
-    return found
-
-
-def _compare_sites(updates: list[Array], site: Array, member: Array, groups: list[str], seed: int) -> FullRow:
-    scores = np.empty(len(site))
-    for index in range(len(updates)):
-        chosen = site == index
-        others = [updates[other][:, chosen] for other in range(len(updates)) if other != index][:_OTHER_SITES]
-        scores[chosen] = compare_with_other_sites(updates[index][:, chosen], np.stack(others, axis=1))
-    found = measure_detections(scores[None], member[None], groups, numpy_generator(seed, "others"))
-    values = [value for interval in (found.auc, found.at_1, found.at_01) for value in asdict(interval).values()]
-    return FullRow(
-        "others", UPDATES, "the other sites' updates (FedMIA)", "this run", 1, int(member.sum()), int((~member).sum()),
-        *values,
-    )  # fmt: skip

@@ -37,6 +37,10 @@ class Candidates:
     def __len__(self) -> int:
         return len(self.member)
 
+    def at(self, places: Array) -> "Candidates":
+        """Return some of the candidates."""
+        return Candidates(*(column[places] for column in (self.site, self.place, self.member, self.group, self.label)))
+
 
 @dataclass(frozen=True)
 class ShadowPool:

@@ -23,6 +23,11 @@ FULL_ASSUMPTIONS = {
         "The same, without shadow runs: the updates of the other sites show how an image is answered by models that "
         "were not trained on it. Only a server without secure aggregation sees single updates."
     ),
+    "crafted": (
+        "A malicious server sends prompts that classify one image badly, and sees how far the site's update corrects "
+        "that. With the gate on, they go as far as the policy's incoming.prompt_change allows. For a few images of the "
+        "first site, in one round; each image needs a round of its own."
+    ),
     "control": "Members were drawn at random within each site and class. An attack must not find these.",
     "known": (
         "No site sends this: a linear head that was fitted to the training images until it had memorised them. An "
@@ -36,7 +41,8 @@ class FullRow:
     """One attack on one view.
 
     Attributes:
-        part: "membership", "others" (the other sites in place of shadow runs), "control" or "known".
+        part: "membership", "others" (the other sites in place of shadow runs), "crafted", "control" or
+            "known".
         seen: what the attacker sees.
         attack: how he scores an image.
         target: "this run", or "each shadow run in turn".

@@ -13,14 +13,31 @@ from simulations.attacks.shadows.pool import Candidates
 from simulations.attacks.shadows.record import FullRow
 from simulations.attacks.shadows.train import Seen
 
-__all__ = ["AVERAGES", "BUNDLE", "KNOWN", "OFFLINE", "ONLINE", "UPDATES", "rate_members"]
+__all__ = [
+    "AVERAGES",
+    "BUNDLE",
+    "CRAFTED",
+    "KNOWN",
+    "OFFLINE",
+    "ONLINE",
+    "OTHER_SITES",
+    "RUN",
+    "THRESHOLD",
+    "TURN",
+    "UPDATES",
+    "rate",
+    "rate_members",
+]
 
 BUNDLE = "the released prompts"
 AVERAGES = "the averages of the rounds"
 UPDATES = "a site's own updates, and the averages"
 KNOWN = "known: a head that memorised its images"
 ONLINE, OFFLINE = "likelihood ratio, online", "likelihood ratio, offline"
-_RUN, _TURN = "this run", "each shadow run in turn"
+THRESHOLD = "one threshold, no shadow runs"
+OTHER_SITES = "the other sites' updates (FedMIA)"
+CRAFTED = "prompts crafted for one image"
+RUN, TURN = "this run", "each shadow run in turn"
 
 
 @dataclass(frozen=True)
@@ -68,9 +85,9 @@ def rate_members(
         )
         targets: dict[str, list[tuple[Array, ShadowRuns, Array]]] = {}
         if run is not None and not np.isnan(mine := view.of(run, released)).any():
-            targets[_RUN] = [(mine, runs, run.member)]
+            targets[RUN] = [(mine, runs, run.member)]
         if runs.without(0).enough:
-            targets[_TURN] = [
+            targets[TURN] = [
                 (runs.seen[number], others, runs.member[number])
                 for number in range(len(shadows))
                 if (others := runs.without(number)).enough
@@ -79,15 +96,15 @@ def rate_members(
             scores = {
                 ONLINE: [ratio_online(seen, others) for seen, others, _ in cases],
                 OFFLINE: [ratio_offline(seen, others, candidates.group) for seen, others, _ in cases],
-                "one threshold, no shadow runs": [seen[:, -1] for seen, _, _ in cases],
+                THRESHOLD: [seen[:, -1] for seen, _, _ in cases],
             }
             truth = np.stack([member for _, _, member in cases])
             for attack, found in scores.items():
-                yield _rate(view.part, target, view.name, attack, np.stack(found), truth, candidates, seed)
+                yield rate(view.part, target, view.name, attack, np.stack(found), truth, candidates, seed)
             if view.part == "membership":
                 rng = numpy_generator(seed, view.name, target, "control")
                 at_random = np.stack([_permute(member, candidates, rng) for member in truth])
-                yield _rate("control", target, view.name, ONLINE, np.stack(scores[ONLINE]), at_random, candidates, seed)
+                yield rate("control", target, view.name, ONLINE, np.stack(scores[ONLINE]), at_random, candidates, seed)
 
 
 def _permute(member: Array, candidates: Candidates, rng: np.random.Generator) -> Array:
@@ -99,9 +116,10 @@ def _permute(member: Array, candidates: Candidates, rng: np.random.Generator) ->
     return found
 
 
-def _rate(
+def rate(
     part: str, target: str, view: str, attack: str, scores: Array, member: Array, candidates: Candidates, seed: int
 ) -> FullRow:
+    """Return the row of an attack with scores (S, n) and members (S, n) in S runs; the others are its fields."""
     groups = candidates.group.tolist()
     found = measure_detections(scores, member, groups, numpy_generator(seed, view, attack, target, part))
     return FullRow(

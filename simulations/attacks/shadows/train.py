@@ -80,10 +80,17 @@ class ShadowTrainer:
         member = self.pool.membership(drawn)
         return Seen(member, np.stack(watcher.average), np.stack(watcher.own), self.memorise(drawn))
 
-    def margins(self, plan: Plan, payload: Vector, site: int | None = None) -> Array:
-        """Return margins under a payload with the head that everybody knows: of all candidates, or of one site's."""
-        import_payload(self._model, payload, plan.layout)
-        return self._read(self._model, site)
+    def margins(self, plan: Plan, payload: Vector, only: Array | None = None) -> Array:
+        """Return margins under a payload, with the head that everybody knows, of all candidates or of some of them."""
+        import_payload(self.model, payload, plan.layout)
+        return self._read(np.arange(len(self.pool.candidates)) if only is None else only)
+
+    def batch(self, places: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Return inputs and labels of some candidates of one site, as in an evaluation."""
+        candidates = self.pool.candidates
+        (site,) = set(candidates.site[list(places)].tolist())
+        images = list(self._images.values())[site]
+        return next(images.batches(len(places), order=candidates.place[list(places)].tolist()))
 
     def memorise(self, drawn: Mapping[str, Sequence[int]]) -> Array:
         """Return margins (n,) under a head on frozen features that was fitted to these images alone."""
@@ -121,7 +128,8 @@ class ShadowTrainer:
         return experiment.model_copy(update={"federation": plain})
 
     @cached_property
-    def _model(self) -> TunedViT:
+    def model(self) -> TunedViT:
+        """The attacker's model, as every site has it at the start; its tensors change."""
         federation = self.federation
         classes = len(federation.data.classes)
         return create_start_model(federation.experiment, federation.backbone, classes, federation.device).eval()
@@ -156,15 +164,14 @@ class ShadowTrainer:
         return SiteData(name, images.classes, images.task, images.subset(places), none, none)
 
     @torch.no_grad()
-    def _read(self, model: TunedViT, site: int | None) -> Array:
-        candidates, parts = self.pool.candidates, []
+    def _read(self, places: Array) -> Array:
+        model, candidates, found = self.model, self.pool.candidates, np.empty(len(places))
         bfloat16 = use_bfloat16(self.federation.experiment.training.precision, model.device)
         for index, images in enumerate(self._images.values()):
-            if site not in (None, index):
+            own = candidates.site[places] == index
+            if not own.any():
                 continue
-            order = candidates.place[candidates.site == index].tolist()
-            if not order:
-                continue
+            order = candidates.place[places[own]].tolist()
             margins = []
             for view in range(1 + min(_AUGMENTED, images.views or _AUGMENTED)):
                 augment = derive_seed(self.seed, "view", view) if view else None
@@ -175,8 +182,8 @@ class ShadowTrainer:
                         for x, labels in images.batches(_BATCH, order=order, augment_seed=augment, view=kept)
                     ]
                 margins.append(np.concatenate([true_margins(*answer) for answer in answers]))
-            parts.append(np.mean(margins, axis=0))
-        return np.concatenate(parts)
+            found[own] = np.mean(margins, axis=0)
+        return found
 
 
 @dataclass
@@ -196,5 +203,8 @@ class _Watcher(QuietObserver):
             return
         trainer = self.trainer
         self.average.append(trainer.margins(self.plan, payload))
-        updates = (site.own_payload() for site in self.sites.values())
-        self.own.append(np.concatenate([trainer.margins(self.plan, own, index) for index, own in enumerate(updates)]))
+        own = np.empty(len(trainer.pool.candidates))
+        for index, site in enumerate(self.sites.values()):
+            places = np.flatnonzero(trainer.pool.candidates.site == index)
+            own[places] = trainer.margins(self.plan, site.own_payload(), places)
+        self.own.append(own)

@@ -112,8 +112,11 @@ def test_the_attack_finds_members_of_what_it_must_and_none_at_random(attacked: P
     # Trained until it has memorised them, the run itself gives its members away, in clear more than in the average.
     seen = {r["seen"]: r["auc"] for (part, _, a, t), r in rows.items() if (part, a, t) == ("membership", online, turn)}
     assert min(seen.values()) > 0.6
+    assert {a for part, _, a, _ in rows if part == "crafted"} == {
+        f"prompts crafted for one image, gate {g}" for g in ("on", "off")
+    }
     for (part, *_), row in rows.items():
-        assert row["runs"] * found["candidates"] == row["members"] + row["others"]
+        assert part == "crafted" or row["runs"] * found["candidates"] == row["members"] + row["others"]
         if part == "control":
             assert abs(row["auc"] - 0.5) < (0.08 if row["runs"] > 1 else 0.2)
     assert {row["target"] for row in rows.values()} == {"this run", turn}
