@@ -4,8 +4,10 @@ python -m simulations.probes.noised_means CONFIG [--set KEY=VALUE …] [--shots 
 
 Half of the test lesions are public: their labelled images make the space of `ept_fed.privacy.dp.noised_sums`. The
 training images of all sites make one release of sums and counts in it, with the noise of (ε, δ = 1e-5) for one image,
-as the sum under secure aggregation would have. Its head is tested on the other half of the test lesions. The attacker
-knows the mechanism, the noise, the counts and the public images, and computes the likelihood ratio of each candidate.
+as the sum under secure aggregation would have. Its head is tested on the other half of the test lesions.
+*Public prototypes* are another head with the same ε: the mean of five public images per class, chosen by the private
+ones. The attacker knows the mechanism, the noise, the counts and the public images, and computes the likelihood ratio
+of each candidate.
 Shots 0 uses all images; ε 0 adds no noise. Each cell is a mean over noise draws, and over samples of training images.
 """
 
@@ -25,6 +27,7 @@ from ept_fed.privacy.attacks.class_means import PublicFeatures, score_members
 from ept_fed.privacy.attacks.membership import match_classes, measure_detections
 from ept_fed.privacy.dp.accountant import find_noise_multiplier
 from ept_fed.privacy.dp.noised_sums import NoisedSums, PublicSpace, release_sums
+from ept_fed.privacy.dp.public_prototypes import choose_prototypes
 from ept_fed.seeds import numpy_generator
 from ept_fed.training.lda import measure_statistics, solve_lda
 from ept_fed.validation.load_experiment import load_experiment
@@ -35,6 +38,7 @@ __all__ = ["Features", "assess", "read_features"]
 _DELTA = 1e-5
 _DRAWS = 10
 _BATCH = 64
+_PROTOTYPES = 5
 _COLUMNS = (
     *(
         "images per class and site",
@@ -44,7 +48,7 @@ _COLUMNS = (
         "LDA of the public images",
         "all sites' moments",
     ),
-    *("all sites' noised sums", "attack on the sums: AUC", "found at 1 %"),
+    *("all sites' noised sums", "public prototypes", "attack on the sums: AUC", "found at 1 %"),
 )
 
 
@@ -87,8 +91,8 @@ def main() -> None:
         for dimensions in map(int, given.dimensions.split(",")):
             for epsilon in map(float, given.epsilons.split(",")):
                 found = np.mean([assess(run, epsilon, dimensions, seed) for seed, run in enumerate(runs)], axis=0)
-                cells = [shots or "all", epsilon or "no noise", dimensions, *(f"{value:.3f}" for value in found[:4])]
-                print(f"| {' | '.join(map(str, cells))} | {found[4]:.2f} | {found[5]:.1%} |", flush=True)
+                cells = [shots or "all", epsilon or "no noise", dimensions, *(f"{value:.3f}" for value in found[:5])]
+                print(f"| {' | '.join(map(str, cells))} | {found[5]:.2f} | {found[6]:.1%} |", flush=True)
 
 
 def read_features(federation: VirtualFederation, kept: dict[str, Array]) -> Features:
@@ -114,7 +118,7 @@ def read_features(federation: VirtualFederation, kept: dict[str, Array]) -> Feat
 
 
 def assess(features: Features, epsilon: float, dimensions: int, seed: int) -> tuple[float, ...]:
-    """Return the six numbers of a line: mean AUC over sites of four heads, and AUC and found at 1 % of the attack.
+    """Return the seven numbers of a line: mean AUC over sites of five heads, and AUC and found at 1 % of the attack.
 
     Args:
         features: of all images.
@@ -126,15 +130,22 @@ def assess(features: Features, epsilon: float, dimensions: int, seed: int) -> tu
     space = PublicSpace.of(x, labels, dimensions=dimensions)
     multiplier = find_noise_multiplier(epsilon, _DELTA, sampling_rate=1.0, steps=1) if epsilon else 0.0
     private, truth = (np.concatenate(parts) for parts in zip(*features.train.values(), strict=True))
-    shared, attacks = [], []
+    shared, prototypes, attacks = [], [], []
+    known = space.move(x)
     for draw in range(_DRAWS if epsilon else 1):
         rng = numpy_generator(seed, "noise", draw)
         released = release_sums(space, private, truth, classes=features.classes, noise_multiplier=multiplier, rng=rng)
-        shared.append(_score_head(features, space, released))
+        shared.append(_score_head(features, space, released.head()))
+        chosen = choose_prototypes(
+            known, space.move(private), truth, classes=features.classes, draws=_PROTOTYPES,
+            epsilon=epsilon or np.inf, rng=rng,
+        )  # fmt: skip
+        means = known[chosen].mean(axis=1)
+        prototypes.append(_score_head(features, space, (means, -0.5 * np.einsum("cr,cr->c", means, means))))
         attacks.append(_attack(features, space, released, seed))
     pooled = dict.fromkeys(features.test, (x, labels)), dict.fromkeys(features.test, (private, truth))
     heads = (_score_lda(features, images) for images in (features.train, *pooled))
-    return *heads, float(np.mean(shared)), *map(float, np.mean(attacks, axis=0))
+    return *heads, float(np.mean(shared)), float(np.mean(prototypes)), *map(float, np.mean(attacks, axis=0))
 
 
 @torch.inference_mode()
@@ -150,8 +161,8 @@ def _read(model: TunedViT, images: CachedDataset, order: Sequence[int], kept: di
     return np.stack([kept[images.records[index].image] for index in order]), images.labels.numpy()[list(order)]
 
 
-def _score_head(features: Features, space: PublicSpace, released: NoisedSums) -> float:
-    weight, bias = released.head()
+def _score_head(features: Features, space: PublicSpace, head: tuple[Array, Array]) -> float:
+    weight, bias = head
     return _mean_auc({name: (space.move(x) @ weight.T + bias, y) for name, (x, y) in features.test.items()})
 
 
