@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from ept_fed.errors import InputRefusedError, Problem
-from ept_fed.privacy.attacks.shadow_ratios import MIN_SHADOWS, ShadowRuns
+from ept_fed.evaluation.metrics import Array
+from ept_fed.privacy.attacks.shadow_ratios import MIN_SHADOWS
 from ept_fed.reports.run.read_run import RunResult, read_run
 from simulations.attacks.crafted_prompts import read_rules
 from simulations.attacks.shadows.attacked_run import look_at_run
@@ -30,6 +31,8 @@ CANDIDATES = 100
 TARGETS = 40
 _LOOKS = 3
 _MANY = 100
+# Share of the candidates that must be usable.
+_USABLE = 0.9
 
 Watch = Callable[[str, float], None]
 
@@ -65,7 +68,7 @@ def attack_with_shadows(
     bound = read_rules(policy).incoming.prompt_change
     watch("loading backbone and images", 0.0)
     run, trainer, chosen = _prepare(folder, seed)
-    _require_enough(trainer, shadows, seed)
+    usable = _find_usable(trainer, shadows, seed)
     candidates = trainer.pool.candidates
     store = ShadowFolder(
         folder / "shadows",
@@ -88,7 +91,10 @@ def attack_with_shadows(
     notes: list[str] = []
     mine, rows = look_at_run(run, trainer, bound, targets, notes)
     watch("scores", 0.98)
-    rows = [*rate_members(mine, trained, candidates, trainer.rounds.index(chosen), seed), *rows]
+    if len(usable) < len(candidates):
+        notes.append(f"{len(candidates) - len(usable)} of {len(candidates)} candidates are in nearly all shadow runs")
+    known = (mine.at(usable), [seen.at(usable) for seen in trained], candidates.at(usable))
+    rows = [*rate_members(*known, trainer.rounds.index(chosen), seed), *rows]
     document = {
         "run": trainer.federation.experiment.run_id,
         "name": trainer.federation.experiment.name,
@@ -134,18 +140,25 @@ def _check(federation: VirtualFederation, trainer: ShadowTrainer) -> list[Proble
     return problems
 
 
-def _require_enough(trainer: ShadowTrainer, shadows: int, seed: int) -> None:
-    """Refuse a number of shadow runs that leaves a candidate with too few runs with, or without, it."""
+def _find_usable(trainer: ShadowTrainer, shadows: int, seed: int) -> Array:
+    """Return the places of the candidates that are in, and out of, enough shadow runs; refuse if these are too few.
 
-    def enough(count: int) -> bool:
-        return ShadowRuns(np.empty((count, len(drawn[0]), 0)), np.stack(drawn[:count])).enough
-
+    Patients with several images make the odds of a draw uneven, so a candidate may be in nearly all shadow runs.
+    """
     pool = trainer.pool
-    drawn = [pool.membership(pool.draw(seed, number)) for number in range(max(shadows, _MANY))]
-    if enough(shadows):
-        return
-    needed = next((count for count in range(shadows + 1, len(drawn) + 1) if enough(count)), len(drawn))
-    fix = f"every image must be in, and out of, {MIN_SHADOWS} shadow runs; use at least {needed}"
+    drawn = np.stack([pool.membership(pool.draw(seed, number)) for number in range(max(shadows, _MANY))])
+
+    def usable(count: int) -> Array:
+        inside = drawn[:count].sum(axis=0)
+        # One more than the attack needs, since each shadow run is left out in turn.
+        return np.flatnonzero(np.minimum(inside, count - inside) > MIN_SHADOWS)
+
+    found = usable(shadows)
+    if len(found) >= _USABLE * drawn.shape[1]:
+        return found
+    counts = range(shadows + 1, len(drawn))
+    needed = next((count for count in counts if len(usable(count)) >= _USABLE * drawn.shape[1]), len(drawn))
+    fix = f"every image must be in, and out of, {MIN_SHADOWS + 1} shadow runs; use at least {needed}"
     raise InputRefusedError([Problem("--shadows", shadows, fix)])
 
 

@@ -50,6 +50,10 @@ class Seen:
     own: Array
     known: Array
 
+    def at(self, places: Array) -> "Seen":
+        """Return what is seen of some of the candidates."""
+        return Seen(self.member[places], self.average[:, places], self.own[:, places], self.known[places])
+
 
 @dataclass(frozen=True)
 class ShadowTrainer:

@@ -173,7 +173,7 @@ def refused(run: Path, **arguments: int) -> str:
 
 def test_shadow_runs_of_another_attack_and_too_few_of_them_are_refused(run: Path, attacked: Path) -> None:
     assert refused(run, shadows=7).startswith(
-        "--shadows: every image must be in, and out of, 4 shadow runs; use at least"
+        "--shadows: every image must be in, and out of, 5 shadow runs; use at least 10"
     )
     assert not (run / "shadows").exists()
     shutil.copytree(attacked / "shadows", run / "shadows")
