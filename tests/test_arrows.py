@@ -69,7 +69,7 @@ ARROWS: dict[str, str] = {
     "validation /client/deployment /client/gate /client/ledger /client/site /client/worker",
     "client/cli": "cli storage /client/audit /client/deployment /client/report /client/worker",
     "simulations": "",
-    "simulations/engine": "config data/datasets evaluation flower models pki protocol "
+    "simulations/engine": "config data/datasets data/records evaluation flower models pki protocol "
     "reports/pages reports/run run_plan storage tracking training validation /server /server/provisioning "
     "/server/rounds /client /client/gate /client/report /client/requests /client/site",
     "simulations/flower": "config flower protocol reports/run run_plan validation /server /server/deployment "
@@ -84,8 +84,8 @@ ARROWS: dict[str, str] = {
     "simulations/benchmark": "catalog config data/datasets evaluation protocol reports/charts reports/pages "
     "reports/run storage training validation /client/site /simulations/benchmark/analysis /simulations/engine",
     "simulations/deployment": "data/sources models pki services /server/deployment /server/provisioning",
-    "simulations/probes": "data/datasets data/decoding evaluation models privacy/attacks privacy/dp protocol "
-    "reports/run training validation /client/site /simulations/attacks /simulations/engine",
+    "simulations/probes": "data/datasets data/decoding data/records evaluation models privacy/attacks privacy/dp "
+    "protocol reports/run training validation /client/site /simulations/attacks /simulations/engine",
     "simulations/pretraining": "data/datasets models storage /simulations/probes",
     "simulations/benches": "catalog config data data/datasets data/records data/sources data/splits evaluation flower "
     "models pki privacy/secure_aggregation protocol reports/pages reports/run run_plan storage training validation "

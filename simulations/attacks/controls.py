@@ -180,7 +180,7 @@ def _compute_features(model: PromptedViT, state: dict[str, Tensor], candidates: 
     model.eval()
     parts = [
         (functional_call(_Features(model), values, (images.to(model.device),)).float().cpu(), labels)
-        for images, labels in candidates.images.batches(_AT_ONCE, order=candidates.chosen)
+        for images, labels in candidates.images.batches(_AT_ONCE)
     ]
     features, labels = zip(*parts, strict=True)
     return torch.cat(features), torch.cat(labels)

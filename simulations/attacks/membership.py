@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call
 
-from ept_fed.data.datasets.prepare import CachedDataset, SiteData, pool
+from ept_fed.data.datasets.cache import CachedDataset
 from ept_fed.evaluation.metrics import Array
 from ept_fed.models.prompted_vit import PromptedViT
 from ept_fed.models.prompts import unfold
@@ -20,6 +20,7 @@ from ept_fed.seeds import derive_seed, numpy_generator
 from ept_fed.training.losses import LOSSES
 from simulations.attacks.record import AttackRow
 from simulations.attacks.replay import PARAMETERS, PlayedRound
+from simulations.engine.virtual_sites import VirtualFederation
 
 __all__ = [
     "OWN_PROMPTS",
@@ -40,32 +41,35 @@ class Candidates:
     """Images of one site, some of which it trained on.
 
     Attributes:
-        images: all images of the site, from all splits.
-        chosen: indices of the n candidates in `images`.
+        images: the n candidates, as they are kept for training, whatever their split.
         member: (n,) bool, true for the training images.
         groups: (n,) patients.
     """
 
     images: CachedDataset
-    chosen: tuple[int, ...]
     member: Array
     groups: tuple[str, ...]
 
 
-def choose_candidates(data: SiteData, seed: int, *, known: Collection[str] = ()) -> Candidates:
+def choose_candidates(
+    federation: VirtualFederation, site: str, seed: int, *, known: Collection[str] = ()
+) -> Candidates:
     """Draw equally many training and other images of the site, equally many of each class for single-label tasks.
 
     Images of the patients in `known` are left out, because the attacker has them.
     """
-    images = pool(data.parts())
-    trained = len(data.train)
-    single = images.task == "single_label"
-    labels = images.labels.numpy() if single else np.zeros(len(images), dtype=np.int64)
-    unknown = np.array([index for index in range(trained, len(images)) if images.records[index].group not in known])
+    data = federation.data.sites[site]
+    records, trained = [record for part in data.parts() for record in part.records], len(data.train)
+    single = data.task == "single_label"
+    labels = np.array([record.labels[0] if single else 0 for record in records])
+    unknown = np.array(
+        [index for index in range(trained, len(records)) if records[index].group not in known], dtype=int
+    )
     members, others = match_classes(labels[:trained], labels[unknown], numpy_generator(seed, data.name, "candidates"))
     chosen = [*members.tolist(), *unknown[others].tolist()]
-    groups = tuple(images.records[index].group for index in chosen)
-    return Candidates(images, tuple(chosen), np.arange(len(chosen)) < len(members), groups)
+    kept = [records[index] for index in chosen]
+    images = federation.load_alike({site: kept})[site]
+    return Candidates(images, np.arange(len(chosen)) < len(members), tuple(record.group for record in kept))
 
 
 def attack_membership(
@@ -142,7 +146,7 @@ def _losses(model: PromptedViT, state: Mapping[str, Tensor], candidates: Candida
     """Return (n,) losses of the candidates with the given trained tensors."""
     model.eval()
     values = []
-    for images, labels in candidates.images.batches(_AT_ONCE, order=candidates.chosen):
+    for images, labels in candidates.images.batches(_AT_ONCE):
         logits = functional_call(model, parameters_of(state), (images.to(model.device),)).float().cpu()
         values.append(measure_losses(logits, labels, candidates.images.task))
     return np.concatenate(values)
@@ -168,7 +172,7 @@ def candidate_gradients(
     model.eval()
     loss, values = LOSSES[candidates.images.task], parameters_of(state)
     found: dict[str, list[Array]] = {view.name: [] for view in views}
-    for images, labels in candidates.images.batches(_AT_ONCE, order=candidates.chosen):
+    for images, labels in candidates.images.batches(_AT_ONCE):
         with differentiable_twice(model):
             batch, truth = images.to(model.device)[:, None], labels.to(model.device)[:, None]
             gradient = batch_gradients(model, values, batch, truth, loss)

@@ -170,19 +170,19 @@ class _Attack:
     def attack_site(self, site: str, numbers: Sequence[int], work: _Work) -> None:
         """Play a site's rounds up to the last requested one, and attack the requested ones."""
         replay = Replay(self.federation, self.run, site)
-        candidates = choose_candidates(self.federation.data.sites[site], self.seed)
-        if not candidates.chosen:
+        candidates = choose_candidates(self.federation, site, self.seed)
+        if not len(candidates.images):
             self.notes.append(f"{site}: its training images share no class with the others; membership is not measured")
         for number in range(1, numbers[-1] + 1):
             if not replay.asked_in(number):
                 continue
-            if number == numbers[0] and candidates.chosen:
+            if number == numbers[0] and len(candidates.images):
                 self._attack_with_crafted_prompts(replay, number, candidates, work)
             played = self._play(replay, number, work)
-            if number in numbers and candidates.chosen:
+            if number in numbers and len(candidates.images):
                 self._infer_members(played, candidates, work)
             if number == numbers[0]:
-                if candidates.chosen:
+                if len(candidates.images):
                     self._control(site, number, candidates, work)
                     (sent,) = self._sent_view()
                     self.rows += control_membership(self.model, played, candidates, sent, seed=self.seed)

@@ -1,6 +1,6 @@
 """Virtual sites: data that is split as across real hospitals, and one frozen backbone in memory for all sites."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +19,15 @@ from ept_fed.config.base import Name
 from ept_fed.config.experiment import Experiment
 from ept_fed.data.datasets.input_spec import InputSpec
 from ept_fed.data.datasets.prefix_store import PrefixStore
-from ept_fed.data.datasets.prepare import PreparedData, SiteData, pool, prepare_data
+from ept_fed.data.datasets.prepare import (
+    CachedDataset,
+    PreparedData,
+    SiteData,
+    load_for_training,
+    pool,
+    prepare_data,
+)
+from ept_fed.data.records.records import ImageRecord
 from ept_fed.errors import InputRefusedError, Problem
 from ept_fed.models.backbones import Backbone
 from ept_fed.models.device import choose_device
@@ -71,6 +79,18 @@ class VirtualFederation:
     def keep_states(self, folder: RunFolder, setting: str, site: str) -> StateFolder:
         """Return the store in a run folder for a site's states under a setting (federated, local, centralised, …)."""
         return StateFolder(folder.states(setting, site), run=self.experiment.run_id, site=site)
+
+    def load_alike(self, chosen: Mapping[str, Sequence[ImageRecord]]) -> dict[str, CachedDataset]:
+        """Return images by site, all of them as they are kept for training.
+
+        Images for training are kept larger than others, so their features differ a little from those of the same image
+        in another split. An attack could tell the splits apart by that, and not by what was trained on.
+
+        Raises:
+            InputRefusedError: if an image can no longer be read.
+        """
+        experiment = self.experiment
+        return load_for_training(experiment.data, self.backbone.input, experiment.data_seed, chosen)
 
     def centralised(self) -> SiteData:
         """Return the splits of all sites as those of one site, for centralised training."""

@@ -78,11 +78,11 @@ def find_public(federation: VirtualFederation) -> Known:
     drawn = numpy_generator(federation.experiment.data_seed, "public").permutation(len(lesions))[: len(lesions) // 2]
     groups = frozenset(lesions[place] for place in drawn)
     features, labels, sites = [], [], []
-    for place, images in enumerate(tests.values()):
-        own = [index for index, record in enumerate(images.records) if record.group in groups]
-        features.append(extract(model, images, own, seed=derive_seed(place, "public"))[1])
-        labels.append(images.labels.numpy()[own])
-        sites.append(np.full(len(own), place))
+    public = {name: [record for record in test.records if record.group in groups] for name, test in tests.items()}
+    for place, images in enumerate(federation.load_alike(public).values()):
+        features.append(extract(model, images, seed=derive_seed(place, "public"))[1])
+        labels.append(images.labels.numpy())
+        sites.append(np.full(len(images), place))
     found = PublicFeatures.of(*map(np.concatenate, (features, labels, sites)), classes=classes)
     return Known(groups, found)
 
@@ -101,10 +101,10 @@ def probe(federation: VirtualFederation, shots: int, known: Known) -> None:
     scores: list[list[Array]] = [[] for _ in _VIEWS_OF]
     member: list[Array] = []
     groups: list[str] = []
-    for place, (name, site) in enumerate(sites.items()):
-        found = choose_candidates(site.data, 0, known=known.groups)
-        plain, features = extract(model, found.images, found.chosen, seed=derive_seed(place, "candidates"))
-        labels = found.images.labels.numpy()[list(found.chosen)]
+    for place, name in enumerate(sites):
+        found = choose_candidates(federation, name, 0, known=known.groups)
+        plain, features = extract(model, found.images, seed=derive_seed(place, "candidates"))
+        labels = found.images.labels.numpy()
         own = _score(features, labels, place, measured[name], per_class[place : place + 1], known.features, [place])
         all_sites = _score(features, labels, place, everyone, per_class, known.features, range(len(sites)))
         leverages = (score_leverage(plain, statistics) for statistics in (measured[name], everyone))
@@ -158,7 +158,7 @@ def _tell(scores: Array, member: Array, groups: Sequence[str]) -> str:
 
 
 @torch.inference_mode()
-def extract(model: TunedViT, images: CachedDataset, order: Sequence[int], *, seed: int) -> tuple[Array, Array]:
+def extract(model: TunedViT, images: CachedDataset, *, seed: int) -> tuple[Array, Array]:
     """Return the features (n, D) of images, and their means (n, D) over the views that statistics are measured on.
 
     Kept views (`data.augmentation.views`) depend only on the image, so they are the same as the site's own.
@@ -168,7 +168,7 @@ def extract(model: TunedViT, images: CachedDataset, order: Sequence[int], *, see
     for view in range(1 + min(VIEWS - 1, images.views or VIEWS - 1)):
         augment = derive_seed(seed, "view", view) if view else None
         kept = view - 1 if view and images.views else None
-        batches = images.batches(32, order=list(order), augment_seed=augment, view=kept)
+        batches = images.batches(32, augment_seed=augment, view=kept)
         seen = [model.forward_features(batch.to(model.device)).cpu().numpy() for batch, _ in batches]
         views.append(np.concatenate(seen).astype(np.float64))
     return views[0], np.asarray(np.mean(views, axis=0))

@@ -63,7 +63,7 @@ def probe(federation: VirtualFederation, scratch: Path) -> tuple[int, tuple[Inte
     member: list[Array] = []
     groups: list[str] = []
     for site in sites.values():
-        candidates = choose_candidates(site.data, federation.experiment.seed)
+        candidates = choose_candidates(federation, site.data.name, federation.experiment.seed)
         under = []
         for payload in (site.own_payload(), average):
             with site.hold(payload) as held:
@@ -88,7 +88,7 @@ def _measure(held: HeldModel, candidates: Candidates) -> Array:
     model = held.model.eval()
     losses = [
         measure_losses(model(images.to(model.device)).float().cpu(), labels, candidates.images.task)
-        for images, labels in candidates.images.batches(32, order=candidates.chosen)
+        for images, labels in candidates.images.batches(32)
     ]
     return np.concatenate(losses)
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from client.site.factory import create_start_model
-from ept_fed.data.datasets.cache import CachedDataset
+from ept_fed.data.records.records import ImageRecord
 from ept_fed.evaluation.metrics import Array, classification_metrics
 from ept_fed.models.tuned_vit import TunedViT
 from ept_fed.privacy.attacks.class_means import PublicFeatures, score_members
@@ -109,11 +109,12 @@ def read_features(federation: VirtualFederation, kept: dict[str, Array]) -> Feat
     known = {lesions[index] for index in order[: len(lesions) // 2]}
     train, test, public, groups = {}, {}, {}, {}
     for name, data in federation.data.sites.items():
-        train[name] = _read(model, data.train, range(len(data.train)), kept)
-        inside = [index for index, record in enumerate(data.test.records) if record.group in known]
-        outside = [index for index, record in enumerate(data.test.records) if record.group not in known]
-        public[name], test[name] = _read(model, data.test, inside, kept), _read(model, data.test, outside, kept)
-        groups[name] = [data.test.records[index].group for index in outside]
+        inside = [record for record in data.test.records if record.group in known]
+        outside = [record for record in data.test.records if record.group not in known]
+        train[name], public[name], test[name] = (
+            _read(model, federation, name, records, kept) for records in (data.train.records, inside, outside)
+        )
+        groups[name] = [record.group for record in outside]
     return Features(train, test, public, groups, classes, federation.experiment.training.head_shrinkage)
 
 
@@ -149,16 +150,18 @@ def assess(features: Features, epsilon: float, dimensions: int, seed: int) -> tu
 
 
 @torch.inference_mode()
-def _read(model: TunedViT, images: CachedDataset, order: Sequence[int], kept: dict[str, Array]) -> tuple[Array, Array]:
-    missing = [index for index in order if images.records[index].image not in kept]
+def _read(
+    model: TunedViT, federation: VirtualFederation, site: str, records: Sequence[ImageRecord], kept: dict[str, Array]
+) -> tuple[Array, Array]:
+    missing = [record for record in records if record.image not in kept]
     model.eval()
     done = 0
-    for batch, _ in images.batches(_BATCH, order=missing):
+    for batch, _ in federation.load_alike({site: missing})[site].batches(_BATCH):
         found = model.forward_features(batch.to(model.device)).float().cpu().numpy()
-        for index, feature in zip(missing[done : done + len(found)], found, strict=True):
-            kept[images.records[index].image] = feature
+        for record, feature in zip(missing[done : done + len(found)], found, strict=True):
+            kept[record.image] = feature
         done += len(found)
-    return np.stack([kept[images.records[index].image] for index in order]), images.labels.numpy()[list(order)]
+    return np.stack([kept[record.image] for record in records]), np.array([record.labels[0] for record in records])
 
 
 def _score_head(features: Features, space: PublicSpace, head: tuple[Array, Array]) -> float:

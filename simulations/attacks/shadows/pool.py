@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ept_fed.data.datasets.cache import CachedDataset
-from ept_fed.data.datasets.prepare import SiteData, load_for_training
+from ept_fed.data.datasets.prepare import SiteData
 from ept_fed.data.records.records import ImageRecord
 from ept_fed.evaluation.metrics import Array
 from ept_fed.seeds import numpy_generator
@@ -123,8 +123,7 @@ def build_pool(federation: VirtualFederation, *, seed: int, most: int) -> Shadow
         own = {record.image for record in data.train.records}
         trained[name] = [place for place, record in enumerate(records) if record.image in own]
         chosen[name], strata[name] = records, of_class
-    experiment = federation.experiment
-    images = load_for_training(experiment.data, federation.backbone.input, experiment.data_seed, chosen)
+    images = federation.load_alike(chosen)
     columns = list(zip(*candidates, strict=True)) if candidates else [()] * 5
     found = Candidates(*(np.array(column) for column in columns))
     return ShadowPool(images, trained, strata, replace(found, member=found.member.astype(bool)))

@@ -142,7 +142,7 @@ def test_each_attack_succeeds_where_it_must(finished: tuple[Path, Sent]) -> None
     played = Replay(federation, result, site).play(1)
     model = dataclasses.replace(federation).slot.model
     assert isinstance(model, PromptedViT)
-    candidates, view = choose_candidates(federation.data.sites[site], 0), View("sinks", ("sinks",))
+    candidates, view = choose_candidates(federation, site, 0), View("sinks", ("sinks",))
     known = {row.measure: row for row in control_membership(model, played, candidates, view, seed=0)}
     assert known["AUC, loss drop"].low > 0.5
     # Ten members are one batch, which is too few for an interval that excludes 0.5.

@@ -35,11 +35,11 @@ def test_a_line_tells_of_all_sites_and_of_members_at_random(
 
 
 def test_images_that_the_attacker_has_are_no_candidates(micro: Callable[..., Experiment]) -> None:
-    data = prepare_federation(micro("data.test_fraction=0.5", "data.patients_per_class=16")).data.sites["site-1"]
-    everyone = choose_candidates(data, 0)
+    federation = prepare_federation(micro("data.test_fraction=0.5", "data.patients_per_class=16"))
+    everyone = choose_candidates(federation, "site-1", 0)
     others = {group for group, member in zip(everyone.groups, everyone.member, strict=True) if not member}
     known = set(sorted(others)[: len(others) // 2])
-    fewer = choose_candidates(data, 0, known=known)
+    fewer = choose_candidates(federation, "site-1", 0, known=known)
     assert not known & set(fewer.groups)
     assert 0 < fewer.member.sum() <= everyone.member.sum()
     assert fewer.member.sum() == (~fewer.member).sum()
