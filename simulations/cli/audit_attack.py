@@ -54,6 +54,10 @@ def attack(
     shadows: Annotated[
         int, typer.Option(min=1, max=999, help="Shadow runs of the full attack; each takes as long as the run.")
     ] = 64,
+    targets: Annotated[
+        int,
+        typer.Option(min=0, max=999, help="Images for which the full attack crafts prompts, a round for each."),
+    ] = 40,
     jobs: Annotated[int, typer.Option(min=1, max=256, help="Processes that train shadow runs.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
 ) -> None:
@@ -75,7 +79,9 @@ def attack(
             if strength == "full":
                 from simulations.attacks.shadows.attack import attack_with_shadows
 
-                report = attack_with_shadows(run, watch, shadows=shadows, jobs=jobs, seed=seed, policy=policy)
+                report = attack_with_shadows(
+                    run, watch, shadows=shadows, jobs=jobs, seed=seed, policy=policy, targets=targets
+                )
             else:
                 from simulations.attacks.run import attack_run
 

@@ -244,7 +244,7 @@ def test_a_run_that_ended_early_is_reported_as_in_the_simulation_and_its_states_
     assert predictions(Path(made["folder"]), every) == predictions(tmp_path / "simulated", every)
     page = Path(made["page"]).read_text()
     assert "After round 1 of 2" not in page
-    assert "was trained for up to 2 rounds" in page
+    assert json.loads((Path(made["folder"]) / "report.json").read_text())["chosen_round"] == 1
 
 
 def test_a_run_in_its_first_round_is_refused_and_a_busy_worker_is_reported(

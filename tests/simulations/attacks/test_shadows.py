@@ -24,7 +24,7 @@ from simulations.engine.simulate import simulate
 from simulations.engine.virtual_sites import VirtualFederation
 from tests.conftest import MICRO_RUN, leave_charts_out
 
-SHADOWS = 10
+SHADOWS, TARGETS = 10, 2
 # Three images per class at each of two sites, tuned until the prompts and the shared head have memorised them.
 MEMORISING = (
     *MICRO_RUN, "data.phantom_sites=2", "evaluation.baselines=[]", "federation.share=prompts+head",
@@ -45,7 +45,7 @@ def finished(shared_micro: Callable[..., Experiment], tmp_path_factory: pytest.T
 def attacked(finished: Path) -> Path:
     """Return the run with the results of an attack, for reading only."""
     folder = Path(shutil.copytree(finished, finished.parent / "attacked"))
-    attack_with_shadows(folder, quiet, shadows=SHADOWS)
+    attack_with_shadows(folder, quiet, targets=TARGETS, shadows=SHADOWS)
     return folder
 
 
@@ -138,7 +138,7 @@ def test_an_interrupted_attack_trains_nothing_twice_and_ends_as_if_it_had_not_be
     with monkeypatch.context() as patch:
         patch.setattr(ShadowTrainer, "train", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            attack_with_shadows(run, quiet, shadows=SHADOWS)
+            attack_with_shadows(run, quiet, targets=TARGETS, shadows=SHADOWS)
     for number in range(1, SHADOWS - 1):
         shutil.copy(attacked / "shadows" / f"{number:03d}.npz", run / "shadows")
     (run / "shadows" / "005.npz").write_bytes(b"cut off")
@@ -148,7 +148,7 @@ def test_an_interrupted_attack_trains_nothing_twice_and_ends_as_if_it_had_not_be
         return train(trainer, number)
 
     monkeypatch.setattr(ShadowTrainer, "train", counted)
-    attack_with_shadows(run, quiet, shadows=SHADOWS)
+    attack_with_shadows(run, quiet, targets=TARGETS, shadows=SHADOWS)
     assert trained == [0, 5, SHADOWS - 1]
     rows = [json.loads((folder / "attack-full.json").read_text())["rows"] for folder in (attacked, run)]
     assert rows[0] == rows[1]
@@ -159,7 +159,7 @@ def test_two_processes_train_the_shadow_runs_of_one(attacked: Path, run: Path) -
     (run / "shadows").mkdir()
     for number in range(2, SHADOWS):
         shutil.copy(attacked / "shadows" / f"{number:03d}.npz", run / "shadows")
-    attack_with_shadows(run, quiet, shadows=SHADOWS, jobs=2)
+    attack_with_shadows(run, quiet, targets=TARGETS, shadows=SHADOWS, jobs=2)
     rows = [json.loads((folder / "attack-full.json").read_text())["rows"] for folder in (attacked, run)]
     assert rows[0] == rows[1]
 
@@ -195,7 +195,7 @@ def test_statistics_and_an_unfinished_run_are_refused(
 
 def test_the_command_prints_the_tables_and_refuses_options_of_the_quick_attack(attacked: Path, run: Path) -> None:
     shutil.copytree(attacked / "shadows", run / "shadows")
-    arguments = ["audit", "attack", str(run), "--strength", "full", "--shadows", str(SHADOWS)]
+    arguments = ["audit", "attack", str(run), "--strength", "full", "--shadows", str(SHADOWS), "--targets", "2"]
     said = CliRunner().invoke(app, arguments, env={"COLUMNS": "200"})
     assert said.exit_code == 0, said.output
     for text in ("this run", "each shadow run in turn", "found at 0.1 %", "Assumed (known)", "Assumed (control)"):

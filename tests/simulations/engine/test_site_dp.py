@@ -14,6 +14,7 @@ from ept_fed.privacy.dp.accountant import GaussianSteps, spent_epsilon
 from ept_fed.progress import Silent
 from server.strategies.central_dp import NoisyMean
 from simulations.engine.simulate import simulate
+from tests.masked_runs import train_as_masked
 from tests.simulations.engine.test_resume import StopHere
 
 SETTINGS = {
@@ -34,14 +35,20 @@ def of(source: str, noise: float, clip: float = 20.0) -> tuple[str, ...]:
 
 
 @pytest.mark.integration
-def test_noise_that_is_next_to_none_changes_next_to_nothing(micro: Callable[..., Experiment], tmp_path: Path) -> None:
+def test_noise_that_is_next_to_none_changes_next_to_nothing(
+    micro: Callable[..., Experiment], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def run(name: str, *settings: str) -> dict[str, np.ndarray]:
         simulate(micro(*settings), tmp_path / name, Silent())
         return load_file(tmp_path / name / "prompts" / "round-002.safetensors")
 
-    plaintext = run("plaintext", f"federation={SETTINGS['local']}", "evaluation.baselines=[]")
-    for source in SETTINGS:
-        noisy = run(source, *of(source, 6e-6))
+    masked = micro(*of("distributed", 6e-6)).run_id
+    noised = {source: run(source, *of(source, 6e-6)) for source in SETTINGS}
+    plain = run("plaintext", f"federation={SETTINGS['local']}", "evaluation.baselines=[]")
+    train_as_masked(monkeypatch, masked)
+    alike = run("as masked", f"federation={SETTINGS['local']}", "evaluation.baselines=[]")
+    for source, noisy in noised.items():
+        plaintext = alike if source == "distributed" else plain
         for name, values in plaintext.items():
             np.testing.assert_allclose(noisy[name], values, atol=2e-3, err_msg=source)
 
