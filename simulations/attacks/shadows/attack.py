@@ -131,7 +131,7 @@ def _check(federation: VirtualFederation, trainer: ShadowTrainer) -> list[Proble
     problems = []
     if federation.experiment.shared_statistics is not None:
         fix = (
-            "class statistics need no shadow runs: use python -m simulations.probes.class_statistics (docs/privacy.md)"
+            "class statistics need no shadow runs: use python -m simulations.probes.class_statistics (docs/attacks.md)"
         )
         problems.append(Problem("federation.statistics", federation.experiment.shared_statistics, fix))
     if not len(trainer.pool.candidates):

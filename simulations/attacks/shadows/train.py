@@ -134,9 +134,7 @@ class ShadowTrainer:
     @cached_property
     def model(self) -> TunedViT:
         """The attacker's model, as every site has it at the start; its tensors change."""
-        federation = self.federation
-        classes = len(federation.data.classes)
-        return create_start_model(federation.experiment, federation.backbone, classes, federation.device).eval()
+        return self._start()
 
     @cached_property
     def _images(self) -> dict[str, CachedDataset]:
@@ -147,13 +145,7 @@ class ShadowTrainer:
     @cached_property
     def _features(self) -> dict[str, Tensor]:
         """Frozen features (m, D) of the pool's images, standardised."""
-        start = create_start_model(
-            self.federation.experiment,
-            self.federation.backbone,
-            len(self.federation.data.classes),
-            self.federation.device,
-        ).eval()
-        found = {}
+        start, found = self._start(), {}
         with torch.no_grad():
             for name, images in self._images.items():
                 parts = [start.forward_features(x.to(start.device)).float().cpu() for x, _ in images.batches(_BATCH)]
@@ -161,6 +153,11 @@ class ShadowTrainer:
         everything = torch.cat(list(found.values()))
         centre, scale = everything.mean(0), everything.std(0) + 1e-6
         return {name: (features - centre) / scale for name, features in found.items()}
+
+    def _start(self) -> TunedViT:
+        federation = self.federation
+        classes = len(federation.data.classes)
+        return create_start_model(federation.experiment, federation.backbone, classes, federation.device).eval()
 
     def _site_data(self, name: str, places: Sequence[int]) -> SiteData:
         images = self.pool.images[name]

@@ -109,7 +109,7 @@ def test_the_attack_finds_members_of_what_it_must_and_none_at_random(attacked: P
     turn, online = "each shadow run in turn", "likelihood ratio, online"
     (known,) = [r for (part, _, attack, target), r in rows.items() if (part, attack, target) == ("known", online, turn)]
     assert known["auc_low"] > 0.75
-    # Trained until it has memorised them, the run itself gives its members away, in clear more than in the average.
+    # Trained until it has memorised them, the run itself gives its members away, single updates more than the average.
     seen = {r["seen"]: r["auc"] for (part, _, a, t), r in rows.items() if (part, a, t) == ("membership", online, turn)}
     assert min(seen.values()) > 0.6
     assert {a for part, _, a, _ in rows if part == "crafted"} == {
